@@ -1,0 +1,1 @@
+"""What the scripts share: one room per question (see docs/architecture.md)."""

@@ -1,0 +1,199 @@
+"""Command lines: one parser for all scripts, argument types, and errors as one line with an exit status.
+
+Exit status: 0 ok, 1 a bug (traceback), 2 input or usage, 3 a run's own checkpoints, 4 numerics, 5 resources,
+6 an infeasible plan, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from utils.errors import InputError, SuiteError
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
+_OUT_OF_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE}
+LARGEST_SIDE = 8192
+"""Largest network input, in pixels, that a flag may ask for."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose flags take `-` for `_` and the reverse, and whose errors are one line.
+
+    Args:
+        description: docstring of the script; its first paragraph opens the help.
+        example: a command that runs as printed; closes the help.
+        program: how the help calls the script; the file's name by default.
+    """
+
+    def __init__(self, description: str | None, example: str = "", program: str | None = None, **options: Any) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            epilog=f"example:\n  {example}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse after every known flag got its documented spelling; an unknown flag is an error."""
+        given = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = super().parse_known_args([self._spelled(token) for token in given], namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError in place of argparse's usage block and exit."""
+        match = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        raise InputError(f"{match[1].split('/')[-1]}: {match[2]}" if match else message)
+
+    def _spelled(self, token: str) -> str:
+        if not token.startswith("-") or token in self._option_string_actions or _NUMBER.match(token):
+            return token
+        flag, equals, value = token.partition("=")
+        known = {option.replace("_", "-"): option for option in self._option_string_actions}
+        return known.get(flag.replace("_", "-"), flag) + equals + value
+
+    def _unknown(self, token: str) -> str:
+        if not token.startswith("-"):
+            return f"unexpected argument {token!r}; see --help"
+        flag = token.partition("=")[0]
+        near = difflib.get_close_matches(flag.replace("_", "-"), list(self._option_string_actions), n=1)
+        return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def integer(text: str) -> int:
+    """A decimal integer of at most nine digits; argparse type."""
+    if not _INTEGER.match(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite decimal number; argparse type."""
+    if not _NUMBER.match(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return float(text)
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1; argparse type."""
+    if (value := integer(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1, the smallest allowed")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0; argparse type."""
+    if (value := integer(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0, the smallest allowed")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A share, 0 <= value < 1; argparse type."""
+    if not 0 <= (value := number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value < 1")
+    return value
+
+
+def threshold(text: str) -> float:
+    """A threshold, 0 <= value <= 1; argparse type."""
+    if not 0 <= (value := number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value <= 1")
+    return value
+
+
+def image_side(text: str) -> int:
+    """A side of the network input in pixels; argparse type of --img_size."""
+    if not 1 <= (value := integer(text)) <= LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is outside 1..{LARGEST_SIDE} pixels")
+    return value
+
+
+def input_size(sides: Sequence[int] | None, stride: int, default: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the network input from `--img_size N` or `--img_size H W`.
+
+    Args:
+        sides: what the flag gave; None when it was left out.
+        stride: largest stride of the network, which must divide both sides.
+        default: (height, width) of the cfg.
+
+    Raises:
+        InputError: more than two sides, or a side that is no multiple of `stride`.
+    """
+    if not sides:
+        return default
+    if len(sides) > 2:
+        raise InputError(f"--img_size takes N or H W; got {len(sides)} numbers")
+    for side in sides:
+        if side % stride:
+            near = max(stride, round(side / stride) * stride)
+            raise InputError(f"--img_size {side}: not a multiple of {stride}, the network's stride; try {near}")
+    return sides[0], sides[-1]
+
+
+def log(text: str) -> None:
+    """Print progress or a note to stderr."""
+    print(one_line(text, keep_newlines=True), file=sys.stderr, flush=True)
+
+
+def one_line(text: str, *, keep_newlines: bool = False) -> str:
+    """Text with its control characters escaped, so that a file name cannot forge a line or colour a terminal."""
+
+    def shown(character: str) -> str:
+        if character.isprintable() or (keep_newlines and character == "\n"):
+            return character
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+    return "".join(map(shown, text))
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a `--json` run to stdout, with its schema version."""
+    print(json.dumps({"schema": 1, **document}, indent=2, allow_nan=False))
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as failure:
+        report = _report(failure)
+        if report is None or "--debug" in sys.argv:
+            raise
+        message, status = report
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        sys.exit(status)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _report(failure: Exception) -> tuple[str, int] | None:
+    """Message and exit status of a failure; None for a bug."""
+    if isinstance(failure, SuiteError):
+        return str(failure), failure.exit_status
+    if isinstance(failure, MemoryError) or "can't allocate memory" in str(failure) or "out of memory" in str(failure):
+        return f"out of memory; use a smaller --batch-size or --img_size ({failure})", 5
+    if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
+        return f"{failure.filename or 'writing'}: {failure.strerror}", 5
+    if isinstance(failure, OSError) and failure.filename is not None:
+        return f"{failure.filename}: {failure.strerror}", 2
+    return None

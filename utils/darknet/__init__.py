@@ -1,0 +1,1 @@
+"""Darknet's file formats: cfg, weights, data and names. Nothing here imports torch."""

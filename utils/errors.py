@@ -1,0 +1,50 @@
+"""What can go wrong, and the exit status each kind of failure has.
+
+A message says place, value, what is allowed and, if there is one, the way out. Scripts print it as one line.
+"""
+
+
+class SuiteError(ValueError):
+    """A failure the user can act on; printed as one `error: …` line, never as a traceback."""
+
+    exit_status = 2
+
+
+class InputError(SuiteError):
+    """A flag, or a file named by a flag, that cannot be used."""
+
+
+class CfgError(InputError):
+    """A Darknet cfg that is malformed or describes an impossible network."""
+
+
+class WeightsError(InputError):
+    """A .weights or .pt file that does not fit its cfg, or is damaged or foreign."""
+
+
+class DataError(InputError):
+    """A .data, .names or list file, image or label that cannot be used."""
+
+
+class CheckpointError(SuiteError):
+    """A run's own checkpoints cannot be resumed."""
+
+    exit_status = 3
+
+
+class NumericsError(SuiteError):
+    """NaN or infinity where a finite number is needed."""
+
+    exit_status = 4
+
+
+class ResourceError(SuiteError):
+    """Disk or memory is exhausted."""
+
+    exit_status = 5
+
+
+class InfeasibleError(SuiteError):
+    """A plan that cannot be carried out, or an equivalence that does not hold."""
+
+    exit_status = 6

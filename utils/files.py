@@ -1,0 +1,84 @@
+"""Reading what users name and writing what must not be lost."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import InputError
+
+LARGEST_TEXT = 64 << 20
+"""Largest text file read by default, in bytes."""
+
+
+def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.stat_result:
+    """Status of a regular file; anything else (missing, folder, FIFO, device, link loop) is refused unopened."""
+    try:
+        status = os.stat(path)
+    except OSError as failure:
+        raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+    except ValueError:
+        raise error(f"{str(path)!r}: not a file name") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path}: not a regular file")
+    return status
+
+
+def read_text(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> str:
+    """Text of a UTF-8 file without its byte order mark.
+
+    Raises:
+        InputError: (or the class given) not a regular file, larger than `max_bytes`, unreadable, or not UTF-8.
+    """
+    size = regular_file(path, error).st_size
+    if size > max_bytes:
+        raise error(f"{path}: {size} bytes; a text file of at most {max_bytes} bytes was expected")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as failure:
+        raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        line = data.count(b"\n", 0, failure.start) + 1
+        raise error(f"{path}:{line}: byte 0x{data[failure.start]:02x} is not UTF-8; save the file as UTF-8") from None
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written to it replaces `path` when the block ends without an error.
+
+    The data are flushed to the disk before the rename and the folder after it, so a crash or power loss leaves either
+    the old file or the new one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes | memoryview) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """Write a whole UTF-8 text file atomically, with the newlines as given."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
