@@ -1,0 +1,293 @@
+"""Average precision by COCO's protocol, and precision, recall and F1 beside it.
+
+The matching and the averages are pycocotools' (Lin et al., "Microsoft COCO: Common Objects in Context",
+arXiv:1405.0312): 101 recall points under the precision envelope, IoU 0.50:0.05:0.95, at most 100 detections of a class
+an image, small < 32², medium 32²..96², large > 96² pixels of the original picture. A class without ground truth enters
+no mean. Every value is a fraction, 0..1; what has nothing to be measured on is 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+MAX_DETECTIONS = 100
+"""COCO's cut: the best 100 detections of a class in an image."""
+CONFIDENCES = np.linspace(0.0, 1.0, 1001)
+"""Confidence thresholds at which P, R and F1 are measured."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class that has ground truth."""
+
+    index: int
+    name: str
+    images: int
+    """Images that show the class."""
+    objects: int
+    ap50: float
+    ap50_95: float
+    precision: float
+    """At IoU 0.5 and `Metrics.confidence`, as recall and f1."""
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class SizeMetrics:
+    """The objects of one of COCO's three sizes; AP is 0 where `objects` is."""
+
+    name: str
+    objects: int
+    ap50: float
+    ap50_95: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What the plots draw; one row for each of the K entries of `Metrics.per_class`, at IoU 0.5."""
+
+    confidence: np.ndarray
+    """[1001], thresholds: a detection counts when its confidence is at least this."""
+    precision: np.ndarray
+    """[K, 1001], TP / (TP + FP); 0 where nothing is detected."""
+    recall: np.ndarray
+    """[K, 1001], TP / objects."""
+    f1: np.ndarray
+    """[K, 1001], 2 TP / (TP + FP + objects)."""
+    recall_points: np.ndarray
+    """[101], COCO's recall points."""
+    envelope: np.ndarray
+    """[K, 101], the best precision at that recall or a higher one: its mean over the points is AP50."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation measured. precision, recall and f1 are means over the classes that have objects."""
+
+    images: int
+    objects: int
+    map50: float
+    map50_95: float
+    precision: float
+    recall: float
+    f1: float
+    confidence: float
+    """The threshold of precision, recall and f1: the one where the mean F1 over the classes is highest."""
+    per_class: tuple[ClassMetrics, ...]
+    by_size: tuple[SizeMetrics, ...]
+    """small, medium, large; empty when the evaluator was told to leave it out."""
+    curves: Curves = field(compare=False, repr=False)
+    confusion: np.ndarray = field(compare=False, repr=False)
+    """The sum of `confusion_matrix` over the images."""
+
+
+class Evaluator:
+    """Collects detections and ground truth image by image.
+
+    Args:
+        names: of the classes, by index.
+        by_size: measure small, medium and large objects too, which takes pycocotools four times as long.
+    """
+
+    def __init__(self, names: Sequence[str], *, by_size: bool = True) -> None:
+        """Start without images."""
+        self.names = tuple(names)
+        self.by_size = by_size
+        self._images = 0
+        self._confusion = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
+        self._truth: list[dict] = []
+        self._detections: list[dict] = []
+
+    def add(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> None:
+        """Add an image.
+
+        Args:
+            boxes: [n, 4], x1, y1, x2, y2 in pixels of the original picture; n may be 0.
+            scores: [n], confidences.
+            classes: [n], class indices.
+            truth: [m, 5], class, x1, y1, x2, y2 in pixels of the original picture; m may be 0.
+
+        Raises:
+            ValueError: a class index is outside the names.
+        """
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        truth = np.asarray(truth, dtype=np.float64).reshape(-1, 5)
+        for what, values in (("detection", np.asarray(classes)), ("object", truth[:, 0])):
+            if len(values) and not (values.min() >= 0 and values.max() < len(self.names)):
+                raise ValueError(f"{what} of class {int(values.max())}, but there are {len(self.names)} names")
+        self._images += 1
+        self._detections += _annotations(self._images, boxes, classes, scores)
+        self._truth += _annotations(self._images, truth[:, 1:], truth[:, 0])
+        self._confusion += confusion_matrix(boxes, scores, classes, truth, len(self.names))
+
+    def result(self) -> Metrics:
+        """Evaluate what was added so far."""
+        objects = np.bincount([row["category_id"] for row in self._truth], minlength=len(self.names))
+        present = np.flatnonzero(objects)
+        areas = slice(None) if self.by_size else slice(1)
+        coco = _run_coco(self._images, present, self._truth, self._detections, areas)
+        ap = coco.eval["precision"][..., 0].mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
+        curves = _curves(coco, objects[present])
+        best = int(curves.f1.mean(axis=0).argmax()) if len(present) else 0
+        images = [len({row["image_id"] for row in self._truth if row["category_id"] == index}) for index in present]
+        return Metrics(
+            images=self._images,
+            objects=len(self._truth),
+            map50=_mean(ap[0, :, 0]),
+            map50_95=_mean(ap[:, :, 0]),
+            precision=_mean(curves.precision[:, best]),
+            recall=_mean(curves.recall[:, best]),
+            f1=_mean(curves.f1[:, best]),
+            confidence=float(curves.confidence[best]),
+            per_class=tuple(
+                ClassMetrics(
+                    index=int(index),
+                    name=self.names[index],
+                    images=images[k],
+                    objects=int(objects[index]),
+                    ap50=float(ap[0, k, 0]),
+                    ap50_95=float(ap[:, k, 0].mean()),
+                    precision=float(curves.precision[k, best]),
+                    recall=float(curves.recall[k, best]),
+                    f1=float(curves.f1[k, best]),
+                )
+                for k, index in enumerate(present)
+            ),
+            by_size=_by_size(coco, ap, self._truth) if self.by_size else (),
+            curves=curves,
+            confusion=self._confusion.copy(),
+        )
+
+
+def confusion_matrix(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    truth: np.ndarray,
+    count: int,
+    *,
+    conf_thres: float = 0.25,
+    iou_thres: float = 0.45,
+) -> np.ndarray:
+    """Which class was taken for which, in one image.
+
+    Detections with at least `conf_thres` are paired with objects of any class: of all pairs with an IoU of at least
+    `iou_thres` the closest first, each box once.
+
+    Args:
+        boxes: [n, 4], x1, y1, x2, y2.
+        scores: [n].
+        classes: [n].
+        truth: [m, 5], class, x1, y1, x2, y2.
+        count: number of classes.
+        conf_thres: smallest confidence that counts.
+        iou_thres: smallest overlap that is a pair.
+
+    Returns:
+        [count + 1, count + 1] counts, true class by predicted class. The last column holds the objects that were
+        missed, the last row the detections where there is nothing.
+    """
+    matrix = np.zeros((count + 1, count + 1), dtype=np.int64)
+    kept = np.asarray(scores) >= conf_thres
+    boxes, classes = boxes[kept], np.asarray(classes)[kept].astype(int)
+    true_classes = truth[:, 0].astype(int)
+    partner = np.full(len(truth), -1)
+    if len(boxes) and len(truth):
+        iou = coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:]), [0] * len(truth))  # [n, m]
+        found, wanted = np.nonzero(iou >= iou_thres)
+        for pair in np.argsort(-iou[found, wanted], kind="stable"):
+            if partner[wanted[pair]] < 0 and found[pair] not in partner:
+                partner[wanted[pair]] = found[pair]
+    predicted = np.append(classes, count)[partner]  # index -1: background
+    np.add.at(matrix, (true_classes, predicted), 1)
+    np.add.at(matrix, (count, np.delete(classes, partner[partner >= 0])), 1)
+    return matrix
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    """[n, 4] corners to x1, y1, width, height."""
+    return np.ascontiguousarray(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), dtype=np.float64)
+
+
+def _annotations(image: int, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None) -> list[dict]:
+    """COCO annotations, without ids, of corner boxes [n, 4] in one image."""
+    boxes = _xywh(boxes)
+    rows = zip(boxes.tolist(), np.asarray(classes).tolist(), boxes[:, 2:].prod(axis=1).tolist(), strict=True)
+    annotations = [
+        {"image_id": image, "category_id": int(index), "bbox": box, "area": area, "iscrowd": 0}
+        for box, index, area in rows
+    ]
+    if scores is not None:
+        for annotation, score in zip(annotations, np.asarray(scores).tolist(), strict=True):
+            annotation["score"] = score
+    return annotations
+
+
+def _run_coco(images: int, classes: np.ndarray, truth: list[dict], detections: list[dict], areas: slice) -> COCOeval:
+    """Evaluated and accumulated, over the classes that have objects and those of COCO's area ranges."""
+
+    def indexed(annotations: list[dict]) -> COCO:
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": image} for image in range(1, images + 1)],
+            "categories": [{"id": int(index)} for index in classes],
+            # COCOeval takes id 0 for "not matched", and writes into the annotations it is given.
+            "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
+        }
+        coco.createIndex()
+        return coco
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCOeval(indexed(truth), indexed(detections), "bbox")
+        coco.params.maxDets = [MAX_DETECTIONS]
+        coco.params.areaRng = coco.params.areaRng[areas]
+        coco.params.areaRngLbl = coco.params.areaRngLbl[areas]
+        coco.evaluate()
+        coco.accumulate()
+    return coco
+
+
+def _curves(coco: COCOeval, objects: np.ndarray) -> Curves:
+    """P, R and F1 over the confidence at IoU 0.5, from COCO's matches; `objects` is [K]."""
+    stride = len(coco.params.areaRng) * len(coco.params.imgIds)  # evalImgs is class by area by image; area 0 is all
+    detected, matched = np.zeros((2, len(objects), len(CONFIDENCES)))
+    for k in range(len(objects)):
+        images = [e for e in coco.evalImgs[k * stride : k * stride + len(coco.params.imgIds)] if e is not None]
+        scores = np.concatenate([e["dtScores"] for e in images])
+        hits = np.concatenate([e["dtMatches"][0] for e in images]) > 0
+        detected[k] = len(scores) - np.searchsorted(np.sort(scores), CONFIDENCES)
+        matched[k] = hits.sum() - np.searchsorted(np.sort(scores[hits]), CONFIDENCES)
+    objects = objects[:, None]
+    return Curves(
+        confidence=CONFIDENCES,
+        precision=matched / np.maximum(detected, 1),
+        recall=matched / objects,
+        f1=2 * matched / (detected + objects),
+        recall_points=coco.params.recThrs,
+        envelope=coco.eval["precision"][0, :, :, 0, 0].T,
+    )
+
+
+def _by_size(coco: COCOeval, ap: np.ndarray, truth: list[dict]) -> tuple[SizeMetrics, ...]:
+    """AP and number of objects for COCO's small, medium and large; `ap` is [T, K, A]."""
+    area = np.array([row["area"] for row in truth])
+    return tuple(
+        SizeMetrics(label, int(((area >= low) & (area <= high)).sum()), _mean(ap[0, :, a]), _mean(ap[:, :, a]))
+        for a, (label, (low, high)) in enumerate(zip(coco.params.areaRngLbl, coco.params.areaRng, strict=True))
+        if label != "all"
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what could be measured (COCO marks the rest with -1); 0 if that is nothing."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else 0.0
