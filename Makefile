@@ -1,0 +1,64 @@
+# make demo    builds a picture set, trains a small detector on it, tests it and draws its boxes (about five minutes)
+# make test    runs the tests
+# make lint    runs the linter and the format check
+# make setup   only builds .venv with what the scripts need
+# make clean   removes .venv and runs/demo, and nothing else
+#
+# Each sets up what it needs: python3 (3.10 or newer) and make are enough. The second time it starts at once.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?= -q -n 2 -m "not slow"
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+DEMO := runs/demo
+DEMO_CFG := cfg/demo.cfg
+DEMO_DATA_FLAGS ?=
+DEMO_TRAIN_FLAGS ?= --epochs 30 --batch-size 16 --seed 0
+
+.PHONY: help setup demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+setup: $(VENV)/.run.stamp
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "error: $(PYTHON) is older than 3.10; say make PYTHON=python3.12 with one that is not" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+
+$(VENV)/.run.stamp: requirements.txt constraints.txt | $(RUN)
+	@echo "setting up $(VENV) from requirements.txt; the first time takes some minutes" >&2
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev.stamp: requirements-dev.txt requirements-export.txt $(VENV)/.run.stamp
+	@echo "adding requirements-dev.txt and requirements-export.txt" >&2
+	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt
+	@touch $@
+
+# Where a picture set, a run or an output lies already, the scripts leave it and take it up or make a new one.
+demo: $(VENV)/.run.stamp
+	$(RUN) -m utils.data.toy --output $(DEMO)/data $(DEMO_DATA_FLAGS)
+	$(RUN) train.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_TRAIN_FLAGS) --project $(DEMO) --name train --exist-ok
+	$(RUN) detect.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt \
+	    --source $(DEMO)/data/val.txt --output $(DEMO)/detect
+	$(RUN) test.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt --verbose
+	@echo "pictures with boxes: $(DEMO)/detect"
+
+# One thread in each of the workers of pytest-xdist: more would fight for the same cores.
+test: $(VENV)/.dev.stamp
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(DEMO)
