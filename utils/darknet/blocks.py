@@ -30,6 +30,10 @@ class Block:
     line: int = field(default=0, compare=False)
     """Line of the section's header in its cfg; 0 for a block that was not read from a file."""
 
+    def reads(self, index: int) -> tuple[int, ...]:
+        """Numbers of the blocks whose outputs this one reads when it stands at `index`; -1 is the image."""
+        return (index - 1,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Net(Block):
@@ -107,6 +111,10 @@ class Route(Block):
     groups: int = 1
     group_id: int = 0
 
+    def reads(self, index: int) -> tuple[int, ...]:
+        """The concatenated blocks, in order."""
+        return self.layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Block):
@@ -120,6 +128,10 @@ class Shortcut(Block):
     """none, relu or softmax, over the inputs."""
     activation: str = "linear"
 
+    def reads(self, index: int) -> tuple[int, ...]:
+        """The previous block, whose width wins, then the sources."""
+        return (index - 1, *self.sources)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleChannels(Block):
@@ -128,6 +140,10 @@ class ScaleChannels(Block):
     source: int
     activation: str = "linear"
 
+    def reads(self, index: int) -> tuple[int, ...]:
+        """The previous block, which scales, then the scaled source."""
+        return (index - 1, self.source)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sam(Block):
@@ -135,6 +151,10 @@ class Sam(Block):
 
     source: int
     activation: str = "linear"
+
+    def reads(self, index: int) -> tuple[int, ...]:
+        """The previous block, which scales, then the scaled source."""
+        return (index - 1, self.source)
 
 
 @dataclass(frozen=True, kw_only=True)

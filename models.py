@@ -1,0 +1,144 @@
+"""A detector built from the blocks of a Darknet cfg.
+
+network = cfg.load("cfg/yolov4-tiny.cfg")
+model = Darknet(network)
+rows = decode(model(images).heads, network.yolos, (416, 416))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from utils.darknet.shapes import trace
+
+from utils.darknet.blocks import Block, Convolutional, Depthwise, Network, Shape, Yolo
+from utils.layers import ConvBlock, as_convolutional, build_layer
+
+OBJECT_PRIOR = 0.01
+"""Probability of an object that a new head predicts everywhere (Lin et al., arXiv:1708.02002, section 4.1)."""
+
+
+class Outputs(NamedTuple):
+    """What a network returns, in training and evaluation alike."""
+
+    heads: tuple[Tensor, ...]
+    """Raw outputs [B, anchors · (5 + classes), H, W], one a `[yolo]`, in the order of the cfg."""
+    features: dict[int, Tensor]
+    """Outputs [B, C, H, W] of the blocks that were asked for."""
+
+
+class Darknet(nn.Module):
+    """The network a cfg describes. `layers[i]` is the module of block i.
+
+    Args:
+        network: parsed cfg; any width and height that its strides divide can be fed.
+        initialize: draw new weights; False leaves them to be loaded.
+    """
+
+    def __init__(self, network: Network, *, initialize: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        shapes = trace(network)
+        inputs = [block.reads(i) for i, block in enumerate(network.blocks)]
+        image = Shape(network.net.channels, network.net.height, network.net.width)
+        self.layers = nn.ModuleList(
+            build_layer(block, image if reads[0] < 0 else shapes[reads[0]])
+            for block, reads in zip(network.blocks, inputs, strict=True)
+        )
+        self._inputs = inputs
+        self._last_reader = {source: i for i, reads in enumerate(inputs) for source in reads}
+        if initialize:
+            self.initialize()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks the model was built from."""
+        return self.network.blocks
+
+    def forward(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
+        """Raw head outputs.
+
+        Args:
+            images: [B, C, H, W], 0…1.
+            features: numbers of the blocks whose outputs are wanted beside the heads.
+        """
+        alive: dict[int, Tensor] = {-1: images}
+        heads, wanted = [], {}
+        for i, layer in enumerate(self.layers):
+            x = layer(*(alive[source] for source in self._inputs[i]))
+            if isinstance(self.blocks[i], Yolo):
+                heads.append(x)
+            if i in features:
+                wanted[i] = x
+            for source in self._inputs[i]:
+                if self._last_reader[source] == i:
+                    alive.pop(source, None)
+            if i in self._last_reader:
+                alive[i] = x
+        return Outputs(tuple(heads), wanted)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw weights: He's normal distribution, as Darknet; the heads predict their prior probabilities."""
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, ConvBlock):
+                nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
+            if isinstance(self.blocks[i], Yolo):
+                _initialize_head(self.layers[i - 1].conv, self.blocks[i])
+
+
+def _initialize_head(conv: nn.Conv2d, yolo: Yolo) -> None:
+    """Start a head at its priors: OBJECT_PRIOR for objectness, 1 / classes for a class."""
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is None:
+        return
+    bias = conv.bias.view(len(yolo.mask), 5 + yolo.classes)
+    bias.zero_()
+    bias[:, 4] = _logit(OBJECT_PRIOR)
+    bias[:, 5:] = _logit(min(0.99, 1 / yolo.classes))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def load_arrays(network: Network, arrays: Mapping[str, Tensor]) -> Darknet:
+    """A model over tensors that already exist (a state dict, or the memory map of a .weights file), without copying.
+
+    Raises:
+        RuntimeError: keys or shapes differ from the network's.
+    """
+    with torch.device("meta"):
+        model = Darknet(network, initialize=False)
+    state = dict(arrays)
+    for key, value in model.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros((), dtype=value.dtype))
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_()
+
+
+def fuse(model: Darknet) -> Darknet:
+    """The same function for inference: every batch normalisation folded into its convolution.
+
+        W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε)
+
+    Returns:
+        A new model on the blocks without batch_normalize, in evaluation mode; `model` is left as it is.
+    """
+    state = {key: value.detach() for key, value in model.state_dict().items() if ".bn." not in key}
+    blocks = []
+    for i, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
+        if isinstance(block, Convolutional | Depthwise) and block.batch_normalize:
+            gain = layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)
+            state[f"layers.{i}.conv.weight"] = (layer.conv.weight * gain.view(-1, 1, 1, 1)).detach()
+            state[f"layers.{i}.conv.bias"] = (layer.bn.bias - layer.bn.running_mean * gain).detach()
+            convolution = as_convolutional(block, layer.conv.in_channels)
+            block = dataclasses.replace(convolution, batch_normalize=False, bias=True)
+        blocks.append(block)
+    return load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state).eval().requires_grad_(False)

@@ -1,0 +1,147 @@
+"""The one loader and the one writer of `.pt` files.
+
+A checkpoint is a dict of tensors and plain values: `format`, `model` (state dict), `ema` (state dict or None), `cfg`
+(text), `names`, `lineage`, and for a run that goes on `optimizer`, `epoch` and the other things an exact resume needs.
+It is read with `torch.load(weights_only=True)` after the archive was checked; there is no way round that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Darknet, load_arrays
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.adapt import adapt_classes, differs_only_in_classes
+from utils.darknet.blocks import Network
+from utils.errors import WeightsError
+from utils.files import atomic_path
+from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its file says of it."""
+
+    model: Darknet
+    names: tuple[str, ...] | None
+    """Class names; None for a .weights file."""
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    """What the weights were made from, oldest first."""
+    notes: tuple[str, ...] = ()
+    """What was adapted, to be said."""
+
+
+def load_model(files: ModelFiles) -> LoadedModel:
+    """The model of a cfg and weights; the averaged (EMA) weights where a checkpoint has both.
+
+    Raises:
+        WeightsError: damaged, foreign, or for another network than `files.network`.
+    """
+    if files.weights is None:
+        return LoadedModel(Darknet(files.network), None)
+    if not files.is_checkpoint:
+        arrays = weights_file.read(files.weights, files.network)
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        return LoadedModel(load_arrays(files.network, tensors), None, (origin(files.weights),))
+    checkpoint = read_checkpoint(files.weights)
+    network, notes = _network_of(checkpoint, files)
+    state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
+    _check_state(state, network, files.weights)
+    lineage = (*checkpoint.get("lineage", ()), origin(files.weights))
+    return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), lineage, notes)
+
+
+def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Network, tuple[str, ...]]:
+    """The checkpoint's network, with the input size and head settings of `--cfg` where that was given."""
+    stored = cfg_file.parse(checkpoint["cfg"], f"{files.weights}!cfg")
+    if files.network is None:
+        return stored, ()
+    if not differs_only_in_classes(stored, files.network):
+        raise WeightsError(
+            f"{files.weights}: made for another network ({len(stored.blocks)} blocks, "
+            f"{weights_file.parameter_count(stored)} parameters) than {files.network.path} ({len(files.network.blocks)} "
+            f"blocks, {weights_file.parameter_count(files.network)}); leave --cfg out to use the cfg inside"
+        )
+    network = adapt_classes(files.network, stored.classes)
+    return network, adaptation(files.network, network, f"the classes in {files.weights}")
+
+
+def _check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:
+    """Refuse a state dict whose keys or shapes are not those of the network."""
+    for spec in weights_file.tensors(network):
+        key, expected = weights_file.key(spec), tuple(spec.shape)
+        if key not in state:
+            raise WeightsError(f"{path}: {key} is missing; it should have shape {expected}")
+        if tuple(state[key].shape) != expected:
+            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}; {expected} was expected")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The dict inside one of our `.pt` files.
+
+    Raises:
+        WeightsError: not one of ours, damaged, or holding NaN or infinity.
+    """
+    check_archive(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError:
+        raise
+    except Exception as failure:  # whatever a hostile file provokes inside the reader
+        raise WeightsError(f"{path}: {_unreadable(str(failure))}; only tensors are read; {WAY_OUT}") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise WeightsError(f"{path}: not a checkpoint of this suite (no format {FORMAT}); {WAY_OUT}")
+    wanted = {"model": dict, "cfg": str, "names": list}
+    wrong = [key for key, kind in wanted.items() if not isinstance(checkpoint.get(key), kind)]
+    if wrong:
+        raise WeightsError(f"{path}: checkpoint without a usable {wrong[0]!r}; take another copy")
+    for part in ("model", "ema"):
+        for key, tensor in (checkpoint.get(part) or {}).items():
+            if not isinstance(tensor, Tensor) or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
+                raise WeightsError(f"{path}: {part} {key} is not finite; take an earlier checkpoint")
+    return checkpoint
+
+
+def _unreadable(reason: str) -> str:
+    """Why torch refused a file, in one short line."""
+    if needs := re.search(r"GLOBAL ([\w.]+)", reason):
+        return f"whole-module checkpoint (it needs {needs[1]})"
+    return f"not a checkpoint of tensors ({reason.splitlines()[0][:120] if reason else 'unreadable'})"
+
+
+def write_checkpoint(path: Path, checkpoint: Mapping[str, Any], keep_previous: Path | None = None) -> None:
+    """Write atomically; the file that stood there survives as `keep_previous`.
+
+    Args:
+        path: the `.pt` file.
+        checkpoint: tensors and plain values; `format` is added.
+        keep_previous: where a hard link to the old file goes.
+    """
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **checkpoint}, temporary)
+        if keep_previous is not None and path.exists():
+            with_link = keep_previous.with_name(f".{keep_previous.name}.{os.getpid()}.tmp")
+            with_link.unlink(missing_ok=True)
+            os.link(path, with_link)
+            os.replace(with_link, keep_previous)
+
+
+def origin(path: Path) -> dict[str, str]:
+    """What a lineage entry says of a file: its path as given and the sha256 of its bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"path": str(path), "sha256": digest.hexdigest()}

@@ -1,0 +1,152 @@
+"""The training loss: boxes, objectness and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.boxes import SIMILARITIES, similarity
+from utils.darknet.blocks import Yolo
+from utils.detection.assign import ASSIGNMENTS, Assignment, Positives, assign
+from utils.detection.decode import box_offsets, grid, split_head
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and shapes of the loss terms."""
+
+    box_gain: float = 5.0
+    objectness_gain: float = 1.0
+    class_gain: float = 1.0
+    iou_loss: str = "ciou"
+    """Similarity s of the box term 1 − s."""
+    assignment: str = "ratio"
+    """A key of ASSIGNMENTS."""
+    label_smoothing: float = 0.0
+    """ε: class targets become y (1 − ε) + ε / 2, as Darknet's label_smooth_eps."""
+    focal_gamma: float = 0.0
+    """γ of the focal factor |p − y|^γ on the objectness term (arXiv:1708.02002, for soft targets arXiv:2006.04388)."""
+
+    def __post_init__(self) -> None:
+        choices = {"iou_loss": SIMILARITIES, "assignment": tuple(ASSIGNMENTS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing}: allowed is 0 <= value < 1")
+
+
+class LossTerms(NamedTuple):
+    """Scalars; `total` is what is minimised."""
+
+    total: Tensor
+    box: Tensor
+    objectness: Tensor
+    classes: Tensor
+
+
+def detection_loss(
+    heads: Sequence[Tensor],
+    targets: Tensor,
+    yolos: Sequence[Yolo],
+    size: tuple[int, int],
+    settings: LossSettings,
+) -> LossTerms:
+    """Loss of a batch.
+
+        L = (g_box Σ₊ (1 − s) + g_obj Σ BCE(obj, o*) + g_cls Σ₊ Σ_c BCE(cls_c, y_c)) / max(1, positives)
+
+    o* is the IoU of the decoded box with its object at a positive (no gradient), 0 elsewhere. Sums run over the whole
+    batch and all heads, so the gains depend on neither grid, picture size nor batch size.
+
+    Args:
+        heads: raw outputs [B, A · (5 + C), H, W].
+        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        yolos: head blocks.
+        size: height and width of the network input, in pixels.
+        settings: gains and variants.
+    """
+    rule = ASSIGNMENTS[settings.assignment]
+    heads = [head.float() for head in heads]
+    grids = [tuple(head.shape[-2:]) for head in heads]
+    positives = assign(targets, yolos, grids, size, rule)
+    terms = [
+        _head_loss(head, yolo, found, targets, size, settings, rule)
+        for head, yolo, found in zip(heads, yolos, positives, strict=True)
+    ]
+    count = max(1, sum(len(found.image) for found in positives))
+    box, objectness, classes = (sum(term) / count for term in zip(*terms, strict=True))
+    box, objectness = settings.box_gain * box, settings.objectness_gain * objectness
+    classes = settings.class_gain * classes
+    return LossTerms(box + objectness + classes, box.detach(), objectness.detach(), classes.detach())
+
+
+def _head_loss(
+    head: Tensor,
+    yolo: Yolo,
+    found: Positives,
+    targets: Tensor,
+    size: tuple[int, int],
+    settings: LossSettings,
+    rule: Assignment,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of the three terms of one head."""
+    values = split_head(head, yolo)
+    height, width = head.shape[-2:]
+    cell_anchors = head.new_tensor(yolo.head_anchors) * head.new_tensor((width / size[1], height / size[0]))
+    at = (found.image, found.anchor, found.row, found.column)
+    rows = values[at]
+    boxes = box_offsets(rows, cell_anchors[found.anchor], yolo)
+    agreement = similarity(boxes, found.boxes, settings.iou_loss)
+
+    wanted = torch.zeros_like(values[..., 4])
+    iou = similarity(boxes.detach(), found.boxes).clamp(0, 1)
+    flat = ((found.image * len(yolo.mask) + found.anchor) * height + found.row) * width + found.column
+    wanted.view(-1).scatter_reduce_(0, flat, iou, "amax")
+    weight = torch.ones_like(wanted)
+    if rule.ignore:
+        weight[_overlapping(values, cell_anchors, targets, yolo)] = 0
+        weight[at] = 1
+    if settings.focal_gamma:
+        weight = weight * (_probability(values[..., 4], yolo).detach() - wanted).abs() ** settings.focal_gamma
+    objectness = (_cross_entropy(values[..., 4], wanted, yolo) * weight).sum()
+
+    labels = F.one_hot(found.labels, yolo.classes).to(rows.dtype)
+    labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    return (1 - agreement).sum(), objectness, _cross_entropy(rows[:, 5:], labels, yolo).sum()
+
+
+@torch.no_grad()
+def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yolo) -> Tensor:
+    """Mask [B, A, H, W] of the predictions whose IoU with any object of their picture exceeds `ignore_thresh`.
+
+    Darknet also asks for some class probability above 0.25; with independent class scores that early training has not
+    separated yet this only delays the rule, and is left out.
+    """
+    batch, anchors, height, width = values.shape[:4]
+    boxes = box_offsets(values, cell_anchors.view(1, anchors, 1, 1, 2), yolo)
+    boxes = torch.cat((boxes[..., :2] + grid(height, width, values), boxes[..., 2:]), dim=-1)
+    mask = values.new_zeros(values.shape[:4], dtype=torch.bool)
+    cells = values.new_tensor((width, height, width, height))
+    for picture in range(batch):
+        objects = targets[targets[:, 0] == picture, 2:6] * cells
+        if len(objects):
+            overlap = similarity(boxes[picture].view(-1, 1, 4), objects[None]).amax(dim=1)
+            mask[picture] = (overlap > yolo.ignore_thresh).view(anchors, height, width)
+    return mask
+
+
+def _probability(values: Tensor, yolo: Yolo) -> Tensor:
+    return values if yolo.new_coords else values.sigmoid()
+
+
+def _cross_entropy(values: Tensor, wanted: Tensor, yolo: Yolo) -> Tensor:
+    """Elementwise binary cross-entropy of logits, or of probabilities where the network ends in a sigmoid."""
+    if yolo.new_coords:
+        return F.binary_cross_entropy(values.clamp(0, 1), wanted, reduction="none")
+    return F.binary_cross_entropy_with_logits(values, wanted, reduction="none")

@@ -1,0 +1,71 @@
+"""From decoded rows to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from utils.boxes import to_corners
+
+MAX_CANDIDATES = 3000
+"""Boxes of a picture that enter suppression, best first; AP does not see the difference."""
+
+
+def non_max_suppression(
+    rows: Tensor,
+    conf_thres: float,
+    iou_thres: float,
+    *,
+    multi_label: bool = False,
+    agnostic: bool = False,
+    classes: Collection[int] | None = None,
+    max_nms: int = MAX_CANDIDATES,
+    max_det: int = 300,
+) -> list[Tensor]:
+    """Detections of each picture, best first.
+
+    Args:
+        rows: [B, N, 5 + C] as `decode` returns them.
+        conf_thres: least objectness · class probability.
+        iou_thres: a box that overlaps a better one of its class by more is dropped.
+        multi_label: a row may give a detection of every class above the threshold; otherwise of its best class only.
+        agnostic: boxes suppress one another across classes.
+        classes: keep only these; all when None.
+        max_nms: best candidates of a picture that enter suppression.
+        max_det: most detections of a picture.
+
+    Returns:
+        One [n, 6] tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class.
+    """
+    options = (conf_thres, multi_label, classes)
+    return [_suppress(_candidates(row, *options), iou_thres, agnostic, max_nms, max_det) for row in rows]
+
+
+def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Collection[int] | None) -> Tensor:
+    """[N, 5 + C] to [n, 6] detections above the threshold, not yet suppressed."""
+    rows = rows[rows[:, 4] > conf_thres]
+    scores = rows[:, 5:] * rows[:, 4:5]
+    if classes is not None:
+        keep = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        keep[[c for c in classes if 0 <= c < len(keep)]] = True
+        scores = scores.masked_fill(~keep, 0)
+    if multi_label and scores.shape[1] > 1:
+        row, label = (scores > conf_thres).nonzero(as_tuple=True)
+        confidence = scores[row, label]
+    else:
+        confidence, label = scores.max(dim=1)
+        row = (confidence > conf_thres).nonzero(as_tuple=True)[0]
+        confidence, label = confidence[row], label[row]
+    corners = to_corners(rows[row, :4])
+    return torch.cat((corners, confidence[:, None], label[:, None].to(corners.dtype)), dim=1)
+
+
+def _suppress(candidates: Tensor, iou_thres: float, agnostic: bool, max_nms: int, max_det: int) -> Tensor:
+    if len(candidates) > max_nms:
+        candidates = candidates[candidates[:, 4].topk(max_nms).indices]
+    groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]
+    boxes, confidence = candidates[:, :4].float(), candidates[:, 4].float()
+    return candidates[batched_nms(boxes, confidence, groups, iou_thres)[:max_det]]

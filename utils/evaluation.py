@@ -1,0 +1,243 @@
+"""Measures a model on the pictures of a loader; test.py calls it once, train.py after every epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.boxes import to_corners
+from utils.darknet.shapes import max_stride
+from utils.data.fit import GREY, unfit
+from utils.detection.decode import decode
+from utils.detection.metrics import Evaluator, Metrics
+from utils.detection.nms import non_max_suppression
+from utils.errors import NumericsError
+
+if TYPE_CHECKING:
+    from models import Darknet
+    from utils.data.datasets import Batch
+    from utils.data.fit import Fit
+
+ONE_CLASS = ("object",)
+"""Names when all classes count as one."""
+
+
+class View(NamedTuple):
+    """One of the pictures that test-time augmentation makes of a picture."""
+
+    scale: float
+    flip: bool
+
+
+VIEWS = (View(1.0, False), View(0.83, True), View(0.67, False))
+"""Views of `--augment`: the scales and the flip are those of the suites this one follows."""
+
+
+class Times(NamedTuple):
+    """Mean milliseconds an image; the first batch is left out, unless there is no other."""
+
+    preprocess: float
+    """Until a batch is there: reading, decoding, fitting (what the loader's workers do not hide), to the device."""
+    inference: float
+    """Forward and decoding."""
+    nms: float
+
+
+class ImageDetections(NamedTuple):
+    """What was found in one picture."""
+
+    position: int
+    """Number of the picture in the data set."""
+    boxes: np.ndarray
+    """[n, 4], x1, y1, x2, y2 in pixels of the original picture, clipped to it."""
+    scores: np.ndarray
+    """[n], falling."""
+    classes: np.ndarray
+    """[n], indices."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns."""
+
+    metrics: Metrics
+    times: Times
+    detections: tuple[ImageDetections, ...]
+    """One a picture, if they were asked for."""
+
+
+def evaluate(
+    model: Darknet,
+    loader: DataLoader,
+    names: Sequence[str],
+    *,
+    device: torch.device | str,
+    conf_thres: float = 0.001,
+    iou_thres: float = 0.6,
+    multi_label: bool = True,
+    agnostic: bool = False,
+    single_class: bool = False,
+    augment: bool = False,
+    half: bool = False,
+    by_size: bool = True,
+    keep_detections: bool = False,
+    on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
+
+    Args:
+        model: on `device`; anything with `network` that returns `Outputs` will do.
+        loader: of `utils.data.datasets`, without augmentation.
+        names: of the classes, by index.
+        device: where the pictures go.
+        conf_thres: least confidence of a detection; COCO's AP needs a low one.
+        iou_thres: of the non-maximum suppression.
+        multi_label: a row may give a detection of every class, not only of its best.
+        agnostic: boxes suppress one another across classes.
+        single_class: all classes count as one, in the labels and in the detections.
+        augment: merge the detections in VIEWS of every picture.
+        half: float16 on CUDA, by autocast.
+        by_size: measure small, medium and large objects too.
+        keep_detections: return them.
+        on_batch: called with the number of a batch, the batch and its detections: one [n, 6] CPU tensor a picture, of
+            x1, y1, x2, y2 in pixels of the network input, confidence, class.
+        quiet: no progress bar, which otherwise goes to stderr if that is a terminal.
+
+    Raises:
+        NumericsError: the network returns NaN.
+    """
+    evaluator, clock, kept = Evaluator(ONE_CLASS if single_class else names, by_size=by_size), _Clock(device), []
+    with _evaluation_mode(model), torch.autocast("cuda", torch.float16, enabled=half):
+        bar = tqdm(loader, desc="test", unit="batch", file=sys.stderr, disable=quiet or None, leave=False)
+        for number, batch in enumerate(bar):
+            images = network_input(batch.images, device)
+            clock.lap("preprocess", len(images))
+            rows = detect_views(model, images) if augment else detect(model, images)
+            if rows.isnan().any():
+                raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
+            clock.lap("inference", len(images))
+            rows = _merge_classes(rows) if single_class else rows
+            options = {"multi_label": multi_label, "agnostic": agnostic}
+            found = [d.cpu() for d in non_max_suppression(rows, conf_thres, iou_thres, **options)]
+            clock.lap("nms", len(images))
+            truths = _truths(batch, single_class)
+            for position, fit, detections, truth in zip(batch.positions, batch.fits, found, truths, strict=True):
+                image = _in_picture(int(position), detections, fit)
+                evaluator.add(image.boxes, image.scores, image.classes, truth)
+                kept += [image] * keep_detections
+            if on_batch is not None:
+                on_batch(number, batch, found)
+            clock.restart()
+    return Evaluation(evaluator.result(), clock.times(), tuple(kept))
+
+
+def network_input(images: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 [B, C, H, W] to float32 0..1 on the device, channels-last."""
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return images.float().div_(255)
+
+
+def detect(model: Darknet, images: Tensor) -> Tensor:
+    """Decoded rows [B, N, 5 + C] of images [B, C, H, W], as `utils.detection.decode.decode` returns them."""
+    heads = [head.float() for head in model(images).heads]
+    return decode(heads, model.network.yolos, tuple(images.shape[2:]))
+
+
+def detect_views(model: Darknet, images: Tensor, views: Sequence[View] = VIEWS) -> Tensor:
+    """The rows of all views of the images, in pixels of the images: [B, ΣN, 5 + C]."""
+    width, stride, rows = images.shape[3], max_stride(model.network), []
+    for view in views:
+        shown, (scale_x, scale_y) = _shrunk(images.flip(3) if view.flip else images, view.scale, stride)
+        found = detect(model, shown)
+        found[..., :4] /= found.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        if view.flip:
+            found[..., 0] = width - found[..., 0]
+        rows.append(found)
+    return torch.cat(rows, dim=1)
+
+
+def _shrunk(images: Tensor, scale: float, stride: int) -> tuple[Tensor, tuple[float, float]]:
+    """Images resized by about `scale` and filled up to multiples of `stride`, and the exact scales of x and y."""
+    if scale == 1:
+        return images, (1.0, 1.0)
+    height, width = images.shape[2:]
+    size = round(height * scale), round(width * scale)
+    images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    images = F.pad(images, (0, -size[1] % stride, 0, -size[0] % stride), value=GREY / 255)
+    return images, (size[1] / width, size[0] / height)
+
+
+def _merge_classes(rows: Tensor) -> Tensor:
+    """[B, N, 5 + C] to [B, N, 6]: the best class stands for all."""
+    return torch.cat((rows[..., :5], rows[..., 5:].amax(dim=-1, keepdim=True)), dim=-1)
+
+
+def _in_picture(position: int, detections: Tensor, fit: Fit) -> ImageDetections:
+    """Detections [n, 6] in pixels of the network input, moved to the original picture."""
+    rows = detections.double().numpy()
+    return ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
+
+
+def _truths(batch: Batch, single_class: bool) -> Iterator[np.ndarray]:
+    """Labels of each picture of a batch: [m, 5], class, x1, y1, x2, y2 in pixels of the original picture."""
+    targets = batch.targets.double()
+    height, width = batch.images.shape[2:]
+    boxes = (to_corners(targets[:, 2:]) * targets.new_tensor([width, height, width, height])).numpy()
+    classes, images = targets[:, 1].numpy() * (not single_class), targets[:, 0].numpy()
+    for number, fit in enumerate(batch.fits):
+        own = images == number
+        yield np.column_stack([classes[own], unfit(boxes[own], fit)])
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients; afterwards every module gets the training flag it had."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+class _Clock:
+    """Sums the time of the stages of every batch."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._laps: dict[str, list[tuple[float, int]]] = {stage: [] for stage in Times._fields}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what happened since the last lap."""
+        self._start = time.perf_counter()
+
+    def lap(self, stage: str, images: int) -> None:
+        """End a stage of a batch."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._laps[stage].append((now - self._start, images))
+        self._start = now
+
+    def times(self) -> Times:
+        """Milliseconds an image."""
+        return Times(*(_per_image(laps[1:] or laps) for laps in self._laps.values()))
+
+
+def _per_image(laps: Sequence[tuple[float, int]]) -> float:
+    return 1000 * sum(seconds for seconds, _ in laps) / max(1, sum(images for _, images in laps))

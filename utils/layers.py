@@ -1,0 +1,269 @@
+"""The modules a network is built from: one class for each kind of block, one table from block to module.
+
+Every layer takes the outputs of the blocks it reads, in the order of `Block.reads`, each [B, C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.darknet.blocks import (
+    Avgpool,
+    Block,
+    Convolutional,
+    Depthwise,
+    Dropout,
+    Maxpool,
+    Reorg,
+    Route,
+    Sam,
+    ScaleChannels,
+    Se,
+    Shape,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+
+BN_EPSILON = 1e-5
+"""Added to the variance by Darknet (`normalize_cpu`)."""
+BN_MOMENTUM = 0.03
+"""Share of a batch in the running statistics. Darknet's GPU code uses 0.01, its CPU code 0.1."""
+LEAKY_SLOPE = 0.1
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "leaky": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "mish": nn.Mish,
+    "swish": nn.SiLU,
+    "logistic": nn.Sigmoid,
+    "h_swish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+}
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch normalisation (or a bias) and activation.
+
+    Args:
+        block: `[convolutional]`, or `[depthwise]`, which is a convolution of one filter a channel.
+        channels: width of the input.
+    """
+
+    def __init__(self, block: Convolutional | Depthwise, channels: int) -> None:
+        super().__init__()
+        block = as_convolutional(block, channels)
+        self.conv = nn.Conv2d(
+            channels,
+            block.filters,
+            block.size,
+            stride=(block.stride_y, block.stride_x),
+            padding=block.padding * block.dilation,
+            dilation=block.dilation,
+            groups=block.groups,
+            bias=block.bias and not block.batch_normalize,
+        )
+        self.bn = nn.BatchNorm2d(block.filters, BN_EPSILON, BN_MOMENTUM) if block.batch_normalize else None
+        self.activation = ACTIVATIONS[block.activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, filters, H', W']."""
+        x = self.conv(x)
+        return self.activation(x if self.bn is None else self.bn(x))
+
+
+def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolutional:
+    """A `[depthwise]` block on `channels` channels as the grouped convolution that it is."""
+    if isinstance(block, Convolutional):
+        return block
+    return Convolutional(
+        filters=channels,
+        size=block.size,
+        stride_x=block.stride,
+        stride_y=block.stride,
+        padding=block.padding,
+        groups=channels,
+        batch_normalize=block.batch_normalize,
+        activation=block.activation,
+        extra=block.extra,
+        line=block.line,
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention (Hu et al., arXiv:1709.01507) with a hard sigmoid and no biases, as the old suites have it."""
+
+    def __init__(self, block: Se, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, block.filters, bias=False)
+        self.fc2 = nn.Linear(block.filters, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        scale = F.hardsigmoid(self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))))
+        return x * scale[:, :, None, None]
+
+
+class MaxPool(nn.Module):
+    """Max pooling over windows padded as Darknet pads them: `padding // 2` before, the rest after."""
+
+    def __init__(self, block: Maxpool, channels: int) -> None:
+        super().__init__()
+        self.size, self.stride, self.padding = block.size, (block.stride_y, block.stride_x), block.padding
+        self.before = block.padding // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, (H + padding - size) // stride + 1, …]."""
+        after = self.padding - self.before
+        if self.before == after and 2 * self.before <= self.size:
+            return F.max_pool2d(x, self.size, self.stride, self.before)
+        x = F.pad(x, (self.before, after, self.before, after), value=float("-inf"))
+        return F.max_pool2d(x, self.size, self.stride)
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over all cells."""
+
+    def __init__(self, block: Avgpool, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 1, 1]."""
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+class Upsampling(nn.Module):
+    """Nearest-neighbour upsampling."""
+
+    def __init__(self, block: Upsample, channels: int) -> None:
+        super().__init__()
+        self.stride = float(block.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, stride · H, stride · W]."""
+        return F.interpolate(x, scale_factor=self.stride, mode="nearest")
+
+
+class Concatenation(nn.Module):
+    """`[route]`: the chosen channel group of every source, concatenated."""
+
+    def __init__(self, block: Route, channels: int) -> None:
+        super().__init__()
+        self.groups, self.group = block.groups, block.group_id
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """Each [B, C_i, H, W] to [B, Σ C_i / groups, H, W]."""
+        if self.groups > 1:
+            sources = tuple(source.chunk(self.groups, dim=1)[self.group] for source in sources)
+        return sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
+
+
+class Addition(nn.Module):
+    """`[shortcut]`: the (weighted) sum of its inputs over the channels they have in common with the first.
+
+    Weighted sums follow AlexeyAB's `shortcut_multilayer_cpu`: relu normalisation divides the positive parts by their
+    sum plus 1e-4, softmax normalises the exponentials.
+    """
+
+    RELU_EPSILON = 1e-4
+
+    def __init__(self, block: Shortcut, channels: int) -> None:
+        super().__init__()
+        inputs = 1 + len(block.sources)
+        self.normalization = block.weights_normalization
+        self.activation = ACTIVATIONS[block.activation]()
+        shape = {"none": None, "per_feature": (inputs,), "per_channel": (inputs, channels)}[block.weights_type]
+        self.weights = None if shape is None else nn.Parameter(torch.ones(shape))
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """[B, C, H, W] and others [B, C_i, H, W] to [B, C, H, W]."""
+        scales = [None] * (1 + len(others)) if self.weights is None else list(self._scales())
+        total = first if scales[0] is None else first * scales[0]
+        for other, scale in zip(others, scales[1:], strict=True):
+            total = _add_common(total, other, scale)
+        return self.activation(total)
+
+    def _scales(self) -> Tensor:
+        """Normalised weights, [inputs, C or 1, 1, 1]."""
+        weights = self.weights.view(len(self.weights), -1, 1, 1)
+        if self.normalization == "relu":
+            positive = weights.relu()
+            return positive / (positive.sum(dim=0, keepdim=True) + self.RELU_EPSILON)
+        return weights.softmax(dim=0) if self.normalization == "softmax" else weights
+
+
+def _add_common(total: Tensor, other: Tensor, scale: Tensor | None) -> Tensor:
+    """`total` plus `scale · other` on the channels both have; the width is that of `total`."""
+    common = min(total.shape[1], other.shape[1])
+    other = other[:, :common]
+    if scale is not None:
+        other = other * (scale if len(scale) == 1 else scale[:common])
+    if common == total.shape[1]:
+        return total + other
+    return torch.cat((total[:, :common] + other, total[:, common:]), dim=1)
+
+
+class Product(nn.Module):
+    """`[scale_channels]` and `[sam]`: the source times the previous block, which is [B, C, 1, 1] or of equal shape."""
+
+    def __init__(self, block: ScaleChannels | Sam, channels: int) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[block.activation]()
+
+    def forward(self, scale: Tensor, source: Tensor) -> Tensor:
+        """[B, C, 1 or H, 1 or W] and [B, C, H, W] to [B, C, H, W]."""
+        return self.activation(source * scale)
+
+
+class SpaceToDepth(nn.Module):
+    """`[reorg]` in the memory order of Darknet's `reorg_cpu`, which OpenCV reproduces."""
+
+    def __init__(self, block: Reorg, channels: int) -> None:
+        super().__init__()
+        self.stride = block.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C · s², H / s, W / s]."""
+        batch, channels, height, width = x.shape
+        s = self.stride
+        cells = x.reshape(batch, channels // s**2, height, s, width, s).permute(0, 3, 5, 1, 2, 4)
+        return cells.reshape(batch, channels * s**2, height // s, width // s)
+
+
+class Drop(nn.Dropout):
+    """`[dropout]`: the identity outside training."""
+
+    def __init__(self, block: Dropout, channels: int) -> None:
+        super().__init__(block.probability)
+
+
+class Head(nn.Identity):
+    """`[yolo]`: hands the raw output of the convolution before it on; decoding is `utils.detection.decode`."""
+
+
+LAYERS: dict[type[Block], Callable[[Block, int], nn.Module]] = {
+    Convolutional: ConvBlock,
+    Depthwise: ConvBlock,
+    Se: SqueezeExcite,
+    Maxpool: MaxPool,
+    Avgpool: GlobalAveragePool,
+    Upsample: Upsampling,
+    Route: Concatenation,
+    Shortcut: Addition,
+    ScaleChannels: Product,
+    Sam: Product,
+    Dropout: Drop,
+    Reorg: SpaceToDepth,
+    Yolo: Head,
+}
+
+
+def build_layer(block: Block, shape: Shape) -> nn.Module:
+    """The module of a block whose first input has the given shape."""
+    return LAYERS[type(block)](block, shape.channels)

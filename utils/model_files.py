@@ -1,0 +1,138 @@
+"""Which files a model comes from: `--cfg` and `--weights`, checked before torch is imported."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.adapt import adapt_classes, differs_only_in_classes
+from utils.darknet.blocks import Network
+from utils.errors import InputError, WeightsError
+from utils.files import regular_file
+
+ZIP_MAGIC = b"PK\x03\x04"
+FOREIGN_MAGICS = {
+    b"\x80": "a pickle, not a zip: an old torch.save",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z": "a 7z archive",
+    b"\x89HDF": "an HDF5 file",
+    b"ustar": "a tar archive",
+}
+_ENTRY = re.compile(
+    r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.format_version|\.storage_alignment|\.data/serialization_id)\Z"
+)
+WAY_OUT = "convert it in the program that made it to a Darknet .weights file, or to tensors only"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A cfg and weights that were found to fit as far as their sizes tell."""
+
+    network: Network | None
+    """The network of `--cfg`; None when the cfg inside the .pt is to be used."""
+    weights: Path | None
+    """None: new weights are drawn."""
+    is_checkpoint: bool = False
+    """True for our .pt, False for Darknet's .weights."""
+    notes: tuple[str, ...] = ()
+    """What was chosen or adapted, to be said."""
+
+
+def choose_model(cfg: str | None, weights: str | None, runs: Path | str = "runs") -> ModelFiles:
+    """The files that `--cfg` and `--weights` name; the newest fitting `best.pt` of a run when `--weights` is left out.
+
+    Raises:
+        CfgError, WeightsError: a file cannot be read, or the two do not fit.
+        InputError: neither flag was given, or no run fits the cfg.
+    """
+    network = cfg_file.load(cfg) if cfg else None
+    if weights is None:
+        path = newest_best(network, Path(runs))
+        note = f"--weights left out: taking {path}, the newest that fits" + (f" {cfg}" if cfg else "")
+        return ModelFiles(network, path, True, (note,))
+    path = Path(weights)
+    if is_checkpoint(path):
+        return ModelFiles(network, path, True)
+    if network is None:
+        raise InputError(f"--weights {path}: a Darknet .weights file does not say its network; give --cfg")
+    fitted = fit_classes(network, path)
+    return ModelFiles(fitted, path, False, adaptation(network, fitted, f"the classes in {path}"))
+
+
+def newest_best(network: Network | None, runs: Path) -> Path:
+    """The newest `runs/*/*/weights/best.pt` whose run's model.cfg is `network` up to the class count."""
+    found = sorted(runs.glob("*/*/weights/best.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        stored = path.parent.parent / "model.cfg"
+        if network is None or (stored.is_file() and differs_only_in_classes(cfg_file.load(stored), network)):
+            return path
+    wanted = f"fits {network.path}" if network else "exists"
+    raise InputError(f"--weights left out, and no {runs}/*/*/weights/best.pt {wanted}; train first or give --weights")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a weights file is a zip, as torch.save writes; the whole archive is checked then.
+
+    Raises:
+        WeightsError: not a regular file, another container, or a damaged archive.
+    """
+    regular_file(path, WeightsError)
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(ZIP_MAGIC):
+        check_archive(path)
+        return True
+    for magic, name in FOREIGN_MAGICS.items():
+        if head.startswith(magic) or (magic == b"ustar" and head[257:262] == magic):
+            raise WeightsError(f"{path}: {name}; only tensors are read; {WAY_OUT}")
+    return False
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip that torch.save did not write or whose bytes changed since: torch.load checks neither.
+
+    Raises:
+        WeightsError: names what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            strange = next((name for name in names if not _ENTRY.match(name)), None)
+            if strange is not None:
+                raise WeightsError(f"{path}: archive entry {strange!r} is not one of torch.save's; {WAY_OUT}")
+            if len(set(names)) != len(names):
+                raise WeightsError(f"{path}: an archive entry occurs twice; {WAY_OUT}")
+            if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 0x61 for entry in entries):
+                raise WeightsError(f"{path}: compressed or encrypted archive; {WAY_OUT}")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise WeightsError(f"{path}: the archive's entries are larger than the file; it is damaged")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as failure:
+        raise WeightsError(f"{path}: damaged or cut short ({failure}); take another copy") from None
+    if damaged is not None:
+        raise WeightsError(f"{path}: {damaged} is damaged (its checksum is wrong); take another copy")
+
+
+def fit_classes(network: Network, weights: Path) -> Network:
+    """`network` with the class count that the size of a .weights file implies.
+
+    Raises:
+        WeightsError: the file fits with no class count.
+    """
+    classes = weights_file.fitting_classes(weights, network)
+    if classes is None:
+        weights_file.check(weights, network)
+        return network
+    return adapt_classes(network, classes)
+
+
+def adaptation(before: Network, after: Network, reason: str) -> tuple[str, ...]:
+    """The note that says a class count was adapted; empty when it was not."""
+    if before.classes == after.classes:
+        return ()
+    return (f"{before.path}: adapted from {before.classes} to {after.classes} classes, {reason}",)
