@@ -1,0 +1,1 @@
+"""Pictures and labels: reading, checking, fitting to the network, augmenting, batching."""

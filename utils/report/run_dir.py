@@ -1,0 +1,247 @@
+"""The folder of one run, `runs/<stage>/<name>/`, and the table of its epochs.
+
+A run gets a folder nobody else has: `exp`, `exp2`, `exp3` …, made in one step, so that two runs started at once never
+share one. Nothing that was there is deleted, and nothing outside the folder is written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import datetime, timezone
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+from utils.files import atomic_write_bytes, atomic_write_text, read_text
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
+MOST_RUNS = 100_000
+"""Numbers tried for one name before giving up."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An existing folder that belongs to one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, project: Path | str, name: str = "exp", *, exist_ok: bool = False) -> RunDirectory:
+        """Make `project/name`, or with a number behind the name the first one that is free.
+
+        Args:
+            project: folder of the stage, e.g. `runs/train`; made if missing.
+            name: folder's name, without a slash.
+            exist_ok: use `project/name` itself even if it exists; files a run writes anew are replaced one by one,
+                all others stay.
+
+        Raises:
+            InputError: `name` is no plain folder name, or `project` cannot hold folders.
+        """
+        project = Path(project)
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+            raise InputError(f"--name {name!r}: not a plain folder name; folders above it go to --project")
+        try:
+            project.mkdir(parents=True, exist_ok=True)
+            return cls(_reserve(project, name, exist_ok))
+        except (FileExistsError, NotADirectoryError) as failure:
+            raise InputError(
+                f"{failure.filename}: exists and is no folder; choose another --project or --name"
+            ) from None
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the checkpoints, made on first use."""
+        folder = self.path / "weights"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def file(self, name: str) -> Path:
+        """Path of a file in the run, whether it exists or not."""
+        return self.path / name
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one text file of the run atomically, e.g. `model.cfg`."""
+        atomic_write_text(self.path / name, text)
+        return self.path / name
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write one binary file of the run atomically."""
+        atomic_write_bytes(self.path / name, data)
+        return self.path / name
+
+    def write_yaml(self, name: str, values: Mapping[str, Any] | Any) -> Path:
+        """Write a mapping or a dataclass as YAML that `yaml.safe_load` reads, keys in the order given."""
+        import yaml
+
+        return self.write_text(name, yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=120))
+
+    def write_json(self, name: str, values: Mapping[str, Any] | Any) -> Path:
+        """Write a mapping or a dataclass as JSON; NaN and infinity are refused with ValueError."""
+        return self.write_text(name, json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def describe(
+        self,
+        *,
+        args: Mapping[str, Any],
+        hyp: Mapping[str, Any] | Any = None,
+        cfg: str | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what the run was started with: args.yaml, env.json, and hyp.yaml, model.cfg, data.yaml where given.
+
+        Args:
+            args: every flag and its value.
+            hyp: hyper-parameters, a mapping or a dataclass.
+            cfg: text of the network, adapted to the data.
+            data: what data.yaml holds: `train`, `val`, `nc`, `names`.
+        """
+        self.write_yaml("args.yaml", args)
+        self.write_json("env.json", environment())
+        for name, values in (("hyp.yaml", hyp), ("data.yaml", data)):
+            if values is not None:
+                self.write_yaml(name, values)
+        if cfg is not None:
+            self.write_text("model.cfg", cfg)
+
+
+def _reserve(project: Path, name: str, exist_ok: bool) -> Path:
+    for number in range(1, MOST_RUNS + 1):
+        path = project / (name if number == 1 else f"{name}{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if not exist_ok:
+                continue
+            if not path.is_dir():
+                raise
+        return path
+    raise InputError(f"{project / name}: {MOST_RUNS} runs have this name; choose another --name")
+
+
+def plain(value: Any) -> Any:
+    """The value made of what YAML and JSON hold: dict, list, str, int, float, bool, None.
+
+    Dataclasses become mappings, tuples and sets become lists, numpy and torch scalars numbers, anything else its text.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: Python, packages, machine, threads, devices, and the suite's git commit if there is one."""
+    torch = sys.modules.get("torch")
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads() if torch else None,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch else [],
+        "git_commit": git_commit(Path(__file__).resolve().parents[2]),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
+
+
+def git_commit(root: Path) -> str | None:
+    """Commit checked out in the folder `root`, read from its `.git` without running git; None without one."""
+    try:
+        git = root / ".git"
+        if git.is_file():  # a worktree: `gitdir: PATH`
+            git = root / git.read_text().partition(":")[2].strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = head[5:]
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").is_file() else git
+        if (common / reference).is_file():
+            return (common / reference).read_text().strip()
+        packed = (common / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
+    except (OSError, UnicodeDecodeError, IndexError):
+        return None
+
+
+class Results:
+    """`results.csv`: one row an epoch, rewritten atomically each time, so that a crash leaves whole rows only.
+
+    A row replaces the row of the same epoch and all later ones: a resumed run rewrites what it repeats.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        """Continue the file at `path`, or start it with the first row; `columns` without the leading `epoch`.
+
+        Raises:
+            InputError: the file there has other columns.
+        """
+        self.path = path
+        self.columns = ("epoch", *columns)
+        if path.exists() and (found := tuple(read_results(path))) != self.columns:
+            raise InputError(f"{path}:1: columns {', '.join(found)}; this run writes {', '.join(self.columns)}")
+
+    def append(self, epoch: int, values: Mapping[str, float | int | None]) -> None:
+        """Write the row of one epoch; a column without a value, or with None, stays empty."""
+        if surplus := set(values) - set(self.columns):
+            raise ValueError(f"no column {sorted(surplus)[0]!r}; there are {', '.join(self.columns)}")
+        kept = read_text(self.path).splitlines()[1:] if self.path.exists() else []
+        kept = [line for line in kept if float(line.partition(",")[0] or "nan") < epoch]
+        row = [str(epoch), *(_figure(values.get(column)) for column in self.columns[1:])]
+        atomic_write_text(self.path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept, ",".join(row)]))
+
+
+def _figure(value: float | int | None) -> str:
+    """Six significant digits."""
+    return "" if value is None else str(value) if isinstance(value, Integral) else f"{float(value):.6g}"
+
+
+def read_results(path: Path) -> dict[str, list[float]]:
+    """Columns of a results.csv by name; an empty cell is NaN.
+
+    Raises:
+        InputError: a row that has not as many cells as the header, or a cell that is no number.
+    """
+    lines = read_text(path).splitlines()
+    columns: dict[str, list[float]] = {name.strip(): [] for name in (lines[0] if lines else "").split(",")}
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split(",")
+        if len(cells) != len(columns):
+            raise InputError(f"{path}:{number}: {len(cells)} cells; the header has {len(columns)}")
+        for column, cell in zip(columns.values(), cells, strict=True):
+            try:
+                column.append(float(cell) if cell.strip() else float("nan"))
+            except ValueError:
+                raise InputError(f"{path}:{number}: {cell!r} is not a number") from None
+    return columns
