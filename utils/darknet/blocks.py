@@ -161,14 +161,14 @@ class Sam(Block):
 class Dropout(Block):
     """Dropout; the identity outside training, but counted as a block."""
 
-    probability: float = 0.5
+    probability: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reorg(Block):
     """Space to depth in the memory order of Darknet's `[reorg]`."""
 
-    stride: int = 2
+    stride: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
