@@ -1,0 +1,142 @@
+"""Picture files in and out: RGB arrays of bytes, whatever the format, bit depth and file name.
+
+A picture is decoded as OpenCV does by default, Exif orientation applied: that is the picture people see and label.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.data.headers import HeaderError, incomplete, picture_size
+from utils.errors import DataError, ResourceError
+from utils.files import atomic_write_bytes, regular_file
+
+Image = NDArray[np.uint8]
+"""[H, W, 3] in RGB order, or [H, W, 1] grey."""
+Channels = Literal[1, 3]
+Size = tuple[int, int]
+"""Height and width."""
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""What a folder is searched for; a file that is named itself may have any suffix."""
+MAX_PIXELS = 100_000_000
+"""Largest picture decoded by default: 300 MB as RGB."""
+
+
+class PictureError(DataError):
+    """A picture that cannot be used; `kind` is a key of `findings.KINDS`."""
+
+    def __init__(self, path: Path | str, kind: str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
+        """Travels from a loader's worker process as a plain DataError."""
+        return DataError, (str(self),)
+
+
+def read_image(path: Path | str, channels: Channels = 3, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode a picture file.
+
+    Args:
+        path: a regular file; its name may hold any byte.
+        channels: 3 for RGB, 1 for grey. 16-bit, palette, CMYK and transparent pictures are converted.
+        max_pixels: a header that states more is refused before decoding.
+
+    Returns:
+        uint8 [H, W, channels], rotated as its Exif orientation asks.
+
+    Raises:
+        PictureError: missing, no regular file, unreadable, of an unknown format, too large, or not decodable.
+    """
+    return decode(_read(path, max_pixels), path, channels, max_pixels)
+
+
+def check_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Size:
+    """Height and width of the decoded picture; stricter than `read_image`, since half a JPEG decodes without an error.
+
+    Raises:
+        PictureError: as `read_image`; or the file is cut off or fails its checksums.
+    """
+    data = _read(path, max_pixels)
+    stated = _stated_size(data, path, max_pixels)
+    try:
+        flaw = incomplete(data)
+    except (ValueError, IndexError) as failure:
+        flaw = str(failure)
+    if flaw:
+        raise PictureError(path, "damaged image", flaw)
+    height, width = decode(data, path, 1, max_pixels).shape[:2]
+    if stated not in ((height, width), (width, height)):
+        raise PictureError(
+            path, "damaged image", f"the header says {stated[1]}x{stated[0]} pixels, the picture has {width}x{height}"
+        )
+    return height, width
+
+
+def decode(data: bytes, path: Path | str, channels: Channels = 3, max_pixels: int = MAX_PIXELS) -> Image:
+    """Picture in the bytes of a file; `path` is for messages. Arguments, result and errors as `read_image`."""
+    _stated_size(data, path, max_pixels)
+    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as failure:
+        if failure.code == cv2.Error.StsNoMem:
+            raise ResourceError(f"{path}: not enough memory to decode it") from None
+        image = None
+    if image is None:
+        raise PictureError(path, "damaged image", "cannot be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if channels == 3 else image[..., None]
+
+
+def write_image(path: Path | str, image: Image) -> None:
+    """Write a picture atomically in the format of the suffix.
+
+    Args:
+        path: ends in one of `SUFFIXES`.
+        image: uint8 [H, W, 3] RGB or [H, W, 1] grey.
+
+    Raises:
+        DataError: the suffix is of no format that can be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: pictures are written as {', '.join(sorted(SUFFIXES))}")
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
+    done, data = cv2.imencode(suffix, pixels)
+    if not done:
+        raise DataError(f"{path}: a {image.shape[1]}x{image.shape[0]} picture cannot be written as {suffix}")
+    atomic_write_bytes(path, data.tobytes())
+
+
+def _read(path: Path | str, max_pixels: int) -> bytes:
+    """Bytes of a regular file that may hold a picture of at most `max_pixels` pixels."""
+    try:
+        size = regular_file(path, DataError).st_size
+    except DataError as failure:
+        kind = "not a file" if os.path.exists(path) else "missing image"
+        raise PictureError(path, kind, str(failure).removeprefix(f"{path}: ")) from None
+    if size == 0:
+        raise PictureError(path, "empty image", "an empty file")
+    if size > 8 * max_pixels + (1 << 24):  # 16-bit RGBA, uncompressed, and 16 MB of anything else
+        raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {max_pixels} pixels")
+    try:
+        return Path(path).read_bytes()
+    except OSError as failure:
+        raise PictureError(path, "unreadable image", (failure.strerror or "cannot be read").lower()) from None
+
+
+def _stated_size(data: bytes, path: Path | str, max_pixels: int) -> Size:
+    try:
+        height, width = picture_size(data)
+    except HeaderError as failure:
+        raise PictureError(path, "unknown image format", str(failure)) from None
+    if height * width > max_pixels:
+        raise PictureError(path, "oversized image", f"{width}x{height} pixels; at most {max_pixels} pixels are decoded")
+    return height, width

@@ -1,0 +1,212 @@
+"""Which pictures and labels a data set has, each checked once; nothing of the data set is written or changed."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from utils.data.cache import Stamp, Verdict, VerdictCache, default_folder, stamp
+from utils.data.findings import KINDS, Effect, Finding, Report
+from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image
+from utils.data.labels import parse_labels
+from utils.errors import DataError
+from utils.files import regular_file
+
+Source = str | Path
+"""A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
+LARGEST_LIST = 1 << 28
+LARGEST_LABEL = 1 << 24
+"""Largest list and label file read, in bytes."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The usable pictures of a data set, in the order of its source."""
+
+    images: tuple[Path, ...]
+    labels: tuple[NDArray[np.float32], ...]
+    """For each picture [n, 5]: class, cx, cy, w, h; the last four as shares of the picture."""
+    shapes: NDArray[np.int64]
+    """[N, 2], height and width of each picture as decoded."""
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def single_class(self) -> Index:
+        """The same data set with class 0 for every box."""
+        labels = tuple(np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in self.labels)
+        return replace(self, labels=labels)
+
+
+def index(
+    source: Source | Sequence[Source],
+    names: Sequence[str],
+    *,
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    cache_dir: Path | Literal["default"] | None = "default",
+    require: bool = True,
+) -> Index:
+    """Find and check the pictures and labels of a data set.
+
+    A picture's label file has the same path with the last folder `images` replaced by `labels` and the suffix .txt;
+    without a folder `images` it lies beside the picture. No label file, or an empty one, means a background.
+
+    Args:
+        source: a picture, list file, folder or glob, or several of them. The paths in a list file are relative to the
+            folder that it lies in.
+        names: names of the classes; only their number matters here.
+        strict: refuse the data set if anything but a background was found.
+        max_pixels: larger pictures are refused before they are decoded.
+        cache_dir: where verdicts on pictures are kept; "default" is the user's cache folder, None keeps nothing.
+        require: refuse a data set without a usable picture.
+
+    Raises:
+        DataError: the source cannot be read; nothing usable is left; or `strict` and something was found.
+    """
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    listed = [path for one in sources for path in list_images(one)]
+    paths = list(dict.fromkeys(listed))
+    findings = [Finding("listed twice", path) for path in _repeated(listed)]
+    folder = default_folder() if cache_dir == "default" else cache_dir
+    cache = VerdictCache(folder, "\n".join(os.path.abspath(one) for one in sources), max_pixels)
+    images, labels, shapes = [], [], []
+    for path, verdict in zip(paths, _verdicts(paths, cache, max_pixels), strict=True):
+        if verdict.kind:
+            findings.append(Finding(verdict.kind, path, verdict.detail))
+            continue
+        rows, found = _read_labels(label_path(path), len(names))
+        findings += found
+        if all(KINDS[finding.kind] is not Effect.IMAGE for finding in found):
+            images.append(Path(path))
+            labels.append(rows)
+            shapes.append((verdict.height, verdict.width))
+    backgrounds = sum(not len(rows) for rows in labels)
+    report = Report(len(listed), len(images), backgrounds, sum(map(len, labels)), tuple(findings))
+    _refuse(report, sources, strict=strict, require=require)
+    return Index(tuple(images), tuple(labels), np.array(shapes, np.int64).reshape(-1, 2), report)
+
+
+def list_images(source: Source) -> list[str]:
+    """Paths of the pictures that one source names, as yet unchecked; a folder and a glob give them sorted.
+
+    Raises:
+        DataError: there is no such file or folder, or a list file cannot be read.
+    """
+    text = os.fspath(source)
+    if os.path.isdir(text):
+        return sorted(_walk(text))
+    if not os.path.lexists(text) and glob.has_magic(text):
+        return sorted(path for path in glob.iglob(text, recursive=True) if _is_picture_name(path))
+    regular_file(text, DataError)
+    return list(_read_list(text)) if text.lower().endswith(".txt") else [text]
+
+
+def label_path(image: str) -> str:
+    """The label file of a picture: the last folder `images` replaced by `labels`, and the suffix by .txt."""
+    folder, name = os.path.split(image)
+    parts = folder.split(os.sep)
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        parts[last] = "labels"
+    return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        yield from (os.path.join(parent, name) for name in names if _is_picture_name(name))
+
+
+def _is_picture_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _read_list(path: str) -> Iterator[str]:
+    """The paths in a list file. They may hold any byte but a line end; nothing in them is expanded."""
+    size = os.path.getsize(path)
+    if size > LARGEST_LIST:
+        raise DataError(f"{path}: {size} bytes; a list file of at most {LARGEST_LIST} bytes was expected")
+    try:
+        data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as failure:
+        raise DataError(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+    if b"\0" in data:
+        raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
+    folder = os.path.dirname(path)
+    for line in data.splitlines():
+        if line.strip():
+            entry = os.path.join(folder, os.fsdecode(line))
+            stripped = os.path.join(folder, os.fsdecode(line.strip()))
+            yield os.path.normpath(entry if entry == stripped or os.path.exists(entry) else stripped)
+
+
+def _repeated(listed: Sequence[str]) -> list[str]:
+    seen: set[str] = set()
+    return [path for path in listed if path in seen or seen.add(path)]
+
+
+def _verdicts(paths: Sequence[str], cache: VerdictCache, max_pixels: int) -> list[Verdict]:
+    """One verdict a picture: from the cache where its stamp is unchanged, else by decoding it."""
+    known = cache.load()
+    stamps = {path: stamp(path) for path in paths}
+    results: dict[str, tuple[Stamp | None, Verdict]] = {
+        path: known[path] for path in paths if path in known and known[path][0] == stamps[path]
+    }
+    unknown = [path for path in paths if path not in results]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
+        checked = pool.map(lambda path: _check(path, max_pixels), unknown)
+        progress = tqdm(checked, "checking pictures", len(unknown), delay=2, disable=None)
+        results |= {path: (stamps[path], verdict) for path, verdict in zip(unknown, progress, strict=True)}
+    if unknown:
+        cache.store({path: entry for path, entry in results.items() if entry[0] is not None})
+    return [results[path][1] for path in paths]
+
+
+def _check(path: str, max_pixels: int) -> Verdict:
+    try:
+        return Verdict(*check_image(path, max_pixels))
+    except PictureError as failure:
+        return Verdict(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
+
+
+def _read_labels(path: str, classes: int) -> tuple[NDArray[np.float32], list[Finding]]:
+    """Boxes of one label file [n, 5], and what was found in it."""
+    nothing = np.zeros((0, 5), np.float32)
+    if not os.path.lexists(path):
+        return nothing, [Finding("no label file", path)]
+    try:
+        size = regular_file(path, DataError).st_size
+        if size > LARGEST_LABEL:
+            return nothing, [Finding("unreadable label file", path, f"{size} bytes")]
+        with open(path, "rb") as file:
+            data = file.read()
+    except (DataError, OSError) as failure:
+        return nothing, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
+    if not data.strip():
+        return nothing, [Finding("empty label file", path)]
+    boxes, flaws = parse_labels(data, classes)
+    return boxes, [Finding(flaw.kind, f"{path}:{flaw.line}", flaw.detail) for flaw in flaws]
+
+
+def _refuse(report: Report, sources: Sequence[Source], *, strict: bool, require: bool) -> None:
+    where = ", ".join(map(str, sources[:3])) + (", …" if len(sources) > 3 else "")
+    flaws = report.flaws()
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items())
+    if require and not report.usable:
+        reason = f"found: {counts}" if counts else "it names no picture"
+        raise DataError(f"{where}: none of {report.listed} images can be used; {reason}")
+    if strict and flaws:
+        first = flaws[0]
+        raise DataError(
+            f"{where}: {len(flaws)} flaws and --strict-data; the first is {first.place}: {first.kind}: {first.detail}"
+        )
