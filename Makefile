@@ -27,13 +27,14 @@ help:
 
 setup: $(VENV)/.run.stamp
 
-$(RUN):
+# pip is the last thing that venv makes, so an interrupted set-up is taken up again.
+$(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "error: $(PYTHON) is older than 3.10; say make PYTHON=python3.12 with one that is not" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || \
 	    { echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 
-$(VENV)/.run.stamp: requirements.txt constraints.txt | $(RUN)
+$(VENV)/.run.stamp: requirements.txt constraints.txt | $(VENV)/bin/pip
 	@echo "setting up $(VENV) from requirements.txt; the first time takes some minutes" >&2
 	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@

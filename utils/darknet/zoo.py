@@ -42,9 +42,9 @@ ZOO: dict[str, Entry] = {
     "yolov3-tiny": Entry(
         recipes.yolov3_tiny,
         "YOLOv3-tiny: seven convolutions with max pools between them, heads at strides 32 and 16.\n"
-        "The second head has mask = 0,1,2, as Darknet's file has, and anchor 3 belongs to both heads' gap: none uses it "
-        "twice. The public yolov3-tiny.weights, however, were trained with mask = 1,2,3 there. To run those weights, "
-        "change that line, which loads the same file; to train your own, leave it.",
+        "mask of the second head: 0,1,2, as Darknet's own file has it, so that every anchor belongs to one head. "
+        "The public yolov3-tiny.weights were trained with 1,2,3 there: to run those, change that one line. They load "
+        "either way, but with 0,1,2 that head's boxes come out too small.",
     ),
     "yolov4": Entry(
         recipes.yolov4,
@@ -62,7 +62,8 @@ ZOO: dict[str, Entry] = {
     ),
     "yolov4-tiny": Entry(
         recipes.yolov4_tiny,
-        "YOLOv4-tiny: cross-stage partial stages split by a route over half of the channels, heads at strides 32 and 16.",
+        "YOLOv4-tiny: cross-stage partial stages that split by a route over half of the channels, heads at strides 32 "
+        "and 16.",
     ),
     "yolov4-csp": Entry(
         recipes.yolov4_csp,
