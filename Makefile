@@ -39,10 +39,11 @@ $(VENV)/.run.stamp: requirements.txt constraints.txt | $(VENV)/bin/pip
 	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev.stamp: requirements-dev.txt requirements-export.txt $(VENV)/.run.stamp
-	@echo "adding requirements-dev.txt and requirements-export.txt" >&2
+# All at once, so that pip chooses one version that suits every file.
+$(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.txt constraints.txt | $(VENV)/bin/pip
+	@echo "setting up $(VENV) for tests and export; the first time takes some minutes" >&2
 	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt
-	@touch $@
+	@touch $(VENV)/.run.stamp $@
 
 # Where a picture set, a run or an output lies already, the scripts leave it and take it up or make a new one.
 demo: $(VENV)/.run.stamp

@@ -145,7 +145,8 @@ def test_what_is_harmless_is_left(code, path):
 
 
 def test_the_project_has_nothing_banned(sources):
-    assert [what for source in sources for what in banned(source.tree, source.path)] == []
+    wrong = [what for source in sources for what in banned(source.tree, source.path)]
+    assert not wrong, "\n".join(wrong)
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -166,4 +167,4 @@ def test_no_file_names_a_place_on_one_machine(root):
         for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
         if OF_A_MACHINE.search(text)
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
