@@ -6,31 +6,20 @@ suite does not use are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from utils.cli import log, one_line
-from utils.darknet import sections as lexer
+from utils.darknet import sections
 from utils.darknet.blocks import Block, Net, Network, Shape
-from utils.darknet.keys import (
-    ALIASES,
-    BY_BLOCK,
-    BY_NAME,
-    EVERYWHERE,
-    FIXED_EVERYWHERE,
-    NET,
-    NET_NAMES,
-    REQUIRED,
-    UNSUPPORTED,
-    Key,
-    Place,
-    SectionKind,
-)
+from utils.darknet.conversions import Place
+from utils.darknet.keys import ALIASES, BY_BLOCK, BY_NAME, NET, NET_NAMES, REQUIRED, UNSUPPORTED, Key, SectionKind
 from utils.darknet.sections import Entry, Section
 from utils.darknet.shapes import Trail, trace
 from utils.darknet.validate import check_network
-from utils.darknet.values import Fault, Number, nearest, shown
+from utils.darknet.values import Number, SectionError, nearest, shown
 from utils.errors import CfgError
 from utils.files import read_text
 
@@ -49,12 +38,18 @@ def load(path: Path | str, warn: Callable[[str], None] = log) -> Network:
         CfgError: the file cannot be read, or it is not the cfg of a detector this suite can run. The message is one
             line `FILE:LINE: what, value, what is allowed, way out`.
     """
-    return parse(read_text(path, CfgError, lexer.MAX_BYTES), str(path), warn)
+    try:
+        text = read_text(path, CfgError, sections.MAX_BYTES)
+    except CfgError as error:
+        what = str(error).removeprefix(f"{path}: ")
+        at_line_1 = what != str(error) and os.path.lexists(path)
+        raise CfgError(one_line(f"{path}:1: {what}" if at_line_1 else str(error))) from None
+    return parse(text, str(path), warn)
 
 
 def parse(text: str, path: str = "<text>", warn: Callable[[str], None] = log) -> Network:
     """Network of a cfg text; like `load`, with `path` for the messages only."""
-    return _Reader(one_line(path), warn).network(text, path)
+    return _Reader(path, warn).network(text)
 
 
 def format_network(network: Network) -> str:
@@ -62,13 +57,13 @@ def format_network(network: Network) -> str:
 
     Defaults are left out unless the reader of another program needs the key. Sums and nearby routes are written
     relative (`-3`), other routes absolute (`61`).
+
+    Raises:
+        CfgError: the blocks do not fit together.
     """
-    shapes = trace(network)
-    inputs = [Shape(network.net.channels, network.net.height, network.net.width), *shapes]
-    parts = [_format_block(network.net, Place(-1, inputs[0]))]
-    for index, block in enumerate(network.blocks):
-        parts.append(_format_block(block, Place(index, inputs[index])))
-    return "\n".join(parts)
+    channels = [network.net.channels, *(shape.channels for shape in trace(network))]
+    places = [Place(index, channels[max(0, index)]) for index in range(-1, len(network.blocks))]
+    return "\n".join(map(_format_block, (network.net, *network.blocks), places))
 
 
 def _format_block(block: Block, place: Place) -> str:
@@ -84,73 +79,77 @@ def _format_block(block: Block, place: Place) -> str:
 
 
 class _Reader:
-    """Reads one cfg; knows its name and collects what to warn of."""
+    """Reads one cfg: knows its name and collects what to warn of.
 
-    def __init__(self, path: str, warn: Callable[[str], None]) -> None:
-        self.path = path
+    Its methods raise SectionError for what is wrong in the section they read; `network` adds the place.
+    """
+
+    def __init__(self, file: str, warn: Callable[[str], None]) -> None:
+        self.file = file
+        self.path = one_line(file)
         self.warn = lambda text: warn(f"warning: {text}")
         self.unknown: list[str] = []
 
-    def network(self, text: str, path: str) -> Network:
+    def network(self, text: str) -> Network:
         """Network of the text; CfgError at the first thing that is wrong."""
-        sections = lexer.read_sections(text, self.path, self.warn)
-        section = sections[0]
+        first, *rest = every = sections.read_sections(text, self.path, self.warn)
+        section = first
         try:
-            net = self.net(section)
+            net = self.net(first)
             trail = Trail(Shape(net.channels, net.height, net.width))
-            for section in sections[1:]:
-                place = Place(len(trail.blocks), trail.before)
-                trail.add(self.block(section, self.kind(section), place))
-            network = Network(net, tuple(trail.blocks), path)
+            for section in rest:
+                trail.add(self.block(section, self.kind(section), Place(len(trail.blocks), trail.before.channels)))
+            network = Network(net, tuple(trail.blocks), self.file)
             check_network(network, trail.shapes)
-        except Fault as fault:
-            guilty = section if fault.block is None else sections[fault.block + 1]
-            raise CfgError(self.message(fault, guilty)) from None
+        except SectionError as fault:
+            raise CfgError(self.message(fault, section if fault.block is None else every[fault.block + 1])) from None
         if self.unknown:
-            self.warn(f"{self.path}: unknown keys are kept and not used: {', '.join(self.unknown)}")
+            self.warn(f"{self.path}: unknown keys are kept, but not used: {', '.join(self.unknown)}")
         return network
 
-    def message(self, fault: Fault, section: Section) -> str:
+    def message(self, fault: SectionError, section: Section) -> str:
         """One line for a fault: `FILE:LINE: [section] key=value: what is allowed`."""
-        what = f"[{shown(section.name)}]"
+        name, key = shown(section.name), shown(fault.key or "")
         entry = section.entries.get(fault.key or "")
         if entry is None:
-            return f"{self.path}:{section.line}: {what} {fault.key + ': ' if fault.key else ''}{fault}"
-        return f"{self.path}:{entry.line}: {what} {shown(fault.key or '')}={shown(entry.text)}: {fault}"
+            return f"{self.path}:{section.line}: [{name}] {key}{': ' * bool(key)}{fault}"
+        return f"{self.path}:{entry.line}: [{name}] {key}={shown(entry.text)}: {fault}"
 
     def net(self, section: Section) -> Net:
         """`[net]`, which must be the first section."""
         if section.name not in NET_NAMES:
-            raise Fault("a cfg starts with [net], which gives width, height and channels")
-        block = self.block(section, NET, Place(-1, Shape(0, 0, 0)))
-        assert isinstance(block, Net)
-        return block
+            raise SectionError("a cfg starts with [net], which gives width, height and channels")
+        return cast(Net, self.block(section, NET, Place(-1, 0)))
 
     def kind(self, section: Section) -> SectionKind:
-        """What kind of section it is; Fault when the suite has none of that name."""
+        """What kind of section it is; SectionError when the suite has none of that name."""
         name = ALIASES.get(section.name, section.name)
         if name in BY_NAME:
             return BY_NAME[name]
         if name in NET_NAMES:
-            raise Fault("only the first section is the input; delete this one")
+            raise SectionError("the input is described once, by the first section; delete this one")
         if name in UNSUPPORTED:
-            raise Fault(f"this section is not supported; supported are {', '.join(BY_NAME)}")
-        near = nearest(name.lower(), tuple(BY_NAME))
-        raise Fault("no such section; " + (f"did you mean [{near}]?" if near else f"there are {', '.join(BY_NAME)}"))
+            raise SectionError(f"this section is not supported; supported are {', '.join(BY_NAME)}")
+        near = nearest(name.lower(), BY_NAME)
+        raise SectionError(
+            "no such section; " + (f"did you mean [{near}]?" if near else f"there are {', '.join(BY_NAME)}")
+        )
 
     def block(self, section: Section, kind: SectionKind, place: Place) -> Block:
         """Block of a section."""
-        extra = [(name, entry.text) for name, entry in section.entries.items() if self.is_extra(kind, section, name)]
-        values = {key.name: self.value(section, kind, key) for key in kind.keys}
-        return kind.block(extra=tuple(extra), line=section.line, **kind.fields(values, place))
+        extra = tuple((name, entry.text) for name, entry in section.entries.items() if name not in kind.used)
+        for name, _ in extra:
+            self.check_extra(section, kind, name)
+        values = {key.name: self.value(section, key) for key in kind.keys}
+        return kind.block(extra=extra, line=section.line, **kind.fields(values, place))
 
-    def value(self, section: Section, kind: SectionKind, key: Key) -> Any:
+    def value(self, section: Section, key: Key) -> Any:
         """Value of a key, or its default."""
         entry = section.entries.get(key.name)
         if entry is not None:
             return self.read(section, key, entry)
         if key.default is REQUIRED:
-            raise Fault(f"{key.name} is missing, and there is no default; add a line {key.name}=...")
+            raise SectionError(f"{key.name} is missing and has no default; add a line {key.name}=...")
         if key.told:
             default = key.kind.write(key.default)
             self.warn(f"{self.path}:{section.line}: [{section.name}] has no {key.name}; Darknet's default is {default}")
@@ -158,42 +157,38 @@ class _Reader:
 
     def read(self, section: Section, key: Key, entry: Entry) -> Any:
         """Value of a key that is there."""
-        where = f"{self.path}:{entry.line}: [{section.name}]"
-        if key.name == "batch_normalize" and entry.text == "2":
-            self.warn(f"{where} batch_normalize=2 (over several batches) is read as 1")
-            return True
-        if key.name == "nms_kind" and entry.text.lower() not in key.kind.words:
-            self.warn(f"{where} nms_kind={shown(entry.text)} is read as default, as Darknet does")
-            return key.default
         try:
             return key.kind.read(entry.text)
-        except Fault as fault:
-            raise Fault(str(fault), key.name) from None
+        except SectionError as fault:
+            where = f"{self.path}:{entry.line}: [{section.name}] {key.name}={shown(entry.text)}"
+            if key.name == "batch_normalize" and entry.text == "2":
+                self.warn(f"{where} (statistics over several batches) is read as 1")
+                return True
+            if key.name == "nms_kind":
+                self.warn(f"{where} is read as default, as Darknet does; {fault}")
+                return key.default
+            raise SectionError(str(fault), key.name) from None
 
-    def is_extra(self, kind: SectionKind, section: Section, name: str) -> bool:
-        """Whether a key is kept without being used; Fault when it must not be there."""
-        if kind.key(name) is not None:
-            return False
-        if name in kind.silent or name in EVERYWHERE:
-            return True
-        if name in kind.fixed or name in FIXED_EVERYWHERE:
-            self.check_fixed(section, name, kind.fixed[name] if name in kind.fixed else FIXED_EVERYWHERE[name])
-            return True
+    def check_extra(self, section: Section, kind: SectionKind, name: str) -> None:
+        """SectionError when a key that makes no field must not be there; a key nobody knows is noted."""
+        if name in kind.silent:
+            return
+        if name in kind.fixed:
+            self.check_fixed(section, name, kind.fixed[name])
+            return
         if near := nearest(name, kind.known):
-            raise Fault(f"no such key; did you mean {near}?", name)
-        line = section.entries[name].line
-        self.unknown.append(f"[{shown(section.name)}] {shown(name)} (line {line})")
+            raise SectionError(f"no such key; did you mean {near}?", name)
+        self.unknown.append(f"{shown(name)} of [{section.name}] in line {section.entries[name].line}")
         if len(self.unknown) > MAX_UNKNOWN_KEYS:
-            raise Fault(f"more than {MAX_UNKNOWN_KEYS} unknown keys; this is no Darknet cfg", name)
-        return True
+            raise SectionError(f"unknown key, and {MAX_UNKNOWN_KEYS} more before it; this is no Darknet cfg", name)
 
     def check_fixed(self, section: Section, name: str, allowed: float | None) -> None:
-        """Fault when a key that changes the computation has a value this suite cannot compute."""
+        """SectionError when a key that changes the computation has a value this suite cannot compute."""
         if allowed is None:
-            raise Fault("not supported; delete the key", name)
+            raise SectionError("not supported; delete the key", name)
         try:
-            value = Number().read(section.entries[name].text)
-        except Fault as fault:
-            raise Fault(str(fault), name) from None
-        if value != allowed:
-            raise Fault(f"not supported; only {allowed:g} is", name)
+            supported = Number().read(section.entries[name].text) == allowed
+        except SectionError:
+            supported = False
+        if not supported:
+            raise SectionError(f"not supported; only {allowed:g} is", name)

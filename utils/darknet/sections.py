@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from utils.cli import one_line
 from utils.darknet.values import shown
 from utils.errors import CfgError
 
 MAX_BYTES = 2_000_000
-"""Largest cfg; the largest in the Darknet repositories have 40 kB."""
-MAX_LINES = 100_000
+"""Largest file that is looked at."""
+MAX_CHARACTERS = 500_000
+"""Largest cfg, ten times those of the Darknet repositories."""
+MAX_LINES = 50_000
 MAX_LINE = 16_384
 """Longest line, in characters."""
 MAX_SECTIONS = 4096
 """Ten times the deepest networks in use."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONG = re.compile(rf"[^\n]{{{MAX_LINE + 1}}}")
 _CONFLICT = re.compile(r"(<{7}|\|{7}|={7}|>{7})( |$)")
 
 
@@ -69,23 +71,29 @@ def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Sec
 
 
 def _lines(text: str, path: str) -> list[str]:
+    """Lines of a text that can be a cfg: not empty, not too large, no control characters."""
     if len(text) > MAX_BYTES:
-        raise CfgError(f"{path}:1: {len(text)} characters; a cfg has at most {MAX_BYTES}")
+        raise CfgError(f"{path}:1: {len(text)} characters; a cfg has at most {MAX_CHARACTERS}")
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise CfgError(f"{path}:1: the file is empty; a Darknet cfg starts with [net]")
+    if match := _CONTROL.search(text):
+        line, column = _position(text, match.start())
+        context = text.split("\n", line)[line - 1][max(0, column - 20) : column + 20]
+        raise CfgError(f"{path}:{line}: control character in {shown(context)}; a cfg is plain text")
+    if match := _LONG.search(text):
+        line, _ = _position(text, match.start())
+        raise CfgError(f"{path}:{line}: more than {MAX_LINE} characters in a line; no value is that long")
+    if len(text) > MAX_CHARACTERS:
+        raise CfgError(f"{path}:1: {len(text)} characters; a cfg has at most {MAX_CHARACTERS}")
     if text.count("\n") > MAX_LINES:
         raise CfgError(f"{path}:{MAX_LINES + 1}: a cfg has at most {MAX_LINES} lines")
-    if match := _CONTROL.search(text):
-        line = text.count("\n", 0, match.start()) + 1
-        start = text.rfind("\n", 0, match.start()) + 1
-        where = shown(text[max(start, match.start() - 20) : match.end() + 20].partition("\n")[0])
-        raise CfgError(f"{path}:{line}: control character {one_line(match[0])} in {where!s}; a cfg is plain text")
-    lines = text.split("\n")
-    if max(map(len, lines)) > MAX_LINE:
-        number, long = next((i, line) for i, line in enumerate(lines, 1) if len(line) > MAX_LINE)
-        raise CfgError(f"{path}:{number}: a line of {len(long)} characters; at most {MAX_LINE} are allowed")
-    return lines
+    return text.split("\n")
+
+
+def _position(text: str, offset: int) -> tuple[int, int]:
+    """Line, counted from 1, and column, counted from 0."""
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset) - 1
 
 
 def _uncommented(line: str) -> str:

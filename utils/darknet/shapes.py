@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import singledispatch
 
@@ -18,36 +17,70 @@ from utils.darknet.blocks import (
     Route,
     Sam,
     ScaleChannels,
-    Se,
     Shape,
     Shortcut,
     Upsample,
     Yolo,
 )
-from utils.darknet.values import Fault
+from utils.darknet.values import SectionError
 from utils.errors import CfgError
 
+NET = -1
+"""Stands for `[net]` where a SectionError names a block."""
 
-@dataclass
+
 class Trail:
-    """The blocks passed so far and what they put out."""
+    """The blocks passed so far and the shapes they put out."""
 
-    input: Shape
-    blocks: list[Block] = field(default_factory=list)
-    shapes: list[Shape] = field(default_factory=list)
+    def __init__(self, image: Shape) -> None:
+        self.image = image
+        self.blocks: list[Block] = []
+        self.shapes: list[Shape] = []
+        self.classes: int | None = None
+        """Of the heads passed so far."""
 
     @property
     def before(self) -> Shape:
         """What the next block reads unless it names its sources."""
-        return self.shapes[-1] if self.shapes else self.input
+        return self.shapes[-1] if self.shapes else self.image
 
-    def add(self, block: Block) -> Shape:
-        """Pass a block; Fault when it cannot work on what it reads."""
-        _refuse_detections(block, self)
-        shape = output_shape(block, self)
+    def add(self, block: Block) -> None:
+        """Pass a block.
+
+        Raises:
+            SectionError: it cannot work on what it reads.
+        """
+        if self.blocks and isinstance(self.blocks[-1], Yolo) and not isinstance(block, Route):
+            raise SectionError(f"block {len(self.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
+        self.shapes.append(output_shape(block, self))
         self.blocks.append(block)
-        self.shapes.append(shape)
-        return shape
+        if isinstance(block, Yolo):
+            self.classes = block.classes
+
+    def read(self, sources: Sequence[int], key: str) -> list[Shape]:
+        """Shapes of the blocks that the next block names in `key`; SectionError for one it cannot read."""
+        index = len(self.blocks)
+        for source in sources:
+            if not 0 <= source < index:
+                allowed = f"blocks 0..{index - 1} can be read" if index else "the first block has none to read"
+                what = "the block itself" if source == index else "a later block" if source > index else "no block"
+                raise SectionError(f"block {index} reads block {source}, which is {what}; {allowed}", key)
+            if isinstance(self.blocks[source], Yolo):
+                raise SectionError(f"block {source} is a [yolo], which ends a branch; read the block before it", key)
+        return [self.shapes[source] for source in sources]
+
+    def check_cells(self, source: int, want: Shape, key: str) -> None:
+        """SectionError when `source` has not the height and width of `want`; blames the input's size where that explains it."""
+        shape = self.shapes[source]
+        if shape[1:] == want[1:]:
+            return
+        stride = max(max(step) for step in steps(self.blocks))
+        check_sides(self.image, round(stride))
+        raise SectionError(
+            f"block {source} has {shape.height} x {shape.width} cells, but {want.height} x {want.width} are needed, "
+            "as only maps of one size go together",
+            key,
+        )
 
 
 def trace(network: Network, height: int | None = None, width: int | None = None) -> tuple[Shape, ...]:
@@ -65,16 +98,17 @@ def trace(network: Network, height: int | None = None, width: int | None = None)
     for index, block in enumerate(network.blocks):
         try:
             trail.add(block)
-        except Fault as fault:
-            what = f"{fault.key}: {fault}" if fault.key else str(fault)
-            raise CfgError(f"{network.where(index if fault.block is None else fault.block)}: {what}") from None
+        except SectionError as fault:
+            place = index if fault.block is None else fault.block
+            where = f"{network.path}: input {_size(trail.image)}" if place == NET else network.where(place)
+            raise CfgError(f"{where}: {fault.key + ': ' if fault.key else ''}{fault}") from None
     return tuple(trail.shapes)
 
 
 def strides(network: Network) -> tuple[int, ...]:
     """Pixels of the network input per cell of each head, in cfg order; the larger of x and y where they differ."""
-    steps = _steps(network)
-    return tuple(max(1, round(max(steps[head]))) for head in network.heads)
+    every = steps(network.blocks)
+    return tuple(max(1, round(max(every[head]))) for head in network.heads)
 
 
 def max_stride(network: Network) -> int:
@@ -82,25 +116,58 @@ def max_stride(network: Network) -> int:
     return max(strides(network))
 
 
+def check_sides(image: Shape, stride: int) -> None:
+    """SectionError on `[net]` when a side of the input is no multiple of `stride`."""
+    for key, side in (("width", image.width), ("height", image.height)):
+        if side % stride:
+            near = max(1, round(side / stride)) * stride
+            raise SectionError(
+                f"multiples of {stride}, the largest stride of the network, are allowed, e.g. {near}", key, NET
+            )
+
+
+def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]]:
+    """Pixels of the network input per cell of every block, x and y. Global pooling is passed over."""
+    passed: list[tuple[Fraction | int, Fraction | int]] = []
+    x: Fraction | int = 1
+    y: Fraction | int = 1
+    for block in blocks:
+        match block:
+            case Convolutional() | Maxpool():
+                x, y = x * block.stride_x, y * block.stride_y
+            case Depthwise() | Reorg():
+                x, y = x * block.stride, y * block.stride
+            case Upsample():
+                x, y = Fraction(x, block.stride), Fraction(y, block.stride)
+            case Route():
+                x, y = passed[block.layers[0]]
+            case ScaleChannels() | Sam():
+                x, y = passed[block.source]
+        passed.append((x, y))
+    return passed
+
+
 @singledispatch
 def output_shape(block: Block, trail: Trail) -> Shape:
-    """Shape a block puts out after `trail`; Fault when it cannot work there. The default is for `[dropout]`."""
+    """Shape a block puts out after `trail`; SectionError when it cannot work there.
+
+    The default holds for `[dropout]` and `[se]`.
+    """
     return trail.before
 
 
 @output_shape.register
 def _(block: Convolutional, trail: Trail) -> Shape:
-    channels = trail.before.channels
-    if channels % block.groups:
-        raise Fault(f"the {channels} input channels do not divide into {block.groups} groups", "groups")
-    if block.filters % block.groups:
-        raise Fault(f"the {block.filters} filters do not divide into {block.groups} groups", "groups")
+    channels, height, width = trail.before
+    for count, what in ((channels, "input channels"), (block.filters, "filters")):
+        if count % block.groups:
+            raise SectionError(f"the {count} {what} cannot be split into {block.groups} equal groups", "groups")
     reach = block.dilation * (block.size - 1) + 1
     padding = 2 * block.padding * block.dilation
     return Shape(
         block.filters,
-        _windows(trail.before.height + padding, reach, block.stride_y),
-        _windows(trail.before.width + padding, reach, block.stride_x),
+        _windows(height + padding, reach, block.stride_y),
+        _windows(width + padding, reach, block.stride_x),
     )
 
 
@@ -118,9 +185,11 @@ def _(block: Depthwise, trail: Trail) -> Shape:
 @output_shape.register
 def _(block: Maxpool, trail: Trail) -> Shape:
     channels, height, width = trail.before
-    if (block.padding + 1) // 2 >= block.size:
-        raise Fault(f"with size={block.size} some windows would see padding only; less than {2 * block.size - 1} "
-                    "is allowed", "padding")  # fmt: skip
+    largest = 2 * (block.size - 1)
+    if block.padding > largest:
+        raise SectionError(
+            f"0..{largest} is allowed for size {block.size}; some windows would see padding only", "padding"
+        )
     return Shape(
         channels,
         _windows(height + block.padding, block.size, block.stride_y),
@@ -134,11 +203,6 @@ def _(block: Avgpool, trail: Trail) -> Shape:
 
 
 @output_shape.register
-def _(block: Se, trail: Trail) -> Shape:
-    return trail.before
-
-
-@output_shape.register
 def _(block: Upsample, trail: Trail) -> Shape:
     channels, height, width = trail.before
     return Shape(channels, height * block.stride, width * block.stride)
@@ -147,78 +211,77 @@ def _(block: Upsample, trail: Trail) -> Shape:
 @output_shape.register
 def _(block: Reorg, trail: Trail) -> Shape:
     channels, height, width = trail.before
-    if height % block.stride or width % block.stride:
-        raise Fault(f"the {height} x {width} cells it reads are no multiple of it", "stride")
-    if channels % block.stride**2:
-        raise Fault(f"the {channels} channels it reads are no multiple of its square", "stride")
-    return Shape(channels * block.stride**2, height // block.stride, width // block.stride)
+    stride = block.stride
+    if height % stride or width % stride:
+        raise SectionError(f"the {height} x {width} cells of the block before are no multiples of {stride}", "stride")
+    if channels % stride**2:
+        raise SectionError(f"the {channels} channels of the block before are no multiple of {stride**2}", "stride")
+    return Shape(channels * stride**2, height // stride, width // stride)
 
 
 @output_shape.register
 def _(block: Route, trail: Trail) -> Shape:
-    shapes = _read(trail, block.layers, "layers")
-    if not 0 <= block.group_id < block.groups:
-        raise Fault(f"with groups={block.groups}, 0..{block.groups - 1} is allowed", "group_id")
+    shapes = trail.read(block.layers, "layers")
+    if block.group_id >= block.groups:
+        raise SectionError(f"0..{block.groups - 1} is allowed, as groups is {block.groups}", "group_id")
     for layer, shape in zip(block.layers, shapes, strict=True):
-        if shape[1:] != shapes[0][1:]:
-            raise Fault(f"{_cells(layer, shape)}, but {_cells(block.layers[0], shapes[0])}; "
-                        "joined blocks need the same height and width", "layers")  # fmt: skip
+        trail.check_cells(layer, shapes[0], "layers")
         if shape.channels % block.groups:
-            raise Fault(f"the {shape.channels} channels of block {layer} do not divide into {block.groups} groups",
-                        "groups")  # fmt: skip
+            raise SectionError(
+                f"the {shape.channels} channels of block {layer} cannot be split into {block.groups} equal groups",
+                "groups",
+            )
     return Shape(sum(shape.channels for shape in shapes) // block.groups, *shapes[0][1:])
 
 
 @output_shape.register
 def _(block: Shortcut, trail: Trail) -> Shape:
-    if not trail.blocks:
-        raise Fault("the first block has nothing to add to; put a [convolutional] before it")
-    before = trail.before
-    for source, shape in zip(block.sources, _read(trail, block.sources, "from"), strict=True):
-        if shape[1:] != before[1:]:
-            raise Fault(f"{_cells(source, shape)}, but the block before has {before.height} x {before.width}; "
-                        "a sum needs the same height and width", "from")  # fmt: skip
-    return before
+    trail.read(block.sources, "from")
+    for source in block.sources:
+        trail.check_cells(source, trail.before, "from")
+    return trail.before
 
 
 @output_shape.register
 def _(block: ScaleChannels, trail: Trail) -> Shape:
-    (source,) = _read(trail, (block.source,), "from")
+    (source,) = trail.read((block.source,), "from")
     channels, height, width = trail.before
     if (height, width) != (1, 1):
-        raise Fault(f"the block before has {height} x {width} cells; one factor a channel (1 x 1, see [avgpool]) "
-                    "is allowed")  # fmt: skip
+        raise SectionError(f"the block before has {height} x {width} cells; 1 x 1 is allowed, as an [avgpool] gives")
     if channels != source.channels:
-        raise Fault(f"block {block.source} has {source.channels} channels, but the block before {channels} factors",
-                    "from")  # fmt: skip
+        raise SectionError(
+            f"block {block.source} has {source.channels} channels, but the block before {channels}; one factor for "
+            "each channel is needed",
+            "from",
+        )
     return source
 
 
 @output_shape.register
 def _(block: Sam, trail: Trail) -> Shape:
-    (source,) = _read(trail, (block.source,), "from")
+    (source,) = trail.read((block.source,), "from")
     if source != trail.before:
-        raise Fault(f"block {block.source} is {_size(source)}, but the block before {_size(trail.before)}; "
-                    "a product needs equal shapes", "from")  # fmt: skip
+        raise SectionError(
+            f"block {block.source} is {_size(source)}, but the block before {_size(trail.before)}; a product needs "
+            "equal shapes",
+            "from",
+        )
     return source
 
 
 @output_shape.register
 def _(block: Yolo, trail: Trail) -> Shape:
     index = len(trail.blocks)
-    first = next((i for i, other in enumerate(trail.blocks) if isinstance(other, Yolo)), None)
-    if not trail.blocks:
-        raise Fault("the first block cannot be a head; it needs a [convolutional] before it")
+    if not index:
+        raise SectionError("a head cannot be the first block; it needs a [convolutional] before it")
     if not isinstance(trail.blocks[-1], Convolutional):
-        raise Fault(f"block {index} follows a {type(trail.blocks[-1]).__name__.lower()} block; "
-                    "a head follows a [convolutional]")  # fmt: skip
-    if first is not None and trail.blocks[first].classes != block.classes:  # type: ignore[attr-defined]
-        raise Fault(f"the head before (block {first}) has {trail.blocks[first].classes} classes; "  # type: ignore[attr-defined]
-                    "all heads have the same", "classes")  # fmt: skip
+        raise SectionError("a head reads the block before it, which must be a [convolutional]; put one between them")
+    if trail.classes not in (None, block.classes):
+        raise SectionError(f"the head before has {trail.classes}; all heads have the same classes", "classes")
     if trail.before.channels != block.channels:
-        raise Fault(
-            f"the [yolo] after it needs {len(block.mask)} * (5 + {block.classes}) = {block.channels} "
-            "(anchors of its mask, 4 box values, objectness, classes)",
+        raise SectionError(
+            f"the [yolo] after it needs {block.channels} = {len(block.mask)} * (5 + {block.classes}), for each anchor "
+            "of its mask 4 box values, objectness and the classes",
             "filters",
             index - 1,
         )
@@ -226,54 +289,11 @@ def _(block: Yolo, trail: Trail) -> Shape:
 
 
 def _windows(cells: int, reach: int, stride: int) -> int:
-    """Positions of a window of `reach` padded cells."""
+    """Positions of a window that reaches over `reach` of the padded cells."""
     if cells < reach:
-        raise Fault(f"the window covers {reach} cells, but the padded input has {cells} only", "size")
+        raise SectionError(f"the window reaches over {reach} cells, but the input has {cells} with its padding", "size")
     return (cells - reach) // stride + 1
-
-
-def _read(trail: Trail, sources: Sequence[int], key: str) -> list[Shape]:
-    index = len(trail.blocks)
-    for source in sources:
-        if not 0 <= source < index:
-            allowed = f"blocks 0..{index - 1} can be read" if index else "it is the first block, so nothing can be read"
-            what = "itself" if source == index else "a later block" if source > index else "before the first one"
-            raise Fault(f"block {source} is {what} for block {index}; {allowed}", key)
-        if isinstance(trail.blocks[source], Yolo):
-            raise Fault(f"block {source} is a [yolo], which ends a branch; read the block before it", key)
-    return [trail.shapes[source] for source in sources]
-
-
-def _refuse_detections(block: Block, trail: Trail) -> None:
-    if trail.blocks and isinstance(trail.blocks[-1], Yolo) and not isinstance(block, Route):
-        raise Fault(f"block {len(trail.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
-
-
-def _cells(index: int, shape: Shape) -> str:
-    return f"block {index} has {shape.height} x {shape.width} cells"
 
 
 def _size(shape: Shape) -> str:
     return f"{shape.channels} x {shape.height} x {shape.width}"
-
-
-def _steps(network: Network) -> list[tuple[Fraction, Fraction]]:
-    """Input pixels per cell of every block, x and y."""
-    steps: list[tuple[Fraction, Fraction]] = []
-    before = (Fraction(1), Fraction(1))
-    for block in network.blocks:
-        match block:
-            case Convolutional() | Maxpool():
-                before = (before[0] * block.stride_x, before[1] * block.stride_y)
-            case Depthwise() | Reorg():
-                before = (before[0] * block.stride, before[1] * block.stride)
-            case Upsample():
-                before = (before[0] / block.stride, before[1] / block.stride)
-            case Avgpool():
-                before = (Fraction(network.net.width), Fraction(network.net.height))
-            case Route():
-                before = steps[block.layers[0]]
-            case ScaleChannels() | Sam():
-                before = steps[block.source]
-        steps.append(before)
-    return steps

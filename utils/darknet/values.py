@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from utils.cli import one_line
@@ -22,7 +22,7 @@ LONGEST_LIST = 1000
 """Most entries of a list, e.g. of anchors."""
 
 
-class Fault(Exception):
+class SectionError(Exception):
     """What is wrong, without its place; whoever knows file and line makes a CfgError of it.
 
     Args:
@@ -41,7 +41,7 @@ class Kind(Protocol):
     """A kind of value."""
 
     def read(self, text: str) -> Any:
-        """Value of a text without surrounding blanks; Fault says what is allowed."""
+        """Value of a text without surrounding blanks; SectionError says what is allowed."""
 
     def write(self, value: Any) -> str:
         """Text that `read` turns into an equal value."""
@@ -63,7 +63,7 @@ class Integer:
         """Value, or what is allowed."""
         if _INTEGER.fullmatch(text) and self.low <= (value := int(text)) <= self.high:
             return value
-        raise Fault(f"a whole number in {self.low}..{self.high} is allowed")
+        raise SectionError(f"a whole number in {self.low}..{self.high} is allowed")
 
     def write(self, value: int) -> str:
         """Decimal digits."""
@@ -80,10 +80,10 @@ class Number:
 
     def read(self, text: str) -> float:
         """Value, or what is allowed."""
-        if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)):
-            if self.low <= value <= self.high and not (self.above and value == self.low):
-                return value
-        raise Fault(f"a number {self._range()} is allowed")
+        value = float(text) if _NUMBER.fullmatch(text) else math.nan
+        if self.low <= value <= self.high and math.isfinite(value) and not (self.above and value == self.low):
+            return value
+        raise SectionError(f"a number {self._range()} is allowed")
 
     def write(self, value: float) -> str:
         """Shortest text with the same value: 10, 0.07, 1e-05."""
@@ -108,7 +108,7 @@ class Flag:
             return text == "1"
         if self.any_number and _INTEGER.fullmatch(text) and int(text) >= 0:
             return int(text) > 0
-        raise Fault("0 or 1 is allowed")
+        raise SectionError("0 or 1 is allowed")
 
     def write(self, value: bool) -> str:
         """0 or 1."""
@@ -120,15 +120,17 @@ class Choice:
     """One of some words, in any case; `aliases` are other words for them."""
 
     words: tuple[str, ...]
-    aliases: tuple[tuple[str, str], ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, text: str) -> str:
         """Word, or what is allowed."""
-        word = dict(self.aliases).get(text.lower(), text.lower())
+        if text in self.words:
+            return text
+        word = self.aliases.get(text.lower(), text.lower())
         if word in self.words:
             return word
         near = nearest(word, self.words)
-        raise Fault(f"allowed are {', '.join(self.words)}" + (f"; did you mean {near}?" if near else ""))
+        raise SectionError(f"allowed are {', '.join(self.words)}" + (f"; did you mean {near}?" if near else ""))
 
     def write(self, value: str) -> str:
         """The word."""
@@ -146,7 +148,7 @@ class List:
         """Values, or what is wrong with the first bad one."""
         entries = [entry.strip() for entry in text.split(",")]
         if len(entries) > self.longest:
-            raise Fault(f"{len(entries)} entries; at most {self.longest} are allowed")
+            raise SectionError(f"{len(entries)} entries; at most {self.longest} are allowed")
         return tuple(self._entry(number, entry) for number, entry in enumerate(entries, 1))
 
     def write(self, values: tuple[Any, ...]) -> str:
@@ -155,11 +157,11 @@ class List:
 
     def _entry(self, number: int, text: str) -> Any:
         if not text:
-            raise Fault(f"entry {number} is empty; write numbers between single commas")
+            raise SectionError(f"entry {number} is empty; write numbers between single commas")
         try:
             return self.kind.read(text)
-        except Fault as fault:
-            raise Fault(f"entry {number} ({shown(text)}): {fault}") from None
+        except SectionError as fault:
+            raise SectionError(f"entry {number} ({shown(text)}): {fault}") from None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Pairs:
         """Pairs, or what is wrong."""
         values = self.numbers.read(text)
         if len(values) % 2:
-            raise Fault(f"{len(values)} numbers; pairs of width and height are allowed, so an even count")
+            raise SectionError(f"{len(values)} numbers; pairs of width and height are allowed, so an even count")
         return tuple(zip(values[::2], values[1::2], strict=True))
 
     def write(self, pairs: tuple[tuple[float, float], ...]) -> str:
@@ -191,11 +193,11 @@ class Reference:
     def read(self, text: str) -> int:
         """Number as written, or what is allowed."""
         if text.startswith("+") or not _INTEGER.fullmatch(text):
-            raise Fault("-N (N blocks back) or a block number is allowed")
+            raise SectionError("-N (N blocks back) or a block number is allowed")
         if abs(int(text)) > LARGEST_INT:
-            raise Fault("no network has so many blocks")
+            raise SectionError("no network has so many blocks")
         if int(text) == 0 and not self.allow_zero:
-            raise Fault("0 is block 0 for Darknet and the block itself for others; write -N to count back")
+            raise SectionError("0 is block 0 for Darknet and the block itself for others; write -N to count back")
         return int(text)
 
     def write(self, value: int) -> str:
@@ -203,7 +205,7 @@ class Reference:
         return str(value)
 
 
-def nearest(word: str, known: Mapping[str, Any] | tuple[str, ...] | frozenset[str]) -> str | None:
+def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is one or two letters off (one for words of up to four letters), or None."""
     scored = ((edits(word, candidate), candidate) for candidate in known if abs(len(candidate) - len(word)) <= 2)
     best = min(scored, default=None)
@@ -224,6 +226,3 @@ def edits(a: str, b: str) -> int:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
     return row[-1]
-
-
-Reader = Callable[[str], Any]
