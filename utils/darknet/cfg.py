@@ -122,7 +122,7 @@ class _Reader:
         return cast(Net, self.block(section, NET, Place(-1, 0)))
 
     def kind(self, section: Section) -> SectionKind:
-        """What kind of section it is; SectionError when the suite has none of that name."""
+        """What kind of section it is."""
         name = ALIASES.get(section.name, section.name)
         if name in BY_NAME:
             return BY_NAME[name]
@@ -131,9 +131,8 @@ class _Reader:
         if name in UNSUPPORTED:
             raise SectionError(f"this section is not supported; supported are {', '.join(BY_NAME)}")
         near = nearest(name.lower(), BY_NAME)
-        raise SectionError(
-            "no such section; " + (f"did you mean [{near}]?" if near else f"there are {', '.join(BY_NAME)}")
-        )
+        hint = f"did you mean [{near}]?" if near else f"there are {', '.join(BY_NAME)}"
+        raise SectionError(f"no such section; {hint}")
 
     def block(self, section: Section, kind: SectionKind, place: Place) -> Block:
         """Block of a section."""
@@ -170,7 +169,7 @@ class _Reader:
             raise SectionError(str(fault), key.name) from None
 
     def check_extra(self, section: Section, kind: SectionKind, name: str) -> None:
-        """SectionError when a key that makes no field must not be there; a key nobody knows is noted."""
+        """Refuse a key that makes no field and must not be there; note a key nobody knows."""
         if name in kind.silent:
             return
         if name in kind.fixed:
@@ -183,7 +182,7 @@ class _Reader:
             raise SectionError(f"unknown key, and {MAX_UNKNOWN_KEYS} more before it; this is no Darknet cfg", name)
 
     def check_fixed(self, section: Section, name: str, allowed: float | None) -> None:
-        """SectionError when a key that changes the computation has a value this suite cannot compute."""
+        """Refuse a key that changes the computation to one this suite does not have."""
         if allowed is None:
             raise SectionError("not supported; delete the key", name)
         try:

@@ -266,7 +266,7 @@ ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool"}
 """Short names Darknet takes, too."""
 NET_NAMES = ("net", "network")
 UNSUPPORTED = words(
-    "Gaussian_yolo activation batchnorm conn connected contrastive conv_lstm cost crnn crop detection empty gru history "
-    "implicit local local_avg local_avgpool lrn lstm normalization region reorg3d rnn silence soft softmax"
+    "Gaussian_yolo activation batchnorm conn connected contrastive conv_lstm cost crnn crop detection empty gru "
+    "history implicit local local_avg local_avgpool lrn lstm normalization region reorg3d rnn silence soft softmax"
 )
 """Sections Darknet knows and this suite does not."""

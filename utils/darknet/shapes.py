@@ -26,7 +26,7 @@ from utils.darknet.values import SectionError
 from utils.errors import CfgError
 
 NET = -1
-"""Stands for `[net]` where a SectionError names a block."""
+"""Stands for `[net]` where a block is named."""
 
 
 class Trail:
@@ -58,7 +58,7 @@ class Trail:
             self.classes = block.classes
 
     def read(self, sources: Sequence[int], key: str) -> list[Shape]:
-        """Shapes of the blocks that the next block names in `key`; SectionError for one it cannot read."""
+        """Shapes of the blocks that the next block names in `key`; one that it cannot read is refused."""
         index = len(self.blocks)
         for source in sources:
             if not 0 <= source < index:
@@ -70,7 +70,7 @@ class Trail:
         return [self.shapes[source] for source in sources]
 
     def check_cells(self, source: int, want: Shape, key: str) -> None:
-        """SectionError when `source` has not the height and width of `want`; blames the input's size where that explains it."""
+        """Refuse a source of another height and width than `want`; the input's size is blamed where that explains it."""
         shape = self.shapes[source]
         if shape[1:] == want[1:]:
             return
@@ -117,7 +117,7 @@ def max_stride(network: Network) -> int:
 
 
 def check_sides(image: Shape, stride: int) -> None:
-    """SectionError on `[net]` when a side of the input is no multiple of `stride`."""
+    """Refuse an input with a side that is no multiple of `stride`."""
     for key, side in (("width", image.width), ("height", image.height)):
         if side % stride:
             near = max(1, round(side / stride)) * stride
@@ -149,7 +149,7 @@ def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]
 
 @singledispatch
 def output_shape(block: Block, trail: Trail) -> Shape:
-    """Shape a block puts out after `trail`; SectionError when it cannot work there.
+    """Shape a block puts out after `trail`; a block that cannot work there raises SectionError.
 
     The default holds for `[dropout]` and `[se]`.
     """

@@ -23,8 +23,8 @@ def check_network(network: Network, shapes: Sequence[Shape]) -> None:
         shapes: one a block, as `trace` gives.
 
     Raises:
-        SectionError: there is no head, the last block leads nowhere, the weights or feature maps are too large, or the input
-            is no multiple of the largest stride.
+        SectionError: there is no head, the last block leads nowhere, the weights or feature maps are too large, or the
+            input is no multiple of the largest stride.
     """
     last = len(network.blocks) - 1
     if last < 0:
