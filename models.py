@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from utils.darknet.shapes import trace
 
 from utils.darknet.blocks import Block, Convolutional, Depthwise, Network, Shape, Yolo
+from utils.darknet.shapes import trace
 from utils.layers import ConvBlock, as_convolutional, build_layer
 
 OBJECT_PRIOR = 0.01

@@ -9,7 +9,6 @@ from torch import Tensor
 
 EPSILON = 1e-9
 """Keeps 0 / 0 of degenerate boxes at 0."""
-SIMILARITIES = ("iou", "giou", "diou", "ciou")
 
 
 def to_corners(boxes: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ def similarity(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
     Args:
         a: [..., 4], cx, cy, w, h.
         b: the same; the two shapes broadcast.
-        kind: one of SIMILARITIES.
+        kind: "iou", "giou", "diou" or "ciou".
 
     Returns:
         [...], at most 1; IoU at least 0, GIoU and DIoU above −1.

@@ -63,6 +63,11 @@ def load_model(files: ModelFiles) -> LoadedModel:
     return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), lineage, notes)
 
 
+def stored_network(path: Path) -> Network:
+    """The network inside a checkpoint."""
+    return cfg_file.parse(read_checkpoint(path)["cfg"], f"{path}!cfg")
+
+
 def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Network, tuple[str, ...]]:
     """The checkpoint's network, with the input size and head settings of `--cfg` where that was given."""
     stored = cfg_file.parse(checkpoint["cfg"], f"{files.weights}!cfg")
@@ -70,12 +75,15 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
         return stored, ()
     if not differs_only_in_classes(stored, files.network):
         raise WeightsError(
-            f"{files.weights}: made for another network ({len(stored.blocks)} blocks, "
-            f"{weights_file.parameter_count(stored)} parameters) than {files.network.path} ({len(files.network.blocks)} "
-            f"blocks, {weights_file.parameter_count(files.network)}); leave --cfg out to use the cfg inside"
+            f"{files.weights}: made for another network ({_size(stored)}) than {files.network.path} "
+            f"({_size(files.network)}); leave --cfg out to use the cfg inside"
         )
     network = adapt_classes(files.network, stored.classes)
     return network, adaptation(files.network, network, f"the classes in {files.weights}")
+
+
+def _size(network: Network) -> str:
+    return f"{len(network.blocks)} blocks, {weights_file.parameter_count(network)} parameters"
 
 
 def _check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,32 +10,8 @@ from torch import Tensor
 
 from utils.boxes import shape_iou
 from utils.darknet.blocks import Yolo
+from utils.detection.settings import Assignment
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """A rule of target assignment.
-
-    Widths and heights of an object and of the anchors are compared, centres aligned.
-    """
-
-    similarity: str
-    """"iou": shape IoU.  "ratio": the smallest of w/w', w'/w, h/h', h'/h."""
-    threshold: float | None
-    """Anchors whose similarity exceeds this are positive; None: `iou_thresh` of the head."""
-    best: bool
-    """The best anchor of the whole network is positive whatever the threshold."""
-    neighbours: bool
-    """The cell beside the object's, on the side nearer to its centre, is positive as well, if its reach allows."""
-    ignore: bool
-    """A prediction that overlaps any object by more than `ignore_thresh` of its head is not a negative."""
-
-
-ASSIGNMENTS = {
-    "darknet": Assignment("iou", threshold=None, best=True, neighbours=False, ignore=True),
-    "ratio": Assignment("ratio", threshold=0.25, best=False, neighbours=True, ignore=False),
-}
-"""darknet: AlexeyAB/darknet `process_batch`.  ratio: a box within 4 × an anchor's sides, as in YOLOv5 and its heirs."""
 
 REACH = 0.95
 """Share of the interval a decoded centre can lie in that a neighbour cell may have to use: at the interval's ends the

@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import SIMILARITIES, similarity
+from utils.boxes import similarity
 from utils.darknet.blocks import Yolo
-from utils.detection.assign import ASSIGNMENTS, Assignment, Positives, assign
+from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, grid, split_head
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Weights and shapes of the loss terms."""
-
-    box_gain: float = 5.0
-    objectness_gain: float = 1.0
-    class_gain: float = 1.0
-    iou_loss: str = "ciou"
-    """Similarity s of the box term 1 − s."""
-    assignment: str = "ratio"
-    """A key of ASSIGNMENTS."""
-    label_smoothing: float = 0.0
-    """ε: class targets become y (1 − ε) + ε / 2, as Darknet's label_smooth_eps."""
-    focal_gamma: float = 0.0
-    """γ of the focal factor |p − y|^γ on the objectness term (arXiv:1708.02002, for soft targets arXiv:2006.04388)."""
-
-    def __post_init__(self) -> None:
-        choices = {"iou_loss": SIMILARITIES, "assignment": tuple(ASSIGNMENTS)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing}: allowed is 0 <= value < 1")
+from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
 
 
 class LossTerms(NamedTuple):

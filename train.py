@@ -1,0 +1,282 @@
+"""Train the detector of a Darknet cfg on your pictures.
+
+One cfg serves every data set: its heads are adapted to the data's class count. The run is kept in runs/train/exp:
+best.pt and best.weights (fitness 0.1 · AP50 + 0.9 · AP50-95, of the averaged weights), last.pt, which --resume goes on
+from, results.csv and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from utils.cli import (
+    LARGEST_SIDE,
+    Parser,
+    image_side,
+    input_size,
+    log,
+    non_negative_int,
+    positive_int,
+    print_json,
+    run,
+)
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.adapt import adapt_classes
+from utils.darknet.blocks import Network
+from utils.darknet.data_file import DataConfig, load_data
+from utils.darknet.shapes import max_stride
+from utils.errors import CheckpointError, InputError
+from utils.files import read_text
+from utils.model_files import ModelFiles, adaptation, is_checkpoint
+from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
+
+if TYPE_CHECKING:
+    pass
+
+EXAMPLE = "python train.py --cfg cfg/yolov4-tiny.cfg --data data/voc.data --img_size 416 --epochs 100"
+PROJECT = "runs/train"
+MULTI_SCALE = (0.67, 1.5)
+"""Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = Parser(__doc__, EXAMPLE)
+    _add_input_flags(parser)
+    _add_schedule_flags(parser)
+    _add_picture_flags(parser)
+    _add_run_flags(parser)
+    args = parser.parse_args(argv)
+    if args.bucket is not None:
+        raise InputError("--bucket: is gone; nothing is uploaded. Copy the run directory when the training is over")
+    return args
+
+
+def _add_input_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--cfg", metavar="FILE", help="Darknet network description")
+    group.add_argument("--data", metavar="FILE", help="data set: .data or data.yaml")
+    group.add_argument("--weights", metavar="FILE", help="weights to start from, .pt or .weights (default: new ones)")
+    group.add_argument(
+        "-pt",
+        "--pretrain",
+        action="store_true",
+        help="accept a backbone file (.conv.N), and weights of another class count, whose heads start anew",
+    )
+    group.add_argument("--single-cls", action="store_true", help="all labels are one class")
+    group.add_argument("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
+
+
+def _add_schedule_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("schedule")
+    group.add_argument("--epochs", type=positive_int, default=300, metavar="N", help="(default: %(default)s)")
+    group.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="pictures in a batch (default: %(default)s)"
+    )
+    group.add_argument(
+        "--nominal-batch",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="pictures in an optimizer step: batches are accumulated up to it, less if the run would have fewer than "
+        "1000 steps (default: %(default)s)",
+    )
+    group.add_argument("--hyp", metavar="FILE", help="hyper-parameters, YAML; hyp.yaml of a run shows all keys")
+    group.add_argument("--adam", action="store_true", help="Adam (decoupled decay) in place of SGD")
+    group.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True, help="evaluate and keep averaged weights"
+    )
+    group.add_argument("--freeze", type=non_negative_int, default=0, metavar="N", help="leave blocks 0…N-1 as they are")
+    group.add_argument(
+        "--patience", type=non_negative_int, default=0, metavar="N", help="stop after N epochs without a better fitness"
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="(default: %(default)s)")
+
+
+def _add_picture_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--img_size",
+        type=image_side,
+        nargs="+",
+        metavar="N",
+        help="side of the input: N, or MIN MAX [TEST] to vary it (default: the cfg's width and height)",
+    )
+    group.add_argument("--multi-scale", action="store_true", help="vary the side between 0.67 and 1.5 times --img_size")
+    group.add_argument("--rect", action="store_true", help="batches of one shape each, as narrow as their pictures")
+    group.add_argument("--no-flip", action="store_true", help="no mirrored pictures, where left and right differ")
+    group.add_argument("--cache-images", action="store_true", help="keep decoded pictures in memory")
+    group.add_argument("--auto-anchors", action="store_true", help="cluster the anchors anew from the data's boxes")
+
+
+def _add_run_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="go on with a run that was interrupted (default: the newest in --project); flags are those it had",
+    )
+    group.add_argument("--project", default=PROJECT, metavar="DIR", help="where runs go (default: %(default)s)")
+    group.add_argument("--name", default="exp", metavar="NAME", help="run in the project (default: %(default)s)")
+    group.add_argument("--exist-ok", action="store_true", help="write into the run directory even if it exists")
+    group.add_argument("--nosave", action="store_true", help="write checkpoints after the last epoch only")
+    group.add_argument("--notest", action="store_true", help="evaluate after the last epoch only")
+    group.add_argument(
+        "--save-period", type=non_negative_int, default=0, metavar="N", help="keep epochN.pt every N epochs"
+    )
+    group.add_argument("--device", default="", metavar="D", help="cpu, cuda or a GPU's number (default: a GPU, if any)")
+    group.add_argument(
+        "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
+    )
+    group.add_argument("--json", action="store_true", help="print one JSON document")
+    group.add_argument("--bucket", help=argparse.SUPPRESS)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the flags, train, print the result."""
+    args = parse_args(argv)
+    plan_values = _resumed(args) if args.resume is not None else _planned(args)
+    from utils.training.workflow import TrainPlan, run_training
+
+    document = run_training(TrainPlan(**plan_values))
+    if args.json:
+        print_json(document)
+    else:
+        print(_summary(document))
+
+
+def _planned(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags ask for, as the fields of TrainPlan."""
+    if args.data is None:
+        raise InputError("--data: is needed; it names a .data or data.yaml file")
+    given = cfg_file.load(args.cfg) if args.cfg else None
+    data = load_data(args.data)
+    hyp = _hyperparameters(args)
+    files = _model_files(args, given, 1 if args.single_cls else data.classes, data)
+    return {
+        "files": files,
+        "data": data,
+        "hyp": hyp,
+        "settings": _settings(args, files.network),
+        "batch_size": args.batch_size,
+        "nominal_batch": args.nominal_batch,
+        "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")},
+        "project": Path(args.project),
+        "name": args.name,
+        "exist_ok": args.exist_ok,
+        "pretrained": args.pretrain,
+        "single_class": args.single_cls,
+        "rect": args.rect,
+        "cache": args.cache_images,
+        "workers": args.workers,
+        "device": args.device,
+        "strict": args.strict_data,
+        "anchors": args.auto_anchors,
+    }
+
+
+def _hyperparameters(args: argparse.Namespace) -> Hyperparameters:
+    hyp = load_hyperparameters(args.hyp) if args.hyp else Hyperparameters()
+    return hyperparameters({"flip_lr": 0.0, "flip_ud": 0.0}, "--no-flip", hyp) if args.no_flip else hyp
+
+
+def _model_files(args: argparse.Namespace, given: Network | None, classes: int, data: DataConfig) -> ModelFiles:
+    """The network adapted to the data, and the weights, as far as their size tells."""
+    weights = Path(args.weights) if args.weights else None
+    checkpoint = weights is not None and is_checkpoint(weights)
+    if given is None and not checkpoint:
+        raise InputError("--cfg: is needed; only a .pt brings its network with it")
+    if given is None:
+        from utils.checkpoint import stored_network
+
+        given = stored_network(weights)
+    network = adapt_classes(given, classes)
+    for note in adaptation(given, network, f"the classes in {data.path}"):
+        log(note)
+    if weights is not None and not checkpoint:
+        weights_file.check(weights, network, partial=args.pretrain)
+    return ModelFiles(network, weights, checkpoint)
+
+
+def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
+    stride = max_stride(network)
+    size, test_size, sizes = _sizes(args, (network.net.height, network.net.width), stride)
+    if args.freeze >= len(network.blocks):
+        raise InputError(f"--freeze {args.freeze}: the network has {len(network.blocks)} blocks; freeze fewer")
+    return TrainSettings(
+        epochs=args.epochs,
+        size=size,
+        test_size=test_size,
+        sizes=sizes,
+        seed=args.seed,
+        adam=args.adam,
+        average=args.ema,
+        freeze=args.freeze,
+        patience=args.patience,
+        test=not args.notest,
+        save=not args.nosave,
+        save_period=args.save_period,
+    )
+
+
+def _sizes(
+    args: argparse.Namespace, default: tuple[int, int], stride: int
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]:
+    """Size of a training picture, of a test picture, and the range of a multi-scale run, from --img_size."""
+    given = args.img_size or []
+    if len(given) > 3:
+        raise InputError(f"--img_size: takes N or MIN MAX [TEST]; got {len(given)} numbers")
+    for side in given:
+        input_size([side], stride, default)
+    if len(given) < 2:
+        size = (given[0], given[0]) if given else default
+        if not args.multi_scale:
+            return size, size, None
+        low, high = (round(max(size) * share / stride) * stride for share in MULTI_SCALE)
+        return size, size, (max(stride, low), min(LARGEST_SIDE, high))
+    low, high, test = given[0], given[1], given[-1]
+    if low > high:
+        raise InputError(f"--img_size {low} {high}: MIN is above MAX")
+    return (high, high), (test, test), (low, high)
+
+
+def _resumed(args: argparse.Namespace) -> dict[str, Any]:
+    """The plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
+    folder = Path(args.resume) if args.resume else _newest_run(Path(args.project))
+    for name in ("args.yaml", "hyp.yaml", "model.cfg", "weights/last.pt"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
+    stored = yaml.safe_load(read_text(folder / "args.yaml"))
+    unknown = set(stored) - set(vars(args))
+    if unknown:
+        raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")
+    old = argparse.Namespace(**{**vars(args), **stored, "resume": None, "weights": None, "cfg": f"{folder}/model.cfg"})
+    values = _planned(old)
+    values |= {"resume": folder, "hyp": load_hyperparameters(folder / "hyp.yaml"), "args": stored}
+    return values | {"device": args.device or values["device"]}
+
+
+def _newest_run(project: Path) -> Path:
+    found = sorted(project.glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise CheckpointError(f"--resume: no run in {project} has a weights/last.pt")
+    return found[-1].parent.parent
+
+
+def _summary(document: dict[str, Any]) -> str:
+    score = ""
+    if document["map50"] is not None:
+        score = f": AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
+    return f"best of {document['epochs']} epochs is {document['best_epoch']}{score}\n{document['best']}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+"""What can be chosen about assignment and loss, as values; no torch, so that a hyp file is checked before it loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SIMILARITIES = ("iou", "giou", "diou", "ciou")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A rule of target assignment: which anchors answer for an object.
+
+    Widths and heights of an object and of the anchors are compared, centres aligned.
+    """
+
+    similarity: str
+    """"iou": shape IoU.  "ratio": the smallest of w/w', w'/w, h/h', h'/h."""
+    threshold: float | None
+    """Anchors whose similarity exceeds this are positive; None: `iou_thresh` of the head."""
+    best: bool
+    """The best anchor of the whole network is positive whatever the threshold."""
+    neighbours: bool
+    """A cell beside the object's is positive as well if the centre is within its reach."""
+    ignore: bool
+    """A prediction that overlaps any object by more than `ignore_thresh` of its head is not a negative."""
+
+
+ASSIGNMENTS = {
+    "darknet": Assignment("iou", threshold=None, best=True, neighbours=False, ignore=True),
+    "ratio": Assignment("ratio", threshold=0.25, best=False, neighbours=True, ignore=False),
+}
+"""darknet: AlexeyAB/darknet `process_batch`.  ratio: a box within 4 × an anchor's sides, as in YOLOv5 and its heirs."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and shapes of the loss terms."""
+
+    box_gain: float = 5.0
+    objectness_gain: float = 1.0
+    class_gain: float = 1.0
+    iou_loss: str = "ciou"
+    """Similarity s of the box term 1 − s."""
+    assignment: str = "ratio"
+    """A key of ASSIGNMENTS."""
+    label_smoothing: float = 0.0
+    """ε: class targets become y (1 − ε) + ε / 2, as Darknet's label_smooth_eps."""
+    focal_gamma: float = 0.0
+    """γ of the focal factor |p − y|^γ on the objectness term (arXiv:1708.02002, for soft targets arXiv:2006.04388)."""
+
+    def __post_init__(self) -> None:
+        choices = {"iou_loss": SIMILARITIES, "assignment": tuple(ASSIGNMENTS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        for name in ("box_gain", "objectness_gain", "class_gain", "focal_gamma"):
+            if not 0 <= getattr(self, name) <= 1000:
+                raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1000")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing}: allowed is 0 <= value < 1")

@@ -1,0 +1,27 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from utils.errors import InputError
+
+
+def select_device(text: str) -> torch.device:
+    """The device that `--device` names: "" (a GPU if there is one), "cpu", "cuda" (the first GPU), or a GPU's number.
+
+    Raises:
+        InputError: no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if text == "cpu" or (text == "" and gpus == 0):
+        return torch.device("cpu")
+    if text in ("", "cuda") and gpus:
+        return torch.device("cuda", 0)
+    if not re.fullmatch(r"cuda|[0-9]{1,3}", text):
+        raise InputError(f"--device {text}: allowed are cpu, cuda and the number of one GPU")
+    if text == "cuda" or int(text) >= gpus:
+        raise InputError(f"--device {text}: this machine has {gpus} GPUs that PyTorch can use; --device cpu works")
+    return torch.device("cuda", int(text))

@@ -1,0 +1,1 @@
+"""Training: settings, optimizer, averaged weights, the loop and its state."""

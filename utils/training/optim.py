@@ -1,0 +1,111 @@
+"""The optimizer, and how its step size moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from utils.training.settings import OptimizerSettings
+
+NOMINAL_BATCH = 64
+"""Pictures an optimizer step stands for; smaller batches are accumulated up to it."""
+LEAST_STEPS = 1000
+"""A run gets at least this many optimizer steps, by accumulating less, before the nominal batch is kept."""
+ADAM_SHARE = 0.1
+"""Adam's learning rate as a share of SGD's."""
+
+
+def accumulation(batch: int, nominal: int, batches: int, epochs: int) -> int:
+    """Batches an optimizer step accumulates: up to the nominal batch, but leaving LEAST_STEPS steps in the run.
+
+    Args:
+        batch: pictures in a batch.
+        nominal: pictures an optimizer step should stand for.
+        batches: batches in an epoch.
+        epochs: epochs in the run.
+    """
+    wanted = max(1, round(nominal / batch))
+    return max(1, min(wanted, batches * epochs // LEAST_STEPS))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and momentum at every optimizer step."""
+
+    settings: OptimizerSettings
+    epochs: int
+    batches: int
+    """Batches in an epoch."""
+    accumulate: int
+    """Batches in an optimizer step; the last step of an epoch may have fewer."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return math.ceil(self.batches / self.accumulate)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises."""
+        return round(self.settings.warmup * self.steps)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step as a share of lr0: a linear rise, then a half cosine down to lrf."""
+        down = (1 + math.cos(math.pi * step / max(1, self.steps))) / 2
+        rate = self.settings.lrf + (1 - self.settings.lrf) * down
+        return rate * self._warmth(step)
+
+    def momentum(self, step: int) -> float:
+        """Momentum at a step: rises with the learning rate."""
+        low = self.settings.warmup_momentum
+        return low + (self.settings.momentum - low) * self._warmth(step)
+
+    @property
+    def ema_decay(self) -> float:
+        """Decay of the averaged weights, which remember `ema_horizon` of the run."""
+        return 1 - 1 / max(2.0, self.settings.ema_horizon * self.steps)
+
+    def _warmth(self, step: int) -> float:
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, adam: bool) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or Adam with decoupled decay, over the parameters that require a gradient.
+
+    Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not.
+    """
+    decayed = {id(parameter) for parameter in _matrices(model)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if adam:
+        return torch.optim.AdamW(groups, lr=settings.lr0 * ADAM_SHARE, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=True)
+
+
+def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Give the optimizer the learning rate and momentum of a step."""
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    rate = schedule.settings.lr0 * schedule.rate(step) * (ADAM_SHARE if adam else 1)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if not adam:
+            group["momentum"] = schedule.momentum(step)
+
+
+def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            yield module.weight

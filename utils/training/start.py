@@ -1,0 +1,75 @@
+"""The weights a training starts from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from models import Darknet
+from utils.checkpoint import load_model, origin
+from utils.darknet import weights as weights_file
+from utils.darknet.adapt import head_convolutions
+from utils.errors import WeightsError
+from utils.model_files import ModelFiles
+
+
+class Start(NamedTuple):
+    """A model ready to be trained."""
+
+    model: Darknet
+    lineage: tuple[dict[str, Any], ...]
+    """What the weights were made from, oldest first; empty for new ones."""
+    note: str
+    """What was loaded, to be said."""
+
+
+def initial_model(files: ModelFiles, pretrained: bool) -> Start:
+    """The network with new weights, or with those of a file.
+
+    Args:
+        files: the network, adapted to the data, and perhaps weights.
+        pretrained: `-pt`: accept a backbone file, and heads of another class count, which start anew.
+
+    Raises:
+        WeightsError: the file does not fit.
+    """
+    model = Darknet(files.network)
+    if files.weights is None:
+        return Start(model, (), "new weights")
+    if files.is_checkpoint:
+        return _from_checkpoint(model, files, pretrained)
+    contents = weights_file.check(files.weights, files.network, partial=pretrained)
+    arrays = weights_file.read(files.weights, files.network, partial=pretrained)
+    _copy(model, {key: torch.from_numpy(array) for key, array in arrays.items()})
+    return Start(model, (origin(files.weights),), f"{files.weights}: {contents}")
+
+
+def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
+    loaded = load_model(files)
+    state, network = loaded.model.state_dict(), loaded.model.network
+    note = f"{files.weights}: all {len(network.blocks)} layers loaded"
+    if network.classes != files.network.classes:
+        if not pretrained:
+            raise WeightsError(
+                f"{files.weights}: trained for {network.classes} classes, {files.network.classes} are wanted; "
+                f"add -pt to start its heads anew"
+            )
+        heads = head_convolutions(network)
+        state = {key: value for key, value in state.items() if _block(key) not in heads}
+        note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
+    _copy(model, state)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage), note)
+
+
+def _block(key: str) -> int:
+    """Block number in a key of the state dict, `layers.<block>.<name>`."""
+    return int(key.split(".")[1])
+
+
+def _copy(model: Darknet, state: dict[str, torch.Tensor]) -> None:
+    """Copy tensors into a model; what the state does not have stays."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for key, value in state.items():
+            own[key].copy_(value)
