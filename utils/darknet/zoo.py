@@ -98,7 +98,7 @@ def text(name: str) -> str:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags of this script."""
-    parser = Parser(description=__doc__, example=EXAMPLE)
+    parser = Parser(__doc__, EXAMPLE, "python -m utils.darknet.zoo")
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="DIR", help="folder of the files (default: cfg)")
     return parser.parse_args(argv)
 
