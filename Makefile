@@ -45,12 +45,12 @@ $(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.tx
 	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt
 	@touch $(VENV)/.run.stamp $@
 
-# Where a picture set, a run or an output lies already, the scripts leave it and take it up or make a new one.
+# The picture set is drawn once; the run and the pictures with boxes are made anew each time.
 demo: $(VENV)/.run.stamp
 	$(RUN) -m utils.data.toy --output $(DEMO)/data $(DEMO_DATA_FLAGS)
 	$(RUN) train.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_TRAIN_FLAGS) --project $(DEMO) --name train --exist-ok
 	$(RUN) detect.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt \
-	    --source $(DEMO)/data/val.txt --output $(DEMO)/detect
+	    --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
 	$(RUN) test.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt --verbose
 	@echo "pictures with boxes: $(DEMO)/detect"
 
