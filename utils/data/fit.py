@@ -55,16 +55,28 @@ def fit(image: NDArray[np.uint8], size: tuple[int, int], mode: FitMode = "letter
         uint8 [h, w, C], and where the picture lies in it.
     """
     placed = place(image.shape[:2], size, mode)
-    inner = inner_size(placed)
-    if inner == image.shape[:2] == size:
-        return image, placed
-    resized = image if inner == image.shape[:2] else cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR)
-    resized = resized.reshape(*inner, image.shape[2])  # OpenCV drops a single channel
-    if inner == size:
-        return resized, placed
-    canvas = np.full((*size, image.shape[2]), GREY, np.uint8)
-    canvas[placed.top : placed.top + inner[0], placed.left : placed.left + inner[1]] = resized
-    return canvas, placed
+    return paste(image, placed), placed
+
+
+def paste(image: NDArray[np.uint8], placed: Fit) -> NDArray[np.uint8]:
+    """The input of the network with a picture where `placed` says.
+
+    Args:
+        image: uint8 [H, W, C], at any resolution.
+        placed: of `place`.
+
+    Returns:
+        uint8 [h, w, C]; the picture itself if it needs no change.
+    """
+    channels, inner = image.shape[2], inner_size(placed)
+    if inner != image.shape[:2]:
+        resized = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR)
+        image = resized.reshape(*inner, channels)  # OpenCV drops a single channel
+    if inner == placed.size:
+        return image
+    canvas = np.full((*placed.size, channels), GREY, np.uint8)
+    canvas[placed.top : placed.top + inner[0], placed.left : placed.left + inner[1]] = image
+    return canvas
 
 
 def inner_size(placed: Fit) -> tuple[int, int]:

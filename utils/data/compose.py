@@ -1,0 +1,140 @@
+"""Where pictures lie in a training sample: one alone, or four around a cut; pixels and boxes follow one matrix.
+
+A sample is drawn at its final size: each picture is warped once, straight into its region. Positions in a picture are
+shares of its width and height, so the resolution at which it was decoded or kept in memory does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from utils.data.augment import Augmentation
+from utils.data.fit import GREY
+
+CUT = (0.2, 0.8)
+"""Where a mosaic may be cut, as a share of its side (Darknet's blend_truth_mosaic)."""
+MIN_SIDE = 2.0
+"""Boxes that are narrower or lower than this many pixels in the sample are dropped."""
+MIN_AREA = 0.1
+"""Boxes of which a smaller share is left in their region are dropped."""
+MAX_ASPECT = 20.0
+"""Boxes that are longer than this, in units of their other side, are dropped: slivers that a cut has left."""
+
+Region = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the sample."""
+
+
+class Placement(NamedTuple):
+    """Where one picture lies in a sample."""
+
+    region: Region
+    """Nothing is drawn outside."""
+    matrix: NDArray[np.float64]
+    """[2, 3]: shares of the picture's width and height → pixels of the sample."""
+
+    @property
+    def spans(self) -> tuple[float, float]:
+        """Pixels that the picture's height and width cover in the sample; the resolution that is needed of it."""
+        width, height = np.hypot(*self.matrix[:, :2])
+        return height, width
+
+
+def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Region, Region, Region]:
+    """Four regions around a random cut of a sample of `size` height and width, row by row."""
+    height, width = size
+    x, y = round(rng.uniform(*CUT) * width), round(rng.uniform(*CUT) * height)
+    return (0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)
+
+
+def random_placement(
+    rng: Generator, augmentation: Augmentation, fitted: tuple[int, int], region: Region, size: tuple[int, int]
+) -> Placement:
+    """Scale, turn, shear and shift a picture at random.
+
+    Alone, the picture lies around the centre of the sample. In a mosaic it is shifted at random as long as it covers
+    its region, and touches the cut on the sides where it is too small for that.
+
+    Args:
+        rng: generator of the sample.
+        augmentation: the ranges.
+        fitted: height and width of the picture fitted to the sample.
+        region: the whole sample, or a region of a mosaic.
+        size: height and width of the sample.
+    """
+    linear = _random_linear(rng, augmentation, fitted)
+    shift = rng.uniform(-1, 1, 2)
+    low, high, whole = np.array(region[:2]), np.array(region[2:]), np.array(size[::-1])
+    centre = (low + high) / 2
+    if (high - low == whole).all():
+        centre += shift * augmentation.translate * whole
+    else:
+        slack = (np.abs(np.diag(linear)) - (high - low)) / 2  # rotation and shear aside
+        away_from_cut = np.where(low == 0, -1, 1)
+        centre += np.where(slack > 0, shift, away_from_cut) * slack
+    return Placement(region, np.column_stack([linear, centre - linear.sum(1) / 2]))
+
+
+def _random_linear(rng: Generator, augmentation: Augmentation, fitted: tuple[int, int]) -> NDArray[np.float64]:
+    """[2, 2]: rotation · shear · scaling."""
+    gain, turn, shear_x, shear_y = rng.uniform(-1, 1, 4)
+    turn, shears = np.radians(turn * augmentation.degrees), np.radians((shear_x, shear_y)) * augmentation.shear
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    shear = np.array([[1, np.tan(shears[0])], [np.tan(shears[1]), 1]])
+    return rotation @ shear * np.array(fitted[::-1]) * (1 + gain * augmentation.scale)
+
+
+def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> None:
+    """Warp a picture into its region of a sample, bilinearly; what it does not cover becomes grey.
+
+    Args:
+        canvas: uint8 [h, w, C], edited.
+        image: uint8 [H, W, C], at any resolution.
+        placement: where it lies.
+    """
+    left, top, right, bottom = placement.region
+    if right <= left or bottom <= top:
+        return
+    linear = placement.matrix[:, :2] / image.shape[1::-1]
+    # OpenCV's 0, 0 is the centre of the first pixel; here it is its corner.
+    offset = placement.matrix[:, 2] + linear.sum(1) / 2 - 0.5 - (left, top)
+    cv2.warpAffine(
+        image,
+        np.column_stack([linear, offset]),
+        (right - left, bottom - top),
+        dst=canvas[top:bottom, left:right],
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(GREY,) * 3,
+    )
+
+
+def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Placement]) -> NDArray[np.float64]:
+    """Boxes of the pictures of a sample, clipped to their regions; what a cut has left of no use is dropped.
+
+    Args:
+        labels: for each picture [n, 5]: class, cx, cy, w, h as shares of the picture.
+        placements: where each picture lies.
+
+    Returns:
+        [m, 5]: class, x1, y1, x2, y2 in pixels of the sample. The box of a turned picture is the box around the four
+        corners of the box in the picture.
+    """
+    counts = [len(rows) for rows in labels]
+    rows = np.concatenate(labels).astype(np.float64)
+    matrix = np.repeat([placement.matrix for placement in placements], counts, 0)  # [n, 2, 3]
+    region = np.repeat([placement.region for placement in placements], counts, 0)  # [n, 4]
+    inside = np.clip(np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], 1), 0, 1)
+    corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved = corners @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]
+    low, high = moved.min(1), moved.max(1)
+    left_low, left_high = np.clip([low, high], region[:, :2], region[:, 2:])
+    sides = left_high - left_low
+    keep = (sides.min(1) >= MIN_SIDE) & (sides.max(1) <= MAX_ASPECT * sides.min(1))
+    keep &= sides.prod(1) >= MIN_AREA * (high - low).prod(1)
+    return np.concatenate([rows[:, :1], left_low, left_high], 1)[keep]
