@@ -1,0 +1,210 @@
+"""What describes a data set: Darknet's .data and .names, and a data.yaml as Ultralytics writes it.
+
+A path in any of them is relative to the file that names it. Nothing is looked up but the names: whether the pictures
+are there is found out by who reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import DataError
+from utils.files import read_text, regular_file
+
+Source = Path | tuple[Path, ...]
+"""A list file, folder or glob, or several of them."""
+
+LARGEST_FILE = 512 << 10
+"""Largest .data, .names or data.yaml read, in bytes: seconds of YAML, or 800 times COCO's names."""
+_COUNT = re.compile(r"[0-9]{1,6}\Z")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set as its description file says."""
+
+    path: Path
+    """The description file."""
+    classes: int
+    names: tuple[str, ...]
+    """One a class, in the order of the class numbers."""
+    train: Source | None
+    """Pictures to train with; None if the file does not say."""
+    valid: Source | None
+    """Pictures to test with; None if the file does not say."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """Further keys whose values are plain, as text."""
+
+
+def load_data(path: Path | str) -> DataConfig:
+    """Read a data set description: YAML if the name ends in .yaml or .yml, Darknet's `key = value` otherwise.
+
+    Raises:
+        DataError: the file, or the names it points at, cannot be used; the message says file and line.
+    """
+    path = Path(path)
+    text = _normal_newlines(read_text(path, DataError, LARGEST_FILE))
+    return _from_yaml(path, text) if path.suffix.lower() in (".yaml", ".yml") else _from_data(path, text)
+
+
+def load_names(path: Path | str) -> tuple[str, ...]:
+    """Class names of a .names file, one a line; empty lines at the end are left out.
+
+    Raises:
+        DataError: not a text file, no names, an empty line between two names, or control characters.
+    """
+    lines = _normal_newlines(read_text(path, DataError, LARGEST_FILE)).rstrip().split("\n")
+    return tuple(_checked_name(line.strip(), f"{path}:{number}") for number, line in enumerate(lines, 1))
+
+
+def _from_data(path: Path, text: str) -> DataConfig:
+    """Darknet's format: `classes`, `train`, `valid`, `names`, and keys that are kept."""
+    values: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, key, value in _assignments(path, text):
+        if values.setdefault(key, value) != value:
+            raise DataError(f"{path}:{number}: {key} = {value}, but line {lines[key]} says {key} = {values[key]}")
+        lines.setdefault(key, number)
+    if "names" not in values:
+        raise DataError(f"{path}: no names; add a line like names = classes.names")
+    place = f"{path}:{lines['names']}"
+    names_path = path.parent / values["names"]
+    try:
+        regular_file(names_path, DataError)
+    except DataError as failure:
+        raise DataError(f"{place}: names = {values['names']}: {failure}") from None
+    names = load_names(names_path)
+    if (count := values.get("classes")) is not None:
+        place = f"{path}:{lines['classes']}"
+        if not _COUNT.match(count) or int(count) < 1:
+            raise DataError(f"{place}: classes = {count}; a number of at least 1 was expected")
+        if int(count) != len(names):
+            raise DataError(f"{place}: classes = {count}, but {names_path} has {len(names)} names")
+    return DataConfig(
+        path,
+        len(names),
+        names,
+        train=_joined(path.parent, values.get("train")),
+        valid=_joined(path.parent, values.get("valid")),
+        extra=tuple((key, value) for key, value in values.items() if key not in ("classes", "names", "train", "valid")),
+    )
+
+
+def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
+    """Line number, key and value of every `key = value`; empty lines and comments (#, ;) are skipped."""
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not (key and equals and value):
+            raise DataError(f"{path}:{number}: {line[:80]!r} is not of the form key = value")
+        yield number, key, value
+
+
+def _from_yaml(path: Path, text: str) -> DataConfig:
+    """Ultralytics' format: `path`, `train`, `val`, `nc`, `names`, and keys that are kept."""
+    values = _yaml_mapping(path, text)
+
+    def place(key: str) -> str:
+        for number, line in enumerate(text.split("\n"), 1):
+            if re.match(rf"['\"]?{re.escape(key)}['\"]?\s*:", line):
+                return f"{path}:{number}"
+        return str(path)
+
+    if values.get("names") is None:
+        raise DataError(f"{path}: no names; add a list like names: [cat, dog]")
+    names = _yaml_names(values["names"], place("names"))
+    count = values.get("nc", len(names))
+    if not isinstance(count, int) or count != len(names):
+        raise DataError(f"{place('nc')}: nc is {_shown(count)}, but names has {len(names)} entries")
+    root = path.parent / _yaml_text(values.get("path") or ".", place("path"))
+    valid = "val" if "val" in values else "valid"
+    known = ("path", "train", "nc", "names", valid)
+    return DataConfig(
+        path,
+        len(names),
+        names,
+        train=_yaml_source(root, values.get("train"), place("train")),
+        valid=_yaml_source(root, values.get(valid), place(valid)),
+        extra=tuple(
+            (str(key), str(value))
+            for key, value in values.items()
+            if key not in known and _is_plain(key) and _is_plain(value)
+        ),
+    )
+
+
+def _yaml_mapping(path: Path, text: str) -> Mapping[Any, Any]:
+    """The document, which must be a mapping."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        problem = getattr(failure, "problem", None) or str(failure).partition("\n")[0]
+        raise DataError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as failure:
+        raise DataError(f"{path}: not valid YAML: {type(failure).__name__}") from None  # a scalar PyYAML trips over
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: keys like train:, val: and names: were expected; got {_shown(document)}")
+    return document
+
+
+def _yaml_names(value: Any, place: str) -> tuple[str, ...]:
+    """Names from a list, or from a mapping of the class numbers 0, 1, … to names."""
+    if isinstance(value, dict):
+        if set(value) != set(range(len(value))):
+            raise DataError(f"{place}: the keys of names must be 0..{len(value) - 1}, each once")
+        value = [value[number] for number in range(len(value))]
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: names must be a list or a mapping of numbers to names; got {_shown(value)}")
+    for number, name in enumerate(value):
+        if isinstance(name, bool) or not _is_plain(name):
+            raise DataError(f"{place}: name {number} reads as {_shown(name)}; put it in quotes")
+    return tuple(_checked_name(str(name).strip(), f"{place}: name {number}") for number, name in enumerate(value))
+
+
+def _yaml_source(root: Path, value: Any, place: str) -> Source | None:
+    """A path or a list of paths below `root`."""
+    if isinstance(value, list) and value:
+        return tuple(root / _yaml_text(item, place) for item in value)
+    return None if value is None else root / _yaml_text(value, place)
+
+
+def _yaml_text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: a path was expected; got {_shown(value)}")
+    return value
+
+
+def _checked_name(name: str, place: str) -> str:
+    if not name:
+        raise DataError(f"{place}: an empty class name")
+    if _CONTROL.search(name):
+        raise DataError(f"{place}: {name[:80]!r} holds control characters")
+    return name
+
+
+def _joined(folder: Path, value: str | None) -> Path | None:
+    return None if value is None else folder / value
+
+
+def _normal_newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of a YAML file is a text or a number of printable size."""
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 1e18)
+
+
+def _shown(value: Any) -> str:
+    """A value of a YAML file for a message; never the whole of a large one."""
+    return repr(value)[:80] if _is_plain(value) else f"a {type(value).__name__}"

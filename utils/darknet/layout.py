@@ -1,0 +1,100 @@
+"""Which tensors a network has, in the order of its .weights file: pure arithmetic on the cfg, no file, no numpy.
+
+Reading and writing (weights.py), costs (report/cost.py) and model building walk this one list.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from utils.darknet.blocks import Block, Convolutional, Depthwise, Network, Se, Shortcut
+from utils.darknet.shapes import trace
+
+FLOAT_BYTES = 4
+HEADER_BYTES = 20
+"""Header of the files written today: three int32 and a uint64."""
+
+
+class TensorSpec(NamedTuple):
+    """One float32 tensor of a .weights file."""
+
+    block: int
+    """Number of the block it belongs to."""
+    name: str
+    """Relative to the block: bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight, conv.bias, …"""
+    shape: tuple[int, ...]
+    """As in the module: [filters, inputs / groups, k, k] for `conv.weight`, [out, in] for `fc1.weight`, …"""
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file."""
+        return FLOAT_BYTES * self.size
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a parameter; running statistics are not."""
+        return not self.name.startswith("bn.running_")
+
+
+def tensors(network: Network) -> tuple[TensorSpec, ...]:
+    """All tensors of a network in file order (AlexeyAB/darknet, `load_weights_upto`; algorithms: β, γ, μ, σ², W).
+
+    Raises:
+        CfgError: the network has an impossible shape.
+    """
+    shapes = trace(network)
+    widths = [network.net.channels, *(shape.channels for shape in shapes)]
+    return tuple(
+        TensorSpec(index, name, shape)
+        for index, block in enumerate(network.blocks)
+        for name, shape in _block_tensors(block, widths[index])
+    )
+
+
+def key(spec: TensorSpec) -> str:
+    """Name of a tensor in the state dict of the model: `layers.23.conv.weight`."""
+    return f"layers.{spec.block}.{spec.name}"
+
+
+def parameter_count(network: Network) -> int:
+    """Trained values: convolution weights and biases, γ and β; running statistics are not counted."""
+    return sum(spec.size for spec in tensors(network) if spec.trained)
+
+
+def file_bytes(network: Network) -> int:
+    """Size of the network's .weights file with the header of today."""
+    return HEADER_BYTES + sum(spec.bytes for spec in tensors(network))
+
+
+def grouped(number: int) -> str:
+    """Digits of a large count in groups of three: 61 949 149."""
+    return f"{number:,}".replace(",", " ")
+
+
+def _block_tensors(block: Block, channels: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of a block that follows `channels` channels."""
+    match block:
+        case Convolutional():
+            kernel = (block.filters, channels // block.groups, block.size, block.size)
+            return _convolution(kernel, block.batch_normalize, block.bias)
+        case Depthwise():
+            return _convolution((channels, 1, block.size, block.size), block.batch_normalize, bias=True)
+        case Se(filters=filters):
+            return [("fc1.weight", (filters, channels)), ("fc2.weight", (channels, filters))]
+        case Shortcut(weights_type="per_feature", sources=sources):
+            return [("weights", (1 + len(sources),))]
+        case Shortcut(weights_type="per_channel", sources=sources):
+            return [("weights", (1 + len(sources), channels))]
+    return []
+
+
+def _convolution(kernel: tuple[int, ...], batch_normalize: bool, bias: bool) -> list[tuple[str, tuple[int, ...]]]:
+    """β, γ, μ, σ² or the bias, then the kernel [filters, inputs / groups, k, k]."""
+    vectors = ["bn.bias", "bn.weight", "bn.running_mean", "bn.running_var"] if batch_normalize else ["conv.bias"] * bias
+    return [*((name, kernel[:1]) for name in vectors), ("conv.weight", kernel)]

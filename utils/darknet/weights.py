@@ -1,0 +1,280 @@
+"""Darknet's .weights files: a header, then float32 tensors in the order of `layout.tensors`, little-endian.
+
+The header is three int32 (major, minor, revision) and the number of pictures seen: a uint64 from version 0.2 on, a
+uint32 before (AlexeyAB/darknet, `save_weights_upto`). Nothing in the file says which network it belongs to, so the size
+that the cfg asks for is checked before a value is read; no decision depends on a file's name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from utils.darknet.adapt import adapt_classes, head_convolutions
+from utils.darknet.blocks import Network
+from utils.darknet.layout import TensorSpec, file_bytes, grouped, key, parameter_count, tensors
+from utils.errors import NumericsError, WeightsError
+from utils.files import atomic_path, regular_file
+
+__all__ = [
+    "Contents",
+    "Header",
+    "TensorSpec",
+    "check",
+    "file_bytes",
+    "fitting_classes",
+    "key",
+    "parameter_count",
+    "read",
+    "read_header",
+    "tensors",
+    "write",
+]
+
+_VERSION = struct.Struct("<3i")
+_LARGEST_VERSION = 999
+"""Darknet marks transposed weights by a major or minor above 1000; a big-endian or foreign file has more, too."""
+
+_EPSILON = 1e-5
+"""Darknet's ε: σ² + ε must be positive. Published files hold a σ² of -7e-44 where a channel is dead."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Head of a .weights file; the default is what AlexeyAB/darknet writes."""
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 5
+    seen: int = 0
+    """Pictures the network was trained with."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether `seen` takes 8 bytes; 4 before version 0.2."""
+        return self.major * 10 + self.minor >= 2
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file: 20, or 16 before version 0.2."""
+        return _VERSION.size + (8 if self.wide else 4)
+
+    def pack(self) -> bytes:
+        """The header as it is stored."""
+        return struct.pack("<3iQ" if self.wide else "<3iI", self.major, self.minor, self.revision, self.seen)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .weights file holds of a network."""
+
+    header: Header
+    blocks: int
+    """Blocks 0 … blocks - 1 are in the file; what follows has no tensors or is not there."""
+    of: int
+    """Number of blocks of the network."""
+    classes: int
+    """Class count the file was made for."""
+    skipped: tuple[int, ...] = ()
+    """Convolutions before `[yolo]` that are made for another class count, and not read."""
+    partial: bool = False
+    """Whether the file ends before the network does."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the network is read from the file."""
+        return not self.partial and not self.skipped
+
+    def __str__(self) -> str:
+        """One line for the log: `layers 0–56 of 80 loaded`."""
+        line = f"layers 0–{self.blocks - 1} of {self.of} loaded" if self.partial else f"all {self.of} layers loaded"
+        if not self.skipped:
+            return line
+        heads = ", ".join(map(str, self.skipped))
+        return f"{line} but {heads}: heads made for {self.classes} classes"
+
+
+def read_header(path: Path | str) -> Header:
+    """Header of a .weights file.
+
+    Raises:
+        WeightsError: not a regular file, shorter than a header, or with a version that Darknet does not write.
+    """
+    size = regular_file(path, WeightsError).st_size
+    with open(path, "rb") as file:
+        data = file.read(_VERSION.size + 8)
+    if len(data) < _VERSION.size + 4:
+        raise WeightsError(f"{path}: ends inside the header: {size} bytes; 16 or 20 were expected")
+    version = _VERSION.unpack_from(data)
+    if min(version) < 0 or max(version[:2]) > _LARGEST_VERSION:
+        raise WeightsError(
+            f"{path}: its header says version {'.'.join(map(str, version))}: not a Darknet .weights file, or one with "
+            f"transposed weights, which are not supported"
+        )
+    header = Header(*version)
+    if len(data) < header.bytes:
+        raise WeightsError(f"{path}: ends inside the header: {size} bytes; {header.bytes} were expected")
+    seen = int.from_bytes(data[_VERSION.size : header.bytes], "little")
+    if seen >= 1 << 63:
+        raise WeightsError(f"{path}: its header says {seen - (1 << 64)} pictures were seen; 0 or more were expected")
+    return Header(*version, seen)
+
+
+def check(path: Path | str, network: Network, *, partial: bool = False) -> Contents:
+    """What a file holds of `network`, told by its header and size alone.
+
+    Args:
+        path: the file.
+        network: what it should fit.
+        partial: also accept a backbone (a file that ends where a block ends) and a file of the same network with
+            another class count, whose heads are skipped.
+
+    Raises:
+        WeightsError: the file does not fit; the message names the block, its line in the cfg, and both sizes.
+    """
+    header = read_header(path)
+    layout = tensors(network)
+    found = regular_file(path, WeightsError).st_size - header.bytes
+    count = len(network.blocks)
+    if found == sum(spec.bytes for spec in layout):
+        return Contents(header, count, count, network.classes)
+    classes = _fitting_classes(network, layout, found)
+    if partial and classes is not None:
+        return Contents(header, count, count, classes, head_convolutions(network))
+    blocks = _backbone(layout, found)
+    if partial and blocks:
+        return Contents(header, blocks, count, network.classes, partial=True)
+    expected = sum(spec.bytes for spec in layout)
+    raise WeightsError(
+        f"{path}: {_problem(network, layout, found, blocks)}; expected {grouped(header.bytes + expected)} bytes, "
+        f"found {grouped(header.bytes + found)}; {_cause(network, found < expected, classes)}"
+    )
+
+
+def fitting_classes(path: Path | str, network: Network) -> int | None:
+    """Class count for which the file fits `network` as a whole, told by its size; None if there is none."""
+    found = regular_file(path, WeightsError).st_size - read_header(path).bytes
+    return _fitting_classes(network, tensors(network), found)
+
+
+def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[str, np.ndarray]:
+    """Tensors of a file by their names in the model's state dict (`key`).
+
+    Args:
+        path: the file.
+        network: what it must fit.
+        partial: as in `check`; what the file does not hold, and skipped heads, are left out.
+
+    Returns:
+        float32 views of the mapped file, copied page by page when written to; the file itself never changes.
+
+    Raises:
+        WeightsError: as in `check`, or a value is NaN or infinite, or a variance negative.
+    """
+    contents = check(path, network, partial=partial)
+    values = np.memmap(path, dtype="<f4", mode="c", offset=contents.header.bytes).view(np.ndarray)
+    arrays, start = {}, 0
+    for spec in tensors(adapt_classes(network, contents.classes)):
+        if spec.block >= contents.blocks:
+            break
+        array = values[start : start + spec.size].reshape(spec.shape)
+        start += spec.size
+        if spec.block not in contents.skipped:
+            if fault := _fault(spec, array):
+                raise WeightsError(f"{path}: {_place(network, spec)} {fault}; the file is damaged or of another cfg")
+            arrays[key(spec)] = array
+    return arrays
+
+
+def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], header: Header | None = None) -> None:
+    """Write a .weights file atomically.
+
+    Args:
+        path: the file, replaced as a whole.
+        network: says which tensors are written, and their order.
+        arrays: floating-point tensors by `key`; further entries are left out.
+        header: version and pictures seen; that of AlexeyAB/darknet with none seen by default.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape or type.
+        NumericsError: a value is NaN or infinite, also as float32, or a variance negative.
+    """
+    stored = []
+    for spec in tensors(network):
+        array = arrays.get(key(spec))
+        if array is None or array.shape != spec.shape or array.dtype.kind != "f":
+            given = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"{_place(network, spec)}: float {list(spec.shape)} was expected; got {given}")
+        with np.errstate(over="ignore"):
+            stored.append(np.ascontiguousarray(array, dtype="<f4"))
+        if fault := _fault(spec, stored[-1]):
+            raise NumericsError(f"{path}: not written, {_place(network, spec)} {fault}")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write((header or Header()).pack())
+        for array in stored:
+            file.write(array.data)
+
+
+def _fitting_classes(network: Network, layout: Sequence[TensorSpec], found: int) -> int | None:
+    """Class count for which the tensors take `found` bytes; the size is linear in it."""
+    heads = head_convolutions(network)
+    of_one_class = 0
+    for spec in layout:
+        if spec.block in heads:
+            convolution, yolo = network.blocks[spec.block : spec.block + 2]
+            of_one_class += spec.bytes // convolution.filters * len(yolo.mask)
+    more, rest = divmod(found - sum(spec.bytes for spec in layout), of_one_class)
+    classes = network.classes + more
+    return classes if rest == 0 and classes >= 1 else None
+
+
+def _backbone(layout: Sequence[TensorSpec], found: int) -> int:
+    """Number of blocks in a file of `found` bytes of tensors that ends where a block ends; 0 for any other file."""
+    end = 0
+    for spec, following in pairwise(layout):
+        end += spec.bytes
+        if end == found and spec.block != following.block:
+            return spec.block + 1
+    return 0
+
+
+def _problem(network: Network, layout: Sequence[TensorSpec], found: int, blocks: int) -> str:
+    """Where a file of `found` bytes of tensors ends; `blocks` as told by `_backbone`."""
+    if blocks:
+        return f"ends after {network.where(blocks - 1)} of {len(network.blocks)}, as a backbone for train.py -pt does"
+    end = 0
+    for spec in layout:
+        end += spec.bytes
+        if found < end:
+            return f"ends inside {_place(network, spec)}: {grouped(end - found)} of {grouped(spec.bytes)} bytes missing"
+    surplus = f"{grouped(found - end)} surplus byte" + ("s" if found - end > 1 else "")
+    return f"{surplus} after {_place(network, layout[-1])}, the last tensor"
+
+
+def _fault(spec: TensorSpec, array: np.ndarray) -> str | None:
+    """What is wrong with the values of a tensor, if anything."""
+    flat = array.reshape(-1)
+    with np.errstate(all="ignore"):
+        power = np.dot(flat, flat)  # one fast pass; not finite if a value is not, or if it overflows
+    if not np.isfinite(power) and (count := np.count_nonzero(~np.isfinite(flat))):
+        return f"is NaN or infinite in {count} of {flat.size} places"
+    if spec.name == "bn.running_var" and flat.min() <= -_EPSILON:
+        return "has negative variances"
+    return None
+
+
+def _place(network: Network, spec: TensorSpec) -> str:
+    """A tensor for a message: `block 23 (cfg/a.cfg:187), conv.weight`."""
+    return f"{network.where(spec.block)}, {spec.name}"
+
+
+def _cause(network: Network, short: bool, classes: int | None) -> str:
+    """Why a file may be too short or too long."""
+    if classes is not None:
+        return f"it fits {classes} classes, and {network.path or 'the network'} has {network.classes}"
+    return "it is cut short or belongs to another cfg" if short else "it belongs to another cfg"

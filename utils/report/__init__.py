@@ -1,0 +1,1 @@
+"""What a network costs and what a run leaves behind: counts, times, tables, plots, run directories."""
