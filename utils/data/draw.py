@@ -1,0 +1,209 @@
+"""Detections drawn on pictures: boxes, labels that stay inside the picture, and grids of a batch."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""[H, W, 3], RGB."""
+Colour = tuple[int, int, int]
+"""Red, green, blue."""
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+COLOURS = 128
+"""Colours told apart; class 128 has the colour of class 0."""
+GRID_SIDE = 1920
+"""Longest side of a grid of pictures, in pixels."""
+GRID_PICTURES = 16
+"""Most pictures of a grid."""
+GAP = 4
+"""Pixels between the pictures of a grid."""
+
+
+class Style(NamedTuple):
+    """Sizes that grow with the picture, in pixels but for `font_scale`."""
+
+    line: int
+    """Width of a box's line."""
+    font_scale: float
+    """Factor on OpenCV's font, whose capitals are 21 pixels high."""
+    stroke: int
+    """Width of a letter's line."""
+    margin: int
+    """Space around a label's text."""
+
+
+class Label(NamedTuple):
+    """A text's ground and where its letters stand."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    baseline: int
+
+
+def draw_detections(image: Image, detections: NDArray[np.floating], names: Sequence[str]) -> Image:
+    """A copy of a picture with a box and a label for every detection, the most confident ones on top.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        detections: [n, 6], x1, y1, x2, y2 in pixels of the picture, confidence, class. A confidence of NaN (a label
+            of a data set has none) is not written.
+        names: names of the classes; a class beyond them is shown by its number.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+    """
+    picture = np.ascontiguousarray(image).copy()
+    style = style_of(*picture.shape[:2])
+    order = np.argsort(np.nan_to_num(detections[:, 4], nan=1.0), kind="stable")[::-1]
+    texts: list[str] = []
+    labels: list[Label] = []
+    for x1, y1, x2, y2, confidence, number in detections[order].tolist():
+        texts.append(label_text(int(number), names) + ("" if math.isnan(confidence) else f" {confidence:.2f}"))
+        box = round(x1), round(y1), round(x2), round(y2)
+        labels.append(_place(texts[-1], box, picture.shape[:2], style, labels))
+    for row in detections[order[::-1]]:
+        _draw_box(picture, row, style)
+    for row, text, label in zip(detections[order[::-1]], texts[::-1], labels[::-1], strict=True):
+        _draw_label(picture, text, label, colour(int(row[5])), style)
+    return picture
+
+
+def draw_grid(images: Image, detections: Sequence[NDArray[np.floating]], names: Sequence[str]) -> Image:
+    """The first pictures of a batch side by side, at most GRID_SIDE pixels wide and high, with their boxes.
+
+    Args:
+        images: uint8 [B, C, H, W] with C = 3 (RGB) or 1 (grey).
+        detections: one [n, 6] array a picture, as for `draw_detections`.
+        names: names of the classes.
+
+    Returns:
+        uint8 [H', W', 3], RGB.
+    """
+    count = min(len(images), GRID_PICTURES)
+    height, width = images.shape[2:]
+    columns = min(range(1, count + 1), key=lambda n: (max(n * width, math.ceil(count / n) * height), n))
+    rows = math.ceil(count / columns)
+    scale = min(2.0, (GRID_SIDE / columns - GAP) / width, (GRID_SIDE / rows - GAP) / height)
+    cell_height, cell_width = max(1, int(height * scale)), max(1, int(width * scale))
+    grid = np.full((rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP, 3), 255, np.uint8)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    for position in range(count):
+        picture = np.repeat(images[position].transpose(1, 2, 0), 3 // images.shape[1], axis=2)
+        picture = cv2.resize(picture, (cell_width, cell_height), interpolation=interpolation)
+        boxes = detections[position] * ([cell_width / width, cell_height / height] * 2 + [1, 1])
+        top, left = (position // columns) * (cell_height + GAP), (position % columns) * (cell_width + GAP)
+        grid[top : top + cell_height, left : left + cell_width] = draw_detections(picture, boxes, names)
+    return grid
+
+
+def targets_as_detections(
+    targets: NDArray[np.floating], count: int, size: tuple[int, int]
+) -> list[NDArray[np.floating]]:
+    """The labels of a batch as `draw_grid` takes them.
+
+    Args:
+        targets: [N, 6]: picture in the batch, class, cx, cy, w, h as shares of the network input.
+        count: pictures of the batch.
+        size: height and width of the network input, in pixels.
+
+    Returns:
+        One [n, 6] array a picture: x1, y1, x2, y2 in pixels of the network input, NaN, class.
+    """
+    height, width = size
+    centre, half = targets[:, 2:4], targets[:, 4:6] / 2
+    corners = np.concatenate((centre - half, centre + half), axis=1) * ([width, height] * 2)
+    rows = np.column_stack((corners, np.full(len(targets), np.nan), targets[:, 1]))
+    return [rows[targets[:, 0] == picture] for picture in range(count)]
+
+
+def colour(number: int) -> Colour:
+    """The colour of a class, the same in every picture and for every list of names."""
+    return _palette()[number % COLOURS]
+
+
+@lru_cache(maxsize=1)
+def _palette() -> tuple[Colour, ...]:
+    """Colours, each as far from all before it in CIE Lab as can be, neither greyish nor too dark or light."""
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = cv2.cvtColor((candidates / np.float32(255))[None], cv2.COLOR_RGB2Lab)[0]
+    vivid = (np.hypot(lab[:, 1], lab[:, 2]) > 45) & (lab[:, 0] > 35) & (lab[:, 0] < 92)
+    candidates, lab = candidates[vivid], lab[vivid]
+    chosen = [int(np.abs(candidates.astype(int) - (255, 51, 51)).sum(axis=1).argmin())]  # begin with red
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < COLOURS:
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        chosen.append(int(distance.argmax()))
+    return tuple(tuple(candidates[index].tolist()) for index in chosen)
+
+
+def ink_on(ground: Colour) -> Colour:
+    """Black or white, whichever has the larger contrast ratio on a ground (WCAG 2.1, "relative luminance")."""
+    channels = np.array(ground) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
+
+
+def label_text(number: int, names: Sequence[str]) -> str:
+    """Name of a class in the letters that OpenCV's font has: accents are dropped, other scripts give `class 7`."""
+    name = names[number] if 0 <= number < len(names) else ""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return plain if plain and plain.isascii() and plain.isprintable() else f"class {number}"
+
+
+def style_of(height: int, width: int) -> Style:
+    """Sizes for a picture: capitals about 1/45 of its mean side, and never below 8 pixels."""
+    side = (height + width) / 2
+    capitals = max(8.0, side / 45)
+    return Style(max(1, round(side / 280)), capitals / 21, max(1, round(capitals / 10)), max(2, round(capitals / 3)))
+
+
+def _place(
+    text: str, box: tuple[int, int, int, int], size: tuple[int, int], style: Style, taken: Sequence[Label]
+) -> Label:
+    """The first place above, in or under a box that is inside the picture and hides no other label, or hides least."""
+    (text_width, text_height), below = cv2.getTextSize(text, FONT, style.font_scale, style.stroke)
+    width, height = text_width + 2 * style.margin, text_height + below + 2 * style.margin
+    x1, y1, x2, y2 = box
+    outside = style.line // 2
+    left, right = x1 - outside, x2 + outside - width + 1
+    corners = ((left, y1 - height), (left, y1), (left, y2), (right, y1 - height), (right, y2), (left, y2 - height))
+    best, least = None, math.inf
+    for x, y in corners:
+        x = max(0, min(x, size[1] - width))
+        inside = max(0, min(y, size[0] - height))
+        label = Label(x, inside, x + width, inside + height, inside + style.margin + text_height)
+        hidden = sum(_overlap(label, other) for other in taken) + abs(inside - y) * width
+        if hidden < least:
+            best, least = label, hidden
+    return best
+
+
+def _overlap(a: Label, b: Label) -> int:
+    """Pixels that two labels share."""
+    width = min(a.right, b.right) - max(a.left, b.left)
+    height = min(a.bottom, b.bottom) - max(a.top, b.top)
+    return max(0, width) * max(0, height)
+
+
+def _draw_box(picture: Image, row: NDArray[np.floating], style: Style) -> None:
+    x1, y1, x2, y2 = (round(value) for value in row[:4].tolist())
+    cv2.rectangle(picture, (x1, y1), (x2, y2), colour(int(row[5])), style.line)
+
+
+def _draw_label(picture: Image, text: str, label: Label, ground: Colour, style: Style) -> None:
+    cv2.rectangle(picture, label[:2], (label.right - 1, label.bottom - 1), ground, cv2.FILLED)
+    origin = (label.left + style.margin, label.baseline)
+    cv2.putText(picture, text, origin, FONT, style.font_scale, ink_on(ground), style.stroke, cv2.LINE_AA)
