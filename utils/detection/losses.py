@@ -79,7 +79,7 @@ def _head_loss(
     boxes = box_offsets(rows, cell_anchors[found.anchor], yolo)
     agreement = similarity(boxes, found.boxes, settings.iou_loss)
 
-    wanted = torch.zeros_like(values[..., 4])
+    wanted = head.new_zeros(values.shape[:4])
     iou = similarity(boxes.detach(), found.boxes).clamp(0, 1)
     flat = ((found.image * len(yolo.mask) + found.anchor) * height + found.row) * width + found.column
     wanted.view(-1).scatter_reduce_(0, flat, iou, "amax")

@@ -6,6 +6,7 @@ the same whether or not the run was interrupted before it.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -147,10 +148,11 @@ class Trainer:
             waited += time.perf_counter() - asked
             images = self._resize(network_input(batch.images, self.device), epoch, position)
             terms = self._loss(images, batch.targets.to(self.device))
-            self._check(terms, epoch, position, batch)
+            values = {name: float(value.detach()) for name, value in terms._asdict().items()}
+            self._check(values, epoch, position, batch)
             self._backward(terms.total, position)
-            totals += [float(term) for term in terms[1:]]
-            bar.set_postfix_str(" ".join(f"{name} {float(v):.3f}" for name, v in terms._asdict().items()))
+            totals += list(values.values())[1:]
+            bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in values.items()))
             asked = time.perf_counter()
         seconds = time.perf_counter() - started
         box, objectness, classes = totals / len(self.train_loader)
@@ -193,11 +195,11 @@ class Trainer:
         side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
         return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
 
-    def _check(self, terms: LossTerms, epoch: int, position: int, batch: Any) -> None:
+    def _check(self, terms: Mapping[str, float], epoch: int, position: int, batch: Any) -> None:
         """Stop before a step that would spoil the weights."""
-        if torch.isfinite(terms.total):
+        if math.isfinite(terms["total"]):
             return
-        values = ", ".join(f"{name} {float(value):g}" for name, value in terms._asdict().items())
+        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         files = [str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions[:4]]
         raise NumericsError(
             f"epoch {epoch + 1}, batch {position + 1}, step {self.progress.step + 1}: loss is not finite ({values}); "
