@@ -71,9 +71,7 @@ def se_fields(values: Values, place: Place) -> Values:
     if values["filters"] not in (None, place.channels):
         raise SectionError(f"{place.channels} is allowed, the channels of the block before", "filters")
     if values["reduction"] > place.channels:
-        raise SectionError(
-            f"1..{place.channels} is allowed, as the block before has {place.channels} channels", "reduction"
-        )
+        raise SectionError(f"at most {place.channels} is allowed, the channels of the block before", "reduction")
     return {"filters": values["squeeze"] or place.channels // values["reduction"]}
 
 

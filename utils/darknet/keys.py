@@ -79,7 +79,8 @@ def section(
     return SectionKind(name, block, keys, used, words(silent) | EVERYWHERE, fixed, fields, values)
 
 
-COUNT = Integer(1)
+COUNT = Integer(1, 65536)
+"""Of channels and groups."""
 SIZE = Integer(1, 1024)
 """Of kernels, strides, dilations."""
 PADDING = Integer(0, 1024)

@@ -52,7 +52,7 @@ def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Sec
     """
     lines = _lines(text, path)
     sections: list[Section] = []
-    for number, raw in enumerate(lines, 1):
+    for number, raw in enumerate(lines[:MAX_LINES], 1):
         line = raw.strip()
         if not line or line[0] in "#;":
             continue
@@ -65,6 +65,8 @@ def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Sec
         if not sections:
             raise CfgError(f"{path}:{number}: {shown(key)} stands before any section; a cfg starts with [net]")
         _add(sections[-1], key, Entry(value, number), path, warn)
+    if len(lines) > MAX_LINES:
+        raise CfgError(f"{path}:{MAX_LINES + 1}: more than {MAX_LINES} lines; no network needs so many")
     if not sections:
         raise CfgError(f"{path}:1: no section in the file; a Darknet cfg starts with [net]")
     return sections
@@ -72,8 +74,6 @@ def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Sec
 
 def _lines(text: str, path: str) -> list[str]:
     """Lines of a text that can be a cfg: not empty, not too large, no control characters."""
-    if len(text) > MAX_BYTES:
-        raise CfgError(f"{path}:1: {len(text)} characters; a cfg has at most {MAX_CHARACTERS}")
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise CfgError(f"{path}:1: the file is empty; a Darknet cfg starts with [net]")
@@ -85,9 +85,8 @@ def _lines(text: str, path: str) -> list[str]:
         line, _ = _position(text, match.start())
         raise CfgError(f"{path}:{line}: more than {MAX_LINE} characters in a line; no value is that long")
     if len(text) > MAX_CHARACTERS:
-        raise CfgError(f"{path}:1: {len(text)} characters; a cfg has at most {MAX_CHARACTERS}")
-    if text.count("\n") > MAX_LINES:
-        raise CfgError(f"{path}:{MAX_LINES + 1}: a cfg has at most {MAX_LINES} lines")
+        line, _ = _position(text, MAX_CHARACTERS)
+        raise CfgError(f"{path}:{line}: more than {MAX_CHARACTERS} characters; no network needs so many")
     return text.split("\n")
 
 

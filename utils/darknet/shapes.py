@@ -70,7 +70,7 @@ class Trail:
         return [self.shapes[source] for source in sources]
 
     def check_cells(self, source: int, want: Shape, key: str) -> None:
-        """Refuse a source of another height and width than `want`; the input's size is blamed where that explains it."""
+        """Refuse a source of another height and width than `want`; blame the input's size where that explains it."""
         shape = self.shapes[source]
         if shape[1:] == want[1:]:
             return
@@ -188,7 +188,7 @@ def _(block: Maxpool, trail: Trail) -> Shape:
     largest = 2 * (block.size - 1)
     if block.padding > largest:
         raise SectionError(
-            f"0..{largest} is allowed for size {block.size}; some windows would see padding only", "padding"
+            f"at most {largest} is allowed for size {block.size}; some windows would see padding only", "padding"
         )
     return Shape(
         channels,

@@ -207,8 +207,11 @@ class Reference:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is one or two letters off (one for words of up to four letters), or None."""
-    scored = ((edits(word, candidate), candidate) for candidate in known if abs(len(candidate) - len(word)) <= 2)
-    best = min(scored, default=None)
+    letters = set(word)
+    close = [
+        other for other in known if abs(len(other) - len(word)) <= 2 and len(letters.symmetric_difference(other)) <= 4
+    ]
+    best = min(((edits(word, other), other) for other in close), default=None)
     if best is None or best[0] > (1 if min(len(word), len(best[1])) <= 4 else 2):
         return None
     return best[1]

@@ -1,0 +1,389 @@
+"""Malformed cfgs, made from a small legal one: for each, the line that is wrong and a piece of what must be said."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+NANO = """\
+[net]
+width=64
+height=64
+channels=3
+momentum=0.9
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=1
+pad=1
+groups=2
+activation=mish
+
+[shortcut]
+from=-2
+activation=linear
+
+[maxpool]
+size=2
+stride=2
+
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=2
+padding=1
+activation=leaky
+
+[convolutional]
+filters=24
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=3,4,5
+anchors=4,5, 6,8, 9,9.5, 12,10, 16,18, 30,28
+classes=3
+num=6
+
+[route]
+layers=-3
+
+[upsample]
+stride=2
+
+[route]
+layers=-1, 3
+groups=2
+group_id=1
+
+[convolutional]
+filters=24
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=4,5, 6,8, 9,9.5, 12,10, 16,18, 30,28
+classes=3
+num=6
+"""
+"""The legal cfg; its heads have strides 8 and 4."""
+
+LINES = NANO.splitlines()
+
+
+def line_of(place: str) -> int:
+    """Line, counted from 1, of a section (`route1`: the second one) or of a key in it (`route1.groups`)."""
+    section, _, key = place.partition(".")
+    name, order = (section[:-1], int(section[-1])) if section[-1].isdigit() else (section, 0)
+    header = [number for number, line in enumerate(LINES, 1) if line == f"[{name}]"][order]
+    return next(i for i in range(header, len(LINES) + 1) if LINES[i - 1].startswith(f"{key}=")) if key else header
+
+
+def end_of(section: str) -> int:
+    """Line of the last key of a section."""
+    header = line_of(section)
+    return next((i for i in range(header, len(LINES)) if not LINES[i]), len(LINES))
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A malformed cfg."""
+
+    name: str
+    line: int
+    """Line the message names."""
+    says: str
+    """Regular expression that the message matches."""
+    make: Callable[[Path], None]
+    """Makes the file."""
+
+
+def whole(name: str, line: int, says: str, content: bytes | str | list[str]) -> Bad:
+    """A file of this content, or of these lines."""
+    text = "\n".join(content) + "\n" if isinstance(content, list) else content
+    data = text.encode() if isinstance(text, str) else text
+    return Bad(name, line, says, lambda path: path.write_bytes(data) and None)
+
+
+def small(content: str, line: int, says: str, name: str = "") -> Bad:
+    """A 64 × 64 network of the words of `content`, each a line from line 4 on."""
+    return whole(name or content[:40], line, says, ["[net]", "width=64", "height=64", *content.split()])
+
+
+def value(place: str, text: str, says: str, name: str = "", line: int = 0) -> Bad:
+    """The legal cfg with another value for a key; `line` where another than that one is to blame."""
+    at = line_of(place)
+    return swap(at, f"{place.partition('.')[2]}={text}", says, name or f"{place}={text[:20]}", line)
+
+
+def header(section: str, text: str, says: str, name: str = "") -> Bad:
+    """The legal cfg with another header for a section."""
+    return swap(line_of(section), text, says, name or text)
+
+
+def swap(at: int, text: str, says: str, name: str, line: int = 0) -> Bad:
+    """The legal cfg with another line."""
+    return whole(name, line or at, says, [*LINES[: at - 1], text, *LINES[at:]])
+
+
+def added(section: str, text: str, says: str, name: str = "") -> Bad:
+    """The legal cfg with a line after the header of a section."""
+    at = line_of(section)
+    return whole(name or f"{section}: {text[:20]}", at + 1, says, [*LINES[:at], text, *LINES[at:]])
+
+
+def blocks(section: str, text: str, guilty: int, says: str, name: str = "") -> Bad:
+    """The legal cfg with the words of `text`, each a line, after a section; word `guilty`, from 1, is to blame."""
+    at = end_of(section)
+    return whole(name or text[:40], at + guilty, says, [*LINES[:at], *text.split(), *LINES[at:]])
+
+
+def missing(place: str, says: str) -> Bad:
+    """The legal cfg without a key; the header is to blame."""
+    at = line_of(place)
+    return whole(f"no {place}", line_of(place.partition(".")[0]), says, LINES[: at - 1] + LINES[at:])
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+    return buffer.getvalue()
+
+
+BINARY = "control character|not UTF-8"
+
+TEXT = (
+    whole("empty", 1, "empty", ""),
+    whole("only comments", 1, "no section", "# nothing\n; more\n\n"),
+    whole("UTF-16", 1, "not UTF-8", NANO.encode("utf-16")),
+    value("convolutional0.size", "3\0", "control character.*x00", "NUL"),
+    whole("random bytes", 1, BINARY, bytes([0x9B]) + random.Random(0).randbytes(4095)),
+    whole("weights", 1, BINARY, struct.pack("<3iq16f", 0, 2, 5, 0, *[0.1] * 16)),
+    whole("checkpoint", 1, BINARY, _archive()),
+    whole("JPEG", 1, "not UTF-8", b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(200)),
+    added("convolutional0", "filters 32", "neither .section. nor key=value"),
+    added("convolutional0", "=5", "no key before =5"),
+    value("convolutional0.filters", "", "filters has no value"),
+    value("convolutional0.filters", "3=2", "more than one ="),
+    whole("key before any section", 1, "before any section", ["width=64", *LINES]),
+    header("convolutional0", "[convolutional", "not closed"),
+    header("convolutional0", "[]", r"\[\] has no name"),
+    header("convolutional0", "[ ]", r"\[ \] has no name"),
+    header("convolutional0", "[convolutionnal]", r"did you mean \[convolutional\]"),
+    header("convolutional0", "[CONVOLUTIONAL]", r"\[CONVOLUTIONAL\].*did you mean \[convolutional\]"),
+    header("convolutional0", "[conv\0]", "control character", "NUL in a section"),
+    header("maxpool", "[maxpool] 2", r"2 after \[maxpool\]"),
+    header("maxpool", "[region]", r"\[region\] this section is not supported"),
+    header("maxpool", "[crnn]", r"\[crnn\] this section is not supported"),
+    header("maxpool", "[connected]", r"\[connected\] this section is not supported"),
+    header("maxpool", "[pooling]", r"\[pooling\] no such section; there are convolutional"),
+    swap(line_of("convolutional0.size"), "filters=16", "line 9 says 8", "repeated with another value"),
+    added("convolutional0", "filtres=32", "did you mean filters"),
+    added("convolutional0", "x=" + "1" * 1_000_000, "16384 characters", "line of 1 MB"),
+    added("convolutional0", "# " + "x" * 1_000_000, "16384 characters", "comment of 1 MB"),
+    whole("5 MB", 1, "5242880 bytes", "# comment\n" * 524_288),
+    whole("600 kB", 5001, "more than 500000 characters", ["#" * 99] * 6000),
+    whole("60000 lines", 50_001, "more than 50000 lines", [*LINES, *[""] * 60_000]),
+    whole("100001 sections", 4097, "more than 4096 sections", ["[net]", *["[a]"] * 100_000]),
+    value("convolutional0.filters", "32\u00e9", "whole number"),
+    whole("Latin-1", 3, "0xe9 is not UTF-8", "[net]\nwidth=64\n# caf\xe9\nheight=64\n".encode("latin-1")),
+    whole("lone surrogate", 2, "not UTF-8", b"[net]\n# \xed\xa0\x80\nwidth=64\n"),
+    value("convolutional0.filters", "\x1b[31m8", r"control character.*x1b\[31m8", "escape sequence"),
+    whole("no newline", 1, "line of its own", " ".join(LINES)),
+    added("convolutional0", "<<<<<<< HEAD", "merge conflict"),
+    added("convolutional0", "=======", "merge conflict"),
+    added("convolutional0", ">>>>>>> other", "merge conflict"),
+    blocks("net", " ".join(f"unknown_{i:03d}_key=1" for i in range(65)), 65, "64 more", "65 unknown keys"),
+)
+
+NOT_FILTERS = "0 -1 1.5 abc 1e3 99999999999999999999 0x10 1_000 ١٢ nan inf [1] 2147483647".split()  # noqa: SIM905
+
+NUMBERS = (
+    *(value("convolutional0.filters", text, r"filters=.*a whole number in 1\.\.65536") for text in NOT_FILTERS),
+    value("convolutional0.filters", "__import__('os').system('touch CANARY')", "a whole number", "Python as a value"),
+    *(value("convolutional0.size", text, r"size=.*a whole number in 1\.\.1024") for text in ("0", "-3", "1000001")),
+    *(value("convolutional0.stride", text, r"stride=.*a whole number in 1\.\.1024") for text in ("0", "-1")),
+    value("convolutional0.pad", "x", "pad=x: 0 or 1"),
+    value("convolutional2.padding", "-5", r"padding=-5: a whole number in 0\.\.1024"),
+    value("convolutional1.groups", "0", r"groups=0: a whole number in 1\.\."),
+    value("convolutional1.groups", "3", "groups=3: the 8 input channels cannot be split into 3"),
+    value("convolutional1.groups", "-1", r"groups=-1: a whole number in 1\.\."),
+    value("convolutional0.batch_normalize", "3", "batch_normalize=3: 0 or 1"),
+    value("convolutional0.batch_normalize", "yes", "batch_normalize=yes: 0 or 1"),
+    value("convolutional0.activation", "relu7", "relu7: allowed are linear, leaky.*did you mean relu"),
+    value("convolutional0.activation", "", "activation has no value"),
+    value("convolutional0.activation", "eval(1)", r"eval\(1\): allowed are linear"),
+    value("net.width", "0", r"width=0: a whole number in 1\.\.65536"),
+    value("net.width", "60", "width=60: multiples of 8.*64"),
+    value("net.height", "68", "height=68: multiples of 8.*64"),
+    value("net.width", "-64", "width=-64: a whole number"),
+    missing("net.width", "width is missing"),
+    missing("net.height", "height is missing"),
+    value("net.width", "1000000", "width=1000000: a whole number"),
+    value("net.channels", "0", r"channels=0: a whole number in 1\.\.1024"),
+)
+
+UNSUPPORTED = (
+    *(
+        added("convolutional0", f"{key}=1", f"{key}=1: not supported; only 0 is")
+        for key in ("antialiasing", "binary", "xnor", "flipped", "cbn", "sway", "dontload", "coordconv")
+    ),
+    added("convolutional0", "share_index=-1", "share_index=-1: not supported; delete"),
+    added("convolutional0", "binary=on", "binary=on: not supported"),
+    added("maxpool", "maxpool_depth=1", "maxpool_depth=1: not supported"),
+    added("upsample", "scale=2", "scale=2: not supported; only 1 is"),
+    added("shortcut", "weights_type=per_pixel", "weights_type=per_pixel: allowed are none, per_feature"),
+    added("yolo0", "iou_loss=siou", "iou_loss=siou: allowed are mse, iou"),
+    added("yolo0", "new_coords=2", "new_coords=2: 0 or 1"),
+)
+
+ORDER = (
+    whole("no net", 1, r"starts with \[net\]", LINES[6:]),
+    whole("net not first", 1, r"starts with \[net\]", ["[convolutional]", "filters=8", "", *LINES]),
+    whole("net twice", len(LINES) + 1, r"\[net\].*once", [*LINES, "[net]", "width=64", "height=64"]),
+    small("", 1, "no block follows", "net alone"),
+    small("[convolutional] filters=8 [avgpool]", 6, r"there is no \[yolo\]"),
+    small("[yolo] anchors=1,2 classes=1", 4, "cannot be the first"),
+    small("[shortcut] from=-1", 5, "first block has none to read"),
+    small("[route] layers=-1", 5, "first block has none to read"),
+    blocks("convolutional3", "[shortcut] from=-1", 4, "must be a .convolutional", "head after a sum"),
+    header("route0", "[avgpool]", r"follows a \[yolo\]", "block after a head"),
+    whole("dangling", len(LINES) + 1, "nothing reads it", [*LINES, "[route]", "layers=-3"]),
+)
+
+REFERENCES = (
+    missing("shortcut.from", "from is missing"),
+    value("shortcut.from", "", "from has no value"),
+    value("shortcut.from", "0", "from=0: .*write -N"),
+    value("shortcut.from", "-999", r"block -997, which is no block; blocks 0\.\.1 can be read"),
+    value("shortcut.from", "+1", r"from=\+1: .*-N"),
+    value("shortcut.from", "2", "block 2, which is the block itself"),
+    value("shortcut.from", "5", "block 5, which is a later block"),
+    value("shortcut.from", "conv", "from=conv: .*-N"),
+    blocks("maxpool", "[shortcut] from=-2", 2, "block 2 has 32 x 32 cells, but 16 x 16", "sum of unequal cells"),
+    missing("route1.layers", "layers is missing"),
+    value("route1.layers", "", "layers has no value"),
+    value("route1.layers", "-999", "block -990, which is no block"),
+    value("route1.layers", "11", "block 11, which is a later block"),
+    value("route1.layers", "9", "block 9, which is the block itself"),
+    value("route1.layers", "conv", r"entry 1 \(conv\)"),
+    value("route1.layers", "-1, 0", "block 0 has 32 x 32 cells, but 16 x 16"),
+    value("route1.layers", "-1,,-3", "entry 2 is empty"),
+    value("route1.layers", "-1,3,", "entry 3 is empty"),
+    value("route1.layers", ",".join(["-1"] * 1000), "1000 entries; at most 256"),
+    value("route1.layers", "6", r"block 6 is a \[yolo\]"),
+    value("route1.layers", "10000000000", "no network has so many"),
+    value("route1.groups", "0", "groups=0: a whole number"),
+    value("route1.groups", "3", "16 channels of block 8 cannot be split into 3"),
+    value("route1.group_id", "2", r"group_id=2: 0\.\.1 is allowed, as groups is 2"),
+    value("route1.group_id", "-1", r"group_id=-1: a whole number in 0\.\."),
+)
+
+SHAPES = (
+    value("upsample.stride", "0", "stride=0: a whole number"),
+    value("upsample.stride", "-2", "stride=-2: a whole number"),
+    value("upsample.stride", "1000000", "stride=1000000: a whole number"),
+    value("upsample.stride", "4", "block 3 has 16 x 16 cells, but 32 x 32", line=line_of("route1.layers")),
+    value("maxpool.size", "0", "size=0: a whole number"),
+    value("maxpool.stride", "0", "stride=0: a whole number"),
+    added("maxpool", "padding=3", r"padding=3: at most 2 is allowed for size 2"),
+    blocks("shortcut", "[scale_channels] from=-2", 1, "32 x 32 cells; 1 x 1 is allowed"),
+    blocks(
+        "shortcut",
+        "[avgpool] [convolutional] filters=4 activation=relu [scale_channels] from=-3",
+        6,
+        "8 channels, but the block before 4",
+    ),
+    blocks("maxpool", "[sam] from=-2", 2, "8 x 32 x 32, but the block before 8 x 16 x 16"),
+    blocks("shortcut", "[reorg] stride=3", 2, "32 x 32 cells .* no multiples of 3"),
+    blocks("shortcut", "[reorg] stride=4", 2, "8 channels .* no multiple of 16"),
+    blocks("shortcut", "[dropout] probability=1", 2, r"at least 0 and at most 0\.999"),
+    blocks("shortcut", "[depthwise] filters=9", 2, "filters=9: one filter a channel"),
+    blocks("shortcut", "[se] reduction=9", 2, "reduction=9: at most 8"),
+    blocks("convolutional2", "[maxpool] size=9 padding=0", 2, "size=9: the window reaches over 9 .* has 8"),
+    small(
+        "[conv] filters=60000 [conv] filters=60000 size=9 [conv] filters=6 [yolo] anchors=1,1 classes=1",
+        7,
+        r"the weights .* take \d+\.\d GiB",
+    ),
+    small(
+        "[upsample] stride=512 [upsample] stride=2 [convolutional] filters=6 [yolo] anchors=1,1 classes=1", 6, "maps"
+    ),
+    whole("65504 x 65504", 2, "width=65504: the maps .* GiB", NANO.replace("=64\n", "=65504\n")),
+    whole("20001 convolutions", 8194, "4096", ["[net]", "width=64", "height=64", *["[conv]", "stride=2"] * 20_001]),
+)
+
+HEADS = (
+    value("yolo0.classes", "80", r"filters=24.*255 = 3 \* \(5 \+ 80\)", line=line_of("convolutional3.filters")),
+    value("convolutional3.filters", "18", r"filters=18: the \[yolo\] after it needs 24"),
+    value("convolutional3.filters", "23", r"filters=23: the \[yolo\] after it needs 24"),
+    value("yolo0.anchors", "4,5, 6,8, 9,9.5, 12,10, 16,18, 30", "11 numbers; pairs", "odd anchors"),
+    *(
+        value("yolo0.anchors", f"4,5, 6,8, 9,9.5, 12,10, 16,18, 30,{last}", rf"entry 12 \({last}\): .* above 0", last)
+        for last in ("x", "-1", "0", "nan")
+    ),
+    value("yolo0.anchors", "4,5, 6,8", "2 pairs, but num is 6"),
+    missing("yolo0.anchors", "anchors is missing"),
+    value("yolo0.mask", "3,4,6", r"there is no anchor 6; 0\.\.5"),
+    value("yolo0.mask", "3,4,-1", r"entry 3 \(-1\): a whole number in 0"),
+    value("yolo0.mask", "3,4,4", "anchor 4 is named twice"),
+    value("yolo0.mask", "", "mask has no value"),
+    value("yolo0.mask", "3,4,x", r"entry 3 \(x\)"),
+    value("yolo0.classes", "0", r"classes=0: a whole number in 1\.\."),
+    value("yolo0.classes", "-1", r"classes=-1: a whole number in 1\.\."),
+    value("yolo1.classes", "4", "classes=4: the head before has 3"),
+    added("yolo0", "scale_x_y=0", "scale_x_y=0: a number above 0"),
+    added("yolo0", "ignore_thresh=1.5", "ignore_thresh=1.5: a number of at least 0 and at most 1"),
+    added("yolo0", "ignore_thresh=inf", "ignore_thresh=inf: a number"),
+)
+
+FILES = (
+    Bad("FIFO", 1, "not a regular file", os.mkfifo),
+    Bad("device", 1, "not a regular file", lambda path: path.symlink_to("/dev/zero")),
+    Bad("link loop", 1, "symbolic links", lambda path: path.symlink_to(path.name)),
+    Bad("folder", 1, "not a regular file", Path.mkdir),
+)
+
+EVERY = TEXT + NUMBERS + UNSUPPORTED + ORDER + REFERENCES + SHAPES + HEADS + FILES
+
+ODDITIES = {
+    "byte order mark": "\ufeff" + NANO,
+    "CRLF": NANO.replace("\n", "\r\n"),
+    "CR": NANO.replace("\n", "\r"),
+    "tabs": "\n".join(f"\t{line}\t" for line in LINES),
+    "spaces": NANO.replace("=", " = "),
+    "semicolons": "; by hand\n" + NANO.replace("\n", "\n; between\n"),
+    "inline comments": "\n".join(f"{line} # {number}" if line else line for number, line in enumerate(LINES)),
+    "no newline at the end": NANO.rstrip(),
+    "blank lines": NANO.replace("\n", "\n\n   \n"),
+    "[network]": NANO.replace("[net]", "[network]"),
+    "short names": NANO.replace("[convolutional]", "[conv]").replace("[maxpool]", "[max]"),
+    "Leaky": NANO.replace("leaky", "Leaky").replace("mish", "MISH"),
+    "spaced lists": NANO.replace("-1, 3", " -1 , 3 ").replace(",4,", " ,  4 , "),
+    "absolute and relative": NANO.replace("layers=-3", "layers=4").replace("-1, 3", "8, -6"),
+    "batch_normalize=2": NANO.replace("batch_normalize=1", "batch_normalize=2"),
+    "repeated keys": NANO.replace("filters=8", "filters=8\nfilters=8"),
+    "defaults written": NANO.replace("size=1", "size=1\ndilation=2\nbias=1\npad=1"),
+}
+"""Unusual texts of the same network."""
