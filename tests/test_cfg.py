@@ -1,0 +1,257 @@
+"""Reading, writing and tracing of cfgs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.bad_cfgs import NANO, RICH
+from tests.conftest import ROOT
+from utils.darknet.blocks import (
+    Convolutional,
+    Dropout,
+    Maxpool,
+    Net,
+    Network,
+    Reorg,
+    Route,
+    ScaleChannels,
+    Se,
+    Shape,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+from utils.darknet.cfg import format_network, load, parse
+from utils.darknet.keys import SECTIONS
+from utils.darknet.shapes import max_stride, strides, trace
+from utils.errors import CfgError
+
+OURS = sorted((ROOT / "cfg").glob("*.cfg"))
+DARKNET = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-voc", "yolov4", "yolov4-tiny")
+FOREIGN = (
+    "MobileNetV2-YOLO-Fastest-voc",
+    "MobileNetV2-YOLO-Fastest-voc-v2",
+    "MobileNetV2-YOLOv3-Nano-coco",
+    "MobileNetV2-YOLOv3-Nano-voc",
+    "yolo-fastest-1.1",
+    "yolo-fastest-1.1-xl",
+    "yolo-fastest-1.1_body",
+    "yoloface-500k",
+    "yoloface-500k-v2",
+    "yoloface-50k",
+    "yolov3-tiny",
+    "yolov3-tiny-mask123",
+)
+SHARED = [f"darknet_cfg/{name}.cfg" for name in DARKNET] + [f"data/weights/{name}.cfg" for name in FOREIGN]
+HEADER = "[net]\nwidth=64\nheight=64\n"
+HEAD = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nanchors=9,9\nclasses=1\n"
+
+
+def silent(text: str) -> None:
+    """Refuses warnings."""
+    raise AssertionError(text)
+
+
+def first(section: str) -> object:
+    """The first block of a network that starts with `section`."""
+    return parse(f"{HEADER}{section}\n{HEAD}", warn=silent).blocks[0]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_our_cfgs_survive_writing(path: Path):
+    network = load(path, silent)
+    assert parse(format_network(network), warn=silent) == network
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_published_cfgs_survive_writing(shared, name):
+    network = load(shared / name, silent)
+    text = format_network(network)
+    assert parse(text, warn=silent) == network
+    assert format_network(parse(text)) == text
+
+
+def test_every_section_and_key_survives_writing():
+    seen: set[str] = set()
+    for text in (NANO, RICH):
+        network = parse(text, warn=silent)
+        assert parse(format_network(network), warn=silent) == network
+        seen |= {type(block).__name__ for block in network.blocks}
+    assert seen == {kind.block.__name__ for kind in SECTIONS}
+
+
+def test_defaults_are_those_of_darknet():
+    assert first("[convolutional]\nfilters=4\nactivation=leaky") == Convolutional(filters=4, activation="leaky")
+    assert first("[maxpool]\nsize=3") == Maxpool(size=3, stride_x=1, stride_y=1, padding=2)
+    assert first("[maxpool]\nstride=2\nstride_y=1") == Maxpool(size=2, stride_x=2, stride_y=1, padding=1)
+    assert first("[upsample]") == Upsample(stride=2)
+    assert first("[dropout]") == Dropout(probability=0.2)
+    assert first("[reorg]") == Reorg(stride=1)
+    assert parse(f"{HEADER}{HEAD}").net == Net(width=64, height=64, channels=3)
+    assert parse(f"{HEADER}{HEAD}").yolos == (Yolo(mask=(0,), anchors=((9.0, 9.0),), classes=1),)
+
+
+@pytest.mark.parametrize(
+    ("keys", "padding"),
+    [
+        ("size=3\npad=1", 1),
+        ("size=4\npad=2", 2),
+        ("size=5\npad=1\npadding=9", 2),
+        ("size=3\npadding=2", 2),
+        ("size=1\npad=1", 0),
+    ],
+)
+def test_pad_means_half_the_size_and_wins_over_padding(keys, padding):
+    block = first(f"[convolutional]\nfilters=4\nactivation=relu\n{keys}")
+    assert isinstance(block, Convolutional) and block.padding == padding
+
+
+def test_references_are_absolute_in_memory_and_relative_in_the_file_when_near():
+    network = parse(NANO)
+    assert network.blocks[2] == Shortcut(sources=(0,))
+    assert network.blocks[7] == Route(layers=(4,))
+    assert network.blocks[9] == Route(layers=(8, 3), groups=2, group_id=1)
+    text = format_network(network)
+    assert "from=-2\n" in text and "layers=-3\n" in text and "layers=-1, -6\n" in text
+
+
+def test_far_routes_are_written_absolute(shared):
+    text = format_network(load(shared / "darknet_cfg/yolov3.cfg"))
+    assert "layers=-1, 61\n" in text and "layers=-1, 36\n" in text and "layers=-4\n" in text
+
+
+def test_keys_of_no_use_are_kept_in_order(shared):
+    network = load(shared / "darknet_cfg/yolov4.cfg")
+    assert dict(network.net.extra)["steps"] == "400000,450000"
+    assert [key for key, _ in network.net.extra][:3] == ["batch", "subdivisions", "momentum"]
+    assert network.yolos[0].extra[:2] == (("jitter", ".3"), ("truth_thresh", "1"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1e-6, 65536), min_size=2, max_size=2))
+def test_anchors_keep_every_bit(anchor):
+    network = parse(f"{HEADER}{HEAD}")
+    yolo = replace(network.yolos[0], anchors=(tuple(anchor),))
+    changed = replace(network, blocks=(*network.blocks[:-1], yolo))
+    assert parse(format_network(changed)) == changed
+
+
+def test_blocks_know_their_line():
+    network = parse(NANO, "nano.cfg")
+    assert network.net.line == 1
+    assert [network.where(index) for index in (0, 2)] == ["block 0 (nano.cfg:7)", "block 2 (nano.cfg:24)"]
+
+
+def test_squeeze_width_is_the_quotient_or_given():
+    assert first("[se]\nreduction=2") == Se(filters=1)
+    network = parse(f"{HEADER}channels=64\n[se]\nreduction=5\n[se]\nsqueeze=50\n{HEAD}", warn=silent)
+    assert [block.filters for block in network.blocks[:2]] == [12, 50]  # type: ignore[attr-defined]
+    text = format_network(network)
+    assert "reduction=5" in text and "squeeze=50" in text and parse(text) == network
+
+
+@pytest.mark.parametrize(
+    ("section", "shape"),
+    [
+        ("[convolutional]\nfilters=4\nactivation=relu\nsize=3\nstride=2\npad=1", (4, 32, 32)),
+        ("[convolutional]\nfilters=4\nactivation=relu\nsize=3\nstride_x=2\nstride_y=1\npad=1", (4, 64, 32)),
+        ("[convolutional]\nfilters=4\nactivation=relu\nsize=3\ndilation=3\npad=1", (4, 64, 64)),
+        ("[convolutional]\nfilters=4\nactivation=relu\nsize=3\ndilation=3", (4, 58, 58)),
+        ("[convolutional]\nfilters=4\nactivation=relu\nsize=6\nstride=2\npad=1", (4, 33, 33)),
+        ("[depthwise]\nsize=3\nstride=2\npad=1", (3, 32, 32)),
+        ("[maxpool]\nsize=2\nstride=1", (3, 64, 64)),
+        ("[maxpool]\nsize=2\nstride=2", (3, 32, 32)),
+        ("[maxpool]\nsize=3\nstride=2\npadding=0", (3, 31, 31)),
+        ("[avgpool]", (3, 1, 1)),
+        ("[upsample]\nstride=4", (3, 256, 256)),
+        ("[dropout]\nprobability=0.5", (3, 64, 64)),
+    ],
+)
+def test_shapes_follow_darknet(section, shape):
+    """E.g. 6 x 6 with stride 2 and 3 zeros on each side: (64 + 2·3 - 6) // 2 + 1 = 33; dilated zeros count double."""
+    assert trace(Network(Net(width=64, height=64), (first(section),)))[0] == shape  # type: ignore[arg-type]
+
+
+def test_scaled_channels_have_the_shape_of_their_source():
+    """Sum: the width of the block before; sources may be wider or narrower."""
+    blocks = (Convolutional(filters=4), Convolutional(filters=6), Shortcut(sources=(0,)), ScaleChannels(source=2))
+    assert trace(Network(Net(width=8, height=8), blocks[:3]))[2] == (6, 8, 8)
+    pooled = (*blocks[:3], Maxpool(size=8, stride_x=8, stride_y=8, padding=0), ScaleChannels(source=2))
+    assert trace(Network(Net(width=8, height=8), pooled))[4] == (6, 8, 8)
+
+
+def test_strides_come_from_the_blocks_in_cfg_order(shared):
+    assert strides(load(shared / "darknet_cfg/yolov4.cfg")) == (8, 16, 32)
+    assert strides(load(shared / "darknet_cfg/yolov3.cfg")) == (32, 16, 8)
+    assert strides(load(shared / "data/weights/yoloface-50k.cfg")) == (8,)
+    assert max_stride(parse(RICH)) == 4
+
+
+@pytest.mark.parametrize("name", SHARED[:2] + SHARED[6:])
+def test_the_grid_is_the_size_divided_by_the_stride(shared, name):
+    network = load(shared / name)
+    for height, width in ((None, None), (4 * max_stride(network), 6 * max_stride(network))):
+        shapes = trace(network, height, width)
+        size = (height or network.net.height, width or network.net.width)
+        for head, stride in zip(network.heads, strides(network), strict=True):
+            assert shapes[head] == Shape(network.blocks[head].channels, size[0] // stride, size[1] // stride)  # type: ignore[attr-defined]
+
+
+def test_a_size_off_the_stride_is_refused(shared):
+    network = load(shared / "darknet_cfg/yolov3.cfg")
+    with pytest.raises(CfgError, match=r"yolov3\.cfg: input 3 x 416 x 400: width: multiples of 32.* 384|416"):
+        trace(network, 416, 400)
+
+
+def test_blocks_that_do_not_fit_are_not_written():
+    network = parse(NANO)
+    blocks = (*network.blocks[:2], Shortcut(sources=(7,)), *network.blocks[3:])
+    with pytest.raises(CfgError, match=r"block 2: from: block 2 reads block 7, which is a later block"):
+        format_network(replace(network, blocks=blocks))
+
+
+def test_a_large_cfg_is_read_in_ten_milliseconds(shared):
+    text = (shared / "darknet_cfg/yolov4.cfg").read_text()
+
+    def seconds() -> float:
+        start = time.process_time()
+        parse(text)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(5)) < 0.01
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "yoloface-50k",
+        "MobileNetV2-YOLO-Fastest-voc-v2",
+        "MobileNetV2-YOLOv3-Nano-voc",
+        "yolo-fastest-1.1",
+        "yoloface-500k-v2",
+    ],
+)
+def test_opencv_computes_the_same_from_the_written_cfg(shared, tmp_path, name):
+    cv2 = pytest.importorskip("cv2", minversion="4.5")
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        pytest.skip("OpenCV 5 has no Darknet reader")
+    folder = shared / "data/weights"
+    network = load(folder / f"{name}.cfg")
+    written = tmp_path / "written.cfg"
+    written.write_text(format_network(network))
+    shape = (1, network.net.channels, network.net.height, network.net.width)
+    image = np.random.default_rng(0).random(shape, dtype=np.float32)
+    outputs = []
+    for path in (folder / f"{name}.cfg", written):
+        net = cv2.dnn.readNetFromDarknet(str(path), str(folder / f"{name}.weights"))
+        net.setInput(image)
+        outputs.append(net.forward(net.getUnconnectedOutLayersNames()))
+    for ours, theirs in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
