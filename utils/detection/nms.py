@@ -48,10 +48,6 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Col
     """[N, 5 + C] to [n, 6] detections above the threshold, not yet suppressed."""
     rows = rows[rows[:, 4] > conf_thres]
     scores = rows[:, 5:] * rows[:, 4:5]
-    if classes is not None:
-        keep = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-        keep[[c for c in classes if 0 <= c < len(keep)]] = True
-        scores = scores.masked_fill(~keep, 0)
     if multi_label and scores.shape[1] > 1:
         row, label = (scores > conf_thres).nonzero(as_tuple=True)
         confidence = scores[row, label]
@@ -59,6 +55,9 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Col
         confidence, label = scores.max(dim=1)
         row = (confidence > conf_thres).nonzero(as_tuple=True)[0]
         confidence, label = confidence[row], label[row]
+    if classes is not None:
+        wanted = torch.isin(label, label.new_tensor(list(classes)))
+        row, confidence, label = row[wanted], confidence[wanted], label[wanted]
     corners = to_corners(rows[row, :4])
     return torch.cat((corners, confidence[:, None], label[:, None].to(corners.dtype)), dim=1)
 

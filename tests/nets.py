@@ -1,0 +1,114 @@
+"""Small networks as cfg text, for tests."""
+
+from __future__ import annotations
+
+from utils.darknet.blocks import Network
+from utils.darknet.cfg import parse
+
+TINY = """
+[net]
+width=64
+height=64
+channels=3
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+
+[convolutional]
+batch_normalize=1
+filters=4
+size=1
+activation=leaky
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+pad=1
+activation=leaky
+
+[shortcut]
+from=-3
+activation=linear
+
+[route]
+layers=-1
+groups=2
+group_id=1
+
+[convolutional]
+batch_normalize=1
+filters=12
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[maxpool]
+size=2
+stride=1
+
+[convolutional]
+filters=21
+size=1
+activation=linear
+
+[yolo]
+mask=3,4,5
+anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
+classes=2
+num=6
+scale_x_y=1.05
+
+[route]
+layers=7
+
+[convolutional]
+batch_normalize=1
+filters=6
+size=1
+activation=relu
+
+[upsample]
+stride=2
+
+[route]
+layers=-1,4
+
+[convolutional]
+filters=21
+size=1
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
+classes=2
+num=6
+"""
+"""Two heads at strides 8 and 4; a residual unit, a grouped route, a max pool of stride 1, an upsampled route."""
+
+
+def tiny() -> Network:
+    """The network of TINY."""
+    return parse(TINY, "tiny.cfg")
+
+
+def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
+    """A network that ends in one head of stride 1 or more behind the given sections."""
+    head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
+    net = f"[net]\nwidth={width}\nheight={width}\nchannels={channels}\n"
+    return parse("\n".join((net, *sections, head)), "one.cfg")

@@ -1,0 +1,193 @@
+"""The one loader and writer of .pt files, and which files a model comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from models import Darknet
+from tests.nets import TINY, tiny
+from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
+from utils.darknet import weights
+from utils.darknet.adapt import adapt_classes
+from utils.darknet.blocks import Yolo
+from utils.darknet.cfg import format_network
+from utils.errors import InputError, WeightsError
+from utils.model_files import ModelFiles, choose_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = Darknet(tiny())
+    path = tmp_path / "model.pt"
+    write_checkpoint(path, contents(model))
+    return path
+
+
+def contents(model, **more):
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    return {
+        "model": state,
+        "ema": None,
+        "cfg": format_network(model.network),
+        "names": ["a", "b"],
+        "lineage": [],
+        **more,
+    }
+
+
+def darknet_file(tmp_path, network, name="model.weights"):
+    model = Darknet(network)
+    weights.write(tmp_path / name, network, {k: v.numpy() for k, v in model.state_dict().items()})
+    return tmp_path / name, model
+
+
+def test_written_and_read_gives_the_same_tensors(checkpoint):
+    loaded = load_model(choose_model(None, str(checkpoint)))
+    assert loaded.names == ("a", "b")
+    assert loaded.model.blocks == tiny().blocks
+    stored = read_checkpoint(checkpoint)["model"]
+    assert all(torch.equal(value, stored[key]) for key, value in loaded.model.state_dict().items())
+    assert loaded.lineage[-1]["path"] == str(checkpoint)
+    assert len(loaded.lineage[-1]["sha256"]) == 64
+
+
+def test_averaged_weights_are_preferred(tmp_path):
+    model, average = Darknet(tiny()), Darknet(tiny())
+    write_checkpoint(tmp_path / "m.pt", contents(model, ema=average.state_dict()))
+    loaded = load_model(choose_model(None, str(tmp_path / "m.pt"))).model
+    assert torch.equal(loaded.layers[0].conv.weight, average.layers[0].conv.weight)
+
+
+def test_a_previous_checkpoint_survives_the_next(tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "prev.pt"
+    for epoch in (1, 2):
+        write_checkpoint(last, contents(Darknet(tiny()), epoch=epoch), keep_previous=previous)
+    assert read_checkpoint(last)["epoch"] == 2
+    assert read_checkpoint(previous)["epoch"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "prev.pt"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_is_found(checkpoint, seed):
+    """Every byte of the archive's contents is under a checksum; the rest is structure."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        entry = max(archive.infolist(), key=lambda e: e.file_size)
+    data = bytearray(checkpoint.read_bytes())
+    rng = np.random.default_rng(seed)
+    data[entry.header_offset + 100 + int(rng.integers(entry.file_size - 200))] ^= 1 << int(rng.integers(8))
+    checkpoint.write_bytes(data)
+    with pytest.raises(WeightsError, match="damaged"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_refused(checkpoint, share):
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(WeightsError):
+        choose_model(None, str(checkpoint)) if share else read_checkpoint(checkpoint)
+
+
+def test_what_is_not_finite_is_refused(tmp_path):
+    model = Darknet(tiny())
+    with torch.no_grad():
+        model.layers[0].bn.weight[2] = float("nan")
+    write_checkpoint(tmp_path / "m.pt", contents(model))
+    with pytest.raises(WeightsError, match=r"layers\.0\.bn\.weight is not finite"):
+        read_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_module_that_was_saved_whole_is_refused_with_the_way_out(tmp_path):
+    torch.save(Darknet(tiny()), tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match=r"whole-module checkpoint \(it needs models\.Darknet\).*convert it"):
+        read_checkpoint(tmp_path / "whole.pt")
+
+
+@pytest.mark.parametrize("value", [{"weight": torch.zeros(3)}, [1, 2], torch.zeros(2)], ids=["state", "list", "tensor"])
+def test_tensors_of_another_program_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match="not a checkpoint of this suite"):
+        read_checkpoint(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("head", "name"), [(b"\x80\x02}q\x00.", "pickle"), (b"\x1f\x8b\x08", "gzip"), (b"7z\xbc\xaf", "7z")]
+)
+def test_other_containers_are_refused_by_name(tmp_path, head, name):
+    (tmp_path / "x.pt").write_bytes(head + bytes(600))
+    with pytest.raises(WeightsError, match=name):
+        choose_model(None, str(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("entry", ["../../x", "/etc/x", "m/evil.py"])
+def test_archives_with_foreign_entries_are_refused(tmp_path, entry):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr(entry, "x")
+    with pytest.raises(WeightsError, match="is not one of torch"):
+        choose_model(None, str(tmp_path / "x.pt"))
+
+
+def test_a_cfg_of_another_class_count_is_adapted_and_that_is_said(checkpoint, tmp_path):
+    (tmp_path / "n.cfg").write_text(format_network(adapt_classes(tiny(), 80)))
+    loaded = load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint)))
+    assert loaded.model.network.classes == 2
+    assert "adapted from 80 to 2 classes" in loaded.notes[0]
+    file, model = darknet_file(tmp_path, tiny())
+    files = choose_model(str(tmp_path / "n.cfg"), str(file))
+    assert "adapted from 80 to 2 classes" in files.notes[0]
+    assert torch.equal(load_model(files).model.layers[0].conv.weight, model.layers[0].conv.weight)
+
+
+def test_a_cfg_of_another_network_is_refused_with_both_names(checkpoint, tmp_path):
+    (tmp_path / "n.cfg").write_text(TINY.replace("filters=12", "filters=16"))
+    with pytest.raises(WeightsError, match=r"model\.pt: made for another network .*n\.cfg"):
+        load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint)))
+
+
+def test_the_input_size_of_the_cfg_wins(checkpoint, tmp_path):
+    (tmp_path / "n.cfg").write_text(TINY.replace("width=64", "width=128"))
+    assert load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint))).model.network.net.width == 128
+
+
+def test_left_out_weights_are_the_newest_that_fit(tmp_path, checkpoint):
+    (tmp_path / "n.cfg").write_text(TINY)
+    (tmp_path / "other.cfg").write_text(TINY.replace("filters=12", "filters=16"))
+    runs = tmp_path / "runs"
+    for number, cfg in enumerate(("n.cfg", "n.cfg", "other.cfg")):
+        folder = runs / "train" / f"exp{number}"
+        (folder / "weights").mkdir(parents=True)
+        shutil.copy(tmp_path / cfg, folder / "model.cfg")
+        shutil.copy(checkpoint, folder / "weights" / "best.pt")
+    files = choose_model(str(tmp_path / "n.cfg"), None, runs)
+    assert files.weights == runs / "train" / "exp1" / "weights" / "best.pt"
+    assert str(files.weights) in files.notes[0]
+    assert choose_model(None, None, runs).weights.parent.parent.name == "exp2"
+
+
+def test_without_any_fitting_run_the_error_says_what_to_do(tmp_path):
+    (tmp_path / "n.cfg").write_text(TINY)
+    with pytest.raises(InputError, match=r"--weights left out.*train first or give --weights"):
+        choose_model(str(tmp_path / "n.cfg"), None, tmp_path / "runs")
+
+
+def test_a_darknet_file_needs_a_cfg(tmp_path):
+    file, _ = darknet_file(tmp_path, tiny())
+    with pytest.raises(InputError, match="give --cfg"):
+        choose_model(None, str(file))
+
+
+def test_training_keys_do_not_make_another_network(checkpoint, tmp_path):
+    network = tiny()
+    blocks = tuple(dataclasses.replace(b, ignore_thresh=0.7) if isinstance(b, Yolo) else b for b in network.blocks)
+    (tmp_path / "n.cfg").write_text(format_network(dataclasses.replace(network, blocks=blocks)))
+    assert load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint))).notes == ()
+
+
+def test_new_weights_are_drawn_without_a_file():
+    assert load_model(ModelFiles(tiny(), None)).names is None

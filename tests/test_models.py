@@ -1,0 +1,201 @@
+"""Laws of the network built from blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models import Darknet, fuse, load_arrays
+from tests.nets import one_head, tiny
+from utils.darknet import weights
+from utils.darknet.blocks import Maxpool, Network, Reorg, Shortcut
+from utils.darknet.cfg import format_network
+from utils.layers import ACTIVATIONS, Addition, ConvBlock, MaxPool, SpaceToDepth
+
+CONV = "[convolutional]\nbatch_normalize=1\nfilters={0}\nsize=3\npad=1\nactivation={1}\n"
+
+
+def lively(network: Network, seed: int = 0) -> Darknet:
+    """A model in evaluation mode whose statistics and scales are not at their start values."""
+    torch.manual_seed(seed)
+    model = Darknet(network).eval()
+    with torch.no_grad():
+        for layer in model.layers:
+            if isinstance(layer, ConvBlock) and layer.bn is not None:
+                layer.bn.weight.uniform_(0.5, 1.5)
+                layer.bn.bias.normal_(std=0.3)
+                layer.bn.running_mean.normal_(std=0.3)
+                layer.bn.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def test_heads_come_in_cfg_order_with_the_strides_of_the_blocks():
+    heads = lively(tiny())(torch.rand(2, 3, 64, 96)).heads
+    assert [tuple(head.shape) for head in heads] == [(2, 21, 8, 12), (2, 21, 16, 24)]
+
+
+def test_features_are_the_outputs_of_the_blocks_asked_for():
+    model, image = lively(tiny()), torch.rand(1, 3, 64, 64)
+    features = model(image, features=(0, 4)).features
+    torch.testing.assert_close(features[0], model.layers[0](image))
+    assert set(features) == {0, 4}
+    assert model(image).features == {}
+
+
+def test_fusing_keeps_the_function_and_leaves_the_model():
+    model, image = lively(tiny()), torch.rand(2, 3, 64, 64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = fuse(model)
+    for got, want in zip(fused(image).heads, model(image).heads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert all(layer.bn is None for layer in fused.layers if isinstance(layer, ConvBlock))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_channels_last_gives_the_same_outputs():
+    model, image = lively(tiny()), torch.rand(2, 3, 64, 64)
+    want = model(image).heads
+    got = model.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last)).heads
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_holds_every_tensor_of_the_weights_file_by_its_key():
+    network = tiny()
+    state = Darknet(network).state_dict()
+    for spec in weights.tensors(network):
+        assert tuple(state[weights.key(spec)].shape) == tuple(spec.shape)
+    assert len(state) == len(weights.tensors(network)) + sum(key.endswith("tracked") for key in state)
+
+
+def test_load_arrays_shares_memory_and_gives_the_same_outputs():
+    model, image = lively(tiny()), torch.rand(1, 3, 64, 64)
+    state = model.state_dict()
+    other = load_arrays(tiny(), state).eval()
+    assert other.layers[0].conv.weight.data_ptr() == state["layers.0.conv.weight"].data_ptr()
+    assert torch.equal(other(image).heads[0], model(image).heads[0])
+
+
+def test_new_heads_predict_their_priors():
+    model = Darknet(tiny())
+    bias = model.layers[8].conv.bias.view(3, 7)
+    torch.testing.assert_close(bias[:, 4].sigmoid(), torch.full((3,), 0.01))
+    torch.testing.assert_close(bias[:, 5:].sigmoid(), torch.full((3, 2), 0.5))
+
+
+def test_evaluation_changes_no_buffer():
+    model = lively(tiny())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation_trains(activation):
+    model = Darknet(one_head(CONV.format(4, activation), "[dropout]\nprobability=0.2\n"))
+    model(torch.rand(2, 3, 16, 16)).heads[0].sum().backward()
+    assert torch.isfinite(model.layers[0].conv.weight.grad).all()
+
+
+def test_mish_has_the_values_of_its_formula():
+    values = ACTIVATIONS["mish"]()(torch.tensor([-2.0, -0.5, 0.5, 2.0]))
+    torch.testing.assert_close(values, torch.tensor([-0.2525015, -0.2207438, 0.3752452, 1.9439590]))
+
+
+def test_shortcut_adds_the_common_channels_and_keeps_the_width_of_the_previous_block():
+    layer = Addition(Shortcut(sources=(0, 1)), 3)
+    first, wide, narrow = torch.ones(1, 3, 2, 2), torch.full((1, 5, 2, 2), 10.0), torch.full((1, 2, 2, 2), 100.0)
+    total = layer(first, wide, narrow)
+    assert total[0, :, 0, 0].tolist() == [111, 111, 11]
+
+
+@pytest.mark.parametrize("kind", ["per_feature", "per_channel"])
+@pytest.mark.parametrize("normalization", ["none", "relu", "softmax"])
+def test_weighted_shortcut_follows_its_formula(kind, normalization):
+    layer = Addition(Shortcut(sources=(0,), weights_type=kind, weights_normalization=normalization), 2)
+    raw = torch.tensor([1.0, -3.0]) if kind == "per_feature" else torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
+    layer.weights.data = raw
+    columns = raw.view(2, -1).expand(2, 2)
+    scale = {
+        "none": columns,
+        "relu": columns.clamp(min=0) / (columns.clamp(min=0).sum(0) + 1e-4),
+        "softmax": columns.exp() / columns.exp().sum(0),
+    }[normalization]
+    first, second = torch.tensor([5.0, 7.0]), torch.tensor([11.0, 13.0])
+    got = layer(first.view(1, 2, 1, 1), second.view(1, 2, 1, 1)).flatten()
+    torch.testing.assert_close(got, first * scale[0] + second * scale[1])
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 2, 1), (2, 1, 1), (5, 1, 4), (3, 2, 2), (2, 2, 0), (3, 1, 0)]
+)
+def test_maxpool_pads_as_darknet(size, stride, padding):
+
+    image = torch.randn(1, 2, 7, 9)
+    got = MaxPool(Maxpool(size=size, stride_x=stride, stride_y=stride, padding=padding), 2)(image)
+    rows, columns = (7 + padding - size) // stride + 1, (9 + padding - size) // stride + 1
+    assert got.shape == (1, 2, rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * stride - padding // 2, column * stride - padding // 2
+            window = image[0, :, max(0, top) : top + size, max(0, left) : left + size]
+            assert torch.equal(got[0, :, row, column], window.amax(dim=(1, 2)))
+
+
+def test_reorg_moves_space_to_depth_and_loses_nothing():
+    image = torch.arange(4 * 4 * 4.0).view(1, 4, 4, 4)
+    got = SpaceToDepth(Reorg(stride=2), 4)(image)
+    assert got.shape == (1, 16, 2, 2)
+    assert sorted(got.flatten().tolist()) == image.flatten().tolist()
+
+
+@pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer")
+@pytest.mark.parametrize(
+    "sections",
+    [
+        ("[reorg]\nstride=2\n",),
+        ("[maxpool]\nsize=2\nstride=1\n",),
+        ("[maxpool]\nsize=2\nstride=2\n",),
+        ("[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",),
+        ("[upsample]\nstride=2\n", CONV.format(4, "mish")),
+        (CONV.format(6, "swish"), "[shortcut]\nfrom=-2\nactivation=leaky\n"),
+        ("[avgpool]\n", "[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n", "[scale_channels]\nfrom=-3\n"),
+        ("[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n", "[sam]\nfrom=-2\n"),
+    ],
+    ids=["reorg", "pool1", "pool2", "group", "upsample", "shortcut", "scale_channels", "sam"],
+)
+def test_opencv_computes_the_same(tmp_path, sections):
+    network = one_head(CONV.format(8, "leaky"), *sections)
+    model = lively(network)
+    (tmp_path / "n.cfg").write_text(format_network(network))
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    weights.write(tmp_path / "n.weights", network, arrays)
+    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "n.cfg"), str(tmp_path / "n.weights"))
+    image = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
+    net.setInput(image)
+    want = net.forward(f"conv_{network.heads[0] - 1}")
+    got = model(torch.from_numpy(image)).heads[0].detach().numpy()
+    assert np.abs(got - want).max() <= 1e-4 * max(1, np.abs(want).max())
+
+
+def test_grey_input_and_depthwise_and_se_blocks_run_and_fuse():
+    network = one_head(
+        CONV.format(4, "h_swish"),
+        "[depthwise]\nbatch_normalize=1\nsize=3\nstride=2\npad=1\nactivation=relu6\n",
+        "[se]\nreduction=2\n",
+        channels=1,
+    )
+    model, image = lively(network), torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(fuse(model)(image).heads[0], model(image).heads[0], rtol=1e-4, atol=1e-5)
+
+
+def test_model_keeps_its_blocks():
+    network = tiny()
+    model = Darknet(network)
+    assert model.blocks is network.blocks
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.blocks[0].filters = 3
