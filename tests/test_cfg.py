@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_cfgs import NANO, RICH
-from tests.conftest import ROOT
 from utils.darknet.blocks import (
     Convolutional,
     Dropout,
@@ -33,7 +32,7 @@ from utils.darknet.keys import SECTIONS
 from utils.darknet.shapes import max_stride, strides, trace
 from utils.errors import CfgError
 
-OURS = sorted((ROOT / "cfg").glob("*.cfg"))
+OURS = sorted((Path(__file__).parent.parent / "cfg").glob("*.cfg"))
 DARKNET = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-voc", "yolov4", "yolov4-tiny")
 FOREIGN = (
     "MobileNetV2-YOLO-Fastest-voc",
@@ -152,9 +151,12 @@ def test_blocks_know_their_line():
 def test_squeeze_width_is_the_quotient_or_given():
     assert first("[se]\nreduction=2") == Se(filters=1)
     network = parse(f"{HEADER}channels=64\n[se]\nreduction=5\n[se]\nsqueeze=50\n{HEAD}", warn=silent)
-    assert [block.filters for block in network.blocks[:2]] == [12, 50]  # type: ignore[attr-defined]
+    assert [block.filters for block in network.blocks[:2]] == [12, 50]
     text = format_network(network)
     assert "reduction=5" in text and "squeeze=50" in text and parse(text) == network
+    assert first("[se]\nsqueeze=2") == Se(filters=2)  # of 3 channels, which no reduction gives
+    narrow = parse(f"{HEADER}[se]\nsqueeze=2\n{HEAD}")
+    assert parse(format_network(narrow)) == narrow
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_squeeze_width_is_the_quotient_or_given():
 )
 def test_shapes_follow_darknet(section, shape):
     """E.g. 6 x 6 with stride 2 and 3 zeros on each side: (64 + 2·3 - 6) // 2 + 1 = 33; dilated zeros count double."""
-    assert trace(Network(Net(width=64, height=64), (first(section),)))[0] == shape  # type: ignore[arg-type]
+    assert trace(Network(Net(width=64, height=64), (first(section),)))[0] == shape
 
 
 def test_scaled_channels_have_the_shape_of_their_source():
@@ -201,7 +203,7 @@ def test_the_grid_is_the_size_divided_by_the_stride(shared, name):
         shapes = trace(network, height, width)
         size = (height or network.net.height, width or network.net.width)
         for head, stride in zip(network.heads, strides(network), strict=True):
-            assert shapes[head] == Shape(network.blocks[head].channels, size[0] // stride, size[1] // stride)  # type: ignore[attr-defined]
+            assert shapes[head] == Shape(network.blocks[head].channels, size[0] // stride, size[1] // stride)
 
 
 def test_a_size_off_the_stride_is_refused(shared):

@@ -70,16 +70,18 @@ def se_fields(values: Values, place: Place) -> Values:
     """`filters` names the channels, `reduction` divides them; `squeeze`, a key of our own, gives any width."""
     if values["filters"] not in (None, place.channels):
         raise SectionError(f"{place.channels} is allowed, the channels of the block before", "filters")
-    if values["reduction"] > place.channels:
+    width = values["squeeze"] or place.channels // values["reduction"]
+    if not width:
         raise SectionError(f"at most {place.channels} is allowed, the channels of the block before", "reduction")
-    return {"filters": values["squeeze"] or place.channels // values["reduction"]}
+    return {"filters": width}
 
 
 def se_values(block: Se, place: Place) -> Values:
     """`reduction` where one gives the width, `squeeze` otherwise."""
     reduction = max(1, place.channels // block.filters)
-    exact = place.channels // reduction == block.filters
-    return {"filters": place.channels, **({"reduction": reduction} if exact else {"squeeze": block.filters})}
+    if place.channels // reduction == block.filters:
+        return {"filters": place.channels, "reduction": reduction}
+    return {"filters": place.channels, "squeeze": block.filters}
 
 
 def maxpool_fields(values: Values, place: Place) -> Values:

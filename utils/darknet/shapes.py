@@ -100,7 +100,7 @@ def trace(network: Network, height: int | None = None, width: int | None = None)
             trail.add(block)
         except SectionError as fault:
             place = index if fault.block is None else fault.block
-            where = f"{network.path}: input {_size(trail.image)}" if place == NET else network.where(place)
+            where = f"{network.path or 'network'}: input {_size(trail.image)}" if place == NET else network.where(place)
             raise CfgError(f"{where}: {fault.key + ': ' if fault.key else ''}{fault}") from None
     return tuple(trail.shapes)
 
