@@ -6,6 +6,7 @@ shares of its width and height, so the resolution at which it was decoded or kep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,46 +69,107 @@ def random_placement(
         size: height and width of the sample.
     """
     linear = _random_linear(rng, augmentation, fitted)
-    shift = rng.uniform(-1, 1, 2)
-    low, high, whole = np.array(region[:2]), np.array(region[2:]), np.array(size[::-1])
-    centre = (low + high) / 2
-    if (high - low == whole).all():
-        centre += shift * augmentation.translate * whole
-    else:
-        slack = (np.abs(np.diag(linear)) - (high - low)) / 2  # rotation and shear aside
-        away_from_cut = np.where(low == 0, -1, 1)
-        centre += np.where(slack > 0, shift, away_from_cut) * slack
-    return Placement(region, np.column_stack([linear, centre - linear.sum(1) / 2]))
+    shifts = rng.uniform(-1, 1, 2).tolist()
+    alone = region == (0, 0, size[1], size[0])
+    offsets = []
+    for axis, shift in enumerate(shifts):
+        low, high, side = region[axis], region[axis + 2], size[1 - axis]
+        slack = (abs(linear[axis][axis]) - (high - low)) / 2  # rotation and shear aside
+        if alone:
+            shift *= augmentation.translate * side
+        elif slack > 0:
+            shift *= slack
+        else:
+            shift = slack if low > 0 else -slack  # towards the cut
+        offsets.append((low + high - sum(linear[axis])) / 2 + shift)
+    return Placement(region, np.array([[*row, offset] for row, offset in zip(linear, offsets, strict=True)]))
 
 
-def _random_linear(rng: Generator, augmentation: Augmentation, fitted: tuple[int, int]) -> NDArray[np.float64]:
-    """[2, 2]: rotation · shear · scaling."""
-    gain, turn, shear_x, shear_y = rng.uniform(-1, 1, 4)
-    turn, shears = np.radians(turn * augmentation.degrees), np.radians((shear_x, shear_y)) * augmentation.shear
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    shear = np.array([[1, np.tan(shears[0])], [np.tan(shears[1]), 1]])
-    return rotation @ shear * np.array(fitted[::-1]) * (1 + gain * augmentation.scale)
+def _random_linear(rng: Generator, augmentation: Augmentation, fitted: tuple[int, int]) -> list[list[float]]:
+    """[2][2]: rotation · shear · scaling."""
+    gain, turn, shear_x, shear_y = rng.uniform(-1, 1, 4).tolist()
+    height, width = (side * (1 + gain * augmentation.scale) for side in fitted)
+    turn = math.radians(turn * augmentation.degrees)
+    shear_x, shear_y = (math.tan(math.radians(shear * augmentation.shear)) for shear in (shear_x, shear_y))
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [
+        [(cos - sin * shear_y) * width, (cos * shear_x - sin) * height],
+        [(sin + cos * shear_y) * width, (sin * shear_x + cos) * height],
+    ]
 
 
-def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> None:
-    """Warp a picture into its region of a sample, bilinearly; what it does not cover becomes grey.
+def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> Placement:
+    """Resample a picture into its region of a sample, bilinearly; what it does not cover becomes grey.
 
     Args:
         canvas: uint8 [h, w, C], edited.
         image: uint8 [H, W, C], at any resolution.
-        placement: where it lies.
+        placement: where it is wanted.
+
+    Returns:
+        Where it lies: as wanted if it is turned or sheared, else rounded to whole pixels on both sides.
     """
     left, top, right, bottom = placement.region
-    if right <= left or bottom <= top:
-        return
+    view = canvas[top:bottom, left:right]
+    if not view.size:
+        return placement
+    if placement.matrix[0, 1] or placement.matrix[1, 0]:
+        _warp(view, image, placement)
+        return placement
+    columns = _crop(placement.matrix[0, 0], placement.matrix[0, 2], left, right, image.shape[1])
+    rows = _crop(placement.matrix[1, 1], placement.matrix[1, 2], top, bottom, image.shape[0])
+    if columns is None or rows is None:
+        view.fill(GREY)
+        return placement
+    if columns.covered < right - left or rows.covered < bottom - top:
+        view.fill(GREY)
+    cv2.resize(
+        image[rows.source, columns.source],
+        (columns.covered, rows.covered),
+        dst=canvas[rows.target, columns.target],
+        interpolation=cv2.INTER_LINEAR,
+    )
+    return Placement(placement.region, np.array([[columns.span, 0, columns.offset], [0, rows.span, rows.offset]]))
+
+
+class _Crop(NamedTuple):
+    """The part of one axis of a picture that is seen, and the part of the sample that shows it."""
+
+    source: slice
+    target: slice
+    span: float
+    """Pixels of the sample that the whole axis of the picture would cover."""
+    offset: float
+    """Pixel of the sample where the axis starts."""
+
+    @property
+    def covered(self) -> int:
+        return self.target.stop - self.target.start
+
+
+def _crop(span: float, offset: float, low: int, high: int, pixels: int) -> _Crop | None:
+    """What of an axis with so many pixels is seen between `low` and `high`, in whole pixels; None: nothing."""
+    start, stop = max(round(offset), low), min(round(offset + span), high)
+    if stop <= start:
+        return None
+    first = max(math.floor((start - offset) / span * pixels), 0)
+    last = min(math.ceil((stop - offset) / span * pixels), pixels)
+    if last <= first:
+        return None
+    scale = (stop - start) / (last - first)
+    return _Crop(slice(first, last), slice(start, stop), scale * pixels, start - scale * first)
+
+
+def _warp(view: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> None:
+    """Draw a turned or sheared picture into `view`, the part of a sample that is its region."""
     linear = placement.matrix[:, :2] / image.shape[1::-1]
     # OpenCV's 0, 0 is the centre of the first pixel; here it is its corner.
-    offset = placement.matrix[:, 2] + linear.sum(1) / 2 - 0.5 - (left, top)
+    offset = placement.matrix[:, 2] + linear.sum(1) / 2 - 0.5 - placement.region[:2]
     cv2.warpAffine(
         image,
         np.column_stack([linear, offset]),
-        (right - left, bottom - top),
-        dst=canvas[top:bottom, left:right],
+        view.shape[1::-1],
+        dst=view,
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(GREY,) * 3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import get_all_start_methods
 from typing import Literal, NamedTuple
 
 import cv2
@@ -74,6 +75,7 @@ class DetectionDataset(Dataset[Sample]):
         channels: 3 for RGB, 1 for grey.
         rect: batches of pictures of like aspect ratio, each as small as they allow; without mosaic.
         stride: of the network; the sides of rectangular batches are its multiples.
+        plain_from: epoch from which samples are varied without mosaic and mixup; None: never.
         cache: "ram" keeps the decoded pictures, shrunk to the longer side of `size`.
     """
 
@@ -88,11 +90,13 @@ class DetectionDataset(Dataset[Sample]):
         channels: Channels = 3,
         rect: bool = False,
         stride: int = 32,
+        plain_from: int | None = None,
         cache: Literal["ram"] | None = None,
     ) -> None:
         if rect and mode != "letterbox":
             raise ValueError("rectangular batches keep the aspect ratio: rect and stretch exclude each other")
         self.index, self.size, self.mode, self.seed, self.channels = index, size, mode, seed, channels
+        self.plain_from = plain_from
         self.augment = replace(augment, mosaic=0.0) if rect and augment else augment
         self.stride = stride if rect else None
         self.epoch = 0
@@ -110,7 +114,11 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, request: Request | int) -> Sample:
         if not isinstance(request, Request):
             request = Request(self.epoch, int(request), self.size)
-        return self._plain(request) if self.augment is None else self._varied(request, self.augment)
+        if self.augment is None:
+            return self._plain(request)
+        if self.plain_from is not None and request.epoch >= self.plain_from:
+            return self._varied(request, replace(self.augment, mosaic=0.0, mixup=0.0))
+        return self._varied(request, self.augment)
 
     def __getitems__(self, requests: Sequence[Request]) -> list[Sample] | SuiteError:
         """The samples of a batch. An error is returned: raised in a worker it would arrive wrapped in a traceback."""
@@ -157,8 +165,7 @@ class DetectionDataset(Dataset[Sample]):
         placements = []
         for at, region in zip(positions, regions, strict=True):
             placement = random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
-            draw(canvas, self._store.read(at, placement.spans), placement)
-            placements.append(placement)
+            placements.append(draw(canvas, self._store.read(at, placement.spans), placement))
         return canvas, move_boxes([self.index.labels[at] for at in positions], placements)
 
 
@@ -220,6 +227,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=_collate_or_error,
         persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
     )

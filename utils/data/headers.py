@@ -24,18 +24,23 @@ JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 
 
 class HeaderError(ValueError):
-    """The bytes are no picture of a known format, or the header contradicts itself."""
+    """A header that ends early or contradicts itself."""
+
+
+class UnknownFormatError(HeaderError):
+    """The bytes are no picture of a known format."""
 
 
 def picture_size(data: bytes) -> Size:
     """Height and width that the header of a PNG, JPEG, BMP, WebP, GIF or TIFF file states.
 
     Raises:
-        HeaderError: another format, a header that ends early, or a side of 0.
+        UnknownFormatError: another format.
+        HeaderError: the header ends early, contradicts itself or states a side of 0.
     """
     read_size = next((read_size for signature, read_size in _FORMATS if signature.match(data)), None)
     if read_size is None:
-        raise HeaderError("not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
+        raise UnknownFormatError("not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
     try:
         height, width = read_size(data)
     except (struct.error, IndexError):

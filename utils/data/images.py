@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.data.headers import HeaderError, incomplete, picture_size
+from utils.data.headers import HeaderError, UnknownFormatError, incomplete, picture_size
 from utils.errors import DataError, ResourceError
 from utils.files import atomic_write_bytes, regular_file
 
@@ -50,7 +50,7 @@ class PictureError(DataError):
         self.kind = kind
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
-        """Travels from a loader's worker process as a plain DataError."""
+        """From a worker process it arrives as a plain DataError with the same message."""
         return DataError, (str(self),)
 
 
@@ -158,7 +158,8 @@ def _stated_size(data: bytes, path: Path | str, max_pixels: int) -> Size:
     try:
         height, width = picture_size(data)
     except HeaderError as failure:
-        raise PictureError(path, "unknown image format", str(failure)) from None
+        kind = "unknown image format" if isinstance(failure, UnknownFormatError) else "damaged image"
+        raise PictureError(path, kind, str(failure)) from None
     if height * width > max_pixels:
         raise PictureError(path, "oversized image", f"{width}x{height} pixels; at most {max_pixels} pixels are decoded")
     return height, width

@@ -6,10 +6,12 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -23,6 +25,8 @@ from utils.files import regular_file
 
 Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
+IMAGE_FOLDERS = frozenset({"images", "JPEGImages"})
+"""Folders that have a folder `labels` beside them; the second is that of Pascal VOC."""
 LARGEST_LIST = 1 << 28
 LARGEST_LABEL = 1 << 24
 """Largest list and label file read, in bytes."""
@@ -59,8 +63,7 @@ def index(
 ) -> Index:
     """Find and check the pictures and labels of a data set.
 
-    A picture's label file has the same path with the last folder `images` replaced by `labels` and the suffix .txt;
-    without a folder `images` it lies beside the picture. No label file, or an empty one, means a background.
+    The label file of a picture is told by `label_path`; if there is none, or an empty one, the picture is a background.
 
     Args:
         source: a picture, list file, folder or glob, or several of them. The paths in a list file are relative to the
@@ -77,7 +80,7 @@ def index(
     sources = [source] if isinstance(source, str | Path) else list(source)
     listed = [path for one in sources for path in list_images(one)]
     paths = list(dict.fromkeys(listed))
-    findings = [Finding("listed twice", path) for path in _repeated(listed)]
+    findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
     folder = default_folder() if cache_dir == "default" else cache_dir
     cache = VerdictCache(folder, "\n".join(os.path.abspath(one) for one in sources), max_pixels)
     images, labels, shapes = [], [], []
@@ -113,11 +116,14 @@ def list_images(source: Source) -> list[str]:
 
 
 def label_path(image: str) -> str:
-    """The label file of a picture: the last folder `images` replaced by `labels`, and the suffix by .txt."""
+    """The label file of a picture: the same path with the suffix .txt and `labels` for the last folder `images`.
+
+    `JPEGImages` counts as `images`. Where the path has neither, the label file lies beside the picture.
+    """
     folder, name = os.path.split(image)
     parts = folder.split(os.sep)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
+    last = max((place for place, part in enumerate(parts) if part in IMAGE_FOLDERS), default=None)
+    if last is not None:
         parts[last] = "labels"
     return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
 
@@ -163,13 +169,24 @@ def _verdicts(paths: Sequence[str], cache: VerdictCache, max_pixels: int) -> lis
         path: known[path] for path in paths if path in known and known[path][0] == stamps[path]
     }
     unknown = [path for path in paths if path not in results]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
+    with _quiet_opencv(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
         checked = pool.map(lambda path: _check(path, max_pixels), unknown)
         progress = tqdm(checked, "checking pictures", len(unknown), delay=2, disable=None)
         results |= {path: (stamps[path], verdict) for path, verdict in zip(unknown, progress, strict=True)}
     if unknown:
         cache.store({path: entry for path, entry in results.items() if entry[0] is not None})
     return [results[path][1] for path in paths]
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Without OpenCV's own log lines on damaged pictures: each of them is reported here, with its name."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _check(path: str, max_pixels: int) -> Verdict:

@@ -32,8 +32,9 @@ def cut_batches(positions: list[int], batch_size: int, *, merge_single: bool) ->
     value per channel, and one picture would weigh as much as a batch.
     """
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    if merge_single and len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()
+    if merge_single and batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        single = batches.pop()
+        batches[-1] += single
     return batches
 
 

@@ -1,0 +1,260 @@
+"""Picture files: sizes told from headers, damage found, any format and file name read."""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import struct
+import zlib
+from contextlib import suppress
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.data.headers import HeaderError, picture_size
+from utils.data.images import PictureError, check_image, read_image, write_image
+from utils.errors import DataError
+
+EXACT = [".png", ".bmp", ".webp", ".tif"]
+SUFFIXES = [*EXACT, ".jpg", ".gif"]
+NAMES = [
+    "plain.png",
+    "two words.png",
+    "line\nbreak.png",
+    "-dash.png",
+    "'quote\".png",
+    "ключ ✓ 图.png",
+    "🙂.png",
+    "مرحبا.png",
+    "a" * 251 + ".png",
+    os.fsdecode(b"byte-\xff.png"),
+]
+
+
+@pytest.fixture
+def picture():
+    """[30, 50, 3]: orange in the upper left corner, blue elsewhere."""
+    image = np.full((30, 50, 3), (0, 40, 240), np.uint8)
+    image[:12, :20] = (250, 120, 0)
+    return image
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    """A grey PNG of one bit a pixel whose header may lie about the rows that follow."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def exif(orientation: int) -> bytes:
+    """An Exif block that says nothing but the orientation."""
+    return b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1" + struct.pack(">HH", orientation, 0) + b"\0\0\0\0"
+
+
+def oriented_jpeg(image: np.ndarray, orientation: int) -> bytes:
+    data = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+    segment = b"Exif\0\0" + exif(orientation)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+
+
+@pytest.mark.parametrize("suffix", EXACT)
+def test_reading_undoes_writing(suffix, picture, tmp_path):
+    write_image(tmp_path / f"a{suffix}", picture)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), picture)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_header_states_the_size_of_the_decoded_picture(suffix, picture, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    write_image(path, picture)
+    assert picture_size(path.read_bytes()) == check_image(path) == (30, 50)
+    assert read_image(path, 1).shape == (30, 50, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_works(name, picture, tmp_path):
+    write_image(tmp_path / name, picture)
+    np.testing.assert_array_equal(read_image(tmp_path / name), picture)
+
+
+def test_lossy_webp_states_its_size(picture, tmp_path):
+    path = tmp_path / "a.webp"
+    path.write_bytes(cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 50])[1].tobytes())
+    assert check_image(path) == (30, 50)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        lambda image: image[..., 0],
+        lambda image: np.dstack([image, image[..., 0]]),
+        lambda image: image.astype(np.uint16) * 257,
+    ],
+    ids=["grey", "transparent", "16-bit"],
+)
+def test_every_kind_of_pixel_becomes_three_bytes(pixels, picture, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(cv2.imencode(".png", pixels(picture))[1].tobytes())
+    image = read_image(path)
+    assert image.shape == (30, 50, 3) and image.dtype == np.uint8
+    assert check_image(path) == (30, 50)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_applied_and_the_size_is_that_of_the_turned_picture(orientation, picture, tmp_path):
+    """The orange corner of the stored picture lands where the Exif standard says."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(oriented_jpeg(picture, orientation))
+    image = read_image(path)
+    assert check_image(path) == image.shape[:2] == ((30, 50) if orientation < 5 else (50, 30))
+    corners = [image[2, 2], image[2, -3], image[-3, -3], image[-3, 2]]  # clockwise from the upper left
+    orange = [corner[0] > 128 for corner in corners]
+    assert orange.index(True) == {1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 1, 7: 2, 8: 3}[orientation]
+    assert read_image(path, shrink=2).shape[:2] == ((15, 25) if orientation < 5 else (25, 15))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kept", [0.5, 0.9, "all but one byte"])
+def test_a_cut_off_file_is_found(suffix, kept, picture, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    write_image(path, picture)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] if isinstance(kept, str) else data[: int(len(data) * kept)])
+    with pytest.raises(PictureError) as caught:
+        check_image(path)
+    assert caught.value.kind == "damaged image"
+
+
+def test_a_thumbnail_does_not_end_a_jpeg(picture, tmp_path):
+    """A whole JPEG inside an application segment has an end-of-image marker of its own."""
+    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    segment = b"\xff\xe2" + struct.pack(">H", len(data) + 2) + data
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data[:2] + segment + data[2:])
+    assert check_image(path) == (30, 50)
+    path.write_bytes((data[:2] + segment + data[2:])[: -len(data) // 2])
+    with pytest.raises(PictureError, match="no end-of-image marker"):
+        check_image(path)
+
+
+def test_bytes_after_the_end_do_no_harm(picture, tmp_path):
+    for suffix in (".jpg", ".png"):
+        path = tmp_path / f"a{suffix}"
+        write_image(path, picture)
+        path.write_bytes(path.read_bytes() + b"\0" * 100)
+        assert check_image(path) == (30, 50)
+
+
+def test_a_progressive_jpeg_is_whole(picture, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
+    assert check_image(path) == (30, 50)
+
+
+def test_a_png_with_a_wrong_checksum_is_found(picture, tmp_path):
+    path = tmp_path / "a.png"
+    write_image(path, picture)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PictureError, match="wrong checksum in chunk IDAT"):
+        check_image(path)
+
+
+def test_a_picture_with_fewer_rows_than_its_header_says_is_damaged(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(64, 64, b"\0" * 9 * 10))
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        check_image(path)
+
+
+BOMBS = {
+    "png": png(50_000, 50_000, b"\0" * 6251 * 50),
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 40_000, -40_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "gif": b"GIF89a" + struct.pack("<HH", 60_000, 60_000) + b"\0" * 30,
+    "tiff": b"II*\0\x08\0\0\0\2\0" + struct.pack("<HHIIHHII", 256, 4, 1, 90_000, 257, 4, 1, 90_000) + b"\0" * 4,
+    "webp": b"RIFF\x1e\0\0\0WEBPVP8X\n\0\0\0\0\0\0\0" + b"\xff\xff\0" * 2,
+    "jpeg": b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 60_000, 60_000) + b"\0" * 30,
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_a_picture_over_the_pixel_cap_is_refused_by_its_header(data, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = tmp_path / "bomb"
+    path.write_bytes(data)
+    for use in (read_image, check_image):
+        with pytest.raises(PictureError, match="at most 100000000 pixels are decoded") as caught:
+            use(path)
+        assert caught.value.kind == "oversized image"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_the_cap_is_the_number_given(picture, tmp_path):
+    write_image(tmp_path / "a.png", picture)
+    assert check_image(tmp_path / "a.png", 1500) == (30, 50)
+    with pytest.raises(PictureError, match="50x30 pixels; at most 1499"):
+        read_image(tmp_path / "a.png", max_pixels=1499)
+
+
+@pytest.mark.parametrize("data", [b"a text", b"\x00\x00\x00\x18ftypheic", b"P6 2 2 255 " + b"0" * 12, b"\xff\xd8"])
+def test_a_format_without_a_known_header_is_not_decoded(data, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(PictureError, match="not a PNG, JPEG, BMP, WebP, GIF or TIFF file") as caught:
+        read_image(tmp_path / "a.jpg")
+    assert caught.value.kind == "unknown image format"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_header_cut_anywhere_raises_anything_but_header_error(suffix, picture):
+    data = cv2.imencode(suffix, picture)[1].tobytes()
+    for length in range(40):
+        with suppress(HeaderError):
+            picture_size(data[:length])
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "empty.jpg").touch()
+    kinds = {}
+    for name in ("fifo", "folder", "loop", "dangling", "missing", "empty"):
+        with pytest.raises(PictureError) as caught:
+            read_image(tmp_path / f"{name}.jpg")
+        kinds[name] = caught.value.kind
+    assert kinds == {
+        "fifo": "not a file",
+        "folder": "not a file",
+        "loop": "missing image",
+        "dangling": "missing image",
+        "missing": "missing image",
+        "empty": "empty image",
+    }
+    with pytest.raises(PictureError, match="not a regular file"):
+        read_image("/dev/zero")
+
+
+def test_a_picture_is_decoded_at_a_fraction_only_if_it_is_a_jpeg(picture, tmp_path):
+    for suffix, shape in ((".jpg", (15, 25, 3)), (".png", (30, 50, 3))):
+        write_image(tmp_path / f"a{suffix}", picture)
+        assert read_image(tmp_path / f"a{suffix}", shrink=2).shape == shape
+        assert read_image(tmp_path / f"a{suffix}", 1, shrink=2).shape == (*shape[:2], 1)
+
+
+def test_an_unknown_suffix_is_not_written(picture, tmp_path):
+    with pytest.raises(DataError, match=r"pictures are written as \.bmp"):
+        write_image(tmp_path / "a.xyz", picture)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_keeps_its_message_between_processes():
+    error = copy.copy(PictureError("a\nb.jpg", "empty image", "an empty file"))
+    assert isinstance(error, DataError) and str(error) == "a\nb.jpg: an empty file"

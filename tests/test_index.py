@@ -1,0 +1,381 @@
+"""Every picture and label of a data set checked once; every flaw counted and named; nothing of the data set changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.data.findings import EXAMPLES, KINDS
+from utils.data.index import index, label_path, list_images
+from utils.data.labels import parse_labels
+from utils.errors import DataError
+
+NAMES = ("cat", "dog", "cow")
+GOOD = "1 0.5 0.5 0.2 0.4\n"
+
+PLANTED_LABELS = {
+    "no label file": None,
+    "empty label file": b"\n \n",
+    "wrong column count": b"1 0.5 0.5 0.2\n",
+    "not a number": b"1 0.5 nan 0.2 0.2\n",
+    "fractional class": b"1.5 0.5 0.5 0.2 0.2\n",
+    "negative class": b"-1 0.5 0.5 0.2 0.2\n",
+    "class beyond names": b"3 0.5 0.5 0.2 0.2\n",
+    "out of range": b"1 1.0001 0.5 0.2 0.2\n",
+    "negative size": b"1 0.5 0.5 -0.2 0.2\n",
+    "zero-size box": b"1 0.5 0.5 0 0.2\n",
+    "duplicate row": GOOD.encode() * 2,
+    "not a text file": GOOD.encode("utf-16"),
+}
+"""Kind of finding → the bytes of a label file with exactly one such finding."""
+
+
+def encoded(suffix: str = ".png", shape: tuple[int, ...] = (24, 32, 3)) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def damaged_pictures() -> dict[str, tuple[str, bytes]]:
+    """File name → the kind of finding, and the file's bytes."""
+    jpeg, png = encoded(".jpg"), bytearray(encoded(".png"))
+    png[-20] ^= 1
+    bomb = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    return {
+        "empty.jpg": ("empty image", b""),
+        "text.jpg": ("unknown image format", b"not a picture"),
+        "half.jpg": ("damaged image", jpeg[: len(jpeg) // 2]),
+        "no_end.jpg": ("damaged image", jpeg[:-2]),
+        "checksum.png": ("damaged image", bytes(png)),
+        "bomb.bmp": ("oversized image", bomb),
+    }
+
+
+def harmless_pictures() -> dict[str, bytes]:
+    return {
+        "is_a_png.jpg": encoded(".png"),
+        "one_pixel.png": encoded(shape=(1, 1, 3)),
+        "long.png": encoded(shape=(500, 9, 3)),
+        "grey.png": encoded(shape=(24, 32)),
+        "transparent.png": encoded(shape=(24, 32, 4)),
+    }
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """A function that adds pictures with labels to a data set; it returns the list file."""
+    root = tmp_path / "data"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    (root / "list.txt").touch()
+
+    def add(name: str, picture: bytes | None = None, label: bytes | str | None = GOOD):
+        if picture is not None:
+            (root / "images" / name).write_bytes(picture)
+        if label is not None:
+            path = root / "labels" / f"{name.rpartition('.')[0]}.txt"
+            path.write_bytes(label if isinstance(label, bytes) else label.encode())
+        with open(root / "list.txt", "a", encoding="utf-8") as file:
+            file.write(f"images/{name}\n")
+        return root / "list.txt"
+
+    add.root = root
+    return add
+
+
+def planted(data_set):
+    """A data set with every kind of flaw among good pictures; returns the list file and {kind: [places]}."""
+    expected: dict[str, list[str]] = {}
+    images, labels = data_set.root / "images", data_set.root / "labels"
+    for number in range(8):
+        source = data_set(f"good{number}.png", encoded())
+    for name, data in harmless_pictures().items():
+        data_set(name, data)
+    for name, (kind, data) in damaged_pictures().items():
+        data_set(name, data)
+        expected.setdefault(kind, []).append(str(images / name))
+    for number, (kind, label) in enumerate(PLANTED_LABELS.items()):
+        data_set(f"label{number}.png", encoded(), label)
+        line = {"no label file": "", "empty label file": "", "duplicate row": ":2"}.get(kind, ":1")
+        expected[kind] = [f"{labels / f'label{number}.txt'}{line}"]
+    data_set("missing.png")
+    (images / "dangling.png").symlink_to(images / "nowhere.png")
+    data_set("dangling.png")
+    expected["missing image"] = [str(images / name) for name in ("missing.png", "dangling.png")]
+    (images / "folder.png").mkdir()
+    os.mkfifo(images / "fifo.png")
+    data_set("folder.png")
+    data_set("fifo.png")
+    expected["not a file"] = [str(images / name) for name in ("folder.png", "fifo.png")]
+    data_set("good0.png")
+    expected["listed twice"] = [str(images / "good0.png")]
+    os.mkfifo(labels / "label_fifo.txt")
+    data_set("label_fifo.png", encoded(), None)
+    expected["unreadable label file"] = [str(labels / "label_fifo.txt")]
+    return source, expected
+
+
+def tree_hash(root) -> str:
+    """Digest of every name, kind, time and byte under a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        digest.update(f"{path} {path.lstat().st_mode} {path.lstat().st_mtime_ns}".encode())
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def test_every_planted_flaw_is_counted_and_named_and_the_rest_is_used(data_set, tmp_path):
+    source, expected = planted(data_set)
+    before = tree_hash(data_set.root)
+    for _ in range(2):  # the second time with what is known of the first
+        found = index(source, NAMES, cache_dir=tmp_path / "cache")
+        assert found.report.as_dict()["findings"] == expected
+        assert [path.name for path in found.images] == [
+            *(f"good{number}.png" for number in range(8)),
+            *harmless_pictures(),
+            "label0.png",  # no label file
+            "label1.png",  # an empty one
+            "label9.png",  # a box without size
+            "label10.png",  # a row said twice
+        ]
+        assert (found.report.usable, found.report.boxes, found.report.backgrounds) == (17, 14, 3)
+        assert found.report.listed == 17 + 6 + 8 + 2 + 2 + 1 + 1
+    assert tree_hash(data_set.root) == before
+
+
+def test_every_kind_is_planted_but_what_root_cannot_plant(data_set):
+    assert set(KINDS) - set(planted(data_set)[1]) == {"unreadable image"}
+
+
+def test_strict_refuses_and_names_the_first_flaw(data_set):
+    source, _ = planted(data_set)
+    with pytest.raises(DataError, match=r"list\.txt: 22 flaws and --strict-data; the first is .*good0\.png: listed tw"):
+        index(source, NAMES, strict=True, cache_dir=None)
+
+
+def test_strict_accepts_backgrounds(data_set):
+    source = data_set("a.png", encoded(), None)
+    assert index(source, NAMES, strict=True, cache_dir=None).report.counts() == {"no label file": 1}
+
+
+def test_nothing_usable_is_an_error_unless_allowed(data_set):
+    source = data_set("a.png", b"nothing")
+    with pytest.raises(DataError, match=r"none of 1 images can be used; found: 1 unknown image format"):
+        index(source, NAMES, cache_dir=None)
+    assert len(index(source, NAMES, cache_dir=None, require=False)) == 0
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="none of 0 images can be used; it names no picture"):
+        index(tmp_path / "list.txt", NAMES, cache_dir=None)
+
+
+def test_labels_and_shapes_belong_to_their_pictures(data_set):
+    for number in range(1, 6):
+        source = data_set(f"{number}.png", encoded(shape=(10, 10 + number, 3)), f"0 0.5 0.5 0.{number} 0.1\n")
+        data_set(f"bad{number}.png", b"")
+    found = index(source, NAMES, cache_dir=None)
+    for path, rows, (height, width) in zip(found.images, found.labels, found.shapes, strict=True):
+        assert rows[0, 3] == pytest.approx((width - 10) / 10) and height == 10
+        assert path.stem == str(width - 10)
+
+
+def test_single_class_changes_the_class_only(data_set):
+    found = index(data_set("a.png", encoded()), NAMES, cache_dir=None)
+    assert found.single_class().labels[0].tolist() == [[0, *found.labels[0][0, 1:].tolist()]]
+    assert found.labels[0][0, 0] == 1
+
+
+def test_the_summary_counts_names_and_escapes(data_set):
+    for number in range(EXAMPLES + 2):
+        data_set(f"empty{number}.png", b"")
+    (data_set.root / "images" / "line\nbreak.png").write_bytes(b"")
+    (data_set.root / "images" / "good.png").write_bytes(encoded())
+    summary = index(data_set.root / "images", NAMES, cache_dir=None).report.summary()
+    assert f"empty image: {EXAMPLES + 3} (image left out)" in summary and "and 3 more" in summary
+    assert summary.count("\n") == 2
+
+
+# What a source is
+
+
+def test_a_folder_a_glob_a_list_and_a_picture_name_the_same_pictures(data_set):
+    data_set("a.png", encoded())
+    source = data_set("b.png", encoded())
+    (data_set.root / "images" / "notes.txt").write_text("no picture")
+    expected = [str(data_set.root / "images" / name) for name in ("a.png", "b.png")]
+    assert list_images(source) == expected
+    assert list_images(data_set.root) == expected
+    assert list_images(str(data_set.root / "im*" / "*")) == expected
+    assert list_images(expected[0]) == expected[:1]
+    assert [str(path) for path in index([source, *expected], NAMES, cache_dir=None).images] == expected
+
+
+def test_a_list_is_relative_to_its_folder_and_expands_nothing(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.txt").write_bytes(
+        b"\xef\xbb\xbf../x/1.png\r\n/abs/2.png\n~/3.png\n$(touch 4).png\n `5`.png\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert list_images("lists/a.txt") == [
+        "x/1.png",
+        "/abs/2.png",
+        "lists/~/3.png",
+        "lists/$(touch 4).png",
+        "lists/`5`.png",
+    ]
+
+
+def test_a_list_may_hold_any_byte_but_text_of_two_bytes_a_letter_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"byte-\xff.png\n")
+    assert os.fsencode(list_images(tmp_path / "a.txt")[0]).endswith(b"byte-\xff.png")
+    (tmp_path / "b.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"b\.txt: holds zero bytes"):
+        list_images(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.txt", "fifo.txt"])
+def test_a_source_that_is_no_file_or_folder_is_refused(name, tmp_path):
+    os.mkfifo(tmp_path / "fifo.txt")
+    with pytest.raises(DataError, match=r"no such file|not a regular file"):
+        list_images(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("data/images/a.jpg", "data/labels/a.txt"),
+        ("images/images/train/a.b.png", "images/labels/train/a.b.txt"),
+        ("/my_images/a.jpg", "/my_images/a.txt"),
+        ("VOC2007/JPEGImages/a.jpg", "VOC2007/labels/a.txt"),
+        ("a.jpg", "a.txt"),
+        ("images.jpg/images.jpg", "images.jpg/images.txt"),
+    ],
+)
+def test_the_last_folder_images_becomes_labels(image, label):
+    assert label_path(image) == label
+
+
+# One label file
+
+
+def test_good_rows_are_kept_as_they_are():
+    rows, flaws = parse_labels(b"\xef\xbb\xbf0 0.5 0.5 1 1\r\n2.0 1e-1 .25 0.5 0.125\n", 3)
+    assert rows.tolist() == [[0, 0.5, 0.5, 1, 1], [2, np.float32(0.1), 0.25, 0.5, 0.125]] and not flaws
+
+
+@pytest.mark.parametrize("text", [b"a b c d e", b"0 0.5 0.5 0.1 inf", b"0 0_1 0.5 0.1 0.1", "٠ 0.5 0.5 1 1".encode()])
+def test_what_is_no_plain_finite_number_is_named(text):
+    assert [flaw.kind for flaw in parse_labels(text, 3).flaws] == ["not a number"]
+
+
+def test_flaws_carry_their_line():
+    flaws = parse_labels(b"\n0 .5 .5 1 1\n\n0 2 .5 1 1\n9 .5 .5 1 1", 3).flaws
+    assert [(flaw.line, flaw.kind) for flaw in flaws] == [(4, "out of range"), (5, "class beyond names")]
+
+
+# What is remembered
+
+
+def same_times(path, text: str) -> None:
+    """Change a file but not its size and modification time."""
+    status = path.stat()
+    assert len(text) == status.st_size
+    path.write_text(text)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_an_edited_label_of_the_same_size_and_time_is_seen(data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    index(source, NAMES, cache_dir=tmp_path / "cache")
+    same_times(data_set.root / "labels" / "a.txt", GOOD.replace("1", "2", 1))
+    assert index(source, NAMES, cache_dir=tmp_path / "cache").labels[0][0, 0] == 2
+    assert len(index(source, NAMES[:2], cache_dir=tmp_path / "cache", require=False)) == 0
+
+
+def test_an_edited_picture_is_seen(data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    path, data = data_set.root / "images" / "a.png", encoded()
+    index(source, NAMES, cache_dir=tmp_path / "cache")
+    status = path.stat()
+    time.sleep(0.02)  # the kernel's clock for files ticks every few milliseconds
+    path.write_bytes(bytes(len(data)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = index(source, NAMES, cache_dir=tmp_path / "cache", require=False)
+    assert found.report.counts() == {"unknown image format": 1}
+
+
+def test_added_removed_and_renamed_pictures_and_another_cap_are_seen(data_set, tmp_path):
+    images, labels = data_set.root / "images", data_set.root / "labels"
+
+    def agree(**options):
+        known = index(images, NAMES, cache_dir=tmp_path / "cache", require=False, **options)
+        anew = index(images, NAMES, cache_dir=None, require=False, **options)
+        assert known.report == anew.report and known.images == anew.images
+        np.testing.assert_array_equal(known.shapes, anew.shapes)
+
+    data_set("a.png", encoded())
+    agree()
+    data_set("b.png", encoded(shape=(8, 8, 3)))
+    agree()
+    (images / "a.png").rename(images / "c.png")
+    agree()
+    (images / "b.png").unlink()
+    agree()
+    (labels / "c.txt").write_text(GOOD)
+    agree()
+    agree(max_pixels=100)
+
+
+def test_a_known_picture_is_not_decoded_again(data_set, tmp_path, monkeypatch):
+    source = data_set("a.png", encoded())
+    data_set("b.png", b"nothing")
+    first = index(source, NAMES, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("utils.data.index.check_image", None)
+    assert index(source, NAMES, cache_dir=tmp_path / "cache").report == first.report
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: "no json",
+        lambda document: "[1, 2]",
+        lambda document: "[" * 100_000,
+        lambda document: json.dumps({**document, "key": [0]}),
+        lambda document: json.dumps({**document, "pictures": {"a": [1, 2]}}),
+        lambda document: json.dumps({**document, "pictures": {key: ["x"] * 8 for key in document["pictures"]}}),
+    ],
+)
+def test_a_damaged_or_foreign_cache_counts_as_empty(damage, data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    first = index(source, NAMES, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_text(damage(json.loads(path.read_text())))
+    assert index(source, NAMES, cache_dir=tmp_path / "cache").report == first.report
+
+
+def test_a_cache_folder_that_cannot_be_made_is_no_error(data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    (tmp_path / "file").touch()
+    assert len(index(source, NAMES, cache_dir=tmp_path / "file" / "cache")) == 1
+
+
+def test_the_default_cache_lies_in_the_users_cache_folder(data_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    index(data_set("a.png", encoded()), NAMES)
+    assert len(list((tmp_path / "home" / "darknet-compression").glob("pictures-*.json"))) == 1
+
+
+def test_real_data_sets_have_the_counts_of_their_readme(shared):
+    found = index(shared / "data" / "bccd" / "val.txt", NAMES, strict=True, cache_dir=None)
+    assert (found.report.usable, found.report.boxes, found.report.backgrounds) == (72, 945, 0)
+    found = index(shared / "data" / "coco_mini" / "val.txt", ["x"] * 80, strict=True, cache_dir=None)
+    assert (found.report.usable, found.report.boxes) == (119, 1019)
