@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -30,7 +31,7 @@ from utils.data.fit import FitMode, fit, unfit
 from utils.data.sources import Frame, Limits, find, frames
 from utils.errors import DataError, InputError, NumericsError
 from utils.model_files import ModelFiles, choose_model
-from utils.report.detection_files import DetectionFiles, FileKinds
+from utils.report.detection_files import DetectionFiles, FileKinds, video_suffix
 from utils.report.detection_lines import DetectionReport, Times
 from utils.report.run_dir import RunDirectory
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "python detect.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --source data/samples"
 PROJECT, NAME = "runs/detect", "exp"
+FOURCC = "mp4v"
 QUIT_KEYS = frozenset({27, ord("q")})
 """Escape and q end --view-img."""
 
@@ -127,7 +129,7 @@ def _add_result_flags(parser: cli.Parser) -> None:
     add("--save-txt", action="store_true", help="write labels/NAME.txt: class cx cy w h, as shares of the picture")
     add("--save-conf", action="store_true", help="add the confidence to the labels")
     add("--save-crop", action="store_true", help="write each detection cut out, to crops/CLASS/")
-    add("--fourcc", type=fourcc, default="mp4v", metavar="CODE", help="format of videos (default: %(default)s)")
+    add("--fourcc", type=fourcc, default=FOURCC, metavar="CODE", help="format of videos (default: %(default)s)")
     add("--view-img", action="store_true", help="show each picture in a window; a key goes on, q ends")
     layouts = group.add_mutually_exclusive_group()
     for flag, layout, text in (
@@ -217,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = find(args.source)
     if args.view_img:
         check_display()
+    if args.fourcc != FOURCC and not args.nosave:
+        check_fourcc(args.fourcc)
     for note in files.notes:
         cli.log(note)
     with closing(frames(source, Limits(args.max_frames, args.max_seconds, args.stream_timeout))) as reading:
@@ -250,10 +254,24 @@ def check_network(network: Network, args: argparse.Namespace, names: Sequence[st
 
 
 def check_display() -> None:
-    """Raise InputError if no window can be opened; tried in another process, which a missing display would abort."""
-    code = "import cv2; cv2.namedWindow('detect'); cv2.destroyAllWindows()"
-    if subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode:
+    """Raise InputError if no window can be opened; a missing display would abort this process."""
+    if not runs("import cv2; cv2.namedWindow('detect'); cv2.destroyAllWindows()"):
         raise InputError("--view-img: no window can be opened here (no display); leave it out and look at --output")
+
+
+def check_fourcc(code: str) -> None:
+    """Raise InputError if OpenCV cannot write videos of a format; it would print why in its own words."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"trial{video_suffix(code)}")
+        opening = "cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), 25, (64, 64)).isOpened()"
+        if not runs(f"import cv2, sys; _, code, path = sys.argv; sys.exit(not {opening})", code, path):
+            raise InputError(f"--fourcc {code}: this OpenCV cannot write such a video; mp4v and MJPG always work")
+
+
+def runs(program: str, *arguments: str) -> bool:
+    """Whether a Python program succeeds in a process of its own, whatever it prints."""
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def build_detector(
@@ -302,7 +320,7 @@ def detect_all(reading: Iterable[Frame], detector: Detector, names: Sequence[str
             report.add(frame, detections, times)
             if args.view_img and not show(frame, drawn):
                 break
-    if kinds.pictures or kinds.labels or kinds.crops:
+    if kinds:
         report.say(f"results in {writing.folder}")
     report.say(report.summary())
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import detect
-from utils.data.images import read_image
+from utils import cli
+from utils.darknet import cfg, weights
+from utils.data.images import read_image, write_image
+from utils.data.streams import silence_opencv
 
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
 MODELS = (
@@ -26,6 +33,28 @@ MODELS = (
     "yolov3-tiny",
     "yolov3-tiny-mask123",
 )
+
+
+CFG = """
+[net]
+width=32
+height=32
+channels={channels}
+[convolutional]
+filters=7
+size=16
+stride=16
+activation=linear
+[yolo]
+mask=0
+anchors=16,16
+classes=2
+num=1
+"""
+"""A net whose four cells are the quarters of the picture."""
+SURE = 5.0
+"""Logit of the objectness and of the first class in every cell; the second class has the opposite."""
+CONFIDENCE = 1 / (1 + np.exp(-SURE)) ** 2
 
 
 def overlap(a, b) -> float:
@@ -46,13 +75,13 @@ def clipped(xywh, image: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("model", MODELS)
 def test_detections_equal_those_of_opencv(model, shared, capsys):
     """Stretched, 0.25, 0.45: the same objects as OpenCV 4.14's, IoU > 0.9 and scores to 0.01; nothing more or less."""
-    weights, samples = shared / "data/weights", shared / "data/samples"
+    models, samples = shared / "data/weights", shared / "data/samples"
     flags = ["--stretch", "--conf-thres", "0.25", "--iou-thres", "0.45", "--json", "--nosave", "--device", "cpu"]
-    flags += ["--cfg", f"{weights}/{model}.cfg", "--weights", f"{weights}/{model.removesuffix('-mask123')}.weights"]
+    flags += ["--cfg", f"{models}/{model}.cfg", "--weights", f"{models}/{model.removesuffix('-mask123')}.weights"]
     detect.main([*flags, "--source", f"{samples}/*.jpg"])
     documents = json.loads(capsys.readouterr().out)
     assert [Path(document["source"]).name for document in documents] == list(PICTURES)
-    expected = json.loads((weights / "expected/cv2_4.14_detections.json").read_text())[model]
+    expected = json.loads((models / "expected/cv2_4.14_detections.json").read_text())[model]
     for document in documents:
         image = read_image(document["source"])
         wanted = list(expected[Path(document["source"]).name])
@@ -65,3 +94,295 @@ def test_detections_equal_those_of_opencv(model, shared, capsys):
             assert overlap(found["box"], clipped(match["xywh"], image)) > 0.9
             assert found["confidence"] == pytest.approx(match["conf"], abs=0.01)
             wanted.remove(match)
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    """Flags of a net that finds one object of class 0 in every quarter of a picture, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return quarters(tmp_path)
+
+
+def quarters(folder: Path, channels: int = 3) -> list[str]:
+    (folder / "net.cfg").write_text(CFG.format(channels=channels))
+    network = cfg.load(folder / "net.cfg")
+    arrays = {weights.key(spec): np.zeros(spec.shape, np.float32) for spec in weights.tensors(network)}
+    arrays["layers.0.conv.bias"][4:] = SURE, SURE, -SURE
+    weights.write(folder / "net.weights", network, arrays)
+    return ["--cfg", "net.cfg", "--weights", "net.weights", "--device", "cpu"]
+
+
+def picture(path: str, height: int = 64, width: int = 64) -> str:
+    write_image(path, np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    return path
+
+
+def video(path: str, count: int = 5, size: tuple[int, int] = (64, 48)) -> str:
+    silence_opencv()
+    writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
+    for number in range(count):
+        writer.write(np.full((*size[::-1], 3), 20 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def tree(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def length(path: str) -> int:
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+    return sum(1 for _ in iter(lambda: capture.read()[0], False))
+
+
+def test_boxes_are_in_pixels_of_the_picture(net, capsys):
+    """64 × 64 in an input of 32 × 32: each cell of 16 is a quarter, 32 pixels wide."""
+    detect.main([*net, "--source", picture("a.png"), "--json", "--nosave"])
+    (document,) = json.loads(capsys.readouterr().out)
+    assert (document["source"], document["frame"]) == ("a.png", 0)
+    boxes = sorted(found["box"] for found in document["detections"])
+    np.testing.assert_allclose(boxes, [[0, 0, 32, 32], [0, 32, 32, 64], [32, 0, 64, 32], [32, 32, 64, 64]], atol=1e-3)
+    for found in document["detections"]:
+        assert (found["class"], found["name"]) == (0, "0")
+        assert found["confidence"] == pytest.approx(CONFIDENCE, abs=1e-5)
+    assert tree(".") == ["a.png", "net.cfg", "net.weights"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("--letterbox", [[0, 0, 32, 16], [0, 16, 32, 32], [32, 0, 64, 16], [32, 16, 64, 32]]),
+        ("--stretch", [[0, 0, 32, 16], [0, 16, 32, 32], [32, 0, 64, 16], [32, 16, 64, 32]]),
+    ],
+)
+def test_boxes_are_clipped_to_a_wide_picture(net, capsys, mode, expected):
+    """64 × 32 letterboxed lies in rows 8…24 of the input; the cells' other halves are outside the picture."""
+    detect.main([*net, mode, "--source", picture("a.png", 32, 64), "--json", "--nosave"])
+    (document,) = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(sorted(found["box"] for found in document["detections"]), expected, atol=1e-3)
+
+
+def test_a_larger_input_has_more_cells_and_a_grey_net_reads_colour(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = quarters(tmp_path, channels=1)
+    detect.main([*flags, "--source", picture("a.png"), "--img-size", "64", "32", "--json", "--nosave"])
+    (document,) = json.loads(capsys.readouterr().out)
+    assert len(document["detections"]) == 8
+
+
+def test_everything_that_can_be_written_is_written(net, capsys):
+    picture("a.png")
+    Path("our.names").write_text("cat\n../dog\n")
+    detect.main([*net, "--names", "our.names", "--source", "a.png", "--save-txt", "--save-conf", "--save-crop"])
+    out = "runs/detect/exp"
+    crops = [f"crops/cat/a_{k}.jpg" for k in (1, 2, 3, 4)]
+    assert tree(out) == ["a.png", "args.yaml", *crops, "env.json", "labels/a.txt"]
+    assert sorted(Path(out, "labels/a.txt").read_text().splitlines()) == sorted(
+        f"0 {x} {y} 0.500000 0.500000 {CONFIDENCE:.6f}"
+        for x in ("0.250000", "0.750000")
+        for y in ("0.250000", "0.750000")
+    )
+    assert read_image(f"{out}/crops/cat/a_1.jpg").shape == (32, 32, 3)
+    assert (read_image(f"{out}/a.png") != read_image("a.png")).any()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a.png 64x64: 4 cat (")
+    assert lines[1] == "results in runs/detect/exp"
+    assert lines[2].startswith("1 frame, ")
+
+
+def test_nothing_found_is_an_empty_label_file(net, capsys):
+    detect.main([*net, "--source", picture("a.png"), "--classes", "1", "--save-txt", "--nosave", "--output", "out"])
+    assert tree("out") == ["labels/a.txt"]
+    assert Path("out/labels/a.txt").read_text() == ""
+    assert capsys.readouterr().out.startswith("a.png 64x64: nothing (")
+
+
+def test_no_file_is_overwritten(net, capsys):
+    """A second run into the same folder, and two pictures with one stem, get numbers; what was there stays."""
+    picture("a.png")
+    picture("a.jpg")
+    flags = [*net, "--source", "a.*g", "--output", "out", "--save-txt", "--save-crop", "--json"]
+    detect.main(flags)
+    first = {name: Path("out", name).read_bytes() for name in tree("out")}
+    assert {"a.jpg", "a_2.png", "labels/a.txt", "labels/a_2.txt"} < set(first)
+    detect.main(flags)
+    assert {name: Path("out", name).read_bytes() for name in first} == first
+    assert {"a_3.jpg", "a_4.png", "labels/a_3.txt", "labels/a_4.txt"} < set(tree("out"))
+    assert len(tree("out")) == 2 * len(first)
+
+
+def test_the_source_may_lie_in_the_output_folder(net, capsys):
+    before = Path(picture("a.png")).read_bytes()
+    detect.main([*net, "--source", "a.png", "--output", "."])
+    assert Path("a.png").read_bytes() == before
+    assert Path("a_2.png").is_file()
+
+
+@pytest.mark.parametrize(("code", "suffix"), [("mp4v", ".mp4"), ("MJPG", ".avi")])
+def test_a_video_gives_a_video_and_a_line_a_frame(net, capsys, code, suffix):
+    detect.main([*net, "--source", video("a.avi"), "--json-lines", "--save-txt", "--output", "out", "--fourcc", code])
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(document["source"], document["frame"]) for document in documents] == [("a.avi", n) for n in range(5)]
+    assert tree("out") == [f"a{suffix}", *[f"labels/a_00000{n}.txt" for n in range(5)]]
+    assert length(f"out/a{suffix}") == 5
+
+
+def test_every_video_of_a_folder_gets_its_own_file(net, capsys):
+    os.mkdir("in")
+    video("in/a.avi", 2)
+    video("in/b.avi", 3, (80, 50))
+    picture("in/c.png")
+    detect.main([*net, "--source", "in", "--output", "out"])
+    assert tree("out") == ["a.mp4", "b.mp4", "c.png"]
+    assert (length("out/a.mp4"), length("out/b.mp4")) == (2, 3)
+
+
+def test_an_interrupted_run_leaves_a_whole_array_and_a_whole_video(net, capsys, monkeypatch):
+    draw, calls = detect.draw_detections, iter(range(100))
+
+    def interrupted(*args):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(detect, "draw_detections", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        detect.main([*net, "--source", video("a.avi"), "--output", "out", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert tree("out") == ["a.mp4"]
+    assert length("out/a.mp4") == 3
+
+
+def test_names_come_from_names_then_data_then_the_numbers(net, capsys):
+    Path("our.names").write_text("cat\ndog\n")
+    Path("set.data").write_text("names = their.names\n")
+    Path("their.names").write_text("bird\nfish\n")
+    flags = [*net, "--source", picture("a.png"), "--nosave"]
+    for given, name in (
+        (["--names", "our.names", "--data", "set.data"], "cat"),
+        (["--data", "set.data"], "bird"),
+        ([], "0"),
+    ):
+        detect.main([*flags, *given])
+        assert f": 4 {name} (" in capsys.readouterr().out
+
+
+def test_a_checkpoint_brings_its_cfg_and_names(net, capsys):
+    import torch
+
+    from utils.checkpoint import write_checkpoint
+
+    network = cfg.load("net.cfg")
+    state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("net.weights", network).items()}
+    os.makedirs("runs/train/exp/weights")
+    Path("runs/train/exp/model.cfg").write_text(cfg.format_network(network))
+    text = cfg.format_network(network)
+    checkpoint = {"model": state, "ema": None, "cfg": text, "names": ["cat", "dog"], "lineage": []}
+    write_checkpoint(Path("runs/train/exp/weights/best.pt"), checkpoint)
+    picture("a.png")
+    for flags in (["--weights", "runs/train/exp/weights/best.pt"], ["--cfg", "net.cfg"]):
+        detect.main([*flags, "--source", "a.png", "--nosave", "--device", "cpu"])
+        assert ": 4 cat (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with space",
+        "ünï",
+        "line\nbreak",
+        "'quote\"",
+        "-dash",
+        "🐕",
+        "\u202eright",
+        "%03d",
+        "concat:a",
+        "x" * 251,
+        "🐕" * 55,
+        "\udc80",
+    ],
+)
+def test_any_file_name_works(net, capsys, name):
+    os.mkdir(name)
+    picture(f"{name}/a.png")
+    os.rename(f"{name}/a.png", f"{name}/{name}.png")
+    detect.main([*net, f"--source={name}", f"--output={name}/out", "--save-txt", "--save-crop"])
+    assert len(tree(f"{name}/out")) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def fails(flags: list[str], monkeypatch, capsys) -> str:
+    """Message of a run that must end with status 2 and one line, having written nothing."""
+    before = tree(".")
+    monkeypatch.setattr(sys, "argv", ["detect.py", *flags])
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(detect.main)
+    out, err = capsys.readouterr()
+    assert (leaving.value.code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert len(line) <= 400
+    assert tree(".") == before
+    return line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "gone.jpg"], "gone.jpg: no such file"),
+        (["--source", "text.jpg"], "text.jpg: neither a picture nor a video that can be decoded"),
+        (["--source", "empty.mp4"], "empty.mp4: neither a picture nor a video that can be decoded"),
+        (["--source", "ftp://a/b"], "--source: ftp:// is not supported"),
+        (["--cfg", "gone.cfg"], "gone.cfg: no such file"),
+        (["--weights", "gone.weights"], "gone.weights: no such file"),
+        (["--weights", "text.jpg"], "text.jpg: "),
+        (["--names", "one.names"], "one.names: 1 names, but net.weights has 2 classes"),
+        (["--data", "gone.data"], "gone.data: no such file"),
+        (["--classes", "2"], "--classes 2: the network's classes are 0..1"),
+        (["--classes", "-1"], "--classes: -1 is below 0"),
+        (["--img_size", "33"], "--img_size 33: not a multiple of 16"),
+        (["--conf-thres", "1.5"], "--conf-thres: 1.5 is outside"),
+        (["--iou-thres", "nan"], "--iou-thres: 'nan' is not a number"),
+        (["--max-frames", "0"], "--max-frames: 0 is below 1"),
+        (["--max-seconds", "0"], "--max-seconds: 0 is not above 0"),
+        (["--fourcc", "mp4"], "--fourcc: 'mp4' is not a code of four letters"),
+        (["--source", "a.avi", "--fourcc", "zzzz"], "--fourcc zzzz: this OpenCV cannot write such a video"),
+        (["--save-conf"], "--save-conf: goes with --save-txt"),
+        (["--output", "text.jpg"], "--output text.jpg: exists and is no folder"),
+        (["--output", "out", "--name", "mine"], "--output: is the folder itself"),
+        (["--json", "--json-lines"], "--json-lines: not allowed with argument --json"),
+        (["--half"], "--half: float16 needs a GPU"),
+        (["--device", "gpu"], "--device gpu: "),
+        (["--sorce", "a.png"], "unknown flag --sorce; did you mean --source?"),
+        (
+            ["--stream-timeout", "0.3", "--source", "http://127.0.0.1:9/"],
+            "--source http://127.0.0.1:9/: no frame within",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(net, monkeypatch, capsys, flags, message):
+    picture("a.png")
+    video("a.avi")
+    Path("text.jpg").write_text("hello")
+    Path("empty.mp4").write_bytes(b"")
+    Path("one.names").write_text("cat\n")
+    assert message in fails([*net, "--source", "a.png", *flags], monkeypatch, capsys)
+
+
+def test_what_is_wrong_before_the_network_is_found_without_torch(net, root):
+    picture("a.png")
+    block = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'detect.py'; sys.path.insert(0, sys.argv.pop(1)); "
+    code = block + "import detect; from utils import cli; cli.run(detect.main)"
+    for flags in (["--source", "gone.jpg"], ["--classes", "9"], ["--source", "net.weights"]):
+        command = [sys.executable, "-c", code, str(root), *net, "--source", "a.png", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells a missing display by variables of X11 and Wayland")
+def test_view_img_without_a_display_is_an_error(net, monkeypatch, capsys):
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(variable, raising=False)
+    assert "--view-img: no window can be opened" in fails(
+        [*net, "--source", picture("a.png"), "--view-img"], monkeypatch, capsys
+    )

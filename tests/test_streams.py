@@ -22,24 +22,28 @@ PAUSE = 0.02
 """Seconds between two frames of the server."""
 
 
-def numbered(number: int, height: int = 64, width: int = 128) -> bytes:
-    """A JPEG that carries its number: sixteen bits, each a square of eight pixels, on grey."""
-    picture = np.full((height, width, 3), 120, np.uint8)
+def numbered(number: int, width: int = 128) -> bytes:
+    """A JPEG twice as wide as high that carries its number: a row of sixteen squares, white for 1, on grey."""
+    side = width // 16
+    picture = np.full((width // 2, width, 3), 120, np.uint8)
     for bit in range(16):
-        picture[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
+        picture[:side, side * bit : side * bit + side] = 255 * (number >> bit & 1)
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def number_in(image: np.ndarray) -> int:
-    assert image[32:].mean() > 60, "a black frame"
-    return sum(int(image[4, 8 * bit + 4, 0] > 127) << bit for bit in range(16))
+    height, width = image.shape[:2]
+    assert image[height // 2 :].mean() > 60, "a black frame"
+    side = width // 16
+    return sum(int(image[side // 2, side * bit + side // 2, 0] > 127) << bit for bit in range(16))
 
 
 class Camera(http.server.ThreadingHTTPServer):
     """MJPEG over HTTP. Each connection gets the next entry of the script.
 
     An entry is the number of frames to send before the connection is closed, or one of "refuse" (closed at once),
-    "stall" (headers, then nothing) and "garbage" (parts that are no pictures). The last entry is repeated.
+    "stall" (headers, then nothing), "garbage" (parts that are no pictures) and "grow" (pictures of another size after
+    ten). The last entry is repeated.
     """
 
     daemon_threads = True
@@ -71,8 +75,9 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if entry == "stall":
             camera.closing.wait(30)
             return
-        for _ in range(10_000 if entry == "garbage" else entry):
-            data = bytes(range(256)) if entry == "garbage" else numbered(next(camera.numbers))
+        for sent in range(entry if isinstance(entry, int) else 10_000):
+            width = 256 if entry == "grow" and sent >= 10 else 128
+            data = bytes(range(256)) if entry == "garbage" else numbered(next(camera.numbers), width)
             self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
             self.wfile.write(data + b"\r\n")
             if camera.closing.wait(PAUSE):
@@ -121,10 +126,18 @@ def test_a_lost_stream_is_reported_and_comes_back_without_a_stale_or_black_frame
     assert "stream 1: lost at frame 7, back after 0." in messages
 
 
+def test_a_stream_that_changes_its_size_goes_on():
+    with camera("grow") as server:
+        got = list(frames(Source(streams=(server.address,)), Limits(max_seconds=0.6, stream_timeout=5)))
+    numbers = [number_in(frame.image) for frame in got]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] > 12
+
+
 def test_a_dead_stream_does_not_stop_the_others(capfd):
     with camera(3, "stall") as dying, camera(1000) as living:
         source = Source(streams=(dying.address, living.address))
-        got = list(frames(source, Limits(max_seconds=1.0, stream_timeout=5)))
+        got = list(frames(source, Limits(max_seconds=0.7, stream_timeout=0.7)))
     last = {address: max(frame.index for frame in got if frame.source == address) for address in source.streams}
     assert last[dying.address] == 2
     assert last[living.address] > 10

@@ -138,8 +138,6 @@ def _read_video(path: str) -> Iterator[Frame]:
         DataError: there is none.
     """
     with opened(os.path.abspath(path)) as capture:  # FFmpeg would take `a:b.mp4` for the address of a protocol a
-        if not capture.isOpened():
-            raise DataError(f"{path}: neither a picture nor a video that can be decoded")
         width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         if width * height > MAX_PIXELS:
             raise DataError(f"{path}: frames of {width:g}x{height:g} pixels; at most {MAX_PIXELS} pixels are decoded")
@@ -147,7 +145,7 @@ def _read_video(path: str) -> Iterator[Frame]:
         for count, image in enumerate(pictures(capture), 1):
             yield Frame(path, count - 1, image, "video", fps)
     if count == 0:
-        raise DataError(f"{path}: no frame of the video can be decoded")
+        raise DataError(f"{path}: neither a picture nor a video that can be decoded")
     if count < promised:
         log(f"warning: {path}: only {count} of the {promised} frames it promises can be decoded")
 

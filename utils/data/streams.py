@@ -25,8 +25,8 @@ SHORTEST_WAIT, LONGEST_WAIT = 0.25, 4.0
 """Seconds between attempts to reconnect: doubled from the first to the second, so a stream is back within 5 s."""
 LONGEST_READ = 5.0
 """Seconds after which opening a stream, or waiting for its next frame, is given up."""
-LONGEST_JOIN = 0.5
-"""Seconds that the end waits for the threads; a thread blocked in a decoder ends with the process."""
+LONGEST_JOIN = 2 * LONGEST_READ
+"""Seconds that the end waits for a thread that is opening or reading; a process that ends under it would abort."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +83,25 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
     if timeout is not None:
         limit = max(1, round(1000 * timeout))
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-    webcam = isinstance(source, int)
-    capture = cv2.VideoCapture(source) if webcam else cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+    if isinstance(source, int):
+        capture = cv2.VideoCapture(source)
+    elif is_utf8(source):
+        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+    else:
+        capture = cv2.VideoCapture()
     try:
         yield capture
     finally:
         capture.release()
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be handed to OpenCV, which crashes on one whose bytes are not UTF-8 (4.14)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -180,8 +193,6 @@ class StreamReader(threading.Thread):
             has_end = self._read_connection()
             if has_end and self.received > before:
                 return
-            if self.received == 0 and wait == SHORTEST_WAIT and not self._stopping.is_set():
-                log(f"stream {self.number}: {without_password(self.source)}: no frame yet, trying again")
             if self.received > before:
                 wait = SHORTEST_WAIT
             self._stopping.wait(wait)
@@ -241,9 +252,8 @@ def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = N
     finally:
         for reader in readers:
             reader.stop()
-        end = time.monotonic() + LONGEST_JOIN
         for reader in readers:
-            reader.join(max(0.0, end - time.monotonic()))
+            reader.join(LONGEST_JOIN)
     if not any(reader.received for reader in readers):
         shown = ", ".join(without_password(source) for source in sources)
         raise InputError(f"--source {shown}: no frame within {timeout:g} s (--stream-timeout)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.images import SUFFIXES, write_image
-from utils.data.streams import Frame, silence_opencv, without_password
+from utils.data.streams import Frame, is_utf8, silence_opencv, without_password
 from utils.errors import InputError
 from utils.files import atomic_path, atomic_write_text
 
@@ -46,6 +46,9 @@ class FileKinds:
     crops: bool = False
     """`crops/CLASS/STEM_K.jpg`: each detection cut out."""
 
+    def __bool__(self) -> bool:
+        return self.pictures or self.labels or self.crops
+
 
 class VideoFile:
     """A video that gets its name when it is complete, by `close`.
@@ -56,15 +59,16 @@ class VideoFile:
 
     def __init__(self, path: Path, fourcc: str, fps: float, size: tuple[int, int]) -> None:
         silence_opencv()
+        if not is_utf8(str(path.resolve())):
+            raise InputError(f"{path}: a video is written only where all names are UTF-8; choose another --output")
         self.path = path
         self.size = size
-        descriptor, self._partial = tempfile.mkstemp(path.suffix, ".", path.parent.resolve())
-        os.close(descriptor)
+        self._partial = os.path.abspath(path.with_name(f".{secrets.token_hex(8)}{path.suffix}"))
         code = cv2.VideoWriter.fourcc(*fourcc)
         self._writer = cv2.VideoWriter(self._partial, cv2.CAP_FFMPEG, code, fps, size[::-1])
         if not self._writer.isOpened():
-            os.unlink(self._partial)
-            raise InputError(f"--fourcc {fourcc}: this OpenCV cannot write such a video; mp4v and MJPG always work")
+            Path(self._partial).unlink(missing_ok=True)
+            raise InputError(f"--fourcc {fourcc}: this OpenCV cannot write such a video of {size[1]}x{size[0]} pixels")
         self._next = 0
 
     def write(self, image: NDArray[np.uint8], index: int) -> None:
@@ -115,6 +119,8 @@ class DetectionFiles:
             detections: [n, 6], x1, y1, x2, y2 in pixels of the picture, confidence, class.
             drawn: the frame with boxes; None if pictures are not wanted.
         """
+        if not self._kinds:
+            return
         if frame.kind == "video" and frame.index == 0:
             self.close()
         stem = self._stem(frame)
@@ -143,7 +149,7 @@ class DetectionFiles:
             video.close()
             video = None
         if video is None:
-            path = self._path(stem + self._video_suffix())
+            path = self._path(stem + video_suffix(self._fourcc))
             video = VideoFile(path, self._fourcc, frame.fps or DEFAULT_FPS, drawn.shape[:2])
             self._videos[frame.source] = video
         video.write(drawn, frame.index)
@@ -162,7 +168,7 @@ class DetectionFiles:
         for k, (x1, y1, x2, y2, _, number) in enumerate(detections.tolist(), 1):
             left, top = min(int(x1), width - 1), min(int(y1), height - 1)
             crop = frame.image[top : max(top + 1, round(y2)), left : max(left + 1, round(x2))]
-            write_image(self._path("crops", _plain_name(self._names[int(number)]), f"{name}_{k}.jpg"), crop)
+            write_image(self._path("crops", _plain_name(self._names[int(number)]), f"{_cut(name)}_{k}.jpg"), crop)
 
     def _path(self, *parts: str) -> Path:
         """Path of a new file, with a number behind its stem if need be; its folder is there."""
@@ -176,7 +182,7 @@ class DetectionFiles:
         if frame.kind == "picture":
             return self._free_stem(_plain_stem(frame), _picture_suffix(frame.source))
         if frame.source not in self._stem_of:
-            self._stem_of[frame.source] = self._free_stem(_plain_stem(frame), self._video_suffix())
+            self._stem_of[frame.source] = self._free_stem(_plain_stem(frame), video_suffix(self._fourcc))
         return self._stem_of[frame.source]
 
     def _free_stem(self, stem: str, suffix: str) -> str:
@@ -192,8 +198,10 @@ class DetectionFiles:
         folder = self.folder
         return (folder / f"{stem}{suffix}").exists() or (folder / "labels" / f"{stem}.txt").exists()
 
-    def _video_suffix(self) -> str:
-        return ".mp4" if self._fourcc.lower() in MP4 else ".avi"
+
+def video_suffix(fourcc: str) -> str:
+    """Suffix of a video of a format."""
+    return ".mp4" if fourcc.lower() in MP4 else ".avi"
 
 
 def _picture_suffix(source: str) -> str:
@@ -215,4 +223,4 @@ def _cut(stem: str) -> str:
 
 def _plain_name(text: str) -> str:
     """A text from outside as one plain name: no separators, no leading dots."""
-    return _cut(re.sub(r"[^\w .-]+", "_", text).strip(" .") or "_")
+    return _cut(re.sub(r"[^\w .-]+", "_", text).strip(" ._") or "_")
