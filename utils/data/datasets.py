@@ -194,7 +194,10 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
             if isinstance(batch, SuiteError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # else error and frame hold each other, and the workers are not told to stop
             yield batch
 
 

@@ -1,0 +1,277 @@
+"""Boxes follow pixels through every augmentation, and what is random follows from seed, epoch and position."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.data.augment import (
+    LIMITS,
+    Augmentation,
+    blend,
+    flip,
+    hide_behind_fence,
+    jitter_colours,
+    sample_generator,
+    split_planes,
+)
+from utils.data.compose import Placement, draw, mosaic_regions, move_boxes, random_placement
+from utils.data.fit import GREY
+
+STILL = Augmentation(**dict.fromkeys((field.name for field in dataclasses.fields(Augmentation)), 0.0))
+"""Nothing varies."""
+GEOMETRIES = {
+    "as it is": STILL,
+    "scaled": dataclasses.replace(STILL, scale=0.5),
+    "shifted": dataclasses.replace(STILL, translate=0.3),
+    "turned": dataclasses.replace(STILL, degrees=30),
+    "sheared": dataclasses.replace(STILL, shear=20),
+    "all": dataclasses.replace(STILL, scale=0.3, translate=0.1, degrees=10, shear=5),
+}
+SIZE = (96, 128)
+WHOLE = (0, 0, 128, 96)
+
+
+def rng(number: int = 0) -> np.random.Generator:
+    return sample_generator(7, 0, number)
+
+
+def picture_with_box(channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A black picture [120, 160, C] with a white rectangle, and its label [1, 5]."""
+    image = np.zeros((120, 160, channels), np.uint8)
+    image[30:80, 40:120] = 255
+    return image, np.array([[1, 80 / 160, 55 / 120, 80 / 160, 50 / 120]], np.float32)
+
+
+def extent(image: np.ndarray) -> np.ndarray:
+    """x1, y1, x2, y2 of what is white in [h, w, C], to a fraction of a pixel along straight edges."""
+    white = image[..., 0].astype(float).clip(GREY, 255) - GREY
+    rows, columns = white.max(1) / (255 - GREY), white.max(0) / (255 - GREY)
+    edges = []
+    for line in (columns, rows):
+        bright = np.flatnonzero(line > 0.02)
+        edges.append((bright[0] + 1 - line[bright[0]], bright[-1] + line[bright[-1]]))
+    return np.array([edges[0][0], edges[1][0], edges[0][1], edges[1][1]])
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("number", range(5))
+def test_boxes_follow_pixels_in_a_picture_alone(geometry, channels, number):
+    image, label = picture_with_box(channels)
+    canvas = np.empty((*SIZE, channels), np.uint8)
+    placement = draw(canvas, image, random_placement(rng(number), geometry, SIZE, WHOLE, SIZE))
+    boxes = move_boxes([label], [placement])
+    np.testing.assert_allclose(boxes[0, 1:], extent(canvas), atol=1.5)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("number", range(5))
+def test_boxes_follow_pixels_in_every_region_of_a_mosaic(geometry, number):
+    """The box is where its region shows white; of a turned picture it may be larger, if a corner is cut off.
+
+    Where there is no box, less than a tenth of it is seen.
+    """
+    generator = rng(number)
+    image, label = picture_with_box()
+    canvas = np.empty((*SIZE, 3), np.uint8)
+    for region in mosaic_regions(generator, SIZE):
+        placement = draw(canvas, image, random_placement(generator, geometry, SIZE, region, SIZE))
+        boxes = move_boxes([label], [placement])
+        left, top, right, bottom = region
+        view = canvas[top:bottom, left:right]
+        if len(boxes):
+            outwards = (extent(view) - (boxes[0, 1:] - (left, top, left, top))) * (1, 1, -1, -1)
+            assert outwards.min() > -2
+            assert outwards.max() < 2 or geometry.degrees or geometry.shear
+        else:
+            _, x1, y1, x2, y2 = move_boxes([label], [placement._replace(region=(-999, -999, 999, 999))])[0]
+            assert (view[..., 0] > 128).sum() < 0.12 * (x2 - x1) * (y2 - y1)
+
+
+def test_a_still_picture_is_only_fitted():
+    image = rng().integers(0, 255, (96, 128, 3), np.uint8)
+    canvas = np.empty((*SIZE, 3), np.uint8)
+    draw(canvas, image, random_placement(rng(), STILL, SIZE, WHOLE, SIZE))
+    np.testing.assert_array_equal(canvas, image)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 2.3])
+def test_warping_and_plain_resizing_agree(scale):
+    """The least shear takes the other way and gives the same sample, but for the rounding to whole pixels."""
+    image = cv2.GaussianBlur(rng().integers(0, 255, (120, 160, 3), np.uint8), (0, 0), 6)
+    matrix = np.array([[128 * scale, 0, 10.0], [0, 96 * scale, -5.0]])
+    plain, warped = np.empty((2, *SIZE, 3), np.uint8)
+    draw(plain, image, Placement(WHOLE, matrix))
+    draw(warped, image, Placement(WHOLE, matrix + np.array([[0, 1e-4, 0], [0, 0, 0]])))
+    assert np.abs(plain.astype(int) - warped)[8:-8, 18:-8].mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_the_resolution_of_a_picture_does_not_move_it(degrees):
+    image, _ = picture_with_box()
+    half = cv2.resize(image, (80, 60), interpolation=cv2.INTER_AREA)
+    geometry = dataclasses.replace(STILL, scale=0.4, degrees=degrees)
+    whole_canvas, half_canvas = np.empty((2, *SIZE, 3), np.uint8)
+    placement = random_placement(rng(), geometry, SIZE, WHOLE, SIZE)
+    draw(whole_canvas, image, placement)
+    draw(half_canvas, half, placement)
+    np.testing.assert_allclose(extent(whole_canvas), extent(half_canvas), atol=1.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2)])
+def test_tiny_and_long_pictures_can_be_drawn(shape):
+    canvas = np.empty((*SIZE, 3), np.uint8)
+    for number, region in enumerate(mosaic_regions(rng(), SIZE)):
+        for degrees in (0, 45):
+            geometry = dataclasses.replace(STILL, scale=0.9, degrees=degrees)
+            draw(canvas, np.zeros((*shape, 3), np.uint8), random_placement(rng(number), geometry, (2, 3), region, SIZE))
+
+
+def test_a_mosaic_covers_the_sample_once():
+    for number in range(20):
+        covered = np.zeros(SIZE, int)
+        for left, top, right, bottom in mosaic_regions(rng(number), SIZE):
+            covered[top:bottom, left:right] += 1
+        assert (covered == 1).all()
+
+
+def test_large_pictures_leave_no_grey_in_a_mosaic_and_small_ones_touch_the_cut():
+    left, top, right, bottom = region = mosaic_regions(rng(), SIZE)[0]
+    canvas = np.zeros((*SIZE, 3), np.uint8)
+    draw(canvas, np.full((60, 80, 3), 255, np.uint8), random_placement(rng(), STILL, SIZE, region, SIZE))
+    assert (canvas[top:bottom, left:right] == 255).all()
+    draw(canvas, np.full((60, 80, 3), 255, np.uint8), random_placement(rng(), STILL, (5, 7), region, SIZE))
+    assert (canvas[bottom - 5 : bottom, right - 7 : right] == 255).all()
+    assert (canvas[top:bottom, left:right] == 255).sum() == 5 * 7 * 3
+
+
+def moved(box: list[float], region: tuple[int, int, int, int] = (0, 0, 100, 100)) -> list[list[float]]:
+    """A box x1, y1, x2, y2 in a picture of 100 x 100 pixels that is drawn as it is, as seen in a region."""
+    x1, y1, x2, y2 = np.array(box) / 100
+    label = np.array([[0, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]])
+    placement = Placement(region, np.array([[100.0, 0, 0], [0, 100, 0]]))
+    return move_boxes([label], [placement])[:, 1:].round(6).tolist()
+
+
+def test_a_box_reaching_out_of_its_region_is_clipped():
+    assert moved([10, 10, 40, 40], (0, 0, 30, 100)) == [[10, 10, 30, 40]]
+    assert moved([-10, 10, 40, 40]) == [[0, 10, 40, 40]]
+
+
+@pytest.mark.parametrize(
+    ("box", "region"),
+    [
+        ([10, 10, 11.9, 40], (0, 0, 100, 100)),  # narrower than 2 pixels
+        ([10, 10, 40, 40], (0, 0, 12, 100)),  # 2 / 30 of its area left
+        ([10, 10, 40, 40], (50, 0, 100, 100)),  # outside
+        ([0, 10, 90, 14], (0, 0, 100, 100)),  # 22.5 times as long as high
+    ],
+)
+def test_what_is_left_of_a_box_must_be_of_use(box, region):
+    assert len(moved(box, region)) == 0
+
+
+def test_no_boxes_are_no_problem():
+    empty = np.zeros((0, 5), np.float32)
+    placement = random_placement(rng(), STILL, SIZE, WHOLE, SIZE)
+    assert move_boxes([empty, empty], [placement] * 2).shape == (0, 5)
+    assert flip(rng(), Augmentation(flip_lr=1), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 5)))[1].shape == (0, 5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("flip_lr", "flip_ud"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_boxes_follow_pixels_through_flips(flip_lr, flip_ud, channels):
+    image = np.full((60, 80, channels), GREY, np.uint8)
+    image[10:30, 5:45] = 255
+    turned, boxes = flip(rng(), Augmentation(flip_lr=flip_lr, flip_ud=flip_ud), image, np.array([[2.0, 5, 10, 45, 30]]))
+    assert turned.shape == image.shape
+    np.testing.assert_allclose(boxes, [[2, *extent(turned)]])
+    assert (boxes[0, 1] == 35) == bool(flip_lr) and (boxes[0, 2] == 30) == bool(flip_ud)
+
+
+# Colours
+
+
+def test_without_jitter_colours_stay():
+    image = rng().integers(0, 255, (8, 9, 3), np.uint8)
+    np.testing.assert_array_equal(jitter_colours(rng(), STILL, image), image.transpose(2, 0, 1))
+    assert jitter_colours(rng(), STILL, image).flags.c_contiguous
+
+
+def test_greys_keep_their_hue_and_saturation():
+    image = np.repeat(rng().integers(0, 255, (8, 9, 1), np.uint8), 3, 2)
+    planes = jitter_colours(rng(), Augmentation(hsv_h=0.5, hsv_s=1, hsv_v=0), image)
+    assert np.abs(planes.astype(int) - image.transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_saturation_and_value_are_scaled_as_a_round_trip_through_hsv_scales_them(number):
+    """Against OpenCV's float HSV (hue in degrees, saturation and value in 0..1) where nothing is clipped."""
+    image = rng().integers(60, 130, (16, 16, 3), np.uint8)
+    augmentation = Augmentation(hsv_h=0, hsv_s=0.5, hsv_v=0.4)
+    _, saturation, value = rng(number).uniform(-1, 1, 3) * (0, 0.5, 0.4)
+    hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV) * (1, 1 + saturation, 1 + value)
+    expected = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB) * 255
+    got = jitter_colours(rng(number), augmentation, image).transpose(1, 2, 0)
+    assert np.abs(got - expected).max() <= 1
+
+
+def test_the_hue_is_turned_by_no_more_than_the_share_asked_for():
+    image = np.full((1, 1, 3), (200, 60, 60), np.uint8)
+    for number in range(20):
+        turned = jitter_colours(rng(number), dataclasses.replace(STILL, hsv_h=0.05), image).transpose(1, 2, 0)
+        degrees = cv2.cvtColor(np.ascontiguousarray(turned).astype(np.float32) / 255, cv2.COLOR_RGB2HSV)[0, 0, 0]
+        assert min(degrees, 360 - degrees) <= 0.05 * 360 + 1
+
+
+def test_a_grey_picture_only_changes_its_value():
+    image = np.full((4, 4, 1), 100, np.uint8)
+    _, _, value = rng(3).uniform(-1, 1, 3)
+    planes = jitter_colours(rng(3), dataclasses.replace(STILL, hsv_h=0.5, hsv_s=1, hsv_v=0.5), image)
+    assert planes.shape == (1, 4, 4) and np.abs(planes - 100 * (1 + 0.5 * value)).max() <= 1
+
+
+def test_planes_are_the_channels():
+    image = rng().integers(0, 255, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(split_planes(image), image.transpose(2, 0, 1))
+
+
+# Blending and hiding
+
+
+def test_a_blend_lies_between_both_samples():
+    dark, bright = np.zeros((4, 4, 1), np.uint8), np.full((4, 4, 1), 200, np.uint8)
+    assert 40 < blend(rng(), dark, bright)[0, 0, 0] < 160
+    np.testing.assert_array_equal(blend(rng(), bright, bright), bright)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_fence_blackens_bars_and_changes_nothing_else(number):
+    planes = np.full((3, 128, 96), 200, np.uint8)
+    hidden = hide_behind_fence(rng(number), planes)
+    assert hidden.dtype == np.uint8 and set(np.unique(hidden)) == {0, 200}
+    assert (hidden == hidden[0]).all()
+    share = (hidden == 0).mean()  # two sets of bars that each hide 1 / 9 .. 3 / 7
+    assert 1 / 9 < share < 1 - (4 / 7) ** 2 + 0.1
+
+
+# Values
+
+
+def test_values_are_checked():
+    for field in dataclasses.fields(Augmentation):
+        limit = LIMITS.get(field.name, 1)
+        for value in (-0.1, limit + 0.1, math.nan):
+            with pytest.raises(ValueError, match=rf"{field.name} must lie in 0\.\.{limit:g}; got {value}"):
+                Augmentation(**{field.name: value})
+
+
+def test_generators_differ_by_seed_epoch_and_position():
+    draws = {sample_generator(*key).random() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
+    assert len(draws) == 4
+    assert sample_generator(5, 6, 7).random() == sample_generator(5, 6, 7).random()

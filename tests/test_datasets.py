@@ -1,0 +1,224 @@
+"""Samples and batches: every picture once, targets where the pixels are, the same whatever number of workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from utils.data.augment import Augmentation
+from utils.data.datasets import DetectionDataset, collate, make_loader
+from utils.data.fit import GREY
+from utils.data.images import write_image
+from utils.data.index import index
+from utils.data.sampling import BatchPlan, cut_batches, rectangle
+from utils.errors import DataError, ResourceError
+
+EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Nine grey pictures of several shapes, each with a white rectangle that is its box; class = number % 3."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for number in range(9):
+        height, width = 40 + 8 * (number % 4), 48 + 8 * (number % 3)
+        image = np.full((height, width, 3), 20 * number, np.uint8)
+        image[8:24, 16:40] = 255
+        write_image(root / "images" / f"{number}.png", image)
+        row = (number % 3, 28 / width, 16 / height, 24 / width, 16 / height)
+        (root / "labels" / f"{number}.txt").write_text(" ".join(map(str, row)))
+    return index(root / "images", "abc", cache_dir=None)
+
+
+def data_set(found, **options) -> DetectionDataset:
+    return DetectionDataset(found, size=(64, 64), **options)
+
+
+def epoch(dataset, batch_size=4, epoch=0, **options) -> list:
+    dataset.set_epoch(epoch)
+    return list(make_loader(dataset, batch_size, **options))
+
+
+def same(batch, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True)) and batch.fits == other.fits
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "stretch"])
+def test_targets_lie_where_the_pixels_are(found, mode):
+    for position in range(len(found)):
+        sample = data_set(found, mode=mode)[position]
+        ((_, cx, cy, width, height),) = sample.targets * (1, 64, 64, 64, 64)
+        rows, columns = np.nonzero(sample.image[0] > 250)
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        got = [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
+        np.testing.assert_allclose(got, expected, atol=1.5)
+
+
+@pytest.mark.parametrize("augment", [None, Augmentation(), EVERYTHING])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sample_is_what_it_promises(found, augment, channels):
+    sample = data_set(found, augment=augment, channels=channels)[3]
+    assert sample.image.shape == (channels, 64, 64) and sample.image.dtype == np.uint8
+    assert sample.image.flags.c_contiguous
+    assert sample.targets.dtype == np.float32 and sample.targets.shape[1] == 5
+    assert (sample.targets[:, 1:] >= 0).all() and (sample.targets[:, 1:] <= 1).all()
+    assert sample.position == 3 and (sample.fit is None) == (augment is not None)
+
+
+def test_sample_and_index_share_no_memory(found):
+    before = [rows.copy() for rows in found.labels]
+    for sample in (data_set(found)[0], data_set(found, augment=Augmentation())[0]):
+        sample.targets[:] = 9
+        sample.image[:] = 9
+    assert all(np.array_equal(a, b) for a, b in zip(before, found.labels, strict=True))
+
+
+@pytest.mark.parametrize("cache", [None, "ram"])
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["plain", "augmented"])
+def test_batches_are_the_same_with_any_number_of_workers(found, augment, rect, cache):
+    dataset = data_set(found, augment=augment, rect=rect, cache=cache)
+    alone = epoch(dataset, epoch=3, shuffle=True)
+    for workers in (1, 2):
+        others = epoch(dataset, epoch=3, shuffle=True, workers=workers)
+        assert len(alone) == len(others) and all(map(same, alone, others))
+
+
+def test_workers_that_stay_alive_see_the_epoch(found):
+    dataset = data_set(found, augment=Augmentation())
+    loader, passes = make_loader(dataset, 4, workers=1, shuffle=True), []
+    for number in (0, 1, 0):
+        dataset.set_epoch(number)
+        passes.append(list(loader))
+    assert all(map(same, passes[0], passes[2]))
+    assert [batch.positions.tolist() for batch in passes[0]] != [batch.positions.tolist() for batch in passes[1]]
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])
+def test_another_epoch_or_seed_makes_another_sample(found, change):
+    dataset = data_set(found, augment=Augmentation(), seed=change.get("seed", 0))
+    dataset.set_epoch(change.get("epoch", 0))
+    assert not np.array_equal(dataset[0].image, data_set(found, augment=Augmentation())[0].image)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 9, 20])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("rect", [False, True])
+def test_every_picture_comes_once_and_no_batch_of_one_is_trained(found, batch_size, shuffle, rect):
+    loader = make_loader(data_set(found, rect=rect), batch_size, shuffle=shuffle)
+    batches = [batch.positions.tolist() for batch in loader]
+    assert sorted(position for batch in batches for position in batch) == list(range(9))
+    assert len(batches) == len(loader)
+    if shuffle and batch_size > 1:
+        assert min(map(len, batches)) > 1
+    elif not shuffle and not rect:
+        assert batches == [list(range(9))[start : start + batch_size] for start in range(0, 9, batch_size)]
+
+
+def test_a_single_picture_is_a_batch():
+    assert cut_batches([5], 4, merge_single=True) == [[5]]
+    assert cut_batches([], 4, merge_single=True) == []
+    assert cut_batches([1, 2, 3], 2, merge_single=True) == [[1, 2, 3]]
+    assert cut_batches([1, 2, 3], 2, merge_single=False) == [[1, 2], [3]]
+
+
+def test_a_batch_numbers_its_targets_by_picture(found):
+    (batch,) = epoch(data_set(found), 9)
+    assert batch.targets.dtype == torch.float32 and batch.targets.shape == (9, 6)
+    assert batch.targets[:, 0].tolist() == list(range(9))
+    assert batch.targets[:, 1].tolist() == [number % 3 for number in range(9)]
+    assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
+
+
+def test_a_batch_without_a_box_has_an_empty_target(found):
+    sample = data_set(found)[0]._replace(targets=np.zeros((0, 5), np.float32))
+    assert collate([sample, sample]).targets.shape == (0, 6)
+
+
+# Rectangles
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([[480, 640]], (320, 416)),  # 312 x 416
+        ([[480, 640], [640, 480]], (416, 416)),
+        ([[100, 1000]], (64, 416)),  # 41.6 x 416
+        ([[416, 416]], (416, 416)),
+        ([[1, 5000]], (32, 416)),
+    ],
+)
+def test_a_rectangle_is_the_smallest_that_holds_its_pictures(shapes, expected):
+    assert rectangle(np.array(shapes), 416, 32) == expected
+
+
+def test_rectangular_batches_lose_no_resolution_and_waste_less(found):
+    """The scale of each picture is at least that of a square batch, and each batch holds like aspect ratios."""
+    squares = {int(p): f for batch in epoch(data_set(found)) for p, f in zip(batch.positions, batch.fits, strict=True)}
+    batches = epoch(data_set(found, rect=True, stride=8))
+    for batch in batches:
+        assert all(side % 8 == 0 and side <= 64 for side in batch.images.shape[2:])
+        for position, fit in zip(batch.positions.tolist(), batch.fits, strict=True):
+            assert fit.size == tuple(batch.images.shape[2:])
+            assert fit.scale_x == pytest.approx(squares[position].scale_x, rel=0.03)
+    ratios = [found.shapes[int(p), 0] / found.shapes[int(p), 1] for batch in batches for p in batch.positions]
+    assert ratios == sorted(ratios)
+    assert min(batch.images.shape[2] * batch.images.shape[3] for batch in batches) < 64 * 64
+
+
+def test_shuffled_rectangles_keep_their_pictures_together(found):
+    plan = BatchPlan(found.shapes, 2, (64, 64), stride=8, shuffle=True, seed=0)
+    groups = [[[request.position for request in batch] for batch in plan.batches(number)] for number in (0, 1)]
+    assert groups[0] != groups[1] and sorted(groups[0]) == sorted(groups[1])
+
+
+def test_rectangles_exclude_mosaic_and_stretching(found):
+    assert data_set(found, rect=True, augment=Augmentation()).augment == Augmentation(mosaic=0)
+    with pytest.raises(ValueError, match="rect and stretch exclude each other"):
+        data_set(found, rect=True, mode="stretch")
+
+
+# Pictures kept in memory, and pictures that are gone
+
+
+def test_pictures_kept_in_memory_give_the_same_plain_samples(found):
+    for plain, kept in zip(epoch(data_set(found)), epoch(data_set(found, cache="ram")), strict=True):
+        assert same(plain, kept)
+
+
+def test_pictures_kept_in_memory_need_no_file(found, monkeypatch):
+    dataset = data_set(found, augment=Augmentation(), cache="ram")
+    monkeypatch.setattr("utils.data.store.read_image", None)
+    assert len(epoch(dataset)) == 3
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused(found, monkeypatch):
+    monkeypatch.setattr("utils.data.store._free_memory", lambda: 1000)
+    with pytest.raises(ResourceError, match=r"take 0\.0 GB of memory, 0\.0 GB are free"):
+        data_set(found, cache="ram")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    dataset = data_set(index(tmp_path / "a.png", "a", cache_dir=None))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"^[^\n]*a\.png: no such file or directory$"):
+        epoch(dataset, workers=workers)
+
+
+def test_a_decoded_fraction_is_used_only_where_it_is_enough(tmp_path):
+    """A JPEG of 128 x 128 in a sample of 32 x 32 is decoded at a quarter; nothing is enlarged."""
+    write_image(tmp_path / "a.jpg", np.full((128, 128, 3), 90, np.uint8))
+    dataset = data_set(index(tmp_path / "a.jpg", "a", cache_dir=None))
+    sides = [len(dataset._store.read(0, (span, span))) for span in (200, 128, 65, 64, 33, 32, 17, 16, 1)]
+    assert sides == [128, 128, 128, 64, 64, 32, 32, 16, 16]
+    assert len(dataset._store.read(0)) == 128
+
+
+def test_grey_borders_are_not_black(found):
+    sample = data_set(found)[0]  # 40 x 48 in 64 x 64
+    assert (sample.image[:, 0] == GREY).all() and (sample.image[:, -1] == GREY).all()
