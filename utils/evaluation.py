@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from utils.errors import NumericsError
 if TYPE_CHECKING:
     from models import Darknet
     from utils.data.datasets import Batch
-    from utils.data.fit import Fit
 
+T = TypeVar("T")
 ONE_CLASS = ("object",)
 """Names when all classes count as one."""
 
@@ -77,23 +77,51 @@ class Evaluation:
     """One a picture, if they were asked for."""
 
 
+@dataclass(frozen=True)
+class DetectionSettings:
+    """From pictures to detections; the values AP is measured with by default."""
+
+    conf_thres: float = 0.001
+    """Least confidence of a detection; COCO's AP needs a low one."""
+    iou_thres: float = 0.6
+    """A box that overlaps a better one of its class by more is dropped."""
+    multi_label: bool = True
+    """A row may give a detection of every class, not only of its best."""
+    single_class: bool = False
+    """All classes count as one, in labels and detections."""
+    augment: bool = False
+    """Merge what is found in VIEWS of every picture."""
+    half: bool = False
+    """float16 on CUDA, by autocast."""
+
+    def rows(self, model: Darknet, images: Tensor) -> Tensor:
+        """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
+
+        Raises:
+            NumericsError: the network returns NaN.
+        """
+        with torch.autocast("cuda", torch.float16, enabled=self.half):
+            rows = detect_views(model, images) if self.augment else detect(model, images)
+        if rows.isnan().any():
+            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
+        return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if self.single_class else rows
+
+    def suppress(self, rows: Tensor) -> list[Tensor]:
+        """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
+        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, multi_label=self.multi_label)
+        return [detections.cpu() for detections in found]
+
+
 def evaluate(
     model: Darknet,
     loader: DataLoader,
     names: Sequence[str],
     *,
     device: torch.device | str,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    multi_label: bool = True,
-    agnostic: bool = False,
-    single_class: bool = False,
-    augment: bool = False,
-    half: bool = False,
     by_size: bool = True,
     keep_detections: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
-    quiet: bool = False,
+    **settings: Any,
 ) -> Evaluation:
     """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
 
@@ -102,39 +130,19 @@ def evaluate(
         loader: of `utils.data.datasets`, without augmentation.
         names: of the classes, by index.
         device: where the pictures go.
-        conf_thres: least confidence of a detection; COCO's AP needs a low one.
-        iou_thres: of the non-maximum suppression.
-        multi_label: a row may give a detection of every class, not only of its best.
-        agnostic: boxes suppress one another across classes.
-        single_class: all classes count as one, in the labels and in the detections.
-        augment: merge the detections in VIEWS of every picture.
-        half: float16 on CUDA, by autocast.
         by_size: measure small, medium and large objects too.
         keep_detections: return them.
-        on_batch: called with the number of a batch, the batch and its detections: one [n, 6] CPU tensor a picture, of
-            x1, y1, x2, y2 in pixels of the network input, confidence, class.
-        quiet: no progress bar, which otherwise goes to stderr if that is a terminal.
-
-    Raises:
-        NumericsError: the network returns NaN.
+        on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
+        settings: fields of DetectionSettings.
     """
-    evaluator, clock, kept = Evaluator(ONE_CLASS if single_class else names, by_size=by_size), _Clock(device), []
-    with _evaluation_mode(model), torch.autocast("cuda", torch.float16, enabled=half):
-        bar = tqdm(loader, desc="test", unit="batch", file=sys.stderr, disable=quiet or None, leave=False)
-        for number, batch in enumerate(bar):
-            images = network_input(batch.images, device)
-            clock.lap("preprocess", len(images))
-            rows = detect_views(model, images) if augment else detect(model, images)
-            if rows.isnan().any():
-                raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-            clock.lap("inference", len(images))
-            rows = _merge_classes(rows) if single_class else rows
-            options = {"multi_label": multi_label, "agnostic": agnostic}
-            found = [d.cpu() for d in non_max_suppression(rows, conf_thres, iou_thres, **options)]
-            clock.lap("nms", len(images))
-            truths = _truths(batch, single_class)
-            for position, fit, detections, truth in zip(batch.positions, batch.fits, found, truths, strict=True):
-                image = _in_picture(int(position), detections, fit)
+    how, clock, kept = DetectionSettings(**settings), _Clock(device), []
+    evaluator = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size)
+    with _evaluation_mode(model):
+        for number, batch in enumerate(tqdm(loader, "test", unit="batch", file=sys.stderr, disable=None, leave=False)):
+            images = clock.timed("preprocess", batch, network_input, batch.images, device)
+            rows = clock.timed("inference", batch, how.rows, model, images)
+            found = clock.timed("nms", batch, how.suppress, rows)
+            for image, truth in _compared(batch, found, how.single_class):
                 evaluator.add(image.boxes, image.scores, image.classes, truth)
                 kept += [image] * keep_detections
             if on_batch is not None:
@@ -179,26 +187,21 @@ def _shrunk(images: Tensor, scale: float, stride: int) -> tuple[Tensor, tuple[fl
     return images, (size[1] / width, size[0] / height)
 
 
-def _merge_classes(rows: Tensor) -> Tensor:
-    """[B, N, 5 + C] to [B, N, 6]: the best class stands for all."""
-    return torch.cat((rows[..., :5], rows[..., 5:].amax(dim=-1, keepdim=True)), dim=-1)
+def _compared(
+    batch: Batch, found: Sequence[Tensor], single_class: bool
+) -> Iterator[tuple[ImageDetections, np.ndarray]]:
+    """Detections and labels of each picture of a batch, in pixels of the original.
 
-
-def _in_picture(position: int, detections: Tensor, fit: Fit) -> ImageDetections:
-    """Detections [n, 6] in pixels of the network input, moved to the original picture."""
-    rows = detections.double().numpy()
-    return ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
-
-
-def _truths(batch: Batch, single_class: bool) -> Iterator[np.ndarray]:
-    """Labels of each picture of a batch: [m, 5], class, x1, y1, x2, y2 in pixels of the original picture."""
+    Labels are [m, 5]: class, x1, y1, x2, y2; detections come as [n, 6] in pixels of the network input.
+    """
     targets = batch.targets.double()
     height, width = batch.images.shape[2:]
     boxes = (to_corners(targets[:, 2:]) * targets.new_tensor([width, height, width, height])).numpy()
-    classes, images = targets[:, 1].numpy() * (not single_class), targets[:, 0].numpy()
-    for number, fit in enumerate(batch.fits):
-        own = images == number
-        yield np.column_stack([classes[own], unfit(boxes[own], fit)])
+    images, classes = targets[:, 0].numpy(), targets[:, 1].numpy() * (not single_class)
+    for number, (position, fit) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
+        rows, own = found[number].double().numpy(), images == number
+        detections = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
+        yield detections, np.column_stack([classes[own], unfit(boxes[own], fit)])
 
 
 @contextmanager
@@ -223,16 +226,18 @@ class _Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what happened since the last lap."""
+        """Forget the time since the last stage."""
         self._start = time.perf_counter()
 
-    def lap(self, stage: str, images: int) -> None:
-        """End a stage of a batch."""
+    def timed(self, stage: str, batch: Batch, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a stage of a batch; its time counts from the end of the stage before."""
+        result = function(*arguments)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        self._laps[stage].append((now - self._start, images))
+        self._laps[stage].append((now - self._start, len(batch.images)))
         self._start = now
+        return result
 
     def times(self) -> Times:
         """Milliseconds an image."""

@@ -1,0 +1,326 @@
+"""Measure a detector on labelled pictures: average precision by COCO's protocol, precision, recall, F1, and the time.
+
+AP50 and AP50-95 are pycocotools' values. P, R and F1 are means over the classes at IoU 0.5 and at the confidence where
+the mean F1 is highest. Boxes are compared in pixels of the original pictures, so small, medium and large are COCO's.
+Only --save-json makes a run directory; without it nothing is left behind but verdicts in the user's picture cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run, threshold
+from utils.darknet.data_file import DataConfig, load_data
+from utils.darknet.shapes import max_stride, trace
+from utils.errors import DataError, InputError
+from utils.model_files import ModelFiles, choose_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from models import Darknet
+    from utils.darknet.blocks import Network
+    from utils.data.index import Index
+    from utils.evaluation import Evaluation, ImageDetections
+    from utils.report.run_dir import RunDirectory
+
+EXAMPLE = "python test.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --verbose"
+BENCHMARK_SCALES = (0.75, 1.0, 1.25)
+"""Input sizes of --task benchmark, as shares of the network's own."""
+BENCHMARK_IOUS = (0.5, 0.6, 0.7)
+"""NMS thresholds of --task benchmark."""
+GPU_WORKERS = 4
+DETECTIONS = "detections.json"
+
+Size = tuple[int, int]
+"""Height and width of the network input."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = Parser(__doc__, EXAMPLE)
+    _add_input_flags(parser)
+    _add_measurement_flags(parser)
+    _add_machine_flags(parser)
+    _add_result_flags(parser)
+    args = parser.parse_args(argv)
+    if args.task == "benchmark" and args.save_json:
+        raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
+    return args
+
+
+def _add_input_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("model and data")
+    add = group.add_argument
+    add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
+    add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
+    add("--weights", metavar="FILE", help=".pt or .weights (default: the newest best.pt in runs/ that fits --cfg)")
+    add("--split", choices=("valid", "train"), default="valid", help="pictures of the data set (default: %(default)s)")
+    add("--single-cls", action="store_true", help="all classes count as one, in labels and detections")
+    add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
+    add(
+        "--img_size",
+        type=image_side,
+        nargs="+",
+        metavar="N",
+        help="network input: N, or H W (default: the cfg's); benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)",
+    )
+    modes = group.add_mutually_exclusive_group()
+    for mode, text in (
+        ("letterbox", "keep a picture's aspect ratio and fill with grey (default)"),
+        ("stretch", "fill the input"),
+    ):
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="letterbox", help=text)
+
+
+def _add_measurement_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("measurement").add_argument
+    add(
+        "--task",
+        choices=("test", "benchmark"),
+        default="test",
+        help="benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)",
+    )
+    add("--conf-thres", type=threshold, default=0.001, metavar="C", help="least confidence (default: %(default)s)")
+    add(
+        "--iou-thres",
+        type=threshold,
+        default=0.6,
+        metavar="T",
+        help="a box that overlaps a better one of its class by more is dropped (default: %(default)s)",
+    )
+    add("--single-label", action="store_true", help="only the best class of a box (default: all above --conf-thres)")
+    add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
+
+
+def _add_machine_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
+    add("--device", default="", metavar="D", help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)")
+    add("--half", action="store_true", help="float16, on a GPU")
+    add("--threads", type=positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
+    add(
+        "--workers",
+        type=non_negative_int,
+        metavar="N",
+        help=f"processes that read pictures (default: {GPU_WORKERS}; without a GPU 0, as the network needs the cores)",
+    )
+
+
+def _add_result_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("results").add_argument
+    add("--verbose", action="store_true", help="a row for every class, and what the data set holds")
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+    add("--save-json", action="store_true", help=f"write {DETECTIONS}, COCO's results format, to a run directory")
+    add("--project", default="runs/test", metavar="DIR", help="folder of the run directory (default: %(default)s)")
+    add("--name", default="exp", metavar="NAME", help="name of the run directory, numbered if taken (default: exp)")
+    add("--exist-ok", action="store_true", help="use the run directory even if it exists")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check what can be checked without torch, then measure and print."""
+    args = parse_args(argv)
+    data, files = load_inputs(args)
+
+    from utils.data.index import index
+
+    pictures = index(getattr(data, args.split), data.names, strict=args.strict_data)
+    if args.verbose or pictures.report.flaws():
+        log(pictures.report.summary())
+    bench = build_bench(args, data, files, pictures)
+    sizes = input_sizes(args.img_size, args.task, bench.network)
+    settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))
+    directory = start_run(args, data, bench) if args.save_json else None
+    evaluations = [bench.measure(*setting, keep_detections=args.save_json) for setting in settings]
+
+    document = describe(args, files, bench, settings, evaluations)
+    if directory is not None:
+        document["detections"] = str(save_detections(directory, bench, evaluations[0].detections))
+        log(f"detections: {document['detections']}")
+    print_result(document, evaluations, as_json=args.json, verbose=args.verbose)
+
+
+def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, ModelFiles]:
+    """Read what describes the data and the network, and check that they go together as far as that can be told."""
+    files = choose_model(args.cfg, args.weights)
+    data = load_data(args.data)
+    if getattr(data, args.split) is None:
+        raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
+    if files.network is not None:
+        input_sizes(args.img_size, args.task, files.network)
+        if not files.is_checkpoint:
+            check_classes(files.network, files, data, single_class=args.single_cls)
+    for note in files.notes:
+        log(note)
+    return data, files
+
+
+def input_sizes(sides: Sequence[int] | None, task: str, network: Network) -> tuple[Size, ...]:
+    """Input sizes to measure at: one for the task test, one or more for benchmark.
+
+    Raises:
+        InputError: a side is no multiple of the network's stride.
+        CfgError: the network cannot work on such an input.
+    """
+    stride, own = max_stride(network), (network.net.height, network.net.width)
+    if task == "test":
+        sizes = (input_size(sides, stride, own),)
+    elif sides:
+        sizes = tuple(input_size((side,), stride, own) for side in sides)
+    else:
+        sizes = tuple(
+            (max(stride, round(own[0] * scale / stride) * stride), max(stride, round(own[1] * scale / stride) * stride))
+            for scale in BENCHMARK_SCALES
+        )
+    for size in sizes:
+        trace(network, *size)
+    return tuple(dict.fromkeys(sizes))
+
+
+def check_classes(network: Network, files: ModelFiles, data: DataConfig, *, single_class: bool) -> None:
+    """Refuse weights of another class count than the data set's; where all classes are one, any count will do."""
+    if network.classes != data.classes and not single_class:
+        raise InputError(
+            f"{files.weights}: a network of {network.classes} classes, but {data.path} has {data.classes}; "
+            f"give the data set it was trained with, or --single-cls to count all classes as one"
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network and the pictures it is measured on."""
+
+    network: Network
+    """As the cfg has it."""
+    model: Darknet
+    """The same with its batch normalisations folded, on `device`."""
+    pictures: Index
+    names: tuple[str, ...]
+    device: torch.device
+    mode: str
+    """letterbox or stretch."""
+    batch_size: int
+    workers: int
+    options: dict[str, Any]
+    """Keywords of `evaluate` that all measurements share."""
+
+    def measure(self, size: Size, iou_thres: float, *, keep_detections: bool = False) -> Evaluation:
+        """Detect in all pictures at one input size and compare with the labels."""
+        from utils.data.datasets import DetectionDataset, make_loader
+        from utils.evaluation import evaluate
+
+        dataset = DetectionDataset(self.pictures, size=size, mode=self.mode, channels=self.network.net.channels)
+        loader = make_loader(dataset, self.batch_size, workers=self.workers)
+        options = {"device": self.device, "iou_thres": iou_thres, "keep_detections": keep_detections, **self.options}
+        return evaluate(self.model, loader, self.names, **options)
+
+
+def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, pictures: Index) -> Bench:
+    """Import torch, choose the device and load the model."""
+    import torch
+
+    from models import fuse
+    from utils.checkpoint import load_model
+    from utils.device import select_device
+
+    device = select_device(args.device)
+    if args.half and device.type == "cpu":
+        raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    loaded = load_model(files)
+    for note in loaded.notes:
+        log(note)
+    check_classes(loaded.model.network, files, data, single_class=args.single_cls)
+    if loaded.names not in (None, data.names) and not args.single_cls:
+        log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")
+    return Bench(
+        network=loaded.model.network,
+        model=fuse(loaded.model).to(device, memory_format=torch.channels_last),
+        pictures=pictures,
+        names=data.names,
+        device=device,
+        mode=args.mode,
+        batch_size=args.batch_size,
+        workers=(GPU_WORKERS if device.type == "cuda" else 0) if args.workers is None else args.workers,
+        options={
+            "conf_thres": args.conf_thres,
+            "multi_label": not args.single_label,
+            "single_class": args.single_cls,
+            "augment": args.augment,
+            "half": args.half,
+        },
+    )
+
+
+def start_run(args: argparse.Namespace, data: DataConfig, bench: Bench) -> RunDirectory:
+    """Make the run directory of --save-json and note what the run is started with."""
+    from utils.darknet.cfg import format_network
+    from utils.report.run_dir import RunDirectory
+
+    directory = RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok)
+    pictures = {
+        "path": str(data.path),
+        args.split: str(getattr(data, args.split)),
+        "nc": data.classes,
+        "names": data.names,
+    }
+    directory.describe(args=vars(args), cfg=format_network(bench.network), data=pictures)
+    return directory
+
+
+def save_detections(directory: RunDirectory, bench: Bench, found: Sequence[ImageDetections]) -> Path:
+    """Write the detections of all pictures in COCO's results format."""
+    from utils.detection.coco_json import category_ids, image_id, results
+
+    ids, paths = category_ids(bench.names), bench.pictures.images
+    if len({image_id(path) for path in paths}) < len(paths):
+        log(f"{DETECTIONS}: pictures of the same file name have the same image_id")
+    rows = [row for image in found for row in results(paths[image.position], *image[1:], ids)]
+    return directory.write_text(DETECTIONS, json.dumps(rows))
+
+
+def describe(
+    args: argparse.Namespace,
+    files: ModelFiles,
+    bench: Bench,
+    settings: Sequence[tuple[Size, float]],
+    evaluations: Sequence[Evaluation],
+) -> dict[str, Any]:
+    """The document of --json: one measurement, or the list of them."""
+    import torch
+
+    from utils.report.accuracy import measurement_document
+    from utils.report.cost import network_cost
+
+    measured = [
+        measurement_document(found.metrics, found.times._asdict(), network_cost(bench.network, *size), size, iou_thres)
+        for (size, iou_thres), found in zip(settings, evaluations, strict=True)
+    ]
+    gpu = bench.device.type == "cuda"
+    where = torch.cuda.get_device_name(bench.device) if gpu else f"CPU, threads: {torch.get_num_threads()}"
+    shared = {"weights": str(files.weights), "data": args.data, "split": args.split, "batch_size": args.batch_size}
+    result = {"benchmark": measured} if args.task == "benchmark" else measured[0]
+    return {**shared, "runtime": f"PyTorch {torch.__version__}, {where}", **result}
+
+
+def print_result(document: dict[str, Any], evaluations: Sequence[Evaluation], *, as_json: bool, verbose: bool) -> None:
+    """The result to stdout, for machines or for people."""
+    from utils.report.accuracy import benchmark_text, measurement_text
+
+    if as_json:
+        print_json(document)
+    elif "benchmark" in document:
+        print(benchmark_text(document))
+    else:
+        print(measurement_text(document, evaluations[0].metrics, per_class=verbose))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,261 @@
+"""test.py: what it prints, what it writes, and what it refuses before torch is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from models import Darknet
+from tests.nets import TINY, tiny
+from utils.checkpoint import write_checkpoint
+from utils.darknet import weights
+from utils.data.images import write_image
+from utils.errors import InputError, SuiteError
+
+LABELS = ("0 0.3 0.4 0.2 0.3\n1 0.7 0.6 0.3 0.5\n", "1 0.5 0.5 0.6 0.4\n", "")
+
+
+@pytest.fixture(scope="session")
+def script(root):
+    """The script as a module; `import test` would give the standard library's package."""
+    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with three pictures, their description set.data, a.cfg and a.weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        Path(name).mkdir()
+    for number, rows in enumerate(LABELS):
+        write_image(Path(f"images/{number}.png"), rng.integers(0, 255, (60, 90, 3), dtype=np.uint8))
+        Path(f"labels/{number}.txt").write_text(rows)
+    Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(len(LABELS))))
+    Path("set.names").write_text("cat\ndog\n")
+    Path("set.data").write_text("classes = 2\nvalid = val.txt\nnames = set.names\n")
+    Path("a.cfg").write_text(TINY)
+    torch.manual_seed(0)
+    weights.write("a.weights", tiny(), {key: value.numpy() for key, value in Darknet(tiny()).state_dict().items()})
+    return tmp_path
+
+
+FLAGS = ("--data", "set.data", "--cfg", "a.cfg", "--weights", "a.weights")
+
+
+def tree():
+    """Every file below the current folder, without the picture cache."""
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file() and path.parts[0] != "cache")
+
+
+def checkpoint(path, cfg=TINY, names=("cat", "dog"), state=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent.parent / "model.cfg").write_text(cfg)
+    state = Darknet(tiny()).state_dict() if state is None else state
+    write_checkpoint(path, {"model": state, "ema": None, "cfg": cfg, "names": list(names), "lineage": []})
+
+
+def test_the_table_has_a_row_for_all_classes_and_sizes(folder, script, capsys):
+    script.main(FLAGS)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("a.weights: ")
+    assert out[0].endswith(" GMACs at 64 × 64")
+    assert out[1].split() == ["Class", "Images", "Objects", "P", "R", "F1", "AP50", "AP50-95"]
+    assert [line.split()[0] for line in out[3:-2]] == ["all", "small", "medium"]
+    assert out[3].split()[1:3] == ["3", "3"]
+    assert out[-1].startswith("ms an image: ")
+    assert "batch 16" in out[-1]
+
+
+def test_verbose_adds_a_row_for_every_class(folder, script, capsys):
+    script.main([*FLAGS, "--verbose"])
+    out, err = capsys.readouterr()
+    assert [line.split()[:3] for line in out.splitlines()[4:6]] == [["cat", "1", "1"], ["dog", "2", "2"]]
+    assert "3 of 3 images usable" in err
+
+
+def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
+    script.main([*FLAGS, "--json", "--img-size", "64", "96"])
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["images"], document["size"]) == (1, 3, [64, 96])
+    for key in ("map50", "map50_95", "precision", "recall", "f1"):
+        assert 0 <= document[key] <= 1
+    assert [row["name"] for row in document["per_class"]] == ["cat", "dog"]
+    assert {"ap50", "ap50_95"} <= document["per_class"][0].keys()
+    assert document["parameters"] == weights.parameter_count(tiny())
+    assert document["macs"] > 0
+    assert set(document["ms"]) == {"preprocess", "inference", "nms"}
+    assert "PyTorch" in document["runtime"]
+
+
+def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
+    script.main([*FLAGS, "--task", "benchmark", "--json"])
+    rows = json.loads(capsys.readouterr().out)["benchmark"]
+    want = [([side, side], iou) for side in (48, 64, 80) for iou in (0.5, 0.6, 0.7)]
+    assert [(row["size"], row["iou_thres"]) for row in rows] == want
+    script.main([*FLAGS, "--task", "benchmark", "--img_size", "32", "64", "32"])
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in table[3:]] == [
+        [side, "×", side, iou] for side in ("32", "64") for iou in ("0.50", "0.60", "0.70")
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--json",), ("--task", "benchmark"), ("--augment", "--stretch", "--single-label")]
+)
+def test_nothing_is_written_unless_it_is_asked_for(folder, script, capsys, flags):
+    before = tree()
+    script.main([*FLAGS, *flags])
+    assert tree() == before
+
+
+def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, script, capsys):
+    for name in ("exp", "exp2"):
+        script.main([*FLAGS, "--save-json", "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert Path(document["detections"]) == Path("runs/test", name, "detections.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": n} for n in range(3)],
+            "categories": [{"id": 0}, {"id": 1}],
+            "annotations": [],
+        }
+        coco.createIndex()
+        found = coco.loadRes(document["detections"])
+    boxes = np.array([row["bbox"] for row in found.anns.values()])
+    assert len(boxes)
+    assert boxes.min() >= 0
+    assert (boxes[:, :2] + boxes[:, 2:] <= (90.001, 60.001)).all()
+    assert {path.name for path in Path("runs/test/exp").iterdir()} == {
+        "args.yaml", "data.yaml", "detections.json", "env.json", "model.cfg",
+    }  # fmt: skip
+
+
+def test_weights_left_out_are_the_newest_that_fit_and_are_named(folder, script, capsys):
+    checkpoint(Path("runs/train/exp/weights/best.pt"))
+    checkpoint(Path("runs/train/other/weights/best.pt"), cfg=TINY.replace("filters=12", "filters=14"))
+    os.utime("runs/train/exp/weights/best.pt", (1, 1))
+    script.main(["--data", "set.data", "--cfg", "a.cfg", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["weights"] == str(Path("runs/train/exp/weights/best.pt"))
+    assert len([line for line in err.splitlines() if "runs/train/exp/weights/best.pt" in line]) == 1
+
+
+def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, capsys):
+    state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("a.weights", tiny()).items()}
+    full = Darknet(tiny()).state_dict() | state
+    checkpoint(Path("run/weights/best.pt"), names=("dog", "cat"), state=full)
+    script.main([*FLAGS, "--json"])
+    want = json.loads(capsys.readouterr().out)
+    script.main(["--data", "set.data", "--weights", "run/weights/best.pt", "--json"])
+    out, err = capsys.readouterr()
+    got = json.loads(out)
+    assert [got[key] for key in ("map50", "map50_95", "f1", "macs")] == [
+        want[key] for key in ("map50", "map50_95", "f1", "macs")
+    ]
+    assert "trained with other class names" in err
+
+
+def test_workers_batches_and_threads_change_nothing_but_the_time(folder, script, capsys):
+    documents = []
+    for flags in ((), ("--workers", "1", "--batch-size", "2", "--threads", "1")):
+        script.main([*FLAGS, "--json", *flags])
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0]["map50"] == pytest.approx(documents[1]["map50"], abs=1e-6)
+
+
+def test_one_class_takes_a_network_of_any_class_count(folder, script, capsys):
+    Path("set.names").write_text("cat\ndog\nfox\n")
+    Path("set.data").write_text("valid = val.txt\nnames = set.names\n")
+    with pytest.raises(InputError, match=r"a\.weights: a network of 2 classes, but set\.data has 3"):
+        script.main(FLAGS)
+    script.main([*FLAGS, "--single-cls", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["per_class"]
+    assert (row["name"], row["objects"]) == ("object", 3)
+
+
+def test_the_class_count_of_a_cfg_follows_the_weights_and_that_is_said(folder, script, capsys):
+    Path("a.cfg").write_text(TINY.replace("classes=2", "classes=4").replace("filters=21", "filters=27"))
+    script.main([*FLAGS, "--json"])
+    assert "adapted from 4 to 2 classes" in capsys.readouterr().err
+
+
+def test_flaws_in_the_data_are_named_and_strict_data_stops(folder, script, capsys):
+    Path("labels/0.txt").write_text("7 0.3 0.4 0.2 0.3\n")
+    script.main([*FLAGS, "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 2
+    assert "labels/0.txt:1" in err
+    with pytest.raises(SuiteError, match="--strict-data"):
+        script.main([*FLAGS, "--strict-data"])
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+BAD = {
+    "no data": (("--cfg", "a.cfg"), "--data"),
+    "data missing": (("--data", "none.data", "--cfg", "a.cfg", "--weights", "a.weights"), "none.data"),
+    "pictures missing": (("--data", "lost.data", *FLAGS[2:]), "lost.txt"),
+    "cfg missing": (("--data", "set.data", "--cfg", "none.cfg"), "none.cfg"),
+    "weights missing": (("--data", "set.data", "--cfg", "a.cfg", "--weights", "none.pt"), "none.pt"),
+    "weights short": (("--data", "set.data", "--cfg", "a.cfg", "--weights", "short.weights"), "short.weights"),
+    "nothing trained": (("--data", "set.data", "--cfg", "a.cfg"), "--weights left out"),
+    "no cfg for weights": (("--data", "set.data", "--weights", "a.weights"), "--cfg"),
+    "no such split": ((*FLAGS, "--split", "train"), "no train"),
+    "size": ((*FLAGS, "--img_size", "60"), "--img_size 60: not a multiple of 8"),
+    "benchmark size": ((*FLAGS, "--task", "benchmark", "--img_size", "64", "60"), "--img_size 60"),
+    "three sides": ((*FLAGS, "--img_size", "64", "64", "64"), "N or H W"),
+    "flag": ((*FLAGS, "--conf-tres", "0.1"), "did you mean --conf-thres?"),
+    "confidence": ((*FLAGS, "--conf-thres", "1.5"), "--conf-thres"),
+    "batch": ((*FLAGS, "--batch-size", "0"), "--batch-size"),
+    "save-json of many": ((*FLAGS, "--save-json", "--task", "benchmark"), "--save-json"),
+    "both fits": ((*FLAGS, "--letterbox", "--stretch"), "--stretch"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2_without_torch_or_a_file(folder, root, case):
+    Path("lost.data").write_text("valid = lost.txt\nnames = set.names\n")
+    Path("short.weights").write_bytes(Path("a.weights").read_bytes()[:-4])
+    before = tree()
+    flags, message = BAD[case]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(root / "test.py"), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert tree() == before
+
+
+def test_half_precision_on_the_cpu_is_refused(folder, script):
+    with pytest.raises(InputError, match="--half: float16 needs a GPU"):
+        script.main([*FLAGS, "--half", "--device", "cpu"])
+
+
+def test_the_project_must_be_a_folder_and_nothing_is_lost(folder, script):
+    Path("file").write_text("mine")
+    with pytest.raises(InputError, match="no folder"):
+        script.main([*FLAGS, "--save-json", "--project", "file"])
+    assert Path("file").read_text() == "mine"
