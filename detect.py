@@ -9,15 +9,12 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,19 +24,16 @@ from utils import cli
 from utils.darknet.data_file import load_data, load_names
 from utils.darknet.shapes import max_stride
 from utils.data.draw import draw_detections
-from utils.data.fit import FitMode, fit, unfit
 from utils.data.sources import Frame, Limits, find, frames
-from utils.errors import DataError, InputError, NumericsError
+from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles, choose_model
-from utils.report.detection_files import DetectionFiles, FileKinds, video_suffix
-from utils.report.detection_lines import DetectionReport, Times
+from utils.report.detection_files import DetectionFiles, FileKinds, check_fourcc
+from utils.report.detection_lines import DetectionReport
 from utils.report.run_dir import RunDirectory
 
 if TYPE_CHECKING:
-    import torch
-
-    from models import Darknet
     from utils.darknet.blocks import Network
+    from utils.detector import Detector
 
 EXAMPLE = "python detect.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --source data/samples"
 PROJECT, NAME = "runs/detect", "exp"
@@ -153,138 +147,91 @@ def fourcc(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class Detector:
-    """A network and how it is asked."""
-
-    model: Darknet
-    """With its batch normalisations folded, on `device`."""
-    size: tuple[int, int]
-    """Height and width of the network input."""
-    mode: FitMode
-    device: torch.device
-    half: bool
-    look: Callable[[Darknet, torch.Tensor], torch.Tensor]
-    """`detect` or `detect_views` of utils.evaluation."""
-    suppress: Callable[[torch.Tensor], list[torch.Tensor]]
-    """`non_max_suppression` with its thresholds."""
-
-    def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], Times]:
-        """Detections in a picture, best first, each of the best class of its row only.
-
-        Args:
-            image: uint8 [H, W, 3], RGB.
-
-        Returns:
-            [n, 6]: x1, y1, x2, y2 in pixels of the picture, clipped to it, confidence, class; and the time it took.
-
-        Raises:
-            NumericsError: the network returns NaN.
-        """
-        import torch
-
-        from utils.evaluation import network_input
-
-        moments = [time.perf_counter()]
-        if self.model.network.net.channels == 1:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-        fitted, placed = fit(image, self.size, self.mode)
-        images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], self.device)
-        self._lap(moments)
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self.half):
-            rows = self.look(self.model, images)
-        if rows.isnan().any():
-            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-        self._lap(moments)
-        found = self.suppress(rows)[0].double().cpu().numpy()
-        found[:, :4] = unfit(found[:, :4], placed)
-        self._lap(moments)
-        return found, Times(*(1000 * np.diff(moments)))
-
-    def _lap(self, moments: list[float]) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-        moments.append(time.perf_counter())
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without torch, then detect in one frame after the other."""
     args = parse_args(argv)
+    kinds = FileKinds(pictures=not args.nosave, labels=args.save_txt, confidence=args.save_conf, crops=args.save_crop)
+    limits = Limits(args.max_frames, args.max_seconds, args.stream_timeout)
     files = choose_model(args.cfg, args.weights)
-    names = named_classes(args.names, args.data)
+    given = named_classes(args.names, args.data)
     if files.network is not None:
-        check_network(files.network, args, names)
+        input_size(args.img_size, files.network)
+        if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
+            check_classes(args.classes, given, files.network, files)
     source = find(args.source)
     if args.view_img:
         check_display()
-    if args.fourcc != FOURCC and not args.nosave:
+    if kinds.pictures and args.fourcc != FOURCC:
         check_fourcc(args.fourcc)
     for note in files.notes:
         cli.log(note)
-    with closing(frames(source, Limits(args.max_frames, args.max_seconds, args.stream_timeout))) as reading:
+    with closing(frames(source, limits)) as reading:
         first = [] if source.streams else [next(reading)]  # an unreadable picture ends here, before torch is loaded
-        detector, names = build_detector(args, files, names)
-        detect_all(chain(first, reading), detector, names, args)
+        detector, names = build_detector(args, files, given)
+        make = partial(make_folder, args.output, args.project, args.name, args.exist_ok, vars(args))
+        writing = DetectionFiles(make, names, kinds, args.fourcc)
+        with DetectionReport(names, args.layout) as report, closing(writing):
+            detect_all(chain(first, reading), detector, names, report, writing, view=args.view_img)
+        if kinds:
+            report.say(f"results in {writing.folder}")
+        report.say(report.summary())
 
 
-def named_classes(names: str | None, data: str | None) -> tuple[str, ...] | None:
-    """Names of the classes from the file of --names, else of --data, else None."""
+class Names(NamedTuple):
+    """Names of the classes and the file that has them."""
+
+    names: tuple[str, ...]
+    path: str
+
+
+def named_classes(names: str | None, data: str | None) -> Names | None:
+    """Names from the file of --names, else of --data, else None."""
     if names is not None:
-        return load_names(names)
-    return None if data is None else load_data(data).names
+        return Names(load_names(names), names)
+    return None if data is None else Names(load_data(data).names, data)
 
 
-def check_network(network: Network, args: argparse.Namespace, names: Sequence[str] | None) -> tuple[int, int]:
-    """Height and width of the network input, after the flags were found to fit the network.
+def input_size(sides: Sequence[int] | None, network: Network) -> tuple[int, int]:
+    """Height and width of the network input: --img_size, or the cfg's own.
 
     Raises:
-        InputError: a wrong input size, a class the network does not have, or another number of names than classes.
+        InputError: the network cannot have such an input.
     """
-    if names is not None and len(names) != network.classes:
-        where = args.names or args.data
-        raise DataError(
-            f"{where}: {len(names)} names, but {args.weights or network.path} has {network.classes} classes"
-        )
-    for label in args.classes or ():
+    return cli.input_size(sides, max_stride(network), (network.net.height, network.net.width))
+
+
+def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Network, files: ModelFiles) -> None:
+    """Compare the classes of the network with --classes and with the names.
+
+    Raises:
+        InputError: a class is wanted that the network does not have.
+        DataError: there are more or fewer names than classes.
+    """
+    if given is not None and len(given.names) != network.classes:
+        model = files.weights or network.path
+        raise DataError(f"{given.path}: {len(given.names)} names, but {model} has {network.classes} classes")
+    for label in wanted or ():
         if label >= network.classes:
             raise InputError(f"--classes {label}: the network's classes are 0..{network.classes - 1}")
-    return cli.input_size(args.img_size, max_stride(network), (network.net.height, network.net.width))
 
 
 def check_display() -> None:
-    """Raise InputError if no window can be opened; a missing display would abort this process."""
-    if not runs("import cv2; cv2.namedWindow('detect'); cv2.destroyAllWindows()"):
+    """Raise InputError if no window can be opened; tried in another process, which a missing display aborts."""
+    program = "import cv2; cv2.namedWindow('detect'); cv2.destroyAllWindows()"
+    if subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode:
         raise InputError("--view-img: no window can be opened here (no display); leave it out and look at --output")
 
 
-def check_fourcc(code: str) -> None:
-    """Raise InputError if OpenCV cannot write videos of a format; it would print why in its own words."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, f"trial{video_suffix(code)}")
-        opening = "cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), 25, (64, 64)).isOpened()"
-        if not runs(f"import cv2, sys; _, code, path = sys.argv; sys.exit(not {opening})", code, path):
-            raise InputError(f"--fourcc {code}: this OpenCV cannot write such a video; mp4v and MJPG always work")
-
-
-def runs(program: str, *arguments: str) -> bool:
-    """Whether a Python program succeeds in a process of its own, whatever it prints."""
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def build_detector(
-    args: argparse.Namespace, files: ModelFiles, names: tuple[str, ...] | None
+    args: argparse.Namespace, files: ModelFiles, given: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
     """The loaded network and the names of its classes: as given, or those in the .pt, or the numbers."""
     import torch
 
     from models import fuse
     from utils.checkpoint import load_model
-    from utils.detection.nms import non_max_suppression
+    from utils.detector import Detector
     from utils.device import select_device
-    from utils.evaluation import detect, detect_views
 
     device = select_device(args.device)
     if args.half and device.type == "cpu":
@@ -293,46 +240,48 @@ def build_detector(
     for note in loaded.notes:
         cli.log(note)
     network = loaded.model.network
-    size = check_network(network, args, names)
-    model = fuse(loaded.model).to(device, memory_format=torch.channels_last)
-    look = detect_views if args.augment else detect
-    suppress = partial(
-        non_max_suppression,
+    check_classes(args.classes, given, network, files)
+    detector = Detector(
+        fuse(loaded.model).to(device, memory_format=torch.channels_last),
+        input_size(args.img_size, network),
+        mode=args.mode,
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
-        agnostic=args.agnostic_nms,
         classes=args.classes,
+        agnostic=args.agnostic_nms,
+        augment=args.augment,
+        half=args.half,
     )
-    names = names or loaded.names or tuple(map(str, range(network.classes)))
-    return Detector(model, size, args.mode, device, args.half, look, suppress), names
+    return detector, (given and given.names) or loaded.names or tuple(map(str, range(network.classes)))
 
 
-def detect_all(reading: Iterable[Frame], detector: Detector, names: Sequence[str], args: argparse.Namespace) -> None:
-    """Detect in every frame; print, write and show what the flags ask for."""
-    kinds = FileKinds(pictures=not args.nosave, labels=args.save_txt, confidence=args.save_conf, crops=args.save_crop)
-    writing = DetectionFiles(lambda: make_folder(args), names, kinds, args.fourcc)
-    with DetectionReport(names, args.layout) as report, closing(writing):
-        for frame in reading:
-            detections, times = detector.detect(frame.image)
-            wanted = kinds.pictures or args.view_img
-            drawn = draw_detections(frame.image, detections, names) if wanted else None
-            writing.write(frame, detections, drawn)
-            report.add(frame, detections, times)
-            if args.view_img and not show(frame, drawn):
-                break
-    if kinds:
-        report.say(f"results in {writing.folder}")
-    report.say(report.summary())
+def detect_all(
+    reading: Iterable[Frame],
+    detector: Detector,
+    names: Sequence[str],
+    report: DetectionReport,
+    writing: DetectionFiles,
+    *,
+    view: bool,
+) -> None:
+    """Detect in every frame; print, write and show what was found."""
+    for frame in reading:
+        detections, times = detector.detect(frame.image)
+        drawn = draw_detections(frame.image, detections, names) if writing.kinds.pictures or view else None
+        writing.write(frame, detections, drawn)
+        report.add(frame, detections, times)
+        if view and not show(frame, drawn):
+            return
 
 
-def make_folder(args: argparse.Namespace) -> Path:
+def make_folder(output: str | None, project: str, name: str, exist_ok: bool, args: Mapping[str, Any]) -> Path:
     """The folder of the results, which exists then: --output, or a run directory that says how it was made."""
-    if args.output is not None:
-        folder = Path(args.output)
+    if output is not None:
+        folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    run = RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok)
-    run.describe(args=vars(args))
+    run = RunDirectory.create(project, name, exist_ok=exist_ok)
+    run.describe(args=args)
     return run.path
 
 

@@ -275,12 +275,17 @@ def test_a_checkpoint_brings_its_cfg_and_names(net, capsys):
     network = cfg.load("net.cfg")
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("net.weights", network).items()}
     os.makedirs("runs/train/exp/weights")
-    Path("runs/train/exp/model.cfg").write_text(cfg.format_network(network))
-    text = cfg.format_network(network)
-    checkpoint = {"model": state, "ema": None, "cfg": text, "names": ["cat", "dog"], "lineage": []}
+    stored = cfg.format_network(network)
+    Path("runs/train/exp/model.cfg").write_text(stored)
+    checkpoint = {"model": state, "ema": None, "cfg": stored, "names": ["cat", "dog"], "lineage": []}
     write_checkpoint(Path("runs/train/exp/weights/best.pt"), checkpoint)
     picture("a.png")
-    for flags in (["--weights", "runs/train/exp/weights/best.pt"], ["--cfg", "net.cfg"]):
+    Path("three.cfg").write_text(
+        CFG.format(channels=3).replace("filters=7", "filters=8").replace("classes=2", "classes=3")
+    )
+    Path("our.names").write_text("cat\ndog\n")
+    best = ["--weights", "runs/train/exp/weights/best.pt"]
+    for flags in (best, ["--cfg", "net.cfg"], [*best, "--cfg", "three.cfg", "--names", "our.names"]):
         detect.main([*flags, "--source", "a.png", "--nosave", "--device", "cpu"])
         assert ": 4 cat (" in capsys.readouterr().out
 

@@ -17,6 +17,7 @@ TIERS = (
     ("utils.checkpoint", "utils.data", "utils.detection"),
     ("utils.report",),
     ("utils.evaluation",),
+    ("utils.detector",),
     ("utils.distillation", "utils.pruning", "utils.quantization"),
     ("utils.export", "utils.pruning.workflow", "utils.training"),
 )

@@ -9,9 +9,12 @@ import itertools
 import os
 import re
 import secrets
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -96,20 +99,18 @@ class DetectionFiles:
     """
 
     def __init__(self, make_folder: Callable[[], Path], names: Sequence[str], kinds: FileKinds, fourcc: str) -> None:
-        self._folder = lru_cache(maxsize=1)(make_folder)
+        self.kinds = kinds
+        self._make_folder = make_folder
         self._names = names
-        self._kinds = kinds
         self._fourcc = fourcc
         self._stems: set[str] = set()
         self._videos: dict[str, VideoFile] = {}
         self._stem_of: dict[str, str] = {}
-        self.count = 0
-        """Frames that were written."""
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the files are; made if it is not there yet."""
-        return self._folder()
+        return self._make_folder()
 
     def write(self, frame: Frame, detections: NDArray[np.floating], drawn: NDArray[np.uint8] | None) -> None:
         """Write what is wanted of a frame.
@@ -119,19 +120,18 @@ class DetectionFiles:
             detections: [n, 6], x1, y1, x2, y2 in pixels of the picture, confidence, class.
             drawn: the frame with boxes; None if pictures are not wanted.
         """
-        if not self._kinds:
+        if not self.kinds:
             return
         if frame.kind == "video" and frame.index == 0:
             self.close()
         stem = self._stem(frame)
         name = stem if frame.kind == "picture" else f"{stem}_{frame.index:06d}"
-        if self._kinds.pictures and drawn is not None:
+        if self.kinds.pictures and drawn is not None:
             self._write_picture(frame, stem, drawn)
-        if self._kinds.labels:
+        if self.kinds.labels:
             self._write_labels(frame, name, detections)
-        if self._kinds.crops:
+        if self.kinds.crops:
             self._write_crops(frame, name, detections)
-        self.count += 1
 
     def close(self) -> None:
         """Complete the videos that are being written."""
@@ -158,7 +158,7 @@ class DetectionFiles:
         height, width = frame.image.shape[:2]
         x1, y1, x2, y2, confidence, number = detections.T
         columns = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
-        columns += [confidence] * self._kinds.confidence
+        columns += [confidence] * self.kinds.confidence
         rows = zip(number.astype(int), np.column_stack(columns), strict=True)
         lines = [" ".join((str(label), *(f"{value:.6f}" for value in row))) for label, row in rows]
         atomic_write_text(self._path("labels", f"{name}.txt"), "".join(f"{line}\n" for line in lines))
@@ -197,6 +197,18 @@ class DetectionFiles:
     def _exists(self, stem: str, suffix: str) -> bool:
         folder = self.folder
         return (folder / f"{stem}{suffix}").exists() or (folder / "labels" / f"{stem}.txt").exists()
+
+
+def check_fourcc(code: str) -> None:
+    """Raise InputError if OpenCV cannot write videos of a format; tried in another process, since it prints why."""
+    program = (
+        "import cv2, sys; code = cv2.VideoWriter.fourcc(*sys.argv[1]); "
+        "sys.exit(not cv2.VideoWriter(sys.argv[2], cv2.CAP_FFMPEG, code, 25, (64, 64)).isOpened())"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"trial{video_suffix(code)}")
+        if subprocess.run([sys.executable, "-c", program, code, path], capture_output=True, check=False).returncode:
+            raise InputError(f"--fourcc {code}: this OpenCV cannot write such a video; mp4v and MJPG always work")
 
 
 def video_suffix(fourcc: str) -> str:

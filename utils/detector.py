@@ -1,0 +1,77 @@
+"""A network that looks at one picture after the other, as detect.py uses it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models import Darknet
+from utils.data.fit import FitMode, fit, unfit
+from utils.detection.nms import non_max_suppression
+from utils.errors import NumericsError
+from utils.evaluation import detect, detect_views, network_input
+from utils.report.detection_lines import Times
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network and how it is asked."""
+
+    model: Darknet
+    """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
+    size: tuple[int, int]
+    """Height and width of the network input."""
+    mode: FitMode = "letterbox"
+    conf_thres: float = 0.3
+    iou_thres: float = 0.6
+    classes: Sequence[int] | None = None
+    """Only these are kept; all when None."""
+    agnostic: bool = False
+    """Boxes drop one another across classes."""
+    augment: bool = False
+    """Merge what is found in `utils.evaluation.VIEWS`."""
+    half: bool = False
+    """float16, on a GPU."""
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], Times]:
+        """Detections in a picture, best first, each of the best class of its row only.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+
+        Returns:
+            [n, 6]: x1, y1, x2, y2 in pixels of the picture, clipped to it, confidence, class; and the time it took.
+
+        Raises:
+            NumericsError: the network returns NaN.
+        """
+        moments = [time.perf_counter()]
+        device = next(self.model.parameters()).device
+        if self.model.network.net.channels == 1:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+        fitted, placed = fit(image, self.size, self.mode)
+        images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
+        _lap(moments, device)
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self.half):
+            rows = (detect_views if self.augment else detect)(self.model, images)
+        if rows.isnan().any():
+            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
+        _lap(moments, device)
+        options = {"agnostic": self.agnostic, "classes": self.classes}
+        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)[0].double().cpu().numpy()
+        found[:, :4] = unfit(found[:, :4], placed)
+        _lap(moments, device)
+        return found, Times(*(1000 * np.diff(moments)))
+
+
+def _lap(moments: list[float], device: torch.device) -> None:
+    """Add the moment at which all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    moments.append(time.perf_counter())
