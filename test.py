@@ -36,6 +36,8 @@ BENCHMARK_SCALES = (0.75, 1.0, 1.25)
 BENCHMARK_IOUS = (0.5, 0.6, 0.7)
 """NMS thresholds of --task benchmark."""
 GPU_WORKERS = 4
+MOST_PARALLEL = 256
+"""Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
 DETECTIONS = "detections.json"
 
 Size = tuple[int, int]
@@ -52,6 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.task == "benchmark" and args.save_json:
         raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
+    for flag, value in (("--threads", args.threads), ("--workers", args.workers)):
+        if value is not None and value > MOST_PARALLEL:
+            raise InputError(f"{flag} {value}: at most {MOST_PARALLEL} are allowed")
     return args
 
 
@@ -228,6 +233,7 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, p
     from models import fuse
     from utils.checkpoint import load_model
     from utils.device import select_device
+    from utils.evaluation import ONE_CLASS
 
     device = select_device(args.device)
     if args.half and device.type == "cpu":
@@ -244,7 +250,7 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, p
         network=loaded.model.network,
         model=fuse(loaded.model).to(device, memory_format=torch.channels_last),
         pictures=pictures,
-        names=data.names,
+        names=ONE_CLASS if args.single_cls else data.names,
         device=device,
         mode=args.mode,
         batch_size=args.batch_size,

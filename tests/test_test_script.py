@@ -185,9 +185,10 @@ def test_one_class_takes_a_network_of_any_class_count(folder, script, capsys):
     Path("set.data").write_text("valid = val.txt\nnames = set.names\n")
     with pytest.raises(InputError, match=r"a\.weights: a network of 2 classes, but set\.data has 3"):
         script.main(FLAGS)
-    script.main([*FLAGS, "--single-cls", "--json"])
-    (row,) = json.loads(capsys.readouterr().out)["per_class"]
-    assert (row["name"], row["objects"]) == ("object", 3)
+    script.main([*FLAGS, "--single-cls", "--json", "--save-json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["objects"]) for row in document["per_class"]] == [("object", 3)]
+    assert {row["category_id"] for row in json.loads(Path(document["detections"]).read_text())} == {0}
 
 
 def test_the_class_count_of_a_cfg_follows_the_weights_and_that_is_said(folder, script, capsys):
@@ -228,6 +229,7 @@ BAD = {
     "flag": ((*FLAGS, "--conf-tres", "0.1"), "did you mean --conf-thres?"),
     "confidence": ((*FLAGS, "--conf-thres", "1.5"), "--conf-thres"),
     "batch": ((*FLAGS, "--batch-size", "0"), "--batch-size"),
+    "threads": ((*FLAGS, "--threads", "100000"), "--threads 100000: at most 256"),
     "save-json of many": ((*FLAGS, "--save-json", "--task", "benchmark"), "--save-json"),
     "both fits": ((*FLAGS, "--letterbox", "--stretch"), "--stretch"),
 }
