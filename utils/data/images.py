@@ -6,6 +6,7 @@ A picture is decoded as OpenCV does by default, Exif orientation applied: that i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,18 +27,13 @@ Size = tuple[int, int]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """What a folder is searched for; a file that is named itself may have any suffix."""
-COLOUR_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-GREY_FLAGS = {
+GREY_FLAGS: Mapping[Shrink, int] = {
     1: cv2.IMREAD_GRAYSCALE,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+"""How OpenCV is asked for a grey picture at a fraction of its sides; with IMREAD_COLOR_RGB (OpenCV 4.11) for RGB."""
 MAX_PIXELS = 100_000_000
 """Largest picture decoded by default: 300 MB as RGB."""
 
@@ -105,7 +101,9 @@ def decode(
 ) -> Image:
     """Picture in the bytes of a file; `path` is for messages. Arguments, result and errors as `read_image`."""
     _stated_size(data, path, max_pixels)
-    flag = (COLOUR_FLAGS if channels == 3 else GREY_FLAGS)[shrink if data.startswith(b"\xff\xd8") else 1]
+    flag = GREY_FLAGS[shrink if data.startswith(b"\xff\xd8") else 1]
+    if channels == 3:
+        flag |= cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as failure:
@@ -114,7 +112,7 @@ def decode(
         image = None
     if image is None:
         raise PictureError(path, "damaged image", "cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if channels == 3 else image[..., None]
+    return image if channels == 3 else image[..., None]
 
 
 def write_image(path: Path | str, image: Image) -> None:

@@ -122,9 +122,10 @@ def label_path(image: str) -> str:
     """
     folder, name = os.path.split(image)
     parts = folder.split(os.sep)
-    last = max((place for place, part in enumerate(parts) if part in IMAGE_FOLDERS), default=None)
-    if last is not None:
-        parts[last] = "labels"
+    for place in reversed(range(len(parts))):
+        if parts[place] in IMAGE_FOLDERS:
+            parts[place] = "labels"
+            break
     return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
 
 

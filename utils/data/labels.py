@@ -46,7 +46,7 @@ def parse_labels(data: bytes, classes: int) -> Labels:
         fields = text.split()
         if not fields:
             continue
-        row = _numbers(fields)
+        row = None if b"_" in text else _numbers(fields)  # Python would read 1_0 as 10
         kind, detail = _flaw(fields, row, classes)
         if kind is None and row in rows:
             kind, detail = "duplicate row", f"the same as line {rows[row]}"
@@ -58,9 +58,9 @@ def parse_labels(data: bytes, classes: int) -> Labels:
 
 
 def _numbers(fields: list[bytes]) -> Row | None:
-    """The fields as numbers, or None if one is none; the underscores of Python's numbers are not accepted."""
+    """The fields as numbers, or None if one is none."""
     try:
-        return tuple(map(float, fields)) if not any(b"_" in field for field in fields) else None
+        return tuple(map(float, fields))
     except ValueError:
         return None
 
@@ -75,9 +75,9 @@ def _flaw(fields: list[bytes], row: Row | None, classes: int) -> tuple[str | Non
     if index != int(index):
         return "fractional class", f"class {index}; classes are whole numbers"
     if index < 0:
-        return "negative class", f"class {index:.0f}; classes are 0..{classes - 1}"
+        return "negative class", f"class {index:g}; classes are 0..{classes - 1}"
     if index >= classes:
-        return "class beyond names", f"class {index:.0f}; the {classes} names have the classes 0..{classes - 1}"
+        return "class beyond names", f"class {index:g}; the {classes} names have the classes 0..{classes - 1}"
     if width < 0 or height < 0:
         return "negative size", f"a box of {width} x {height}"
     if not (0 <= cx <= 1 and 0 <= cy <= 1 and width <= 1 and height <= 1):
