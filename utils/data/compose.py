@@ -191,12 +191,12 @@ def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Place
     rows = np.concatenate(labels).astype(np.float64)
     matrix = np.repeat([placement.matrix for placement in placements], counts, 0)  # [n, 2, 3]
     region = np.repeat([placement.region for placement in placements], counts, 0)  # [n, 4]
-    inside = np.clip(np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], 1), 0, 1)
-    corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    moved = corners @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]
-    low, high = moved.min(1), moved.max(1)
-    left_low, left_high = np.clip([low, high], region[:, :2], region[:, 2:])
-    sides = left_high - left_low
+    half = rows[:, 3:] / 2
+    low, high = np.clip([rows[:, 1:3] - half, rows[:, 1:3] + half], 0, 1)  # the part inside the picture
+    centre = (matrix[:, :, :2] * ((low + high) / 2)[:, None]).sum(2) + matrix[:, :, 2]
+    half = (np.abs(matrix[:, :, :2]) * ((high - low) / 2)[:, None]).sum(2)
+    low, high = np.clip([centre - half, centre + half], region[:, :2], region[:, 2:])  # the part inside the region
+    sides = high - low
     keep = (sides.min(1) >= MIN_SIDE) & (sides.max(1) <= MAX_ASPECT * sides.min(1))
-    keep &= sides.prod(1) >= MIN_AREA * (high - low).prod(1)
-    return np.concatenate([rows[:, :1], left_low, left_high], 1)[keep]
+    keep &= sides.prod(1) >= MIN_AREA * 4 * half.prod(1)
+    return np.concatenate([rows[:, :1], low, high], 1)[keep]
