@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,21 @@ def test_another_epoch_or_seed_makes_another_sample(found, change):
     dataset = data_set(found, augment=Augmentation(), seed=change.get("seed", 0))
     dataset.set_epoch(change.get("epoch", 0))
     assert not np.array_equal(dataset[0].image, data_set(found, augment=Augmentation())[0].image)
+
+
+def test_from_a_given_epoch_on_samples_are_single_pictures(found):
+    dataset = data_set(found, augment=Augmentation(mosaic=1, mixup=1), plain_from=2)
+    single = data_set(found, augment=Augmentation(mosaic=0, mixup=0))
+    for number, plain in ((1, False), (2, True), (3, True)):
+        dataset.set_epoch(number)
+        single.set_epoch(number)
+        assert np.array_equal(dataset[4].image, single[4].image) is plain
+
+
+def test_the_pixel_cap_of_the_index_holds_for_its_samples(found):
+    assert len(data_set(replace(found, max_pixels=10_000))[0].image) == 3
+    with pytest.raises(DataError, match="at most 100 pixels are decoded"):
+        data_set(replace(found, max_pixels=100))[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 9, 20])

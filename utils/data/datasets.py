@@ -100,7 +100,7 @@ class DetectionDataset(Dataset[Sample]):
         self.augment = replace(augment, mosaic=0.0) if rect and augment else augment
         self.stride = stride if rect else None
         self.epoch = 0
-        self._store = PictureStore(index.images, index.shapes, channels)
+        self._store = PictureStore(index, channels)
         if cache == "ram":
             self._store.keep(max(size))
 

@@ -42,6 +42,8 @@ class Index:
     shapes: NDArray[np.int64]
     """[N, 2], height and width of each picture as decoded."""
     report: Report
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are not decoded, should one have changed."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +99,7 @@ def index(
     backgrounds = sum(not len(rows) for rows in labels)
     report = Report(len(listed), len(images), backgrounds, sum(map(len, labels)), tuple(findings))
     _refuse(report, sources, strict=strict, require=require)
-    return Index(tuple(images), tuple(labels), np.array(shapes, np.int64).reshape(-1, 2), report)
+    return Index(tuple(images), tuple(labels), np.array(shapes, np.int64).reshape(-1, 2), report, max_pixels)
 
 
 def list_images(source: Source) -> list[str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from utils.data.images import Channels, Image, read_image
+from utils.data.images import Channels, Image, Shrink, read_image
+from utils.data.index import Index
 from utils.errors import ResourceError
 
 MEMORY_SHARE = 0.9
@@ -22,13 +20,12 @@ class PictureStore:
     """Pictures by position.
 
     Args:
-        paths: of the pictures.
-        shapes: [N, 2], their heights and widths.
+        index: the pictures.
         channels: 3 for RGB, 1 for grey.
     """
 
-    def __init__(self, paths: Sequence[Path], shapes: NDArray[np.int64], channels: Channels) -> None:
-        self.paths, self.shapes, self.channels = paths, shapes, channels
+    def __init__(self, index: Index, channels: Channels) -> None:
+        self.index, self.channels = index, channels
         self._kept: list[Image] | None = None
 
     def keep(self, side: int) -> None:
@@ -39,8 +36,9 @@ class PictureStore:
         Raises:
             ResourceError: they do not fit into the free memory.
         """
-        scales = np.minimum(side / self.shapes.max(1), 1)
-        needed = float((self.shapes.prod(1) * scales**2).sum() * self.channels)
+        shapes = self.index.shapes
+        scales = np.minimum(side / shapes.max(1), 1)
+        needed = float((shapes.prod(1) * scales**2).sum() * self.channels)
         free = _free_memory()
         if needed > MEMORY_SHARE * free:
             raise ResourceError(
@@ -48,7 +46,7 @@ class PictureStore:
                 "do not keep them (--cache-images), or take a smaller --img_size"
             )
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            self._kept = list(pool.map(lambda position: self._shrunk(position, side), range(len(self.paths))))
+            self._kept = list(pool.map(lambda position: self._shrunk(position, side), range(len(self.index))))
 
     def read(self, position: int, spans: tuple[float, float] | None = None) -> Image:
         """Picture [H, W, C] at its own resolution, or at a lower one.
@@ -62,12 +60,15 @@ class PictureStore:
         """
         if self._kept is not None:
             return self._kept[position]
-        spare = (self.shapes[position] / spans).min() if spans else 1
+        spare = (self.index.shapes[position] / spans).min() if spans else 1
         shrink = next((by for by in (8, 4, 2) if spare >= by), 1)
-        return read_image(self.paths[position], self.channels, shrink=shrink)
+        return self._decoded(position, shrink)
+
+    def _decoded(self, position: int, shrink: Shrink = 1) -> Image:
+        return read_image(self.index.images[position], self.channels, self.index.max_pixels, shrink=shrink)
 
     def _shrunk(self, position: int, side: int) -> Image:
-        image = read_image(self.paths[position], self.channels)
+        image = self._decoded(position)
         height, width = image.shape[:2]
         scale = side / max(height, width)
         if scale >= 1:
