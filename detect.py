@@ -26,6 +26,7 @@ from utils.darknet.shapes import max_stride
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
 from utils.errors import DataError, InputError
+from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
 from utils.model_files import ModelFiles, choose_model
 from utils.report.detection_files import DetectionFiles, FileKinds, check_fourcc
 from utils.report.detection_lines import DetectionReport
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from utils.detector import Detector
 
 EXAMPLE = "python detect.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --source data/samples"
-PROJECT, NAME = "runs/detect", "exp"
+PROJECT = "runs/detect"
 FOURCC = "mp4v"
 QUIT_KEYS = frozenset({27, ord("q")})
 """Escape and q end --view-img."""
@@ -47,10 +48,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, EXAMPLE)
     _add_input_flags(parser)
     _add_detection_flags(parser)
-    _add_machine_flags(parser)
+    add_device_flags(parser.add_argument_group("machine"))
     _add_result_flags(parser)
     args = parser.parse_args(argv)
-    if args.output is not None and (args.project, args.name, args.exist_ok) != (PROJECT, NAME, False):
+    if args.output is not None and (args.project, args.name, args.exist_ok) != (PROJECT, "exp", False):
         raise InputError("--output: is the folder itself; leave out --project, --name and --exist-ok")
     if args.output is not None and os.path.lexists(args.output) and not os.path.isdir(args.output):
         raise InputError(f"--output {args.output}: exists and is no folder")
@@ -60,9 +61,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _add_input_flags(parser: cli.Parser) -> None:
-    add = parser.add_argument_group("model and source").add_argument
-    add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
-    add("--weights", metavar="FILE", help=".pt or .weights (default: the newest best.pt in runs/ that fits --cfg)")
+    group = parser.add_argument_group("model and source")
+    add = group.add_argument
+    add_model_flags(group)
     add("--data", metavar="FILE", help=".data or data.yaml, for the names of the classes (default: those in a .pt)")
     add("--names", metavar="FILE", help="names of the classes, one a line; wins over --data")
     add(
@@ -86,39 +87,17 @@ def _add_input_flags(parser: cli.Parser) -> None:
 def _add_detection_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("detections")
     add = group.add_argument
-    add("--img_size", type=cli.image_side, nargs="+", metavar="N", help="network input: N, or H W (default: the cfg's)")
-    modes = group.add_mutually_exclusive_group()
-    for mode, text in (
-        ("letterbox", "keep a picture's aspect ratio and fill with grey (default)"),
-        ("stretch", "fill the input"),
-    ):
-        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="letterbox", help=text)
-    add("--conf-thres", type=cli.threshold, default=0.3, metavar="C", help="least confidence (default: %(default)s)")
-    add(
-        "--iou-thres",
-        type=cli.threshold,
-        default=0.6,
-        metavar="T",
-        help="a box that overlaps a better one of its class by more is dropped (default: %(default)s)",
-    )
+    add_picture_flags(group)
+    add_threshold_flags(group, 0.3, 0.6)
     add("--classes", type=cli.non_negative_int, nargs="+", metavar="N", help="keep these classes only, by number")
     add("--agnostic-nms", action="store_true", help="boxes drop one another across classes")
-    add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
-
-
-def _add_machine_flags(parser: cli.Parser) -> None:
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", default="", metavar="D", help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)")
-    add("--half", action="store_true", help="float16, on a GPU")
 
 
 def _add_result_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("results")
     add = group.add_argument
     add("--output", metavar="DIR", help="folder of the results, made if missing (default: a new run directory)")
-    add("--project", default=PROJECT, metavar="DIR", help="folder of the run directory (default: %(default)s)")
-    add("--name", default=NAME, metavar="NAME", help="name of the run directory, numbered if taken (default: exp)")
-    add("--exist-ok", action="store_true", help="use the run directory even if it exists")
+    add_run_flags(group, PROJECT)
     add("--nosave", action="store_true", help="write no pictures and videos")
     add("--save-txt", action="store_true", help="write labels/NAME.txt: class cx cy w h, as shares of the picture")
     add("--save-conf", action="store_true", help="add the confidence to the labels")

@@ -15,10 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run, threshold
+from utils.cli import Parser, input_size, log, non_negative_int, positive_int, print_json, run
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import DataError, InputError
+from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
 from utils.model_files import ModelFiles, choose_model
 
 if TYPE_CHECKING:
@@ -64,51 +65,31 @@ def _add_input_flags(parser: Parser) -> None:
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
-    add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
-    add("--weights", metavar="FILE", help=".pt or .weights (default: the newest best.pt in runs/ that fits --cfg)")
+    add_model_flags(group)
     add("--split", choices=("valid", "train"), default="valid", help="pictures of the data set (default: %(default)s)")
     add("--single-cls", action="store_true", help="all classes count as one, in labels and detections")
     add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
-    add(
-        "--img_size",
-        type=image_side,
-        nargs="+",
-        metavar="N",
-        help="network input: N, or H W (default: the cfg's); benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)",
-    )
-    modes = group.add_mutually_exclusive_group()
-    for mode, text in (
-        ("letterbox", "keep a picture's aspect ratio and fill with grey (default)"),
-        ("stretch", "fill the input"),
-    ):
-        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="letterbox", help=text)
+    add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
 
 
 def _add_measurement_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("measurement").add_argument
+    group = parser.add_argument_group("measurement")
+    add = group.add_argument
     add(
         "--task",
         choices=("test", "benchmark"),
         default="test",
         help="benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)",
     )
-    add("--conf-thres", type=threshold, default=0.001, metavar="C", help="least confidence (default: %(default)s)")
-    add(
-        "--iou-thres",
-        type=threshold,
-        default=0.6,
-        metavar="T",
-        help="a box that overlaps a better one of its class by more is dropped (default: %(default)s)",
-    )
+    add_threshold_flags(group, 0.001, 0.6)
     add("--single-label", action="store_true", help="only the best class of a box (default: all above --conf-thres)")
-    add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
 
 
 def _add_machine_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("machine").add_argument
+    group = parser.add_argument_group("machine")
+    add = group.add_argument
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
-    add("--device", default="", metavar="D", help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)")
-    add("--half", action="store_true", help="float16, on a GPU")
+    add_device_flags(group)
     add("--threads", type=positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
     add(
         "--workers",
@@ -119,13 +100,12 @@ def _add_machine_flags(parser: Parser) -> None:
 
 
 def _add_result_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("results").add_argument
+    group = parser.add_argument_group("results")
+    add = group.add_argument
     add("--verbose", action="store_true", help="a row for every class, and what the data set holds")
     add("--json", action="store_true", help="print one JSON document instead of tables")
     add("--save-json", action="store_true", help=f"write {DETECTIONS}, COCO's results format, to a run directory")
-    add("--project", default="runs/test", metavar="DIR", help="folder of the run directory (default: %(default)s)")
-    add("--name", default="exp", metavar="NAME", help="name of the run directory, numbered if taken (default: exp)")
-    add("--exist-ok", action="store_true", help="use the run directory even if it exists")
+    add_run_flags(group, "runs/test")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -33,6 +33,7 @@ from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
+from utils.flags import add_device_flags, add_run_flags
 from utils.model_files import ModelFiles, adaptation, is_checkpoint
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
 
@@ -124,15 +125,13 @@ def _add_run_flags(parser: Parser) -> None:
         metavar="DIR",
         help="go on with a run that was interrupted (default: the newest in --project); flags are those it had",
     )
-    group.add_argument("--project", default=PROJECT, metavar="DIR", help="where runs go (default: %(default)s)")
-    group.add_argument("--name", default="exp", metavar="NAME", help="run in the project (default: %(default)s)")
-    group.add_argument("--exist-ok", action="store_true", help="write into the run directory even if it exists")
+    add_run_flags(group, PROJECT)
     group.add_argument("--nosave", action="store_true", help="write checkpoints after the last epoch only")
     group.add_argument("--notest", action="store_true", help="evaluate after the last epoch only")
     group.add_argument(
         "--save-period", type=non_negative_int, default=0, metavar="N", help="keep epochN.pt every N epochs"
     )
-    group.add_argument("--device", default="", metavar="D", help="cpu, cuda or a GPU's number (default: a GPU, if any)")
+    add_device_flags(group, half=False)
     group.add_argument(
         "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
     )
@@ -232,6 +231,8 @@ def _sizes(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]:
     """Size of a training picture, of a test picture, and the range of a multi-scale run, from --img_size."""
     given = args.img_size or []
+    if args.rect and (args.multi_scale or len(given) > 1):
+        raise InputError("--rect: batches take their shape from their pictures; leave out --multi-scale and MIN MAX")
     if len(given) > 3:
         raise InputError(f"--img_size: takes N or MIN MAX [TEST]; got {len(given)} numbers")
     for side in given:

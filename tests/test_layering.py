@@ -11,6 +11,7 @@ import pytest
 TIERS = (
     ("utils.errors",),
     ("utils.cli", "utils.device", "utils.files"),
+    ("utils.flags",),
     ("utils.darknet", "utils.boxes"),
     ("utils.graph", "utils.layers", "utils.model_files"),
     ("models",),
@@ -32,6 +33,7 @@ TORCH_FREE = (
     "utils.cli",
     "utils.errors",
     "utils.files",
+    "utils.flags",
     "utils.model_files",
     "utils.report.cost",
 )

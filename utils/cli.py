@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from utils import __version__
 from utils.errors import InputError, SuiteError
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
@@ -43,6 +44,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+        self.add_argument("--version", action="version", version=__version__, help="print the version and exit")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:

@@ -55,7 +55,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     the old file or the new one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.tmp")
     try:
         yield temporary
         _sync(temporary)

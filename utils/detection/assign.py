@@ -12,7 +12,6 @@ from utils.boxes import shape_iou
 from utils.darknet.blocks import Yolo
 from utils.detection.settings import Assignment
 
-
 REACH = 0.95
 """Share of the interval a decoded centre can lie in that a neighbour cell may have to use: at the interval's ends the
 sigmoid is saturated and the gradient gone."""

@@ -228,7 +228,8 @@ class Trainer:
             row |= scores
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
-            if (value := fitness(metrics)) > self.progress.best_fitness:
+            value = fitness(metrics)
+            if value > self.progress.best_fitness or not self.settings.save:
                 self.progress.best_fitness, self.progress.best_epoch = value, epoch + 1
                 self.progress.metrics = scores
         self.results.append(epoch + 1, row)

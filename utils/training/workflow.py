@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint import load_model, read_checkpoint
 from utils.cli import log
+from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import DataConfig
+from utils.darknet.shapes import max_stride
 from utils.data.anchors import auto_anchors
 from utils.data.datasets import Batch, DetectionDataset, make_loader
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index, index
-from utils.detection.metrics import confusion_matrix
 from utils.device import select_device
 from utils.errors import DataError
 from utils.evaluation import Evaluation, evaluate
@@ -89,7 +90,7 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
     log(start.note)
-    train_loader, val_loader = _loaders(plan, train, valid, files.network.net.channels)
+    train_loader, val_loader = _loaders(plan, train, valid, files.network)
     settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader)))
     run = _run_directory(plan, files)
     model = start.model.to(device, memory_format=torch.channels_last)
@@ -131,22 +132,29 @@ def _indices(plan: TrainPlan) -> tuple[Index, Index | None]:
     return found[0], found[1]
 
 
-def _loaders(plan: TrainPlan, train: Index, valid: Index | None, channels: int) -> tuple[DataLoader, DataLoader | None]:
-    settings, cache = plan.settings, "ram" if plan.cache else None
+def _loaders(
+    plan: TrainPlan, train: Index, valid: Index | None, network: Network
+) -> tuple[DataLoader, DataLoader | None]:
+    settings = plan.settings
+    shared = {
+        "channels": network.net.channels,
+        "rect": plan.rect,
+        "stride": max_stride(network),
+        "cache": "ram" if plan.cache else None,
+    }
     plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
     dataset = DetectionDataset(
         train,
         size=settings.size,
         augment=plan.hyp.augmentation,
         seed=settings.seed,
-        channels=channels,
         plain_from=plain_from,
-        cache=cache,
+        **shared,
     )
-    loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True, seed=settings.seed)
+    loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True)
     if valid is None:
         return loader, None
-    plain = DetectionDataset(valid, size=settings.test_size, channels=channels, cache=cache)
+    plain = DetectionDataset(valid, size=settings.test_size, **shared)
     return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
 
 
@@ -161,11 +169,20 @@ def _run_directory(plan: TrainPlan, files: ModelFiles) -> RunDirectory:
     if plan.resume is not None:
         return RunDirectory(plan.resume)
     run = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok)
-    data = {"train": str(plan.data.train), "val": str(plan.data.valid), "nc": len(plan.names), "names": plan.names}
-    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=data)
+    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
     cost = network_cost(files.network, *plan.settings.size)
     log(f"{run.path}: {cost.parameters} parameters, {cost.macs / 1e9:.3f} GMACs at {plan.settings.size}")
     return run
+
+
+def _data_yaml(plan: TrainPlan) -> dict[str, Any]:
+    """The data set as a data.yaml that works from any folder."""
+    paths = {}
+    for key, source in (("train", plan.data.train), ("val", plan.data.valid)):
+        if source is not None:
+            several = [str(path.absolute()) for path in ((source,) if isinstance(source, Path) else source)]
+            paths[key] = several[0] if len(several) == 1 else several
+    return {**paths, "nc": len(plan.names), "names": list(plan.names)}
 
 
 def _draw_start(run: RunDirectory, loader: DataLoader, train: Index, names: Sequence[str]) -> None:
@@ -200,23 +217,10 @@ def _finish(plan: TrainPlan, run: RunDirectory, best: Path, loader: DataLoader, 
 
     settings = plan.settings
     thresholds = {"conf_thres": settings.conf_thres, "iou_thres": settings.iou_thres}
-    evaluation = evaluate(model, loader, plan.names, device=device, on_batch=draw, keep_detections=True, **thresholds)
+    evaluation = evaluate(model, loader, plan.names, device=device, on_batch=draw, **thresholds)
     best_epoch = read_checkpoint(best)["progress"]["best_epoch"]
     plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), best_epoch or None)
     plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
     plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
-    plots.plot_confusion(_confusion(evaluation, loader.dataset.index, len(plan.names)), plan.names,
-                         run.file("confusion_matrix.png"))  # fmt: skip
+    plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))
     return evaluation
-
-
-def _confusion(evaluation: Evaluation, valid: Index, classes: int) -> np.ndarray:
-    """Confusion matrix over all pictures, [classes + 1, classes + 1]."""
-    total = np.zeros((classes + 1, classes + 1), np.int64)
-    for found in evaluation.detections:
-        rows, (height, width) = valid.labels[found.position], valid.shapes[found.position]
-        half = rows[:, 3:5] / 2
-        boxes = np.concatenate([rows[:, 1:3] - half, rows[:, 1:3] + half], 1) * (width, height, width, height)
-        truth = np.concatenate([rows[:, :1], boxes], 1)
-        total += confusion_matrix(found.boxes, found.scores, found.classes, truth, classes)
-    return total

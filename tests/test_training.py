@@ -1,0 +1,299 @@
+"""Training: schedule, averages, and runs of a few steps on a few pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train
+from models import Darknet
+from tests.nets import TINY, tiny
+from utils.checkpoint import read_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.data.images import write_image
+from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
+from utils.report import plots
+from utils.training import loop
+from utils.training.ema import AveragedModel
+from utils.training.optim import Schedule, accumulation, build_optimizer, set_step
+from utils.training.settings import Hyperparameters, OptimizerSettings, hyperparameters, load_hyperparameters
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cfg, and a data set of nine pictures with one or two boxes each: bright blocks (a) and bars (b)."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        image = rng.integers(0, 60, (64, 64, 3)).astype(np.uint8)
+        rows = []
+        for kind, (width, height) in enumerate(((12 + number, 14), (30 - number, 10))[: 1 + number % 2]):
+            x, y = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
+            image[y : y + height, x : x + width] = (220, 220 * kind, 90)
+            rows.append(f"{kind} {(x + width / 2) / 64} {(y + height / 2) / 64} {width / 64} {height / 64}")
+        write_image(folder / "images" / f"{number}.png", image)
+        (folder / "labels" / f"{number}.txt").write_text("\n".join(rows) + "\n")
+    names = [f"images/{number}.png\n" for number in range(9)]
+    (folder / "train.txt").write_text("".join(names))
+    (folder / "val.txt").write_text("".join(names[:3]))
+    (folder / "d.names").write_text("a\nb\n")
+    (folder / "d.data").write_text("classes=2\ntrain=train.txt\nvalid=val.txt\nnames=d.names\n")
+    (folder / "n.cfg").write_text(TINY)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Plots take longer than a tiny run; only the test of what a run leaves draws them."""
+    if "leaves_everything" not in request.node.name:
+        for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
+            monkeypatch.setattr(plots, name, lambda *_: None)
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+    """Call train.py in this process with fast settings; returns its JSON document."""
+
+    def call(*flags: str, **options):
+        defaults = ["--workers", "0", "--batch-size", "4", "--device", "cpu", "--project", str(tmp_path / "runs")]
+        files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
+        capsys.readouterr()
+        train.main([*files, *defaults, "--json", *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def tensors(path):
+    return read_checkpoint(Path(path))["model"]
+
+
+def same(a, b) -> bool:
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class TestSchedule:
+    """Step sizes."""
+
+    schedule = Schedule(OptimizerSettings(warmup=0.1), epochs=10, batches=21, accumulate=2)
+
+    def test_an_epoch_ends_with_a_step(self):
+        assert (self.schedule.steps_per_epoch, self.schedule.steps, self.schedule.warmup_steps) == (11, 110, 11)
+
+    def test_the_rate_rises_then_falls_to_lrf(self):
+        rates = [self.schedule.rate(step) for step in range(110)]
+        top = rates.index(max(rates))
+        assert top == 11
+        assert rates[:12] == sorted(rates[:12])
+        assert rates[11:] == sorted(rates[11:], reverse=True)
+        assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+
+    def test_momentum_rises_to_its_value(self):
+        assert self.schedule.momentum(0) < 0.82
+        assert self.schedule.momentum(11) == pytest.approx(0.937)
+
+    @pytest.mark.parametrize(
+        ("batch", "batches", "epochs", "expected"),
+        [(16, 1000, 10, 4), (16, 19, 60, 1), (16, 200, 10, 2), (128, 9, 9, 1)],
+    )
+    def test_batches_are_accumulated_only_where_a_thousand_steps_are_left(self, batch, batches, epochs, expected):
+        assert accumulation(batch, 64, batches, epochs) == expected
+
+
+def test_only_weights_of_convolutions_decay():
+    model = Darknet(tiny())
+    optimizer = build_optimizer(model, OptimizerSettings(), adam=False)
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == name.endswith("conv.weight")
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
+    set_step(optimizer, TestSchedule.schedule, 11)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.01 * TestSchedule.schedule.rate(11))
+
+
+def test_the_average_moves_by_its_decay_and_copies_counters():
+    """Update 1: decay min(0.5, 2 / 11); 1 of 2 becomes 1 + 9 / 11."""
+    model = torch.nn.BatchNorm1d(1)
+    average = AveragedModel(model, 0.5)
+    model.weight.data += 1
+    model.num_batches_tracked += 7
+    average.update(model)
+    assert average.model.weight.item() == pytest.approx(1 + 9 / 11)
+    assert average.model.num_batches_tracked.item() == 7
+    assert not average.model.weight.requires_grad
+
+
+class TestHyperparameters:
+    """The --hyp file."""
+
+    def test_a_file_of_all_keys_gives_the_same_values(self, tmp_path):
+        hyp = hyperparameters({"lr0": 0.02, "assignment": "darknet", "mosaic": 0})
+        (tmp_path / "hyp.yaml").write_text(yaml.safe_dump(hyp.flat))
+        assert load_hyperparameters(tmp_path / "hyp.yaml") == hyp
+        assert hyp.optimizer.lr0 == 0.02
+        assert hyp.loss.assignment == "darknet"
+        assert hyp.augmentation.mosaic == 0.0
+
+    @pytest.mark.parametrize(
+        ("text", "match"),
+        [
+            ("lr: 0.1", "unknown key 'lr'; did you mean 'lr"),
+            ("lr0: fast", "lr0 is 'fast'; a float is needed"),
+            ("lr0: true", "lr0 is True"),
+            ("lr0: .nan", "lr0 is nan"),
+            ("momentum: 2", "momentum 2.0: allowed is 0 <= value <= 1"),
+            ("mosaic: 3", "mosaic"),
+            ("- 1", "a mapping"),
+            ("a: [", "not YAML"),
+            ("!!python/object/apply:os.system ['x']", "not YAML"),
+        ],
+    )
+    def test_a_bad_file_is_refused_in_one_line(self, tmp_path, text, match):
+        (tmp_path / "hyp.yaml").write_text(text)
+        with pytest.raises(InputError, match=match) as caught:
+            load_hyperparameters(tmp_path / "hyp.yaml")
+        assert str(caught.value).startswith(str(tmp_path / "hyp.yaml"))
+        assert "\n" not in str(caught.value)
+
+    def test_keys_of_the_three_parts_are_distinct(self):
+        hyp = Hyperparameters()
+        assert len(hyp.flat) == sum(len(vars(part)) for part in (hyp.optimizer, hyp.loss, hyp.augmentation))
+
+
+class TestRun:
+    """Runs of train.py."""
+
+    def test_a_run_leaves_everything_that_was_promised(self, run, folder):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        document = run("--epochs", "2")
+        directory = document["run_dir"]
+        wanted = "args.yaml hyp.yaml env.json model.cfg data.yaml results.csv results.png labels.jpg train_batch0.jpg "
+        wanted += "val_batch0_labels.jpg val_batch0_pred.jpg PR_curve.png confusion_matrix.png"
+        assert set(wanted.split()) <= {path.name for path in Path(directory).iterdir()}
+        assert document["epochs"] == 2
+        assert {"best_epoch", "map50", "map50_95", "best", "last", "schema"} <= document.keys()
+        with open(f"{directory}/results.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["epoch"] for row in rows] == ["1", "2"]
+        network = cfg_file.load(f"{directory}/model.cfg")
+        assert network.blocks == tiny().blocks
+        arrays = weights_file.read(f"{directory}/weights/best.weights", network)
+        best = tensors(document["best"])
+        assert all(np.array_equal(array, best[key].numpy()) for key, array in arrays.items())
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    def test_it_learns(self, run):
+        document = run("--epochs", "25", "--no-flip", "--cache-images", "--notest", "--seed", "1")
+        with open(f"{document['run_dir']}/results.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert float(rows[-1]["box_loss"]) < 0.8 * float(rows[0]["box_loss"])
+
+    def test_same_seed_same_weights_and_another_seed_others(self, run):
+        first, second, other = (run("--epochs", "1", "--seed", seed)["last"] for seed in ("3", "3", "4"))
+        assert same(first, second)
+        assert not same(first, other)
+
+    def test_resumed_is_bit_identical_to_not_interrupted(self, run, tmp_path):
+        flags = ["--epochs", "3", "--multi-scale", "--seed", "5"]
+        whole = run(*flags)
+        cut = run(*flags, "--save-period", "1", "--name", "cut")
+        directory = tmp_path / "runs" / "cut"
+        shutil.copy(directory / "weights" / "epoch1.pt", directory / "weights" / "last.pt")
+        resumed = run("--resume", str(directory))
+        assert resumed["run_dir"] == str(directory)
+        assert same(whole["last"], resumed["last"])
+        assert same(whole["best"], resumed["best"])
+        assert cut["map50_95"] == resumed["map50_95"]
+
+    def test_other_class_counts_adapt_the_heads_and_keep_them_in_the_run(self, run, folder, capsys, tmp_path):
+        (tmp_path / "five.cfg").write_text(TINY.replace("filters=21", "filters=30").replace("classes=2", "classes=5"))
+        document = run("--epochs", "1", "--cfg", str(tmp_path / "five.cfg"))
+        assert cfg_file.load(f"{document['run_dir']}/model.cfg").classes == 2
+
+    def test_weights_of_another_class_count_need_pt(self, run, tmp_path):
+        single = run("--epochs", "1", "--single-cls")
+        with pytest.raises(WeightsError, match="add -pt"):
+            run("--epochs", "1", "--weights", single["best"])
+        document = run("--epochs", "1", "--weights", single["best"], "-pt")
+        lineage = read_checkpoint(Path(document["best"]))["lineage"]
+        assert [entry["path"] for entry in lineage] == [single["best"]]
+        with pytest.raises(WeightsError, match="classes"):
+            run("--epochs", "1", "--weights", single["best"].replace(".pt", ".weights"))
+        run("--epochs", "1", "--weights", single["best"].replace(".pt", ".weights"), "-pt")
+
+    def test_frozen_blocks_stay_as_they_were(self, run):
+        first = run("--epochs", "1")
+        second = run("--epochs", "1", "--weights", first["best"], "--freeze", "4")
+        old, new = tensors(first["best"]), tensors(second["last"])
+        frozen = [key for key in old if int(key.split(".")[1]) < 4]
+        assert all(torch.equal(old[key], new[key]) for key in frozen)
+        assert not torch.equal(old["layers.6.conv.weight"], new["layers.6.conv.weight"])
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--adam",),
+            ("--no-ema",),
+            ("--rect",),
+            ("--img_size", "32", "64", "96"),
+            ("--auto-anchors",),
+            ("--nosave", "--patience", "1"),
+        ],
+        ids=["adam", "no-ema", "rect", "sizes", "anchors", "nosave"],
+    )
+    def test_options_run_to_the_end(self, run, flags):
+        document = run("--epochs", "2", *flags)
+        assert document["map50"] is not None
+        assert read_checkpoint(Path(document["last"]))["progress"]["epoch"] == document["epochs"]
+
+    def test_a_loss_that_is_not_finite_stops_before_the_step(self, run, monkeypatch, tmp_path):
+        real, calls = loop.detection_loss, []
+
+        def broken(*args):
+            calls.append(1)
+            terms = real(*args)
+            return terms._replace(total=terms.total * float("nan")) if len(calls) == 5 else terms
+
+        monkeypatch.setattr(loop, "detection_loss", broken)
+        with pytest.raises(NumericsError, match=r"epoch 3, batch 1, step 5: loss is not finite .*pictures .*\.png"):
+            run("--epochs", "3")
+        assert read_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--epochs", "0"], "--epochs: 0 is below 1"),
+        (["--img_size", "60"], "--img_size 60: not a multiple of 8.*try 64"),
+        (["--img_size", "96", "64"], "MIN is above MAX"),
+        (["--freeze", "99"], "16 blocks"),
+        (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
+        (["--bucket", "b"], "--bucket: is gone"),
+        (["--weights", "no.pt"], r"no\.pt: no such file"),
+        (["--hyp", "no.yaml"], r"no\.yaml"),
+        (["--device", "7"], "--device 7"),
+        (["--name", "a/b"], "--name"),
+    ],
+)
+def test_bad_flags_are_refused_and_leave_no_run(run, tmp_path, flags, match):
+    with pytest.raises(InputError, match=match):
+        run("--epochs", "1", *flags)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_resuming_without_a_run_is_a_checkpoint_error(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no run in"):
+        run("--resume")
+    with pytest.raises(CheckpointError, match=r"args\.yaml is missing"):
+        run("--resume", str(tmp_path))

@@ -1,0 +1,52 @@
+"""Flags that several scripts have, each in one place, so that they mean and say the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.cli import image_side, threshold
+
+Group = argparse._ArgumentGroup
+MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
+
+
+def add_model_flags(group: Group) -> None:
+    """--cfg and --weights of a trained network, as `model_files.choose_model` takes them."""
+    add = group.add_argument
+    add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
+    add("--weights", metavar="FILE", help=".pt or .weights (default: the newest best.pt in runs/ that fits --cfg)")
+
+
+def add_picture_flags(group: Group, more: str = "") -> None:
+    """--img_size, --letterbox and --stretch; `more` is added to the help of the first."""
+    size = f"network input: N, or H W (default: the cfg's){more}"
+    group.add_argument("--img_size", type=image_side, nargs="+", metavar="N", help=size)
+    modes = group.add_mutually_exclusive_group()
+    for mode, text in MODES.items():
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="letterbox", help=text)
+
+
+def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None:
+    """--conf-thres and --iou-thres with the script's defaults, and --augment."""
+    add = group.add_argument
+    least = "least confidence of a detection (default: %(default)s)"
+    add("--conf-thres", type=threshold, default=confidence, metavar="C", help=least)
+    most = "a box that overlaps a better one of its class by more is dropped (default: %(default)s)"
+    add("--iou-thres", type=threshold, default=overlap, metavar="T", help=most)
+    add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
+
+
+def add_device_flags(group: Group, *, half: bool = True) -> None:
+    """--device and, where a network only runs, --half."""
+    text = "cpu, cuda, or the number of a GPU (default: a GPU if there is one)"
+    group.add_argument("--device", default="", metavar="D", help=text)
+    if half:
+        group.add_argument("--half", action="store_true", help="float16, on a GPU")
+
+
+def add_run_flags(group: Group, project: str) -> None:
+    """--project, --name and --exist-ok: where a run is kept."""
+    add = group.add_argument
+    add("--project", default=project, metavar="DIR", help="folder of the run directory (default: %(default)s)")
+    add("--name", default="exp", metavar="NAME", help="name of the run directory, numbered if taken (default: exp)")
+    add("--exist-ok", action="store_true", help="use the run directory even if it exists")
