@@ -23,9 +23,9 @@ Colour: TypeAlias = NDArray[np.float32]
 
 MIN_VISIBLE = 0.5
 """Share of an object's area that must be seen: not behind another one, not beyond the border."""
-MIN_CONTRAST = 60.0
+MIN_CONTRAST = 80.0
 """Distance between an object's colour and the mean colour of the ground under it, RGB in 0..255."""
-SCALES = (0.09, 0.42)
+SCALES = (0.11, 0.45)
 """Shortest and longest diameter of an object's circumscribed circle, as a share of the picture's side."""
 
 
@@ -273,7 +273,7 @@ def _camera(rng: Generator, canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Blur, contrast, brightness and sensor noise; uint8 of the same shape."""
     if rng.random() < 0.6:
         canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2))
-    contrast, brightness, grain = rng.uniform(0.6, 1.1), rng.uniform(-30, 30), rng.uniform(0, 10)
+    contrast, brightness, grain = rng.uniform(0.7, 1.1), rng.uniform(-30, 30), rng.uniform(0, 10)
     noise = rng.standard_normal(canvas.shape, np.float32) * np.float32(grain)
     return np.clip((canvas - 128) * np.float32(contrast) + np.float32(128.5 + brightness) + noise, 0, 255).astype(
         np.uint8

@@ -42,7 +42,7 @@ class LossSettings:
     class_gain: float = 1.0
     iou_loss: str = "ciou"
     """Similarity s of the box term 1 − s."""
-    assignment: str = "ratio"
+    assignment: str = "darknet"
     """A key of ASSIGNMENTS."""
     label_smoothing: float = 0.0
     """ε: class targets become y (1 − ε) + ε / 2, as Darknet's label_smooth_eps."""
