@@ -1,0 +1,1 @@
+"""Real runs and measurements; what they found is in docs/."""

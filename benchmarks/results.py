@@ -1,0 +1,186 @@
+"""Real trainings, one row of docs/results.md each.
+
+A row that is finished has a file in benchmarks/results and is not run again; one that was interrupted goes on from its
+last epoch. Trained networks stay in runs/results. The data sets are looked for in ../shared/data, or in
+$DARKNET_SHARED/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.cli import Parser, log, run
+from utils.errors import InputError
+from utils.files import atomic_write_text, read_text
+from utils.report.run_dir import read_results
+from utils.report.tables import Column, markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "benchmarks" / "results"
+RUNS = Path("runs/results")
+PAGE = ROOT / "docs" / "results.md"
+PICTURES = ROOT / "docs" / "images"
+EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training."""
+
+    what: str
+    """The question it answers."""
+    cfg: str
+    data: str
+    """Data set, `<folder>/<file>.data`."""
+    epochs: int
+    seed: int = 0
+    flags: tuple[str, ...] = ()
+    """Of train.py, beside the above."""
+    publish: bool = False
+    """Copy its pictures into docs/images; only for data whose licence allows it."""
+
+    def command(self, name: str, shared: str) -> list[str]:
+        """The arguments of python for the training."""
+        return ["train.py", "--cfg", self.cfg, "--data", f"{shared}/data/{self.data}", "--epochs", str(self.epochs),
+                "--batch-size", "16", "--seed", str(self.seed), *self.flags, "--cache-images",
+                "--project", str(RUNS), "--name", name]  # fmt: skip
+
+
+BCCD = "bccd/bccd.data"
+TINY = "cfg/yolov4-tiny.cfg"
+AT_256 = ("--img_size", "256", "--workers", "1")
+ROWS = {
+    "bccd-yolov4-tiny": Row("from scratch", TINY, BCCD, 60, 0, AT_256, publish=True),
+    "bccd-assignment-darknet": Row("assignment: darknet (the default)", TINY, BCCD, 20, 0, AT_256),
+    "bccd-assignment-ratio": Row(
+        "assignment: ratio", TINY, BCCD, 20, 0, (*AT_256, "--hyp", "benchmarks/hyp/ratio.yaml")
+    ),
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.results")
+    rows = parser.add_argument_group("rows").add_argument
+    rows("--rows", nargs="+", default=[], metavar="NAME", help=f"rows to run: {', '.join(ROWS)} (default: none)")
+    rows("--list", action="store_true", help="print the rows and what each waits for")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what was asked for, then write docs/results.md from all that is finished."""
+    args = parse_args(argv)
+    unknown = [name for name in args.rows if name not in ROWS]
+    if unknown:
+        raise InputError(f"--rows {unknown[0]}: no such row; there are {', '.join(ROWS)}")
+    os.chdir(ROOT)
+    for name in args.rows:
+        if not (STORED / f"{name}.json").exists():
+            finish(name, ROWS[name])
+    if args.list:
+        for name, row in ROWS.items():
+            print(f"{name}: {'finished' if (STORED / f'{name}.json').exists() else 'to do'}: {row.what}")
+        return
+    write_page()
+
+
+def finish(name: str, row: Row) -> None:
+    """Train a row, or go on with it, measure its best weights, and store what was found."""
+    shared = os.environ.get("DARKNET_SHARED", "../shared")
+    folder = RUNS / name
+    if epochs_done(folder) < row.epochs:
+        begun = (folder / "weights" / "last.pt").exists()
+        python("train.py", "--resume", str(folder)) if begun else python(*row.command(name, shared))
+    measured = json.loads(
+        python("test.py", "--data", f"{shared}/data/{row.data}", "--weights", str(folder / "weights" / "best.pt"),
+               "--img_size", row.flags[row.flags.index("--img_size") + 1], "--json")
+    )  # fmt: skip
+    document = describe(name, row, folder, measured)
+    STORED.mkdir(exist_ok=True)
+    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
+    if row.publish:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        for picture in ("val_batch0_pred.jpg", "results.png"):
+            shutil.copyfile(folder / picture, PICTURES / f"{name}_{picture}")
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs in a run's results.csv."""
+    table = folder / "results.csv"
+    return len(read_results(table)["epoch"]) if table.exists() else 0
+
+
+def describe(name: str, row: Row, folder: Path, measured: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of a finished row."""
+    results = read_results(folder / "results.csv")
+    environment = json.loads(read_text(folder / "env.json"))
+    return {
+        "row": name,
+        "command": " ".join(["python", *row.command(name, "../shared")]),
+        "seed": row.seed,
+        "machine": environment["cpu"],
+        "threads": environment["threads"],
+        "torch": environment["packages"]["torch"],
+        "commit": environment["git_commit"],
+        "train_minutes": round(sum(results["seconds"]) / 60, 1),
+        **{key: measured[key] for key in ("map50", "map50_95", "precision", "recall", "f1", "parameters", "macs")},
+        "per_class": [{key: entry[key] for key in ("name", "ap50", "ap50_95")} for entry in measured["per_class"]],
+    }
+
+
+def python(*arguments: str) -> str:
+    """Run one of the suite's scripts; its output, while its progress goes to stderr."""
+    log(f"python {' '.join(arguments)}")
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"python {' '.join(arguments)}: ended with status {done.returncode}")
+    return done.stdout
+
+
+def write_page() -> None:
+    """docs/results.md from every stored row."""
+    found = {
+        name: json.loads(read_text(STORED / f"{name}.json")) for name in ROWS if (STORED / f"{name}.json").exists()
+    }
+    columns = (
+        "row", "what", Column("epochs"), Column("AP50", ".3f"), Column("AP50-95", ".3f"), Column("P", ".3f"),
+        Column("R", ".3f"), "parameters", Column("GMACs", ".3f"), Column("train min", ".1f"),
+    )  # fmt: skip
+    rows = [
+        (name, ROWS[name].what, ROWS[name].epochs, d["map50"], d["map50_95"], d["precision"], d["recall"],
+         d["parameters"], d["macs"] / 1e9, d["train_minutes"])
+        for name, d in found.items()
+    ]  # fmt: skip
+    parts = [HEAD, markdown_table(columns, rows), ""]
+    for name, d in found.items():
+        classes = ", ".join(f"{c['name']} {c['ap50']:.3f} / {c['ap50_95']:.3f}" for c in d["per_class"])
+        parts += [f"## {name}", "", f"    {d['command']}", "",
+                  f"Seed {d['seed']}; {d['machine']}, {d['threads']} threads, PyTorch {d['torch']}, commit "
+                  f"{(d['commit'] or 'unknown')[:9]}. AP50 / AP50-95 of the classes: {classes}.", ""]  # fmt: skip
+        if ROWS[name].publish:
+            parts += [f"![boxes found in validation pictures](images/{name}_val_batch0_pred.jpg)", "",
+                      f"![course of the training](images/{name}_results.png)", ""]  # fmt: skip
+    atomic_write_text(PAGE, "\n".join(parts).rstrip() + "\n")
+    log(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+HEAD = """# Results of real runs
+
+Written by `python -m benchmarks.results` from the files in benchmarks/results; do not edit. AP by COCO's protocol
+(pycocotools) on the validation pictures, best epoch, averaged weights. Minutes are those of the training steps on a
+machine shared with other work. bccd: blood cells, 3 classes, 292 training and 72 validation pictures (MIT licence,
+github.com/Shenggan/BCCD_Dataset).
+"""
+
+
+if __name__ == "__main__":
+    run(main)
