@@ -1,0 +1,133 @@
+"""Command lines: spelling of flags, values, one-line errors and exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from utils import cli
+from utils.errors import CheckpointError, InfeasibleError, InputError, NumericsError, ResourceError
+
+
+def parser() -> cli.Parser:
+    made = cli.Parser("What it does.", "python it.py --img_size 416", program="it.py")
+    made.add_argument("--img_size", type=cli.image_side, nargs="+")
+    made.add_argument("--conf-thres", type=cli.threshold)
+    made.add_argument("-pt", "--pretrain", action="store_true")
+    made.add_argument("--epochs", type=cli.positive_int)
+    return made
+
+
+@pytest.mark.parametrize("flag", ["--img_size", "--img-size"])
+def test_underscore_and_hyphen_are_the_same(flag):
+    assert parser().parse_args([flag, "320", "416"]).img_size == [320, 416]
+    assert parser().parse_args(["--conf_thres=0.5"]).conf_thres == 0.5
+    assert parser().parse_args(["-pt"]).pretrain
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs?"),
+        (["--qqq"], "unknown flag --qqq; see --help"),
+        (["stray"], "unexpected argument 'stray'; see --help"),
+        (["--epochs", "0"], "--epochs: 0 is below 1, the smallest allowed"),
+        (["--epochs", "1_0"], "--epochs: '1_0' is not an integer"),
+        (["--epochs", "٣"], "--epochs: '٣' is not an integer"),
+        (["--conf-thres", "nan"], "--conf-thres: 'nan' is not a number"),
+        (["--conf-thres", "1.5"], "--conf-thres: 1.5 is outside 0 <= value <= 1"),
+        (["--img_size", "9999"], "--img_size: 9999 is outside 1..8192 pixels"),
+        (["--epochs"], "--epochs: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(given, message):
+    with pytest.raises(InputError) as caught:
+        parser().parse_args(given)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("0.25", 0.25), (".5", 0.5), ("1e-3", 0.001)])
+def test_fractions(text, value):
+    assert cli.fraction(text) == value
+    with pytest.raises(argparse.ArgumentTypeError, match="0 <= value < 1"):
+        cli.fraction("1")
+
+
+@pytest.mark.parametrize(("sides", "expected"), [(None, (288, 352)), ([320], (320, 320)), ([320, 416], (320, 416))])
+def test_input_size_is_one_side_or_height_and_width(sides, expected):
+    assert cli.input_size(sides, 32, (288, 352)) == expected
+
+
+def test_an_input_size_off_the_stride_names_the_nearest():
+    with pytest.raises(InputError, match=r"--img_size 415: not a multiple of 32.*try 416"):
+        cli.input_size([415], 32, (416, 416))
+
+
+def test_control_characters_are_escaped():
+    assert cli.one_line("a\nb\x1b[31m\u202e") == "a\\nb\\x1b[31m\\u202e"
+    assert cli.one_line("é \U0001f600") == "é \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (InputError("x"), 2), (CheckpointError("x"), 3), (NumericsError("x"), 4), (ResourceError("x"), 5),
+        (InfeasibleError("x"), 6), (MemoryError(), 5), (OSError(28, "No space left on device", "f"), 5),
+        (FileNotFoundError(2, "No such file", "f"), 2), (KeyboardInterrupt(), 130),
+    ],
+)  # fmt: skip
+def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):
+    def main():
+        raise failure
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    def main():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        cli.run(main)
+
+
+def test_json_is_one_document_with_its_schema(capsys):
+    cli.print_json({"map50": 0.5})
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "map50": 0.5}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        cli.print_json({"map50": float("nan")})
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py", "detect.py"])
+def test_help_has_an_example_and_imports_no_torch(root, script):
+    code = f"import sys, runpy; sys.argv = [{script!r}, '--help']\n"
+    code += f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert f"example:\n  python {script} " in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py", "--cfg", "none.cfg", "--data", "none.data"], "error: none.cfg: no such file"),
+        (["train.py"], "error: --data: is needed"),
+        (["test.py", "--data", "none.data", "--cfg", "cfg/demo.cfg", "--weights", "x.pt"], "error: x.pt: no such file"),
+        (["detect.py", "--cfg", "none.cfg"], "error: none.cfg: no such file"),
+    ],
+)
+def test_a_missing_file_is_one_line_and_status_2(root, arguments, message):
+    before = sorted(root.iterdir())
+    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert sorted(root.iterdir()) == before

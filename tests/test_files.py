@@ -1,0 +1,74 @@
+"""Reading what users name, writing what must not be lost."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from utils.errors import InputError
+from utils.files import atomic_path, atomic_write_bytes, atomic_write_text, read_text, regular_file
+
+
+def test_written_is_read_and_nothing_else_is_left(tmp_path):
+    atomic_write_text(tmp_path / "a.txt", "ä\n")
+    atomic_write_bytes(tmp_path / "a.txt", b"\xef\xbb\xbfnew\r\n")
+    assert read_text(tmp_path / "a.txt") == "new\r\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def broken():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        broken()
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_data_and_folder_reach_the_disk_in_order(tmp_path, monkeypatch):
+    """fsync of the file, rename, fsync of the folder."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    atomic_write_text(tmp_path / "a.txt", "x")
+    assert [os.path.basename(call).endswith(".tmp") for call in calls] == [True, False, False]
+    assert calls[1:] == ["rename", str(tmp_path)]
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
+    name = "\U0001f600" * 62 + "x" * 7  # 255 bytes
+    atomic_write_text(tmp_path / name, "x")
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_what_is_no_regular_file_is_refused_without_hanging(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    for path, reason in (
+        (tmp_path / "fifo", "not a regular file"),
+        (tmp_path, "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (tmp_path / "loop", "symbolic links"),
+        (tmp_path / "none", "no such file"),
+        ("a\0b", "not a file name"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            regular_file(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"\xff\xfeu\0", r":1: byte 0xff is not UTF-8"), (b"a\nb\xe9", r":2: byte 0xe9"), (b"x" * 99, "99 bytes")],
+)
+def test_text_that_is_none_is_refused_with_its_line(tmp_path, data, reason):
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        read_text(tmp_path / "a", max_bytes=50)
