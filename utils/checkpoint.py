@@ -37,10 +37,16 @@ class LoadedModel:
     model: Darknet
     names: tuple[str, ...] | None
     """Class names; None for a .weights file."""
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    """What the weights were made from, oldest first."""
+    path: Path | None = None
+    """The file of the weights; None for new ones."""
+    ancestors: tuple[Mapping[str, Any], ...] = ()
+    """What that file was made from, oldest first."""
     notes: tuple[str, ...] = ()
     """What was adapted, to be said."""
+
+    def lineage(self) -> tuple[Mapping[str, Any], ...]:
+        """The ancestors and the file itself, which is read once more for its sha256."""
+        return () if self.path is None else (*self.ancestors, origin(self.path))
 
 
 def load_model(files: ModelFiles) -> LoadedModel:
@@ -54,13 +60,13 @@ def load_model(files: ModelFiles) -> LoadedModel:
     if not files.is_checkpoint:
         arrays = weights_file.read(files.weights, files.network)
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        return LoadedModel(load_arrays(files.network, tensors), None, (origin(files.weights),))
+        return LoadedModel(load_arrays(files.network, tensors), None, files.weights)
     checkpoint = read_checkpoint(files.weights)
     network, notes = _network_of(checkpoint, files)
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     _check_state(state, network, files.weights)
-    lineage = (*checkpoint.get("lineage", ()), origin(files.weights))
-    return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), lineage, notes)
+    ancestors = tuple(checkpoint.get("lineage", ()))
+    return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), files.weights, ancestors, notes)
 
 
 def stored_network(path: Path) -> Network:

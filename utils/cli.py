@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -169,6 +170,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
         sys.stdout.flush()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.darknet.blocks import (
+    BN_EPSILON,
     Avgpool,
     Block,
     Convolutional,
@@ -29,10 +30,6 @@ from utils.darknet.blocks import (
     Yolo,
 )
 
-BN_EPSILON = 1e-6
-"""Added to the variance, as OpenCV's Darknet importer does, so that a file means the same here and there (raw heads
-agree to 1e-5). Darknet itself differs: pjreddie adds 1e-6 to the deviation, AlexeyAB 1e-5 to the variance, which on
-networks with tiny variances moves raw heads by up to 8e-3 of their scale."""
 BN_MOMENTUM = 0.03
 """Share of a batch in the running statistics. Darknet's GPU code uses 0.01, its CPU code 0.1."""
 LEAKY_SLOPE = 0.1

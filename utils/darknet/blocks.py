@@ -13,6 +13,12 @@ from typing import NamedTuple
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", "h_swish", "hardsigmoid")
 
 
+BN_EPSILON = 1e-6
+"""Added to the variance, as OpenCV's Darknet importer does, so that a file means the same here and there (raw heads
+agree to 1e-5). Darknet itself differs: pjreddie adds 1e-6 to the deviation, AlexeyAB 1e-5 to the variance, which on
+networks with tiny variances moves raw heads by up to 8e-3 of their scale."""
+
+
 class Shape(NamedTuple):
     """Size of a feature map, in cells."""
 

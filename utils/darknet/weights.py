@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.darknet.adapt import adapt_classes, head_convolutions
-from utils.darknet.blocks import Network
+from utils.darknet.blocks import BN_EPSILON, Network
 from utils.darknet.layout import TensorSpec, file_bytes, grouped, key, parameter_count, tensors
 from utils.errors import NumericsError, WeightsError
 from utils.files import atomic_path, regular_file
@@ -39,9 +39,6 @@ __all__ = [
 _VERSION = struct.Struct("<3i")
 _LARGEST_VERSION = 999
 """Darknet marks transposed weights by a major or minor above 1000; a big-endian or foreign file has more, too."""
-
-_EPSILON = 1e-5
-"""Darknet's ε: σ² + ε must be positive. Published files hold a σ² of -7e-44 where a channel is dead."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ def _fault(spec: TensorSpec, array: np.ndarray) -> str | None:
         power = np.dot(flat, flat)  # one fast pass; not finite if a value is not, or if it overflows
     if not np.isfinite(power) and (count := np.count_nonzero(~np.isfinite(flat))):
         return f"is NaN or infinite in {count} of {flat.size} places"
-    if spec.name == "bn.running_var" and flat.min() <= -_EPSILON:
+    if spec.name == "bn.running_var" and flat.min() <= -BN_EPSILON:  # dead channels of public files have -7e-44
         return "has negative variances"
     return None
 

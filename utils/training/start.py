@@ -59,7 +59,7 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         state = {key: value for key, value in state.items() if _block(key) not in heads}
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
     _copy(model, state)
-    return Start(model, tuple(dict(entry) for entry in loaded.lineage), note)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note)
 
 
 def _block(key: str) -> int:
