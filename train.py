@@ -34,7 +34,7 @@ from utils.darknet.shapes import max_stride
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
 from utils.flags import add_device_flags, add_run_flags
-from utils.model_files import ModelFiles, adaptation, is_checkpoint
+from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
 
 if TYPE_CHECKING:
@@ -201,6 +201,9 @@ def _model_files(args: argparse.Namespace, given: Network | None, classes: int, 
     for note in adaptation(given, network, f"the classes in {data.path}"):
         log(note)
     if weights is not None and not checkpoint:
+        found = weights_file.fitting_classes(weights, network)
+        if found not in (None, classes) and not args.pretrain:
+            raise other_classes(weights, found, classes)
         weights_file.check(weights, network, partial=args.pretrain)
     return ModelFiles(network, weights, checkpoint)
 

@@ -228,7 +228,7 @@ class TestRun:
         document = run("--epochs", "1", "--weights", single["best"], "-pt")
         lineage = read_checkpoint(Path(document["best"]))["lineage"]
         assert [entry["path"] for entry in lineage] == [single["best"]]
-        with pytest.raises(WeightsError, match="classes"):
+        with pytest.raises(WeightsError, match="made for 1 classes, 2 are wanted; add -pt"):
             run("--epochs", "1", "--weights", single["best"].replace(".pt", ".weights"))
         run("--epochs", "1", "--weights", single["best"].replace(".pt", ".weights"), "-pt")
 

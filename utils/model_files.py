@@ -131,6 +131,11 @@ def fit_classes(network: Network, weights: Path) -> Network:
     return adapt_classes(network, classes)
 
 
+def other_classes(weights: Path, found: int, wanted: int) -> WeightsError:
+    """The error of weights whose heads are made for another class count than a training needs."""
+    return WeightsError(f"{weights}: made for {found} classes, {wanted} are wanted; add -pt to start its heads anew")
+
+
 def adaptation(before: Network, after: Network, reason: str) -> tuple[str, ...]:
     """The note that says a class count was adapted; empty when it was not."""
     if before.classes == after.classes:

@@ -10,8 +10,7 @@ from models import Darknet
 from utils.checkpoint import load_model, origin
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import head_convolutions
-from utils.errors import WeightsError
-from utils.model_files import ModelFiles
+from utils.model_files import ModelFiles, other_classes
 
 
 class Start(NamedTuple):
@@ -51,10 +50,7 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
     note = f"{files.weights}: all {len(network.blocks)} layers loaded"
     if network.classes != files.network.classes:
         if not pretrained:
-            raise WeightsError(
-                f"{files.weights}: trained for {network.classes} classes, {files.network.classes} are wanted; "
-                f"add -pt to start its heads anew"
-            )
+            raise other_classes(files.weights, network.classes, files.network.classes)
         heads = head_convolutions(network)
         state = {key: value for key, value in state.items() if _block(key) not in heads}
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
