@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 
 import pytest
 from packaging.requirements import Requirement
@@ -104,8 +103,8 @@ def test_optional_requirements_can_be_read(name, root):
 
 
 def test_clean_removes_what_make_made_and_nothing_else(root):
-    done = subprocess.run(["make", "-n", "clean"], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["rm", "-rf", ".venv", "runs/demo"]
+    recipe = (root / "Makefile").read_text(encoding="utf-8").partition("\nclean:\n")[2]
+    assert recipe == "\trm -rf $(VENV) $(DEMO)\n"
 
 
 def test_links_between_documents_lead_somewhere(root):
