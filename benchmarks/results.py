@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from utils.cli import Parser, log, run
 from utils.errors import InputError
-from utils.files import atomic_write_text, read_text
+from utils.files import atomic_write_bytes, atomic_write_text, read_text
 from utils.report.run_dir import read_results
 from utils.report.tables import Column, markdown_table
 
@@ -28,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "benchmarks" / "results"
 RUNS = Path("runs/results")
 PAGE = ROOT / "docs" / "results.md"
+PUBLISHED_SIDE = 1024
+"""Longer side of a picture in docs/images, in pixels."""
 PICTURES = ROOT / "docs" / "images"
 EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
@@ -110,7 +113,16 @@ def finish(name: str, row: Row) -> None:
     if row.publish:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for picture in ("val_batch0_pred.jpg", "results.png"):
-            shutil.copyfile(folder / picture, PICTURES / f"{name}_{picture}")
+            publish(folder / picture, PICTURES / f"{name}_{picture}")
+
+
+def publish(picture: Path, target: Path) -> None:
+    """Copy a picture of a run into the documentation, small enough for a repository."""
+    image = cv2.imread(str(picture))
+    scale = min(1, PUBLISHED_SIDE / max(image.shape[:2]))
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(target.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    atomic_write_bytes(target, data.tobytes())
 
 
 def epochs_done(folder: Path) -> int:
