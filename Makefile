@@ -17,7 +17,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_F
 DEMO := runs/demo
 DEMO_CFG := cfg/demo.cfg
 DEMO_DATA_FLAGS ?=
-DEMO_TRAIN_FLAGS ?= --epochs 30 --batch-size 16 --seed 0
+DEMO_TRAIN_FLAGS ?= --hyp data/hyp.demo.yaml --epochs 20 --batch-size 16 --seed 0 --workers 0 --cache-images
 
 .PHONY: help setup demo test lint clean
 .DELETE_ON_ERROR:

@@ -121,7 +121,7 @@ def publish(picture: Path, target: Path) -> None:
     image = cv2.imread(str(picture))
     scale = min(1, PUBLISHED_SIDE / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(target.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    _, data = cv2.imencode(target.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 85] if target.suffix == ".jpg" else [])
     atomic_write_bytes(target, data.tobytes())
 
 

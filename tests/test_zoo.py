@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from utils.darknet import cfg, layout, shapes, weights
+from utils.darknet.adapt import head_convolutions
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.zoo import ZOO, text
 from utils.report.cost import network_cost
@@ -136,14 +137,19 @@ def test_strides_of_the_heads(name, expected):
 
 
 def random_arrays(network: Network) -> dict[str, np.ndarray]:
-    """Weights under which signals neither die nor explode: He's for convolutions, near 1 for γ and the variance."""
+    """Weights under which signals neither die nor explode: He's for convolutions, near 1 for γ and the variance.
+
+    Residual sums grow with depth; the heads' convolutions are small enough that a logistic behind them is not saturated.
+    """
     generator = np.random.default_rng(0)
+    heads = head_convolutions(network)
     arrays = {}
     for spec in layout.tensors(network):
         if spec.name in ("bn.weight", "bn.running_var"):
             array = generator.uniform(0.5, 1.5, spec.shape)
         elif spec.name == "conv.weight":
             array = generator.standard_normal(spec.shape) * (2 / np.prod(spec.shape[1:])) ** 0.5
+            array *= 0.03 if spec.block in heads else 1
         else:
             array = generator.standard_normal(spec.shape) * 0.1
         arrays[layout.key(spec)] = array.astype(np.float32)

@@ -83,7 +83,7 @@ ZOO: dict[str, Entry] = {
     ),
     "demo": Entry(
         recipes.demo,
-        "The small network of `make demo`: residual units and two heads, at strides 16 and 8, for 14 classes.",
+        "The small network of `make demo`: residual units and two heads, at strides 16 and 8, for 12 classes.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Draw the demo's picture set: 14 shapes of any colour on cluttered grounds, with labels, ready for training.
+"""Draw the demo's picture set: 12 shapes of any colour on cluttered grounds, with labels, ready for training.
 
 Nothing is downloaded. The same numbers draw the same set, byte for byte with the same library versions. Pictures of
 the two splits come from different random streams. A folder that already holds the set is left as it is; a folder
@@ -23,7 +23,7 @@ from utils.data.toy_scene import OUTLINES, draw_scene
 from utils.errors import DataError, InputError
 from utils.files import read_text
 
-EXAMPLE = "python -m utils.data.toy --output runs/demo/data --train 480 --val 120"
+EXAMPLE = "python -m utils.data.toy --output runs/demo/data --train 1400 --val 150"
 MANIFEST = "SHA256SUMS"
 """Written last into a set: the recipe as a comment, then digest and name of every file, for `sha256sum -c`."""
 JPEG_QUALITY = 92
@@ -33,9 +33,9 @@ JPEG_QUALITY = 92
 class Recipe:
     """What a set is made of; equal recipes draw equal sets."""
 
-    train: int = 480
+    train: int = 1400
     """Pictures of the training split."""
-    val: int = 120
+    val: int = 150
     """Pictures of the validation split."""
     size: int = 256
     """Side of a picture, in pixels."""
