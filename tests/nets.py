@@ -5,6 +5,22 @@ from __future__ import annotations
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import parse
 
+PUBLIC_MODELS = (
+    "MobileNetV2-YOLO-Fastest-voc",
+    "MobileNetV2-YOLO-Fastest-voc-v2",
+    "MobileNetV2-YOLOv3-Nano-coco",
+    "MobileNetV2-YOLOv3-Nano-voc",
+    "yolo-fastest-1.1",
+    "yolo-fastest-1.1-xl",
+    "yolo-fastest-1.1_body",
+    "yoloface-500k",
+    "yoloface-500k-v2",
+    "yoloface-50k",
+    "yolov3-tiny",
+    "yolov3-tiny-mask123",
+)
+"""Names of the cfgs of public Darknet models in the folder of shared data; the last two have the same weights."""
+
 TINY = """
 [net]
 width=64

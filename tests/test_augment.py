@@ -125,11 +125,15 @@ def test_the_resolution_of_a_picture_does_not_move_it(degrees):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2)])
 def test_tiny_and_long_pictures_can_be_drawn(shape):
-    canvas = np.empty((*SIZE, 3), np.uint8)
     for number, region in enumerate(mosaic_regions(rng(), SIZE)):
         for degrees in (0, 45):
+            canvas = np.full((*SIZE, 3), 7, np.uint8)
             geometry = dataclasses.replace(STILL, scale=0.9, degrees=degrees)
             draw(canvas, np.zeros((*shape, 3), np.uint8), random_placement(rng(number), geometry, (2, 3), region, SIZE))
+            left, top, right, bottom = region
+            assert set(np.unique(canvas[top:bottom, left:right])) <= {*range(GREY + 1)}
+            canvas[top:bottom, left:right] = 7
+            assert (canvas == 7).all()
 
 
 def test_a_mosaic_covers_the_sample_once():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_cfgs import NANO, RICH
+from tests.nets import PUBLIC_MODELS
 from utils.darknet.blocks import (
     Convolutional,
     Dropout,
@@ -34,21 +35,7 @@ from utils.errors import CfgError
 
 OURS = sorted((Path(__file__).parent.parent / "cfg").glob("*.cfg"))
 DARKNET = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-voc", "yolov4", "yolov4-tiny")
-FOREIGN = (
-    "MobileNetV2-YOLO-Fastest-voc",
-    "MobileNetV2-YOLO-Fastest-voc-v2",
-    "MobileNetV2-YOLOv3-Nano-coco",
-    "MobileNetV2-YOLOv3-Nano-voc",
-    "yolo-fastest-1.1",
-    "yolo-fastest-1.1-xl",
-    "yolo-fastest-1.1_body",
-    "yoloface-500k",
-    "yoloface-500k-v2",
-    "yoloface-50k",
-    "yolov3-tiny",
-    "yolov3-tiny-mask123",
-)
-SHARED = [f"darknet_cfg/{name}.cfg" for name in DARKNET] + [f"data/weights/{name}.cfg" for name in FOREIGN]
+SHARED = [f"darknet_cfg/{name}.cfg" for name in DARKNET] + [f"data/weights/{name}.cfg" for name in PUBLIC_MODELS]
 HEADER = "[net]\nwidth=64\nheight=64\n"
 HEAD = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nanchors=9,9\nclasses=1\n"
 

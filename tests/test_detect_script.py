@@ -13,26 +13,13 @@ import numpy as np
 import pytest
 
 import detect
+from tests.nets import PUBLIC_MODELS
 from utils import cli
 from utils.darknet import cfg, weights
 from utils.data.images import read_image, write_image
 from utils.data.streams import silence_opencv
 
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
-MODELS = (
-    "MobileNetV2-YOLO-Fastest-voc",
-    "MobileNetV2-YOLO-Fastest-voc-v2",
-    "MobileNetV2-YOLOv3-Nano-coco",
-    "MobileNetV2-YOLOv3-Nano-voc",
-    "yolo-fastest-1.1",
-    "yolo-fastest-1.1-xl",
-    "yolo-fastest-1.1_body",
-    "yoloface-500k",
-    "yoloface-500k-v2",
-    "yoloface-50k",
-    "yolov3-tiny",
-    "yolov3-tiny-mask123",
-)
 
 
 CFG = """
@@ -72,7 +59,7 @@ def clipped(xywh, image: np.ndarray) -> list[float]:
     return [*np.clip([x, y, x + w, y + h], 0, [width, height] * 2)]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PUBLIC_MODELS)
 def test_detections_equal_those_of_opencv(model, shared, capsys):
     """Stretched, 0.25, 0.45: the same objects as OpenCV 4.14's, IoU > 0.9 and scores to 0.01; nothing more or less."""
     models, samples = shared / "data/weights", shared / "data/samples"

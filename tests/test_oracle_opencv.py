@@ -8,16 +8,12 @@ import pytest
 import torch
 
 from models import Darknet, fuse
+from tests.nets import PUBLIC_MODELS
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
 from utils.detection.decode import decode
 from utils.model_files import choose_model
 
-MODELS = (
-    "yolov3-tiny", "yolov3-tiny-mask123", "yolo-fastest-1.1", "yolo-fastest-1.1-xl", "yolo-fastest-1.1_body",
-    "MobileNetV2-YOLOv3-Nano-coco", "MobileNetV2-YOLOv3-Nano-voc", "MobileNetV2-YOLO-Fastest-voc",
-    "MobileNetV2-YOLO-Fastest-voc-v2", "yoloface-500k", "yoloface-500k-v2", "yoloface-50k",
-)  # fmt: skip
 STORED = ("yolo-fastest-1.1", "MobileNetV2-YOLO-Fastest-voc-v2", "yoloface-50k")
 TOLERANCE = 1e-3
 
@@ -45,7 +41,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PUBLIC_MODELS)
 def test_raw_heads_equal_those_of_opencv(shared, name):
     model = load(shared, name)
     network, blob = model.network, dog(shared, model.network)
