@@ -40,7 +40,7 @@ from utils.training.settings import Hyperparameters, TrainSettings, hyperparamet
 if TYPE_CHECKING:
     pass
 
-EXAMPLE = "python train.py --cfg cfg/yolov4-tiny.cfg --data data/voc.data --img_size 416 --epochs 100"
+EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
 MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
@@ -76,7 +76,9 @@ def _add_input_flags(parser: Parser) -> None:
 
 def _add_schedule_flags(parser: Parser) -> None:
     group = parser.add_argument_group("schedule")
-    group.add_argument("--epochs", type=positive_int, default=300, metavar="N", help="(default: %(default)s)")
+    group.add_argument(
+        "--epochs", type=positive_int, default=300, metavar="N", help="passes over the pictures (default: %(default)s)"
+    )
     group.add_argument(
         "--batch-size", type=positive_int, default=16, metavar="N", help="pictures in a batch (default: %(default)s)"
     )
@@ -97,7 +99,8 @@ def _add_schedule_flags(parser: Parser) -> None:
     group.add_argument(
         "--patience", type=non_negative_int, default=0, metavar="N", help="stop after N epochs without a better fitness"
     )
-    group.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="(default: %(default)s)")
+    seed = "all that is random follows from it (default: %(default)s)"
+    group.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help=seed)
 
 
 def _add_picture_flags(parser: Parser) -> None:
