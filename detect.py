@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils import cli
+from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data, load_names
 from utils.darknet.shapes import max_stride
 from utils.data.draw import draw_detections
@@ -131,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     kinds = FileKinds(pictures=not args.nosave, labels=args.save_txt, confidence=args.save_conf, crops=args.save_crop)
     limits = Limits(args.max_frames, args.max_seconds, args.stream_timeout)
-    files = choose_model(args.cfg, args.weights)
+    network = cfg_file.load(args.cfg) if args.cfg else None
     given = named_classes(args.names, args.data)
+    files = choose_model(network, args.weights, classes=given and len(given.names))
     if files.network is not None:
         input_size(args.img_size, files.network)
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, input_size, log, non_negative_int, positive_int, print_json, run
+from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import DataError, InputError
@@ -133,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, ModelFiles]:
     """Read what describes the data and the network, and check that they go together as far as that can be told."""
-    files = choose_model(args.cfg, args.weights)
+    network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
+    files = choose_model(network, args.weights, classes=None if args.single_cls else data.classes)
     if getattr(data, args.split) is None:
         raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
     if files.network is not None:

@@ -279,10 +279,10 @@ def _newest_run(project: Path) -> Path:
 
 
 def _summary(document: dict[str, Any]) -> str:
-    score = ""
-    if document["map50"] is not None:
-        score = f": AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
-    return f"best of {document['epochs']} epochs is {document['best_epoch']}{score}\n{document['best']}"
+    if document["map50"] is None:
+        return f"{document['epochs']} epochs, none evaluated\n{document['best']}"
+    score = f"AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
+    return f"best of {document['epochs']} epochs is {document['best_epoch']}: {score}\n{document['best']}"
 
 
 if __name__ == "__main__":

@@ -169,6 +169,8 @@ def test_left_out_weights_are_the_newest_that_fit(tmp_path, checkpoint):
     assert files.weights == runs / "train" / "exp1" / "weights" / "best.pt"
     assert str(files.weights) in files.notes[0]
     assert choose_model(None, None, runs).weights.parent.parent.name == "exp2"
+    with pytest.raises(InputError, match=r"fits .*n\.cfg with 5 classes"):
+        choose_model(str(tmp_path / "n.cfg"), None, runs, classes=5)
 
 
 def test_without_any_fitting_run_the_error_says_what_to_do(tmp_path):

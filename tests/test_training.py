@@ -258,6 +258,13 @@ class TestRun:
         assert document["map50"] is not None
         assert read_checkpoint(Path(document["last"]))["progress"]["epoch"] == document["epochs"]
 
+    def test_without_validation_pictures_the_last_epoch_is_the_best(self, run, folder):
+        (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
+        document = run("--epochs", "2", "--data", str(folder / "t.data"))
+        assert (document["best_epoch"], document["map50"]) == (2, None)
+        last = read_checkpoint(Path(document["last"]))["ema"]
+        assert all(torch.equal(value, last[key]) for key, value in tensors(document["best"]).items())
+
     def test_a_loss_that_is_not_finite_stops_before_the_step(self, run, monkeypatch, tmp_path):
         real, calls = loop.detection_loss, []
 

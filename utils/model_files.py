@@ -42,17 +42,25 @@ class ModelFiles:
     """What was chosen or adapted, to be said."""
 
 
-def choose_model(cfg: str | None, weights: str | None, runs: Path | str = "runs") -> ModelFiles:
+def choose_model(
+    cfg: str | Network | None, weights: str | None, runs: Path | str = "runs", *, classes: int | None = None
+) -> ModelFiles:
     """The files that `--cfg` and `--weights` name; the newest fitting `best.pt` of a run when `--weights` is left out.
+
+    Args:
+        cfg: file, or the network already read from it.
+        weights: file.
+        runs: folder of the stages' runs.
+        classes: how many classes a run's network must have; None: any number.
 
     Raises:
         CfgError, WeightsError: a file cannot be read, or the two do not fit.
         InputError: neither flag was given, or no run fits the cfg.
     """
-    network = cfg_file.load(cfg) if cfg else None
+    network = cfg_file.load(cfg) if isinstance(cfg, str) else cfg
     if weights is None:
-        path = newest_best(network, Path(runs))
-        note = f"--weights left out: taking {path}, the newest that fits" + (f" {cfg}" if cfg else "")
+        path = newest_best(network, Path(runs), classes)
+        note = f"--weights left out: taking {path}, the newest that fits" + (f" {network.path}" if network else "")
         return ModelFiles(network, path, True, (note,))
     path = Path(weights)
     if is_checkpoint(path):
@@ -63,14 +71,22 @@ def choose_model(cfg: str | None, weights: str | None, runs: Path | str = "runs"
     return ModelFiles(fitted, path, False, adaptation(network, fitted, f"the classes in {path}"))
 
 
-def newest_best(network: Network | None, runs: Path) -> Path:
-    """The newest `runs/*/*/weights/best.pt` whose run's model.cfg is `network` up to the class count."""
+def newest_best(network: Network | None, runs: Path, classes: int | None = None) -> Path:
+    """The newest `runs/*/*/weights/best.pt` whose run's model.cfg is `network` up to the class count.
+
+    Raises:
+        InputError: there is none, or none of `classes` classes.
+    """
     found = sorted(runs.glob("*/*/weights/best.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
-        stored = path.parent.parent / "model.cfg"
-        if network is None or (stored.is_file() and differs_only_in_classes(cfg_file.load(stored), network)):
+        cfg = path.parent.parent / "model.cfg"
+        if not cfg.is_file():
+            continue
+        stored = cfg_file.load(cfg)
+        if classes in (None, stored.classes) and (network is None or differs_only_in_classes(stored, network)):
             return path
     wanted = f"fits {network.path}" if network else "exists"
+    wanted += "" if classes is None else f" with {classes} classes"
     raise InputError(f"--weights left out, and no {runs}/*/*/weights/best.pt {wanted}; train first or give --weights")
 
 

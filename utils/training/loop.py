@@ -232,6 +232,8 @@ class Trainer:
             if value > self.progress.best_fitness or not self.settings.save:
                 self.progress.best_fitness, self.progress.best_epoch = value, epoch + 1
                 self.progress.metrics = scores
+        elif self.val_loader is None:
+            self.progress.best_epoch = epoch + 1
         self.results.append(epoch + 1, row)
         print(f"{line}  {row['seconds']:.1f} s", file=sys.stderr, flush=True)
 
