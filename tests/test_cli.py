@@ -120,7 +120,7 @@ def test_help_has_an_example_and_imports_no_torch(root, script):
     [
         (["train.py", "--cfg", "none.cfg", "--data", "none.data"], "error: none.cfg: no such file"),
         (["train.py"], "error: --data: is needed"),
-        (["test.py", "--data", "none.data", "--cfg", "cfg/demo.cfg", "--weights", "x.pt"], "error: none.data: no such file"),
+        (["test.py", "--data", "none.data", "--weights", "x.pt"], "error: none.data: no such file"),
         (["detect.py", "--cfg", "none.cfg"], "error: none.cfg: no such file"),
     ],
 )
