@@ -49,6 +49,7 @@ $(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.tx
 demo: $(VENV)/.run.stamp
 	$(RUN) -m utils.data.toy --output $(DEMO)/data $(DEMO_DATA_FLAGS)
 	$(RUN) train.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_TRAIN_FLAGS) --project $(DEMO) --name train --exist-ok
+	@rm -rf $(DEMO)/detect
 	$(RUN) detect.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt \
 	    --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
 	$(RUN) test.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt --verbose

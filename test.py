@@ -20,7 +20,14 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import DataError, InputError
-from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
+from utils.flags import (
+    MOST_PARALLEL,
+    add_device_flags,
+    add_model_flags,
+    add_picture_flags,
+    add_run_flags,
+    add_threshold_flags,
+)
 from utils.model_files import ModelFiles, choose_model
 
 if TYPE_CHECKING:
@@ -38,8 +45,6 @@ BENCHMARK_SCALES = (0.75, 1.0, 1.25)
 BENCHMARK_IOUS = (0.5, 0.6, 0.7)
 """NMS thresholds of --task benchmark."""
 GPU_WORKERS = 4
-MOST_PARALLEL = 256
-"""Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
 DETECTIONS = "detections.json"
 
 Size = tuple[int, int]

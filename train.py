@@ -30,10 +30,11 @@ from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
+from utils.darknet.layout import tensors
 from utils.darknet.shapes import max_stride
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
-from utils.flags import add_device_flags, add_run_flags
+from utils.flags import MOST_PARALLEL, add_device_flags, add_run_flags
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
 
@@ -54,6 +55,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_picture_flags(parser)
     _add_run_flags(parser)
     args = parser.parse_args(argv)
+    if args.workers > MOST_PARALLEL:
+        raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
+    if args.nosave and args.patience:
+        raise InputError("--patience: needs the best weights kept; leave out --nosave")
     if args.bucket is not None:
         raise InputError("--bucket: is gone; nothing is uploaded. Copy the run directory when the training is over")
     return args
@@ -170,7 +175,8 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "settings": _settings(args, files.network),
         "batch_size": args.batch_size,
         "nominal_batch": args.nominal_batch,
-        "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")},
+        "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")}
+        | {"data": str(Path(args.data).absolute())},
         "project": Path(args.project),
         "name": args.name,
         "exist_ok": args.exist_ok,
@@ -214,8 +220,9 @@ def _model_files(args: argparse.Namespace, given: Network | None, classes: int, 
 def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
     stride = max_stride(network)
     size, test_size, sizes = _sizes(args, (network.net.height, network.net.width), stride)
-    if args.freeze >= len(network.blocks):
-        raise InputError(f"--freeze {args.freeze}: the network has {len(network.blocks)} blocks; freeze fewer")
+    last = tensors(network)[-1].block
+    if args.freeze > last:
+        raise InputError(f"--freeze {args.freeze}: nothing would be left to train; at most {last}")
     return TrainSettings(
         epochs=args.epochs,
         size=size,
@@ -261,11 +268,17 @@ def _resumed(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("args.yaml", "hyp.yaml", "model.cfg", "weights/last.pt"):
         if not (folder / name).is_file():
             raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
-    stored = yaml.safe_load(read_text(folder / "args.yaml"))
+    try:
+        stored = yaml.safe_load(read_text(folder / "args.yaml"))
+    except yaml.YAMLError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
     unknown = set(stored) - set(vars(args))
     if unknown:
         raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")
-    old = argparse.Namespace(**{**vars(args), **stored, "resume": None, "weights": None, "cfg": f"{folder}/model.cfg"})
+    old = argparse.Namespace(**{**vars(args), **stored, "resume": None, "weights": None, "hyp": None, "no_flip": False,
+                                "auto_anchors": False, "cfg": f"{folder}/model.cfg"})  # fmt: skip
     values = _planned(old)
     values |= {"resume": folder, "hyp": load_hyperparameters(folder / "hyp.yaml"), "args": stored}
     return values | {"device": args.device or values["device"]}

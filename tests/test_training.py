@@ -15,11 +15,12 @@ import yaml
 import train
 from models import Darknet
 from tests.nets import TINY, tiny
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import load_model, read_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.data.images import write_image
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
+from utils.model_files import choose_model
 from utils.report import plots
 from utils.training import loop
 from utils.training.ema import AveragedModel
@@ -188,6 +189,7 @@ class TestRun:
         assert [row["epoch"] for row in rows] == ["1", "2"]
         network = cfg_file.load(f"{directory}/model.cfg")
         assert network.blocks == tiny().blocks
+        assert (network.net.width, network.net.height) == (64, 64)
         arrays = weights_file.read(f"{directory}/weights/best.weights", network)
         best = tensors(document["best"])
         assert all(np.array_equal(array, best[key].numpy()) for key, array in arrays.items())
@@ -216,6 +218,34 @@ class TestRun:
         assert same(whole["last"], resumed["last"])
         assert same(whole["best"], resumed["best"])
         assert cut["map50_95"] == resumed["map50_95"]
+
+    def test_a_resumed_run_keeps_its_lineage_from_another_folder(self, run, tmp_path, monkeypatch):
+        first = run("--epochs", "1")
+        second = run("--epochs", "1", "--weights", first["best"])
+        monkeypatch.chdir(tmp_path)
+        resumed = run("--resume", second["run_dir"])
+        assert [entry["path"] for entry in read_checkpoint(Path(resumed["last"]))["lineage"]] == [first["best"]]
+
+    def test_a_checkpoint_that_no_training_can_go_on_from_is_status_3(self, run):
+        directory = Path(run("--epochs", "1")["run_dir"])
+        shutil.copy(directory / "weights" / "best.pt", directory / "weights" / "last.pt")
+        with pytest.raises(CheckpointError, match="has no 'optimizer'"):
+            run("--resume", str(directory))
+        (directory / "weights" / "last.pt").write_bytes(b"PK\x03\x04" + bytes(99))
+        with pytest.raises(CheckpointError, match="damaged"):
+            run("--resume", str(directory))
+
+    def test_anchors_of_the_weights_win_over_those_of_the_cfg(self, run, folder):
+        document = run("--epochs", "1", "--auto-anchors")
+        own = cfg_file.load(f"{document['run_dir']}/model.cfg").yolos
+        loaded = load_model(choose_model(str(folder / "n.cfg"), document["best"]))
+        assert loaded.model.network.yolos == own != tiny().yolos
+        assert "its own anchors" in loaded.notes[0]
+        run("--epochs", "1", "--auto-anchors", "--weights", document["best"])
+
+    def test_the_size_that_a_run_was_tested_at_is_the_size_of_its_network(self, run):
+        document = run("--epochs", "1", "--img_size", "32", "64", "96")
+        assert load_model(choose_model(None, document["best"])).model.network.net.width == 96
 
     def test_other_class_counts_adapt_the_heads_and_keep_them_in_the_run(self, run, folder, capsys, tmp_path):
         (tmp_path / "five.cfg").write_text(TINY.replace("filters=21", "filters=30").replace("classes=2", "classes=5"))
@@ -249,7 +279,7 @@ class TestRun:
             ("--rect",),
             ("--img_size", "32", "64", "96"),
             ("--auto-anchors",),
-            ("--nosave", "--patience", "1"),
+            ("--nosave",),
         ],
         ids=["adam", "no-ema", "rect", "sizes", "anchors", "nosave"],
     )
@@ -285,7 +315,7 @@ class TestRun:
         (["--epochs", "0"], "--epochs: 0 is below 1"),
         (["--img_size", "60"], "--img_size 60: not a multiple of 8.*try 64"),
         (["--img_size", "96", "64"], "MIN is above MAX"),
-        (["--freeze", "99"], "16 blocks"),
+        (["--freeze", "15"], "at most 14"),
         (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
         (["--bucket", "b"], "--bucket: is gone"),
         (["--weights", "no.pt"], r"no\.pt: no such file"),

@@ -21,11 +21,11 @@ from torch import Tensor
 from models import Darknet, load_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes, differs_only_in_classes
+from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.errors import WeightsError
 from utils.files import atomic_path
-from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive
+from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, same_network, with_anchors_of
 
 FORMAT = 1
 
@@ -64,7 +64,7 @@ def load_model(files: ModelFiles) -> LoadedModel:
     checkpoint = read_checkpoint(files.weights)
     network, notes = _network_of(checkpoint, files)
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
-    _check_state(state, network, files.weights)
+    check_state(state, network, files.weights)
     ancestors = tuple(checkpoint.get("lineage", ()))
     return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), files.weights, ancestors, notes)
 
@@ -79,20 +79,27 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     stored = cfg_file.parse(checkpoint["cfg"], f"{files.weights}!cfg")
     if files.network is None:
         return stored, ()
-    if not differs_only_in_classes(stored, files.network):
+    if not same_network(stored, files.network):
         raise WeightsError(
             f"{files.weights}: made for another network ({_size(stored)}) than {files.network.path} "
             f"({_size(files.network)}); leave --cfg out to use the cfg inside"
         )
-    network = adapt_classes(files.network, stored.classes)
-    return network, adaptation(files.network, network, f"the classes in {files.weights}")
+    network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
+    notes = list(adaptation(files.network, network, f"the classes in {files.weights}"))
+    if network.yolos != adapt_classes(files.network, stored.classes).yolos:
+        notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
+    trained, given = ((n.net.height, n.net.width) for n in (stored, files.network))
+    if trained != given:
+        notes.append(f"{files.weights}: trained for {trained[0]} × {trained[1]}, {files.network.path} says "
+                     f"{given[0]} × {given[1]}; --img_size or leaving --cfg out chooses")  # fmt: skip
+    return network, tuple(notes)
 
 
 def _size(network: Network) -> str:
     return f"{len(network.blocks)} blocks, {weights_file.parameter_count(network)} parameters"
 
 
-def _check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:
+def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:
     """Refuse a state dict whose keys or shapes are not those of the network."""
     for spec in weights_file.tensors(network):
         key, expected = weights_file.key(spec), tuple(spec.shape)

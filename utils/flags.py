@@ -6,6 +6,8 @@ import argparse
 
 from utils.cli import image_side, threshold
 
+MOST_PARALLEL = 256
+"""Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
 Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes, differs_only_in_classes
-from utils.darknet.blocks import Network
-from utils.errors import InputError, WeightsError
+from utils.darknet.blocks import Network, Yolo
+from utils.errors import CfgError, InputError, WeightsError
 from utils.files import regular_file
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -80,14 +80,34 @@ def newest_best(network: Network | None, runs: Path, classes: int | None = None)
     found = sorted(runs.glob("*/*/weights/best.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         cfg = path.parent.parent / "model.cfg"
-        if not cfg.is_file():
-            continue
-        stored = cfg_file.load(cfg)
-        if classes in (None, stored.classes) and (network is None or differs_only_in_classes(stored, network)):
+        stored = _readable(cfg)
+        if stored and classes in (None, stored.classes) and (network is None or same_network(stored, network)):
             return path
     wanted = f"fits {network.path}" if network else "exists"
     wanted += "" if classes is None else f" with {classes} classes"
     raise InputError(f"--weights left out, and no {runs}/*/*/weights/best.pt {wanted}; train first or give --weights")
+
+
+def _readable(cfg: Path) -> Network | None:
+    """The network of a run's model.cfg; None where there is none that can be read."""
+    try:
+        return cfg_file.load(cfg) if cfg.is_file() else None
+    except CfgError:
+        return None
+
+
+def same_network(a: Network, b: Network) -> bool:
+    """Whether weights of one network are weights of the other, once their class counts agree; anchors may differ."""
+    return len(a.blocks) == len(b.blocks) and differs_only_in_classes(a, with_anchors_of(b, a))
+
+
+def with_anchors_of(network: Network, other: Network) -> Network:
+    """The network with the anchors that the heads of another network of as many blocks have."""
+    blocks = tuple(
+        replace(block, anchors=theirs.anchors) if isinstance(block, Yolo) and isinstance(theirs, Yolo) else block
+        for block, theirs in zip(network.blocks, other.blocks, strict=True)
+    )
+    return replace(network, blocks=blocks)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -176,8 +176,12 @@ class Trainer:
             return
         set_step(self.optimizer, self.schedule, self.progress.step)
         self.scaler.unscale_(self.optimizer)
-        if self.hyp.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hyp.optimizer.clip_norm)
+        limit = self.hyp.optimizer.clip_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # with a scaler, such a step is skipped
+            raise NumericsError(
+                f"step {self.progress.step + 1}: the gradient is not finite; the last checkpoint is intact"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,7 +197,9 @@ class Trainer:
         stride = max_stride(self.model.network)
         rng = np.random.default_rng([self.settings.seed, epoch, position // SIZE_PERIOD])
         side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
-        return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        longest = max(images.shape[2:])
+        size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
     def _check(self, terms: Mapping[str, float], epoch: int, position: int, batch: Any) -> None:
         """Stop before a step that would spoil the weights."""

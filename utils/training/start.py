@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from models import Darknet
-from utils.checkpoint import load_model, origin
+from utils.checkpoint import check_state, load_model, origin, read_checkpoint
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import head_convolutions
+from utils.errors import CheckpointError, WeightsError
 from utils.model_files import ModelFiles, other_classes
 
 
@@ -42,6 +44,25 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
     arrays = weights_file.read(files.weights, files.network, partial=pretrained)
     _copy(model, {key: torch.from_numpy(array) for key, array in arrays.items()})
     return Start(model, (origin(files.weights),), f"{files.weights}: {contents}")
+
+
+def resumable(path: Path, model: Darknet) -> dict[str, Any]:
+    """The checkpoint that a run goes on from.
+
+    Raises:
+        CheckpointError: damaged, of another network, or without the state of a training.
+    """
+    previous = path.with_name("prev.pt")
+    way_out = f"; {previous} is the one before it" if previous.exists() else ""
+    try:
+        checkpoint = read_checkpoint(path)
+        check_state(checkpoint["model"], model.network, path)
+    except WeightsError as failure:
+        raise CheckpointError(f"{failure}{way_out}") from None
+    missing = [key for key in ("optimizer", "scaler", "ema_updates", "progress", "lineage") if key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{path}: has no {missing[0]!r}, so no training can go on from it{way_out}")
+    return checkpoint
 
 
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:

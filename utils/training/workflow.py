@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import load_model, read_checkpoint
+from utils.checkpoint import load_model
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import DataConfig
+from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
 from utils.data.anchors import auto_anchors
 from utils.data.datasets import Batch, DetectionDataset, make_loader
@@ -32,9 +33,9 @@ from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
 from utils.training.loop import Source, Trainer
-from utils.training.optim import accumulation
+from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.settings import Hyperparameters, TrainSettings
-from utils.training.start import initial_model
+from utils.training.start import initial_model, resumable
 
 DRAWN_CONFIDENCE = 0.25
 """Least confidence of the boxes in val_batch0_pred.jpg."""
@@ -87,21 +88,31 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
         network, text = auto_anchors(files.network, train, plan.settings.size, "letterbox", plan.settings.seed)
         files = dataclasses.replace(files, network=network)
         log(text)
+    height, width = plan.settings.test_size
+    net = dataclasses.replace(files.network.net, height=height, width=width)
+    files = dataclasses.replace(files, network=dataclasses.replace(files.network, net=net))
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
-    log(start.note)
+    lineage = start.lineage
+    if plan.resume is None:
+        log(start.note)
+    else:
+        checkpoint = resumable(plan.resume / "weights" / "last.pt", start.model)
+        lineage = tuple(checkpoint["lineage"])
     train_loader, val_loader = _loaders(plan, train, valid, files.network)
     settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader)))
     run = _run_directory(plan, files)
     model = start.model.to(device, memory_format=torch.channels_last)
-    source = Source(plan.names, start.lineage, plan.args)
+    source = Source(plan.names, lineage, plan.args)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, device)
     if plan.resume is not None:
-        trainer.restore(read_checkpoint(run.weights / "last.pt"))
+        trainer.restore(checkpoint)
         log(f"going on after epoch {trainer.progress.epoch} of {settings.epochs}")
-    _draw_start(run, train_loader, train, plan.names)
+    else:
+        _draw_start(run, train_loader, train, plan.names)
     progress = trainer.train()
     best = run.weights / "best.pt"
+    plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
     evaluation = _finish(plan, run, best, val_loader, device) if val_loader is not None else None
     scores = {"map50": None, "map50_95": None}
     if evaluation is not None:
@@ -161,7 +172,9 @@ def _loaders(
 def _accumulate(plan: TrainPlan, batches: int) -> int:
     count = accumulation(plan.batch_size, plan.nominal_batch, batches, plan.settings.epochs)
     steps = plan.settings.epochs * -(-batches // count)
-    log(f"{batches} batches of {plan.batch_size} an epoch, {count} in an optimizer step, {steps} steps in the run")
+    wanted = max(1, round(plan.nominal_batch / plan.batch_size))
+    why = f" (fewer than the {wanted} of --nominal-batch, for at least {LEAST_STEPS} steps)" if count < wanted else ""
+    log(f"{batches} batches of {plan.batch_size} an epoch, {count} in an optimizer step{why}, {steps} steps in the run")
     return count
 
 
@@ -170,6 +183,8 @@ def _run_directory(plan: TrainPlan, files: ModelFiles) -> RunDirectory:
         return RunDirectory(plan.resume)
     run = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok)
     run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
+    if warning := opencv_warning(files.network):
+        log(f"{run.path}: {warning}")
     cost = network_cost(files.network, *plan.settings.size)
     log(f"{run.path}: {cost.parameters} parameters, {cost.macs / 1e9:.3f} GMACs at {plan.settings.size}")
     return run
@@ -187,8 +202,6 @@ def _data_yaml(plan: TrainPlan) -> dict[str, Any]:
 
 def _draw_start(run: RunDirectory, loader: DataLoader, train: Index, names: Sequence[str]) -> None:
     """labels.jpg and the first training batch as it is augmented."""
-    if run.file("train_batch0.jpg").exists():
-        return
     plots.plot_labels(np.concatenate(train.labels), names, run.file("labels.jpg"))
     loader.dataset.set_epoch(0)
     requests = next(iter(loader.batch_sampler))
@@ -218,8 +231,6 @@ def _finish(plan: TrainPlan, run: RunDirectory, best: Path, loader: DataLoader, 
     settings = plan.settings
     thresholds = {"conf_thres": settings.conf_thres, "iou_thres": settings.iou_thres}
     evaluation = evaluate(model, loader, plan.names, device=device, on_batch=draw, **thresholds)
-    best_epoch = read_checkpoint(best)["progress"]["best_epoch"]
-    plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), best_epoch or None)
     plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
     plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
     plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))

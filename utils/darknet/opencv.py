@@ -1,0 +1,32 @@
+"""What OpenCV's reader of Darknet files (4.14) does not read as Darknet does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Se, Shortcut
+
+REFUSED_ACTIVATIONS = ("relu6", "h_swish", "hardsigmoid")
+
+
+def opencv_warning(network: Network) -> str | None:
+    """One line on the first block that OpenCV refuses or silently computes otherwise; None if it reads the network."""
+    for index, block in enumerate(network.blocks):
+        for problem in _problems(block):
+            return (
+                f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}: it cannot run this network"
+            )
+    return None
+
+
+def _problems(block: Block) -> Iterator[str]:
+    if isinstance(block, Depthwise | Se):
+        yield f"refuses [{type(block).__name__.lower()}]"
+    if getattr(block, "activation", "") in REFUSED_ACTIVATIONS:
+        yield f"refuses activation={block.activation}"
+    if isinstance(block, Shortcut) and len(block.sources) > 1:
+        yield "ignores the second from of a shortcut"
+    if isinstance(block, Convolutional) and block.dilation > 1:
+        yield "ignores dilation"
+    if isinstance(block, Convolutional | Maxpool) and block.stride_x != block.stride_y:
+        yield "ignores stride_x and stride_y"
