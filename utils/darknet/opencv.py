@@ -14,7 +14,7 @@ def opencv_warning(network: Network) -> str | None:
     for index, block in enumerate(network.blocks):
         for problem in _problems(block):
             return (
-                f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}: it cannot run this network"
+                f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}; do not run it there"
             )
     return None
 
