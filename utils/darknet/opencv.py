@@ -13,9 +13,7 @@ def opencv_warning(network: Network) -> str | None:
     """One line on the first block that OpenCV refuses or silently computes otherwise; None if it reads the network."""
     for index, block in enumerate(network.blocks):
         for problem in _problems(block):
-            return (
-                f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}; do not run it there"
-            )
+            return f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}; do not run it there"
     return None
 
 
