@@ -20,7 +20,7 @@ from utils.checkpoint import load_model
 from utils.cli import Parser, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.model_files import choose_model
-from utils.training.loop import write_darknet
+from utils.training.state import write_darknet
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+
+import train
+from tests.nets import TINY
+from utils.data.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,3 +66,51 @@ def _source(path: Path) -> Source:
     module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
     text = path.read_text(encoding="utf-8")
     return Source(module, relative.as_posix(), text, ast.parse(text, str(relative)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cfg, and a data set of nine pictures with one or two boxes each: bright blocks (a) and bars (b)."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        image = rng.integers(0, 60, (64, 64, 3)).astype(np.uint8)
+        rows = []
+        for kind, (width, height) in enumerate(((12 + number, 14), (30 - number, 10))[: 1 + number % 2]):
+            x, y = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
+            image[y : y + height, x : x + width] = (220, 220 * kind, 90)
+            rows.append(f"{kind} {(x + width / 2) / 64} {(y + height / 2) / 64} {width / 64} {height / 64}")
+        write_image(folder / "images" / f"{number}.png", image)
+        (folder / "labels" / f"{number}.txt").write_text("\n".join(rows) + "\n")
+    names = [f"images/{number}.png\n" for number in range(9)]
+    (folder / "train.txt").write_text("".join(names))
+    (folder / "val.txt").write_text("".join(names[:3]))
+    (folder / "d.names").write_text("a\nb\n")
+    (folder / "d.data").write_text("classes=2\ntrain=train.txt\nvalid=val.txt\nnames=d.names\n")
+    (folder / "n.cfg").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Plots take longer than a tiny run."""
+    from utils.report import plots
+
+    for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+    """Call train.py in this process with fast settings; returns its JSON document."""
+
+    def call(*flags: str, **options):
+        defaults = ["--workers", "0", "--batch-size", "4", "--device", "cpu", "--project", str(tmp_path / "runs")]
+        files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
+        capsys.readouterr()
+        train.main([*files, *defaults, "--json", *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return call

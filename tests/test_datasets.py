@@ -136,10 +136,10 @@ def test_every_picture_comes_once_and_no_batch_of_one_is_trained(found, batch_si
 
 
 def test_a_single_picture_is_a_batch():
-    assert cut_batches([5], 4, merge_single=True) == [[5]]
-    assert cut_batches([], 4, merge_single=True) == []
-    assert cut_batches([1, 2, 3], 2, merge_single=True) == [[1, 2, 3]]
-    assert cut_batches([1, 2, 3], 2, merge_single=False) == [[1, 2], [3]]
+    assert cut_batches([5], 4, least=2) == [[5]]
+    assert cut_batches([], 4, least=2) == []
+    assert cut_batches([1, 2, 3], 2, least=2) == [[1, 2, 3]]
+    assert cut_batches([1, 2, 3], 2) == [[1, 2], [3]]
 
 
 def test_a_batch_numbers_its_targets_by_picture(found):

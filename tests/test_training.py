@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -12,67 +11,24 @@ import pytest
 import torch
 import yaml
 
-import train
 from models import Darknet
 from tests.nets import TINY, tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.data.images import write_image
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
 from utils.model_files import choose_model
-from utils.report import plots
 from utils.training import loop
 from utils.training.ema import AveragedModel
 from utils.training.optim import Schedule, accumulation, build_optimizer, set_step
 from utils.training.settings import Hyperparameters, OptimizerSettings, hyperparameters, load_hyperparameters
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A cfg, and a data set of nine pictures with one or two boxes each: bright blocks (a) and bars (b)."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(9):
-        image = rng.integers(0, 60, (64, 64, 3)).astype(np.uint8)
-        rows = []
-        for kind, (width, height) in enumerate(((12 + number, 14), (30 - number, 10))[: 1 + number % 2]):
-            x, y = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
-            image[y : y + height, x : x + width] = (220, 220 * kind, 90)
-            rows.append(f"{kind} {(x + width / 2) / 64} {(y + height / 2) / 64} {width / 64} {height / 64}")
-        write_image(folder / "images" / f"{number}.png", image)
-        (folder / "labels" / f"{number}.txt").write_text("\n".join(rows) + "\n")
-    names = [f"images/{number}.png\n" for number in range(9)]
-    (folder / "train.txt").write_text("".join(names))
-    (folder / "val.txt").write_text("".join(names[:3]))
-    (folder / "d.names").write_text("a\nb\n")
-    (folder / "d.data").write_text("classes=2\ntrain=train.txt\nvalid=val.txt\nnames=d.names\n")
-    (folder / "n.cfg").write_text(TINY)
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def without_pictures(request, monkeypatch):
-    """Plots take longer than a tiny run; only the test of what a run leaves draws them."""
+def quick(request):
+    """Only the test of what a run leaves draws its plots."""
     if "leaves_everything" not in request.node.name:
-        for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
-            monkeypatch.setattr(plots, name, lambda *_: None)
-
-
-@pytest.fixture
-def run(folder, tmp_path, capsys):
-    """Call train.py in this process with fast settings; returns its JSON document."""
-
-    def call(*flags: str, **options):
-        defaults = ["--workers", "0", "--batch-size", "4", "--device", "cpu", "--project", str(tmp_path / "runs")]
-        files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-        capsys.readouterr()
-        train.main([*files, *defaults, "--json", *flags])
-        return json.loads(capsys.readouterr().out)
-
-    return call
+        request.getfixturevalue("no_plots")
 
 
 def tensors(path):
@@ -229,6 +185,7 @@ class TestRun:
     def test_a_checkpoint_that_no_training_can_go_on_from_is_status_3(self, run):
         directory = Path(run("--epochs", "1")["run_dir"])
         shutil.copy(directory / "weights" / "best.pt", directory / "weights" / "last.pt")
+        (directory / "weights" / "prev.pt").unlink()
         with pytest.raises(CheckpointError, match="has no 'optimizer'"):
             run("--resume", str(directory))
         (directory / "weights" / "last.pt").write_bytes(b"PK\x03\x04" + bytes(99))
@@ -304,7 +261,9 @@ class TestRun:
             return terms._replace(total=terms.total * float("nan")) if len(calls) == 5 else terms
 
         monkeypatch.setattr(loop, "detection_loss", broken)
-        with pytest.raises(NumericsError, match=r"epoch 3, batch 1, step 5: loss is not finite .*pictures .*\.png"):
+        with pytest.raises(
+            NumericsError, match=r"epoch 3, batch 1, step 5: loss is not finite .*pictures .*\.png, .*\.png; "
+        ):
             run("--epochs", "3")
         assert read_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")["progress"]["epoch"] == 2
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,15 +149,34 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any], keep_previous: P
     Args:
         path: the `.pt` file.
         checkpoint: tensors and plain values; `format` is added.
-        keep_previous: where a hard link to the old file goes.
+        keep_previous: where a hard link to the old file goes, or a copy where there are no links.
+
+    Raises:
+        ResourceError: the disk is full or broken; the file that stood there is intact.
     """
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **checkpoint}, temporary)
+        _save({"format": FORMAT, **checkpoint}, temporary)
         if keep_previous is not None and path.exists():
-            with_link = keep_previous.with_name(f".{keep_previous.name}.{os.getpid()}.tmp")
-            with_link.unlink(missing_ok=True)
-            os.link(path, with_link)
-            os.replace(with_link, keep_previous)
+            link_file(path, keep_previous)
+
+
+def link_file(path: Path, target: Path) -> None:
+    """Make `target`, which may exist, the same file as `path`."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+
+
+def _save(document: Mapping[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(document, file)
+    except RuntimeError as failure:  # torch's archive writer hides why a write failed
+        if isinstance(failure.__context__, OSError):
+            raise failure.__context__ from None
+        raise
 
 
 def origin(path: Path) -> dict[str, str]:

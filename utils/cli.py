@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import json
 import os
 import re
@@ -18,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from utils import __version__
-from utils.errors import InputError, SuiteError
+from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, SuiteError
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
-_OUT_OF_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE}
 LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
 
@@ -148,8 +146,9 @@ def input_size(sides: Sequence[int] | None, stride: int, default: tuple[int, int
 
 
 def log(text: str) -> None:
-    """Print progress or a note to stderr."""
-    print(one_line(text, keep_newlines=True), file=sys.stderr, flush=True)
+    """Print progress or a note to stderr; of several processes that train together only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(one_line(text, keep_newlines=True), file=sys.stderr, flush=True)
 
 
 def one_line(text: str, *, keep_newlines: bool = False) -> str:
@@ -177,6 +176,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Interrupted as stop:
+        log(str(stop))
+        sys.exit(stop.exit_status)
     except Exception as failure:
         report = _report(failure)
         if report is None or "--debug" in sys.argv:
@@ -196,7 +198,7 @@ def _report(failure: Exception) -> tuple[str, int] | None:
         return str(failure), failure.exit_status
     if isinstance(failure, MemoryError) or "can't allocate memory" in str(failure) or "out of memory" in str(failure):
         return f"out of memory; use a smaller --batch-size or --img_size ({failure})", 5
-    if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
+    if isinstance(failure, OSError) and failure.errno in OUT_OF_RESOURCES:
         return f"{failure.filename or 'writing'}: {failure.strerror}", 5
     if isinstance(failure, OSError) and failure.filename is not None:
         return f"{failure.filename}: {failure.strerror}", 2

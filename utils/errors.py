@@ -3,6 +3,13 @@
 A message says place, value, what is allowed and, if there is one, the way out. Scripts print it as one line.
 """
 
+import errno
+
+OUT_OF_RESOURCES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE}
+)
+"""Numbers of an OSError that say nothing about the input: disk or memory is exhausted or broken."""
+
 
 class SuiteError(ValueError):
     """A failure the user can act on; printed as one `error: …` line, never as a traceback."""
@@ -36,6 +43,14 @@ class NumericsError(SuiteError):
     """NaN or infinity where a finite number is needed."""
 
     exit_status = 4
+
+
+class Interrupted(SuiteError):  # noqa: N818 - not an error
+    """A signal ended the work at a place from which it can go on; the exit status is the shell's, 128 + signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
 
 
 class ResourceError(SuiteError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import OUT_OF_RESOURCES, InputError, ResourceError
 
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
@@ -53,6 +54,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     The data are flushed to the disk before the rename and the folder after it, so a crash or power loss leaves either
     the old file or the new one.
+
+    Raises:
+        ResourceError: the disk is full or broken; `path` is as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.tmp")
@@ -61,6 +65,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as failure:
+        if failure.errno not in OUT_OF_RESOURCES:
+            raise
+        raise ResourceError(f"{path}: cannot be written: {failure.strerror}{_room(path.parent)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,6 +82,13 @@ def atomic_write_bytes(path: Path | str, data: bytes | memoryview) -> None:
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write a whole UTF-8 text file atomically, with the newlines as given."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _room(folder: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(folder).free} bytes are free there"
+    except OSError:
+        return ""
 
 
 def _sync(path: Path) -> None:

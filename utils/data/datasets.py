@@ -6,6 +6,8 @@ request to the worker, so workers that live for the whole training see the epoch
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_all_start_methods
@@ -191,6 +193,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class Loader(DataLoader[Batch]):
     """Batches of a data set; an error in a worker is raised here as itself, with the file that it names."""
 
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """What the next pass yields: the batches of an epoch without the first `skip`."""
+        self.dataset.set_epoch(epoch)
+        self.batch_sampler.skip = skip
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
             if isinstance(batch, SuiteError):
@@ -202,12 +209,18 @@ class Loader(DataLoader[Batch]):
 
 
 def make_loader(
-    dataset: DetectionDataset, batch_size: int, *, workers: int = 0, shuffle: bool = False, seed: int | None = None
+    dataset: DetectionDataset,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    shuffle: bool = False,
+    seed: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Loader of `Batch`es; call `dataset.set_epoch` before each pass.
 
-    Every picture comes once an epoch. When shuffled, as in training, a last batch of one picture is merged into the
-    batch before it; a data set of one picture is a batch of one.
+    Every picture comes once an epoch. When shuffled, as in training, a last batch of one picture a process is merged
+    into the batch before it; a data set of one picture is a batch of one.
 
     Args:
         dataset: what to load; the size of its batches and their order depend on its `rect`.
@@ -215,18 +228,21 @@ def make_loader(
         workers: processes that make samples; 0: the calling one. They live as long as the loader.
         shuffle: in an order that follows from the seed and the epoch.
         seed: of the shuffling; None: the data set's.
+        share: rank and number of processes that train together; each gets `batch_size` pictures of a common batch.
     """
+    rank, processes = share
     plan = BatchPlan(
         dataset.index.shapes,
-        batch_size,
+        batch_size * processes,
         dataset.size,
         stride=dataset.stride,
         shuffle=shuffle,
         seed=dataset.seed if seed is None else seed,
+        least=processes * min(2, batch_size) if shuffle else 1,
     )
     return Loader(
         dataset,
-        batch_sampler=_Batches(dataset, plan),
+        batch_sampler=_Batches(dataset, plan, rank, processes),
         num_workers=workers,
         collate_fn=_collate_or_error,
         persistent_workers=workers > 0,
@@ -237,16 +253,18 @@ def make_loader(
 
 
 class _Batches:
-    """The plan's batches of the data set's current epoch."""
+    """This process's part of the plan's batches of the data set's current epoch, without the first `skip`."""
 
-    def __init__(self, dataset: DetectionDataset, plan: BatchPlan) -> None:
-        self.dataset, self.plan = dataset, plan
+    def __init__(self, dataset: DetectionDataset, plan: BatchPlan, rank: int, processes: int) -> None:
+        self.dataset, self.plan, self.rank, self.processes = dataset, plan, rank, processes
+        self.skip = 0
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[list[Request]]:
-        return self.plan.batches(self.dataset.epoch)
+        batches = itertools.islice(self.plan.batches(self.dataset.epoch), self.skip, None)
+        return (batch[self.rank :: self.processes] for batch in batches)
 
 
 def _collate_or_error(samples: list[Sample] | SuiteError) -> Batch | SuiteError:
@@ -255,3 +273,5 @@ def _collate_or_error(samples: list[Sample] | SuiteError) -> Batch | SuiteError:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    if hasattr(os, "setpgid"):  # Ctrl-C and a signal to the group are for the main process, which ends the workers
+        os.setpgid(0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,13 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, sizes and labels; not of the folder that the pictures lie in, and not of their bytes."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.shapes).tobytes())
+        for image, rows in zip(self.images, self.labels, strict=True):
+            digest.update(os.fsencode(image.name) + b"\0" + rows.tobytes() + b"\0")
+        return digest.hexdigest()
 
     def single_class(self) -> Index:
         """The same data set with class 0 for every box."""

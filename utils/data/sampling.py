@@ -25,16 +25,16 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(count).tolist()
 
 
-def cut_batches(positions: list[int], batch_size: int, *, merge_single: bool) -> list[list[int]]:
+def cut_batches(positions: list[int], batch_size: int, *, least: int = 1) -> list[list[int]]:
     """Consecutive positions as batches; nothing is dropped.
 
-    With `merge_single` a last batch of one joins the batch before it: batch normalisation has no statistics of a single
-    value per channel, and one picture would weigh as much as a batch.
+    A last batch of fewer than `least` pictures joins the batch before it: batch normalisation has no statistics of a
+    single value per channel, and one picture would weigh as much as a batch.
     """
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    if merge_single and batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
-        single = batches.pop()
-        batches[-1] += single
+    if len(batches) > 1 and len(batches[-1]) < least:
+        few = batches.pop()
+        batches[-1] += few
     return batches
 
 
@@ -56,19 +56,28 @@ class BatchPlan:
 
     Args:
         shapes: [N, 2], height and width of the pictures.
-        batch_size: pictures a batch; the last one may have fewer, or, when shuffled, one more.
+        batch_size: pictures a batch; the last one may have fewer.
         size: height and width of a batch.
         stride: sort by aspect ratio and give each batch the smallest shape that holds its pictures, in multiples of
             `stride`; None gives all batches the same size.
         shuffle: another order in every epoch. Sorted pictures stay together, and the batches are shuffled.
         seed: of the shuffling.
+        least: a last batch of fewer pictures joins the one before it.
     """
 
     def __init__(
-        self, shapes: NDArray[np.int64], batch_size: int, size: Size, *, stride: int | None, shuffle: bool, seed: int
+        self,
+        shapes: NDArray[np.int64],
+        batch_size: int,
+        size: Size,
+        *,
+        stride: int | None,
+        shuffle: bool,
+        seed: int,
+        least: int = 1,
     ) -> None:
         self.shapes, self.batch_size, self.size = shapes, batch_size, size
-        self.stride, self.shuffle, self.seed = stride, shuffle, seed
+        self.stride, self.shuffle, self.seed, self.least = stride, shuffle, seed, least
 
     def batches(self, epoch: int) -> Iterator[list[Request]]:
         """The batches of one epoch."""
@@ -79,7 +88,7 @@ class BatchPlan:
             yield [Request(epoch, position, size) for position in positions]
 
     def __len__(self) -> int:
-        return len(cut_batches(list(range(len(self.shapes))), self.batch_size, merge_single=self.shuffle))
+        return len(cut_batches(list(range(len(self.shapes))), self.batch_size, least=self.least))
 
     def _ordered(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self.shapes)))
@@ -87,7 +96,7 @@ class BatchPlan:
             order = np.argsort(self.shapes[:, 0] / self.shapes[:, 1], kind="stable").tolist()
         elif self.shuffle:
             order = shuffled(len(order), self.seed, epoch)
-        batches = cut_batches(order, self.batch_size, merge_single=self.shuffle)
+        batches = cut_batches(order, self.batch_size, least=self.least)
         if self.stride is not None and self.shuffle:
             batches = [batches[number] for number in shuffled(len(batches), self.seed, epoch)]
         return batches

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from utils.darknet.blocks import Yolo
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, grid, split_head
 from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
+
+AT_LEAST_ONE = partial(max, 1)
 
 
 class LossTerms(NamedTuple):
@@ -31,6 +34,7 @@ def detection_loss(
     yolos: Sequence[Yolo],
     size: tuple[int, int],
     settings: LossSettings,
+    divisor: Callable[[int], float] = AT_LEAST_ONE,
 ) -> LossTerms:
     """Loss of a batch.
 
@@ -45,6 +49,8 @@ def detection_loss(
         yolos: head blocks.
         size: height and width of the network input, in pixels.
         settings: gains and variants.
+        divisor: what the sums are divided by, from the number of positives in this batch; several processes that share
+            a batch count all of them.
     """
     rule = ASSIGNMENTS[settings.assignment]
     heads = [head.float() for head in heads]
@@ -54,7 +60,7 @@ def detection_loss(
         _head_loss(head, yolo, found, targets, size, settings, rule)
         for head, yolo, found in zip(heads, yolos, positives, strict=True)
     ]
-    count = max(1, sum(len(found.image) for found in positives))
+    count = divisor(sum(len(found.image) for found in positives))
     box, objectness, classes = (sum(term) / count for term in zip(*terms, strict=True))
     box, objectness = settings.box_gain * box, settings.objectness_gain * objectness
     classes = settings.class_gain * classes

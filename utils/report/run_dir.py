@@ -63,6 +63,12 @@ class RunDirectory:
         folder.mkdir(exist_ok=True)
         return folder
 
+    def sweep(self) -> None:
+        """Remove the unfinished files that a killed run has left; call it when no other process writes here."""
+        for folder in (self.path, self.weights):
+            for path in folder.glob(".*.[0-9]*.tmp"):
+                path.unlink(missing_ok=True)
+
     def file(self, name: str) -> Path:
         """Path of a file in the run, whether it exists or not."""
         return self.path / name

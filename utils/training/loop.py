@@ -1,18 +1,17 @@
 """The training loop: epochs of steps, an evaluation after each, checkpoints that an exact resume starts from.
 
-What is random in a step is drawn from (seed, epoch, position) and never from a generator that runs on, so an epoch is
+What is random in a step is drawn from (seed, epoch, position) and never from a generator that runs on, so a step is
 the same whether or not the run was interrupted before it.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +21,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet
-from utils.checkpoint import write_checkpoint
-from utils.darknet import weights as weights_file
-from utils.darknet.cfg import format_network
+from utils.cli import log
 from utils.darknet.shapes import max_stride
 from utils.detection.losses import LossTerms, detection_loss
 from utils.detection.metrics import Metrics
-from utils.errors import NumericsError
+from utils.errors import Interrupted, NumericsError
 from utils.evaluation import evaluate, network_input
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
 from utils.training.optim import Schedule, build_optimizer, set_step
 from utils.training.settings import Hyperparameters, TrainSettings
+from utils.training.state import Progress, Source, State
+from utils.training.stop import StopRequest
+from utils.training.team import Team
 
 COLUMNS = (
     "box_loss", "objectness_loss", "class_loss", "precision", "recall", "f1", "map50", "map50_95", "lr", "seconds",
@@ -42,28 +42,12 @@ COLUMNS = (
 """Columns of results.csv after the epoch; `loading` is the share of the epoch spent waiting for data."""
 SIZE_PERIOD = 10
 """Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
+MOST_SKIPPED = 20
+"""Steps in a row that a gradient scaler may skip for infinite gradients before the run ends."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands; all that a checkpoint needs beside tensors."""
-
-    epoch: int = 0
-    """Epochs done."""
-    step: int = 0
-    """Optimizer steps done."""
-    best_fitness: float = -1.0
-    best_epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best epoch."""
-
-
-class Source(NamedTuple):
-    """What a checkpoint says of itself."""
-
-    names: Sequence[str]
-    lineage: Sequence[Mapping[str, Any]]
-    args: Mapping[str, Any]
+class _Abandoned(Exception):  # noqa: N818
+    """An evaluation was left because the run is to stop."""
 
 
 def fitness(metrics: Metrics) -> float:
@@ -75,14 +59,14 @@ class Trainer:
     """One run.
 
     Args:
-        model: on `device`, with the weights to start from.
-        train_loader: batches of training pictures; its data set has `set_epoch`.
+        model: on the team's device, with the weights to start from.
+        train_loader: batches of training pictures, those of this process.
         val_loader: batches of the pictures to evaluate on; None: there are none.
         hyp: hyper-parameters.
         settings: what the run is asked to do.
         run: its directory.
         source: names, lineage and flags, stored in the checkpoints.
-        device: where the model is.
+        team: the processes that train together.
     """
 
     def __init__(
@@ -94,197 +78,246 @@ class Trainer:
         settings: TrainSettings,
         run: RunDirectory,
         source: Source,
-        device: torch.device,
+        team: Team,
     ) -> None:
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
-        self.hyp, self.settings, self.run, self.source, self.device = hyp, settings, run, source, device
+        self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
         self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
         _freeze(model, settings.freeze)
-        self.optimizer = build_optimizer(model, hyp.optimizer, settings.adam)
-        self.average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        self.progress = Progress()
+        average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
+        self.state = State(
+            model,
+            average,
+            build_optimizer(model, hyp.optimizer, settings.adam),
+            torch.amp.GradScaler(team.device.type, enabled=team.device.type == "cuda"),
+            Progress(),
+        )
+        self.parallel = team.parallel(model)
         self.results = Results(run.file("results.csv"), COLUMNS)
+        self.stop = StopRequest()
+        self._skipped = 0
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue where a checkpoint of this run stopped."""
-        self.model.load_state_dict(checkpoint["model"])
-        if self.average is not None and checkpoint["ema"] is not None:
-            self.average.model.load_state_dict(checkpoint["ema"])
-            self.average.updates = checkpoint["ema_updates"]
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.progress = Progress(**checkpoint["progress"])
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.state.progress
 
     def train(self) -> Progress:
-        """Run the epochs that are left.
+        """Run what is left of the epochs.
 
         Raises:
-            NumericsError: the loss is not finite; the step is not taken.
+            NumericsError: a loss or gradient is not finite; the step is not taken.
+            Interrupted: a signal asked for it; `last.pt` holds the state after the step that was under way.
+            ResourceError: a checkpoint cannot be written; the one before it is intact.
         """
-        for epoch in range(self.progress.epoch, self.settings.epochs):
-            row = self._train_epoch(epoch)
-            last = epoch + 1 == self.settings.epochs
-            metrics = self._evaluate() if self.val_loader is not None and (self.settings.test or last) else None
-            self._record(epoch, row, metrics)
-            stop = self._out_of_patience()
-            if self.settings.save or last or stop:
-                self._save(epoch)
-            if stop:
-                break
+        with self.stop:
+            if self.settings.save and self.progress == Progress():
+                self._save()
+            ends = self.progress.epoch >= self.settings.epochs
+            while not ends:
+                row = self._train_epoch()
+                ends = self._close_epoch(row)
         return self.progress
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training pictures; the epoch's means."""
-        torch.manual_seed(self.settings.seed * 1_000_003 + epoch)
-        self.train_loader.dataset.set_epoch(epoch)
+    def _train_epoch(self) -> dict[str, float]:
+        """What is left of a pass over the training pictures; the epoch's means."""
+        done = self.progress
+        self.train_loader.begin(done.epoch, done.batch)
         self.model.train()
         _freeze_statistics(self.model, self.settings.freeze)
-        totals, waited, started = np.zeros(3), 0.0, time.perf_counter()
-        bar = tqdm(self.train_loader, desc=f"epoch {epoch + 1}/{self.settings.epochs}", file=sys.stderr, disable=None,
-                   leave=False)  # fmt: skip
+        count = len(self.train_loader)
+        bar = tqdm(self.train_loader, f"epoch {done.epoch + 1}/{self.settings.epochs}", count, initial=done.batch,
+                   file=sys.stderr, disable=None if self.team.leads else True, leave=False)  # fmt: skip
+        pending: dict[str, float] = {}
         asked = time.perf_counter()
-        for position, batch in enumerate(bar):
-            waited += time.perf_counter() - asked
-            images = self._resize(network_input(batch.images, self.device), epoch, position)
-            terms = self._loss(images, batch.targets.to(self.device))
-            values = {name: float(value.detach()) for name, value in terms._asdict().items()}
-            self._check(values, epoch, position, batch)
-            self._backward(terms.total, position)
-            totals += list(values.values())[1:]
+        for position, batch in enumerate(bar, start=done.batch):
+            waited = time.perf_counter() - asked
+            values = self._batch(batch, position)
             bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in values.items()))
-            asked = time.perf_counter()
-        seconds = time.perf_counter() - started
-        box, objectness, classes = totals / len(self.train_loader)
-        rate = self.optimizer.param_groups[0]["lr"]
-        return {"box_loss": box, "objectness_loss": objectness, "class_loss": classes, "lr": rate,
-                "seconds": seconds, "loading": waited / seconds}  # fmt: skip
+            now = time.perf_counter()
+            _add(pending, values | {"seconds": now - asked, "waited": waited})
+            asked = now
+            if self._closes_step(position):
+                _add(done.sums, pending)
+                done.batch, pending = position + 1, {}
+                self._leave_if_asked()
+        return self._means(count)
+
+    def _means(self, batches: int) -> dict[str, float]:
+        """The epoch's row of results.csv, without the scores."""
+        sums = self.progress.sums
+        names = ("box", "objectness", "classes")
+        means = [value / batches / self.team.size for value in self.team.total(*(sums[name] for name in names))]
+        row = dict(zip(COLUMNS[:3], means, strict=True))
+        return row | {
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "seconds": sums["seconds"],
+            "loading": sums["waited"] / sums["seconds"],
+        }
+
+    def _batch(self, batch: Any, position: int) -> dict[str, float]:
+        """Gradient of one batch, and the step if it closes one; the loss terms."""
+        done = self.progress
+        torch.manual_seed((self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position)
+        images = self._resize(network_input(batch.images, self.team.device), position)
+        closes = self._closes_step(position)
+        with self.team.unsynchronised(self.parallel, alone=not closes):
+            terms = self._loss(images, batch.targets.to(self.team.device))
+            values = {name: float(value.detach()) for name, value in terms._asdict().items()}
+            self._check(values, position, batch)
+            first = position - position % self.settings.accumulate
+            group = min(self.settings.accumulate, len(self.train_loader) - first)
+            self.state.scaler.scale(terms.total / group).backward()
+        if closes:
+            self._step()
+        return values
+
+    def _closes_step(self, position: int) -> bool:
+        """Whether the batch at a position of the epoch is the last of an optimizer step."""
+        return (position + 1) % self.settings.accumulate == 0 or position + 1 == len(self.train_loader)
 
     def _loss(self, images: Tensor, targets: Tensor) -> LossTerms:
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            heads = self.model(images).heads
+        device = self.team.device.type
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+            heads = self.parallel(images).heads
         size = (images.shape[-2], images.shape[-1])
-        return detection_loss(heads, targets, self.model.network.yolos, size, self.hyp.loss)
+        return detection_loss(heads, targets, self.model.network.yolos, size, self.hyp.loss, self.team.positives)
 
-    def _backward(self, loss: Tensor, position: int) -> None:
-        """Add a batch's gradient; step when the accumulated batches are complete."""
-        count = self.settings.accumulate
-        start = position - position % count
-        group = min(count, len(self.train_loader) - start)
-        self.scaler.scale(loss / group).backward()
-        if position + 1 < start + group:
-            return
-        set_step(self.optimizer, self.schedule, self.progress.step)
-        self.scaler.unscale_(self.optimizer)
+    def _step(self) -> None:
+        """One optimizer step with the gradient that has been added up."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        set_step(optimizer, self.schedule, self.progress.step)
+        scaler.unscale_(optimizer)
         limit = self.hyp.optimizer.clip_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # with a scaler, such a step is skipped
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped and (self._skipped >= MOST_SKIPPED or not scaler.is_enabled()):
             raise NumericsError(
                 f"step {self.progress.step + 1}: the gradient is not finite; the last checkpoint is intact"
             )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        scaler.step(optimizer)  # with a scaler, a gradient that is not finite is skipped
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        if self.average is not None:
-            self.average.update(self.model)
+        if self.state.average is not None:
+            self.state.average.update(self.model)
 
-    def _resize(self, images: Tensor, epoch: int, position: int) -> Tensor:
+    def _resize(self, images: Tensor, position: int) -> Tensor:
         """The batch at the size that a multi-scale run drew for this stretch of batches."""
         if self.settings.sizes is None:
             return images
         low, high = self.settings.sizes
         stride = max_stride(self.model.network)
-        rng = np.random.default_rng([self.settings.seed, epoch, position // SIZE_PERIOD])
+        rng = np.random.default_rng([self.settings.seed, self.progress.epoch, position // SIZE_PERIOD])
         side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
         longest = max(images.shape[2:])
         size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
-    def _check(self, terms: Mapping[str, float], epoch: int, position: int, batch: Any) -> None:
-        """Stop before a step that would spoil the weights."""
-        if math.isfinite(terms["total"]):
+    def _check(self, terms: Mapping[str, float], position: int, batch: Any) -> None:
+        """Stop all processes before a step that would spoil the weights."""
+        finite = math.isfinite(terms["total"])
+        if not self.team.any(not finite)[0]:
             return
+        place = f"epoch {self.progress.epoch + 1}, batch {position + 1}, step {self.progress.step + 1}"
+        if finite:
+            raise NumericsError(f"{place}: loss is not finite in another process; the last checkpoint is intact")
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        files = [str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions[:4]]
-        raise NumericsError(
-            f"epoch {epoch + 1}, batch {position + 1}, step {self.progress.step + 1}: loss is not finite ({values}); "
-            f"pictures {', '.join(files)}…; the last checkpoint is intact; try a smaller lr0"
+        files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions)
+        raise NumericsError(f"{place}: loss is not finite ({values}); pictures {files}; the last checkpoint is intact; "
+                            "try a smaller lr0")  # fmt: skip
+
+    def _close_epoch(self, row: dict[str, float]) -> bool:
+        """Evaluate, record and save; whether the run ends here."""
+        last = self.progress.epoch + 1 == self.settings.epochs
+        metrics = None
+        if self.team.leads and self.val_loader is not None and (self.settings.test or last):
+            metrics = self._evaluate()
+        self._leave_if_asked()
+        self.progress.epoch, self.progress.batch, self.progress.sums = self.progress.epoch + 1, 0, {}
+        ends = last
+        if self.team.leads:
+            self._record(row, metrics)
+            ends = last or self._out_of_patience()
+            if self.settings.save or ends:
+                self._save()
+        return self.team.any(ends)[0]
+
+    def _evaluate(self) -> Metrics | None:
+        """Scores of the model that is kept; None if a signal came meanwhile."""
+
+        def poll(*_: object) -> None:
+            if self.stop:
+                raise _Abandoned
+
+        try:
+            return evaluate(
+                self.state.kept,
+                self.val_loader,
+                self.source.names,
+                device=self.team.device,
+                conf_thres=self.settings.conf_thres,
+                iou_thres=self.settings.iou_thres,
+                by_size=False,
+                on_batch=poll,
+            ).metrics
+        except _Abandoned:
+            return None
+
+    def _leave_if_asked(self) -> None:
+        """Save and stop, all processes at the same step, if any of them got a signal."""
+        if not self.team.any(bool(self.stop))[0]:
+            return
+        if self.team.leads:
+            self.state.write_last(self.run, self.source)
+        number = self.stop.signal or signal.SIGTERM
+        done = self.progress
+        raise Interrupted(
+            number,
+            f"{signal.Signals(number).name} after epoch {done.epoch}, batch {done.batch}: saved; "
+            f"--resume {self.run.path} goes on",
         )
 
-    def _evaluate(self) -> Metrics:
-        model = self.model if self.average is None else self.average.model
-        return evaluate(
-            model,
-            self.val_loader,
-            self.source.names,
-            device=self.device,
-            conf_thres=self.settings.conf_thres,
-            iou_thres=self.settings.iou_thres,
-            by_size=False,
-        ).metrics
-
-    def _record(self, epoch: int, row: dict[str, float], metrics: Metrics | None) -> None:
+    def _record(self, row: dict[str, float], metrics: Metrics | None) -> None:
         """One row in results.csv and one line on stderr; keep what is best."""
-        self.progress.epoch = epoch + 1
+        done = self.progress
         losses = "  ".join(f"{name} {row[name]:.3f}" for name in COLUMNS[:3])
-        line = f"epoch {epoch + 1}/{self.settings.epochs}  {losses}"
+        line = f"epoch {done.epoch}/{self.settings.epochs}  {losses}"
         if metrics is not None:
             scores = {key: getattr(metrics, key) for key in ("precision", "recall", "f1", "map50", "map50_95")}
             row |= scores
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics)
-            if value > self.progress.best_fitness or not self.settings.save:
-                self.progress.best_fitness, self.progress.best_epoch = value, epoch + 1
-                self.progress.metrics = scores
+            if value > done.best_fitness or not self.settings.save:
+                done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
-            self.progress.best_epoch = epoch + 1
-        self.results.append(epoch + 1, row)
-        print(f"{line}  {row['seconds']:.1f} s", file=sys.stderr, flush=True)
+            done.best_epoch = done.epoch
+        try:
+            self.results.append(done.epoch, row)
+        except OSError as failure:  # a table is not worth a training
+            log(f"warning: {self.results.path}: {failure.strerror}; epoch {done.epoch} is missing there")
+        log(f"{line}  {row['seconds']:.1f} s")
 
     def _out_of_patience(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch
         return self.settings.patience > 0 and self.progress.best_epoch > 0 and waited >= self.settings.patience
 
-    def _save(self, epoch: int) -> None:
-        """last.pt with all that a resume needs; best.pt and best.weights when this epoch is the best."""
-        folder = self.run.weights
-        best = self.progress.best_epoch in (0, epoch + 1)
-        if best:
-            model = self.model if self.average is None else self.average.model
-            write_checkpoint(folder / "best.pt", {**self._description(), "model": _tensors(model), "ema": None})
-            write_darknet(folder / "best.weights", model, self.progress.epoch * len(self.train_loader.dataset))
-        state = {
-            "model": _tensors(self.model),
-            "ema": None if self.average is None else _tensors(self.average.model),
-            "ema_updates": 0 if self.average is None else self.average.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        write_checkpoint(folder / "last.pt", {**self._description(), **state}, keep_previous=folder / "prev.pt")
-        if self.settings.save_period and (epoch + 1) % self.settings.save_period == 0:
-            write_checkpoint(folder / f"epoch{epoch + 1}.pt", {**self._description(), **state})
-
-    def _description(self) -> dict[str, Any]:
-        return {
-            "cfg": format_network(self.model.network),
-            "names": list(self.source.names),
-            "lineage": [dict(entry) for entry in self.source.lineage],
-            "args": dict(self.source.args),
-            "hyp": self.hyp.flat,
-            "progress": vars(self.progress).copy(),
-        }
+    def _save(self) -> None:
+        """The checkpoints of the epochs done; best.pt and best.weights when the last one is the best."""
+        if not self.team.leads:
+            return
+        done = self.progress
+        if done.epoch and done.best_epoch in (0, done.epoch):
+            self.state.write_best(self.run, self.source, len(self.train_loader.dataset))
+        self.state.write_last(self.run, self.source)
+        if self.settings.save_period and done.epoch and done.epoch % self.settings.save_period == 0:
+            self.state.write_epoch(self.run, self.source)
 
 
-def write_darknet(path: Path, model: Darknet, seen: int = 0) -> None:
-    """Write a model as a Darknet .weights file; `seen` is the number of pictures it was trained with."""
-    arrays = {key: value.detach().cpu().float().numpy() for key, value in model.state_dict().items()}
-    weights_file.write(path, model.network, arrays, weights_file.Header(seen=seen))
-
-
-def _tensors(model: Darknet) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value
 
 
 def _freeze(model: Darknet, blocks: int) -> None:

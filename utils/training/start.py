@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from models import Darknet
-from utils.checkpoint import check_state, load_model, origin, read_checkpoint
+from utils.checkpoint import check_state, link_file, load_model, origin, read_checkpoint
+from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import head_convolutions
 from utils.errors import CheckpointError, WeightsError
 from utils.model_files import ModelFiles, other_classes
+
+STATE_KEYS = ("optimizer", "scaler", "ema_updates", "progress", "lineage", "plan")
+"""What a checkpoint of a training has beside a model."""
 
 
 class Start(NamedTuple):
@@ -46,22 +51,41 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
     return Start(model, (origin(files.weights),), f"{files.weights}: {contents}")
 
 
-def resumable(path: Path, model: Darknet) -> dict[str, Any]:
-    """The checkpoint that a run goes on from.
+def resumable(folder: Path, model: Darknet) -> dict[str, Any]:
+    """The checkpoint that a run goes on from: `last.pt`, or `prev.pt` where that cannot be used.
+
+    A `last.pt` that cannot be used is kept as `damaged.pt`, so that the next save does not make it the `prev.pt`.
+
+    Args:
+        folder: the run's folder of weights.
+        model: of the run's network.
 
     Raises:
-        CheckpointError: damaged, of another network, or without the state of a training.
+        CheckpointError: both are damaged, of another network, or without the state of a training.
     """
-    previous = path.with_name("prev.pt")
-    way_out = f"; {previous} is the one before it" if previous.exists() else ""
+    last, previous = folder / "last.pt", folder / "prev.pt"
     try:
-        checkpoint = read_checkpoint(path)
-        check_state(checkpoint["model"], model.network, path)
-    except WeightsError as failure:
-        raise CheckpointError(f"{failure}{way_out}") from None
-    missing = [key for key in ("optimizer", "scaler", "ema_updates", "progress", "lineage") if key not in checkpoint]
+        return _training_state(last, model)
+    except (WeightsError, CheckpointError) as failure:
+        if not previous.exists():
+            raise CheckpointError(str(failure)) from None
+        reason = str(failure)
+    try:
+        checkpoint = _training_state(previous, model)
+    except (WeightsError, CheckpointError) as failure:
+        raise CheckpointError(f"{reason}; and {failure}") from None
+    log(f"{reason}; going on from {previous}")
+    os.replace(last, folder / "damaged.pt")
+    link_file(previous, last)
+    return checkpoint
+
+
+def _training_state(path: Path, model: Darknet) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    check_state(checkpoint["model"], model.network, path)
+    missing = [key for key in STATE_KEYS if key not in checkpoint]
     if missing:
-        raise CheckpointError(f"{path}: has no {missing[0]!r}, so no training can go on from it{way_out}")
+        raise CheckpointError(f"{path}: has no {missing[0]!r}, so no training can go on from it")
     return checkpoint
 
 

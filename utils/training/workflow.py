@@ -25,17 +25,18 @@ from utils.data.datasets import Batch, DetectionDataset, make_loader
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index, index
-from utils.device import select_device
-from utils.errors import DataError
+from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
 from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
-from utils.training.loop import Source, Trainer
+from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.start import initial_model, resumable
+from utils.training.state import Progress, Source
+from utils.training.team import Team, joined
 
 DRAWN_CONFIDENCE = 0.25
 """Least confidence of the boxes in val_batch0_pred.jpg."""
@@ -81,8 +82,13 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
     Returns:
         The values of `train.py --json`.
     """
-    device = select_device(plan.device)
-    train, valid = _indices(plan)
+    with joined(plan.device) as team:
+        return _train(plan, team)
+
+
+def _train(plan: TrainPlan, team: Team) -> dict[str, Any]:
+    with team.one_by_one():
+        train, valid = _indices(plan)
     files = plan.files
     if plan.anchors and plan.resume is None:
         network, text = auto_anchors(files.network, train, plan.settings.size, "letterbox", plan.settings.seed)
@@ -91,29 +97,30 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
     height, width = plan.settings.test_size
     net = dataclasses.replace(files.network.net, height=height, width=width)
     files = dataclasses.replace(files, network=dataclasses.replace(files.network, net=net))
+    batches = {"data": train.fingerprint(), "batch": plan.batch_size * team.size}
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
     lineage = start.lineage
     if plan.resume is None:
         log(start.note)
     else:
-        checkpoint = resumable(plan.resume / "weights" / "last.pt", start.model)
+        with team.one_by_one():
+            checkpoint = resumable(plan.resume / "weights", start.model)
         lineage = tuple(checkpoint["lineage"])
-    train_loader, val_loader = _loaders(plan, train, valid, files.network)
-    settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader)))
-    run = _run_directory(plan, files)
-    model = start.model.to(device, memory_format=torch.channels_last)
-    source = Source(plan.names, lineage, plan.args)
-    trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, device)
+        _check_unchanged(plan.resume, checkpoint["plan"], batches)
+    train_loader, val_loader = _loaders(plan, train, valid, files.network, team)
+    settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader), team.size))
+    run = _run_directory(plan, files, team)
+    model = start.model.to(team.device, memory_format=torch.channels_last)
+    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches)
+    trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team)
     if plan.resume is not None:
-        trainer.restore(checkpoint)
-        log(f"going on after epoch {trainer.progress.epoch} of {settings.epochs}")
-    else:
+        trainer.state.restore(checkpoint)
+        log(f"going on after epoch {trainer.progress.epoch} of {settings.epochs}, batch {trainer.progress.batch}")
+    elif team.leads:
         _draw_start(run, train_loader, train, plan.names)
     progress = trainer.train()
-    best = run.weights / "best.pt"
-    plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
-    evaluation = _finish(plan, run, best, val_loader, device) if val_loader is not None else None
+    evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
     scores = {"map50": None, "map50_95": None}
     if evaluation is not None:
         scores = {"map50": evaluation.metrics.map50, "map50_95": evaluation.metrics.map50_95}
@@ -122,7 +129,7 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
         "best_epoch": progress.best_epoch,
         **scores,
         "run_dir": str(run.path),
-        "best": str(best),
+        "best": str(run.weights / "best.pt"),
         "last": str(run.weights / "last.pt"),
     }
 
@@ -143,8 +150,19 @@ def _indices(plan: TrainPlan) -> tuple[Index, Index | None]:
     return found[0], found[1]
 
 
+def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other pictures or batches: the rest of the epoch would be another one."""
+    if then["data"] != now["data"]:
+        raise InputError(
+            f"--resume {run}: its training pictures or labels were changed; start a new run from its last.pt"
+        )
+    if then["batch"] != now["batch"]:
+        raise InputError(f"--resume {run}: it has {then['batch']} pictures in a batch of all processes, now "
+                         f"{now['batch']}; start as many processes as before")  # fmt: skip
+
+
 def _loaders(
-    plan: TrainPlan, train: Index, valid: Index | None, network: Network
+    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
 ) -> tuple[DataLoader, DataLoader | None]:
     settings = plan.settings
     shared = {
@@ -162,26 +180,36 @@ def _loaders(
         plain_from=plain_from,
         **shared,
     )
-    loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True)
-    if valid is None:
+    if len(train) < team.size:
+        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
+    loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True, share=(team.rank, team.size))
+    if valid is None or not team.leads:
         return loader, None
     plain = DetectionDataset(valid, size=settings.test_size, **shared)
     return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
 
 
-def _accumulate(plan: TrainPlan, batches: int) -> int:
-    count = accumulation(plan.batch_size, plan.nominal_batch, batches, plan.settings.epochs)
+def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
+    batch = plan.batch_size * processes
+    count = accumulation(batch, plan.nominal_batch, batches, plan.settings.epochs)
     steps = plan.settings.epochs * -(-batches // count)
-    wanted = max(1, round(plan.nominal_batch / plan.batch_size))
+    wanted = max(1, round(plan.nominal_batch / batch))
     why = f" (fewer than the {wanted} of --nominal-batch, for at least {LEAST_STEPS} steps)" if count < wanted else ""
-    log(f"{batches} batches of {plan.batch_size} an epoch, {count} in an optimizer step{why}, {steps} steps in the run")
+    log(f"{batches} batches of {batch} an epoch, {count} in an optimizer step{why}, {steps} steps in the run")
     return count
 
 
-def _run_directory(plan: TrainPlan, files: ModelFiles) -> RunDirectory:
+def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team) -> RunDirectory:
+    """The folder of the run, made and described by the first process."""
     if plan.resume is not None:
-        return RunDirectory(plan.resume)
-    run = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok)
+        run = RunDirectory(plan.resume)
+        if team.leads:
+            run.sweep()
+        return run
+    made = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok).path if team.leads else ""
+    run = RunDirectory(Path(team.share(str(made))))
+    if not team.leads:
+        return run
     run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
     if warning := opencv_warning(files.network):
         log(f"{run.path}: {warning}")
@@ -219,9 +247,15 @@ def _draw_batch(path: Path, batch: Batch, names: Sequence[str], found: Sequence[
     write_image(path, draw_grid(batch.images.numpy(), rows, names))
 
 
-def _finish(plan: TrainPlan, run: RunDirectory, best: Path, loader: DataLoader, device: torch.device) -> Evaluation:
-    """Evaluate the best weights as they lie on the disk, and draw."""
-    model = load_model(ModelFiles(None, best, True)).model.to(device, memory_format=torch.channels_last)
+def _finish(
+    plan: TrainPlan, run: RunDirectory, progress: Progress, loader: DataLoader | None, team: Team
+) -> Evaluation | None:
+    """Draw the course of the run; evaluate the best weights as they lie on the disk, and draw what they find."""
+    plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
+    if loader is None:
+        return None
+    model = load_model(ModelFiles(None, run.weights / "best.pt", True)).model
+    model.to(team.device, memory_format=torch.channels_last)
 
     def draw(number: int, batch: Batch, found: list[Tensor]) -> None:
         if number == 0:
@@ -230,7 +264,7 @@ def _finish(plan: TrainPlan, run: RunDirectory, best: Path, loader: DataLoader, 
 
     settings = plan.settings
     thresholds = {"conf_thres": settings.conf_thres, "iou_thres": settings.iou_thres}
-    evaluation = evaluate(model, loader, plan.names, device=device, on_batch=draw, **thresholds)
+    evaluation = evaluate(model, loader, plan.names, device=team.device, on_batch=draw, **thresholds)
     plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
     plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
     plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))

@@ -1,0 +1,212 @@
+"""Runs that are killed, stopped or cannot write: nothing is lost, and the rest is bit for bit what it would have been.
+
+Batches are accumulated and sizes vary in all of them, with mosaics and averaged weights, as in a real training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.checkpoint import read_checkpoint
+from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
+from utils.training import loop, optim
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7")
+"""Four batches in two steps an epoch: three batches and one."""
+KILLED = """
+import os, signal, sys
+import utils.training.loop as loop, utils.training.optim as optim
+import utils.report.plots as plots
+optim.LEAST_STEPS = 1
+kind, wanted = sys.argv.pop(1).split(":")
+calls = 0
+def counted(real):
+    def call(*args, **more):
+        global calls
+        calls += 1
+        if calls == int(wanted):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+    return call
+if kind == "loss":
+    loop.detection_loss = counted(loop.detection_loss)
+else:
+    setattr(os, kind, counted(getattr(os, kind)))
+for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
+    setattr(plots, name, lambda *_: None)
+import train
+train.main()
+"""
+"""A training that kills itself at a call of the loss, or of one of the functions of `os` that a save consists of."""
+
+
+@pytest.fixture(autouse=True)
+def accumulating(monkeypatch):
+    """So short a run would accumulate nothing."""
+    monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+
+
+@pytest.fixture
+def straight(run):
+    """The state of a run that nothing interrupted."""
+    return state(Path(run(*FLAGS, "--name", "straight")["last"]))
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint that a training goes on from."""
+    checkpoint = read_checkpoint(path)
+    found = {f"{part} {key}": value for part in ("model", "ema") for key, value in checkpoint[part].items()}
+    for number, buffers in checkpoint["optimizer"]["state"].items():
+        found |= {f"optimizer {number} {key}": value for key, value in buffers.items()}
+    return found
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None:
+    """Do something at a call of a function that the training loop uses, before that call is made."""
+    real, calls = getattr(loop, name), []
+
+    def call(*args, **more):
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return real(*args, **more)
+
+    monkeypatch.setattr(loop, name, call)
+
+
+def test_killed_four_times_and_resumed_is_bit_identical(run, straight, folder, tmp_path):
+    """In an accumulated step, while a checkpoint is flushed, before it is renamed, and just after a resume."""
+    folder_flags = ["--cfg", f"{folder}/n.cfg", "--data", f"{folder}/d.data", "--workers", "0", "--device", "cpu",
+                    "--project", f"{tmp_path}/runs", "--name", "cut"]  # fmt: skip
+    directory = tmp_path / "runs" / "cut"
+    epochs = []
+    for number, place in enumerate(("loss:9", "fsync:4", "replace:5", "loss:1")):
+        flags = [*folder_flags, *FLAGS] if number == 0 else ["--resume", str(directory)]
+        done = subprocess.run([sys.executable, "-c", KILLED, place, *flags], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        epochs.append(read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"])
+    assert epochs == sorted(epochs)
+    assert epochs[0] >= 1 and epochs[-1] < 4
+    resumed = run("--resume", str(directory))
+    assert_same(state(Path(resumed["last"])), straight)
+    assert [path.name for path in directory.rglob("*.tmp")] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_is_bit_identical(
+    run, straight, tmp_path, monkeypatch, number
+):
+    at_call(monkeypatch, 6, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=r"after epoch 1, batch 3: saved; --resume .*cut goes on") as caught:
+        run(*FLAGS, "--name", "cut")
+    assert caught.value.exit_status == 128 + number
+    progress = read_checkpoint(tmp_path / "runs" / "cut" / "weights" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["batch"], progress["step"]) == (1, 3, 3)
+    assert_same(state(Path(run("--resume", str(tmp_path / "runs" / "cut"))["last"])), straight)
+
+
+def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, straight, tmp_path, monkeypatch):
+    at_call(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM), "evaluate")
+    with pytest.raises(Interrupted, match="after epoch 1, batch 4"):
+        run(*FLAGS, "--name", "cut")
+    resumed = run("--resume", str(tmp_path / "runs" / "cut"))
+    assert_same(state(Path(resumed["last"])), straight)
+    rows = (tmp_path / "runs" / "cut" / "results.csv").read_text().splitlines()
+    scores = [[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows]
+    rows = (tmp_path / "runs" / "straight" / "results.csv").read_text().splitlines()
+    assert scores == [[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows]
+
+
+def test_a_second_signal_ends_at_once(run, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_call(monkeypatch, 3, twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(*FLAGS)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(run, straight, tmp_path, capsys):
+    directory = Path(run(*FLAGS, "--name", "cut")["run_dir"])
+    weights = directory / "weights"
+    data = bytearray((weights / "last.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (weights / "last.pt").write_bytes(data)
+    resumed = run("--resume", str(directory))
+    assert_same(state(Path(resumed["last"])), straight)
+    assert (weights / "damaged.pt").read_bytes() == bytes(data)
+    for name in ("last.pt", "prev.pt"):
+        (weights / name).write_bytes(data[:-30])
+    with pytest.raises(CheckpointError, match=r"last\.pt: .*; and .*prev\.pt: "):
+        run("--resume", str(directory))
+
+
+def test_a_failed_write_leaves_the_checkpoint_as_it_was(run, tmp_path, monkeypatch):
+    """The limit on the size of a file stands for a full disk: the same error from the same call."""
+    weights = tmp_path / "runs" / "cut" / "weights"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = []
+
+    def fill():
+        kept.append(digest(weights / "last.pt"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    at_call(monkeypatch, 7, fill)
+    try:
+        with pytest.raises(
+            ResourceError, match=r"(best|last)\.pt: cannot be written: File too large; \d+ bytes"
+        ) as caught:
+            run(*FLAGS, "--name", "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_status == 5
+    assert [digest(weights / "last.pt")] == kept
+    assert not list(weights.glob(".*"))
+
+
+def test_a_weight_that_is_not_finite_is_never_written(run, tmp_path, monkeypatch):
+    real = loop.AveragedModel.update
+
+    def spoil(self, model):
+        real(self, model)
+        if self.updates == 5:
+            next(self.model.parameters()).data[0] = float("nan")
+
+    monkeypatch.setattr(loop.AveragedModel, "update", spoil)
+    with pytest.raises(NumericsError, match=r"returns NaN|not finite"):
+        run(*FLAGS)
+    assert read_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")["progress"]["epoch"] == 2
+
+
+def test_other_pictures_cannot_be_resumed(run, folder, tmp_path):
+    directory = Path(run("--epochs", "1")["run_dir"])
+    label = folder / "labels" / "1.txt"
+    text = label.read_text()
+    try:
+        label.write_text("0 0.5 0.5 0.25 0.25\n")
+        with pytest.raises(InputError, match="labels were changed"):
+            run("--resume", str(directory))
+    finally:
+        label.write_text(text)
