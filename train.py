@@ -19,6 +19,7 @@ from utils.cli import (
     Parser,
     image_side,
     input_size,
+    leads,
     log,
     non_negative_int,
     positive_int,
@@ -154,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.training.workflow import TrainPlan, run_training
 
     document = run_training(TrainPlan(**plan_values))
+    if not leads():
+        return
     if args.json:
         print_json(document)
     else:

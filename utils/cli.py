@@ -145,9 +145,14 @@ def input_size(sides: Sequence[int] | None, stride: int, default: tuple[int, int
     return sides[0], sides[-1]
 
 
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def log(text: str) -> None:
     """Print progress or a note to stderr; of several processes that train together only the first does."""
-    if os.environ.get("RANK", "0") == "0":
+    if leads():
         print(one_line(text, keep_newlines=True), file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,74 @@
+"""Processes that train together, started by torchrun on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.nets import TINY
+from utils.checkpoint import read_checkpoint
+from utils.data.sampling import cut_batches
+from utils.errors import InputError
+from utils.training.team import Team, joined
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ("--epochs", "2", "--workers", "0", "--device", "cpu", "--seed", "3", "--json")
+
+
+def torchrun(*flags: str) -> subprocess.CompletedProcess[str]:
+    """train.py in two processes of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_plots):
+    """Without batch normalisation, whose statistics are those of a process's own pictures, to rounding."""
+    (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
+    files = ["--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data")]
+    done = torchrun(*files, *FLAGS, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    one = run(*files, *FLAGS, "--batch-size", "4")
+    ours, theirs = (read_checkpoint(Path(document["last"]))["model"] for document in (one, two))
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-5
+    assert two["map50_95"] == pytest.approx(one["map50_95"], abs=1e-3)
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["exp"]
+    assert done.stderr.count("epoch 2/2") == 1
+
+
+def test_a_process_alone_is_a_team_of_one():
+    with joined("cpu") as team:
+        assert (team.rank, team.size, team.leads) == (0, 1, True)
+        assert team.total(2, 3) == [2, 3]
+        assert team.any(False, True) == [False, True]
+        assert [team.positives(count) for count in (0, 5)] == [1, 5]
+        assert team.share("a\udcff") == "a\udcff"
+        model = torch.nn.Linear(1, 1)
+        assert team.parallel(model) is model
+
+
+def test_positives_of_all_processes_are_counted(monkeypatch):
+    monkeypatch.setattr(Team, "total", lambda self, count: [count + 6])
+    assert Team(torch.device("cpu"), 1, 2).positives(4) == 5
+
+
+def test_one_gpu_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(InputError, match="with torchrun each process takes a GPU of its own"), joined("0"):
+        pass
+
+
+def test_every_process_gets_a_picture_of_every_batch():
+    assert cut_batches(list(range(9)), 4, least=2) == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    assert cut_batches(list(range(10)), 8, least=4) == [list(range(10))]
