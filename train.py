@@ -142,6 +142,12 @@ def _add_run_flags(parser: Parser) -> None:
     )
     add_device_flags(group, half=False)
     group.add_argument(
+        "--memory-format",
+        choices=("auto", "channels_last", "contiguous"),
+        default="auto",
+        help="how tensors lie in memory; auto times two steps (default: %(default)s)",
+    )
+    group.add_argument(
         "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
     )
     group.add_argument("--json", action="store_true", help="print one JSON document")
@@ -239,6 +245,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         test=not args.notest,
         save=not args.nosave,
         save_period=args.save_period,
+        memory_format=args.memory_format,
     )
 
 

@@ -189,8 +189,8 @@ def test_a_failed_write_leaves_the_checkpoint_as_it_was(run, tmp_path, monkeypat
 def test_a_weight_that_is_not_finite_is_never_written(run, tmp_path, monkeypatch):
     real = loop.AveragedModel.update
 
-    def spoil(self, model):
-        real(self, model)
+    def spoil(self):
+        real(self)
         if self.updates == 5:
             next(self.model.parameters()).data[0] = float("nan")
 

@@ -76,7 +76,7 @@ def test_only_weights_of_convolutions_decay():
         assert (id(parameter) in decayed) == name.endswith("conv.weight")
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
     set_step(optimizer, TestSchedule.schedule, 11)
-    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.01 * TestSchedule.schedule.rate(11))
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.03 * TestSchedule.schedule.rate(11))
 
 
 def test_the_average_moves_by_its_decay_and_copies_counters():
@@ -85,7 +85,7 @@ def test_the_average_moves_by_its_decay_and_copies_counters():
     average = AveragedModel(model, 0.5)
     model.weight.data += 1
     model.num_batches_tracked += 7
-    average.update(model)
+    average.update()
     assert average.model.weight.item() == pytest.approx(1 + 9 / 11)
     assert average.model.num_batches_tracked.item() == 7
     assert not average.model.weight.requires_grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from utils.detection.decode import box_offsets, grid, split_head
 from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
 
 AT_LEAST_ONE = partial(max, 1)
+PAIRS = 1 << 20
+"""Pairs of a prediction and an object that are compared at once."""
 
 
 class LossTerms(NamedTuple):
@@ -77,11 +79,11 @@ def _head_loss(
     rule: Assignment,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of the three terms of one head."""
-    values = split_head(head, yolo)
+    values = split_head(head.detach(), yolo)
     height, width = head.shape[-2:]
     cell_anchors = head.new_tensor(yolo.head_anchors) * head.new_tensor((width / size[1], height / size[0]))
     at = (found.image, found.anchor, found.row, found.column)
-    rows = values[at]
+    rows, confidence = _Taken.apply(head, yolo, at)
     boxes = box_offsets(rows, cell_anchors[found.anchor], yolo)
     agreement = similarity(boxes, found.boxes, settings.iou_loss)
 
@@ -94,12 +96,35 @@ def _head_loss(
         weight[_overlapping(values, cell_anchors, targets, yolo)] = 0
         weight[at] = 1
     if settings.focal_gamma:
-        weight = weight * (_probability(values[..., 4], yolo).detach() - wanted).abs() ** settings.focal_gamma
-    objectness = (_cross_entropy(values[..., 4], wanted, yolo) * weight).sum()
+        weight = weight * (_probability(values[..., 4], yolo) - wanted).abs() ** settings.focal_gamma
+    objectness = (_cross_entropy(confidence, wanted, yolo) * weight).sum()
 
     labels = F.one_hot(found.labels, yolo.classes).to(rows.dtype)
     labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
     return (1 - agreement).sum(), objectness, _cross_entropy(rows[:, 5:], labels, yolo).sum()
+
+
+class _Taken(torch.autograd.Function):
+    """The rows of the positives and the objectness of all predictions.
+
+    Plain indexing gives the same, but its backward pass fills and adds two tensors of the head's size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, head: Tensor, yolo: Yolo, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """[P, 5 + C] and [B, A, H, W]."""
+        ctx.head, ctx.yolo, ctx.at = head, yolo, at
+        values = split_head(head, yolo)
+        return values[at], values[..., 4].clone()
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor, confidence: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient in the head's memory format."""
+        gradient = torch.zeros_like(ctx.head)
+        values = split_head(gradient, ctx.yolo)
+        values[..., 4] = confidence
+        values.index_put_(ctx.at, rows, accumulate=True)
+        return gradient, None, None
 
 
 @torch.no_grad()
@@ -112,14 +137,14 @@ def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yo
     batch, anchors, height, width = values.shape[:4]
     boxes = box_offsets(values, cell_anchors.view(1, anchors, 1, 1, 2), yolo)
     boxes = torch.cat((boxes[..., :2] + grid(height, width, values), boxes[..., 2:]), dim=-1)
-    mask = values.new_zeros(values.shape[:4], dtype=torch.bool)
-    cells = values.new_tensor((width, height, width, height))
-    for picture in range(batch):
-        objects = targets[targets[:, 0] == picture, 2:6] * cells
-        if len(objects):
-            overlap = similarity(boxes[picture].view(-1, 1, 4), objects[None]).amax(dim=1)
-            mask[picture] = (overlap > yolo.ignore_thresh).view(anchors, height, width)
-    return mask
+    boxes = boxes.reshape(batch, -1, 4)
+    objects = targets[:, 2:6] * values.new_tensor((width, height, width, height))
+    hits = values.new_zeros(boxes.shape[:2])
+    for some in torch.arange(len(targets), device=targets.device).split(max(1, PAIRS // boxes.shape[1])):
+        picture = targets[some, 0].long()
+        overlap = similarity(boxes[picture], objects[some, None])
+        hits.index_add_(0, picture, (overlap > yolo.ignore_thresh).to(hits.dtype))
+    return (hits > 0).view(batch, anchors, height, width)
 
 
 def _probability(values: Tensor, yolo: Yolo) -> Tensor:

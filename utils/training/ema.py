@@ -15,7 +15,7 @@ class AveragedModel:
     """Exponential moving average of a model's parameters and running statistics.
 
     Args:
-        model: its copy starts the average.
+        model: its copy starts the average; it stays on its device.
         decay: share of the average that an update keeps, once the start is over.
     """
 
@@ -23,15 +23,16 @@ class AveragedModel:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the model; call it once an optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (RAMP + self.updates))
-        ours, theirs = self.model.state_dict(), model.state_dict()
-        floating = [key for key, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[key] for key in floating], [theirs[key] for key in floating], 1 - decay)
-        for key, value in ours.items():
-            if not value.is_floating_point():
-                value.copy_(theirs[key])
+        ours, theirs = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for own, other in self._copied:
+            own.copy_(other)

@@ -29,7 +29,8 @@ from utils.errors import Interrupted, NumericsError
 from utils.evaluation import evaluate, network_input
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
-from utils.training.optim import Schedule, build_optimizer, set_step
+from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
+from utils.training.probe import FORMATS
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.state import Progress, Source, State
 from utils.training.stop import StopRequest
@@ -83,6 +84,7 @@ class Trainer:
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
         self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
+        self.format = FORMATS[settings.memory_format]
         _freeze(model, settings.freeze)
         average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
         self.state = State(
@@ -179,7 +181,7 @@ class Trainer:
     def _loss(self, images: Tensor, targets: Tensor) -> LossTerms:
         device = self.team.device.type
         with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            heads = self.parallel(images).heads
+            heads = self.parallel(images.contiguous(memory_format=self.format)).heads
         size = (images.shape[-2], images.shape[-1])
         return detection_loss(heads, targets, self.model.network.yolos, size, self.hyp.loss, self.team.positives)
 
@@ -188,8 +190,7 @@ class Trainer:
         optimizer, scaler = self.state.optimizer, self.state.scaler
         set_step(optimizer, self.schedule, self.progress.step)
         scaler.unscale_(optimizer)
-        limit = self.hyp.optimizer.clip_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        norm = clip_gradient(self.model.parameters(), self.hyp.optimizer.clip_norm)
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped and (self._skipped >= MOST_SKIPPED or not scaler.is_enabled()):
             raise NumericsError(
@@ -200,7 +201,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         if self.state.average is not None:
-            self.state.average.update(self.model)
+            self.state.average.update()
 
     def _resize(self, images: Tensor, position: int) -> Tensor:
         """The batch at the size that a multi-scale run drew for this stretch of batches."""

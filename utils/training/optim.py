@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ NOMINAL_BATCH = 64
 """Pictures an optimizer step stands for; smaller batches are accumulated up to it."""
 LEAST_STEPS = 1000
 """A run gets at least this many optimizer steps, by accumulating less, before the nominal batch is kept."""
-ADAM_SHARE = 0.1
+ADAM_SHARE = 1 / 30
 """Adam's learning rate as a share of SGD's."""
 
 
@@ -91,8 +91,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, adam: bool) -
     ]
     groups = [group for group in groups if group["params"]]
     if adam:
-        return torch.optim.AdamW(groups, lr=settings.lr0 * ADAM_SHARE, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=True)
+        betas = (settings.momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=settings.lr0 * ADAM_SHARE, betas=betas, fused=True)
+    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=True, fused=True)
 
 
 def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
@@ -103,6 +104,15 @@ def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) ->
         group["lr"] = rate
         if not adam:
             group["momentum"] = schedule.momentum(step)
+
+
+def clip_gradient(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scale the whole gradient down to a norm of `limit` if it is longer (0: never); its norm before that."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients))
+    if limit and limit < norm < math.inf:
+        torch._foreach_mul_(gradients, limit / norm)
+    return norm
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:

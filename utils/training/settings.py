@@ -27,8 +27,8 @@ LARGEST_HYP = 1 << 20
 class OptimizerSettings:
     """Step sizes and their schedule."""
 
-    lr0: float = 0.01
-    """Largest learning rate, for SGD; Adam takes a tenth."""
+    lr0: float = 0.03
+    """Largest learning rate, for SGD; Adam takes a thirtieth."""
     lrf: float = 0.01
     """Last learning rate as a share of lr0; the way down is a half cosine."""
     momentum: float = 0.937
@@ -83,6 +83,8 @@ class TrainSettings:
     """Keep epochN.pt every so many epochs; 0: never."""
     conf_thres: float = 0.001
     iou_thres: float = 0.6
+    memory_format: str = "channels_last"
+    """A key of `probe.FORMATS`; "auto": the one that is found to be faster."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Source(NamedTuple):
     args: Mapping[str, Any]
     hyp: Mapping[str, Any]
     plan: Mapping[str, Any]
-    """What must be the same for a resume to go on with the same batches: `data` (fingerprint), `batch` (pictures)."""
+    """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), `format`."""
 
 
 @dataclass

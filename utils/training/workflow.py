@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from models import Darknet
 from utils.checkpoint import load_model
 from utils.cli import log
 from utils.darknet.blocks import Network
@@ -33,6 +34,7 @@ from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
+from utils.training.probe import FORMATS, faster_format
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.start import initial_model, resumable
 from utils.training.state import Progress, Source
@@ -103,15 +105,21 @@ def _train(plan: TrainPlan, team: Team) -> dict[str, Any]:
     lineage = start.lineage
     if plan.resume is None:
         log(start.note)
+        batches["format"] = _memory_format(plan, start.model, team)
     else:
         with team.one_by_one():
             checkpoint = resumable(plan.resume / "weights", start.model)
         lineage = tuple(checkpoint["lineage"])
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
+        batches["format"] = checkpoint["plan"]["format"]
     train_loader, val_loader = _loaders(plan, train, valid, files.network, team)
-    settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader), team.size))
+    settings = dataclasses.replace(
+        plan.settings,
+        accumulate=_accumulate(plan, len(train_loader), team.size),
+        memory_format=batches["format"],
+    )
     run = _run_directory(plan, files, team)
-    model = start.model.to(team.device, memory_format=torch.channels_last)
+    model = start.model.to(team.device, memory_format=FORMATS[settings.memory_format])
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team)
     if plan.resume is not None:
@@ -187,6 +195,15 @@ def _loaders(
         return loader, None
     plain = DetectionDataset(valid, size=settings.test_size, **shared)
     return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
+
+
+def _memory_format(plan: TrainPlan, model: Darknet, team: Team) -> str:
+    """The format asked for, or the one that the first process finds to be faster."""
+    settings = plan.settings
+    if settings.memory_format != "auto":
+        return settings.memory_format
+    found = faster_format(model, settings.size, plan.batch_size, team.device) if team.leads else ""
+    return team.share(found)
 
 
 def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
