@@ -42,10 +42,11 @@ class Row:
     what: str
     """The question it answers."""
     cfg: str
+    """`{shared}` in it is the folder of the real data, as in `data` and `flags`."""
     data: str
-    """Data set, `<folder>/<file>.data`."""
     epochs: int
     seed: int = 0
+    size: int = 256
     flags: tuple[str, ...] = ()
     """Of train.py, beside the above."""
     publish: bool = False
@@ -53,21 +54,31 @@ class Row:
 
     def command(self, name: str, shared: str) -> list[str]:
         """The arguments of python for the training."""
-        return ["train.py", "--cfg", self.cfg, "--data", f"{shared}/data/{self.data}", "--epochs", str(self.epochs),
-                "--batch-size", "16", "--seed", str(self.seed), *self.flags, "--cache-images",
-                "--project", str(RUNS), "--name", name]  # fmt: skip
+        arguments = ["train.py", "--cfg", self.cfg, "--data", self.data, *self.flags, "--img_size", str(self.size),
+                     "--epochs", str(self.epochs), "--batch-size", "16", "--seed", str(self.seed), "--workers", "1",
+                     "--cache-images", "--project", str(RUNS), "--name", name]  # fmt: skip
+        return [argument.format(shared=shared) for argument in arguments]
 
 
-BCCD = "bccd/bccd.data"
-TINY = "cfg/yolov4-tiny.cfg"
-AT_256 = ("--img_size", "256", "--workers", "1")
+BCCD, ROADSIGNS = "{shared}/data/bccd/bccd.data", "{shared}/data/roadsigns/roadsigns.data"
+V4, V3 = "cfg/yolov4-tiny.cfg", "cfg/yolov3-tiny.cfg"
+FASTEST = "{shared}/data/weights/yolo-fastest-1.1-xl"
+FROM_COCO = ("-pt", "--no-flip", "--weights")
 ROWS = {
-    "bccd-yolov4-tiny": Row("from scratch", TINY, BCCD, 60, 0, AT_256, publish=True),
-    "bccd-assignment-darknet": Row("assignment: darknet (the default)", TINY, BCCD, 20, 0, AT_256),
-    "bccd-assignment-ratio": Row(
-        "assignment: ratio", TINY, BCCD, 20, 0, (*AT_256, "--hyp", "benchmarks/hyp/ratio.yaml")
+    "bccd-yolov4-tiny": Row("from scratch", V4, BCCD, 60, publish=True),
+    "bccd-yolov4-tiny-seed1": Row("from scratch, another seed", V4, BCCD, 60, 1),
+    "roadsigns-yolov3-tiny": Row(
+        "from COCO weights, no flips", V3, ROADSIGNS, 15,
+        flags=(*FROM_COCO, "{shared}/data/weights/yolov3-tiny.weights"), publish=True,
     ),
-}
+    "bccd-yolov3-tiny": Row("from scratch", V3, BCCD, 60),
+    "roadsigns-yolo-fastest-xl": Row(
+        "from COCO weights, no flips", f"{FASTEST}.cfg", ROADSIGNS, 15, size=224,
+        flags=(*FROM_COCO, f"{FASTEST}.weights"),
+    ),
+    "bccd-assignment-darknet": Row("assignment: darknet (the default)", V4, BCCD, 20),
+    "bccd-assignment-ratio": Row("assignment: ratio", V4, BCCD, 20, flags=("--hyp", "benchmarks/hyp/ratio.yaml")),
+}  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,8 +115,8 @@ def finish(name: str, row: Row) -> None:
         begun = (folder / "weights" / "last.pt").exists()
         python("train.py", "--resume", str(folder)) if begun else python(*row.command(name, shared))
     measured = json.loads(
-        python("test.py", "--data", f"{shared}/data/{row.data}", "--weights", str(folder / "weights" / "best.pt"),
-               "--img_size", row.flags[row.flags.index("--img_size") + 1], "--json")
+        python("test.py", "--data", row.data.format(shared=shared), "--img_size", str(row.size), "--json",
+               "--weights", str(folder / "weights" / "best.pt"))
     )  # fmt: skip
     document = describe(name, row, folder, measured)
     STORED.mkdir(exist_ok=True)
@@ -190,7 +201,8 @@ HEAD = """# Results of real runs
 Written by `python -m benchmarks.results` from the files in benchmarks/results; do not edit. AP by COCO's protocol
 (pycocotools) on the validation pictures, best epoch, averaged weights. Minutes are those of the training steps on a
 machine shared with other work. bccd: blood cells, 3 classes, 292 training and 72 validation pictures (MIT licence,
-github.com/Shenggan/BCCD_Dataset).
+github.com/Shenggan/BCCD_Dataset). roadsigns: 21 classes, 1197 and 315 pictures (Roboflow 100 "road signs",
+https://rf100.org, CC BY 4.0; made smaller here and split anew: [data.md](data.md)).
 """
 
 
