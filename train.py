@@ -37,6 +37,7 @@ from utils.errors import CheckpointError, InputError
 from utils.files import read_text
 from utils.flags import MOST_PARALLEL, add_device_flags, add_run_flags
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
+from utils.report.scalars import require_tensorboard
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
     if args.nosave and args.patience:
         raise InputError("--patience: needs the best weights kept; leave out --nosave")
+    if args.tensorboard:
+        require_tensorboard()
     if args.bucket is not None:
         raise InputError("--bucket: is gone; nothing is uploaded. Copy the run directory when the training is over")
     return args
@@ -150,6 +153,7 @@ def _add_run_flags(parser: Parser) -> None:
     group.add_argument(
         "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
     )
+    group.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard into the run directory")
     group.add_argument("--json", action="store_true", help="print one JSON document")
     group.add_argument("--bucket", help=argparse.SUPPRESS)
 
@@ -197,6 +201,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
         "strict": args.strict_data,
         "anchors": args.auto_anchors,
+        "tensorboard": args.tensorboard,
     }
 
 

@@ -22,7 +22,8 @@ from utils.training import loop, optim
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7")
+FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7",
+         "--memory-format", "channels_last")  # fmt: skip
 """Four batches in two steps an epoch: three batches and one."""
 KILLED = """
 import os, signal, sys

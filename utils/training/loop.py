@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
 from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
 from utils.training.probe import FORMATS
-from utils.training.settings import Hyperparameters, TrainSettings
+from utils.training.settings import Hyperparameters, TrainSettings, fitness
 from utils.training.state import Progress, Source, State
 from utils.training.stop import StopRequest
 from utils.training.team import Team
@@ -49,11 +49,6 @@ MOST_SKIPPED = 20
 
 class _Abandoned(Exception):  # noqa: N818
     """An evaluation was left because the run is to stop."""
-
-
-def fitness(metrics: Metrics) -> float:
-    """What `best.pt` is best at: 0.1 · AP50 + 0.9 · AP50-95."""
-    return 0.1 * metrics.map50 + 0.9 * metrics.map50_95
 
 
 class Trainer:
@@ -96,6 +91,8 @@ class Trainer:
         )
         self.parallel = team.parallel(model)
         self.results = Results(run.file("results.csv"), COLUMNS)
+        self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
+        """Called in the first process with the number and the row of each epoch, before it is saved."""
         self.stop = StopRequest()
         self._skipped = 0
 
@@ -103,6 +100,11 @@ class Trainer:
     def progress(self) -> Progress:
         """Where the run stands."""
         return self.state.progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left, or patience was at its end."""
+        return self.progress.epoch >= self.settings.epochs or self._out_of_patience()
 
     def train(self) -> Progress:
         """Run what is left of the epochs.
@@ -115,7 +117,7 @@ class Trainer:
         with self.stop:
             if self.settings.save and self.progress == Progress():
                 self._save()
-            ends = self.progress.epoch >= self.settings.epochs
+            ends = self.finished
             while not ends:
                 row = self._train_epoch()
                 ends = self._close_epoch(row)
@@ -239,7 +241,7 @@ class Trainer:
         ends = last
         if self.team.leads:
             self._record(row, metrics)
-            ends = last or self._out_of_patience()
+            ends = self.finished
             if self.settings.save or ends:
                 self._save()
         return self.team.any(ends)[0]
@@ -289,7 +291,7 @@ class Trainer:
             row |= scores
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
-            value = fitness(metrics)
+            value = fitness(metrics.map50, metrics.map50_95)
             if value > done.best_fitness or not self.settings.save:
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
@@ -299,6 +301,8 @@ class Trainer:
         except OSError as failure:  # a table is not worth a training
             log(f"warning: {self.results.path}: {failure.strerror}; epoch {done.epoch} is missing there")
         log(f"{line}  {row['seconds']:.1f} s")
+        for watch in self.watchers:
+            watch(done.epoch, row)
 
     def _out_of_patience(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch

@@ -23,6 +23,11 @@ from utils.files import read_text
 LARGEST_HYP = 1 << 20
 
 
+def fitness(map50: float, map50_95: float) -> float:
+    """What `best.pt` is best at: 0.1 · AP50 + 0.9 · AP50-95."""
+    return 0.1 * map50 + 0.9 * map50_95
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """Step sizes and their schedule."""

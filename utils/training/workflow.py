@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from utils.model_files import ModelFiles
 from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
+from utils.report.scalars import Scalars
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.probe import FORMATS, faster_format
@@ -71,6 +72,8 @@ class TrainPlan:
     strict: bool = False
     anchors: bool = False
     """Cluster the anchors anew."""
+    tensorboard: bool = False
+    """Write events for TensorBoard."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,17 +81,21 @@ class TrainPlan:
         return ("object",) if self.single_class else self.data.names
 
 
-def run_training(plan: TrainPlan) -> dict[str, Any]:
+def run_training(plan: TrainPlan, watch: Callable[[int, Mapping[str, float]], None] | None = None) -> dict[str, Any]:
     """Train, evaluate the best weights, draw the pictures of the run.
+
+    Args:
+        plan: what to do.
+        watch: called with the number of each epoch and its row of results.csv; what it raises ends the training.
 
     Returns:
         The values of `train.py --json`.
     """
     with joined(plan.device) as team:
-        return _train(plan, team)
+        return _train(plan, team, watch)
 
 
-def _train(plan: TrainPlan, team: Team) -> dict[str, Any]:
+def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, Any]:
     with team.one_by_one():
         train, valid = _indices(plan)
     files = plan.files
@@ -124,9 +131,13 @@ def _train(plan: TrainPlan, team: Team) -> dict[str, Any]:
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team)
     if plan.resume is not None:
         trainer.state.restore(checkpoint)
-        log(f"going on after epoch {trainer.progress.epoch} of {settings.epochs}, batch {trainer.progress.batch}")
+        log(_standing(trainer, run))
     elif team.leads:
         _draw_start(run, train_loader, train, plan.names)
+    if plan.tensorboard and team.leads:
+        trainer.watchers.append(Scalars(run.path, trainer.progress.epoch + 1).append)
+    if watch is not None:
+        trainer.watchers.append(watch)
     progress = trainer.train()
     evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
     scores = {"map50": None, "map50_95": None}
@@ -140,6 +151,14 @@ def _train(plan: TrainPlan, team: Team) -> dict[str, Any]:
         "best": str(run.weights / "best.pt"),
         "last": str(run.weights / "last.pt"),
     }
+
+
+def _standing(trainer: Trainer, run: RunDirectory) -> str:
+    """Where a resumed run stands, for the log."""
+    done, epochs = trainer.progress, trainer.settings.epochs
+    if trainer.finished:
+        return f"{run.path}: is finished, after epoch {done.epoch} of {epochs}; its best weights are evaluated again"
+    return f"going on after epoch {done.epoch} of {epochs}, batch {done.batch}"
 
 
 def _indices(plan: TrainPlan) -> tuple[Index, Index | None]:
