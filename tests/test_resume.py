@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,26 @@ def test_other_pictures_cannot_be_resumed(run, folder, tmp_path):
             run("--resume", str(directory))
     finally:
         label.write_text(text)
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_with_workers_it_is_bit_identical(folder, tmp_path):
+    """Eight times kill -9 of the whole group, wherever the run then is: starting, loading, saving, evaluating."""
+    common = [sys.executable, "train.py", "--workers", "2", "--device", "cpu"]
+    begin = [*common, "--cfg", f"{folder}/n.cfg", "--data", f"{folder}/d.data", *FLAGS, "--epochs", "40",
+             "--project", f"{tmp_path}/runs"]  # fmt: skip
+    subprocess.run([*begin, "--name", "straight"], cwd=ROOT, check=True, capture_output=True)
+    rng = random.Random(1000)
+    last = tmp_path / "runs" / "cut" / "weights" / "last.pt"
+    reached = []
+    for _ in range(8):
+        again = [*common, "--resume", str(last.parent.parent)]
+        flags = again if last.exists() else [*begin, "--name", "cut", "--exist-ok"]
+        with subprocess.Popen(flags, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(3, 9))
+            os.killpg(process.pid, signal.SIGKILL)
+        reached.append(read_checkpoint(last)["progress"]["step"] if last.exists() else 0)
+    assert reached == sorted(reached)
+    assert any(reached)
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    assert_same(state(last), state(tmp_path / "runs" / "straight" / "weights" / "last.pt"))

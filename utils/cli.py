@@ -189,7 +189,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         if report is None or "--debug" in sys.argv:
             raise
         message, status = report
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        who = "" if leads() else f"process {os.environ['RANK']}: "
+        print(f"error: {who}{one_line(message)}", file=sys.stderr)
         sys.exit(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_all_start_methods
@@ -273,5 +274,6 @@ def _collate_or_error(samples: list[Sample] | SuiteError) -> Batch | SuiteError:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's wish to save first
     if hasattr(os, "setpgid"):  # Ctrl-C and a signal to the group are for the main process, which ends the workers
         os.setpgid(0, 0)
