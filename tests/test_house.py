@@ -13,7 +13,7 @@ from utils.darknet.data_file import load_data
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60
 EIGHT = {"torch", "torchvision", "numpy", "opencv-python", "matplotlib", "pycocotools", "tqdm", "pyyaml"}
-OPTIONAL = ("requirements-dev.txt", "requirements-export.txt", "requirements-openvino.txt", "requirements-search.txt")
+OPTIONAL = tuple(f"requirements-{name}.txt" for name in ("convert", "dev", "export", "openvino", "search"))
 VAGUE = {"misc", "common", "helpers", "utils"}
 
 

@@ -36,6 +36,12 @@ TORCH_FREE = (
     "utils.flags",
     "utils.model_files",
     "utils.report.cost",
+    "utils.data.annotations",
+    "utils.data.convert",
+    "utils.data.picture_set",
+    "utils.data.read_coco",
+    "utils.data.read_oxford",
+    "utils.data.read_voc",
 )
 
 TORCH = {"torch", "torchvision"}

@@ -1,0 +1,579 @@
+"""Annotated data sets become label files and lists that say the same; nothing of the data set is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.cli import one_line
+from utils.darknet.data_file import load_data
+from utils.data import convert
+from utils.data.index import index
+from utils.data.picture_set import shown_size
+from utils.errors import DataError, InputError
+
+SIZE = (40, 80)
+"""Height and width of every made-up picture."""
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
+
+
+def xml(*objects: str, size: str = "<width>80</width><height>40</height>", filename: str = "x.jpg") -> str:
+    return (
+        f"<annotation>\n<filename>{filename}</filename>\n<size>{size}</size>\n" + "\n".join(objects) + "\n</annotation>"
+    )
+
+
+def thing(name: str, *corners: float, difficult: int = 0) -> str:
+    tags = "".join(
+        f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{tags}</bndbox></object>"
+
+
+def voc_root(root: Path, annotations: dict[str, str], **lists: str) -> Path:
+    """A VOC year; each annotation's picture is made, and each list is of names divided by blanks."""
+    for seed, (stem, text) in enumerate(annotations.items()):
+        picture(root / "JPEGImages" / f"{stem}.jpg", seed)
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    for name, stems in lists.items():
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems.split()))
+    return root
+
+
+def coco_document(*boxes: tuple[float, float, float, float], **changes) -> dict:
+    """One picture a.jpg; a box each; two categories with ids that are not in order and leave gaps."""
+    return {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 80, "height": 40}],
+        "annotations": [{"image_id": 7, "category_id": 9, "bbox": list(box)} for box in boxes],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}],
+    } | changes
+
+
+def coco_file(folder: Path, document: dict, name: str = "instances_train.json") -> Path:
+    path = folder / "annotations" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    picture(folder / "images" / "a.jpg")
+    return path
+
+
+@pytest.fixture
+def converted(tmp_path, capsys):
+    """Call the converter; returns the folder of the result and its JSON document."""
+
+    def call(*flags: str | Path) -> tuple[Path, dict]:
+        output = tmp_path / "out"
+        convert.main([*map(str, flags), "--output", str(output), "--json"])
+        return output, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def rows(output: Path, split: str) -> dict[str, list[list[float]]]:
+    """Path in a list → the rows of its label file."""
+    found = {}
+    for line in (output / f"{split}.txt").read_text().splitlines():
+        label = output / line.replace("images", "labels", 1).rpartition(".")[0]
+        found[line] = [[float(field) for field in row.split()] for row in Path(f"{label}.txt").read_text().splitlines()]
+    return found
+
+
+def flaws(output: Path) -> dict[str, int]:
+    """What the index finds in a result, but pictures without a box."""
+    (path,) = output.glob("*.data")
+    data = load_data(path)
+    sources = [source for source in (data.train, data.valid) if source]
+    report = index(sources, data.names, cache_dir=None).report
+    return {kind: count for kind, count in report.counts().items() if kind != "empty label file"}
+
+
+# VOC
+
+
+def test_voc_pixels_count_from_one_as_in_darknets_own_script(converted, tmp_path):
+    """xmin 9, xmax 41 of 80: centre (9 + 41) / 2 - 1 = 24, width 32; ymin 1, ymax 21 of 40: centre 10, height 20."""
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 9, 1, 41, 21))}, trainval="a", test="a")
+    output, _ = converted("voc", root)
+    assert rows(output, "train") == {"images/train/a.jpg": [[0, 24 / 80, 10 / 40, 32 / 80, 20 / 40]]}
+    assert flaws(output) == {}
+
+
+def test_pixels_that_count_from_zero_are_taken_as_they_are(converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 8, 0, 40, 20))}, trainval="a", test="")
+    output, _ = converted("voc", root, "--first-pixel", "0")
+    assert rows(output, "train") == {"images/train/a.jpg": [[0, 24 / 80, 10 / 40, 32 / 80, 20 / 40]]}
+
+
+def test_several_years_are_one_set_and_the_last_may_have_no_test(converted, tmp_path):
+    first = voc_root(tmp_path / "VOC2007", {"a": xml(thing("dog", 1, 1, 9, 9)), "b": xml()}, trainval="a", test="b")
+    second = voc_root(tmp_path / "VOC2012", {"a": xml(thing("cat", 1, 1, 9, 9)), "c": xml()}, trainval="a c")
+    output, document = converted("voc", first, second)
+    assert document["names"] == ["cat", "dog"]  # sorted, as VOC's own twenty are
+    assert {name: [row[0] for row in found] for name, found in rows(output, "train").items()} == {
+        "images/train/a.jpg": [1],
+        "images/train/a-2.jpg": [0],
+        "images/train/c.jpg": [],
+    }
+    assert rows(output, "val") == {"images/test/b.jpg": []}
+    assert document["splits"] == {
+        "train": {"pictures": 3, "boxes": 2, "backgrounds": 1},
+        "val": {"pictures": 1, "boxes": 0, "backgrounds": 1},
+    }
+    assert flaws(output) == {}
+
+
+@pytest.mark.parametrize(("flag", "boxes", "notes"), [("skip", 1, {"difficult, left out": 1}), ("keep", 2, {})])
+def test_difficult_objects_are_skipped_or_kept(flag, boxes, notes, converted, tmp_path):
+    text = xml(thing("cat", 1, 1, 9, 9), thing("cat", 20, 1, 30, 9, difficult=1))
+    _, document = converted("voc", voc_root(tmp_path / "v", {"a": text}, trainval="a", test=""), "--difficult", flag)
+    assert document["splits"]["train"]["boxes"] == boxes
+    assert document["notes"] == notes
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
+    annotations = {
+        "good": xml(thing("cat", 2, 2, 9, 9), thing("cat", 2, 2, 9, 9), thing("cat", 5, 5, 5, 9)),
+        "beyond": xml(thing("cat", 70, 2, 99, 9), thing("cat", 90, 2, 99, 9)),
+        "other_size": xml(size="<width>40</width><height>80</height>"),
+        "no_picture": xml(),
+        "no_image": xml(),
+        "no_size": xml(thing("cat", 2, 2, 9, 9), size=""),
+    }
+    root = voc_root(tmp_path / "voc", annotations, trainval=" ".join(annotations) + " good absent", test="good")
+    (root / "JPEGImages" / "no_picture.jpg").unlink()
+    (root / "JPEGImages" / "no_image.jpg").write_text("nothing")
+    output, document = converted("voc", root)
+    assert document["notes"] == {
+        "no annotation, picture left out": 1,
+        "same box twice, used once": 2,  # `good` is in the other split, too
+        "box without an area, left out": 3,
+        "box beyond the picture, cut": 1,
+        "picture of another size than annotated, left out": 1,
+        "picture not found, left out": 1,
+        "picture cannot be read, left out": 1,
+        "picture listed twice, used once": 1,
+    }
+    assert [len(found) for found in rows(output, "train").values()] == [1, 1, 1]
+    (_, cx, _, w, _) = rows(output, "train")["images/train/beyond.jpg"][0]
+    assert (cx + w / 2, cx - w / 2) == pytest.approx((1, 69 / 80))
+
+
+def test_the_summary_counts_and_names(tmp_path, capsys):
+    text = xml(*(thing("cat", n, 5, n, 9) for n in range(1, 6)), thing("cat", 1, 1, 9, 9))
+    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
+    convert.main(["voc", str(root), "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/out/out.data: train 1 pictures (0 without a box), 1 boxes; val 0 pictures" in out
+    assert f"box without an area, left out: 5: {root}/Annotations/a.xml: cat" in out and "and 2 more" in out
+
+
+def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):
+    for number in range(10):
+        picture(tmp_path / "mine" / f"p {number}.png", number)
+        (tmp_path / "mine" / f"p {number}.xml").write_text(xml(thing("cat", 1 + number, 1, 20, 20)))
+    with pytest.raises(DataError, match=r"test\.txt: no such list; there is none; --val-share makes a split"):
+        converted("voc", tmp_path / "mine")
+    output, document = converted("voc", tmp_path / "mine", "--val-share", "0.3", "--seed", "4")
+    assert [document["splits"][name]["pictures"] for name in ("train", "val")] == [7, 3]
+    assert not {Path(name).name for name in rows(output, "train")} & {Path(name).name for name in rows(output, "val")}
+    first = rows(output, "val")
+    output.rename(tmp_path / "first")
+    assert rows(converted("voc", tmp_path / "mine", "--val-share", "0.3", "--seed", "4")[0], "val") == first
+    output.rename(tmp_path / "second")
+    assert rows(converted("voc", tmp_path / "mine", "--val-share", "0.3", "--seed", "5")[0], "val") != first
+    assert flaws(output) == {}
+
+
+def test_names_choose_and_order_the_classes(converted, tmp_path):
+    (tmp_path / "my.names").write_text("dog\ncat\n")
+    text = xml(thing("cat", 1, 1, 9, 9), thing("dog", 1, 1, 8, 9), thing("cow", 1, 1, 7, 9))
+    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
+    output, document = converted("voc", root, "--names", tmp_path / "my.names", "--name", "pets")
+    assert [row[0] for row in rows(output, "train")["images/train/a.jpg"]] == [1, 0]
+    assert document["notes"] == {"class not in --names, box left out": 1}
+    assert (output / "pets.data").read_text() == "classes=2\ntrain=train.txt\nvalid=val.txt\nnames=pets.names\n"
+    assert (output / "pets.names").read_text() == "dog\ncat\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
+        ("<a>\n</b>", r"a\.xml:2: not valid XML: mismatched tag"),
+        ("", r"a\.xml:1: not valid XML"),
+        ("<!DOCTYPE a [\n<!ENTITY e 'x'>]>\n<a>&e;</a>", r"a\.xml:1: a document type"),
+        ("<?xml version='1.0'?>\n<!DOCTYPE a SYSTEM '/dev/null'>\n<a/>", r"a\.xml:2: a document type"),
+        ("<a>&e;</a>", r"a\.xml:1: not valid XML: undefined entity"),
+        (xml("<object>\n<name>cat</name></object>"), r"a\.xml:4: an object needs a name and a bndbox"),
+        (xml(thing("", 1, 1, 9, 9)), r"a\.xml:4: an object needs a name"),
+        (xml(thing("cat", 1, 1, 9, float("nan"))), r"a\.xml:4: ymax is 'nan'; a number was expected"),
+        (xml(thing("cat", 1, 1, 9, float("inf"))), r"a\.xml:4: ymax is 'inf'"),
+        (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
+    ],
+)
+def test_a_malformed_annotation_stops_with_its_line(text, match, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
+    with pytest.raises(DataError, match=match) as caught:
+        converted("voc", root)
+    assert "\n" not in one_line(str(caught.value))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".convert-*"))
+
+
+def test_an_annotation_that_is_too_large_or_not_utf_8_is_refused(converted, tmp_path, monkeypatch):
+    root = voc_root(tmp_path / "voc", {"a": xml()}, trainval="a", test="")
+    (root / "Annotations" / "a.xml").write_bytes(xml().encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.xml:1: byte 0xff is not UTF-8"):
+        converted("voc", root)
+    monkeypatch.setattr("utils.data.read_voc.LARGEST_XML", 10)
+    with pytest.raises(DataError, match=r"a\.xml: .* at most 10 bytes"):
+        converted("voc", root)
+
+
+def test_a_list_or_folder_that_is_missing_is_named_with_those_there_are(converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml()}, train="a", val="a", cat_train="a")
+    with pytest.raises(DataError, match=r"trainval\.txt: no such list; there are: train, val$"):
+        converted("voc", root)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        converted("voc", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no \.xml files"):
+        converted("voc", root / "JPEGImages", "--val-share", "0.5")
+
+
+def test_the_list_of_a_single_class_has_flags_behind_the_names(converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="", test="")
+    (root / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
+    assert len(rows(converted("voc", root, "--train", "cat_train")[0], "train")) == 1
+
+
+# COCO
+
+
+def test_coco_categories_become_classes_in_the_order_of_their_ids(converted, tmp_path):
+    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20)))
+    output, document = converted("coco", "--train", path)
+    assert document["names"] == ["dog", "cat"]
+    assert rows(output, "train") == {"images/train/a.jpg": [[1, 24 / 80, 10 / 40, 32 / 80, 20 / 40]]}
+    assert "valid" not in (output / "out.data").read_text()
+    assert flaws(output) == {}
+
+
+def test_crowds_are_left_out_and_counted(converted, tmp_path):
+    document = coco_document((8, 0, 32, 20), (1, 1, 5, 5))
+    document["annotations"][1]["iscrowd"] = 1
+    _, result = converted("coco", "--train", coco_file(tmp_path, document))
+    assert result["splits"]["train"]["boxes"] == 1
+    assert result["notes"] == {"crowd, left out": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("cat\n", {"cat": 0}),
+        ("cat\ndog\n", {"cat": 0}),
+        ("hound\ncat\n", {"cat": 1}),
+        ("hound\nkitten\n", {"kitten": 1}),
+    ],
+)
+def test_names_choose_categories_or_call_them_otherwise(names, expected, converted, tmp_path):
+    (tmp_path / "my.names").write_text(names)
+    path = coco_file(tmp_path, coco_document((8, 0, 32, 20)))
+    output, document = converted("coco", "--train", path, "--names", tmp_path / "my.names")
+    (row,) = rows(output, "train")["images/train/a.jpg"]
+    assert {document["names"][int(row[0])]: int(row[0])} == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ("cat\nhound\n", "'hound' is no class of the data set, which has: dog, cat"),
+        ("cat\ncat\n", "'cat' is there twice"),
+    ],
+)
+def test_names_that_fit_no_category_are_refused(names, match, converted, tmp_path):
+    (tmp_path / "my.names").write_text(names)
+    with pytest.raises(DataError, match=match):
+        converted("coco", "--train", coco_file(tmp_path, coco_document()), "--names", tmp_path / "my.names")
+
+
+@pytest.mark.parametrize("folder", ["val2017", "images/val2017", "images", "annotations"])
+def test_pictures_are_found_where_archives_and_exporters_put_them(folder, converted, tmp_path):
+    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20)), "instances_val2017.json")
+    picture(tmp_path / "mine" / "a.jpg")
+    (tmp_path / "coco" / "images" / "a.jpg").unlink()
+    os.makedirs(tmp_path / "coco" / folder, exist_ok=True)
+    (tmp_path / "mine" / "a.jpg").rename(tmp_path / "coco" / folder / "a.jpg")
+    assert list(rows(converted("coco", "--train", path)[0], "train")) == ["images/val2017/a.jpg"]
+
+
+def test_a_name_that_leads_elsewhere_is_read_and_written_inside_the_set(converted, tmp_path):
+    picture(tmp_path / "coco" / "images" / "a.jpg")
+    image = {"id": 7, "file_name": "../../b\n.jpg"}
+    picture(tmp_path / "b\n.jpg")
+    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20), images=[image]))
+    output, _ = converted("coco", "--train", path, "--images", tmp_path / "coco" / "images")
+    assert list(rows(output, "train")) == ["images/train/b_.jpg"]
+    assert flaws(output) == {}
+
+
+def changed(key: str, **values) -> dict:
+    document = coco_document((8, 0, 32, 20))
+    document[key][0] |= values
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "match"),
+    [
+        ([], "has no list of objects 'images'"),
+        (coco_document(categories={}), "has no list of objects 'categories'"),
+        (coco_document(categories=[]), "categories is empty"),
+        (coco_document(annotations=[1]), "has no list of objects 'annotations'"),
+        (changed("annotations", image_id=8), r"annotations\[0\]: image_id 8 is not in the file"),
+        (changed("annotations", category_id=1), r"annotations\[0\]: category_id 1 is not in the file"),
+        (changed("annotations", bbox=[1, 2, 3]), r"annotations\[0\]: bbox is \[1, 2, 3\]"),
+        (changed("annotations", bbox=[1, 2, 3, float("nan")]), "bbox is"),
+        (changed("annotations", bbox=[1, 2, 3, "4"]), "bbox is"),
+        (changed("images", id="7"), r"images\[0\]: id is '7'; an integer was expected"),
+        (changed("images", file_name=None), r"images\[0\]: file_name is None; a text was expected"),
+        (changed("categories", id=4), r"categories\[1\]: id 4, name 'dog'; both must be there once only"),
+        (changed("categories", name="dog"), "both must be there once only"),
+        (changed("categories", name="a\nb"), r"class name 'a\\nb'"),
+    ],
+)
+def test_a_malformed_coco_file_stops_with_its_place(document, match, converted, tmp_path):
+    with pytest.raises(DataError, match=match) as caught:
+        converted("coco", "--train", coco_file(tmp_path, document))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [('{\n"images": [\n}', r"x\.json:3: not valid JSON: .* at column 1"), ("[" * 100_000, r"x\.json: not valid JSON")],
+)
+def test_a_file_that_is_no_json_stops_with_its_line(text, match, converted, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=match):
+        converted("coco", "--train", tmp_path / "x.json")
+
+
+def test_two_files_must_have_the_same_categories(converted, tmp_path):
+    first = coco_file(tmp_path, coco_document())
+    second = coco_file(tmp_path, coco_document(categories=[{"id": 1, "name": "cat"}]), "instances_val.json")
+    with pytest.raises(DataError, match="its categories are not those of"):
+        converted("coco", "--train", first, "--val", second)
+
+
+# Oxford hands
+
+
+@pytest.fixture
+def hands(tmp_path):
+    """hand_dataset with one picture a split: two hands, one hand, none."""
+    io = pytest.importorskip("scipy.io")
+    root = tmp_path / "hand_dataset"
+    for count, split in enumerate(("test_dataset/test_data", "validation_dataset/validation_data",
+                                   "training_dataset/training_data")):  # fmt: skip
+        picture(root / split / "images" / "a.jpg")
+        (root / split / "annotations").mkdir()
+        cell = np.empty((1, count), object)
+        for number in range(count):
+            corners = {"a": [1.5, 9.5], "b": [11.5, 1.5 + number], "c": [21.5, 9.5], "d": [11.5, 17.5]}
+            cell[0, number] = {key: np.array([value]) for key, value in corners.items()} | {"e": "L"}
+        io.savemat(root / split / "annotations" / "a.mat", {"boxes": cell})
+    return root
+
+
+def test_a_hand_is_the_upright_box_around_its_corners(hands, converted):
+    """Corners (y, x) of 1.5..21.5 and 1.5..17.5, where the picture's edge is at 0.5: y 1..21, x 1..17."""
+    output, document = converted("oxford-hand", hands)
+    assert rows(output, "train")["images/train/a.jpg"] == [
+        pytest.approx([0, 9 / 80, 11 / 40, 16 / 80, 20 / 40]),
+        pytest.approx([0, 9.5 / 80, 11 / 40, 15 / 80, 20 / 40]),
+    ]
+    assert rows(output, "val") == {"images/test/a.jpg": []}
+    assert document["names"] == ["hand"]
+    assert flaws(output) == {}
+
+
+def test_the_validation_pictures_may_be_those_of_the_set(hands, converted):
+    output, _ = converted("oxford-hand", hands, "--val", "validation")
+    assert len(rows(output, "val")["images/validation/a.jpg"]) == 1
+
+
+def test_a_malformed_mat_file_is_named(hands, converted):
+    from scipy.io import savemat
+
+    path = hands / "training_dataset/training_data/annotations/a.mat"
+    for boxes, match in ((np.zeros(3), "has no cell array boxes"), ({"a": [1, 2]}, "corners a, b, c and d must be")):
+        savemat(path, {"boxes": boxes})
+        with pytest.raises(DataError, match=match):
+            converted("oxford-hand", hands)
+    path.write_bytes(b"MATLAB 5.0 but not really")
+    with pytest.raises(DataError, match=r"a\.mat: not a MATLAB 5 file"):
+        converted("oxford-hand", hands)
+    path.unlink()
+    with pytest.raises(DataError, match=r"none of 0 training pictures.*a\.mat: no annotation"):
+        converted("oxford-hand", hands)
+
+
+def test_without_scipy_the_requirements_file_is_named(converted, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-convert\.txt"):
+        converted("oxford-hand", tmp_path)
+
+
+# Where the result goes
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path): (path.lstat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    before = tree(root)
+    output, _ = converted("voc", root, *(["--copy"] if copy else []))
+    image = output / "images" / "train" / "a.jpg"
+    assert image.is_symlink() is not copy
+    assert image.read_bytes() == (root / "JPEGImages" / "a.jpg").read_bytes()
+    assert tree(root) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "voc"]
+
+
+def test_links_lead_to_the_pictures_from_any_folder(converted, tmp_path, monkeypatch):
+    voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    monkeypatch.chdir(tmp_path)
+    output, _ = converted("voc", "voc")
+    monkeypatch.chdir("/")
+    assert flaws(output) == {}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_folder_that_holds_something_is_refused_and_kept(kind, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    output = tmp_path / "out"
+    if kind == "folder":
+        (output / "mine").mkdir(parents=True)
+    elif kind == "file":
+        output.write_text("mine")
+    else:
+        output.symlink_to(root)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="holds other files or is no folder; name a new folder"):
+        converted("voc", root)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--val-share", "0"], "a share above 0"),
+        (["--val-share", "1"], "outside 0 <= value < 1"),
+        (["--first-pixel", "2"], "--first-pixel: invalid choice"),
+        (["--nam", "x"], "unknown flag --nam; did you mean --name"),
+        (["--name", "a/b"], r"--name 'a/b': letters"),
+        (["--names", "no.names"], r"no\.names: no such file"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, match, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    with pytest.raises(InputError, match=match):
+        converted("voc", root, *flags)
+
+
+def test_a_turned_picture_has_the_size_it_is_shown_with(tmp_path):
+    """Orientation 6 in an Exif block: a picture of 40 x 80 is shown 80 high and 40 wide."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    picture(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    for height, width in (SIZE, (41, 40)):
+        picture(tmp_path / "a.jpg", size=(height, width))
+        data = (tmp_path / "a.jpg").read_bytes()
+        (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+        assert shown_size(tmp_path / "a.jpg") == (width, height)
+
+
+# Real sets
+
+
+def test_voc_annotations_of_bccd_give_bccds_labels(converted, shared):
+    """Equal to the last digit but for sums that lie between two digits; bccd's labels count pixels from 0."""
+    data = shared / "data"
+    output, document = converted("voc", data / "voc_bccd", "--images", data / "bccd" / "images", "--first-pixel", "0")
+    assert document["notes"] == {"box without an area, left out": 2}
+    assert document["names"] == (data / "bccd" / "bccd.names").read_text().split()
+    assert flaws(output) == {}
+    assert differences(output, data / "bccd") <= 1.01e-6
+
+
+def test_a_pixel_that_counts_from_one_moves_bccds_boxes_by_one_pixel(converted, shared):
+    data = shared / "data"
+    output, _ = converted("voc", data / "voc_bccd", "--images", data / "bccd" / "images")
+    assert differences(output, data / "bccd") == pytest.approx(1 / 480, abs=2e-6)
+
+
+def test_coco_annotations_of_coco_mini_give_its_labels(converted, shared, root):
+    """The JSON rounds to 0.01 pixel of 416, so corners are off by 0.005 at most and sizes by 0.01: 5e-5 of a side."""
+    folder = shared / "data" / "coco_mini"
+    files = ["--train", folder / "annotations/instances_train.json", "--val", folder / "annotations/instances_val.json"]
+    output, document = converted("coco", *files, "--names", root / "data" / "coco.names")
+    assert document["notes"] == {"crowd, left out": 21}
+    assert document["names"] == (folder / "coco_mini.names").read_text().splitlines()
+    assert flaws(output) == {}
+    assert differences(output, folder) <= 5.01e-5
+
+
+def differences(output: Path, reference: Path) -> float:
+    """Largest difference between the labels of a result and of a set with the same pictures, row by row."""
+    worst = 0.0
+    for split in ("train", "val"):
+        own = rows(output, split)
+        names = [Path(line).name for line in (reference / f"{split}.txt").read_text().split()]
+        assert [Path(line).name for line in own] == names
+        for name, found in zip(names, own.values(), strict=True):
+            label = reference / "labels" / f"{Path(name).stem}.txt"
+            expected = np.array(label.read_text().split(), float).reshape(-1, 5)
+            ours = np.array(found).reshape(-1, 5)
+            np.testing.assert_array_equal(ours[:, 0], expected[:, 0])
+            worst = max(worst, float(np.abs(ours - expected).max(initial=0)))
+    return worst
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", list(convert.FORMATS))
+def test_the_example_of_the_help_is_a_command_of_the_parser(name, capsys):
+    command = shlex.split(convert.FORMATS[name][1])
+    assert convert.parse_args(command).format == name
+    with pytest.raises(SystemExit):
+        convert.parse_args([name, "--help"])
+    assert f"{convert.PROGRAM} {convert.FORMATS[name][1]}" in capsys.readouterr().out
+
+
+def test_the_program_is_one_line_and_status_2_on_bad_input(tmp_path, root):
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.data.convert", "voc", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")],
+        cwd=root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path}/nowhere: no such folder\n"
