@@ -1,0 +1,52 @@
+"""The convolutions whose channels sparse training squeezes and pruning removes; no torch.
+
+The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
+channel graph. They differ in one place: a depthwise convolution passes its channels through, so the convolution before
+it is a candidate like any other.
+"""
+
+from __future__ import annotations
+
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Route, Shortcut, Upsample
+from utils.graph import ChannelGraph
+
+SETS = {
+    0: "convolutions that no shortcut ties",
+    1: "all convolutions with batch normalisation",
+    2: "the last convolution of every residual unit",
+}
+"""What `--prune` means; 0 for normal and regular pruning, 1 for shortcut, slim and layer_channel, 2 for layers."""
+
+
+def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tuple[int, ...]:
+    """Block numbers of the candidates, in the order of the network.
+
+    Args:
+        graph: of the network.
+        prune: a key of `SETS`.
+        all_convs: sets 0 and 1 also have the convolutions that the classic rules leave out although the graph allows
+            them: directly before an upsampling, a spatial pyramid, or a route that splits its source.
+    """
+    blocks = graph.network.blocks
+    if prune == 2:
+        before = (i - 1 for i, block in enumerate(blocks) if isinstance(block, Shortcut))
+        return tuple(i for i in before if isinstance(blocks[i], Convolutional) and blocks[i].batch_normalize)
+    return tuple(
+        i
+        for i in graph.makers()
+        if blocks[i].batch_normalize
+        and not graph.pinned[graph.labels[i]].any()
+        and (prune == 1 or not graph.tied[graph.labels[i]].any())
+        and (all_convs or not _left_out(blocks, i))
+    )
+
+
+def _left_out(blocks: tuple[Block, ...], i: int) -> bool:
+    """The classic exceptions: what follows the convolution was not handled."""
+    after = blocks[i + 1 : i + 3]
+    match after:
+        case (Upsample(), *_) | (Maxpool(), Route()):
+            return True
+        case (Route() as route, *_):
+            return route.groups > 1
+    return False
