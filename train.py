@@ -8,11 +8,9 @@ from, results.csv and pictures.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from utils.cli import (
     LARGEST_SIDE,
@@ -33,15 +31,13 @@ from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import max_stride
-from utils.errors import CheckpointError, InputError
-from utils.files import read_text
+from utils.errors import InputError
 from utils.flags import MOST_PARALLEL, add_device_flags, add_run_flags
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
+from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
+from utils.training.resumed import PATHS, changed_flags, newest_run, stored_flags
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
@@ -49,14 +45,17 @@ MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
 
 
+def _parser() -> Parser:
+    parser = Parser(__doc__, EXAMPLE)
+    for add in (_add_input_flags, _add_schedule_flags, _add_picture_flags, _add_run_flags):
+        add(parser)
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    parser = Parser(__doc__, EXAMPLE)
-    _add_input_flags(parser)
-    _add_schedule_flags(parser)
-    _add_picture_flags(parser)
-    _add_run_flags(parser)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    check_name(args.name)
     if args.workers > MOST_PARALLEL:
         raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
     if args.nosave and args.patience:
@@ -161,7 +160,11 @@ def _add_run_flags(parser: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the flags, train, print the result."""
     args = parse_args(argv)
-    plan_values = _resumed(args) if args.resume is not None else _planned(args)
+    if args.resume is None:
+        plan_values = _planned(args)
+    else:
+        folder = Path(args.resume) if args.resume else newest_run(Path(args.project))
+        plan_values = _resumed(folder, args, _parser().given(argv))
     from utils.training.workflow import TrainPlan, run_training
 
     document = run_training(TrainPlan(**plan_values))
@@ -189,7 +192,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "nominal_batch": args.nominal_batch,
         "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")}
-        | {"data": str(Path(args.data).absolute())},
+        | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]},
         "project": Path(args.project),
         "name": args.name,
         "exist_ok": args.exist_ok,
@@ -271,39 +274,21 @@ def _sizes(
             return size, size, None
         low, high = (round(max(size) * share / stride) * stride for share in MULTI_SCALE)
         return size, size, (max(stride, low), min(LARGEST_SIDE, high))
+    if args.multi_scale:
+        raise InputError("--multi-scale: --img_size MIN MAX gives the range already; leave one of them out")
     low, high, test = given[0], given[1], given[-1]
     if low > high:
         raise InputError(f"--img_size {low} {high}: MIN is above MAX")
     return (high, high), (test, test), (low, high)
 
 
-def _resumed(args: argparse.Namespace) -> dict[str, Any]:
+def _resumed(folder: Path, args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
-    folder = Path(args.resume) if args.resume else _newest_run(Path(args.project))
-    for name in ("args.yaml", "hyp.yaml", "model.cfg", "weights/last.pt"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
-    try:
-        stored = yaml.safe_load(read_text(folder / "args.yaml"))
-    except yaml.YAMLError:
-        stored = None
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
-    unknown = set(stored) - set(vars(args))
-    if unknown:
-        raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")
-    old = argparse.Namespace(**{**vars(args), **stored, "resume": None, "weights": None, "hyp": None, "no_flip": False,
-                                "auto_anchors": False, "cfg": f"{folder}/model.cfg"})  # fmt: skip
-    values = _planned(old)
-    values |= {"resume": folder, "hyp": load_hyperparameters(folder / "hyp.yaml"), "args": stored}
-    return values | {"device": args.device or values["device"]}
-
-
-def _newest_run(project: Path) -> Path:
-    found = sorted(project.glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise CheckpointError(f"--resume: no run in {project} has a weights/last.pt")
-    return found[-1].parent.parent
+    stored = stored_flags(folder, vars(args))
+    flags = {**vars(args), **stored, **changed_flags(folder, stored, given)}
+    own = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "no_flip": False}
+    old = argparse.Namespace(**{**flags, **own, "weights": None, "auto_anchors": False})
+    return _planned(old) | {"resume": folder, "args": stored}
 
 
 def _summary(document: dict[str, Any]) -> str:

@@ -344,7 +344,7 @@ def fails(flags: list[str], monkeypatch, capsys) -> str:
         (["--output", "out", "--name", "mine"], "--output: is the folder itself"),
         (["--json", "--json-lines"], "--json-lines: not allowed with argument --json"),
         (["--half"], "--half: float16 needs a GPU"),
-        (["--device", "gpu"], "--device gpu: "),
+        (["--device", "gpu"], "--device: 'gpu' is not a device"),
         (["--sorce", "a.png"], "unknown flag --sorce; did you mean --source?"),
         (
             ["--stream-timeout", "0.3", "--source", "http://127.0.0.1:9/"],

@@ -54,6 +54,17 @@ class Parser(argparse.ArgumentParser):
             self.error(self._unknown(unknown[0]))
         return parsed, unknown
 
+    def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
+        """Values of the flags that a command line has, by their names, without those that have their default."""
+        defaults = [(action, action.default) for action in self._actions]
+        for action, _ in defaults:
+            action.default = argparse.SUPPRESS
+        try:
+            return vars(self.parse_args(args))
+        finally:
+            for action, default in defaults:
+                action.default = default
+
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of argparse's usage block and exit."""
         match = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)

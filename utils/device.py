@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = re.compile(r"cpu|cuda|[0-9]{1,3}|")
+ALLOWED = "allowed are cpu, cuda and the number of one GPU"
 
 
 def select_device(text: str) -> torch.device:
@@ -15,13 +20,15 @@ def select_device(text: str) -> torch.device:
     Raises:
         InputError: no such device.
     """
+    import torch
+
+    if not DEVICES.fullmatch(text):
+        raise InputError(f"--device {text}: {ALLOWED}")
     gpus = torch.cuda.device_count()
     if text == "cpu" or (text == "" and gpus == 0):
         return torch.device("cpu")
     if text in ("", "cuda") and gpus:
         return torch.device("cuda", 0)
-    if not re.fullmatch(r"cuda|[0-9]{1,3}", text):
-        raise InputError(f"--device {text}: allowed are cpu, cuda and the number of one GPU")
     if text == "cuda" or int(text) >= gpus:
         raise InputError(f"--device {text}: this machine has {gpus} GPUs that PyTorch can use; --device cpu works")
     return torch.device("cuda", int(text))

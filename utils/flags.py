@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from utils.cli import image_side, threshold
+from utils.device import ALLOWED, DEVICES
 
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
@@ -41,9 +42,16 @@ def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None
 def add_device_flags(group: Group, *, half: bool = True) -> None:
     """--device and, where a network only runs, --half."""
     text = "cpu, cuda, or the number of a GPU (default: a GPU if there is one)"
-    group.add_argument("--device", default="", metavar="D", help=text)
+    group.add_argument("--device", type=_device, default="", metavar="D", help=text)
     if half:
         group.add_argument("--half", action="store_true", help="float16, on a GPU")
+
+
+def _device(text: str) -> str:
+    """What --device may say; whether the machine has it is seen when PyTorch is loaded. Argparse type."""
+    if not DEVICES.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; {ALLOWED}")
+    return text
 
 
 def add_run_flags(group: Group, project: str) -> None:

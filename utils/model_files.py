@@ -114,7 +114,7 @@ def is_checkpoint(path: Path) -> bool:
     """Whether a weights file is a zip, as torch.save writes; the whole archive is checked then.
 
     Raises:
-        WeightsError: not a regular file, another container, or a damaged archive.
+        WeightsError: not a regular file, empty, another container, a damaged archive, or no header of Darknet either.
     """
     regular_file(path, WeightsError)
     with path.open("rb") as file:
@@ -125,6 +125,12 @@ def is_checkpoint(path: Path) -> bool:
     for magic, name in FOREIGN_MAGICS.items():
         if head.startswith(magic) or (magic == b"ustar" and head[257:262] == magic):
             raise WeightsError(f"{path}: {name}; only tensors are read; {WAY_OUT}")
+    if not head:
+        raise WeightsError(f"{path}: is empty; take another copy")
+    try:
+        weights_file.read_header(path)
+    except WeightsError as failure:
+        raise WeightsError(f"{failure}; and no archive of torch.save either") from None
     return False
 
 

@@ -39,12 +39,6 @@ class Placement(NamedTuple):
     matrix: NDArray[np.float64]
     """[2, 3]: shares of the picture's width and height → pixels of the sample."""
 
-    @property
-    def spans(self) -> tuple[float, float]:
-        """Pixels that the picture's height and width cover in the sample; the resolution that is needed of it."""
-        width, height = np.hypot(*self.matrix[:, :2])
-        return height, width
-
 
 def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Region, Region, Region]:
     """Four regions around a random cut of a sample of `size` height and width, row by row."""

@@ -12,7 +12,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_all_start_methods
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from utils.data.fit import Fit, FitMode, inner_size, paste, place
 from utils.data.images import Channels, Image
 from utils.data.index import Index
 from utils.data.sampling import BatchPlan, Request, Size
-from utils.data.store import PictureStore
+from utils.data.store import CacheKind, PictureStore
 from utils.errors import SuiteError
 
 
@@ -79,7 +80,8 @@ class DetectionDataset(Dataset[Sample]):
         rect: batches of pictures of like aspect ratio, each as small as they allow; without mosaic.
         stride: of the network; the sides of rectangular batches are its multiples.
         plain_from: epoch from which samples are varied without mosaic and mixup; None: never.
-        cache: "ram" keeps the decoded pictures, shrunk to the longer side of `size`.
+        cache: where decoded pictures are kept, see `PictureStore.keep`; samples are the same with and without it.
+        cache_dir: folder of the cache on the disk; None: the user's cache folder.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class DetectionDataset(Dataset[Sample]):
         rect: bool = False,
         stride: int = 32,
         plain_from: int | None = None,
-        cache: Literal["ram"] | None = None,
+        cache: CacheKind | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         if rect and mode != "letterbox":
             raise ValueError("rectangular batches keep the aspect ratio: rect and stretch exclude each other")
@@ -103,9 +106,10 @@ class DetectionDataset(Dataset[Sample]):
         self.augment = replace(augment, mosaic=0.0) if rect and augment else augment
         self.stride = stride if rect else None
         self.epoch = 0
-        self._store = PictureStore(index, channels)
-        if cache == "ram":
-            self._store.keep(max(size))
+        square = (max(size), max(size)) if rect else size  # what the narrow batches are cut from
+        self.store = PictureStore(index, channels, square, mode, exact=augment is None)
+        if cache is not None:
+            self.store.keep(cache, cache_dir)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -117,43 +121,48 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, request: Request | int) -> Sample:
         if not isinstance(request, Request):
             request = Request(self.epoch, int(request), self.size)
-        if self.augment is None:
-            return self._plain(request)
-        if self.plain_from is not None and request.epoch >= self.plain_from:
-            return self._varied(request, replace(self.augment, mosaic=0.0, mixup=0.0))
-        return self._varied(request, self.augment)
+        return self._sample(request, np.empty((self.channels, *request.size), np.uint8))
 
-    def __getitems__(self, requests: Sequence[Request]) -> list[Sample] | SuiteError:
+    def __getitems__(self, requests: Sequence[Request]) -> Batch | SuiteError:
         """The samples of a batch. An error is returned: raised in a worker it would arrive wrapped in a traceback."""
+        images = torch.empty((len(requests), self.channels, *requests[0].size), dtype=torch.uint8)
         try:
-            return [self[request] for request in requests]
+            return _batch(images, list(map(self._sample, requests, images.numpy())))
         except SuiteError as error:
             return error
+
+    def _sample(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
+        """A sample whose picture is drawn into `planes`, uint8 [C, h, w]."""
+        if self.augment is None:
+            return self._plain(request, planes)
+        if self.plain_from is not None and request.epoch >= self.plain_from:
+            return self._varied(request, replace(self.augment, mosaic=0.0, mixup=0.0), planes)
+        return self._varied(request, self.augment, planes)
 
     def _place(self, position: int, size: Size) -> Fit:
         height, width = self.index.shapes[position].tolist()
         return place((height, width), size, self.mode)
 
-    def _plain(self, request: Request) -> Sample:
+    def _plain(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
         placed = self._place(request.position, request.size)
-        image = paste(self._store.read(request.position), placed)
+        image = paste(self.store.read(request.position), placed)
         targets = self.index.labels[request.position].copy()
         # In pixels of the input, then as shares of it.
         targets[:, 1:] *= inner_size(placed)[::-1] * 2
         targets[:, 1:3] += placed.left, placed.top
         targets[:, 1:] /= request.size[::-1] * 2
-        return Sample(split_planes(image), targets, request.position, placed)
+        return Sample(split_planes(image, planes), targets, request.position, placed)
 
-    def _varied(self, request: Request, augment: Augmentation) -> Sample:
+    def _varied(self, request: Request, augment: Augmentation, planes: NDArray[np.uint8]) -> Sample:
         rng = sample_generator(self.seed, request.epoch, request.position)
         image, boxes = self._composed(rng, augment, request.position, request.size)
         if rng.random() < augment.mixup:
             other, more = self._composed(rng, augment, int(rng.integers(len(self))), request.size)
             image, boxes = blend(rng, image, other), np.concatenate([boxes, more])
         image, boxes = flip(rng, augment, image, boxes)
-        planes = jitter_colours(rng, augment, image)
+        jitter_colours(rng, augment, image, planes)
         if rng.random() < augment.fence:
-            planes = hide_behind_fence(rng, planes)
+            hide_behind_fence(rng, planes)
         return Sample(planes, _as_shares(boxes, request.size), request.position, None)
 
     def _composed(
@@ -168,7 +177,7 @@ class DetectionDataset(Dataset[Sample]):
         placements = []
         for at, region in zip(positions, regions, strict=True):
             placement = random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
-            placements.append(draw(canvas, self._store.read(at, placement.spans), placement))
+            placements.append(draw(canvas, self.store.read(at), placement))
         return canvas, move_boxes([self.index.labels[at] for at in positions], placements)
 
 
@@ -180,15 +189,16 @@ def _as_shares(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float32]:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size to a batch."""
+    return _batch(torch.from_numpy(np.stack([sample.image for sample in samples])), samples)
+
+
+def _batch(images: Tensor, samples: Sequence[Sample]) -> Batch:
+    """A batch of samples whose pictures are `images`."""
     counts = [len(sample.targets) for sample in samples]
     numbers = np.repeat(np.arange(len(samples), dtype=np.float32), counts)
     targets = np.column_stack([numbers, np.concatenate([sample.targets for sample in samples])])
-    return Batch(
-        torch.from_numpy(np.stack([sample.image for sample in samples])),
-        torch.from_numpy(targets),
-        torch.tensor([sample.position for sample in samples]),
-        tuple(sample.fit for sample in samples),
-    )
+    positions = torch.tensor([sample.position for sample in samples])
+    return Batch(images, torch.from_numpy(targets), positions, tuple(sample.fit for sample in samples))
 
 
 class Loader(DataLoader[Batch]):
@@ -245,7 +255,7 @@ def make_loader(
         dataset,
         batch_sampler=_Batches(dataset, plan, rank, processes),
         num_workers=workers,
-        collate_fn=_collate_or_error,
+        collate_fn=_collated,
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_start_worker,
@@ -268,8 +278,9 @@ class _Batches:
         return (batch[self.rank :: self.processes] for batch in batches)
 
 
-def _collate_or_error(samples: list[Sample] | SuiteError) -> Batch | SuiteError:
-    return samples if isinstance(samples, SuiteError) else collate(samples)
+def _collated(made: Batch | SuiteError | list[Sample]) -> Batch | SuiteError:
+    """What `__getitems__` made, as it is; samples asked for one by one are stacked."""
+    return collate(made) if isinstance(made, list) else made
 
 
 def _start_worker(_: int) -> None:

@@ -46,8 +46,7 @@ class RunDirectory:
             InputError: `name` is no plain folder name, or `project` cannot hold folders.
         """
         project = Path(project)
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
-            raise InputError(f"--name {name!r}: not a plain folder name; folders above it go to --project")
+        check_name(name)
         try:
             project.mkdir(parents=True, exist_ok=True)
             return cls(_reserve(project, name, exist_ok))
@@ -116,6 +115,16 @@ class RunDirectory:
                 self.write_yaml(name, values)
         if cfg is not None:
             self.write_text("model.cfg", cfg)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no plain folder name.
+
+    Raises:
+        InputError: it is empty, `.` or `..`, or has a slash or a null.
+    """
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        raise InputError(f"--name {name!r}: not a plain folder name; folders above it go to --project")
 
 
 def _reserve(project: Path, name: str, exist_ok: bool) -> Path:

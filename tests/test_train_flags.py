@@ -1,0 +1,123 @@
+"""What train.py refuses before it loads torch, and which flags may stand beside --resume."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from utils.checkpoint import read_checkpoint
+from utils.cli import Parser
+from utils.errors import InputError, WeightsError
+from utils.model_files import choose_model
+from utils.report.run_dir import read_results
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """What imports torch cannot be imported."""
+    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--name", "a/b"], r"--name 'a/b': not a plain folder name"),
+        (["--device", "0,1"], r"--device: '0,1' is not a device; allowed are cpu, cuda"),
+        (["--multi-scale", "--img_size", "32", "64"], "--multi-scale: --img_size MIN MAX gives the range already"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused_before_torch_is_loaded(run, tmp_path, flags, match):
+    with pytest.raises(InputError, match=match):
+        run("--epochs", "1", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"", r"w\.pt: is empty"),
+        (b"PNG", r"w\.pt: ends inside the header: 3 bytes.*no archive of torch\.save either"),
+        (b"<html><body>404</body></html>", r"w\.pt: .*not a Darknet \.weights file.*no archive of torch\.save either"),
+    ],
+    ids=["empty", "short", "html"],
+)
+def test_a_file_that_holds_no_weights_is_told_so_with_and_without_a_cfg(folder, tmp_path, data, match):
+    path = tmp_path / "w.pt"
+    path.write_bytes(data)
+    for cfg in (None, str(folder / "n.cfg")):
+        with pytest.raises(WeightsError, match=match):
+            choose_model(cfg, str(path))
+    with pytest.raises(WeightsError, match=match):
+        train.main(["--data", str(folder / "d.data"), "--weights", str(path)])
+
+
+def test_given_flags_are_those_of_the_command_line_with_their_values():
+    parser = Parser("text")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--adam", action="store_true")
+    assert parser.given([]) == {}
+    assert parser.given(["--epochs", "3", "--adam"]) == {"epochs": 3, "adam": True}
+    assert vars(parser.parse_args([])) == {"epochs": 3, "adam": False, "debug": False}
+
+
+class TestResume:
+    """Flags beside --resume."""
+
+    pytestmark = pytest.mark.usefixtures("no_plots")
+
+    @pytest.fixture
+    def done(self, run):
+        """A run of two epochs."""
+        return Path(run("--epochs", "2", "--seed", "3")["run_dir"])
+
+    @pytest.mark.parametrize(
+        ("flags", "match"),
+        [
+            (["--epochs", "4"], r"exp: --epochs is 4 here and 2 in the run; leave it out"),
+            (["--img_size", "32"], r"--img_size is \[32\] here and None in the run"),
+            (["--batch_size", "2"], "--batch-size is 2 here and 4 in the run"),
+            (["--adam"], "--adam is True here and False in the run"),
+            (["--cfg", "other.cfg"], r"--cfg is 'other\.cfg' here"),
+            (["--name", "exp2"], "--name is 'exp2' here and 'exp' in the run"),
+        ],
+    )
+    def test_a_flag_that_differs_from_the_runs_is_refused(self, run, done, flags, match):
+        with pytest.raises(InputError, match=match):
+            run("--resume", str(done), *flags)
+
+    def test_flags_that_equal_the_runs_are_fine_and_some_may_change(self, run, done, folder, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        same = ["--epochs", "2", "--seed", "3", "--cfg", str(folder / "n.cfg"), "--name", "exp", "--exist-ok"]
+        document = run("--resume", "runs/exp", *same, "--workers", "1")
+        assert document["epochs"] == 2
+        assert yaml.safe_load((done / "args.yaml").read_text())["workers"] == 0
+
+    def test_what_may_change_reaches_the_training(self, done, monkeypatch):
+        plans = []
+        monkeypatch.setattr("utils.training.workflow.run_training", lambda plan: plans.append(plan) or {"map50": None})
+        monkeypatch.setattr(train, "_summary", str)
+        train.main(["--resume", str(done), "--workers", "1", "--device", "cpu"])
+        train.main(["--resume", str(done)])
+        assert [(plan.workers, plan.device, plan.settings.epochs) for plan in plans] == [(1, "cpu", 2), (0, "cpu", 2)]
+
+    def test_a_finished_run_says_so_and_trains_nothing(self, run, done, capsys, monkeypatch):
+        before = (done / "weights" / "last.pt").read_bytes()
+        lines = []
+        monkeypatch.setattr("utils.training.workflow.log", lines.append)
+        assert run("--resume", str(done))["epochs"] == 2
+        assert [line for line in lines if "finished" in line] == [
+            f"{done}: is finished, after epoch 2 of 2; its best weights are evaluated again"
+        ]
+        assert (done / "weights" / "last.pt").read_bytes() == before
+
+    def test_a_run_that_patience_ended_is_finished(self, run, monkeypatch):
+        monkeypatch.setattr("utils.training.loop.fitness", lambda *_: 0.5)
+        directory = Path(run("--epochs", "9", "--patience", "1")["run_dir"])
+        assert read_results(directory / "results.csv")["epoch"] == [1, 2]
+        assert run("--resume", str(directory))["epochs"] == 2
+        assert read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"] == 2
