@@ -26,6 +26,7 @@ from utils.data.datasets import Batch, DetectionDataset, make_loader
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index, index
+from utils.data.store import CacheKind
 from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
@@ -33,6 +34,7 @@ from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
 from utils.report.scalars import Scalars
+from utils.training.batches import check_batches
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.probe import FORMATS, faster_format
@@ -66,7 +68,9 @@ class TrainPlan:
     pretrained: bool = False
     single_class: bool = False
     rect: bool = False
-    cache: bool = False
+    cache: CacheKind | None = None
+    """Where decoded pictures are kept."""
+    cache_dir: Path | None = None
     workers: int = 0
     device: str = ""
     strict: bool = False
@@ -103,6 +107,7 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         network, text = auto_anchors(files.network, train, plan.settings.size, "letterbox", plan.settings.seed)
         files = dataclasses.replace(files, network=network)
         log(text)
+    check_batches(files.network, plan.settings, train.shapes, plan.batch_size, rect=plan.rect, processes=team.size)
     height, width = plan.settings.test_size
     net = dataclasses.replace(files.network.net, height=height, width=width)
     files = dataclasses.replace(files, network=dataclasses.replace(files.network, net=net))
@@ -196,23 +201,27 @@ def _loaders(
         "channels": network.net.channels,
         "rect": plan.rect,
         "stride": max_stride(network),
-        "cache": "ram" if plan.cache else None,
+        "cache_dir": plan.cache_dir,
     }
     plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
-    dataset = DetectionDataset(
-        train,
-        size=settings.size,
-        augment=plan.hyp.augmentation,
-        seed=settings.seed,
-        plain_from=plain_from,
-        **shared,
-    )
+    with team.one_by_one():
+        dataset = DetectionDataset(
+            train,
+            size=settings.size,
+            augment=plan.hyp.augmentation,
+            seed=settings.seed,
+            plain_from=plain_from,
+            cache=plan.cache if team.leads or plan.cache == "disk" else None,
+            **shared,
+        )
+    if plan.cache == "ram" and team.size > 1:
+        dataset.store.join(team.share(dataset.store.address))
     if len(train) < team.size:
         raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
     loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True, share=(team.rank, team.size))
     if valid is None or not team.leads:
         return loader, None
-    plain = DetectionDataset(valid, size=settings.test_size, **shared)
+    plain = DetectionDataset(valid, size=settings.test_size, cache=plan.cache, **shared)
     return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
 
 

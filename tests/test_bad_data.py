@@ -1,0 +1,178 @@
+"""Whatever a data set is, a training ends in weights or in one line that says what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.nets import TINY, tiny
+from utils.errors import DataError, InputError
+from utils.training.batches import check_batches
+from utils.training.settings import TrainSettings
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+@pytest.fixture
+def data(folder, tmp_path):
+    """A copy of the nine pictures, to be spoilt; d.data names them."""
+    return Path(shutil.copytree(folder, tmp_path / "data"))
+
+
+def listed(data: Path, split: str, *names: str) -> None:
+    (data / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def trained(run, data: Path, *flags: str) -> dict:
+    document = run("--epochs", "1", "--data", str(data / "d.data"), *flags)
+    assert Path(document["best"]).is_file()
+    return document
+
+
+def refused(run, data: Path, match: str, *flags: str, error: type[InputError] = DataError) -> None:
+    """The run ends in one line, and leaves no run directory."""
+    with pytest.raises(error, match=match) as caught:
+        run("--epochs", "1", "--data", str(data / "d.data"), *flags)
+    assert "\n" not in str(caught.value)
+    assert not list((data.parent / "runs").glob("*"))
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of some hundred bytes whose header asks for side x side pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(3 * side + 1))), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# What cannot be trained on
+
+
+@pytest.mark.parametrize(
+    ("split", "match"),
+    [("train", r"train\.txt: none of 0 images can be used; it names no picture"), ("val", r"val\.txt: none of 0")],
+)
+def test_an_empty_list_is_refused(split, match, run, data):
+    listed(data, split)
+    refused(run, data, match)
+
+
+@pytest.mark.parametrize("damage", [b"", b"nothing", b"\xff\xd8\xff\xe0 cut off"])
+def test_a_set_of_damaged_pictures_is_refused_with_the_reason(damage, run, data):
+    for path in (data / "images").iterdir():
+        path.write_bytes(damage)
+    refused(run, data, r"train\.txt: none of 9 images can be used; found: 9 (empty image|unknown|damaged image)")
+
+
+def test_labels_of_classes_beyond_the_names_are_refused_when_nothing_is_left(run, data):
+    for path in (data / "labels").iterdir():
+        path.write_text("2 0.5 0.5 0.2 0.2\n")
+    refused(run, data, r"none of 9 images can be used; found: 9 class beyond names")
+
+
+def test_a_cfg_of_fewer_classes_is_adapted_and_labels_keep_to_the_names(run, data, capsys):
+    cfg = data / "one.cfg"
+    cfg.write_text(TINY.replace("filters=21", "filters=18").replace("classes=2", "classes=1"))
+    trained(run, data, "--cfg", str(cfg))
+    (data / "labels" / "3.txt").write_text("2 0.5 0.5 0.2 0.2\n")
+    refused_flags = ("--cfg", str(cfg), "--strict-data", "--name", "strict")
+    with pytest.raises(DataError, match=r"1 flaws and --strict-data; .*labels/3\.txt:1: class beyond names: class 2"):
+        trained(run, data, *refused_flags)
+
+
+def test_no_training_list_is_refused(run, data):
+    (data / "d.data").write_text("names=d.names\nvalid=val.txt\n")
+    refused(run, data, "names no training pictures; add a line train = ")
+
+
+# What can
+
+
+def test_a_set_of_one_picture_trains(run, data):
+    for split in ("train", "val"):
+        listed(data, split, "images/1.png")
+    trained(run, data)
+
+
+def test_a_set_without_objects_trains_and_finds_nothing(run, data):
+    shutil.rmtree(data / "labels")
+    assert trained(run, data)["map50"] == 0
+
+
+def test_backgrounds_in_the_validation_list_only_leave_nothing_to_find(run, data):
+    for number in range(3):
+        (data / "labels" / f"{number}.txt").write_text("")
+    assert trained(run, data)["map50"] == 0
+
+
+def test_a_batch_larger_than_the_set_is_the_set(run, data):
+    trained(run, data, "--batch-size", "64")
+
+
+def test_a_picture_bomb_is_left_out_and_named(run, data, capsys, monkeypatch):
+    (data / "images" / "0.png").write_bytes(bomb(50_000))
+    trained(run, data)
+    with pytest.raises(DataError, match=r"images/0\.png: oversized image: 50000x50000 pixels; at most"):
+        trained(run, data, "--strict-data")
+
+
+NAMES = (
+    "with blanks.png",
+    'it\'s "quoted".png',
+    "слон-象.png",
+    "-dash.png",
+    "$(touch x).png",
+    "per%cent*[1].png",
+    "#.png",
+)
+
+
+def test_every_file_name_trains(run, data):
+    for number, name in enumerate(NAMES):
+        (data / "images" / f"{number}.png").rename(data / "images" / name)
+        (data / "labels" / f"{number}.txt").rename(data / "labels" / (name.removesuffix(".png") + ".txt"))
+    listed(data, "train", *(f"images/{name}" for name in NAMES))
+    listed(data, "val", f"images/{NAMES[0]}")
+    trained(run, data, "--strict-data")
+
+
+def test_a_folder_of_any_name_trains(run, data, tmp_path):
+    odd = data.rename(tmp_path / "my data 'ä' -x")
+    trained(run, odd, "--strict-data")
+
+
+# Batches of one picture
+
+
+def test_one_picture_a_batch_trains_where_every_map_has_several_cells(run, data):
+    trained(run, data, "--batch-size", "1")
+
+
+@pytest.mark.parametrize("flags", [(), ("--rect",), ("--img_size", "8", "64")], ids=["size", "rect", "sizes"])
+def test_one_picture_a_batch_and_one_cell_a_map_is_refused(flags, run, data):
+    """At 8 x 8 the coarsest head of stride 8 has one cell; the size of a run that varies is its smallest."""
+    size = () if "--img_size" in flags else ("--img_size", "8")
+    refused(run, data, r"n\.cfg: block 6 has 1 x 1 cells at 8 x 8, and a batch has one picture",
+            "--batch-size", "1", *size, *flags, error=InputError)  # fmt: skip
+
+
+def test_a_last_batch_of_one_picture_is_no_batch_of_its_own(run, data):
+    trained(run, data, "--batch-size", "4", "--img_size", "8")
+
+
+def test_the_pictures_of_one_process_count():
+    shapes = np.array([[64, 64]])
+    small = {"epochs": 1, "size": (8, 8), "test_size": (8, 8)}
+    with pytest.raises(InputError, match="block 6"):
+        check_batches(tiny(), TrainSettings(**small), shapes, 16)
+    check_batches(tiny(), TrainSettings(**small), np.repeat(shapes, 2, 0), 16)
+    with pytest.raises(InputError, match="block 6"):
+        check_batches(tiny(), TrainSettings(**small), np.repeat(shapes, 3, 0), 16, processes=2)
