@@ -1,13 +1,13 @@
 """The convolutions whose channels sparse training squeezes and pruning removes; no torch.
 
 The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
-channel graph. They differ in one place: a depthwise convolution passes its channels through, so the convolution before
-it is a candidate like any other.
+channel graph. They differ in two places: a depthwise convolution passes its channels through, so the convolution before
+it is a candidate like any other; and a residual chain of which one convolution is no candidate has none.
 """
 
 from __future__ import annotations
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Route, Shortcut, Upsample
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Route, Sam, ScaleChannels, Shortcut, Upsample
 from utils.graph import ChannelGraph
 
 SETS = {
@@ -28,17 +28,21 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
             them: directly before an upsampling, a spatial pyramid, or a route that splits its source.
     """
     blocks = graph.network.blocks
+    gates = {i - 1 for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
     if prune == 2:
         before = (i - 1 for i, block in enumerate(blocks) if isinstance(block, Shortcut))
         return tuple(i for i in before if isinstance(blocks[i], Convolutional) and blocks[i].batch_normalize)
-    return tuple(
+    found = {
         i
         for i in graph.makers()
         if blocks[i].batch_normalize
+        and i not in gates  # it scales the channels of another convolution, which speaks for both
         and not graph.pinned[graph.labels[i]].any()
         and (prune == 1 or not graph.tied[graph.labels[i]].any())
         and (all_convs or not _left_out(blocks, i))
-    )
+    }
+    stuck = {i for chain in graph.chains() if not found.issuperset(chain) for i in chain}
+    return tuple(sorted(found - stuck))
 
 
 def _left_out(blocks: tuple[Block, ...], i: int) -> bool:

@@ -1,0 +1,236 @@
+"""Pruning: the choice of channels, the surgery, and the constants of what was removed."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from models import Darknet, load_arrays
+from tests.test_graph import HEAD, conv, graph_of
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Convolutional
+from utils.darknet.shapes import max_stride, trace
+from utils.errors import InfeasibleError, NumericsError
+from utils.graph import channel_graph
+from utils.pruning.constants import absorb
+from utils.pruning.policy import POWERS, ChannelPolicy, choose
+from utils.pruning.surgery import compact
+
+POLICIES = {
+    "normal": ChannelPolicy(0.3, prune=0),
+    "shortcut": ChannelPolicy(0.3, merge="first"),
+    "slim": ChannelPolicy(0.5, layer_keep=0.05),
+    "regular": ChannelPolicy(0.5, prune=0, multiple_of=8),
+    "all": ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True),
+}
+CI = ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3")
+"""Networks small enough for every run; the others are marked slow."""
+ZOO = tuple(
+    pytest.param(name, marks=() if name in CI else pytest.mark.slow)
+    for name in (*CI, "yolov3", "yolov3-spp", "yolov4", "yolov4-csp", "yolov4-leaky")
+)
+
+
+def randomised(network, dtype=torch.float64) -> Darknet:
+    """A model whose channels all matter and whose constants are not small (γ in 0..1, β and μ normal)."""
+    model = Darknet(network).eval().to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if name.endswith(("bn.weight", "running_var")):
+            value.copy_(torch.rand(value.shape, generator=generator) + name.endswith("var") * 0.5)
+        elif name.endswith(("bn.bias", "running_mean")):
+            value.copy_(torch.randn(value.shape, generator=generator))
+        elif name.endswith("conv.weight"):
+            value.copy_(torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5)
+    return model
+
+
+def arrays_of(model: Darknet) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def gammas_of(network, arrays) -> dict[int, np.ndarray]:
+    return {
+        i: arrays[f"layers.{i}.bn.weight"] for i, b in enumerate(network.blocks) if getattr(b, "batch_normalize", False)
+    }
+
+
+def model_of(network, arrays) -> Darknet:
+    model = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    return model.eval().to(torch.float64)
+
+
+@torch.no_grad()
+def heads(model: Darknet, side: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(1, model.network.net.channels, side, side, generator=generator, dtype=torch.float64)
+    return list(model(images).heads)
+
+
+def silenced(model: Darknet, graph, keep) -> Darknet:
+    """The model of full size in which removed channels put out 0."""
+    for i, layer in enumerate(model.layers):
+        mask = torch.from_numpy(keep[graph.labels[i]]).view(1, -1, 1, 1)
+        layer.register_forward_hook(lambda module, inputs, output, mask=mask: output * mask)
+    return model
+
+
+def difference(ones, others) -> float:
+    return max(
+        float((a - b).abs().max() / max(1, a.abs().max(), b.abs().max())) for a, b in zip(ones, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("name", ZOO)
+def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, name, policy):
+    """At every pixel, in float64; and the widths are those of the kept labels."""
+    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    graph = channel_graph(network)
+    model = randomised(network)
+    arrays = arrays_of(model)
+    try:
+        choice = choose(graph, gammas_of(network, arrays), policy)
+    except InfeasibleError as refused:
+        policy = ChannelPolicy(float(str(refused).split()[-1]), policy.prune, policy.merge)
+        choice = choose(graph, gammas_of(network, arrays), policy)
+    side = 2 * max_stride(network)
+    narrow, sliced = compact(graph, arrays, choice.keep)
+    assert tuple(shape.channels for shape in trace(narrow)) == graph.widths(choice.keep)
+    assert not choice.keep.all()
+    assert difference(heads(model_of(narrow, sliced), side), heads(silenced(model, graph, choice.keep), side)) < 1e-9
+    taken = absorb(graph, arrays, choice.keep)
+    full = silenced(model_of(network, taken), graph, choice.keep)
+    narrow, sliced = compact(graph, taken, choice.keep)
+    assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
+
+
+def test_everything_kept_is_the_same_bit_for_bit(root):
+    network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
+    graph = channel_graph(network)
+    arrays = arrays_of(randomised(network, torch.float32))
+    narrow, sliced = compact(graph, arrays, np.ones(graph.count, np.bool_))
+    assert narrow == network
+    assert all(np.array_equal(sliced[name], arrays[name]) for name in sliced)
+    assert absorb(graph, arrays, np.ones(graph.count, np.bool_)) == arrays
+
+
+def test_constants_reach_every_reader_exactly_through_1x1():
+    """Through a shortcut, a concatenation, an upsampling and a pool, to two readers; γ = 0 makes the constants true."""
+    graph = graph_of(
+        conv(8), conv(8), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6), "[upsample]\nstride=2\n",
+        "[maxpool]\nsize=2\nstride=2\n", "[route]\nlayers=-1,2\n", conv(5), "[route]\nlayers=2\n",
+        conv(5), "[shortcut]\nfrom=-3\nactivation=linear\n",
+    )  # fmt: skip
+    model = randomised(graph.network)
+    keep = np.ones(graph.count, np.bool_)
+    keep[graph.labels[0][[1, 4]]] = False
+    keep[graph.labels[3][2]] = False
+    arrays = arrays_of(model)
+    for i in (0, 1, 3):
+        arrays[f"layers.{i}.bn.weight"] = np.where(keep[graph.labels[i]], arrays[f"layers.{i}.bn.weight"], 0)
+    constant = heads(model_of(graph.network, arrays), 64)
+    narrow, sliced = compact(graph, absorb(graph, arrays, keep), keep)
+    assert difference(heads(model_of(narrow, sliced), 64), constant) < 1e-12
+    bare = compact(graph, arrays, keep)
+    assert difference(heads(model_of(*bare), 64), constant) > 1e-3
+
+
+def test_the_border_of_3x3_is_all_that_absorption_gets_wrong():
+    graph = graph_of(conv(8), conv(6, 3))
+    arrays = arrays_of(randomised(graph.network))
+    keep = np.ones(graph.count, np.bool_)
+    keep[graph.labels[0][:3]] = False
+    arrays["layers.0.bn.weight"] = np.where(keep[graph.labels[0]], arrays["layers.0.bn.weight"], 0)
+    (constant,) = heads(model_of(graph.network, arrays), 64)
+    (absorbed,) = heads(model_of(*compact(graph, absorb(graph, arrays, keep), keep)), 64)
+    gap = (constant - absorbed).abs()
+    assert float(gap[..., 1:-1, 1:-1].max()) < 1e-12
+    assert float(gap.max()) > 1e-3
+
+
+class TestChoice:
+    """Ranks, floors, chains and widths, on γ that are given."""
+
+    graph = graph_of(conv(4), conv(4), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))
+    gammas: ClassVar = {
+        0: np.array([0.1, 0.9, 0.2, 0.8]),
+        1: np.array([0.7, 0.05, 0.15, -0.6]),
+        3: np.array([0.3, 0.01, 0.02, 0.03]),
+    }
+
+    def kept(self, policy: ChannelPolicy) -> list[list[int]]:
+        keep = choose(self.graph, self.gammas, policy).keep
+        return [np.flatnonzero(keep[self.graph.labels[i]]).tolist() for i in (0, 1, 3)]
+
+    def test_the_weakest_go_whatever_their_sign(self):
+        assert self.kept(ChannelPolicy(0.5, prune=0)) == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 3]]
+
+    @pytest.mark.parametrize(
+        ("merge", "chain"),
+        [("union", [0, 1, 3]), ("first", [1, 3]), ("majority", [0, 1, 3]), ("intersection", [3])],
+    )
+    def test_a_chain_has_one_mask(self, merge, chain):
+        """Seven of twelve go: 0.01 0.02 0.03 0.05 0.1 0.15 0.2."""
+        policy = ChannelPolicy(0.6, merge=merge, layer_keep=0.01)
+        assert self.kept(policy) == [chain, chain, [0]]
+
+    def test_a_floor_keeps_the_strongest(self):
+        assert self.kept(ChannelPolicy(0.99, layer_keep=0.5)) == [[0, 1, 3], [0, 1, 3], [0, 3]]
+
+    @pytest.mark.parametrize(("multiple", "width"), [(1, 1), (2, 2), (3, 3), (4, 4), (8, 4), (POWERS, 1)])
+    def test_widths_are_rounded_up_but_not_beyond_what_there_is(self, multiple, width):
+        policy = ChannelPolicy(0.9, prune=0, layer_keep=0.01, multiple_of=multiple)
+        assert len(self.kept(policy)[2]) == width
+
+    @pytest.mark.parametrize(("prune", "merge", "most"), [(0, "union", 3), (1, "first", 7)])
+    def test_the_largest_percentage_is_told_and_works(self, prune, merge, most):
+        with pytest.raises(InfeasibleError, match=r"block 3 .* lose all its 4 channels; .* \d\.\d{4}$") as caught:
+            choose(self.graph, self.gammas, ChannelPolicy(1.0, prune, merge))
+        choice = choose(self.graph, self.gammas, ChannelPolicy(float(str(caught.value).split()[-1]), prune, merge))
+        assert choice.max_percent == float(str(caught.value).split()[-1])
+        assert choice.removed in (most, most - 1)  # the percentage is cut to four decimals
+        assert choice.keep[self.graph.labels[3]].sum() >= 1
+        choose(self.graph, self.gammas, ChannelPolicy(most / choice.ranked, prune, merge))
+        with pytest.raises(InfeasibleError):
+            choose(self.graph, self.gammas, ChannelPolicy((most + 1) / choice.ranked, prune, merge))
+
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_equal_gammas_lose_exactly_the_number_asked_for(self, value):
+        gammas = {i: np.full(4, value) for i in self.gammas}
+        choice = choose(self.graph, gammas, ChannelPolicy(0.5, prune=0))
+        assert choice.removed == 2
+        assert (~choice.keep).sum() == 2
+
+    def test_nan_is_an_error_that_names_the_block(self):
+        with pytest.raises(NumericsError, match=r"block 1 .*not finite"):
+            choose(self.graph, {**self.gammas, 1: np.array([1, np.nan, 1, 1])}, ChannelPolicy(0.1))
+
+    def test_a_depthwise_convolution_votes_with_its_producer(self):
+        graph = graph_of(conv(4), conv(4, 3, groups=4), conv(4))
+        gammas = {0: np.array([1, 0.2, 0.9, 0.8]), 1: np.array([0.1, 0.8, 0.9, 0.8]), 2: np.full(4, 2.0)}
+        keep = choose(graph, gammas, ChannelPolicy(0.25, prune=0)).keep
+        assert keep[graph.labels[0]].tolist() == [False, False, True, True]
+
+    def test_a_chain_with_a_convolution_that_is_no_candidate_stays_whole(self):
+        plain = "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
+        graph = graph_of(conv(4), plain, "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))
+        gammas = {0: np.zeros(4), 3: np.arange(4.0)}
+        keep = choose(graph, gammas, ChannelPolicy(0.5, layer_keep=0.1)).keep
+        assert keep[graph.labels[0]].all()
+        assert not keep[graph.labels[3]].all()
+
+
+def test_a_pruned_network_can_be_pruned_again():
+    graph = graph_of(conv(16), conv(16, 3), "[shortcut]\nfrom=-2\nactivation=linear\n")
+    network, arrays = graph.network, arrays_of(randomised(graph.network))
+    for _ in range(2):
+        graph = channel_graph(network)
+        choice = choose(graph, gammas_of(network, arrays), ChannelPolicy(0.4, layer_keep=0.1))
+        network, arrays = compact(graph, arrays, choice.keep)
+    assert network.blocks[0].filters == network.blocks[1].filters < 13
+    assert [block.filters for block in network.blocks if isinstance(block, Convolutional)][-1] == 21
+    assert HEAD.count("filters=21") == 1

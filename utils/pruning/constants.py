@@ -1,0 +1,125 @@
+"""What removed channels would have added: a channel with γ = 0 puts out the constant f(β), whatever the picture.
+
+The constants are carried through every block to all the convolutions that read them, and added to their bias or taken
+from the running mean of their batch normalisation (Ye et al., arXiv:1802.00124; algorithms of the suites before reach
+only the next block). Exact for 1 × 1 kernels and away from the zero-padded border; where a constant meets a gate that
+depends on the picture (squeeze-excite, scale_channels, sam) it is not a constant any more and counts as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.darknet.blocks import (
+    BN_EPSILON,
+    Avgpool,
+    Block,
+    Convolutional,
+    Depthwise,
+    Dropout,
+    Maxpool,
+    Route,
+    Shortcut,
+    Upsample,
+)
+from utils.graph import IMAGE, ChannelGraph, is_depthwise
+from utils.pruning.policy import Keep
+from utils.pruning.surgery import Arrays
+
+Vector = NDArray[np.float64]
+
+
+def _softplus(x: Vector) -> Vector:
+    return np.logaddexp(0, x)
+
+
+def _logistic(x: Vector) -> Vector:
+    return np.exp(-_softplus(-x))
+
+
+FUNCTIONS: Mapping[str, Callable[[Vector], Vector]] = {
+    "linear": lambda x: x,
+    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "swish": lambda x: x * _logistic(x),
+    "logistic": _logistic,
+    "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+}
+"""Activations as functions of numbers, by their names in a cfg."""
+
+
+def absorb(graph: ChannelGraph, arrays: Arrays, keep: Keep) -> dict[str, NDArray[np.floating]]:
+    """The tensors with the constants of the removed channels taken up by what reads them; shapes as before.
+
+    Args:
+        graph: of the network.
+        arrays: its tensors.
+        keep: [L] bool, the labels that stay.
+    """
+    changed = dict(arrays)
+    outputs: list[Vector] = []
+    for index, block in enumerate(graph.network.blocks):
+        sources = [_output(graph, outputs, source) for source in block.reads(index)]
+        if isinstance(block, Convolutional) and not is_depthwise(block, len(sources[0])):
+            _take_up(changed, arrays, index, block, sources[0])
+        constant = _constant(arrays, index, block, sources, len(graph.labels[index]))
+        outputs.append(np.where(keep[graph.labels[index]], 0.0, constant))
+    return changed
+
+
+def _output(graph: ChannelGraph, outputs: list[Vector], source: int) -> Vector:
+    return np.zeros(len(graph.image)) if source == IMAGE else outputs[source]
+
+
+def _take_up(changed: dict[str, NDArray[np.floating]], arrays: Arrays, index: int, block: Block, read: Vector) -> None:
+    """Shift the bias or the running mean of a convolution by what the constants it reads add."""
+    if not read.any() or block.groups > 1:
+        return
+    shift = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((2, 3)) @ read
+    name, sign = ("bn.running_mean", -1) if block.batch_normalize else ("conv.bias", 1)
+    name = f"layers.{index}.{name}"
+    if name in arrays:  # a convolution without bias cannot take it up
+        changed[name] = (arrays[name] + sign * shift).astype(arrays[name].dtype)
+
+
+def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], width: int) -> Vector:
+    """What a block's channels put out when they are removed and what they read is constant."""
+    match block:
+        case Convolutional() | Depthwise() if is_depthwise(block, len(sources[0])):
+            kernel = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((1, 2, 3))
+            return _activated(block, _normalised(arrays, index, block, kernel * sources[0]))
+        case Convolutional():
+            beta = arrays.get(f"layers.{index}.bn.bias") if block.batch_normalize else None
+            return np.zeros(width) if beta is None else _activated(block, beta.astype(np.float64))
+        case Maxpool() | Upsample() | Dropout() | Avgpool():
+            return sources[0]
+        case Route():
+            parts = [np.split(source, block.groups)[block.group_id] for source in sources]
+            return np.concatenate(parts)
+        case Shortcut(weights_type="none"):
+            total = sources[0].copy()
+            for other in sources[1:]:
+                common = min(len(total), len(other))
+                total[:common] += other[:common]
+            return _activated(block, total)
+    return np.zeros(width)
+
+
+def _normalised(arrays: Arrays, index: int, block: Block, values: Vector) -> Vector:
+    """Batch normalisation, or the bias, on constants."""
+    tensor = {name: arrays.get(f"layers.{index}.{name}") for name in (
+        "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "conv.bias")}  # fmt: skip
+    if not block.batch_normalize:
+        return values if tensor["conv.bias"] is None else values + tensor["conv.bias"]
+    scale = tensor["bn.weight"] / np.sqrt(tensor["bn.running_var"].astype(np.float64) + BN_EPSILON)
+    return (values - tensor["bn.running_mean"]) * scale + tensor["bn.bias"]
+
+
+def _activated(block: Block, values: Vector) -> Vector:
+    return FUNCTIONS[block.activation](values)
