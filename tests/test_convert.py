@@ -401,6 +401,7 @@ def hands(tmp_path):
 def test_a_hand_is_the_upright_box_around_its_corners(hands, converted):
     """Corners (y, x) of 1.5..21.5 and 1.5..17.5, where the picture's edge is at 0.5: y 1..21, x 1..17."""
     output, document = converted("oxford-hand", hands)
+    assert list(rows(output, "train")) == ["images/train/a.jpg", "images/train/a-2.jpg"]  # training and validation
     assert rows(output, "train")["images/train/a.jpg"] == [
         pytest.approx([0, 9 / 80, 11 / 40, 16 / 80, 20 / 40]),
         pytest.approx([0, 9.5 / 80, 11 / 40, 15 / 80, 20 / 40]),
@@ -412,7 +413,8 @@ def test_a_hand_is_the_upright_box_around_its_corners(hands, converted):
 
 def test_the_validation_pictures_may_be_those_of_the_set(hands, converted):
     output, _ = converted("oxford-hand", hands, "--val", "validation")
-    assert len(rows(output, "val")["images/validation/a.jpg"]) == 1
+    assert [len(found) for found in rows(output, "val").values()] == [1]
+    assert list(rows(output, "train")) == ["images/train/a.jpg"]
 
 
 def test_a_malformed_mat_file_is_named(hands, converted):
@@ -428,7 +430,7 @@ def test_a_malformed_mat_file_is_named(hands, converted):
         converted("oxford-hand", hands)
     path.unlink()
     with pytest.raises(DataError, match=r"none of 0 training pictures.*a\.mat: no annotation"):
-        converted("oxford-hand", hands)
+        converted("oxford-hand", hands, "--val", "validation")
 
 
 def test_without_scipy_the_requirements_file_is_named(converted, tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ FORMATS = {
         "--output data/coco2017",
     ),
     "oxford-hand": (
-        "Oxford hand data set: ROOT is the folder hand_dataset, as unpacked. Needs scipy (requirements-convert.txt).",
+        "Oxford hand data set: ROOT is the folder hand_dataset, as unpacked. Trained on are its training\n"
+        "and validation pictures, without those of --val. Needs scipy (requirements-convert.txt).",
         "oxford-hand hand_dataset --output data/oxfordhand",
     ),
 }

@@ -28,7 +28,10 @@ CENTRE = 0.5
 
 
 def read_oxford(root: Path, val: str | None = "test") -> Annotated:
-    """The training pictures, and those of `val` ("test", "validation", or None for none).
+    """The pictures to train with, and those of `val` ("test", "validation", or None for none).
+
+    Trained on is what was not chosen of the training and the validation pictures: 4 807 with 821 to test on, as in the
+    suites before this one.
 
     Args:
         root: the folder hand_dataset, as unpacked.
@@ -43,8 +46,10 @@ def read_oxford(root: Path, val: str | None = "test") -> Annotated:
     except ImportError:
         raise InputError(".mat files need scipy; pip install -r requirements-convert.txt") from None
     notes: list[Note] = []
-    parts = [_pictures(root / SPLITS[name], scipy.io.loadmat, notes) for name in ("train", val) if name]
-    return Annotated(parts[0], parts[1] if val else None, (NAME,), tuple(notes), ("train", val or "val"))
+    train = [name for name in ("train", "validation") if name != val]
+    parts = {name: _pictures(root / SPLITS[name], scipy.io.loadmat, notes) for name in (*train, val) if name}
+    pictures = tuple(picture for name in train for picture in parts[name])
+    return Annotated(pictures, parts[val] if val else None, (NAME,), tuple(notes), ("train", val or "val"))
 
 
 def _pictures(folder: Path, loadmat: Any, notes: list[Note]) -> tuple[Picture, ...]:
