@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ from utils.darknet.shapes import max_stride, trace
 from utils.errors import DataError, InputError
 from utils.flags import (
     MOST_PARALLEL,
+    add_cache_flags,
     add_device_flags,
     add_model_flags,
     add_picture_flags,
     add_run_flags,
     add_threshold_flags,
+    cache_choice,
 )
 from utils.model_files import ModelFiles, choose_model
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from models import Darknet
     from utils.darknet.blocks import Network
+    from utils.data.datasets import DetectionDataset
     from utils.data.index import Index
     from utils.evaluation import Evaluation, ImageDetections
     from utils.report.run_dir import RunDirectory
@@ -61,6 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.task == "benchmark" and args.save_json:
         raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
+    cache_choice(args)
     for flag, value in (("--threads", args.threads), ("--workers", args.workers)):
         if value is not None and value > MOST_PARALLEL:
             raise InputError(f"{flag} {value}: at most {MOST_PARALLEL} are allowed")
@@ -76,6 +80,7 @@ def _add_input_flags(parser: Parser) -> None:
     add("--single-cls", action="store_true", help="all classes count as one, in labels and detections")
     add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
     add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
+    add_cache_flags(group)
 
 
 def _add_measurement_flags(parser: Parser) -> None:
@@ -201,14 +206,21 @@ class Bench:
     workers: int
     options: dict[str, Any]
     """Keywords of `evaluate` that all measurements share."""
+    cache: dict[str, Any]
+    """Keywords of a data set: whether and where it keeps decoded pictures."""
+    datasets: dict[Size, DetectionDataset] = field(default_factory=dict)
+    """Made so far, by input size."""
 
     def measure(self, size: Size, iou_thres: float, *, keep_detections: bool = False) -> Evaluation:
         """Detect in all pictures at one input size and compare with the labels."""
         from utils.data.datasets import DetectionDataset, make_loader
         from utils.evaluation import evaluate
 
-        dataset = DetectionDataset(self.pictures, size=size, mode=self.mode, channels=self.network.net.channels)
-        loader = make_loader(dataset, self.batch_size, workers=self.workers)
+        if size not in self.datasets:
+            self.datasets[size] = DetectionDataset(
+                self.pictures, size=size, mode=self.mode, channels=self.network.net.channels, **self.cache
+            )
+        loader = make_loader(self.datasets[size], self.batch_size, workers=self.workers)
         options = {"device": self.device, "iou_thres": iou_thres, "keep_detections": keep_detections, **self.options}
         return evaluate(self.model, loader, self.names, **options)
 
@@ -241,6 +253,7 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, p
         device=device,
         mode=args.mode,
         batch_size=args.batch_size,
+        cache=cache_choice(args),
         workers=(GPU_WORKERS if device.type == "cuda" else 0) if args.workers is None else args.workers,
         options={
             "conf_thres": args.conf_thres,

@@ -32,15 +32,18 @@ from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import max_stride
 from utils.errors import InputError
-from utils.flags import MOST_PARALLEL, add_device_flags, add_run_flags
+from utils.flags import MOST_PARALLEL, add_cache_flags, add_device_flags, add_run_flags, cache_choice
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
-from utils.training.resumed import PATHS, changed_flags, newest_run, stored_flags
+from utils.training.evolve import run_search, search_summary
+from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
+from utils.training.search import require_optuna
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
 
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
+TRIALS = 30
 MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
 
@@ -60,8 +63,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
     if args.nosave and args.patience:
         raise InputError("--patience: needs the best weights kept; leave out --nosave")
+    if args.resume is None:
+        cache_choice(args)
     if args.tensorboard:
         require_tensorboard()
+    if args.evolve:
+        require_optuna()
     if args.bucket is not None:
         raise InputError("--bucket: is gone; nothing is uploaded. Copy the run directory when the training is over")
     return args
@@ -99,6 +106,14 @@ def _add_schedule_flags(parser: Parser) -> None:
         "1000 steps (default: %(default)s)",
     )
     group.add_argument("--hyp", metavar="FILE", help="hyper-parameters, YAML; hyp.yaml of a run shows all keys")
+    group.add_argument(
+        "--evolve",
+        type=positive_int,
+        nargs="?",
+        const=TRIALS,
+        metavar="N",
+        help=f"search hyper-parameters in N trainings of --epochs each (default: {TRIALS}); --hyp is the first",
+    )
     group.add_argument("--adam", action="store_true", help="Adam (decoupled decay) in place of SGD")
     group.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="evaluate and keep averaged weights"
@@ -123,7 +138,8 @@ def _add_picture_flags(parser: Parser) -> None:
     group.add_argument("--multi-scale", action="store_true", help="vary the side between 0.67 and 1.5 times --img_size")
     group.add_argument("--rect", action="store_true", help="batches of one shape each, as narrow as their pictures")
     group.add_argument("--no-flip", action="store_true", help="no mirrored pictures, where left and right differ")
-    group.add_argument("--cache-images", action="store_true", help="keep decoded pictures in memory")
+    add_cache_flags(group)
+    group.add_argument("--cache-images", action="store_true", help="the same as --cache ram")
     group.add_argument("--auto-anchors", action="store_true", help="cluster the anchors anew from the data's boxes")
 
 
@@ -160,20 +176,20 @@ def _add_run_flags(parser: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the flags, train, print the result."""
     args = parse_args(argv)
-    if args.resume is None:
-        plan_values = _planned(args)
+    folder = _interrupted(args)
+    plan = _planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
+    if is_search(folder) if folder else args.evolve:
+        document, summary = run_search(plan), search_summary
     else:
-        folder = Path(args.resume) if args.resume else newest_run(Path(args.project))
-        plan_values = _resumed(folder, args, _parser().given(argv))
-    from utils.training.workflow import TrainPlan, run_training
+        from utils.training.workflow import TrainPlan, run_training
 
-    document = run_training(TrainPlan(**plan_values))
+        document, summary = run_training(TrainPlan(**plan)), _summary
     if not leads():
         return
     if args.json:
         print_json(document)
     else:
-        print(_summary(document))
+        print(summary(document))
 
 
 def _planned(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,13 +209,14 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "nominal_batch": args.nominal_batch,
         "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")}
         | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]},
+        "resume": None,
         "project": Path(args.project),
         "name": args.name,
         "exist_ok": args.exist_ok,
         "pretrained": args.pretrain,
         "single_class": args.single_cls,
         "rect": args.rect,
-        "cache": args.cache_images,
+        **cache_choice(args),
         "workers": args.workers,
         "device": args.device,
         "strict": args.strict_data,
@@ -282,13 +299,21 @@ def _sizes(
     return (high, high), (test, test), (low, high)
 
 
+def _interrupted(args: argparse.Namespace) -> Path | None:
+    """The folder to go on in: that of --resume, or that of a search which is started again; None: a new one."""
+    if args.resume is not None:
+        return Path(args.resume) if args.resume else newest_run(Path(args.project))
+    folder = Path(args.project) / args.name
+    return folder if args.evolve and args.exist_ok and is_search(folder) else None
+
+
 def _resumed(folder: Path, args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
     stored = stored_flags(folder, vars(args))
-    flags = {**vars(args), **stored, **changed_flags(folder, stored, given)}
+    stored |= changed_flags(folder, stored, given)
     own = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "no_flip": False}
-    old = argparse.Namespace(**{**flags, **own, "weights": None, "auto_anchors": False})
-    return _planned(old) | {"resume": folder, "args": stored}
+    own |= {"hyp": f"{folder}/{START}"} if is_search(folder) else {"weights": None, "auto_anchors": False}
+    return _planned(argparse.Namespace(**{**vars(args), **stored, **own})) | {"resume": folder, "args": stored}
 
 
 def _summary(document: dict[str, Any]) -> str:

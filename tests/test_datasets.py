@@ -13,8 +13,8 @@ from utils.data.datasets import DetectionDataset, collate, make_loader
 from utils.data.fit import GREY
 from utils.data.images import write_image
 from utils.data.index import index
-from utils.data.sampling import BatchPlan, cut_batches, rectangle
-from utils.errors import DataError, ResourceError
+from utils.data.sampling import BatchPlan, Request, cut_batches, rectangle
+from utils.errors import DataError
 
 EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)
 
@@ -150,6 +150,13 @@ def test_a_batch_numbers_its_targets_by_picture(found):
     assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
 
 
+@pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["plain", "augmented"])
+def test_samples_made_as_a_batch_are_those_made_one_by_one(found, augment):
+    dataset = data_set(found, augment=augment)
+    requests = [Request(2, position, (64, 64)) for position in (3, 1, 3)]
+    assert same(dataset.__getitems__(requests), collate([dataset[request] for request in requests]))
+
+
 def test_a_batch_without_a_box_has_an_empty_target(found):
     sample = data_set(found)[0]._replace(targets=np.zeros((0, 5), np.float32))
     assert collate([sample, sample]).targets.shape == (0, 6)
@@ -198,24 +205,7 @@ def test_rectangles_exclude_mosaic_and_stretching(found):
         data_set(found, rect=True, mode="stretch")
 
 
-# Pictures kept in memory, and pictures that are gone
-
-
-def test_pictures_kept_in_memory_give_the_same_plain_samples(found):
-    for plain, kept in zip(epoch(data_set(found)), epoch(data_set(found, cache="ram")), strict=True):
-        assert same(plain, kept)
-
-
-def test_pictures_kept_in_memory_need_no_file(found, monkeypatch):
-    dataset = data_set(found, augment=Augmentation(), cache="ram")
-    monkeypatch.setattr("utils.data.store.read_image", None)
-    assert len(epoch(dataset)) == 3
-
-
-def test_pictures_that_do_not_fit_into_memory_are_refused(found, monkeypatch):
-    monkeypatch.setattr("utils.data.store._free_memory", lambda: 1000)
-    with pytest.raises(ResourceError, match=r"take 0\.0 GB of memory, 0\.0 GB are free"):
-        data_set(found, cache="ram")
+# Pictures that are gone, and borders
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -225,15 +215,6 @@ def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"^[^\n]*a\.png: no such file or directory$"):
         epoch(dataset, workers=workers)
-
-
-def test_a_decoded_fraction_is_used_only_where_it_is_enough(tmp_path):
-    """A JPEG of 128 x 128 in a sample of 32 x 32 is decoded at a quarter; nothing is enlarged."""
-    write_image(tmp_path / "a.jpg", np.full((128, 128, 3), 90, np.uint8))
-    dataset = data_set(index(tmp_path / "a.jpg", "a", cache_dir=None))
-    sides = [len(dataset._store.read(0, (span, span))) for span in (200, 128, 65, 64, 33, 32, 17, 16, 1)]
-    assert sides == [128, 128, 128, 64, 64, 32, 32, 16, 16]
-    assert len(dataset._store.read(0)) == 128
 
 
 def test_grey_borders_are_not_black(found):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
+from typing import Any
 
 from utils.cli import image_side, threshold
 from utils.device import ALLOWED, DEVICES
+from utils.errors import InputError
 
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
@@ -37,6 +41,30 @@ def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None
     most = "a box that overlaps a better one of its class by more is dropped (default: %(default)s)"
     add("--iou-thres", type=threshold, default=overlap, metavar="T", help=most)
     add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
+
+
+def add_cache_flags(group: Group) -> None:
+    """--cache and --cache-dir; `cache_choice` reads them."""
+    add = group.add_argument
+    kept = "decode pictures once: ram keeps them for this run, disk in a file for later ones, too"
+    add("--cache", choices=("ram", "disk"), help=kept)
+    add("--cache-dir", metavar="DIR", help="folder of --cache disk (default: the user's cache folder)")
+
+
+def cache_choice(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords `cache` and `cache_dir` of a data set.
+
+    Raises:
+        InputError: --cache-dir without --cache disk, or it is no folder.
+    """
+    kind = args.cache or ("ram" if getattr(args, "cache_images", False) else None)
+    if args.cache_dir is None:
+        return {"cache": kind, "cache_dir": None}
+    if kind != "disk":
+        raise InputError("--cache-dir: goes with --cache disk")
+    if os.path.exists(args.cache_dir) and not os.path.isdir(args.cache_dir):
+        raise InputError(f"--cache-dir {args.cache_dir}: is a file; name a folder")
+    return {"cache": kind, "cache_dir": Path(args.cache_dir)}
 
 
 def add_device_flags(group: Group, *, half: bool = True) -> None:

@@ -1,8 +1,8 @@
 """Decoded pictures in one mapped file that all processes share: in memory, or on the disk for the next run.
 
-The file is a header, a table of CRC-32 sums, and the pixels of every picture at a multiple of ALIGNMENT bytes. The header
-holds the key of what the pixels were made from; a file with another header, size or sum is not used. Nothing in it is
-interpreted but as numbers.
+The file is a header, a table of CRC-32 sums, and the pixels of every picture at a multiple of ALIGNMENT bytes. The
+header holds the key of what the pixels were made from; a file with another header, size or sum is not used. What the
+file holds is taken as numbers and as nothing else.
 """
 
 from __future__ import annotations
@@ -125,10 +125,8 @@ def made_in_memory(layout: PixelLayout, decode: Callable[[int], Image]) -> Pixel
     Raises:
         OSError: there is no room.
     """
-    if hasattr(os, "memfd_create"):
-        file = os.fdopen(os.memfd_create("pictures"), "w+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115
+    in_memory = hasattr(os, "memfd_create")
+    file = os.fdopen(os.memfd_create("pictures"), "w+b") if in_memory else tempfile.TemporaryFile()  # noqa: SIM115
     _fill(file, layout, decode)
     return PixelFile(file, layout)
 

@@ -20,10 +20,10 @@ PARTS = {
     True: ("args.yaml", START, "model.cfg", STUDY),
 }
 """Files without which a run, or a search (True), cannot go on."""
-MAY_CHANGE = ("device", "workers", "tensorboard")
+MAY_CHANGE = ("device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket")
-PATHS = ("data", "cfg", "weights", "hyp")
+PATHS = ("data", "cfg", "weights", "hyp", "cache_dir")
 
 
 def newest_run(project: Path) -> Path:

@@ -1,0 +1,391 @@
+"""A cache of decoded pictures changes no sample: it is shared, reused, and never used when it is stale or damaged."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import stat
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.data import pixels, store
+from utils.data.augment import Augmentation
+from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.fit import fit
+from utils.data.images import read_image, write_image
+from utils.data.index import Index, index
+from utils.data.store import PictureStore
+from utils.errors import DataError
+
+SHAPES = ((40, 96), (96, 40), (50, 50), (30, 64), (200, 150))
+"""Of the pictures; smaller than the input of 64 x 64 on no, one or both sides."""
+TURNED = Augmentation(degrees=10, mixup=0.5)
+
+
+def picture(number: int, shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def add(root: Path, name: str, image: np.ndarray) -> None:
+    write_image(root / "images" / name, image)
+    (root / "labels" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.4 0.6\n")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A data set of five pictures, PNG and JPEG."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number, shape in enumerate(SHAPES):
+        add(tmp_path, f"{number}.{'jpg' if number == 4 else 'png'}", picture(number, shape))
+    return tmp_path
+
+
+def found(root: Path) -> Index:
+    return index(root / "images", "a", cache_dir=None)
+
+
+def data_set(root: Path, size: tuple[int, int] = (64, 64), **options) -> DetectionDataset:
+    options.setdefault("cache_dir", root / "cache" if options.get("cache") == "disk" else None)
+    return DetectionDataset(found(root), size=size, **options)
+
+
+def assert_same(one: DetectionDataset, other: DetectionDataset) -> None:
+    assert len(one) == len(other)
+    for position in range(len(one)):
+        a, b = one[position], other[position]
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.targets, b.targets)
+        assert a.fit == b.fit
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """A function; after it was called, a picture that is decoded is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a picture was decoded")
+
+    return lambda: monkeypatch.setattr(store, "read_image", refuse)
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"channels": 1},
+        {"mode": "stretch"},
+        {"size": (32, 96)},
+        {"rect": True, "stride": 8},
+        {"augment": Augmentation()},
+        {"augment": TURNED, "channels": 1},
+        {"augment": TURNED, "rect": True, "size": (64, 96)},
+        {"augment": Augmentation(), "mode": "stretch", "size": (96, 64)},
+    ],
+    ids=str,
+)
+def test_samples_are_the_same_with_and_without_a_cache(root, cache, options):
+    kept = data_set(root, cache=cache, **options)
+    assert kept.store.address
+    assert_same(kept, data_set(root, **options))
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("augment", [None, TURNED], ids=["plain", "augmented"])
+def test_batches_are_the_same_with_a_cache_and_any_number_of_workers(root, cache, augment):
+    def batches(dataset, workers):
+        return list(make_loader(dataset, 2, workers=workers, shuffle=True))
+
+    expected = batches(data_set(root, augment=augment), 0)
+    kept = data_set(root, augment=augment, cache=cache)
+    for workers in (0, 1, 2):
+        for one, other in zip(batches(kept, workers), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True)) and one.fits == other.fits
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "stretch"])
+def test_a_plain_sample_is_the_whole_picture_fitted_once(root, mode):
+    """As detect.py fits it, which has no data set."""
+    dataset = data_set(root, mode=mode)
+    for position, path in enumerate(dataset.index.images):
+        image, placed = fit(read_image(path), (64, 64), mode)
+        np.testing.assert_array_equal(dataset[position].image, image.transpose(2, 0, 1))
+        assert dataset[position].fit == placed
+
+
+def test_nothing_is_kept_larger_than_it_is_fitted(root):
+    assert [data_set(root).store.read(position).shape for position in range(5)] == [
+        (27, 64, 3), (64, 27, 3), (50, 50, 3), (30, 64, 3), (64, 48, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "shrink"), [(200, 1), (129, 1), (128, 2), (65, 2), (64, 4), (33, 4), (32, 8), (8, 8)])
+def test_a_jpeg_is_decoded_at_a_fraction_that_is_twice_what_is_wanted_for_training_only(
+    root, monkeypatch, size, shrink
+):
+    add(root, "big.jpg", picture(9, (512, 512)))
+    asked = []
+
+    def recorded(*arguments, shrink):
+        asked.append(shrink)
+        return read_image(*arguments, shrink=shrink)
+
+    monkeypatch.setattr(store, "read_image", recorded)
+    position = [path.name for path in found(root).images].index("big.jpg")
+    for exact in (True, False):
+        image = PictureStore(found(root), 3, (size, size), exact=exact).read(position)
+        assert image.shape == (size, size, 3)
+    assert asked == [1, shrink]
+
+
+def test_a_kept_picture_cannot_be_written_to(root):
+    with pytest.raises(ValueError, match="read-only"):
+        data_set(root, cache="ram").store.read(0)[0] = 0
+
+
+# Reuse
+
+
+def test_a_later_run_decodes_nothing(root, no_decoding):
+    expected = data_set(root, augment=TURNED)[1].image
+    data_set(root, augment=TURNED, cache="disk")
+    no_decoding()
+    np.testing.assert_array_equal(data_set(root, augment=TURNED, cache="disk")[1].image, expected)
+
+
+def test_a_cache_on_the_disk_is_the_users(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    DetectionDataset(found(root), size=(64, 64), cache="disk")
+    (path,) = (tmp_path / "home" / "darknet-compression").iterdir()
+    assert path.name.startswith("pixels-") and stat.S_ISREG(path.stat().st_mode)
+
+
+def replace_bytes(root: Path) -> None:
+    """The same size of picture and of file, other pixels."""
+    image = picture(0, SHAPES[0])
+    image[0, 0] ^= 1
+    before = (root / "images" / "0.png").stat()
+    write_image(root / "images" / "0.png", image[::-1])
+    os.utime(root / "images" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def swap(root: Path) -> None:
+    one, other, spare = (root / "images" / name for name in ("0.png", "3.png", "spare"))
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+
+
+EDITS = {
+    "bytes": replace_bytes,
+    "added": lambda root: add(root, "5.png", picture(5, (40, 40))),
+    "removed": lambda root: (root / "images" / "1.png").unlink(),
+    "renamed": lambda root: (root / "images" / "0.png").rename(root / "images" / "9.png"),
+    "swapped": swap,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("augment", [None, Augmentation()], ids=["plain", "augmented"])
+def test_a_cache_is_not_used_after_an_edit(root, edit, augment):
+    data_set(root, augment=augment, cache="disk")
+    edit(root)
+    kept = data_set(root, augment=augment, cache="disk")
+    assert kept.store.address
+    assert_same(kept, data_set(root, augment=augment))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": (32, 32)}, {"size": (64, 32)}, {"channels": 1}, {"mode": "stretch"}, {"augment": Augmentation()}],
+    ids=str,
+)
+def test_a_cache_is_not_used_for_another_input(root, change):
+    data_set(root, cache="disk")
+    assert_same(data_set(root, cache="disk", **change), data_set(root, **change))
+
+
+def test_a_cache_of_another_version_is_not_used(root, monkeypatch):
+    data_set(root, cache="disk")
+    before = set((root / "cache").iterdir())
+    for module in (pixels, store):
+        monkeypatch.setattr(module, "MAGIC", b"DKPIXEL2")
+    assert_same(data_set(root, cache="disk"), data_set(root))
+    assert len(set((root / "cache").iterdir()) - before) == 1
+
+
+def test_an_edited_picture_replaces_the_file_it_made_stale(root):
+    data_set(root, cache="disk")
+    (path,) = (root / "cache").iterdir()
+    before = path.read_bytes()
+    replace_bytes(root)
+    data_set(root, cache="disk")
+    assert list((root / "cache").iterdir()) == [path] and path.read_bytes() != before
+
+
+# Damage
+
+
+def flipped(at: float) -> object:
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[int(at * (len(data) - 64))] ^= 4  # the last bytes may be padding
+        path.write_bytes(data)
+
+    return damage
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "foreign": lambda path: path.write_bytes(b"\x80\x04\x95" + path.read_bytes()[3:]),
+    "missing": lambda path: path.unlink(),
+    **{f"bit at {at}": flipped(at) for at in (0, 0.001, 0.002, 0.1, 0.5, 0.9, 1)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_made_anew(root, damage):
+    data_set(root, cache="disk")
+    (path,) = (root / "cache").iterdir()
+    whole = path.read_bytes()
+    damage(path)
+    assert not path.exists() or path.read_bytes() != whole
+    assert_same(data_set(root, cache="disk"), data_set(root))
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_file_is_not_read(root, kind, capsys):
+    data_set(root, cache="disk")
+    (path,) = (root / "cache").iterdir()
+    path.unlink()
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    assert_same(data_set(root, cache="disk"), data_set(root))
+    assert (kind == "folder") == ("pictures are decoded each time they are needed" in capsys.readouterr().err)
+
+
+# Where a cache cannot be
+
+
+def assert_said(capsys, what: str) -> None:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert what in line and line.endswith("; pictures are decoded each time they are needed")
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_no_error(root, capsys):
+    (root / "file").write_text("")
+    kept = data_set(root, cache="disk", cache_dir=root / "file" / "cache")
+    assert_said(capsys, f"--cache disk: {root / 'file' / 'cache'}: Not a directory")
+    assert_same(kept, data_set(root))
+
+
+@pytest.mark.parametrize(("cache", "room"), [("ram", "_free_memory"), ("disk", "_free_disk")])
+def test_what_does_not_fit_is_said_and_not_kept(root, monkeypatch, capsys, cache, room):
+    monkeypatch.setattr(store, room, lambda *_: 10_000)
+    kept = data_set(root, cache=cache)
+    assert_said(capsys, "0.000 GB are free, the pictures take 0.000 GB")
+    assert not kept.store.address and not list((root / "cache").glob("*"))
+    assert_same(kept, data_set(root))
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("call", ["_reserve", "_table_end"])
+def test_a_disk_that_fills_up_leaves_nothing(root, monkeypatch, capsys, cache, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call == "_table_end":
+        monkeypatch.setattr(pixels.PixelLayout, "header", full)
+    else:
+        monkeypatch.setattr(pixels, call, full)
+    kept = data_set(root, cache=cache)
+    assert_said(capsys, "No space left on device")
+    monkeypatch.undo()
+    assert not list((root / "cache").glob("*")) and not list((root / "cache").glob(".*"))
+    assert_same(kept, data_set(root))
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_a_picture_that_has_gone_is_named(root, cache):
+    pictures = found(root)
+    pictures.images[2].unlink()
+    with pytest.raises(DataError, match=r"2\.png: no such file or directory"):
+        DetectionDataset(pictures, size=(64, 64), cache=cache, cache_dir=root / "cache")
+    assert not list((root / "cache").glob("pixels*")) and not list((root / "cache").glob(".*"))
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_one_writes_is_not(root):
+    data_set(root, cache="disk")
+    (path,) = (root / "cache").iterdir()
+    path.unlink()
+    old, new = (path.with_name(f".{path.name}.{number}.tmp") for number in (1, 2))
+    for temporary in (old, new):
+        temporary.write_bytes(b"unfinished")
+    os.utime(old, (0, 0))
+    data_set(root, cache="disk")
+    assert not old.exists() and new.exists() and path.exists()
+
+
+# Sharing
+
+
+def inode(address: str) -> int:
+    return os.stat(address).st_ino
+
+
+def read_there(kept: PictureStore) -> tuple[int, int, int]:
+    """In another process: its number, the file it reads from, and the sum of the pixels."""
+    sums = sum(int(kept.read(position).sum()) for position in range(len(kept.index)))
+    return os.getpid(), inode(kept.address), sums
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_use_the_same_memory(root, cache, method):
+    kept = data_set(root, cache=cache).store
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        pid, file, sums = pool.apply(read_there, (kept,))
+    assert pid != os.getpid() and file == inode(kept.address) and sums == read_there(kept)[2]
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_no_picture_is_copied_to_a_worker(root, cache):
+    kept, plain = (data_set(root, **options).store for options in ({"cache": cache}, {}))
+    pixels_kept = sum(kept.read(position).nbytes for position in range(5))
+    assert len(ForkingPickler.dumps(kept)) - len(ForkingPickler.dumps(plain)) < 2000 < pixels_kept
+
+
+def test_a_process_without_the_file_decodes(root):
+    kept = data_set(root, cache="ram").store
+    state = kept.__getstate__()
+    _, layout = state["_kept"]
+    for address in ("/proc/self/fd/99999", str(root / "images" / "0.png")):
+        lost = PictureStore.__new__(PictureStore)
+        lost.__setstate__({**state, "_kept": (address, layout)})
+        assert not lost.address
+        np.testing.assert_array_equal(lost.read(1), kept.read(1))
+
+
+def test_a_store_joins_only_a_cache_of_its_own_pictures(root):
+    kept = data_set(root, cache="ram").store
+    fitting, other = data_set(root).store, data_set(root, size=(32, 32)).store
+    for one in (fitting, other):
+        one.join(kept.address)
+    assert fitting.address and inode(fitting.address) == inode(kept.address) and not other.address
+
+
+def test_a_cache_in_memory_has_no_name_and_ends_with_its_users(root):
+    kept = data_set(root, cache="ram").store
+    assert os.stat(kept.address).st_nlink == 0
+    address = kept.address
+    del kept
+    assert not os.path.exists(address)
