@@ -15,6 +15,7 @@ from utils.darknet.blocks import Convolutional
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
+from utils.pruning.certificate import certify, difference, silenced
 from utils.pruning.constants import absorb
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
 from utils.pruning.surgery import compact
@@ -70,20 +71,6 @@ def heads(model: Darknet, side: int) -> list[torch.Tensor]:
     return list(model(images).heads)
 
 
-def silenced(model: Darknet, graph, keep) -> Darknet:
-    """The model of full size in which removed channels put out 0."""
-    for i, layer in enumerate(model.layers):
-        mask = torch.from_numpy(keep[graph.labels[i]]).view(1, -1, 1, 1)
-        layer.register_forward_hook(lambda module, inputs, output, mask=mask: output * mask)
-    return model
-
-
-def difference(ones, others) -> float:
-    return max(
-        float((a - b).abs().max() / max(1, a.abs().max(), b.abs().max())) for a, b in zip(ones, others, strict=True)
-    )
-
-
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("name", ZOO)
 def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, name, policy):
@@ -101,11 +88,13 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, name, polic
     narrow, sliced = compact(graph, arrays, choice.keep)
     assert tuple(shape.channels for shape in trace(narrow)) == graph.widths(choice.keep)
     assert not choice.keep.all()
-    assert difference(heads(model_of(narrow, sliced), side), heads(silenced(model, graph, choice.keep), side)) < 1e-9
+    with silenced(model, graph, choice.keep):
+        assert difference(heads(model_of(narrow, sliced), side), heads(model, side)) < 1e-9
     taken = absorb(graph, arrays, choice.keep)
-    full = silenced(model_of(network, taken), graph, choice.keep)
+    full = model_of(network, taken)
     narrow, sliced = compact(graph, taken, choice.keep)
-    assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
+    with silenced(full, graph, choice.keep):
+        assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
 
 
 def test_everything_kept_is_the_same_bit_for_bit(root):
@@ -234,3 +223,29 @@ def test_a_pruned_network_can_be_pruned_again():
     assert network.blocks[0].filters == network.blocks[1].filters < 13
     assert [block.filters for block in network.blocks if isinstance(block, Convolutional)][-1] == 21
     assert HEAD.count("filters=21") == 1
+
+
+class TestCertificate:
+    """The proof of a pruned network."""
+
+    def made(self, spoil: bool = False):
+        graph = graph_of(conv(8), conv(8, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6, 3))
+        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
+        keep = choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.5, layer_keep=0.1)).keep
+        absorbed = absorb(graph, arrays, keep)
+        bare, written = compact(graph, arrays, keep), compact(graph, absorbed, keep)
+        if spoil:
+            bare.arrays["layers.1.conv.weight"][0, 0] += 1
+        return certify(graph, arrays, absorbed, keep, bare, written)
+
+    def test_a_right_surgery_passes_and_the_border_is_measured(self):
+        certificate = self.made()
+        certificate.check()
+        assert certificate.compact_vs_silenced < 1e-5
+        assert certificate.compact_vs_silenced_float64 < 1e-12
+        assert certificate.compact_vs_keep_size < 1e-5
+        assert certificate.border > 1e-3
+
+    def test_a_wrong_one_is_refused(self):
+        with pytest.raises(InfeasibleError, match="compact_vs_silenced is"):
+            self.made(spoil=True).check()

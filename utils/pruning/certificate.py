@@ -1,0 +1,148 @@
+"""The proof that comes with every pruned network: forward passes of the network before and after, compared.
+
+The difference of two sets of heads is max|a - b| / max(1, max|a|, max|b|), over all heads and cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Darknet, load_arrays
+from utils.darknet.blocks import Network
+from utils.darknet.shapes import max_stride
+from utils.errors import InfeasibleError
+from utils.graph import ChannelGraph
+from utils.pruning.policy import Keep
+from utils.pruning.surgery import Arrays, Compacted
+
+FLOAT32, FLOAT64 = 1e-4, 1e-9
+"""Largest difference between a network and its compact form that passes."""
+SMALLEST_SIDE, CELLS = 64, 2
+"""The input has this side at least, and this many cells of the coarsest head."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Differences of heads; the first three must vanish but for rounding."""
+
+    compact_vs_silenced: float
+    """Without absorption, in float32: the pruned network and the one whose removed channels put out 0."""
+    compact_vs_silenced_float64: float
+    compact_vs_keep_size: float
+    """The pruned network that is written and the one of full size with the same constants absorbed, in float32."""
+    border: float
+    """The pruned network and the one in which removed channels have γ = 0 and keep β: what zero padding makes of the
+    constants, and where a gate depends on the picture."""
+    side: int
+    """Side of the input, in pixels."""
+
+    def check(self) -> None:
+        """Refuse a pruned network that is not what was to be made.
+
+        Raises:
+            InfeasibleError: a difference is above its tolerance.
+        """
+        limits = {
+            "compact_vs_silenced": FLOAT32,
+            "compact_vs_silenced_float64": FLOAT64,
+            "compact_vs_keep_size": FLOAT32,
+        }
+        for name, limit in limits.items():
+            value = asdict(self)[name]
+            if not value <= limit:
+                raise InfeasibleError(f"certificate: {name} is {value:.1e}, allowed is {limit:.0e}; nothing is written")
+
+
+@torch.no_grad()
+def certify(
+    graph: ChannelGraph, arrays: Arrays, absorbed: Arrays, keep: Keep, bare: Compacted, written: Compacted
+) -> Certificate:
+    """Compare the networks on a random picture.
+
+    Args:
+        graph: of the network before.
+        arrays: its tensors.
+        absorbed: its tensors with the constants taken up; the same without absorption.
+        keep: [L] bool.
+        bare: compact form of `arrays`.
+        written: compact form of `absorbed`.
+    """
+    network = graph.network
+    side = max(SMALLEST_SIDE, CELLS * max_stride(network))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, network.net.channels, side, side, generator=generator)
+    small, large = _model(*bare), _model(network, arrays)
+    with silenced(large, graph, keep):
+        float32 = difference(small(image).heads, large(image).heads)
+        with in_float64(small), in_float64(large):
+            float64 = difference(small(image.double()).heads, large(image.double()).heads)
+    final = _model(*written)(image).heads
+    large = _model(network, absorbed)
+    with silenced(large, graph, keep):
+        keep_size = difference(final, large(image).heads)
+    constant = _model(network, without_gamma(graph, arrays, keep))
+    return Certificate(float32, float64, keep_size, difference(final, constant(image).heads), side)
+
+
+def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """max|a - b| / max(1, max|a|, max|b|) over pairs of heads; NaN where a head is not finite."""
+    gaps = [
+        float((a - b).abs().max() / max(1.0, float(a.abs().max()), float(b.abs().max())))
+        for a, b in zip(ones, others, strict=True)
+    ]
+    return float("nan") if any(gap != gap for gap in gaps) else max(gaps)
+
+
+@contextmanager
+def silenced(model: Darknet, graph: ChannelGraph, keep: Keep) -> Iterator[None]:
+    """While it lasts, the channels of labels that are not kept put out 0 in every block."""
+    with ExitStack() as hooks:
+        for layer, labels in zip(model.layers, graph.labels, strict=True):
+            mask = keep[labels]
+            if not mask.all():
+                factor = torch.from_numpy(mask).view(1, -1, 1, 1)
+                handle = layer.register_forward_hook(lambda _, inputs, output, factor=factor: output * factor)
+                hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def in_float64(model: Darknet) -> Iterator[None]:
+    """While it lasts, each block computes in float64; only one block's tensors are held twice."""
+
+    def widen(layer: torch.nn.Module, inputs: object) -> None:
+        layer.narrow = [(tensor, tensor.data) for tensor in (*layer.parameters(), *layer.buffers())]
+        for tensor, data in layer.narrow:
+            if data.is_floating_point():
+                tensor.data = data.double()
+
+    def restore(layer: torch.nn.Module, inputs: object, output: object) -> None:
+        for tensor, data in layer.narrow:
+            tensor.data = data
+        del layer.narrow
+
+    with ExitStack() as hooks:
+        for layer in model.layers:
+            hooks.callback(layer.register_forward_pre_hook(widen).remove)
+            hooks.callback(layer.register_forward_hook(restore).remove)
+        yield
+
+
+def without_gamma(graph: ChannelGraph, arrays: Arrays, keep: Keep) -> dict[str, np.ndarray]:
+    """The tensors with γ = 0 for every removed channel."""
+    changed = dict(arrays)
+    for index in graph.makers():
+        name = f"layers.{index}.bn.weight"
+        if name in changed:
+            changed[name] = np.where(keep[graph.labels[index]], changed[name], np.zeros_like(changed[name]))
+    return changed
+
+
+def _model(network: Network, arrays: Arrays) -> Darknet:
+    return load_arrays(network, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}).eval()
