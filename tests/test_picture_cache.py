@@ -8,11 +8,13 @@ import os
 import stat
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from utils.checkpoint import read_checkpoint
 from utils.data import pixels, store
 from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset, make_loader
@@ -20,7 +22,8 @@ from utils.data.fit import fit
 from utils.data.images import read_image, write_image
 from utils.data.index import Index, index
 from utils.data.store import PictureStore
-from utils.errors import DataError
+from utils.errors import DataError, InputError
+from utils.flags import cache_choice
 
 SHAPES = ((40, 96), (96, 40), (50, 50), (30, 64), (200, 150))
 """Of the pictures; smaller than the input of 64 x 64 on no, one or both sides."""
@@ -126,9 +129,7 @@ def test_nothing_is_kept_larger_than_it_is_fitted(root):
 
 
 @pytest.mark.parametrize(("size", "shrink"), [(200, 1), (129, 1), (128, 2), (65, 2), (64, 4), (33, 4), (32, 8), (8, 8)])
-def test_a_jpeg_is_decoded_at_a_fraction_that_is_twice_what_is_wanted_for_training_only(
-    root, monkeypatch, size, shrink
-):
+def test_a_jpeg_is_decoded_at_a_fraction_only_for_training(root, monkeypatch, size, shrink):
     add(root, "big.jpg", picture(9, (512, 512)))
     asked = []
 
@@ -348,8 +349,7 @@ def read_there(kept: PictureStore) -> tuple[int, int, int]:
     return os.getpid(), inode(kept.address), sums
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "cache"), [("fork", "ram"), ("fork", "disk"), ("spawn", "ram")])
 def test_other_processes_use_the_same_memory(root, cache, method):
     kept = data_set(root, cache=cache).store
     with multiprocessing.get_context(method).Pool(1) as pool:
@@ -389,3 +389,44 @@ def test_a_cache_in_memory_has_no_name_and_ends_with_its_users(root):
     address = kept.address
     del kept
     assert not os.path.exists(address)
+
+
+# Flags
+
+
+def flags(**given) -> SimpleNamespace:
+    return SimpleNamespace(**{"cache": None, "cache_dir": None, "cache_images": False, **given})
+
+
+def test_cache_images_is_cache_ram():
+    assert cache_choice(flags())["cache"] is None
+    assert cache_choice(flags(cache_images=True)) == cache_choice(flags(cache="ram"))
+    chosen = cache_choice(flags(cache_images=True, cache="disk", cache_dir="a"))
+    assert chosen == {"cache": "disk", "cache_dir": Path("a")}
+
+
+@pytest.mark.parametrize("kind", [None, "ram"])
+def test_a_folder_without_a_cache_on_the_disk_is_refused(kind):
+    with pytest.raises(InputError, match="--cache-dir: goes with --cache disk"):
+        cache_choice(flags(cache=kind, cache_dir="a"))
+
+
+def test_a_file_is_no_cache_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--cache-dir .*file: is a file; name a folder"):
+        cache_choice(flags(cache="disk", cache_dir=str(tmp_path / "file")))
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(run, tmp_path):
+    disk = ("--cache", "disk", "--cache-dir", str(tmp_path / "cache"))
+    plain, *others = (
+        run("--epochs", "1", "--seed", "1", "--name", name, *given)
+        for name, given in (("plain", ()), ("ram", ("--cache-images",)), ("disk", disk))
+    )
+    others.append(run("--resume", others[1]["run_dir"], "--cache-dir", str(tmp_path / "other")))
+    expected = read_checkpoint(Path(plain["last"]))["model"]
+    for other in others:
+        found = read_checkpoint(Path(other["last"]))["model"]
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 2

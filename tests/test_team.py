@@ -34,7 +34,7 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
     """Without batch normalisation, whose statistics are those of a process's own pictures, to rounding."""
     (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
     files = ["--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data")]
-    done = torchrun(*files, *FLAGS, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    done = torchrun(*files, *FLAGS, "--batch-size", "2", "--cache", "ram", "--project", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
     one = run(*files, *FLAGS, "--batch-size", "4")

@@ -103,6 +103,16 @@ def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
     assert "PyTorch" in document["runtime"]
 
 
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_kept_pictures_give_the_same_figures(folder, script, capsys, cache):
+    rows = []
+    for flags in ((), ("--cache", cache)):
+        script.main([*FLAGS, "--task", "benchmark", "--conf-thres", "0.0001", "--json", *flags])
+        rows.append([{**row, "ms": None} for row in json.loads(capsys.readouterr().out)["benchmark"]])
+    assert rows[0] == rows[1]
+    assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 3 * (cache == "disk")
+
+
 def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
     script.main([*FLAGS, "--task", "benchmark", "--json"])
     rows = json.loads(capsys.readouterr().out)["benchmark"]
