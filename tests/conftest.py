@@ -98,7 +98,7 @@ def no_plots(monkeypatch):
     """Plots take longer than a tiny run."""
     from utils.report import plots
 
-    for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
+    for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion", "plot_search"):
         monkeypatch.setattr(plots, name, lambda *_: None)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,41 @@ def plot_results(results: Mapping[str, Sequence[float]], path: Path, best_epoch:
             ax.legend(frameon=False, fontsize=8)
         if title.startswith(("precision", "average")):
             ax.set_ylim(0, 1)
+    _save(figure, path)
+
+
+def plot_search(
+    numbers: Sequence[int],
+    values: Sequence[float],
+    columns: Mapping[str, Sequence[float]],
+    path: Path,
+    logarithmic: Collection[str] = (),
+) -> None:
+    """Draw the fitness of the trials of a search in their order, and over each of the values that were searched.
+
+    Args:
+        numbers: of the trials, at least one.
+        values: their fitness.
+        columns: what each trial took, by name.
+        path: the picture, .png or .jpg.
+        logarithmic: names of columns that are drawn over their logarithms.
+    """
+    across = 4
+    down = -(-(len(columns) + 1) // across)
+    figure, (course, *panels) = _grid(down, across, (3.6 * across, 2.8 * down))
+    best = int(np.argmax(values))
+    course.step(numbers, np.maximum.accumulate(values), where="post", color=GREY, linewidth=1)
+    drawn = [(course, "trial", numbers), *((ax, *column) for ax, column in zip(panels, columns.items(), strict=False))]
+    for ax, name, found in drawn:
+        ax.scatter(found, values, s=14, color=BLUE, linewidths=0, alpha=0.7)
+        ax.scatter(found[best], values[best], s=45, color=RED, marker="D")
+        if name in logarithmic:
+            ax.set_xscale("log")
+            ax.tick_params(axis="x", which="minor", labelbottom=False)
+        _finish(ax, f"{name}, best {found[best]:.4g}", "", "fitness")
+    course.xaxis.get_major_locator().set_params(integer=True)
+    for ax in panels[len(columns) :]:
+        ax.set_axis_off()
     _save(figure, path)
 
 

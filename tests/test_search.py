@@ -1,0 +1,281 @@
+"""A search over hyper-parameters: what it chooses follows from its seed, and an interruption loses nothing.
+
+Trials are trained by a stub, but for the last tests.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
+from utils.report import plots
+from utils.report.run_dir import Results, read_results
+from utils.training import loop, optim, space
+from utils.training.resumed import STUDY
+from utils.training.search import Search
+from utils.training.settings import Hyperparameters, hyperparameters, load_hyperparameters
+from utils.training.space import SPACE, Range, searched
+
+optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="no optuna")
+START = Hyperparameters()
+
+
+class Trainer:
+    """Trains nothing: the fitness falls with the distance of lr0 from 0.05, and rises with the epochs."""
+
+    def __init__(self, **faults):
+        self.taken: list[dict[str, float]] = []
+        """Hyper-parameters of the trials in their order."""
+        self.faults = {int(place.removeprefix("at")): fault for place, fault in faults.items()}
+        """What is raised in its first epoch, by the number of the training."""
+
+    def __call__(self, hyp, folder, watch):
+        (folder / "weights").mkdir(parents=True, exist_ok=True)
+        for name in ("last.pt", "best.pt"):
+            (folder / "weights" / name).write_bytes(b"")
+        self.taken.append({key: hyp.flat[key] for key in FEW})
+        score = 1 / (1 + abs(math.log(hyp.optimizer.lr0 / 0.05)))
+        results = Results(folder / "results.csv", ("map50", "map50_95"))
+        for epoch in (1, 2, 3, 4):
+            row = {"map50": score * epoch / 4, "map50_95": score * epoch / 4}
+            results.append(epoch, row)
+            if len(self.taken) in self.faults:
+                raise self.faults.pop(len(self.taken))
+            watch(epoch, row)
+        return {**row, "best_epoch": 4}
+
+
+FEW = {key: SPACE[key] for key in ("lr0", "momentum", "mosaic")}
+"""Searched in these tests: every value costs a transaction."""
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory):
+    """Run a search of a stub in a folder of that name; returns its document."""
+    base = tmp_path_factory.mktemp("searches")
+
+    def call(name: str, trainer: Trainer, trials: int = 14, **changed):
+        folder = base / name
+        folder.mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plots, "plot_search", lambda *_: None)
+            patch.setattr(space, "SPACE", FEW)
+            patch.setattr(os, "fsync", lambda _: None)
+            return Search(folder, **{"start": START, "trials": trials, "epochs": 4, **changed}).run(trainer)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def straight(search):
+    """A search of 14 trials that nothing interrupted, and its trainer."""
+    trainer = Trainer()
+    return search("straight", trainer), trainer
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class TestSpace:
+    def test_every_range_is_allowed_and_holds_the_default(self):
+        for key, found in SPACE.items():
+            assert found.low <= START.flat[key] <= found.high
+            for value in (found.low, found.high):
+                assert hyperparameters({key: value}).flat[key] == value
+
+    def test_ranges_hold_the_start_and_a_key_without_logarithm_stays(self):
+        found = searched(hyperparameters({"lr0": 2.0, "weight_decay": 0.0, "mosaic": 0.0}))
+        assert found["lr0"] == Range(1e-3, 2.0, log=True)
+        assert "weight_decay" not in found
+        assert found["mosaic"] == SPACE["mosaic"]
+
+
+@optuna
+class TestStudy:
+    def test_it_starts_where_it_is_told_and_finds_better(self, straight):
+        document, trainer = straight
+        folder = Path(document["run_dir"])
+        assert trainer.taken[0] == {key: START.flat[key] for key in FEW}
+        assert document["fitness"] > document["start_fitness"]
+        found = [float(row["fitness"]) for row in rows(folder)]
+        assert document["fitness"] == pytest.approx(max(found), rel=1e-5)
+        assert document["start_fitness"] == pytest.approx(found[0], rel=1e-5)
+        assert document["trials"] == 14 == document["complete"] + document["given_up"]
+        best = load_hyperparameters(folder / "hyp.yaml")
+        assert {key: best.flat[key] for key in FEW} == trainer.taken[document["best_trial"] - 1] == document["hyp"]
+
+    def test_only_the_best_trial_keeps_its_weights(self, straight):
+        document, _ = straight
+        kept = {path.parent.parent.name for path in Path(document["run_dir"]).glob("*/weights/*")}
+        assert kept == {f"trial-{document['best_trial']:03d}"}
+        assert Path(document["best"]).is_file()
+
+    def test_another_seed_chooses_other_values_behind_the_first(self, search, straight):
+        other = Trainer()
+        search("other", other, 4, seed=1)
+        taken = straight[1].taken
+        assert other.taken[0] == taken[0]
+        assert all(one != another for one, another in zip(other.taken[1:], taken[1:4], strict=True))
+        assert len({values["lr0"] for values in taken}) == 14
+
+    @pytest.mark.parametrize("fault", [KeyboardInterrupt(), Interrupted(signal.SIGTERM, "saved")])
+    def test_an_interrupted_search_chooses_what_it_would_have_chosen(self, search, straight, fault):
+        """In the first trial, and twice in the twelfth, which is chosen from what the others gave."""
+        expected, trainer = straight
+        name, cut = f"cut by {type(fault).__name__}", Trainer(at1=fault, at13=fault, at14=fault)
+        for _ in range(3):
+            with pytest.raises(type(fault)):
+                search(name, cut)
+        document = search(name, cut)
+        assert cut.taken[0] == cut.taken[1]
+        assert cut.taken[12] == cut.taken[13] == cut.taken[14]
+        assert [values for place, values in enumerate(cut.taken, 1) if place not in (1, 13, 14)] == trainer.taken
+        changed = ("run_dir", "best")
+        assert [document[key] for key in expected if key not in changed] == [
+            expected[key] for key in expected if key not in changed
+        ]
+        tables = [(Path(one["run_dir"]) / "trials.csv").read_text() for one in (document, expected)]
+        assert tables[0] == tables[1]
+
+    def test_an_interruption_says_how_to_go_on(self, search):
+        with pytest.raises(Interrupted, match=r"in trial 2 of 14; --resume .*told goes on") as caught:
+            search("told", Trainer(at2=Interrupted(signal.SIGTERM, "saved")))
+        assert caught.value.exit_status == 143
+
+    def test_killed_while_values_are_chosen_the_trial_gets_the_same(self, search, straight, monkeypatch):
+        """Within the values of the first trial, which are given, and within those of the second, which are drawn."""
+        from optuna.trial import Trial
+
+        real, calls, cut = Trial.suggest_float, [], Trainer()
+
+        def suggest(*args, **more):
+            calls.append(1)
+            if len(calls) in (2, 7):
+                raise KeyboardInterrupt
+            return real(*args, **more)
+
+        monkeypatch.setattr(Trial, "suggest_float", suggest)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                search("chosen", cut, 3)
+        search("chosen", cut, 3)
+        assert cut.taken == straight[1].taken[:3]
+
+    def test_more_trials_go_on_from_those_that_are_there(self, search, straight):
+        trainer = Trainer()
+        for trials, trained in ((2, 2), (2, 2), (4, 4)):
+            assert search("more", trainer, trials)["trials"] == trials
+            assert len(trainer.taken) == trained
+        assert trainer.taken == straight[1].taken[:4]
+
+    def test_a_trial_without_numbers_fails_and_the_search_goes_on(self, search):
+        document = search("nan", Trainer(at1=NumericsError("loss"), at3=NumericsError("loss")), 4)
+        assert (document["trials"], document["failed"], document["start_fitness"]) == (4, 2, None)
+        states = [row["state"] for row in rows(Path(document["run_dir"]))]
+        assert states == ["failed", "complete", "failed", "complete"]
+
+    def test_without_any_fitness_it_is_told(self, search):
+        with pytest.raises(NumericsError, match="none of 1 trials came to its end"):
+            search("none", Trainer(at1=NumericsError("loss")), 1)
+
+    def test_bad_trials_are_given_up_unless_that_is_switched_off(self, search, straight):
+        document, _ = straight
+        folder = Path(document["run_dir"])
+        given_up = [number for number, row in enumerate(rows(folder), 1) if row["state"] == "given_up"]
+        assert len(given_up) == document["given_up"] > 0
+        for number in given_up:
+            assert len(read_results(folder / f"trial-{number:03d}" / "results.csv")["epoch"]) < 4
+        assert search("all", Trainer(), max(given_up), prune=False)["given_up"] == 0
+
+    def test_a_study_that_is_none_is_one_line(self, tmp_path):
+        (tmp_path / STUDY).write_bytes(b"x" * 5000)
+        with pytest.raises(CheckpointError, match=r"study\.db: .*not a database") as caught:
+            Search(tmp_path, START, 1, 4).run(Trainer())
+        assert "\n" not in str(caught.value)
+
+    def test_a_picture_is_drawn(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(space, "SPACE", FEW)
+        Search(tmp_path, START, 1, 4).run(Trainer())
+        assert (tmp_path / "evolve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@optuna
+@pytest.mark.usefixtures("no_plots")
+class TestScript:
+    """train.py --evolve."""
+
+    FLAGS = ("--epochs", "2", "--img_size", "32", "--batch-size", "8", "--name", "s")
+
+    def test_two_trials_and_a_third_later(self, run, capsys, tmp_path):
+        document = run(*self.FLAGS, "--evolve", "2")
+        folder = tmp_path / "runs" / "s"
+        assert document["trials"] == document["complete"] == 2
+        assert {"args.yaml", "hyp.yaml", "start.yaml", "model.cfg", "env.json", "trials.csv", STUDY} <= {
+            path.name for path in folder.iterdir()
+        }
+        assert Path(document["best"]).is_file()
+        table = read_results(folder / f"trial-{document['best_trial']:03d}" / "results.csv")
+        scores = zip(table["map50"], table["map50_95"], strict=True)
+        assert document["fitness"] == pytest.approx(max(0.1 * one + 0.9 * all_ for one, all_ in scores), abs=1e-5)
+        before = (folder / "trials.csv").read_text()
+        assert run("--resume", str(folder), "--evolve", "3")["trials"] == 3
+        assert (folder / "trials.csv").read_text().startswith(before)
+        assert run(*self.FLAGS, "--evolve", "3", "--exist-ok")["trials"] == 3
+        train.main(["--resume", "--project", str(tmp_path / "runs")])
+        assert capsys.readouterr().out.startswith("best of 3 trials (3 complete, 0 given up, 0 failed) is ")
+
+    def test_an_interrupted_trial_goes_on_inside_its_epochs(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+        flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--nominal-batch", "2", "--evolve", "2")
+        expected = run(*flags, "--name", "straight")
+        real, calls = loop.detection_loss, []
+
+        def loss(*args):
+            calls.append(1)
+            if len(calls) == 14:
+                signal.raise_signal(signal.SIGTERM)
+            return real(*args)
+
+        monkeypatch.setattr(loop, "detection_loss", loss)
+        with pytest.raises(Interrupted, match="in trial 2 of 2"):
+            run(*flags)
+        trained = len(calls)
+        document = run("--resume", str(tmp_path / "runs" / "cut"))
+        assert len(calls) == 16 > trained
+        same = ("trials", "best_trial", "fitness", "start_fitness", "hyp")
+        assert {key: document[key] for key in same} == {key: expected[key] for key in same}
+
+    def test_a_flag_that_differs_from_the_searchs_is_refused(self, run, tmp_path):
+        run(*self.FLAGS, "--evolve", "1")
+        with pytest.raises(InputError, match="--epochs is 3 here and 2 in the run"):
+            run(*self.FLAGS, "--evolve", "1", "--exist-ok", "--epochs", "3")
+
+    def test_without_pictures_to_evaluate_on_it_is_refused(self, run, folder):
+        (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
+        with pytest.raises(InputError, match="names no valid pictures"):
+            run("--evolve", "--data", str(folder / "t.data"))
+
+    def test_several_processes_are_refused(self, run, monkeypatch, tmp_path):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InputError, match="without torchrun"):
+            run("--evolve")
+        assert not (tmp_path / "runs").exists()
+
+
+def test_without_optuna_it_is_refused_before_torch_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
+    with pytest.raises(InputError, match=r"--evolve: needs optuna; pip install -r requirements-search\.txt"):
+        run("--epochs", "1", "--evolve")
+    assert not (tmp_path / "runs").exists()
