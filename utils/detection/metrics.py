@@ -8,18 +8,14 @@ no mean. Every value is a fraction, 0..1; what has nothing to be measured on is 
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-MAX_DETECTIONS = 100
-"""COCO's cut: the best 100 detections of a class in an image."""
+from utils.detection.coco import AREAS, EVALUATORS, RECALLS, Boxes, Result, mean
+
 CONFIDENCES = np.linspace(0.0, 1.0, 1001)
 """Confidence thresholds at which P, R and F1 are measured."""
 
@@ -95,17 +91,18 @@ class Evaluator:
 
     Args:
         names: of the classes, by index.
-        by_size: measure small, medium and large objects too, which takes pycocotools four times as long.
+        by_size: measure small, medium and large objects too, which takes longer.
+        evaluator: a key of `coco.EVALUATORS`.
     """
 
-    def __init__(self, names: Sequence[str], *, by_size: bool = True) -> None:
+    def __init__(self, names: Sequence[str], *, by_size: bool = True, evaluator: str = "numpy") -> None:
         """Start without images."""
         self.names = tuple(names)
         self.by_size = by_size
-        self._images = 0
+        self._evaluate = EVALUATORS[evaluator]
         self._confusion = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
-        self._truth: list[dict] = []
-        self._detections: list[dict] = []
+        self._detections: list[np.ndarray] = []
+        self._truth: list[np.ndarray] = []
 
     def add(self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> None:
         """Add an image.
@@ -124,35 +121,32 @@ class Evaluator:
         for what, values in (("detection", np.asarray(classes)), ("object", truth[:, 0])):
             if len(values) and not (values.min() >= 0 and values.max() < len(self.names)):
                 raise ValueError(f"{what} of class {int(values.max())}, but there are {len(self.names)} names")
-        self._images += 1
-        self._detections += _annotations(self._images, boxes, classes, scores)
-        self._truth += _annotations(self._images, truth[:, 1:], truth[:, 0])
+        self._detections.append(np.column_stack([np.asarray(classes, np.float64), boxes, scores]))
+        self._truth.append(truth)
         self._confusion += confusion_matrix(boxes, scores, classes, truth, len(self.names))
 
     def result(self) -> Metrics:
         """Evaluate what was added so far."""
-        objects = np.bincount([row["category_id"] for row in self._truth], minlength=len(self.names))
-        present = np.flatnonzero(objects)
-        areas = slice(None) if self.by_size else slice(1)
-        coco = _run_coco(self._images, present, self._truth, self._detections, areas)
-        ap = coco.eval["precision"][..., 0].mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
-        curves = _curves(coco, objects[present])
-        best = int(curves.f1.mean(axis=0).argmax()) if len(present) else 0
-        images = [len({row["image_id"] for row in self._truth if row["category_id"] == index}) for index in present]
+        truth = _boxes(self._truth, 5)
+        objects = np.bincount(truth.category, minlength=len(self.names))
+        found = self._evaluate(_boxes(self._detections, 6), truth, len(self._truth), self.by_size)
+        ap = found.precision.mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
+        curves = _curves(found, objects[found.classes])
+        best = int(curves.f1.mean(axis=0).argmax()) if len(found.classes) else 0
         return Metrics(
-            images=self._images,
-            objects=len(self._truth),
-            map50=_mean(ap[0, :, 0]),
-            map50_95=_mean(ap[:, :, 0]),
-            precision=_mean(curves.precision[:, best]),
-            recall=_mean(curves.recall[:, best]),
-            f1=_mean(curves.f1[:, best]),
+            images=len(self._truth),
+            objects=len(truth.category),
+            map50=mean(ap[0, :, 0]),
+            map50_95=mean(ap[:, :, 0]),
+            precision=mean(curves.precision[:, best]),
+            recall=mean(curves.recall[:, best]),
+            f1=mean(curves.f1[:, best]),
             confidence=float(curves.confidence[best]),
             per_class=tuple(
                 ClassMetrics(
                     index=int(index),
                     name=self.names[index],
-                    images=images[k],
+                    images=len(np.unique(truth.image[truth.category == index])),
                     objects=int(objects[index]),
                     ap50=float(ap[0, k, 0]),
                     ap50_95=float(ap[:, k, 0].mean()),
@@ -160,9 +154,9 @@ class Evaluator:
                     recall=float(curves.recall[k, best]),
                     f1=float(curves.f1[k, best]),
                 )
-                for k, index in enumerate(present)
+                for k, index in enumerate(found.classes)
             ),
-            by_size=_by_size(coco, ap, self._truth) if self.by_size else (),
+            by_size=_by_size(ap, truth) if self.by_size else (),
             curves=curves,
             confusion=self._confusion.copy(),
         )
@@ -218,52 +212,17 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), dtype=np.float64)
 
 
-def _annotations(image: int, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None) -> list[dict]:
-    """COCO annotations, without ids, of corner boxes [n, 4] in one image."""
-    boxes = _xywh(boxes)
-    rows = zip(boxes.tolist(), np.asarray(classes).tolist(), boxes[:, 2:].prod(axis=1).tolist(), strict=True)
-    annotations = [
-        {"image_id": image, "category_id": int(index), "bbox": box, "area": area, "iscrowd": 0}
-        for box, index, area in rows
-    ]
-    if scores is not None:
-        for annotation, score in zip(annotations, np.asarray(scores).tolist(), strict=True):
-            annotation["score"] = score
-    return annotations
+def _boxes(images: Sequence[np.ndarray], columns: int) -> Boxes:
+    """Rows [n, columns] of each image, class, x1, y1, x2, y2 and perhaps score, as COCO has them."""
+    rows = np.concatenate([np.zeros((0, columns)), *images])
+    image = np.repeat(np.arange(len(images)), [len(part) for part in images])
+    return Boxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), rows[:, 5] if columns > 5 else np.zeros(0))
 
 
-def _run_coco(images: int, classes: np.ndarray, truth: list[dict], detections: list[dict], areas: slice) -> COCOeval:
-    """Evaluated and accumulated, over the classes that have objects and those of COCO's area ranges."""
-
-    def indexed(annotations: list[dict]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image} for image in range(1, images + 1)],
-            "categories": [{"id": int(index)} for index in classes],
-            # COCOeval takes id 0 for "not matched", and writes into the annotations it is given.
-            "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
-        }
-        coco.createIndex()
-        return coco
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCOeval(indexed(truth), indexed(detections), "bbox")
-        coco.params.maxDets = [MAX_DETECTIONS]
-        coco.params.areaRng = coco.params.areaRng[areas]
-        coco.params.areaRngLbl = coco.params.areaRngLbl[areas]
-        coco.evaluate()
-        coco.accumulate()
-    return coco
-
-
-def _curves(coco: COCOeval, objects: np.ndarray) -> Curves:
+def _curves(found: Result, objects: np.ndarray) -> Curves:
     """P, R and F1 over the confidence at IoU 0.5, from COCO's matches; `objects` is [K]."""
-    stride = len(coco.params.areaRng) * len(coco.params.imgIds)  # evalImgs is class by area by image; area 0 is all
     detected, matched = np.zeros((2, len(objects), len(CONFIDENCES)))
-    for k in range(len(objects)):
-        images = [e for e in coco.evalImgs[k * stride : k * stride + len(coco.params.imgIds)] if e is not None]
-        scores = np.concatenate([e["dtScores"] for e in images])
-        hits = np.concatenate([e["dtMatches"][0] for e in images]) > 0
+    for k, (scores, hits) in enumerate(zip(found.scores, found.hits, strict=True)):
         detected[k] = len(scores) - np.searchsorted(np.sort(scores), CONFIDENCES)
         matched[k] = hits.sum() - np.searchsorted(np.sort(scores[hits]), CONFIDENCES)
     objects = objects[:, None]
@@ -272,22 +231,16 @@ def _curves(coco: COCOeval, objects: np.ndarray) -> Curves:
         precision=matched / np.maximum(detected, 1),
         recall=matched / objects,
         f1=2 * matched / (detected + objects),
-        recall_points=coco.params.recThrs,
-        envelope=coco.eval["precision"][0, :, :, 0, 0].T,
+        recall_points=RECALLS,
+        envelope=found.precision[0, :, :, 0].T,
     )
 
 
-def _by_size(coco: COCOeval, ap: np.ndarray, truth: list[dict]) -> tuple[SizeMetrics, ...]:
+def _by_size(ap: np.ndarray, truth: Boxes) -> tuple[SizeMetrics, ...]:
     """AP and number of objects for COCO's small, medium and large; `ap` is [T, K, A]."""
-    area = np.array([row["area"] for row in truth])
+    area = truth.xywh[:, 2] * truth.xywh[:, 3]
     return tuple(
-        SizeMetrics(label, int(((area >= low) & (area <= high)).sum()), _mean(ap[0, :, a]), _mean(ap[:, :, a]))
-        for a, (label, (low, high)) in enumerate(zip(coco.params.areaRngLbl, coco.params.areaRng, strict=True))
+        SizeMetrics(label, int(((area >= low) & (area <= high)).sum()), mean(ap[0, :, a]), mean(ap[:, :, a]))
+        for a, (label, (low, high)) in enumerate(AREAS.items())
         if label != "all"
     )
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of what could be measured (COCO marks the rest with -1); 0 if that is nothing."""
-    values = values[values > -1]
-    return float(values.mean()) if values.size else 0.0

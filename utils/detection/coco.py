@@ -1,0 +1,281 @@
+"""COCO's average precision and recall in numpy, for all images at once.
+
+The rules are pycocotools' (Lin et al., arXiv:1405.0312), and so are the numbers, ties included; pycocotools itself is
+the oracle in the tests and the other value of `--evaluator`. What makes it fast: only pairs of a detection and an
+object that overlap by the lowest threshold at least can match; the k-th such detection of every image and class is
+matched in one step for all images, classes and thresholds; precision is computed only where it can rise, at hits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+IOUS: Floats = np.linspace(0.5, 0.95, 10)
+RECALLS: Floats = np.linspace(0, 1, 101)
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+"""Ranges of an object's area in pixels of its picture, both ends inside."""
+MOST_DETECTIONS = (1, 10, 100)
+"""Best detections of a class in an image that count; the last for AP, all three for average recall."""
+
+
+class Boxes(NamedTuple):
+    """Objects or detections of all images, in the order of the images."""
+
+    image: Integers
+    """[N], 0 … images - 1."""
+    category: Integers
+    """[N], class."""
+    xywh: Floats
+    """[N, 4], left, top, width, height in pixels."""
+    score: Floats
+    """[N]; of detections only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was measured of the K classes that have objects; T = 10 IoUs, R = 101 recalls, A areas, M = 3."""
+
+    classes: Integers
+    """[K]."""
+    precision: Floats
+    """[T, R, K, A], the best precision at a recall or a higher one; -1 where the class has no object of that area."""
+    recall: Floats
+    """[T, K, A, M], -1 likewise; only the last M is filled unless all areas were asked for."""
+    scores: tuple[Floats, ...]
+    """For each class the scores of its detections."""
+    hits: tuple[NDArray[np.bool_], ...]
+    """For each class whether they match an object at IoU 0.5."""
+
+    def twelve(self) -> Floats:
+        """COCO's table: AP, AP50, AP75, AP small, medium, large, AR 1, 10, 100, AR small, medium, large."""
+        ap = [mean(self.precision[..., 0]), mean(self.precision[0, ..., 0]), mean(self.precision[5, ..., 0])]
+        ap += [mean(self.precision[..., a]) for a in (1, 2, 3)]
+        ar = [mean(self.recall[:, :, 0, m]) for m in range(3)] + [mean(self.recall[:, :, a, 2]) for a in (1, 2, 3)]
+        return np.array(ap + ar)
+
+
+def mean(values: Floats) -> float:
+    """Mean of what could be measured (the rest is -1); 0 if that is nothing. COCO's own table shows -1 there."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else 0.0
+
+
+def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result:
+    """Measure in numpy.
+
+    Args:
+        detections: of any class; those of classes without objects count nowhere.
+        truth: the objects.
+        images: number of images.
+        full: all areas and recalls; otherwise AP and AP50 over all areas only.
+    """
+    classes = np.unique(truth.category)
+    found = _sorted(_of_classes(detections, classes), images)
+    objects = _sorted(_of_classes(truth, classes), images)
+    rank = _ranks(found, images)
+    found, rank = _taken(found, rank < MOST_DETECTIONS[-1]), rank[rank < MOST_DETECTIONS[-1]]
+    pairs = _pairs(found, objects, images)
+    order = np.lexsort((-found.score, found.category))
+    starts = np.searchsorted(found.category[order], np.arange(len(classes) + 1))
+    object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, found))
+    ranges = list(AREAS.values()) if full else [AREAS["all"]]
+    shape = len(IOUS), len(classes), len(ranges)
+    precision, recall = np.full((*shape, len(RECALLS)), -1.0), np.full((*shape, len(MOST_DETECTIONS)), -1.0)
+    for a, (low, high) in enumerate(ranges):
+        ignored = (object_area < low) | (object_area > high)
+        matched, left_out = _match(pairs, len(found.score), ignored)
+        if a == 0:
+            hits = matched[0, order]
+        left_out |= ~matched & ((area < low) | (area > high))
+        counts = np.bincount(objects.category[~ignored], minlength=len(classes))
+        true, false = (matched & ~left_out)[:, order], (~matched & ~left_out)[:, order]
+        _accumulate(true, false, rank[order], starts, counts, precision[:, :, a], recall[:, :, a], full)
+    cuts = starts[1:-1]
+    scores, hits = np.split(found.score[order], cuts), np.split(hits, cuts)
+    known = len(classes)  # without classes np.split returns one part all the same
+    return Result(classes, precision.transpose(0, 3, 1, 2), recall, tuple(scores[:known]), tuple(hits[:known]))
+
+
+def _of_classes(boxes: Boxes, classes: Integers) -> Boxes:
+    """Those of some classes, with the position in `classes` for the class."""
+    place = np.searchsorted(classes, boxes.category)
+    known = np.zeros(len(place), np.bool_) if not len(classes) else classes[place % len(classes)] == boxes.category
+    return _taken(boxes._replace(category=place), known)
+
+
+def _taken(boxes: Boxes, which: NDArray[np.bool_] | Integers) -> Boxes:
+    return Boxes(*(values[which] if len(values) else values for values in boxes))
+
+
+def _sorted(boxes: Boxes, images: int) -> Boxes:
+    """By class, image and falling score; equal scores stay in their order."""
+    group = boxes.category * images + boxes.image
+    return _taken(boxes, np.lexsort((-boxes.score, group)) if len(boxes.score) else np.argsort(group, kind="stable"))
+
+
+def _ranks(boxes: Boxes, images: int) -> Integers:
+    """Position of every box in its image and class."""
+    group = boxes.category * images + boxes.image
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a detection and an object of its image and class, by round, detection, object."""
+
+    found: Integers
+    object: Integers
+    iou: Floats
+    rounds: Integers
+    """Where each round starts, and the end."""
+
+
+def _pairs(found: Boxes, objects: Boxes, images: int) -> _Pairs:
+    """The pairs that overlap enough to match at some threshold."""
+    group, other = (boxes.category * images + boxes.image for boxes in (found, objects))
+    first, last = np.searchsorted(other, group, "left"), np.searchsorted(other, group, "right")
+    count = last - first
+    one = np.repeat(np.arange(len(group)), count)
+    two = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    iou = _iou(found.xywh[one], objects.xywh[two])
+    near = iou >= IOUS[0]
+    one, two, iou = one[near], two[near], iou[near]
+    new = np.diff(one, prepend=-1) > 0
+    number = np.cumsum(new) - 1  # of the detection among those that have a pair
+    groups = group[one[new]]
+    start = np.flatnonzero(np.diff(groups, prepend=-1))
+    place = np.arange(len(groups)) - np.repeat(start, np.diff(start, append=len(groups)))
+    turn = place[number] if len(number) else number
+    order = np.argsort(turn, kind="stable")
+    rounds = np.searchsorted(turn[order], np.arange(int(turn.max(initial=-1)) + 2))
+    return _Pairs(one[order], two[order], iou[order], rounds)
+
+
+def _iou(one: Floats, two: Floats) -> Floats:
+    """IoU of pairs of boxes, with the operations of COCO's bbIou in their order."""
+    size = np.minimum(one[:, :2] + one[:, 2:], two[:, :2] + two[:, 2:]) - np.maximum(one[:, :2], two[:, :2])
+    overlap = np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0.0)
+    union = one[:, 2] * one[:, 3] + two[:, 2] * two[:, 3] - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+
+def _match(pairs: _Pairs, count: int, ignored: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Detections to objects, the best first: each takes the object of the highest IoU that is free, ignored ones last.
+
+    Returns:
+        [T, N] whether a detection is matched, and whether its object is ignored.
+    """
+    limits = np.minimum(IOUS, 1 - 1e-10)[:, None]
+    free = np.ones((len(IOUS), len(ignored)), np.bool_)
+    matched, left_out = np.zeros((2, len(IOUS), count), np.bool_)
+    for start, end in zip(pairs.rounds[:-1], pairs.rounds[1:], strict=True):
+        found, wanted, iou = pairs.found[start:end], pairs.object[start:end], pairs.iou[start:end]
+        first = np.flatnonzero(np.diff(found, prepend=-1))
+        allowed = free[:, wanted] & (iou >= limits)
+        best = _last_best(np.where(allowed & ~ignored[wanted], iou, -1.0), first)
+        if ignored[wanted].any():
+            second = _last_best(np.where(allowed & ignored[wanted], iou, -1.0), first)
+            best = np.where(best < 0, second, best)
+        t, d = np.nonzero(best >= 0)
+        taken = wanted[best[t, d]]
+        free[t, taken] = False
+        matched[t, found[first[d]]] = True
+        left_out[t, found[first[d]]] = ignored[taken]
+    return matched, left_out
+
+
+def _last_best(values: Floats, first: Integers) -> Integers:
+    """[T, D]: in each segment of [T, P] that starts at `first`, the last place of its largest value; -1 if negative."""
+    largest = np.maximum.reduceat(values, first, axis=1)
+    spread = np.repeat(largest, np.diff(first, append=values.shape[1]), axis=1)
+    places = np.where((values == spread) & (values >= 0), np.arange(values.shape[1]), -1)
+    return np.maximum.reduceat(places, first, axis=1)
+
+
+def _accumulate(
+    true: NDArray[np.bool_],
+    false: NDArray[np.bool_],
+    rank: Integers,
+    starts: Integers,
+    counts: Integers,
+    precision: Floats,
+    recall: Floats,
+    full: bool,
+) -> None:
+    """Fill `precision` [T, K, R] and `recall` [T, K, M] from hits and misses [T, N] by class and falling score."""
+    for k in np.flatnonzero(counts):
+        hit, miss = true[:, starts[k] : starts[k + 1]], false[:, starts[k] : starts[k + 1]]
+        precision[:, k] = 0
+        recall[:, k, -1] = hit.sum(1) / counts[k]
+        if full:
+            for m, most in enumerate(MOST_DETECTIONS[:-1]):
+                recall[:, k, m] = hit[:, rank[starts[k] : starts[k + 1]] < most].sum(1) / counts[k]
+        misses = np.cumsum(miss, 1)
+        for t in range(len(IOUS)):
+            at = np.flatnonzero(hit[t])
+            if not len(at):
+                continue
+            hits = np.arange(1.0, len(at) + 1)
+            values = hits / (misses[t, at] + hits + np.spacing(1))
+            envelope = np.maximum.accumulate(values[::-1])[::-1]
+            place = np.searchsorted(hits / counts[k], RECALLS)
+            inside = place < len(at)
+            precision[t, k, inside] = envelope[place[inside]]
+
+
+def evaluate_by_pycocotools(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result:
+    """The same by pycocotools; arguments and result as `evaluate`."""
+    classes = np.unique(truth.category)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCOeval(_indexed(truth, images, classes), _indexed(detections, images, classes), "bbox")
+        if not full:
+            coco.params.maxDets = [MOST_DETECTIONS[-1]]
+            coco.params.areaRng, coco.params.areaRngLbl = coco.params.areaRng[:1], coco.params.areaRngLbl[:1]
+        coco.evaluate()
+        coco.accumulate()
+    recall = np.full((len(IOUS), len(classes), coco.eval["recall"].shape[2], len(MOST_DETECTIONS)), -1.0)
+    recall[..., -coco.eval["recall"].shape[3] :] = coco.eval["recall"]
+    scores, hits = [], []
+    stride = len(coco.params.areaRng) * images  # evalImgs is class by area by image; area 0 is all
+    for k in range(len(classes)):
+        found = [e for e in coco.evalImgs[k * stride : k * stride + images] if e is not None]
+        scores.append(np.concatenate([e["dtScores"] for e in found]))
+        hits.append(np.concatenate([e["dtMatches"][0] for e in found]) > 0)
+    return Result(classes, coco.eval["precision"][..., -1], recall, tuple(scores), tuple(hits))
+
+
+def _indexed(boxes: Boxes, images: int, classes: Integers) -> COCO:
+    """Boxes as COCO annotations; ids begin at 1, since COCOeval takes 0 for "not matched"."""
+    area = boxes.xywh[:, 2] * boxes.xywh[:, 3]
+    columns = [boxes.image.tolist(), boxes.category.tolist(), boxes.xywh.tolist(), area.tolist()]
+    columns.append(boxes.score.tolist() or [0.0] * len(area))
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image} for image in range(images)],
+        "categories": [{"id": index} for index in classes.tolist()],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": c, "bbox": box, "area": a, "score": score, "iscrowd": 0}
+            for n, (i, c, box, a, score) in enumerate(zip(*columns, strict=True), 1)
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+EVALUATORS: dict[str, Callable[[Boxes, Boxes, int, bool], Result]] = {
+    "numpy": evaluate,
+    "pycocotools": evaluate_by_pycocotools,
+}
+"""The values of `--evaluator`."""
