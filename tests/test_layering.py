@@ -51,7 +51,9 @@ TORCH_FREE = (
     "utils.data.picture_set",
     "utils.data.read_coco",
     "utils.data.read_oxford",
+    "utils.data.pixels",
     "utils.data.read_voc",
+    "utils.data.store",
 )
 
 TORCH = {"torch", "torchvision"}

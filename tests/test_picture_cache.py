@@ -24,6 +24,7 @@ from utils.data.index import Index, index
 from utils.data.store import PictureStore
 from utils.errors import DataError, InputError
 from utils.flags import cache_choice
+from utils.training.workflow import _share_pictures
 
 SHAPES = ((40, 96), (96, 40), (50, 50), (30, 64), (200, 150))
 """Of the pictures; smaller than the input of 64 x 64 on no, one or both sides."""
@@ -430,3 +431,26 @@ def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(r
         found = read_checkpoint(Path(other["last"]))["model"]
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+class Colleague:
+    """A process of a team that is not the first, which keeps its pictures at `address`."""
+
+    leads = False
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def share(self, _: str) -> str:
+        return self.address
+
+
+@pytest.mark.parametrize("machine", ["this", "another", "none"])
+def test_processes_of_a_team_share_the_pictures_of_the_first(root, machine):
+    first = data_set(root, cache="ram").store
+    own = data_set(root).store
+    address = {"this": first.address, "another": "/proc/self/fd/99999", "none": ""}[machine]
+    _share_pictures(own, Colleague(address))
+    assert bool(own.address) == (machine != "none")
+    assert (machine == "this") == (bool(own.address) and inode(own.address) == inode(first.address))
+    np.testing.assert_array_equal(own.read(1), first.read(1))

@@ -26,7 +26,7 @@ from utils.data.datasets import Batch, DetectionDataset, make_loader
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index, index
-from utils.data.store import CacheKind
+from utils.data.store import CacheKind, PictureStore
 from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
@@ -214,8 +214,8 @@ def _loaders(
             cache=plan.cache if team.leads or plan.cache == "disk" else None,
             **shared,
         )
-    if plan.cache == "ram" and team.size > 1:
-        dataset.store.join(team.share(dataset.store.address))
+    if plan.cache == "ram":
+        _share_pictures(dataset.store, team)
     if len(train) < team.size:
         raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
     loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True, share=(team.rank, team.size))
@@ -223,6 +223,15 @@ def _loaders(
         return loader, None
     plain = DetectionDataset(valid, size=settings.test_size, cache=plan.cache, **shared)
     return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
+
+
+def _share_pictures(store: PictureStore, team: Team) -> None:
+    """Let all processes use the pictures that the first one keeps; where they cannot, they keep their own."""
+    address = team.share(store.address)
+    if not team.leads and address:
+        store.join(address)
+        if not store.address:
+            store.keep("ram")
 
 
 def _memory_format(plan: TrainPlan, model: Darknet, team: Team) -> str:
