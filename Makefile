@@ -40,9 +40,9 @@ $(VENV)/.run.stamp: requirements.txt constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 # All at once, so that pip chooses one version that suits every file.
-$(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.txt constraints.txt | $(VENV)/bin/pip
+$(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.txt requirements-search.txt constraints.txt | $(VENV)/bin/pip
 	@echo "setting up $(VENV) for tests and export; the first time takes some minutes" >&2
-	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt
+	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt -r requirements-search.txt
 	@touch $(VENV)/.run.stamp $@
 
 # The picture set is drawn once; the run and the pictures with boxes are made anew each time.
