@@ -228,6 +228,7 @@ def build_detector(
         mode=args.mode,
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
+        max_nms=args.max_nms,
         classes=args.classes,
         agnostic=args.agnostic_nms,
         augment=args.augment,

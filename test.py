@@ -24,6 +24,7 @@ from utils.flags import (
     MOST_PARALLEL,
     add_cache_flags,
     add_device_flags,
+    add_evaluator_flag,
     add_model_flags,
     add_picture_flags,
     add_run_flags,
@@ -93,6 +94,7 @@ def _add_measurement_flags(parser: Parser) -> None:
         help="benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)",
     )
     add_threshold_flags(group, 0.001, 0.6)
+    add_evaluator_flag(group)
     add("--single-label", action="store_true", help="only the best class of a box (default: all above --conf-thres)")
 
 
@@ -260,6 +262,8 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, p
             "multi_label": not args.single_label,
             "single_class": args.single_cls,
             "augment": args.augment,
+            "max_nms": args.max_nms,
+            "evaluator": args.evaluator,
             "half": args.half,
         },
     )

@@ -32,7 +32,14 @@ from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import max_stride
 from utils.errors import InputError
-from utils.flags import MOST_PARALLEL, add_cache_flags, add_device_flags, add_run_flags, cache_choice
+from utils.flags import (
+    MOST_PARALLEL,
+    add_cache_flags,
+    add_device_flags,
+    add_evaluator_flag,
+    add_run_flags,
+    cache_choice,
+)
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
@@ -165,6 +172,7 @@ def _add_run_flags(parser: Parser) -> None:
         default="auto",
         help="how tensors lie in memory; auto times two steps (default: %(default)s)",
     )
+    add_evaluator_flag(group)
     group.add_argument(
         "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
     )
@@ -271,6 +279,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         save=not args.nosave,
         save_period=args.save_period,
         memory_format=args.memory_format,
+        evaluator=args.evaluator,
     )
 
 

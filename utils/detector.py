@@ -16,6 +16,7 @@ from utils.data.fit import FitMode, fit, unfit
 from utils.detection.nms import non_max_suppression
 from utils.errors import NumericsError
 from utils.evaluation import detect, detect_views, network_input
+from utils.flags import MAX_CANDIDATES
 from utils.report.detection_lines import Times
 
 
@@ -38,6 +39,8 @@ class Detector:
     """Merge what is found in `utils.evaluation.VIEWS`."""
     half: bool = False
     """float16, on a GPU."""
+    max_nms: int = MAX_CANDIDATES
+    """Boxes of a picture that enter suppression."""
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], Times]:
         """Detections in a picture, best first, each of the best class of its row only.
@@ -63,7 +66,7 @@ class Detector:
         if rows.isnan().any():
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
         _lap(moments, device)
-        options = {"agnostic": self.agnostic, "classes": self.classes}
+        options = {"agnostic": self.agnostic, "classes": self.classes, "max_nms": self.max_nms}
         found = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)[0].double().cpu().numpy()
         found[:, :4] = unfit(found[:, :4], placed)
         _lap(moments, device)

@@ -23,6 +23,7 @@ from utils.detection.decode import decode
 from utils.detection.metrics import Evaluator, Metrics
 from utils.detection.nms import non_max_suppression
 from utils.errors import NumericsError
+from utils.flags import MAX_CANDIDATES
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -93,6 +94,8 @@ class DetectionSettings:
     """Merge what is found in VIEWS of every picture."""
     half: bool = False
     """float16 on CUDA, by autocast."""
+    max_nms: int = MAX_CANDIDATES
+    """Boxes of a picture that enter suppression."""
 
     def rows(self, model: Darknet, images: Tensor) -> Tensor:
         """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
@@ -108,7 +111,8 @@ class DetectionSettings:
 
     def suppress(self, rows: Tensor) -> list[Tensor]:
         """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
-        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, multi_label=self.multi_label)
+        options = {"multi_label": self.multi_label, "max_nms": self.max_nms}
+        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)
         return [detections.cpu() for detections in found]
 
 
@@ -119,6 +123,7 @@ def evaluate(
     *,
     device: torch.device | str,
     by_size: bool = True,
+    evaluator: str = "numpy",
     keep_detections: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
     **settings: Any,
@@ -131,24 +136,25 @@ def evaluate(
         names: of the classes, by index.
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
+        evaluator: a key of `coco.EVALUATORS`.
         keep_detections: return them.
         on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
         settings: fields of DetectionSettings.
     """
     how, clock, kept = DetectionSettings(**settings), _Clock(device), []
-    evaluator = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size)
+    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
     with _evaluation_mode(model):
         for number, batch in enumerate(tqdm(loader, "test", unit="batch", file=sys.stderr, disable=None, leave=False)):
             images = clock.timed("preprocess", batch, network_input, batch.images, device)
             rows = clock.timed("inference", batch, how.rows, model, images)
             found = clock.timed("nms", batch, how.suppress, rows)
             for image, truth in _compared(batch, found, how.single_class):
-                evaluator.add(image.boxes, image.scores, image.classes, truth)
+                scores.add(image.boxes, image.scores, image.classes, truth)
                 kept += [image] * keep_detections
             if on_batch is not None:
                 on_batch(number, batch, found)
             clock.restart()
-    return Evaluation(evaluator.result(), clock.times(), tuple(kept))
+    return Evaluation(scores.result(), clock.times(), tuple(kept))
 
 
 def network_input(images: Tensor, device: torch.device | str) -> Tensor:

@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from utils.cli import image_side, threshold
+from utils.cli import image_side, positive_int, threshold
 from utils.device import ALLOWED, DEVICES
 from utils.errors import InputError
 
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
+MAX_CANDIDATES = 3000
+"""Boxes of a picture that enter suppression, best first; AP does not see the difference."""
+EVALUATORS = ("numpy", "pycocotools")
 Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 
@@ -41,6 +44,14 @@ def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None
     most = "a box that overlaps a better one of its class by more is dropped (default: %(default)s)"
     add("--iou-thres", type=threshold, default=overlap, metavar="T", help=most)
     add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
+    best = "boxes of a picture that enter suppression, the best ones (default: %(default)s)"
+    add("--max-nms", type=positive_int, default=MAX_CANDIDATES, metavar="N", help=best)
+
+
+def add_evaluator_flag(group: Group) -> None:
+    """--evaluator: which program computes AP."""
+    text = "what computes AP; both give the same numbers, pycocotools a hundred times slower (default: %(default)s)"
+    group.add_argument("--evaluator", choices=EVALUATORS, default=EVALUATORS[0], help=text)
 
 
 def add_cache_flags(group: Group) -> None:

@@ -105,7 +105,8 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
     cuts = starts[1:-1]
     scores, hits = np.split(found.score[order], cuts), np.split(hits, cuts)
     known = len(classes)  # without classes np.split returns one part all the same
-    return Result(classes, precision.transpose(0, 3, 1, 2), recall, tuple(scores[:known]), tuple(hits[:known]))
+    precision = np.ascontiguousarray(precision.transpose(0, 3, 1, 2))
+    return Result(classes, precision, recall, tuple(scores[:known]), tuple(hits[:known]))
 
 
 def _of_classes(boxes: Boxes, classes: Integers) -> Boxes:
@@ -238,11 +239,11 @@ def _accumulate(
 def evaluate_by_pycocotools(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result:
     """The same by pycocotools; arguments and result as `evaluate`."""
     classes = np.unique(truth.category)
+    coco = pycocotools_evaluation(detections, truth, images)
+    if not full:
+        coco.params.maxDets = [MOST_DETECTIONS[-1]]
+        coco.params.areaRng, coco.params.areaRngLbl = coco.params.areaRng[:1], coco.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCOeval(_indexed(truth, images, classes), _indexed(detections, images, classes), "bbox")
-        if not full:
-            coco.params.maxDets = [MOST_DETECTIONS[-1]]
-            coco.params.areaRng, coco.params.areaRngLbl = coco.params.areaRng[:1], coco.params.areaRngLbl[:1]
         coco.evaluate()
         coco.accumulate()
     recall = np.full((len(IOUS), len(classes), coco.eval["recall"].shape[2], len(MOST_DETECTIONS)), -1.0)
@@ -254,6 +255,13 @@ def evaluate_by_pycocotools(detections: Boxes, truth: Boxes, images: int, full: 
         scores.append(np.concatenate([e["dtScores"] for e in found]))
         hits.append(np.concatenate([e["dtMatches"][0] for e in found]) > 0)
     return Result(classes, coco.eval["precision"][..., -1], recall, tuple(scores), tuple(hits))
+
+
+def pycocotools_evaluation(detections: Boxes, truth: Boxes, images: int) -> COCOeval:
+    """Pycocotools' own evaluation of the classes that have objects, not yet run; it prints as it runs."""
+    classes = np.unique(truth.category)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCOeval(_indexed(truth, images, classes), _indexed(detections, images, classes), "bbox")
 
 
 def _indexed(boxes: Boxes, images: int, classes: Integers) -> COCO:

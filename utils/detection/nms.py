@@ -9,9 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from utils.boxes import to_corners
-
-MAX_CANDIDATES = 3000
-"""Boxes of a picture that enter suppression, best first; AP does not see the difference."""
+from utils.flags import MAX_CANDIDATES
 
 
 def non_max_suppression(

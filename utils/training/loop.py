@@ -261,6 +261,7 @@ class Trainer:
                 device=self.team.device,
                 conf_thres=self.settings.conf_thres,
                 iou_thres=self.settings.iou_thres,
+                evaluator=self.settings.evaluator,
                 by_size=False,
                 on_batch=poll,
             ).metrics

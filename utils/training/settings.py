@@ -88,6 +88,8 @@ class TrainSettings:
     """Keep epochN.pt every so many epochs; 0: never."""
     conf_thres: float = 0.001
     iou_thres: float = 0.6
+    evaluator: str = "numpy"
+    """What computes AP, a key of `coco.EVALUATORS`."""
     memory_format: str = "channels_last"
     """A key of `probe.FORMATS`; "auto": the one that is found to be faster."""
 

@@ -1,0 +1,91 @@
+"""Our evaluator against pycocotools: the same numbers, ties, sizes and empty images included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.detection import coco
+from utils.detection.metrics import Evaluator
+
+
+def case(seed: int, images: int = 25, classes: int = 4, detections: int = 140) -> tuple[coco.Boxes, coco.Boxes]:
+    """Objects of all sizes, some images without; half of the detections near objects, scores with ties."""
+    rng = np.random.default_rng(seed)
+    count = rng.poisson(4, images) * (rng.random(images) < 0.8)
+    image = np.repeat(np.arange(images), count)
+    truth = coco.Boxes(image, rng.integers(0, classes, len(image)), boxes(rng, len(image)), np.zeros(0))
+    owner = np.repeat(np.arange(images), detections)
+    place = boxes(rng, len(owner))
+    category, first = rng.integers(0, classes + 1, len(owner)), np.cumsum(count) - count
+    near = (rng.random(len(owner)) < 0.5) & (count[owner] > 0)
+    chosen = first[owner[near]] + rng.integers(0, count[owner[near]])
+    place[near] = truth.xywh[chosen] * rng.choice([1, 1, 1.1, 0.9, 1.3], (len(chosen), 4))
+    category[near] = truth.category[chosen]
+    return coco.Boxes(owner, category, place, np.round(rng.random(len(owner)), 2)), truth
+
+
+def boxes(rng, count):
+    sides = np.exp(rng.uniform(np.log(6), np.log(250), (count, 2)))
+    return np.hstack([rng.uniform(0, 400, (count, 2)), sides]).round(1)
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_equals_pycocotools(seed, full):
+    detections, truth = case(seed)
+    ours, theirs = (measure(detections, truth, 25, full) for measure in coco.EVALUATORS.values())
+    assert ours.precision.shape == theirs.precision.shape
+    np.testing.assert_allclose(ours.precision, theirs.precision, atol=1e-9)
+    np.testing.assert_allclose(ours.recall, theirs.recall, atol=1e-9)
+    assert 0.05 < ours.precision[0, ..., 0].mean() < 0.95
+    for k in range(len(ours.classes)):
+        assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
+        assert len(ours.scores[k]) == len(theirs.scores[k])
+
+
+def test_the_twelve_numbers_are_those_of_cocos_table():
+    detections, truth = case(9)
+    reference = coco.pycocotools_evaluation(detections, truth, 25)
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    np.testing.assert_allclose(coco.evaluate(detections, truth, 25, True).twelve(), reference.stats, atol=1e-9)
+
+
+def test_a_class_without_objects_of_a_size_is_not_measured_there():
+    detections, truth = case(3)
+    large = truth._replace(xywh=np.add(truth.xywh, [0, 0, 300, 300]))
+    ours, theirs = (measure(detections, large, 25, True) for measure in coco.EVALUATORS.values())
+    assert (ours.precision[..., 1] == -1).all()
+    np.testing.assert_allclose(ours.precision, theirs.precision, atol=1e-9)
+
+
+@pytest.mark.parametrize("what", ["no detections", "no objects", "nothing"])
+def test_what_is_missing_gives_zeros(what):
+    evaluator = Evaluator(["a", "b"])
+    detected = np.zeros((0, 4)) if what != "no objects" else np.array([[0, 0, 9, 9.0]])
+    truth = np.array([[1, 0, 0, 9, 9.0]]) if what == "no detections" else np.zeros((0, 5))
+    for _ in range(2 * (what != "nothing")):
+        evaluator.add(detected, np.full(len(detected), 0.5), np.zeros(len(detected)), truth)
+    metrics = evaluator.result()
+    assert (metrics.map50, metrics.map50_95, metrics.recall) == (0, 0, 0)
+    assert len(metrics.per_class) == (what == "no detections")
+
+
+def test_both_evaluators_give_the_same_metrics():
+    metrics = []
+    for name in coco.EVALUATORS:
+        evaluator = Evaluator([str(k) for k in range(5)], evaluator=name)
+        detections, truth = case(5)
+        for image in range(25):
+            mine, real = detections.image == image, truth.image == image
+            corners, objects = (b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in (
+                (detections, mine), (truth, real)))  # fmt: skip
+            rows = np.column_stack([truth.category[real], objects])
+            evaluator.add(corners, detections.score[mine], detections.category[mine], rows)
+        metrics.append(evaluator.result())
+    assert metrics[0].per_class == metrics[1].per_class
+    assert metrics[0].by_size == metrics[1].by_size
+    assert metrics[0] == metrics[1]
+    assert metrics[0].map50 > 0.1
