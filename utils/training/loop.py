@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models import Darknet
+from models import Darknet, fuse
 from utils.cli import log
 from utils.darknet.shapes import max_stride
 from utils.detection.losses import LossTerms, detection_loss
 from utils.detection.metrics import Metrics
-from utils.errors import Interrupted, NumericsError
+from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.evaluation import evaluate, network_input
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
@@ -38,9 +38,9 @@ from utils.training.team import Team
 
 COLUMNS = (
     "box_loss", "objectness_loss", "class_loss", "precision", "recall", "f1", "map50", "map50_95", "lr", "seconds",
-    "loading",
+    "loading", "test_seconds",
 )  # fmt: skip
-"""Columns of results.csv after the epoch; `loading` is the share of the epoch spent waiting for data."""
+"""Columns of results.csv after the epoch; `loading` is the share of `seconds` spent waiting for data."""
 SIZE_PERIOD = 10
 """Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 MOST_SKIPPED = 20
@@ -235,7 +235,9 @@ class Trainer:
         last = self.progress.epoch + 1 == self.settings.epochs
         metrics = None
         if self.team.leads and self.val_loader is not None and (self.settings.test or last):
+            started = time.perf_counter()
             metrics = self._evaluate()
+            row["test_seconds"] = time.perf_counter() - started
         self._leave_if_asked()
         self.progress.epoch, self.progress.batch, self.progress.sums = self.progress.epoch + 1, 0, {}
         ends = last
@@ -255,7 +257,7 @@ class Trainer:
 
         try:
             return evaluate(
-                self.state.kept,
+                fuse(self.state.kept).to(memory_format=torch.channels_last),
                 self.val_loader,
                 self.source.names,
                 device=self.team.device,
@@ -299,8 +301,8 @@ class Trainer:
             done.best_epoch = done.epoch
         try:
             self.results.append(done.epoch, row)
-        except OSError as failure:  # a table is not worth a training
-            log(f"warning: {self.results.path}: {failure.strerror}; epoch {done.epoch} is missing there")
+        except (OSError, ResourceError) as failure:  # a table is not worth a training
+            log(f"warning: {failure}; epoch {done.epoch} is missing there")
         log(f"{line}  {row['seconds']:.1f} s")
         for watch in self.watchers:
             watch(done.epoch, row)

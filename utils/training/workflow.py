@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models import Darknet
+from models import Darknet, fuse
 from utils.checkpoint import load_model
 from utils.cli import log
 from utils.darknet.blocks import Network
@@ -308,7 +308,7 @@ def _finish(
     plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
     if loader is None:
         return None
-    model = load_model(ModelFiles(None, run.weights / "best.pt", True)).model
+    model = fuse(load_model(ModelFiles(None, run.weights / "best.pt", True)).model)
     model.to(team.device, memory_format=torch.channels_last)
 
     def draw(number: int, batch: Batch, found: list[Tensor]) -> None:
@@ -317,7 +317,7 @@ def _finish(
             _draw_batch(run.file("val_batch0_pred.jpg"), batch, plan.names, found)
 
     settings = plan.settings
-    thresholds = {"conf_thres": settings.conf_thres, "iou_thres": settings.iou_thres}
+    thresholds = {key: getattr(settings, key) for key in ("conf_thres", "iou_thres", "evaluator")}
     evaluation = evaluate(model, loader, plan.names, device=team.device, on_batch=draw, **thresholds)
     plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
     plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
