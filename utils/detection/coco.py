@@ -82,12 +82,12 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
         full: all areas and recalls; otherwise AP and AP50 over all areas only.
     """
     classes = np.unique(truth.category)
-    found = _sorted(_of_classes(detections, classes), images)
-    objects = _sorted(_of_classes(truth, classes), images)
-    rank = _ranks(found, images)
-    found, rank = _taken(found, rank < MOST_DETECTIONS[-1]), rank[rank < MOST_DETECTIONS[-1]]
+    found, rank = _best(_of_classes(detections, classes), images, full)
+    objects = _of_classes(truth, classes)
+    objects = _taken(objects, np.argsort(objects.category * images + objects.image, kind="stable"))
     pairs = _pairs(found, objects, images)
-    order = np.lexsort((-found.score, found.category))
+    order = np.argsort(-found.score, kind="stable")  # images come in order, so equal scores stay in theirs
+    order = order[np.argsort(found.category[order].astype(np.min_scalar_type(len(classes))), kind="stable")]
     starts = np.searchsorted(found.category[order], np.arange(len(classes) + 1))
     object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, found))
     ranges = list(AREAS.values()) if full else [AREAS["all"]]
@@ -100,8 +100,8 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
             hits = matched[0, order]
         left_out |= ~matched & ((area < low) | (area > high))
         counts = np.bincount(objects.category[~ignored], minlength=len(classes))
-        true, false = (matched & ~left_out)[:, order], (~matched & ~left_out)[:, order]
-        _accumulate(true, false, rank[order], starts, counts, precision[:, :, a], recall[:, :, a], full)
+        true, passed = (matched & ~left_out)[:, order], left_out[:, order] if left_out.any() else None
+        _accumulate(true, passed, rank[order] if full else None, starts, counts, precision[:, :, a], recall[:, :, a])
     cuts = starts[1:-1]
     scores, hits = np.split(found.score[order], cuts), np.split(hits, cuts)
     known = len(classes)  # without classes np.split returns one part all the same
@@ -120,15 +120,23 @@ def _taken(boxes: Boxes, which: NDArray[np.bool_] | Integers) -> Boxes:
     return Boxes(*(values[which] if len(values) else values for values in boxes))
 
 
-def _sorted(boxes: Boxes, images: int) -> Boxes:
-    """By class, image and falling score; equal scores stay in their order."""
-    group = boxes.category * images + boxes.image
-    return _taken(boxes, np.lexsort((-boxes.score, group)) if len(boxes.score) else np.argsort(group, kind="stable"))
+def _best(found: Boxes, images: int, ranked: bool) -> tuple[Boxes, Integers]:
+    """The best detections of every class in every image, in the order they came, and where they stand among those.
+
+    The ranks are only right if they were asked for or something had to be left out.
+    """
+    group = found.category * images + found.image
+    most = MOST_DETECTIONS[-1]
+    if not (ranked or np.bincount(group, minlength=1).max() > most):
+        return found, group
+    order = np.lexsort((-found.score, group))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = _places(group[order])
+    return _taken(found, rank < most), rank[rank < most]
 
 
-def _ranks(boxes: Boxes, images: int) -> Integers:
-    """Position of every box in its image and class."""
-    group = boxes.category * images + boxes.image
+def _places(group: Integers) -> Integers:
+    """Position of every entry in its run of equal values."""
     first = np.flatnonzero(np.diff(group, prepend=-1))
     return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
 
@@ -146,19 +154,18 @@ class _Pairs(NamedTuple):
 def _pairs(found: Boxes, objects: Boxes, images: int) -> _Pairs:
     """The pairs that overlap enough to match at some threshold."""
     group, other = (boxes.category * images + boxes.image for boxes in (found, objects))
-    first, last = np.searchsorted(other, group, "left"), np.searchsorted(other, group, "right")
-    count = last - first
-    one = np.repeat(np.arange(len(group)), count)
+    objects_of = np.bincount(other, minlength=int(group.max(initial=0)) + 1)
+    with_objects = np.flatnonzero(objects_of[group])
+    which = with_objects[np.lexsort((-found.score[with_objects], group[with_objects]))]
+    count, first = objects_of[group[which]], (np.cumsum(objects_of) - objects_of)[group[which]]
+    one = np.repeat(which, count)
     two = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
     iou = _iou(found.xywh[one], objects.xywh[two])
     near = iou >= IOUS[0]
     one, two, iou = one[near], two[near], iou[near]
-    new = np.diff(one, prepend=-1) > 0
+    new = np.diff(one, prepend=-1) != 0
     number = np.cumsum(new) - 1  # of the detection among those that have a pair
-    groups = group[one[new]]
-    start = np.flatnonzero(np.diff(groups, prepend=-1))
-    place = np.arange(len(groups)) - np.repeat(start, np.diff(start, append=len(groups)))
-    turn = place[number] if len(number) else number
+    turn = _places(group[one[new]])[number]
     order = np.argsort(turn, kind="stable")
     rounds = np.searchsorted(turn[order], np.arange(int(turn.max(initial=-1)) + 2))
     return _Pairs(one[order], two[order], iou[order], rounds)
@@ -207,29 +214,39 @@ def _last_best(values: Floats, first: Integers) -> Integers:
 
 def _accumulate(
     true: NDArray[np.bool_],
-    false: NDArray[np.bool_],
-    rank: Integers,
+    passed: NDArray[np.bool_] | None,
+    rank: Integers | None,
     starts: Integers,
     counts: Integers,
     precision: Floats,
     recall: Floats,
-    full: bool,
 ) -> None:
-    """Fill `precision` [T, K, R] and `recall` [T, K, M] from hits and misses [T, N] by class and falling score."""
+    """Fill `precision` [T, K, R] and `recall` [T, K, M].
+
+    Args:
+        true: [T, N], hits, by class and falling score.
+        passed: [T, N], detections that are neither hit nor miss; None: there are none.
+        rank: [N], place in its image and class; None: only the last recall is wanted.
+        starts: [K + 1], where the classes start, and the end.
+        counts: [K], objects.
+        precision: filled where a class has objects.
+        recall: likewise.
+    """
     for k in np.flatnonzero(counts):
-        hit, miss = true[:, starts[k] : starts[k + 1]], false[:, starts[k] : starts[k + 1]]
+        part = slice(starts[k], starts[k + 1])
+        hit = true[:, part]
         precision[:, k] = 0
         recall[:, k, -1] = hit.sum(1) / counts[k]
-        if full:
-            for m, most in enumerate(MOST_DETECTIONS[:-1]):
-                recall[:, k, m] = hit[:, rank[starts[k] : starts[k + 1]] < most].sum(1) / counts[k]
-        misses = np.cumsum(miss, 1)
+        for m, most in enumerate(MOST_DETECTIONS[:-1] if rank is not None else ()):
+            recall[:, k, m] = hit[:, rank[part] < most].sum(1) / counts[k]
+        before = None if passed is None else np.cumsum(passed[:, part], 1)
         for t in range(len(IOUS)):
             at = np.flatnonzero(hit[t])
             if not len(at):
                 continue
             hits = np.arange(1.0, len(at) + 1)
-            values = hits / (misses[t, at] + hits + np.spacing(1))
+            misses = at + 1 - hits if before is None else at + 1 - hits - before[t, at]
+            values = hits / (misses + hits + np.spacing(1))
             envelope = np.maximum.accumulate(values[::-1])[::-1]
             place = np.searchsorted(hits / counts[k], RECALLS)
             inside = place < len(at)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8a8a"
 """Told apart by colour-blind readers, too (Okabe and Ito, "Color Universal Design", 2008)."""
-MOST_NAMED = 20
+MOST_NAMED = 30
 """Classes that a legend or an axis names one by one; more are drawn without names."""
 MOST_POINTS = 20_000
 """Boxes drawn in the scatter plots of the labels; of more, every n-th."""

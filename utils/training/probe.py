@@ -12,13 +12,18 @@ from models import Darknet
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """By the names of `--memory-format`; the first is taken unless another one is clearly faster."""
 CLEARLY = 0.9
-"""Share of the first format's time that is clearly less: noise must not change the numbers that a seed gives."""
+"""Share of the first format's CPU time that is clearly less: noise must not change the numbers that a seed gives."""
+STEPS = 2
+"""Steps that are timed with each format, in turn, after one that is not."""
 PICTURES = 8
 """Most pictures in a batch that is tried."""
 
 
 def faster_format(model: Darknet, size: tuple[int, int], batch: int, device: torch.device) -> str:
-    """Name of the format: one step with each is timed, after one that is not. On a GPU it is always the first.
+    """Name of the format. On a GPU it is always the first.
+
+    Another one is taken only if its slowest step is clearly faster than the first's fastest, in CPU seconds, which
+    other work on the machine changes little.
 
     Args:
         model: its copies are tried.
@@ -31,12 +36,12 @@ def faster_format(model: Darknet, size: tuple[int, int], batch: int, device: tor
         return first
     images = torch.rand(min(batch, PICTURES), model.network.net.channels, *size)
     copies = {name: copy.deepcopy(model).to(memory_format=format_).train() for name, format_ in FORMATS.items()}
-    seconds = {}
-    for _ in range(2):
+    seconds: dict[str, list[float]] = {name: [] for name in copies}
+    for _ in range(1 + STEPS):
         for name, candidate in copies.items():
-            started = time.perf_counter()
+            started = time.process_time()
             heads = candidate(images.contiguous(memory_format=FORMATS[name])).heads
             sum(head.square().mean() for head in heads).backward()
-            seconds[name] = time.perf_counter() - started
-    best = min(others, key=seconds.__getitem__)
-    return best if seconds[best] < CLEARLY * seconds[first] else first
+            seconds[name].append(time.process_time() - started)
+    best = min(others, key=lambda name: max(seconds[name][1:]))
+    return best if max(seconds[best][1:]) < CLEARLY * min(seconds[first][1:]) else first
