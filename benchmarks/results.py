@@ -199,7 +199,7 @@ def write_page() -> None:
 HEAD = """# Results of real runs
 
 Written by `python -m benchmarks.results` from the files in benchmarks/results; do not edit. AP by COCO's protocol
-(pycocotools) on the validation pictures, best epoch, averaged weights. Minutes are those of the training steps on a
+on the validation pictures, best epoch, averaged weights. Minutes are those of the training steps on a
 machine shared with other work. bccd: blood cells, 3 classes, 292 training and 72 validation pictures (MIT licence,
 github.com/Shenggan/BCCD_Dataset). roadsigns: 21 classes, 1197 and 315 pictures (Roboflow 100 "road signs",
 https://rf100.org, CC BY 4.0; made smaller here and split anew: [data.md](data.md)).
