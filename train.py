@@ -102,7 +102,11 @@ def _add_schedule_flags(parser: Parser) -> None:
         "--epochs", type=positive_int, default=300, metavar="N", help="passes over the pictures (default: %(default)s)"
     )
     group.add_argument(
-        "--batch-size", type=positive_int, default=16, metavar="N", help="pictures in a batch of a process (default: %(default)s)"
+        "--batch-size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="pictures in a batch of a process (default: %(default)s)",
     )
     group.add_argument(
         "--nominal-batch",
