@@ -21,6 +21,7 @@ TIERS = (
     ("utils.detector",),
     ("utils.distillation", "utils.pruning", "utils.quantization"),
     ("utils.export", "utils.pruning.workflow", "utils.training"),
+    ("utils.pruning.command",),
 )
 """Rooms from the bottom up. A module imports from its own room and from lower tiers; scripts import from all."""
 

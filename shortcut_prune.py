@@ -1,0 +1,13 @@
+"""Remove the weakest channels; what a shortcut ties together takes the mask of the chain's first convolution."""
+
+from __future__ import annotations
+
+from utils.cli import run
+from utils.pruning.command import Strategy, script
+from utils.pruning.policy import ChannelPolicy
+
+STRATEGY = Strategy("shortcut", ChannelPolicy(0.0, merge="first"))
+main = script(STRATEGY, __doc__)
+
+if __name__ == "__main__":
+    run(main)

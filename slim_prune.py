@@ -1,0 +1,16 @@
+"""Remove the weakest channels; of what a shortcut ties together, those that no convolution of the chain keeps.
+
+Every layer keeps a share of its channels (SlimYOLOv3, arXiv:1907.11093).
+"""
+
+from __future__ import annotations
+
+from utils.cli import run
+from utils.pruning.command import Strategy, script
+from utils.pruning.policy import ChannelPolicy
+
+STRATEGY = Strategy("slim", ChannelPolicy(0.0, layer_keep=0.01))
+main = script(STRATEGY, __doc__)
+
+if __name__ == "__main__":
+    run(main)
