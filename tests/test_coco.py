@@ -7,6 +7,7 @@ import pytest
 
 from utils.detection import coco
 from utils.detection.metrics import Evaluator
+from utils.flags import EVALUATORS
 
 
 def case(seed: int, images: int = 25, classes: int = 4, detections: int = 140) -> tuple[coco.Boxes, coco.Boxes]:
@@ -42,6 +43,34 @@ def test_it_equals_pycocotools(seed, full):
     for k in range(len(ours.classes)):
         assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
         assert len(ours.scores[k]) == len(theirs.scores[k])
+
+
+def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+    """Two images of two classes with 40 objects and 500 detections, all from a few boxes and a few scores.
+
+    More than 100 of a class in an image, equal IoUs and equal scores throughout, sides of 0, and areas of 32² and 96².
+    """
+    rng = np.random.default_rng(seed)
+    few = rng.choice([0, 8, 16, 32, 48, 96, 120], (30, 4)).astype(float)
+    place = [few[rng.integers(0, len(few), count)] for count in (500, 40)]
+    owner = [np.sort(rng.integers(0, 2, len(part))) for part in place]
+    category = [rng.integers(0, 2, len(part)) for part in place]
+    score = [rng.integers(1, 9, 500) / 10, np.zeros(0)]
+    return tuple(coco.Boxes(*parts) for parts in zip(owner, category, place, score, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_equals_pycocotools_in_crowds_of_equal_boxes(seed):
+    detections, truth = crowd(seed)
+    assert np.bincount(detections.image * 2 + detections.category).min() > coco.MOST_DETECTIONS[-1]
+    ours, theirs = (measure(detections, truth, 2, True) for measure in coco.EVALUATORS.values())
+    np.testing.assert_array_equal(ours.precision, theirs.precision)
+    np.testing.assert_array_equal(ours.recall, theirs.recall)
+    assert 0 < ours.precision[..., 0].mean() < 1
+
+
+def test_the_flag_has_the_names_of_the_evaluators():
+    assert tuple(coco.EVALUATORS) == EVALUATORS
 
 
 def test_the_twelve_numbers_are_those_of_cocos_table():

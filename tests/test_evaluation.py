@@ -152,6 +152,21 @@ def test_nan_is_an_error_and_not_a_bad_score(pictures):
         evaluate(model, loader(pictures), NAMES, device="cpu")
 
 
+def test_the_cut_before_suppression_is_that_of_the_settings(pictures):
+    batches = loader(pictures)
+    found = evaluate(LabelReader(batches), batches, NAMES, device="cpu", keep_detections=True, max_nms=1)
+    assert [len(image.scores) for image in found.detections] == [1, 1, 1]
+
+
+def test_both_evaluators_measure_the_same(pictures):
+    torch.manual_seed(0)
+    model, options = Darknet(tiny()), {"device": "cpu", "conf_thres": 1e-4}
+    ours, theirs = (
+        evaluate(model, loader(pictures), NAMES, evaluator=name, **options).metrics for name in ("numpy", "pycocotools")
+    )
+    assert ours == theirs
+
+
 def test_times_are_those_of_every_stage(pictures):
     times = evaluate(Darknet(tiny()), loader(pictures), NAMES, device="cpu").times
     assert times._fields == ("preprocess", "inference", "nms")

@@ -60,3 +60,11 @@ def test_keeping_enough_candidates_changes_nothing():
     torch.manual_seed(1)
     rows = torch.rand(1, 400, 7) * torch.tensor([100, 100, 30, 30, 1, 1, 1])
     assert torch.equal(run(rows, conf=0.1, max_nms=400), run(rows, conf=0.1, max_nms=100_000))
+
+
+@pytest.mark.parametrize("limit", [1, 5, 20])
+def test_the_best_candidates_are_those_that_are_kept(limit):
+    torch.manual_seed(2)
+    rows = torch.rand(1, 60, 7) * torch.tensor([1000, 1000, 1, 1, 1, 1, 1])  # none overlaps another of its class
+    best = run(rows, conf=0.1, iou=0.99, multi_label=True)[:limit]
+    assert torch.equal(run(rows, conf=0.1, iou=0.99, multi_label=True, max_nms=limit), best)

@@ -113,6 +113,20 @@ def test_kept_pictures_give_the_same_figures(folder, script, capsys, cache):
     assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 3 * (cache == "disk")
 
 
+def test_both_evaluators_give_the_same_figures(folder, script, capsys):
+    documents = []
+    for name in ("numpy", "pycocotools"):
+        script.main([*FLAGS, "--conf-thres", "0.0001", "--json", "--evaluator", name])
+        documents.append({**json.loads(capsys.readouterr().out), "ms": None})
+    assert documents[0] == documents[1]
+
+
+@pytest.mark.parametrize("flags", [("--evaluator", "voc"), ("--max-nms", "0")])
+def test_an_unknown_evaluator_and_a_cut_that_keeps_nothing_are_refused(script, flags):
+    with pytest.raises(InputError, match=flags[0]):
+        script.main([*FLAGS, *flags])
+
+
 def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
     script.main([*FLAGS, "--task", "benchmark", "--json"])
     rows = json.loads(capsys.readouterr().out)["benchmark"]
