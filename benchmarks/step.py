@@ -2,9 +2,9 @@
 
 The whole step is that of train.py: normalising, forward, loss, backward, clipping, optimizer and averaged weights;
 "model + loss" is its forward and backward pass with the loss, as training speeds are often given. The bare stack is the
-same convolutions, batch normalisations, activations, routes and pools, called one by one from PyTorch, forward and backward
-from the sum of the heads, in the same memory format. All in turn, in one process; the least time of each counts, since
-other work on the machine only adds.
+same convolutions, batch normalisations, activations, routes and pools, called one by one from PyTorch, forward and
+backward from the sum of the heads, in the same memory format. All in turn, in one process; the least time of each
+counts, since other work on the machine only adds.
 """
 
 from __future__ import annotations
