@@ -1,8 +1,9 @@
 """Measure a detector on labelled pictures: average precision by COCO's protocol, precision, recall, F1, and the time.
 
 AP50 and AP50-95 equal pycocotools' to the last digit. P, R and F1 are means over the classes at IoU 0.5 and at the
-confidence where the mean F1 is highest. Boxes are compared in pixels of the original pictures, so small, medium and large are COCO's.
-Only --save-json makes a run directory; without it nothing is left behind but verdicts in the user's picture cache.
+confidence where the mean F1 is highest. Boxes are compared in pixels of the original pictures, so small, medium and
+large are COCO's. Only --save-json makes a run directory; without it nothing is left behind but verdicts in the user's
+picture cache.
 """
 
 from __future__ import annotations
