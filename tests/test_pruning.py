@@ -31,7 +31,7 @@ CI = ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3"
 """Networks small enough for every run; the others are marked slow."""
 ZOO = tuple(
     pytest.param(name, marks=() if name in CI else pytest.mark.slow)
-    for name in (*CI, "yolov3", "yolov3-spp", "yolov4", "yolov4-csp", "yolov4-leaky")
+    for name in (*CI, "yolov3", "yolov3-spp", "yolov4", "yolov4-csp", "yolov4-leaky", "yolov4-leaky-spp557")
 )
 
 

@@ -229,7 +229,10 @@ def test_killed_at_random_instants_with_workers_it_is_bit_identical(folder, tmp_
         again = [*common, "--resume", str(last.parent.parent)]
         flags = again if last.exists() else [*begin, "--name", "cut", "--exist-ok"]
         with subprocess.Popen(flags, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as process:
-            time.sleep(rng.uniform(3, 9))
+            deadline = time.monotonic() + 120  # the first has to come as far as a checkpoint, however busy the machine
+            while not last.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 9))
             os.killpg(process.pid, signal.SIGKILL)
         reached.append(read_checkpoint(last)["progress"]["step"] if last.exists() else 0)
     assert reached == sorted(reached)

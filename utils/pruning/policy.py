@@ -104,8 +104,7 @@ def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Channe
     limit, limiting = total, None
     if policy.layer_keep is None and policy.multiple_of == 1:
         limit, limiting = _limit(graph, groups, ranks, policy.merge)
-    max_percent = min(0.9999, math.floor(limit / total * 1e4) / 1e4) if limiting is None else (
-        math.floor(limit / total * 1e4) / 1e4)  # fmt: skip
+    max_percent = min(0.9999, math.floor(limit / total * 1e4) / 1e4)
     if removed > limit:
         raise InfeasibleError(
             f"--percent {policy.percent:g}: {graph.network.where(limiting)} would lose all its "
