@@ -12,13 +12,16 @@ from models import Darknet, load_arrays
 from tests.test_graph import HEAD, conv, graph_of
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
+from utils.darknet.cfg import format_network, parse
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
 from utils.pruning.certificate import certify, difference, silenced
 from utils.pruning.constants import absorb
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
+from utils.pruning.removal import Removal
 from utils.pruning.surgery import compact
+from utils.pruning.units import choose_units, residual_units
 
 POLICIES = {
     "normal": ChannelPolicy(0.3, prune=0),
@@ -85,15 +88,15 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, name, polic
         policy = ChannelPolicy(float(str(refused).split()[-1]), policy.prune, policy.merge)
         choice = choose(graph, gammas_of(network, arrays), policy)
     side = 2 * max_stride(network)
-    narrow, sliced = compact(graph, arrays, choice.keep)
+    narrow, sliced = compact(graph, arrays, Removal(choice.keep))
     assert tuple(shape.channels for shape in trace(narrow)) == graph.widths(choice.keep)
     assert not choice.keep.all()
-    with silenced(model, graph, choice.keep):
+    with silenced(model, graph, Removal(choice.keep)):
         assert difference(heads(model_of(narrow, sliced), side), heads(model, side)) < 1e-9
-    taken = absorb(graph, arrays, choice.keep)
+    taken = absorb(graph, arrays, Removal(choice.keep))
     full = model_of(network, taken)
-    narrow, sliced = compact(graph, taken, choice.keep)
-    with silenced(full, graph, choice.keep):
+    narrow, sliced = compact(graph, taken, Removal(choice.keep))
+    with silenced(full, graph, Removal(choice.keep)):
         assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
 
 
@@ -101,10 +104,10 @@ def test_everything_kept_is_the_same_bit_for_bit(root):
     network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
     graph = channel_graph(network)
     arrays = arrays_of(randomised(network, torch.float32))
-    narrow, sliced = compact(graph, arrays, np.ones(graph.count, np.bool_))
+    narrow, sliced = compact(graph, arrays, Removal(np.ones(graph.count, np.bool_)))
     assert narrow == network
     assert all(np.array_equal(sliced[name], arrays[name]) for name in sliced)
-    assert absorb(graph, arrays, np.ones(graph.count, np.bool_)) == arrays
+    assert absorb(graph, arrays, Removal(np.ones(graph.count, np.bool_))) == arrays
 
 
 def test_constants_reach_every_reader_exactly_through_1x1():
@@ -122,9 +125,9 @@ def test_constants_reach_every_reader_exactly_through_1x1():
     for i in (0, 1, 3):
         arrays[f"layers.{i}.bn.weight"] = np.where(keep[graph.labels[i]], arrays[f"layers.{i}.bn.weight"], 0)
     constant = heads(model_of(graph.network, arrays), 64)
-    narrow, sliced = compact(graph, absorb(graph, arrays, keep), keep)
+    narrow, sliced = compact(graph, absorb(graph, arrays, Removal(keep)), Removal(keep))
     assert difference(heads(model_of(narrow, sliced), 64), constant) < 1e-12
-    bare = compact(graph, arrays, keep)
+    bare = compact(graph, arrays, Removal(keep))
     assert difference(heads(model_of(*bare), 64), constant) > 1e-3
 
 
@@ -135,7 +138,7 @@ def test_the_border_of_3x3_is_all_that_absorption_gets_wrong():
     keep[graph.labels[0][:3]] = False
     arrays["layers.0.bn.weight"] = np.where(keep[graph.labels[0]], arrays["layers.0.bn.weight"], 0)
     (constant,) = heads(model_of(graph.network, arrays), 64)
-    (absorbed,) = heads(model_of(*compact(graph, absorb(graph, arrays, keep), keep)), 64)
+    (absorbed,) = heads(model_of(*compact(graph, absorb(graph, arrays, Removal(keep)), Removal(keep))), 64)
     gap = (constant - absorbed).abs()
     assert float(gap[..., 1:-1, 1:-1].max()) < 1e-12
     assert float(gap.max()) > 1e-3
@@ -219,7 +222,7 @@ def test_a_pruned_network_can_be_pruned_again():
     for _ in range(2):
         graph = channel_graph(network)
         choice = choose(graph, gammas_of(network, arrays), ChannelPolicy(0.4, layer_keep=0.1))
-        network, arrays = compact(graph, arrays, choice.keep)
+        network, arrays = compact(graph, arrays, Removal(choice.keep))
     assert network.blocks[0].filters == network.blocks[1].filters < 13
     assert [block.filters for block in network.blocks if isinstance(block, Convolutional)][-1] == 21
     assert HEAD.count("filters=21") == 1
@@ -232,11 +235,11 @@ class TestCertificate:
         graph = graph_of(conv(8), conv(8, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6, 3))
         arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
         keep = choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.5, layer_keep=0.1)).keep
-        absorbed = absorb(graph, arrays, keep)
-        bare, written = compact(graph, arrays, keep), compact(graph, absorbed, keep)
+        absorbed = absorb(graph, arrays, Removal(keep))
+        bare, written = compact(graph, arrays, Removal(keep)), compact(graph, absorbed, Removal(keep))
         if spoil:
             bare.arrays["layers.1.conv.weight"][0, 0] += 1
-        return certify(graph, arrays, absorbed, keep, bare, written)
+        return certify(graph, arrays, absorbed, Removal(keep), bare, written)
 
     def test_a_right_surgery_passes_and_the_border_is_measured(self):
         certificate = self.made()
@@ -249,3 +252,62 @@ class TestCertificate:
     def test_a_wrong_one_is_refused(self):
         with pytest.raises(InfeasibleError, match="compact_vs_silenced is"):
             self.made(spoil=True).check()
+
+
+class TestUnits:
+    """Residual units: which there are, and the network without them."""
+
+    NET = (
+        conv(8), conv(4), conv(8, 3), "[shortcut]\nfrom=-3\nactivation=linear\n",
+        conv(8), "[dropout]\nprobability=.1\n", "[shortcut]\nfrom=-3\nactivation=linear\n",
+        conv(8), "[shortcut]\nfrom=3\nactivation=linear\n", "[route]\nlayers=-1,6\n", conv(8, 3),
+        "[shortcut]\nfrom=8\nactivation=linear\n",
+    )  # fmt: skip
+    """Units of two convolutions and of one with a dropout; a shortcut past a block that is read elsewhere, and one past
+    a block that reads elsewhere, which are none."""
+
+    def test_units_are_found_by_what_they_read(self):
+        units = residual_units(graph_of(*self.NET).network)
+        assert [(unit.source, unit.last, unit.shortcut) for unit in units] == [(0, 2, 3), (3, 4, 6)]
+
+    @pytest.mark.parametrize(("name", "count"), [("yolov3", 23), ("yolov4", 23), ("yolov4-tiny", 0), ("demo", 4)])
+    def test_known_counts(self, root, name, count):
+        assert len(residual_units(cfg_file.load(root / "cfg" / f"{name}.cfg"))) == count
+
+    def test_the_weakest_go_and_too_many_are_refused(self):
+        graph = graph_of(*self.NET)
+        gammas = {i: np.full(len(graph.labels[i]), 1.0) for i in graph.makers()} | {4: np.full(8, 0.1)}
+        keep = np.ones(graph.count, np.bool_)
+        assert [unit.shortcut for unit in choose_units(graph, gammas, keep, 1)] == [6]
+        with pytest.raises(InfeasibleError, match=r"--shortcut 3: .* 2$"):
+            choose_units(graph, gammas, keep, 3)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_the_network_without_units_is_the_one_in_which_they_add_nothing(self, count):
+        """Exactly, references and all; and so is the one whose constants are taken up."""
+        graph = graph_of(*self.NET)
+        model = randomised(graph.network)
+        arrays = arrays_of(model)
+        keep = np.ones(graph.count, np.bool_)
+        keep[graph.labels[1][0]] = False
+        removal = Removal(keep, choose_units(graph, gammas_of(graph.network, arrays), keep, count))
+        compacted = compact(graph, arrays, removal)
+        assert len(compacted.network.blocks) == len(graph.network.blocks) - 3 * count
+        with silenced(model, graph, removal):
+            assert difference(heads(model_of(*compacted), 64), heads(model, 64)) < 1e-12
+        assert parse(format_network(compacted.network)).blocks == compacted.network.blocks
+        full = model_of(graph.network, absorb(graph, arrays, removal))
+        with silenced(full, graph, removal):
+            narrow = model_of(*compact(graph, absorb(graph, arrays, removal), removal))
+            assert difference(heads(narrow, 64), heads(full, 64)) < 1e-12
+
+    def test_what_a_unit_adds_with_gamma_0_is_taken_up_exactly_through_1x1(self):
+        graph = graph_of(conv(8), conv(4), conv(8), "[shortcut]\nfrom=-3\nactivation=linear\n",
+                         conv(8), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))  # fmt: skip
+        arrays = arrays_of(randomised(graph.network))
+        arrays["layers.2.bn.weight"] = np.zeros(8)
+        removal = Removal(np.ones(graph.count, np.bool_), residual_units(graph.network)[:1])
+        constant = heads(model_of(graph.network, arrays), 64)
+        taken = model_of(*compact(graph, absorb(graph, arrays, removal), removal))
+        assert difference(heads(taken, 64), constant) < 1e-12
+        assert difference(heads(model_of(*compact(graph, arrays, removal)), 64), constant) > 1e-3

@@ -7,7 +7,7 @@ it is a candidate like any other; and a residual chain of which one convolution 
 
 from __future__ import annotations
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Route, Sam, ScaleChannels, Shortcut, Upsample
+from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Shortcut, Upsample
 from utils.graph import ChannelGraph
 
 SETS = {
@@ -30,7 +30,7 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
     blocks = graph.network.blocks
     gates = {i - 1 for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
     if prune == 2:
-        before = (i - 1 for i, block in enumerate(blocks) if isinstance(block, Shortcut))
+        before = (_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, Shortcut))
         return tuple(i for i in before if isinstance(blocks[i], Convolutional) and blocks[i].batch_normalize)
     found = {
         i
@@ -43,6 +43,14 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
     }
     stuck = {i for chain in graph.chains() if not found.issuperset(chain) for i in chain}
     return tuple(sorted(found - stuck))
+
+
+def _before(blocks: tuple[Block, ...], i: int) -> int:
+    """The block before another one, dropouts apart."""
+    i -= 1
+    while isinstance(blocks[i], Dropout):
+        i -= 1
+    return i
 
 
 def _left_out(blocks: tuple[Block, ...], i: int) -> bool:

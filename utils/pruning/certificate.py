@@ -18,7 +18,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.shapes import max_stride
 from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph
-from utils.pruning.policy import Keep
+from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays, Compacted
 
 FLOAT32, FLOAT64 = 1e-4, 1e-9
@@ -61,7 +61,7 @@ class Certificate:
 
 @torch.no_grad()
 def certify(
-    graph: ChannelGraph, arrays: Arrays, absorbed: Arrays, keep: Keep, bare: Compacted, written: Compacted
+    graph: ChannelGraph, arrays: Arrays, absorbed: Arrays, removal: Removal, bare: Compacted, written: Compacted
 ) -> Certificate:
     """Compare the networks on a random picture.
 
@@ -69,7 +69,7 @@ def certify(
         graph: of the network before.
         arrays: its tensors.
         absorbed: its tensors with the constants taken up; the same without absorption.
-        keep: [L] bool.
+        removal: what went.
         bare: compact form of `arrays`.
         written: compact form of `absorbed`.
     """
@@ -78,15 +78,15 @@ def certify(
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, network.net.channels, side, side, generator=generator)
     small, large = _model(*bare), _model(network, arrays)
-    with silenced(large, graph, keep):
+    with silenced(large, graph, removal):
         float32 = difference(small(image).heads, large(image).heads)
         with in_float64(small), in_float64(large):
             float64 = difference(small(image.double()).heads, large(image.double()).heads)
     final = _model(*written)(image).heads
     large = _model(network, absorbed)
-    with silenced(large, graph, keep):
+    with silenced(large, graph, removal):
         keep_size = difference(final, large(image).heads)
-    constant = _model(network, without_gamma(graph, arrays, keep))
+    constant = _model(network, without_gamma(graph, arrays, removal))
     return Certificate(float32, float64, keep_size, difference(final, constant(image).heads), side)
 
 
@@ -100,11 +100,11 @@ def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def silenced(model: Darknet, graph: ChannelGraph, keep: Keep) -> Iterator[None]:
-    """While it lasts, the channels of labels that are not kept put out 0 in every block."""
+def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[None]:
+    """While it lasts, the channels of labels that go put out 0 in every block, and units that go add 0."""
     with ExitStack() as hooks:
-        for layer, labels in zip(model.layers, graph.labels, strict=True):
-            mask = keep[labels]
+        for index, layer in enumerate(model.layers):
+            mask = removal.stays(graph, index)
             if not mask.all():
                 factor = torch.from_numpy(mask).view(1, -1, 1, 1)
                 handle = layer.register_forward_hook(lambda _, inputs, output, factor=factor: output * factor)
@@ -134,13 +134,14 @@ def in_float64(model: Darknet) -> Iterator[None]:
         yield
 
 
-def without_gamma(graph: ChannelGraph, arrays: Arrays, keep: Keep) -> dict[str, np.ndarray]:
-    """The tensors with γ = 0 for every removed channel."""
+def without_gamma(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, np.ndarray]:
+    """The tensors with γ = 0 for every removed channel, and for the last convolution of every removed unit."""
     changed = dict(arrays)
     for index in graph.makers():
         name = f"layers.{index}.bn.weight"
         if name in changed:
-            changed[name] = np.where(keep[graph.labels[index]], changed[name], np.zeros_like(changed[name]))
+            stays = removal.stays(graph, index)
+            changed[name] = np.where(stays, changed[name], np.zeros_like(changed[name]))
     return changed
 
 

@@ -1,5 +1,7 @@
 """What removed channels would have added: a channel with γ = 0 puts out the constant f(β), whatever the picture.
 
+A residual unit that is removed is such a case, too: with γ = 0 in its last convolution it adds f(β) to what goes round.
+
 The constants are carried through every block to all the convolutions that read them, and added to their bias or taken
 from the running mean of their batch normalisation (Ye et al., arXiv:1802.00124; algorithms of the suites before reach
 only the next block). Exact for 1 × 1 kernels and away from the zero-padded border; where a constant meets a gate that
@@ -7,8 +9,6 @@ depends on the picture (squeeze-excite, scale_channels, sam) it is not a constan
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,50 +26,28 @@ from utils.darknet.blocks import (
     Upsample,
 )
 from utils.graph import IMAGE, ChannelGraph, is_depthwise
-from utils.pruning.policy import Keep
+from utils.pruning.activations import FUNCTIONS, Vector
+from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays
 
-Vector = NDArray[np.float64]
 
-
-def _softplus(x: Vector) -> Vector:
-    return np.logaddexp(0, x)
-
-
-def _logistic(x: Vector) -> Vector:
-    return np.exp(-_softplus(-x))
-
-
-FUNCTIONS: Mapping[str, Callable[[Vector], Vector]] = {
-    "linear": lambda x: x,
-    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "mish": lambda x: x * np.tanh(_softplus(x)),
-    "swish": lambda x: x * _logistic(x),
-    "logistic": _logistic,
-    "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
-}
-"""Activations as functions of numbers, by their names in a cfg."""
-
-
-def absorb(graph: ChannelGraph, arrays: Arrays, keep: Keep) -> dict[str, NDArray[np.floating]]:
-    """The tensors with the constants of the removed channels taken up by what reads them; shapes as before.
+def absorb(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, NDArray[np.floating]]:
+    """The tensors with the constants of what is removed taken up by what reads them; shapes as before.
 
     Args:
         graph: of the network.
         arrays: its tensors.
-        keep: [L] bool, the labels that stay.
+        removal: what goes.
     """
     changed = dict(arrays)
     outputs: list[Vector] = []
     for index, block in enumerate(graph.network.blocks):
         sources = [_output(graph, outputs, source) for source in block.reads(index)]
-        if isinstance(block, Convolutional) and not is_depthwise(block, len(sources[0])):
+        stays = removal.stays(graph, index)
+        if isinstance(block, Convolutional | Depthwise):
             _take_up(changed, arrays, index, block, sources[0])
-        constant = _constant(arrays, index, block, sources, len(graph.labels[index]))
-        outputs.append(np.where(keep[graph.labels[index]], 0.0, constant))
+        constant = _constant(arrays, index, block, sources, len(stays))
+        outputs.append(np.where(stays, _passed(block, constant), constant))
     return changed
 
 
@@ -79,13 +57,21 @@ def _output(graph: ChannelGraph, outputs: list[Vector], source: int) -> Vector:
 
 def _take_up(changed: dict[str, NDArray[np.floating]], arrays: Arrays, index: int, block: Block, read: Vector) -> None:
     """Shift the bias or the running mean of a convolution by what the constants it reads add."""
-    if not read.any() or block.groups > 1:
+    if not read.any():
         return
-    shift = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((2, 3)) @ read
+    sums = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((2, 3))
+    groups = len(read) // sums.shape[1]
+    shift = (sums.reshape(groups, -1, sums.shape[1]) @ read.reshape(groups, -1, 1)).ravel()
     name, sign = ("bn.running_mean", -1) if block.batch_normalize else ("conv.bias", 1)
     name = f"layers.{index}.{name}"
     if name in arrays:  # a convolution without bias cannot take it up
         changed[name] = (arrays[name] + sign * shift).astype(arrays[name].dtype)
+
+
+def _passed(block: Block, constant: Vector) -> Vector:
+    """What is left of a constant in channels that stay: nothing behind a convolution, which takes it up, or a curve."""
+    plain = not isinstance(block, Convolutional | Depthwise) and getattr(block, "activation", "linear") == "linear"
+    return constant if plain else np.zeros_like(constant)
 
 
 def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], width: int) -> Vector:

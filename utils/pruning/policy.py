@@ -18,11 +18,10 @@ from utils.darknet.blocks import Convolutional, Depthwise, Dropout, Maxpool, Ups
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph, Labels, is_depthwise
 from utils.pruning.candidates import candidates
+from utils.pruning.removal import Keep
 
 Gammas = Mapping[int, NDArray[np.floating]]
 """γ of batch normalisation [C], by block number."""
-Keep = NDArray[np.bool_]
-"""[L], whether a label of the channel graph stays."""
 Group = tuple[int, ...]
 """Candidate convolutions whose channels are chosen together: one alone, or those of a residual chain."""
 MERGES = {

@@ -28,6 +28,7 @@ from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.certificate import Certificate, certify
 from utils.pruning.constants import absorb
 from utils.pruning.policy import ChannelChoice, Gammas, choose, kept_channels
+from utils.pruning.removal import Removal
 from utils.pruning.request import PruneRequest
 from utils.pruning.surgery import Arrays, Compacted, compact, compact_network
 from utils.report.cost import network_cost
@@ -51,14 +52,15 @@ def prune(asked: PruneRequest) -> None:
     graph = channel_graph(network)
     choice = choose(graph, gammas(network, arrays), asked.policy)
     document = {"strategy": asked.strategy, "max_percent": choice.max_percent}
-    after = compact_network(graph, choice.keep)
+    removal = Removal(choice.keep)
+    after = compact_network(graph, removal)
     document |= {"before": figures(network, size), "after": figures(after, size)}
     if asked.args.dry_run:
         _print(asked, document)
         return
-    absorbed = absorb(graph, arrays, choice.keep) if asked.args.absorb else arrays
-    written = compact(graph, absorbed, choice.keep)
-    certificate = certify(graph, arrays, absorbed, choice.keep, compact(graph, arrays, choice.keep), written)
+    absorbed = absorb(graph, arrays, removal) if asked.args.absorb else arrays
+    written = compact(graph, absorbed, removal)
+    certificate = certify(graph, arrays, absorbed, removal, compact(graph, arrays, removal), written)
     certificate.check()
     if asked.args.test:
         for name, net, tensors in (("before", network, arrays), ("after", *written)):

@@ -1,0 +1,98 @@
+"""Residual units: what can be taken out whole, because a shortcut leads around it; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.darknet.blocks import Convolutional, Dropout, Network, Shortcut, Yolo
+from utils.darknet.shapes import trace
+from utils.errors import InfeasibleError, NumericsError
+from utils.graph import ChannelGraph
+from utils.pruning.activations import keeps_zero
+from utils.pruning.removal import Keep, Unit
+
+
+def residual_units(network: Network) -> tuple[Unit, ...]:
+    """The residual units of any length, in the order of the network.
+
+    A unit is everything between a block and a plain shortcut to it, provided that nothing else reads or is read there,
+    the shape stays, and the unit adds 0 where the γ and β of its last convolution are 0.
+    """
+    blocks, shapes = network.blocks, trace(network)
+    readers: list[list[int]] = [[] for _ in blocks]
+    for i, block in enumerate(blocks):
+        for source in block.reads(i):
+            if source >= 0:
+                readers[source].append(i)
+    found = []
+    for i, block in enumerate(blocks):
+        if not isinstance(block, Shortcut) or len(block.sources) != 1:
+            continue
+        source, inside = block.sources[0], range(block.sources[0] + 1, i)
+        last = i - 1
+        while isinstance(blocks[last], Dropout):
+            last -= 1
+        final = blocks[last]
+        if (
+            (block.activation, block.weights_type) == ("linear", "none")
+            and source < last
+            and shapes[source] == shapes[i]
+            and isinstance(final, Convolutional)
+            and final.batch_normalize
+            and keeps_zero(final.activation)
+            and not any(isinstance(blocks[j], Yolo) for j in inside)
+            and all(source <= read for j in inside for read in blocks[j].reads(j))
+            and all(reader <= i for j in inside for reader in readers[j])
+        ):
+            found.append(Unit(source, last, i))
+    return tuple(found)
+
+
+def unit_scores(
+    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep, units: Sequence[Unit]
+) -> NDArray[np.float64]:
+    """Mean |γ| of each unit's last convolution, over the channels that stay.
+
+    Raises:
+        NumericsError: a γ is NaN or infinite.
+    """
+    scores = np.zeros(len(units))
+    for number, unit in enumerate(units):
+        stays = keep[graph.labels[unit.last]]
+        values = np.abs(np.asarray(gammas[unit.last], np.float64))[stays]
+        if not np.isfinite(values).all():
+            raise NumericsError(f"{graph.network.where(unit.last)}: a γ is not finite; take an earlier checkpoint")
+        scores[number] = values.mean() if len(values) else 0.0
+    return scores
+
+
+def choose_units(
+    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep, count: int
+) -> tuple[Unit, ...]:
+    """The `count` weakest residual units, by score and then by number; none lies within another one that goes.
+
+    Args:
+        graph: of the network.
+        gammas: γ of every convolution with batch normalisation.
+        keep: [L], the channels that stay; scores are means over them.
+        count: how many units go.
+
+    Raises:
+        InfeasibleError: there are not so many.
+        NumericsError: a γ is NaN or infinite.
+    """
+    units = residual_units(graph.network)
+    scores = unit_scores(graph, gammas, keep, units)
+    chosen: list[Unit] = []
+    for number in sorted(range(len(units)), key=lambda number: (scores[number], number)):
+        if not any(units[number].shortcut in other.blocks for other in chosen):
+            chosen = [other for other in chosen if other.shortcut not in units[number].blocks] + [units[number]]
+        if len(chosen) == count:
+            break
+    if len(chosen) < count:
+        raise InfeasibleError(f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual "
+                              f"units; the largest number that works is {len(chosen)}")  # fmt: skip
+    return tuple(sorted(chosen, key=lambda unit: unit.shortcut))
