@@ -47,6 +47,7 @@ from utils.training.evolve import run_search, search_summary
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
 from utils.training.search import require_optuna
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
+from utils.training.sparse_flags import add_sparse_flags, sparse_settings
 
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
@@ -57,7 +58,7 @@ MULTI_SCALE = (0.67, 1.5)
 
 def _parser() -> Parser:
     parser = Parser(__doc__, EXAMPLE)
-    for add in (_add_input_flags, _add_schedule_flags, _add_picture_flags, _add_run_flags):
+    for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, _add_picture_flags, _add_run_flags):
         add(parser)
     return parser
 
@@ -72,6 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("--patience: needs the best weights kept; leave out --nosave")
     if args.resume is None:
         cache_choice(args)
+        sparse_settings(args)
     if args.tensorboard:
         require_tensorboard()
     if args.evolve:
@@ -284,6 +286,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         save_period=args.save_period,
         memory_format=args.memory_format,
         evaluator=args.evaluator,
+        sparse=sparse_settings(args),
     )
 
 

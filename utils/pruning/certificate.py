@@ -107,7 +107,9 @@ def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[
             mask = removal.stays(graph, index)
             if not mask.all():
                 factor = torch.from_numpy(mask).view(1, -1, 1, 1)
-                handle = layer.register_forward_hook(lambda _, inputs, output, factor=factor: output * factor)
+                handle = layer.register_forward_hook(
+                    lambda _, inputs, output, factor=factor: output * factor.to(output.device)
+                )
                 hooks.callback(handle.remove)
         yield
 

@@ -126,15 +126,20 @@ def channel_scores(graph: ChannelGraph, gammas: Gammas, layers: Sequence[int]) -
         NumericsError: a γ is NaN or infinite.
     """
     scores = {}
-    followers = _depthwise_followers(graph)
-    for layer in layers:
-        voters = [i for i in (layer, *followers.get(layer, ())) if i in gammas]
-        votes = np.abs(np.stack([np.asarray(gammas[i], np.float64) for i in voters]))
+    for layer, speak in voters(graph, layers).items():
+        known = [i for i in speak if i in gammas]
+        votes = np.abs(np.stack([np.asarray(gammas[i], np.float64) for i in known]))
         if not np.isfinite(votes).all():
-            bad = next(i for i, row in zip(voters, votes, strict=True) if not np.isfinite(row).all())
+            bad = next(i for i, row in zip(known, votes, strict=True) if not np.isfinite(row).all())
             raise NumericsError(f"{graph.network.where(bad)}: a γ is not finite; take an earlier checkpoint")
         scores[layer] = votes.mean(0)
     return scores
+
+
+def voters(graph: ChannelGraph, layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """For each candidate, the blocks whose γ speak for its channels: its own and depthwise convolutions behind it."""
+    followers = _depthwise_followers(graph)
+    return {layer: (layer, *followers.get(layer, ())) for layer in layers}
 
 
 def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime, timezone
 from numbers import Integral
@@ -211,7 +211,7 @@ def git_commit(root: Path) -> str | None:
 
 
 class Results:
-    """`results.csv`: one row an epoch, rewritten atomically each time, so that a crash leaves whole rows only.
+    """A table of epochs, e.g. `results.csv`, rewritten atomically each time, so that a crash leaves whole rows only.
 
     A row replaces the row of the same epoch and all later ones: a resumed run rewrites what it repeats.
     """
@@ -229,12 +229,17 @@ class Results:
 
     def append(self, epoch: int, values: Mapping[str, float | int | None]) -> None:
         """Write the row of one epoch; a column without a value, or with None, stays empty."""
-        if surplus := set(values) - set(self.columns):
-            raise ValueError(f"no column {sorted(surplus)[0]!r}; there are {', '.join(self.columns)}")
+        self.extend(epoch, [values])
+
+    def extend(self, epoch: int, rows: Iterable[Mapping[str, float | int | None]]) -> None:
+        """Write the rows of one epoch, in a table that has several."""
         kept = read_text(self.path).splitlines()[1:] if self.path.exists() else []
         kept = [line for line in kept if float(line.partition(",")[0] or "nan") < epoch]
-        row = [str(epoch), *(_figure(values.get(column)) for column in self.columns[1:])]
-        atomic_write_text(self.path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept, ",".join(row)]))
+        for values in rows:
+            if surplus := set(values) - set(self.columns):
+                raise ValueError(f"no column {sorted(surplus)[0]!r}; there are {', '.join(self.columns)}")
+            kept.append(",".join([str(epoch), *(_figure(values.get(column)) for column in self.columns[1:])]))
+        atomic_write_text(self.path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
 
 
 def _figure(value: float | int | None) -> str:

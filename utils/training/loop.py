@@ -32,6 +32,7 @@ from utils.training.ema import AveragedModel
 from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
 from utils.training.probe import FORMATS
 from utils.training.settings import Hyperparameters, TrainSettings, fitness
+from utils.training.sparse import sparsity
 from utils.training.state import Progress, Source, State
 from utils.training.stop import StopRequest
 from utils.training.team import Team
@@ -89,6 +90,7 @@ class Trainer:
             torch.amp.GradScaler(team.device.type, enabled=team.device.type == "cuda"),
             Progress(),
         )
+        self.sparsity = None if settings.sparse is None else sparsity(model, settings.sparse, self.schedule)
         self.parallel = team.parallel(model)
         self.results = Results(run.file("results.csv"), COLUMNS)
         self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
@@ -198,10 +200,15 @@ class Trainer:
             raise NumericsError(
                 f"step {self.progress.step + 1}: the gradient is not finite; the last checkpoint is intact"
             )
+        done = self.progress
+        if self.sparsity is not None:
+            self.sparsity.add_gradient(done.epoch)
         scaler.step(optimizer)  # with a scaler, a gradient that is not finite is skipped
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
+        if self.sparsity is not None and not self._skipped:
+            self.sparsity.shrink(done.epoch, done.step)
+        done.step += 1
         if self.state.average is not None:
             self.state.average.update()
 
@@ -295,7 +302,7 @@ class Trainer:
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics.map50, metrics.map50_95)
-            if value > done.best_fitness or not self.settings.save:
+            if value > done.best_fitness or not self.settings.save or self.sparsity is not None:
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
             done.best_epoch = done.epoch

@@ -69,6 +69,10 @@ class Schedule:
         low = self.settings.warmup_momentum
         return low + (self.settings.momentum - low) * self._warmth(step)
 
+    def pace(self, step: int) -> float:
+        """How far a constant gradient of 1 moves a weight per step: the learning rate of SGD over 1 - momentum."""
+        return self.settings.lr0 * self.rate(step) / (1 - self.momentum(step))
+
     @property
     def ema_decay(self) -> float:
         """Decay of the averaged weights, which remember `ema_horizon` of the run."""

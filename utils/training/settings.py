@@ -19,6 +19,7 @@ from utils.data.augment import Augmentation
 from utils.detection.settings import LossSettings
 from utils.errors import InputError
 from utils.files import read_text
+from utils.pruning.sparsity import SparseSettings
 
 LARGEST_HYP = 1 << 20
 
@@ -92,6 +93,8 @@ class TrainSettings:
     """What computes AP, a key of `coco.EVALUATORS`."""
     memory_format: str = "channels_last"
     """A key of `probe.FORMATS`; "auto": the one that is found to be faster."""
+    sparse: SparseSettings | None = None
+    """Press on γ; the last epoch, the sparsest, is then the one that is kept."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.probe import FORMATS, faster_format
 from utils.training.settings import Hyperparameters, TrainSettings
+from utils.training.sparse_record import SparseRecord
 from utils.training.start import initial_model, resumable
 from utils.training.state import Progress, Source
 from utils.training.team import Team, joined
@@ -111,7 +112,8 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
     height, width = plan.settings.test_size
     net = dataclasses.replace(files.network.net, height=height, width=width)
     files = dataclasses.replace(files, network=dataclasses.replace(files.network, net=net))
-    batches = {"data": train.fingerprint(), "batch": plan.batch_size * team.size}
+    batches: dict[str, Any] = {"data": train.fingerprint(), "batch": plan.batch_size * team.size}
+    sparse = plan.settings.sparse
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
     lineage = start.lineage
@@ -124,27 +126,30 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         lineage = tuple(checkpoint["lineage"])
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
         batches["format"] = checkpoint["plan"]["format"]
+        sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
     train_loader, val_loader = _loaders(plan, train, valid, files.network, team)
     settings = dataclasses.replace(
         plan.settings,
         accumulate=_accumulate(plan, len(train_loader), team.size),
         memory_format=batches["format"],
+        sparse=sparse,
     )
     run = _run_directory(plan, files, team)
     model = start.model.to(team.device, memory_format=FORMATS[settings.memory_format])
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team)
+    if trainer.sparsity is not None:
+        batches["s"] = trainer.sparsity.settings.s
     if plan.resume is not None:
         trainer.state.restore(checkpoint)
         log(_standing(trainer, run))
     elif team.leads:
         _draw_start(run, train_loader, train, plan.names)
-    if plan.tensorboard and team.leads:
-        trainer.watchers.append(Scalars(run.path, trainer.progress.epoch + 1).append)
-    if watch is not None:
-        trainer.watchers.append(watch)
+    record = _watch(plan, trainer, run, watch) if team.leads else None
     progress = trainer.train()
     evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
+    if record is not None:
+        record.finish(trainer.state.kept)
     scores = {"map50": None, "map50_95": None}
     if evaluation is not None:
         scores = {"map50": evaluation.metrics.map50, "map50_95": evaluation.metrics.map50_95}
@@ -156,6 +161,24 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         "best": str(run.weights / "best.pt"),
         "last": str(run.weights / "last.pt"),
     }
+
+
+def _watch(
+    plan: TrainPlan,
+    trainer: Trainer,
+    run: RunDirectory,
+    watch: Callable[[int, Mapping[str, float]], None] | None,
+) -> SparseRecord | None:
+    """Let all that is interested know of each epoch; the record of a sparse training."""
+    events = Scalars(run.path, trainer.progress.epoch + 1) if plan.tensorboard else None
+    if events is not None:
+        trainer.watchers.append(events.append)
+    record = None if trainer.sparsity is None else SparseRecord(trainer, run, events)
+    if record is not None:
+        record.begin()
+    if watch is not None:
+        trainer.watchers.append(watch)
+    return record
 
 
 def _standing(trainer: Trainer, run: RunDirectory) -> str:

@@ -1,0 +1,105 @@
+"""How sparse training presses on γ: the settings, the rate of every channel at every epoch, how far a γ gets; no torch.
+
+Sparse training adds s · Σ|γ| of the candidates to the loss (Liu et al., arXiv:1708.06519, section 3), so that channels
+the detector can do without fade away before pruning removes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+AUTO = "auto"
+"""In place of a number: the s that can bring the wanted share of the channels to zero."""
+DECAY = 0.01
+"""What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
+FEEBLE = 0.1
+"""A training in which γ can travel less than this share of their median does next to nothing."""
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """Which channels are pressed with s, and which with `DECAY` · s, in the course of a training."""
+
+    turn: float
+    """Share of the epochs in which all are pressed with s."""
+    weakest: float
+    """Share of the channels, the weakest, that are so from then on; ranks are taken anew at every step."""
+
+    def pressed(self, epoch: int, epochs: int, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Factor of s for each channel in an epoch (from 0); `scores` [N] are their |γ|."""
+        if epoch < self.turn * epochs:
+            return np.ones(len(scores))
+        ranks = np.empty(len(scores), np.int64)
+        ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+        return np.where(ranks < int(len(scores) * self.weakest), 1.0, DECAY)
+
+    def least(self, epoch: int, epochs: int) -> float:
+        """The factor for the weakest channels."""
+        return 1.0 if epoch < self.turn * epochs or self.weakest > 0 else DECAY
+
+
+SCHEDULES = {
+    "dynamic": RateSchedule(0.4, 0.65),
+    "constant": RateSchedule(1.0, 1.0),
+    "global": RateSchedule(0.5, 0.0),
+}
+"""dynamic: that of Chu et al., arXiv:2306.01526; constant: Network Slimming's; global: s falls for all after half."""
+
+
+@dataclass(frozen=True)
+class SparseSettings:
+    """What `train.py -sr` was asked for."""
+
+    s: float | Literal["auto"] = 0.001
+    prune: int = 0
+    """Which channels; a key of `candidates.SETS`."""
+    schedule: RateSchedule = SCHEDULES["dynamic"]
+    proximal: bool = False
+    """Soft thresholding after the step (ISTA; Ye et al., arXiv:1802.00124), which gives exact zeros, in place of a
+    sub-gradient before it."""
+    share: float = 0.5
+    """Share of the channels that s = auto brings to zero."""
+    all_convs: bool = False
+    """Candidates beyond the classic ones."""
+
+    def resolved(self, scores: NDArray[np.floating], reach: float) -> SparseSettings:
+        """The settings with a number for s.
+
+        Args:
+            scores: |γ| of the candidates before the training.
+            reach: how far a γ travels in the training with s = 1.
+        """
+        return self if self.s != AUTO else dataclasses.replace(self, s=needed(scores, self.share, reach))
+
+
+def needed(scores: NDArray[np.floating], share: float, reach: float) -> float:
+    """The s with which a share of the channels can get to zero, to three digits, rounded up."""
+    exact = float(np.quantile(scores, share)) / reach
+    return float(f"{exact * 1.005:.3g}") if exact > 0 else 0.001
+
+
+def outlook(settings: SparseSettings, scores: NDArray[np.floating], reach: float) -> tuple[str, str | None]:
+    """What can be expected of a sparse training, and a warning if that is next to nothing.
+
+    Args:
+        settings: with a number for s.
+        scores: |γ| of the candidates before the training.
+        reach: how far a γ travels in the training with s = 1.
+    """
+    travel, median = float(settings.s) * reach, float(np.median(scores))
+    enough = needed(scores, settings.share, reach)
+    text = (
+        f"sparse training: {len(scores)} channels, s {settings.s:g}; a γ can travel {travel:.3g}, their median |γ| is "
+        f"{median:.3g}; s {enough:g} can bring {settings.share:.0%} of them to zero"
+    )
+    if travel >= FEEBLE * median:
+        return text, None
+    return text, (
+        f"these steps are too few or s is too small: no γ can move by more than {travel / median:.1%} of the median, "
+        f"and pruning will find nothing to remove; --s auto, or --s {enough:g}, or more epochs"
+    )
