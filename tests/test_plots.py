@@ -31,7 +31,7 @@ def evaluated(objects: int):
 def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_path):
     program = (
         "import sys, numpy, pathlib\n"
-        "from utils.report import plots\n"
+        "from utils.report import figures, gamma_plots, plots, pruning_plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"plots.plot_labels(numpy.zeros((0, 5)), ['a'], pathlib.Path({str(tmp_path / 'a.png')!r}))\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"

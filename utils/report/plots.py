@@ -1,13 +1,10 @@
 """Pictures of a run: the course of training, the labels, precision against recall, F1, the confusion matrix.
 
-matplotlib is imported when the first picture is drawn. Figures have their own Agg canvas: no display, no pyplot, no
-state that another part of a program could see.
+matplotlib is imported when the first picture is drawn.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,19 +12,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.cli import one_line
-from utils.files import atomic_write_bytes
+from utils.report.figures import (
+    BLUE,
+    GREY,
+    MOST_NAMED,
+    RED,
+    colours,
+    draw_course,
+    finish,
+    grid,
+    name_ticks,
+    save,
+    short_name,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from utils.detection.metrics import Metrics
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8a8a"
-"""Told apart by colour-blind readers, too (Okabe and Ito, "Color Universal Design", 2008)."""
-MOST_NAMED = 30
-"""Classes that a legend or an axis names one by one; more are drawn without names."""
 MOST_POINTS = 20_000
 """Boxes drawn in the scatter plots of the labels; of more, every n-th."""
 
@@ -47,19 +48,19 @@ def plot_results(results: Mapping[str, Sequence[float]], path: Path, best_epoch:
         ("precision, recall, F1", [name for name in ("precision", "recall", "f1") if name in results]),
         ("average precision", [name for name in ("map50", "map50_95") if name in results]),
     )
-    figure, axes = _grid(2, 2, (11, 7))
+    figure, axes = grid(2, 2, (11, 7))
     for (title, names), ax in zip(panels, axes, strict=True):
-        for name, colour in zip(names, _colours(len(names)), strict=True):
-            _course(ax, results["epoch"], results[name], name, colour)
+        for name, colour in zip(names, colours(len(names)), strict=True):
+            draw_course(ax, results["epoch"], results[name], name, colour)
         if best_epoch is not None:
             ax.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch: {best_epoch}")
-        _finish(ax, title, "epoch", "")
+        finish(ax, title, "epoch", "")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if names:
             ax.legend(frameon=False, fontsize=8)
         if title.startswith(("precision", "average")):
             ax.set_ylim(0, 1)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_search(
@@ -80,7 +81,7 @@ def plot_search(
     """
     across = 4
     down = -(-(len(columns) + 1) // across)
-    figure, (course, *panels) = _grid(down, across, (3.6 * across, 2.8 * down))
+    figure, (course, *panels) = grid(down, across, (3.6 * across, 2.8 * down))
     best = int(np.argmax(values))
     course.step(numbers, np.maximum.accumulate(values), where="post", color=GREY, linewidth=1)
     drawn = [(course, "trial", numbers), *((ax, *column) for ax, column in zip(panels, columns.items(), strict=False))]
@@ -90,11 +91,11 @@ def plot_search(
         if name in logarithmic:
             ax.set_xscale("log")
             ax.tick_params(axis="x", which="minor", labelbottom=False)
-        _finish(ax, f"{name}, best {found[best]:.4g}", "", "fitness")
+        finish(ax, f"{name}, best {found[best]:.4g}", "", "fitness")
     course.xaxis.get_major_locator().set_params(integer=True)
     for ax in panels[len(columns) :]:
         ax.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_labels(labels: NDArray[np.floating], names: Sequence[str], path: Path) -> None:
@@ -105,28 +106,28 @@ def plot_labels(labels: NDArray[np.floating], names: Sequence[str], path: Path) 
         names: of the classes.
         path: the picture, .png or .jpg.
     """
-    figure, (left, middle, right) = _grid(1, 3, (15, 4.6))
+    figure, (left, middle, right) = grid(1, 3, (15, 4.6))
     labels = np.asarray(labels, np.float64).reshape(-1, 5)
     counts = np.bincount(labels[:, 0].astype(int), minlength=len(names))
     left.bar(range(len(counts)), counts, color=BLUE, width=0.8)
-    _finish(left, f"boxes of each class, {len(labels)} in all", "", "")
-    _name_ticks(left, names)
+    finish(left, f"boxes of each class, {len(labels)} in all", "", "")
+    name_ticks(left, names)
     few = labels[:: max(1, -(-len(labels) // MOST_POINTS))]
     marks = {"s": 5, "alpha": float(np.clip(300 / max(len(few), 1), 0.05, 0.6)), "color": BLUE, "linewidths": 0}
     middle.scatter(few[:, 1], few[:, 2], **marks)
-    _finish(middle, "box centres", "x / picture width", "y / picture height")
+    finish(middle, "box centres", "x / picture width", "y / picture height")
     right.scatter(few[:, 3], few[:, 4], **marks)
-    _finish(right, "box sizes", "width / picture width", "height / picture height")
+    finish(right, "box sizes", "width / picture width", "height / picture height")
     for ax in (middle, right):
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     middle.invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_pr_curve(metrics: Metrics, path: Path) -> None:
     """Draw precision against recall at IoU 0.5, a line a class and a thick one for their mean."""
     curves = metrics.curves
-    labels = [f"{_label(c.name)} {c.ap50:.3f}" for c in metrics.per_class]
+    labels = [f"{short_name(c.name)} {c.ap50:.3f}" for c in metrics.per_class]
     mean = f"all classes {metrics.map50:.3f}"
     _plot_curves(path, "precision and recall at IoU 0.5", "recall", "precision",
                  curves.recall_points, curves.envelope, labels, mean)  # fmt: skip
@@ -135,7 +136,7 @@ def plot_pr_curve(metrics: Metrics, path: Path) -> None:
 def plot_f1_curve(metrics: Metrics, path: Path) -> None:
     """Draw F1 at IoU 0.5 over the confidence threshold, a line a class and a thick one for their mean."""
     curves = metrics.curves
-    labels = [_label(c.name) for c in metrics.per_class]
+    labels = [short_name(c.name) for c in metrics.per_class]
     mean = f"all classes {metrics.f1:.3f} at {metrics.confidence:.3f}"
     _plot_curves(path, "F1 at IoU 0.5", "confidence threshold", "F1", curves.confidence, curves.f1, labels, mean)
 
@@ -152,19 +153,19 @@ def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path
     matrix = np.asarray(matrix)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = float(np.clip(3 + 0.45 * len(matrix), 5, 16))
-    figure, (ax,) = _grid(1, 1, (side + 1, side))
+    figure, (ax,) = grid(1, 1, (side + 1, side))
     image = ax.imshow(np.where(matrix > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=ax, shrink=0.8)
-    _finish(ax, "confusion at IoU 0.45, confidence 0.25; rows add up to 1", "predicted", "true")
+    finish(ax, "confusion at IoU 0.45, confidence 0.25; rows add up to 1", "predicted", "true")
     ax.grid(False)
-    _name_ticks(ax, [*names, "background"])
+    name_ticks(ax, [*names, "background"])
     if len(names) <= MOST_NAMED:
-        ax.set_yticks(range(len(matrix)), [*map(_label, names), "background"], fontsize=8)
+        ax.set_yticks(range(len(matrix)), [*map(short_name, names), "background"], fontsize=8)
         for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
             value = shares[row, column]
             colour = "white" if value > 0.6 else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plot_curves(
@@ -178,74 +179,15 @@ def _plot_curves(
     mean_label: str,
 ) -> None:
     """One line of `lines` [K, len(x)] a class, named if they are few, and their mean."""
-    figure, (ax,) = _grid(1, 1, (9, 6))
+    figure, (ax,) = grid(1, 1, (9, 6))
     named = len(labels) <= MOST_NAMED
-    for line, label, colour in zip(lines, labels, _colours(len(labels)), strict=True):
+    for line, label, colour in zip(lines, labels, colours(len(labels)), strict=True):
         ax.plot(x, line, color=colour if named else GREY, linewidth=1, alpha=0.9 if named else 0.3,
                 label=label if named else None)  # fmt: skip
     if len(lines):
         ax.plot(x, np.mean(lines, axis=0), color="black", linewidth=2.5, label=mean_label)
-    _finish(ax, title, x_label, y_label)
+    finish(ax, title, x_label, y_label)
     ax.set(xlim=(0, 1), ylim=(0, 1.01))
     if len(lines):
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _course(ax: Axes, epochs: Sequence[float], values: Sequence[float], name: str, colour: str) -> None:
-    """One column over the epochs it has values for; a lone value is seen by its mark."""
-    x, y = np.asarray(epochs, float), np.asarray(values, float)
-    known = np.isfinite(y)
-    ax.plot(
-        x[known], y[known], color=colour, linewidth=1.6, marker="." if known.sum() <= 30 else "", label=_label(name)
-    )
-
-
-def _label(text: str) -> str:
-    """A name as matplotlib shows it: at most 24 characters, no mathematics, not left out for a leading underscore."""
-    text = one_line(text)
-    text = text if len(text) <= 24 else text[:23] + "…"
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def _colours(count: int) -> list[str | tuple[float, ...]]:
-    """As many colours that are told apart."""
-    if count <= 4:
-        return [BLUE, ORANGE, GREEN, RED][:count]
-    from matplotlib import colormaps
-
-    return [colormaps["turbo"](share) for share in np.linspace(0.05, 0.95, count)]
-
-
-def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches with its panels, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _finish(ax: Axes, title: str, x_label: str, y_label: str) -> None:
-    ax.set_title(title, fontsize=11)
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    ax.grid(True, color="#e5e5e5", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
-    """Class names along the x axis if they are few."""
-    if len(names) <= MOST_NAMED + 1:
-        ax.set_xticks(range(len(names)), list(map(_label, names)), rotation=60, ha="right", fontsize=8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write the figure atomically; the suffix of `path` names the format."""
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
-        figure.savefig(stream, format=path.suffix[1:], dpi=120)
-    atomic_write_bytes(path, stream.getvalue())
+    save(figure, path)

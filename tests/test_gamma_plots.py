@@ -1,0 +1,115 @@
+"""Pictures of sparse training: they are drawn whatever the histograms hold, and say what is in them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.report import gamma_plots
+from utils.report.gamma_plots import (
+    MOST_RIDGES,
+    drawn_ridges,
+    plot_gamma_change,
+    plot_gamma_ridges,
+    plot_sparse_course,
+    share_below,
+)
+
+EDGES = np.concatenate([[0], np.geomspace(1e-5, 10, 61)])
+NAN = float("nan")
+
+
+def bimodal(share: float, count: int = 500) -> np.ndarray:
+    """[60 + 1] counts of |γ|, of which a share is tiny, some of it 0."""
+    rng = np.random.default_rng(0)
+    tiny = np.where(rng.random(count) < 0.3, 0, 10 ** rng.normal(-4, 0.5, count))
+    return np.histogram(np.where(rng.random(count) < share, tiny, rng.normal(1, 0.2, count)), EDGES)[0]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in their order."""
+    figures, save = [], gamma_plots.save
+    monkeypatch.setattr(gamma_plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    return figures
+
+
+def size(path) -> tuple[int, int]:
+    """Width and height of a picture that shows something."""
+    image = cv2.imread(str(path))
+    assert image.std() > 1
+    return image.shape[1], image.shape[0]
+
+
+def test_the_share_below_a_limit_is_exact_at_edges_and_lies_between_elsewhere():
+    """2 + 1 of 8 are below 0.01; halfway in the logarithm to 0.1 half of the next 4 are added."""
+    edges, counts = [0, 0.001, 0.01, 0.1, 1], [2, 1, 4, 1]
+    assert share_below(edges, counts, 0.01) == pytest.approx(3 / 8)
+    assert share_below(edges, counts, 10**-1.5) == pytest.approx(5 / 8)
+    assert share_below(edges, counts, 0.001) == 2 / 8
+    assert np.isnan(share_below(edges, [0] * 4, 0.01))
+
+
+def test_the_title_says_how_many_fell(tmp_path, drawn):
+    before, after = np.zeros((2, 61), int)
+    before[-1], after[[0, -1]] = 4, [3, 1]
+    plot_gamma_change(EDGES, before, after, tmp_path / "change.png")
+    assert drawn[0].axes[0].get_title() == "|γ| below 0.01: 0.0 % before → 75.0 % after"
+    assert size(tmp_path / "change.png") == (1080, 576)
+
+
+@pytest.mark.parametrize(
+    ("edges", "before", "after"),
+    [(EDGES, bimodal(0.1), bimodal(0.9)), (EDGES, np.zeros(61), np.zeros(61)), ([0, 1], [3], [0])],
+    ids=["bimodal", "no γ", "one bin"],
+)
+def test_any_histograms_are_drawn(tmp_path, recwarn, edges, before, after):
+    plot_gamma_change(edges, before, after, tmp_path / "change.png")
+    plot_gamma_ridges([0, 1], edges, [before, after], tmp_path / "ridges.png")
+    assert size(tmp_path / "change.png") and size(tmp_path / "ridges.png")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_RIDGES, MOST_RIDGES + 1, 300])
+def test_first_last_and_marked_epochs_are_among_few_ridges(count):
+    for marked in (None, 0, count // 2, count - 1):
+        ridges = drawn_ridges(count, marked)
+        assert ridges == sorted(set(ridges)) and len(ridges) <= MOST_RIDGES
+        assert {0, count - 1, marked or 0} <= set(ridges) <= set(range(count))
+        assert count > MOST_RIDGES or len(ridges) == count
+
+
+def test_the_ridge_next_to_the_turn_is_marked(tmp_path, drawn):
+    counts = [bimodal(share) for share in np.linspace(0, 1, 60)]
+    plot_gamma_ridges(range(1, 61), EDGES, counts, tmp_path / "ridges.png", turn=32.4)
+    (ax,) = drawn[0].axes
+    ticks = [label.get_text() for label in ax.get_yticklabels()]
+    assert (ticks[0], ticks[-1]) == ("60", "1")
+    (mark,) = [text for text in ax.texts if text.get_text() == "rate turns"]
+    assert ticks[int(mark.get_position()[1])] == "32"
+    assert size(tmp_path / "ridges.png")[0] == 960
+
+
+def test_one_epoch_is_one_ridge(tmp_path, drawn):
+    plot_gamma_ridges([7], EDGES, [bimodal(0.5)], tmp_path / "ridges.jpg")
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["7"]
+    assert size(tmp_path / "ridges.jpg")
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 6])
+def test_the_course_is_drawn_with_gaps_and_without_accuracy(tmp_path, recwarn, epochs):
+    results = {"epoch": range(epochs), "map50": [NAN, 0.5] * (epochs // 2) + [NAN] * (epochs % 2)}
+    plot_sparse_course(results, tmp_path / "course.png", turn=2.5, shares={"0.01": [0.5] * epochs})
+    plot_sparse_course({"epoch": range(epochs)}, tmp_path / "bare.png")
+    assert size(tmp_path / "course.png")[1] > size(tmp_path / "bare.png")[1]
+    assert not recwarn.list
+
+
+def test_the_course_names_its_lines(tmp_path, drawn):
+    results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
+    shares = {limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}
+    plot_sparse_course(results, tmp_path / "course.png", turn=1, shares=shares)
+    top, bottom = ([text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[0].axes)
+    assert top == ["AP50", "AP50-95", "rate turns"]
+    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "rate turns"]
