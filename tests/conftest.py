@@ -96,10 +96,12 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Plots take longer than a tiny run."""
-    from utils.report import plots
+    from utils.report import gamma_log, plots
 
-    for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion", "plot_search"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
+    for module in (plots, gamma_log):
+        for name in vars(module):
+            if name.startswith("plot_"):
+                monkeypatch.setattr(module, name, lambda *_: None)
 
 
 @pytest.fixture

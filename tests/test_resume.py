@@ -1,6 +1,6 @@
 """Runs that are killed, stopped or cannot write: nothing is lost, and the rest is bit for bit what it would have been.
 
-Batches are accumulated and sizes vary in all of them, with mosaics and averaged weights, as in a real training.
+Batches are accumulated, sizes vary and γ are pressed on in all of them, with mosaics and averaged weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from utils.training import loop, optim
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7",
-         "--memory-format", "channels_last")  # fmt: skip
-"""Four batches in two steps an epoch: three batches and one."""
+         "--memory-format", "channels_last", "-sr", "--prune", "1", "--s", "auto")  # fmt: skip
+"""Four batches in two steps an epoch: three batches and one; γ under pressure, whose rate turns after two epochs."""
 KILLED = """
 import os, signal, sys
 import utils.training.loop as loop, utils.training.optim as optim
-import utils.report.plots as plots
+import utils.report.gamma_log as gamma_log, utils.report.plots as plots
 optim.LEAST_STEPS = 1
 kind, wanted = sys.argv.pop(1).split(":")
 calls = 0
@@ -46,8 +46,9 @@ if kind == "loss":
     loop.detection_loss = counted(loop.detection_loss)
 else:
     setattr(os, kind, counted(getattr(os, kind)))
-for name in ("plot_results", "plot_labels", "plot_pr_curve", "plot_f1_curve", "plot_confusion"):
-    setattr(plots, name, lambda *_: None)
+for module in (plots, gamma_log):
+    for name in [name for name in vars(module) if name.startswith("plot_")]:
+        setattr(module, name, lambda *_: None)
 import train
 train.main()
 """

@@ -45,6 +45,24 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
     assert done.stderr.count("epoch 2/2") == 1
 
 
+def test_two_processes_press_on_gamma_as_one(run, folder, tmp_path, no_plots):
+    """Once a step, in both alike; --s-rate is --s, which torchrun takes for one of its own flags."""
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
+    sparse = ("-sr", "--prune", "1", "--s-rate", "auto", "--s-solver", "proximal")
+    done = torchrun(*files, *FLAGS, *sparse, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("a γ can travel") == 1
+    two = read_checkpoint(Path(json.loads(done.stdout)["last"]))
+    one = read_checkpoint(Path(run(*files, *FLAGS, *sparse, "--batch-size", "4")["last"]))
+    assert two["plan"]["s"] == one["plan"]["s"]
+    means = [
+        torch.cat([value for key, value in found["model"].items() if key.endswith("bn.weight")]).abs().mean().item()
+        for found in (one, two)
+    ]
+    assert means[1] == pytest.approx(means[0], rel=0.1)
+    assert max(means) < 0.7
+
+
 def test_a_process_alone_is_a_team_of_one():
     with joined("cpu") as team:
         assert (team.rank, team.size, team.leads) == (0, 1, True)

@@ -22,7 +22,7 @@ def add_sparse_flags(parser: Parser) -> None:
     squeeze = "press on γ of the channels that pruning may remove; best.pt is then the last epoch, the sparsest"
     group.add_argument("-sr", "--sparsity-regularization", dest="sr", action="store_true", help=squeeze)
     rate = f"strength, or {AUTO}: what can bring --s-share of the channels to zero (default: {DEFAULT.s})"
-    group.add_argument("--s", type=rate_or_auto, metavar="S", help=rate)
+    group.add_argument("--s", "--s-rate", dest="s", type=rate_or_auto, metavar="S", help=rate)
     sets = "; ".join(f"{key}: {text}" for key, text in SETS.items())
     group.add_argument(
         "--prune", type=int, choices=tuple(SETS), help=f"which channels: {sets} (default: {DEFAULT.prune})"

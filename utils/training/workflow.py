@@ -150,9 +150,7 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
     evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
     if record is not None:
         record.finish(trainer.state.kept)
-    scores = {"map50": None, "map50_95": None}
-    if evaluation is not None:
-        scores = {"map50": evaluation.metrics.map50, "map50_95": evaluation.metrics.map50_95}
+    scores = {key: evaluation and getattr(evaluation.metrics, key) for key in ("map50", "map50_95")}
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,

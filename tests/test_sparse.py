@@ -1,0 +1,277 @@
+"""Sparse training: rates, the pressure in a step, how far γ get, and what a run leaves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from models import Darknet
+from tests.nets import tiny
+from tests.test_graph import conv, graph_of
+from utils.checkpoint import load_model, read_checkpoint
+from utils.errors import InputError
+from utils.graph import channel_graph
+from utils.model_files import choose_model
+from utils.pruning.advice import advised_percent
+from utils.pruning.candidates import candidates
+from utils.pruning.sparsity import SCHEDULES, RateSchedule, SparseSettings, needed, outlook
+from utils.training import optim
+from utils.training.optim import Schedule, set_step
+from utils.training.settings import OptimizerSettings
+from utils.training.sparse import Sparsity, sparsity
+
+SCHEDULE = Schedule(OptimizerSettings(), epochs=10, batches=20, accumulate=1)
+
+
+def pressure(settings: SparseSettings, model: Darknet | None = None, schedule: Schedule = SCHEDULE) -> Sparsity:
+    return sparsity(model or Darknet(tiny()), settings, schedule)
+
+
+class TestRates:
+    """Which channels feel how much, by epoch."""
+
+    scores = np.random.default_rng(0).random(100)
+
+    def factors(self, name: str, epoch: int) -> list[float]:
+        return sorted(SCHEDULES[name].pressed(epoch, 10, self.scores).tolist())
+
+    def test_dynamic_presses_on_all_until_two_fifths_then_on_the_weakest(self):
+        assert self.factors("dynamic", 3) == [1.0] * 100
+        assert self.factors("dynamic", 4) == [0.01] * 35 + [1.0] * 65
+        pressed = SCHEDULES["dynamic"].pressed(4, 10, self.scores)
+        assert self.scores[pressed == 1].max() < self.scores[pressed < 1].min()
+
+    def test_constant_and_global(self):
+        assert self.factors("constant", 9) == [1.0] * 100
+        assert [self.factors("global", epoch)[0] for epoch in (4, 5)] == [1.0, 0.01]
+        assert self.factors("global", 5) == [0.01] * 100
+
+    def test_equal_scores_are_ranked_too(self):
+        assert SCHEDULES["dynamic"].pressed(9, 10, np.ones(20)).sum() == pytest.approx(13 + 7 * 0.01)
+
+    def test_channels_may_change_sides(self):
+        rates = RateSchedule(0, 0.5)
+        assert rates.pressed(0, 1, np.array([0.1, 0.9])).tolist() == [1.0, 0.01]
+        assert rates.pressed(0, 1, np.array([0.9, 0.1])).tolist() == [0.01, 1.0]
+
+
+class TestPressure:
+    """One step."""
+
+    @pytest.mark.parametrize("prune", [0, 1, 2])
+    def test_the_gradient_of_the_candidates_differs_by_s_times_the_sign_and_of_no_other(self, prune):
+        model = Darknet(tiny())
+        with torch.no_grad():
+            model.layers[0].bn.weight[:3] = torch.tensor([-0.5, 0.0, 0.5])
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.25)
+        pressure(SparseSettings(0.125, prune), model).add_gradient(0)
+        chosen = {f"layers.{i}.bn.weight" for i in candidates(channel_graph(model.network), prune)}
+        assert chosen
+        for name, parameter in model.named_parameters():
+            expected = 0.25 + 0.125 * parameter.detach().sign() if name in chosen else torch.full_like(parameter, 0.25)
+            assert torch.equal(parameter.grad, expected), name
+
+    def test_without_loss_and_momentum_gamma_falls_by_rate_times_s_a_step(self):
+        model = Darknet(tiny())
+        gamma = model.layers[0].bn.weight
+        optimizer = torch.optim.SGD([gamma], lr=0.0625)
+        press = pressure(SparseSettings(0.5, 1), model)
+        for step in (1, 2):
+            gamma.grad = torch.zeros_like(gamma)
+            press.add_gradient(0)
+            optimizer.step()
+            assert gamma.tolist() == [1 - step * 0.5 * 0.0625] * len(gamma)
+
+    def test_the_proximal_solver_shrinks_to_zero_and_not_beyond(self):
+        model = Darknet(tiny())
+        gamma = model.layers[0].bn.weight
+        start = torch.linspace(-0.2, 0.2, len(gamma))
+        with torch.no_grad():
+            gamma.copy_(start)
+        press = pressure(SparseSettings(1.0, 1, proximal=True), model)
+        press.add_gradient(0)
+        assert gamma.grad is None
+        press.shrink(0, 100)
+        step = SCHEDULE.pace(100)
+        assert 0.05 < step < 0.3
+        assert torch.allclose(gamma.detach(), start.sign() * (start.abs() - step).clamp(min=0))
+        assert (gamma == 0).any()
+
+    @pytest.mark.parametrize("proximal", [False, True])
+    def test_gamma_travels_as_far_as_foretold(self, proximal):
+        """Against no loss, in a whole training of 1000 steps, to 3 %: momentum takes some steps to build up."""
+        model = Darknet(tiny())
+        schedule = Schedule(OptimizerSettings(), epochs=10, batches=100, accumulate=1)
+        press = pressure(SparseSettings(0.002, 1, proximal=proximal), model, schedule)
+        gamma = model.layers[0].bn.weight
+        optimizer = torch.optim.SGD([gamma], 0.03, momentum=0.9, nesterov=True)
+        for step in range(schedule.steps):
+            gamma.grad = torch.zeros_like(gamma)
+            set_step(optimizer, schedule, step)
+            press.add_gradient(0)
+            optimizer.step()
+            press.shrink(0, step)
+        assert 0.3 < 0.002 * press.reach < 0.9
+        assert 1 - float(gamma[0].detach()) == pytest.approx(0.002 * press.reach, rel=0.03)
+
+    def test_a_depthwise_convolution_is_pressed_with_its_producer_and_scored_by_the_mean(self):
+        network = graph_of(conv(4), conv(4, 3, groups=4), conv(4)).network
+        model = Darknet(network)
+        with torch.no_grad():
+            model.layers[1].bn.weight.fill_(3)
+        press = pressure(SparseSettings(0.5, 0), model)
+        assert press.layers == (0, 2)
+        assert press.scores().tolist() == [2.0] * 4 + [1.0] * 4
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        press.add_gradient(0)
+        assert model.layers[1].bn.weight.grad.tolist() == [0.5] * 4
+
+    def test_frozen_convolutions_are_left_out_and_none_at_all_is_refused(self):
+        model = Darknet(tiny())
+        model.layers[0].requires_grad_(False)
+        assert 0 not in pressure(SparseSettings(0.5, 1), model).layers
+        with pytest.raises(
+            InputError,
+            match=r"--prune 2: .* no such convolutions to train \(the last convolution of every residual unit\)",
+        ):
+            pressure(SparseSettings(0.5, 2), Darknet(graph_of(conv(4)).network))
+
+
+class TestOutlook:
+    """What is said before the first step."""
+
+    def test_auto_is_the_s_that_brings_the_share_to_zero(self):
+        scores = np.linspace(0.1, 2, 50)
+        found = SparseSettings("auto", share=0.3).resolved(scores, reach=40.0)
+        assert float(found.s) * 40 >= np.quantile(scores, 0.3)
+        assert float(found.s) * 40 < np.quantile(scores, 0.3) * 1.02
+        assert found.s == needed(scores, 0.3, 40.0)
+
+    def test_a_training_that_would_do_nothing_is_warned_of(self):
+        """30 epochs of roadsigns with s = 0.001: γ travel 0.05, their median is 1.7."""
+        text, warning = outlook(SparseSettings(0.001), np.full(9, 1.7), 50)
+        assert "can travel 0.05, their median |γ| is 1.7; s 0.0342" in text
+        assert "more than 2.9% of the median" in warning
+        assert outlook(SparseSettings(0.02), np.full(9, 1.7), 50)[1] is None
+
+    def test_reach_counts_only_steps_under_pressure(self):
+        reach = {name: pressure(SparseSettings(0.1, 1, rates)).reach for name, rates in SCHEDULES.items()}
+        assert reach["dynamic"] == reach["constant"] > reach["global"] > reach["constant"] / 3
+
+    def test_the_advice_is_the_share_that_holds_a_hundredth(self):
+        """98 of weight 1 and 100 of weight 0.0099: those and no more."""
+        assert advised_percent({0: np.ones(98), 1: np.full(100, 0.0098)}) == 0.5
+        assert advised_percent({0: np.ones(98), 1: np.zeros(100)}, max_percent=0.2) == 0.2
+        assert advised_percent({0: np.ones(100)}) == 0.01
+        assert advised_percent({}) == 0
+
+
+class TestFlags:
+    """What train.py refuses."""
+
+    @pytest.mark.parametrize(
+        ("flags", "match"),
+        [
+            (["--prune", "1"], "--prune: says how to train sparse; add -sr"),
+            (["--s", "auto"], "--s: says how"),
+            (["--all-convs"], "--all-convs: says how"),
+            (
+                ["-sr", "--s-schedule", "constant", "--s-turn", "0.3"],
+                "--s-turn: goes with --s-schedule dynamic or global",
+            ),
+            (["-sr", "--s-schedule", "global", "--s-keep", "0.3"], "--s-keep: goes with --s-schedule dynamic"),
+            (["-sr", "--patience", "3"], "--patience: a sparse training goes to its end"),
+            (["-sr", "--adam", "--s-solver", "subgradient"], "--s-solver subgradient: Adam"),
+            (["-sr", "--s-share", "0.3"], "--s-share: goes with --s auto"),
+        ],
+    )
+    def test_what_means_nothing_is_refused(self, flags, match):
+        with pytest.raises(InputError, match=match) as caught:
+            train.parse_args(["--cfg", "a", "--data", "b", *flags])
+        assert caught.value.exit_status == 2
+
+    @pytest.mark.parametrize("s", ["0", "-1", "nan", "11", "fast"])
+    def test_s_is_a_number_or_auto(self, s):
+        with pytest.raises(InputError, match="--s"):
+            train.parse_args(["-sr", "--s", s])
+
+
+def gammas(path: str | Path) -> torch.Tensor:
+    model = load_model(choose_model(None, str(path))).model
+    return torch.cat([model.layers[i].bn.weight.detach().abs() for i in candidates(channel_graph(model.network), 1)])
+
+
+class TestRun:
+    """train.py -sr."""
+
+    FLAGS = ("-sr", "--prune", "1", "--epochs", "3")
+
+    @pytest.fixture(autouse=True)
+    def accumulating(self, monkeypatch):
+        monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+
+    def test_the_pressure_acts_once_a_step_on_the_finished_gradient(self, run, monkeypatch, no_plots):
+        """Four batches of 2, accumulated to 6: two steps an epoch."""
+        calls, seen = [], []
+        real = Sparsity.add_gradient
+
+        def add_gradient(self: Sparsity, epoch: int) -> None:
+            flat = [gamma for layer in self.gammas for gamma in layer]
+            before = [gamma.grad.clone() for gamma in flat]
+            real(self, epoch)
+            calls.append(epoch)
+            seen.append(all(torch.equal(gamma.grad, old + gamma.detach().sign() * 0.02)
+                            for gamma, old in zip(flat, before, strict=True)))  # fmt: skip
+
+        monkeypatch.setattr(Sparsity, "add_gradient", add_gradient)
+        run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2", "--nominal-batch", "6")
+        assert calls == [0, 0, 1, 1, 2, 2]
+        assert all(seen)
+
+    def test_what_is_kept_is_sparse_and_the_last_epoch(self, run, capsys):
+        document = run(*self.FLAGS, "--s", "auto", "--s-solver", "proximal", "--tensorboard")
+        assert document["best_epoch"] == 3
+        plain = gammas(run("--epochs", "3")["best"])
+        sparse = gammas(document["best"])
+        assert float(sparse.mean()) < 0.6 * float(plain.mean())
+        last = read_checkpoint(Path(document["last"]))["model"]
+        assert sum(int((value == 0).sum()) for name, value in last.items() if name.endswith("bn.weight")) > 0
+        directory = Path(document["run_dir"])
+        with (directory / "gamma.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        layers = candidates(channel_graph(tiny()), 1)
+        assert [(row["epoch"], row["block"]) for row in rows] == [
+            (str(epoch), str(block)) for epoch in range(4) for block in (-1, *layers)
+        ]
+        medians = [float(row["median"]) for row in rows if row["block"] == "-1"]
+        assert medians == sorted(medians, reverse=True)
+        assert {path.name for path in (directory / "gamma").iterdir()} == {"histogram.png", "epochs.png", "course.png"}
+        with (directory / "gamma_histogram.csv").open() as file:
+            counts = list(csv.reader(file))[1:]
+        assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
+
+    def test_the_start_tells_the_travel_and_the_end_the_percentage(self, run, monkeypatch, no_plots):
+        lines: list[str] = []
+        monkeypatch.setattr("utils.training.sparse_record.log", lines.append)
+        run(*self.FLAGS, "--s", "0.0001")
+        assert "a γ can travel" in lines[0]
+        assert "warning: these steps are too few or s is too small" in lines[1]
+        assert lines[-1].startswith("prune: python slim_prune.py --weights ")
+
+    def test_a_resumed_run_keeps_the_s_that_auto_found(self, run, no_plots):
+        document = run(*self.FLAGS, "--s", "auto")
+        plan = read_checkpoint(Path(document["last"]))["plan"]
+        table = (Path(document["run_dir"]) / "gamma.csv").read_text()
+        state = read_checkpoint(Path(document["last"]))["model"]
+        (Path(document["run_dir"]) / "weights" / "prev.pt").replace(document["last"])
+        again = read_checkpoint(Path(run("--resume", document["run_dir"])["last"]))
+        assert again["plan"] == plan
+        assert all(torch.equal(again["model"][key], state[key]) for key in state)
+        assert (Path(document["run_dir"]) / "gamma.csv").read_text() == table
