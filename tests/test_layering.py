@@ -37,6 +37,7 @@ TORCH_FREE = (
     "utils.flags",
     "utils.model_files",
     "utils.report.cost",
+    "utils.report.latency",
     "utils.report.figures",
     "utils.report.gamma_plots",
     "utils.report.pruning_plots",

@@ -1,0 +1,49 @@
+"""Time of several things side by side: they are run in turn, so that what else the machine does meets all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+LEAST_ROUNDS = 5
+"""Measured whatever time they take."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run."""
+
+    median: float
+    p90: float
+    """90 % of the runs were no slower."""
+    rounds: int
+    """How often it was run."""
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 50, warm: int = 2, seconds: float = 10.0
+) -> dict[str, Latency]:
+    """Run everything in turn, A B A B …, and say how long each took.
+
+    Args:
+        runs: what to measure, by name; a function returns when its work is done (on a GPU it synchronises).
+        rounds: most rounds, at least 1.
+        warm: rounds before, which do not count.
+        seconds: no round begins after this time, but the first `LEAST_ROUNDS` do.
+    """
+    for _ in range(warm):
+        for run in runs.values():
+            run()
+    laps: dict[str, list[float]] = {name: [] for name in runs}
+    begin = perf_counter()
+    for number in range(rounds):
+        if number >= LEAST_ROUNDS and perf_counter() - begin > seconds:
+            break
+        for name, run in runs.items():
+            start = perf_counter()
+            run()
+            laps[name].append(1000 * (perf_counter() - start))
+    return {name: Latency(*np.percentile(times, (50, 90)).tolist(), len(times)) for name, times in laps.items()}
