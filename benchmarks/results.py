@@ -10,28 +10,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-
+from benchmarks import chains
+from benchmarks.chains import CHAINS
+from benchmarks.trainings import (
+    PICTURES,
+    ROOT,
+    RUNS,
+    STORED,
+    TRAIN,
+    describe_environment,
+    measure,
+    publish,
+    train,
+)
 from utils.cli import Parser, log, run
 from utils.errors import InputError
-from utils.files import atomic_write_bytes, atomic_write_text, read_text
+from utils.files import atomic_write_text, read_text
 from utils.report.run_dir import read_results
 from utils.report.tables import Column, markdown_table
 
-ROOT = Path(__file__).resolve().parent.parent
-STORED = ROOT / "benchmarks" / "results"
-RUNS = Path("runs/results")
 PAGE = ROOT / "docs" / "results.md"
-PUBLISHED_SIDE = 1024
-"""Longer side of a picture in docs/images, in pixels."""
-PICTURES = ROOT / "docs" / "images"
 EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
 
@@ -55,8 +58,8 @@ class Row:
     def command(self, name: str, shared: str) -> list[str]:
         """The arguments of python for the training."""
         arguments = ["train.py", "--cfg", self.cfg, "--data", self.data, *self.flags, "--img_size", str(self.size),
-                     "--epochs", str(self.epochs), "--batch-size", "16", "--seed", str(self.seed), "--workers", "1",
-                     "--cache-images", "--project", str(RUNS), "--name", name]  # fmt: skip
+                     "--epochs", str(self.epochs), "--seed", str(self.seed), *TRAIN,
+                     "--project", str(RUNS), "--name", name]  # fmt: skip
         return [argument.format(shared=shared) for argument in arguments]
 
 
@@ -85,7 +88,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
     parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.results")
     rows = parser.add_argument_group("rows").add_argument
-    rows("--rows", nargs="+", default=[], metavar="NAME", help=f"rows to run: {', '.join(ROWS)} (default: none)")
+    rows(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"rows to run: {', '.join([*ROWS, *CHAINS])} (default: none)",
+    )
     rows("--list", action="store_true", help="print the rows and what each waits for")
     return parser.parse_args(argv)
 
@@ -93,15 +102,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what was asked for, then write docs/results.md from all that is finished."""
     args = parse_args(argv)
-    unknown = [name for name in args.rows if name not in ROWS]
+    unknown = [name for name in args.rows if name not in (*ROWS, *CHAINS)]
     if unknown:
-        raise InputError(f"--rows {unknown[0]}: no such row; there are {', '.join(ROWS)}")
+        raise InputError(f"--rows {unknown[0]}: no such row; there are {', '.join([*ROWS, *CHAINS])}")
     os.chdir(ROOT)
     for name in args.rows:
         if not (STORED / f"{name}.json").exists():
-            finish(name, ROWS[name])
+            finish(name, ROWS[name]) if name in ROWS else chains.finish(name, CHAINS[name])
     if args.list:
-        for name, row in ROWS.items():
+        for name, row in {**ROWS, **CHAINS}.items():
             print(f"{name}: {'finished' if (STORED / f'{name}.json').exists() else 'to do'}: {row.what}")
         return
     write_page()
@@ -111,13 +120,8 @@ def finish(name: str, row: Row) -> None:
     """Train a row, or go on with it, measure its best weights, and store what was found."""
     shared = os.environ.get("DARKNET_SHARED", "../shared")
     folder = RUNS / name
-    if epochs_done(folder) < row.epochs:
-        begun = (folder / "weights" / "last.pt").exists()
-        python("train.py", "--resume", str(folder)) if begun else python(*row.command(name, shared))
-    measured = json.loads(
-        python("test.py", "--data", row.data.format(shared=shared), "--img_size", str(row.size), "--json",
-               "--weights", str(folder / "weights" / "best.pt"))
-    )  # fmt: skip
+    train(folder, row.command(name, shared))
+    measured = measure(row.data.format(shared=shared), row.size, folder / "weights" / "best.pt")
     document = describe(name, row, folder, measured)
     STORED.mkdir(exist_ok=True)
     atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
@@ -127,53 +131,25 @@ def finish(name: str, row: Row) -> None:
             publish(folder / picture, PICTURES / f"{name}_{picture}")
 
 
-def publish(picture: Path, target: Path) -> None:
-    """Copy a picture of a run into the documentation, small enough for a repository."""
-    image = cv2.imread(str(picture))
-    scale = min(1, PUBLISHED_SIDE / max(image.shape[:2]))
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(target.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 85] if target.suffix == ".jpg" else [])
-    atomic_write_bytes(target, data.tobytes())
-
-
-def epochs_done(folder: Path) -> int:
-    """Epochs in a run's results.csv."""
-    table = folder / "results.csv"
-    return len(read_results(table)["epoch"]) if table.exists() else 0
-
-
 def describe(name: str, row: Row, folder: Path, measured: dict[str, Any]) -> dict[str, Any]:
     """What is stored of a finished row."""
     results = read_results(folder / "results.csv")
-    environment = json.loads(read_text(folder / "env.json"))
     return {
         "row": name,
         "command": " ".join(["python", *row.command(name, "../shared")]),
         "seed": row.seed,
-        "machine": environment["cpu"],
-        "threads": environment["threads"],
-        "torch": environment["packages"]["torch"],
-        "commit": environment["git_commit"],
+        **describe_environment(folder),
         "train_minutes": round(sum(results["seconds"]) / 60, 1),
         **{key: measured[key] for key in ("map50", "map50_95", "precision", "recall", "f1", "parameters", "macs")},
         "per_class": [{key: entry[key] for key in ("name", "ap50", "ap50_95")} for entry in measured["per_class"]],
     }
 
 
-def python(*arguments: str) -> str:
-    """Run one of the suite's scripts; its output, while its progress goes to stderr."""
-    log(f"python {' '.join(arguments)}")
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"python {' '.join(arguments)}: ended with status {done.returncode}")
-    return done.stdout
-
-
 def write_page() -> None:
     """docs/results.md from every stored row."""
-    found = {
-        name: json.loads(read_text(STORED / f"{name}.json")) for name in ROWS if (STORED / f"{name}.json").exists()
-    }
+    every = {name: STORED / f"{name}.json" for name in (*ROWS, *CHAINS)}
+    stored = {name: json.loads(read_text(path)) for name, path in every.items() if path.exists()}
+    found = {name: document for name, document in stored.items() if name in ROWS}
     columns = (
         "row", "what", Column("epochs"), Column("AP50", ".3f"), Column("AP50-95", ".3f"), Column("P", ".3f"),
         Column("R", ".3f"), "parameters", Column("GMACs", ".3f"), Column("train min", ".1f"),
@@ -192,6 +168,8 @@ def write_page() -> None:
         if ROWS[name].publish:
             parts += [f"![boxes found in validation pictures](images/{name}_val_batch0_pred.jpg)", "",
                       f"![course of the training](images/{name}_results.png)", ""]  # fmt: skip
+    for name in stored.keys() & CHAINS.keys():
+        parts += chains.section(name, stored[name])
     atomic_write_text(PAGE, "\n".join(parts).rstrip() + "\n")
     log(f"wrote {PAGE.relative_to(ROOT)}")
 
