@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from models import Darknet, load_arrays
+from tests.nets import PUBLIC_MODELS
 from tests.test_graph import HEAD, conv, graph_of
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
@@ -23,18 +25,26 @@ from utils.pruning.removal import Removal
 from utils.pruning.surgery import compact
 from utils.pruning.units import choose_units, residual_units
 
-POLICIES = {
-    "normal": ChannelPolicy(0.3, prune=0),
-    "shortcut": ChannelPolicy(0.3, merge="first"),
-    "slim": ChannelPolicy(0.5, layer_keep=0.05),
-    "regular": ChannelPolicy(0.5, prune=0, multiple_of=8),
-    "all": ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True),
+STRATEGIES = {
+    "normal": (ChannelPolicy(0.3, prune=0), 0),
+    "regular": (ChannelPolicy(0.5, prune=0, multiple_of=8), 0),
+    "shortcut": (ChannelPolicy(0.3, merge="first"), 0),
+    "slim": (ChannelPolicy(0.5, layer_keep=0.05), 0),
+    "layer": (None, 2),
+    "layer_channel": (ChannelPolicy(0.5, layer_keep=0.05), 2),
+    "all": (ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True), 1),
 }
-CI = ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3")
-"""Networks small enough for every run; the others are marked slow."""
-ZOO = tuple(
-    pytest.param(name, marks=() if name in CI else pytest.mark.slow)
-    for name in (*CI, "yolov3", "yolov3-spp", "yolov4", "yolov4-csp", "yolov4-leaky", "yolov4-leaky-spp557")
+"""What each script removes, channels by a policy and a number of residual units; and all that the graph allows."""
+LARGE = ("yolov3", "yolov3-spp", "yolov3-voc", "yolov4", "yolov4-csp", "yolov4-leaky", "yolov4-leaky-spp557")
+FOLDERS = {
+    "cfg": ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3", *LARGE[:2], *LARGE[3:]),
+    "shared/darknet_cfg": ("yolov3-tiny", "yolov3-tiny-prn", "yolov4-tiny", *LARGE[:4]),
+    "shared/data/weights": PUBLIC_MODELS,
+}
+NETWORKS = tuple(
+    pytest.param(f"{folder}/{name}.cfg", marks=pytest.mark.slow if name in LARGE else ())
+    for folder, names in FOLDERS.items()
+    for name in names
 )
 
 
@@ -74,29 +84,43 @@ def heads(model: Darknet, side: int) -> list[torch.Tensor]:
     return list(model(images).heads)
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-@pytest.mark.parametrize("name", ZOO)
-def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, name, policy):
+def removal_of(graph, arrays, policy: ChannelPolicy | None, units: int) -> Removal:
+    """What a strategy removes, at the largest percentage that works if its own is too high."""
+    gammas, keep = gammas_of(graph.network, arrays), np.ones(graph.count, np.bool_)
+    if policy is not None:
+        try:
+            keep = choose(graph, gammas, policy).keep
+        except InfeasibleError as refused:
+            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
+    return Removal(keep, choose_units(graph, gammas, keep, min(units, len(residual_units(graph.network)))))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, request, name, strategy):
     """At every pixel, in float64; and the widths are those of the kept labels."""
-    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    folder, _, rest = name.partition("/")
+    path = request.getfixturevalue("shared") / rest if folder == "shared" else root / name
+    network = cfg_file.load(path, warn=lambda text: None)
     graph = channel_graph(network)
     model = randomised(network)
     arrays = arrays_of(model)
-    try:
-        choice = choose(graph, gammas_of(network, arrays), policy)
-    except InfeasibleError as refused:
-        policy = ChannelPolicy(float(str(refused).split()[-1]), policy.prune, policy.merge)
-        choice = choose(graph, gammas_of(network, arrays), policy)
+    removal = removal_of(graph, arrays, *STRATEGIES[strategy])
+    if strategy == "layer" and not residual_units(network):
+        assert removal.keep.all()
+        return
     side = 2 * max_stride(network)
-    narrow, sliced = compact(graph, arrays, Removal(choice.keep))
-    assert tuple(shape.channels for shape in trace(narrow)) == graph.widths(choice.keep)
-    assert not choice.keep.all()
-    with silenced(model, graph, Removal(choice.keep)):
+    narrow, sliced = compact(graph, arrays, removal)
+    widths = graph.widths(removal.keep)
+    stays = [i for i in range(len(network.blocks)) if i not in removal.blocks]
+    assert [shape.channels for shape in trace(narrow)] == [widths[i] for i in stays]
+    assert not removal.keep.all() or removal.units
+    with silenced(model, graph, removal):
         assert difference(heads(model_of(narrow, sliced), side), heads(model, side)) < 1e-9
-    taken = absorb(graph, arrays, Removal(choice.keep))
+    taken = absorb(graph, arrays, removal)
     full = model_of(network, taken)
-    narrow, sliced = compact(graph, taken, Removal(choice.keep))
-    with silenced(full, graph, Removal(choice.keep)):
+    narrow, sliced = compact(graph, taken, removal)
+    with silenced(full, graph, removal):
         assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
 
 
