@@ -33,93 +33,121 @@ COLUMNS = ("map50", "map50_95", "parameters", "macs")
 
 @dataclass(frozen=True)
 class Chain:
-    """One compression. A step is the flags of its script, beside those that all trainings have."""
+    """One compression. A step is the flags of its script, beside those that all steps have."""
 
     what: str
     cfg: str
     """`{shared}` in it is the folder of the real data, as in `data` and the steps."""
     data: str
     size: int
-    base: tuple[str, ...]
+    base: tuple[str, ...] | Path
+    """Flags of the first training, or the run directory of another row whose network is taken."""
     sparse: tuple[str, ...]
+    """Of the sparse training; empty: there is none."""
     prune: tuple[str, ...]
-    """The script and its flags; the percentage is the one that is advised for the sparse network."""
+    """The script and its flags; without --percent it is the one that is advised."""
     tuned: tuple[str, ...]
     publish: bool = False
     """Copy pictures into docs/images; only for data whose licence allows it."""
 
-    def training(self, name: str, step: str, weights: Path | None, cfg: str | None = None) -> list[str]:
+    def training(self, folder: Path, step: str, weights: Path | None, cfg: str | None = None) -> list[str]:
         """The arguments of python for one of the trainings."""
-        shared = os.environ.get("DARKNET_SHARED", "../shared")
-        own = [flag.format(shared=shared) for flag in getattr(self, step)]
+        own = [flag.format(shared=_shared()) for flag in getattr(self, step)]
         start = ["--weights", str(weights)] if weights else []
-        files = ["--cfg", cfg or self.cfg.format(shared=shared), "--data", self.data.format(shared=shared)]
+        files = ["--cfg", cfg or self.cfg.format(shared=_shared()), "--data", self.data.format(shared=_shared())]
         return ["train.py", *files, *start, "--img_size", str(self.size), *TRAIN, *own,
-                "--project", str(RUNS / name), "--name", step]  # fmt: skip
+                "--project", str(folder), "--name", step]  # fmt: skip
 
 
-ROADSIGNS = "{shared}/data/roadsigns/roadsigns.data"
+ROADSIGNS, BCCD = "{shared}/data/roadsigns/roadsigns.data", "{shared}/data/bccd/bccd.data"
+TINY3, TINY4 = "cfg/yolov3-tiny.cfg", "cfg/yolov4-tiny.cfg"
+SPARSE = ("-sr", "--prune", "1", "--s", "auto")
+TUNED = ("--epochs", "8", "--no-flip")
 CHAINS = {
     "roadsigns-yolov3-tiny-slim": Chain(
-        "21 classes, from COCO weights, no flips", "cfg/yolov3-tiny.cfg", ROADSIGNS, 224,
+        "21 classes, from COCO weights", TINY3, ROADSIGNS, 224,
         base=("--epochs", "10", "-pt", "--no-flip", "--weights", "{shared}/data/weights/yolov3-tiny.weights"),
-        sparse=("--epochs", "15", "--no-flip", "-sr", "--prune", "1", "--s", "auto"),
-        prune=("slim_prune.py",),
-        tuned=("--epochs", "8", "--no-flip"),
-        publish=True,
+        sparse=("--epochs", "15", "--no-flip", *SPARSE), prune=("slim_prune.py",), tuned=TUNED, publish=True,
+    ),
+    "roadsigns-yolov3-tiny-slim-dense": Chain(
+        "the same without sparse training", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "base",
+        sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=TUNED,
+    ),
+    "bccd-yolov4-tiny-slim": Chain(
+        "3 classes", TINY4, BCCD, 256, base=RUNS / "bccd-yolov4-tiny",
+        sparse=("--epochs", "20", *SPARSE), prune=("slim_prune.py",), tuned=("--epochs", "15"), publish=True,
+    ),
+    "bccd-yolov4-tiny-slim-dense": Chain(
+        "the same without sparse training", TINY4, BCCD, 256, base=RUNS / "bccd-yolov4-tiny",
+        sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=("--epochs", "15"),
     ),
 }  # fmt: skip
+ORDER = ("base", "sparse", "pruned", "tuned")
 
 
 def finish(name: str, chain: Chain) -> None:
     """Run what is left of a chain, and store what was found."""
-    folder = RUNS / name
-    data = chain.data.format(shared=os.environ.get("DARKNET_SHARED", "../shared"))
-    weights = {step: folder / step / "weights" / "best.pt" for step in ("base", "sparse", "tuned")}
-    commands = {"base": chain.training(name, "base", None)}
-    train(folder / "base", commands["base"])
-    commands["sparse"] = chain.training(name, "sparse", weights["base"])
-    train(folder / "sparse", commands["sparse"])
-    commands["pruned"], pruned = _prune(folder, chain, data, weights["sparse"])
-    model = Path(pruned["weights"]).with_name("model.pt")
-    commands["tuned"] = chain.training(name, "tuned", model, pruned["cfg"])
-    train(folder / "tuned", commands["tuned"])
-    steps = {step: measure(data, chain.size, path) for step, path in weights.items()}
-    order = ("base", "sparse", "pruned", "tuned")
+    folder, data = RUNS / name, chain.data.format(shared=_shared())
+    commands: dict[str, list[str]] = {}
+    runs: dict[str, Path] = {}
+    weights = None
+    for step in ("base", "sparse"):
+        flags = getattr(chain, step)
+        if isinstance(flags, Path):
+            runs[step] = flags
+        elif flags:
+            commands[step], runs[step] = chain.training(folder, step, weights), folder / step
+            train(runs[step], commands[step])
+        weights = runs[step] / "weights" / "best.pt" if flags else weights
+    commands["pruned"], pruned = _prune(folder, chain, data, weights)
+    model = Path(pruned["run_dir"]) / "model.pt"
+    commands["tuned"], runs["tuned"] = chain.training(folder, "tuned", model, pruned["cfg"]), folder / "tuned"
+    train(runs["tuned"], commands["tuned"])
+    steps = {step: measure(data, chain.size, run / "weights" / "best.pt") for step, run in runs.items()}
+    steps["pruned"] = pruned["after"]
     document = {
         "row": name,
-        "commands": [" ".join(["python", *commands[step]]) for step in order],
-        **describe_environment(folder / "tuned"),
-        "train_minutes": round(sum(_minutes(folder / step) for step in weights), 1),
+        "commands": [" ".join(["python", *commands[step]]) for step in ORDER if step in commands],
+        **describe_environment(runs["tuned"]),
+        "train_minutes": round(sum(_minutes(runs[step]) for step in commands if step in runs), 1),
         "percent": pruned["percent"],
         "ms": {when: pruned[when]["ms"] for when in ("before", "after")},
         "weights_bytes": {when: pruned[when]["weights_bytes"] for when in ("before", "after")},
         "certificate": pruned["certificate"],
-        "steps": {
-            step: {key: (pruned["after"] if step == "pruned" else steps[step])[key] for key in COLUMNS}
-            for step in order
-        },
+        "steps": {step: {key: steps[step][key] for key in COLUMNS} for step in ORDER if step in steps},
     }
     STORED.mkdir(exist_ok=True)
     atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
     if chain.publish:
         PICTURES.mkdir(parents=True, exist_ok=True)
-        for step, pictures in SHOWN.items():
-            for picture in pictures:
-                publish(folder / step / picture, PICTURES / _published(name, step, picture))
+        for step, picture in _pictures(chain):
+            publish(folder / step / picture, PICTURES / _published(name, step, picture))
+
+
+def _shared() -> str:
+    return os.environ.get("DARKNET_SHARED", "../shared")
+
+
+def _pictures(chain: Chain) -> list[tuple[str, str]]:
+    return [
+        (step, picture) for step, pictures in SHOWN.items() for picture in pictures if step != "sparse" or chain.sparse
+    ]
 
 
 def _prune(folder: Path, chain: Chain, data: str, weights: Path) -> tuple[list[str], dict[str, Any]]:
-    """Prune at the percentage that is advised, or take what was found before; the command and its JSON document."""
+    """Prune, or take what was found before; the command and its JSON document."""
     stored = folder / "pruned.json"
     common = [*chain.prune, "--weights", str(weights), "--data", data, "--img_size", str(chain.size)]
     if not stored.exists():
-        advice = json.loads(python(*common, "--percent", "0", "--dry-run", "--json"))["advised_percent"]
-        command = [*common, "--percent", f"{advice:g}", "--project", str(folder), "--name", "pruned", "--json"]
-        document = {"command": command, "percent": advice, **json.loads(python(*command))}
+        if "--percent" not in common:
+            advice = json.loads(python(*common, "--percent", "0", "--dry-run", "--json"))["advised_percent"]
+            common += ["--percent", f"{advice:g}"]
+        command = [*common, "--project", str(folder), "--name", "pruned"]
+        percent = float(common[common.index("--percent") + 1])
+        document = {"command": command, "percent": percent, **json.loads(python(*command, "--json"))}
         atomic_write_text(stored, json.dumps(document, indent=2) + "\n")
     document = json.loads(read_text(stored))
-    return [argument for argument in document["command"] if argument != "--json"], document
+    return document["command"], document
 
 
 def _minutes(run: Path) -> float:
@@ -138,18 +166,17 @@ def section(name: str, document: dict[str, Any]) -> list[str]:
     columns = ("", Column("AP50", ".3f"), Column("AP50-95", ".3f"), "parameters", Column("GMACs", ".3f"),
                Column(".weights MB", ".2f"), Column("ms", ".1f"))  # fmt: skip
     rows = []
-    for step, title in titles.items():
-        found = document["steps"][step]
+    for step, found in document["steps"].items():
         when = "before" if step in ("base", "sparse") else "after"
-        rows.append((title, found["map50"], found["map50_95"], found["parameters"], found["macs"] / 1e9,
+        rows.append((titles[step], found["map50"], found["map50_95"], found["parameters"], found["macs"] / 1e9,
                      document["weights_bytes"][when] / 1e6, document["ms"][when]))  # fmt: skip
-    lines = [f"## {name}", "", f"{chain.what}; @{chain.size}; {document['train_minutes']} minutes of training.", ""]
+    lines = [f"## {name}", "", f"{chain.what}; {chain.size} × {chain.size}; {document['train_minutes']} minutes of "
+             "training.", ""]  # fmt: skip
     lines += [markdown_table(columns, rows), "", *(f"    {command}" for command in document["commands"]), ""]
     lines += [f"Seed 0; {document['machine']}, {document['threads']} threads, PyTorch {document['torch']}, commit "
               f"{(document['commit'] or 'unknown')[:9]}. Milliseconds: median of forward passes of one picture, both "
               "networks in turn.", ""]  # fmt: skip
     if chain.publish:
-        for step, pictures in SHOWN.items():
-            for picture in pictures:
-                lines += [f"![{step}: {picture}](images/{_published(name, step, picture)})", ""]
+        for step, picture in _pictures(chain):
+            lines += [f"![{step}: {picture}](images/{_published(name, step, picture)})", ""]
     return lines

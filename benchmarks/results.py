@@ -168,8 +168,7 @@ def write_page() -> None:
         if ROWS[name].publish:
             parts += [f"![boxes found in validation pictures](images/{name}_val_batch0_pred.jpg)", "",
                       f"![course of the training](images/{name}_results.png)", ""]  # fmt: skip
-    for name in stored.keys() & CHAINS.keys():
-        parts += chains.section(name, stored[name])
+    parts += [line for name in CHAINS if name in stored for line in chains.section(name, stored[name])]
     atomic_write_text(PAGE, "\n".join(parts).rstrip() + "\n")
     log(f"wrote {PAGE.relative_to(ROOT)}")
 
