@@ -41,12 +41,16 @@ def absorb(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, N
     """
     changed = dict(arrays)
     outputs: list[Vector] = []
+    silent = {unit.last for unit in removal.units}
     for index, block in enumerate(graph.network.blocks):
         sources = [_output(graph, outputs, source) for source in block.reads(index)]
         stays = removal.stays(graph, index)
         if isinstance(block, Convolutional | Depthwise):
             _take_up(changed, arrays, index, block, sources[0])
-        constant = _constant(arrays, index, block, sources, len(stays))
+        if index in silent:
+            constant = _shifted(arrays, index, block, len(stays))
+        else:
+            constant = _constant(arrays, index, block, sources, len(stays))
         outputs.append(np.where(stays, _passed(block, constant), constant))
     return changed
 
@@ -81,8 +85,7 @@ def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], w
             kernel = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((1, 2, 3))
             return _activated(block, _normalised(arrays, index, block, kernel * sources[0]))
         case Convolutional():
-            beta = arrays.get(f"layers.{index}.bn.bias") if block.batch_normalize else None
-            return np.zeros(width) if beta is None else _activated(block, beta.astype(np.float64))
+            return _shifted(arrays, index, block, width)
         case Maxpool() | Upsample() | Dropout() | Avgpool():
             return sources[0]
         case Route():
@@ -95,6 +98,12 @@ def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], w
                 total[:common] += other[:common]
             return _activated(block, total)
     return np.zeros(width)
+
+
+def _shifted(arrays: Arrays, index: int, block: Convolutional, width: int) -> Vector:
+    """What a convolution puts out with γ = 0: f(β); nothing is known without batch normalisation."""
+    beta = arrays.get(f"layers.{index}.bn.bias") if block.batch_normalize else None
+    return np.zeros(width) if beta is None else _activated(block, beta.astype(np.float64))
 
 
 def _normalised(arrays: Arrays, index: int, block: Block, values: Vector) -> Vector:

@@ -1,0 +1,236 @@
+"""The laws of the channel graph and of pruning (design.md), on random networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.random_nets import networks
+from tests.test_pruning import gammas_of, heads, model_of
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import ACTIVATIONS, Convolutional, Network, Route, Shortcut
+from utils.darknet.cfg import format_network, parse
+from utils.darknet.keys import SECTIONS
+from utils.darknet.layout import key, tensors
+from utils.darknet.shapes import trace
+from utils.errors import InfeasibleError
+from utils.graph import ChannelGraph, channel_graph, is_depthwise
+from utils.pruning.candidates import candidates
+from utils.pruning.certificate import difference, silenced, without_gamma
+from utils.pruning.constants import absorb
+from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, choose
+from utils.pruning.removal import Removal
+from utils.pruning.surgery import compact, compact_network
+from utils.pruning.units import choose_units, residual_units
+
+POLICIES = st.builds(
+    ChannelPolicy,
+    percent=st.sampled_from((0.1, 0.3, 0.5, 0.7, 0.9, 1.0)),
+    prune=st.sampled_from((0, 1, 1)),
+    merge=st.sampled_from(tuple(MERGES)),
+    layer_keep=st.sampled_from((None, 0.0, 0.0, 0.3)),
+    multiple_of=st.sampled_from((1, 1, 1, 2, 4, POWERS)),
+    all_convs=st.booleans(),
+)
+SEEDS = st.integers(0, 2**32 - 1)
+COUNTS = st.integers(0, 3)
+SIDE = 32
+
+
+def examples(count: int):
+    """The same examples in every run."""
+    return settings(
+        max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+
+
+def random_arrays(network: Network, seed: int, dtype: type = np.float64) -> dict[str, np.ndarray]:
+    """Tensors whose channels all matter and whose constants are not small (γ in 0..1, β and μ normal)."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for spec in tensors(network):
+        if spec.name in ("bn.weight", "bn.running_var"):
+            array = rng.random(spec.shape) + 0.5 * (spec.name == "bn.running_var")
+        else:
+            array = rng.standard_normal(spec.shape)
+        if len(spec.shape) > 1 and spec.name != "weights":
+            array /= np.prod(spec.shape[1:]) ** 0.5
+        arrays[key(spec)] = array.astype(dtype)
+    return arrays
+
+
+def chosen(graph: ChannelGraph, arrays, policy: ChannelPolicy, units: int = 0) -> Removal:
+    """What a policy removes, or the most it can; and up to so many residual units."""
+    gammas = gammas_of(graph.network, arrays)
+    keep = np.ones(graph.count, np.bool_)
+    if candidates(graph, policy.prune, policy.all_convs):
+        try:
+            keep = choose(graph, gammas, policy).keep
+        except InfeasibleError as refused:
+            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
+    try:
+        return Removal(keep, choose_units(graph, gammas, keep, units) if units else ())
+    except InfeasibleError as refused:
+        return Removal(keep, choose_units(graph, gammas, keep, int(str(refused).split()[-1])))
+
+
+def features(network: Network) -> set[str]:
+    """What a network has, in words."""
+    shapes, units = trace(network), residual_units(network)
+    found = {type(block).__name__ for block in network.blocks} | {f"{len(network.heads)} heads"}
+    for i, block in enumerate(network.blocks):
+        found.add(getattr(block, "activation", "linear"))
+        match block:
+            case Convolutional():
+                deep = is_depthwise(block, shapes[i - 1].channels if i else network.net.channels)
+                found.add("depthwise" if deep else "grouped" if block.groups > 1 else "plain")
+                found.add("normalised" if block.batch_normalize else "bias" if block.bias else "neither")
+            case Shortcut():
+                found |= {f"{min(2, len(block.sources))} sources", block.weights_type, block.weights_normalization}
+                gaps = np.sign([shapes[source].channels - shapes[i].channels for source in block.sources])
+                found |= {("equal", "wider", "narrower")[gap] for gap in gaps}
+            case Route() if block.groups > 1:
+                found.add(f"split of {min(2, len(block.layers))}")
+    found |= {f"{min(2, len(units))} units", f"{min(2, len(channel_graph(network).chains()))} chains"}
+    return found | {"nested" for one in units for two in units if one != two and one.shortcut in two.blocks}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_networks_have_every_block_and_every_case(exact):
+    """Otherwise the laws below would hold of nothing."""
+    seen: set[str] = set()
+
+    @examples(400)
+    @given(networks(exact))
+    def look(network):
+        seen.update(features(network))
+
+    look()
+    wanted = {*ACTIVATIONS, "depthwise", "plain", "grouped", "normalised", "bias", "1 heads", "2 heads", "0 units",
+              "1 units", "2 units", "nested", "0 chains", "1 chains", "2 chains", "equal", "wider", "narrower",
+              "1 sources", "2 sources", "split of 1", "split of 2"}  # fmt: skip
+    if not exact:
+        wanted |= {kind.block.__name__ for kind in SECTIONS} | {"neither", "per_channel", "per_feature", "softmax"}
+    assert sorted(wanted - seen) == []
+
+
+@examples(200)
+@given(networks())
+def test_text_and_back(network):
+    assert parse(format_network(network), warn=lambda text: None) == network
+
+
+@examples(200)
+@given(networks(), st.booleans())
+def test_candidates_are_free_and_sets_lie_within_each_other(network, all_convs):
+    """No candidate has a pinned label, none of set 0 a tied one; set 0 lies in set 1; layers that share a label are
+    all candidates, or gates."""
+    graph = channel_graph(network)
+    sets = [candidates(graph, prune, all_convs) for prune in (0, 1, 2)]
+    for i in sets[0] + sets[1]:
+        assert network.blocks[i].batch_normalize
+        assert not graph.pinned[graph.labels[i]].any()
+    assert not any(graph.tied[graph.labels[i]].any() for i in sets[0])
+    assert set(sets[0]) <= set(sets[1]) <= set(candidates(graph, 1, all_convs=True))
+    assert {unit.last for unit in residual_units(network)} <= set(sets[2])
+    chains = graph.chains()
+    assert [len(chain) for chain in chains] == [len(set(chain)) for chain in chains]
+    assert len({i for chain in chains for i in chain}) == sum(map(len, chains))
+    for chain in chains:
+        assert set(chain) <= set(sets[1]) or not set(chain) & set(sets[1])
+
+
+@examples(200)
+@given(networks())
+def test_every_block_can_be_explained(network):
+    graph = channel_graph(network)
+    for i in range(len(network.blocks)):
+        lines = list(graph.explain(i))
+        assert lines[0].startswith(f"block {i} (random.cfg:")
+        assert lines[-1].startswith("  read by: ")
+        assert graph.pinned[graph.labels[i]].any() == any(line.startswith("  stays: ") for line in lines)
+        if graph.tied[graph.labels[i]].any():
+            assert any("added by the shortcut" in line for line in lines)
+
+
+@examples(1000)
+@given(networks(), POLICIES, COUNTS, SEEDS)
+def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, units, seed):
+    """Widths commute; at every pixel, in float64, with and without the constants; whatever goes."""
+    graph, arrays = channel_graph(network), random_arrays(network, seed)
+    removal = chosen(graph, arrays, policy, units)
+    narrow, sliced = compact(graph, arrays, removal)
+    widths = graph.widths(removal.keep)
+    left = [i for i in range(len(widths)) if i not in removal.blocks]
+    assert [shape.channels for shape in trace(narrow)] == [widths[i] for i in left]
+    assert narrow == compact_network(graph, removal)
+    model = model_of(network, arrays)
+    with silenced(model, graph, removal):
+        assert difference(heads(model_of(narrow, sliced), SIDE), heads(model, SIDE)) < 1e-9
+    taken = absorb(graph, arrays, removal)
+    full = model_of(network, taken)
+    with silenced(full, graph, removal):
+        assert difference(heads(model_of(*compact(graph, taken, removal)), SIDE), heads(full, SIDE)) < 1e-9
+
+
+@examples(200)
+@given(networks(), SEEDS)
+def test_everything_kept_is_the_same_bit_for_bit(network, seed):
+    graph, arrays = channel_graph(network), random_arrays(network, seed)
+    removal = Removal(np.ones(graph.count, np.bool_))
+    taken = absorb(graph, arrays, removal)
+    assert taken.keys() == arrays.keys()
+    narrow, sliced = compact(graph, taken, removal)
+    assert narrow == network
+    assert all(np.array_equal(sliced[name], arrays[name]) for name in arrays)
+
+
+@examples(400)
+@given(networks(exact=True), POLICIES, COUNTS, SEEDS)
+def test_constants_are_taken_up_exactly_where_nothing_is_padded(network, policy, units, seed):
+    """γ = 0 in what goes: the network says the same without it."""
+    graph, arrays = channel_graph(network), random_arrays(network, seed)
+    removal = chosen(graph, arrays, policy, units)
+    constant = without_gamma(graph, arrays, removal)
+    constant |= {(name := f"layers.{unit.last}.bn.weight"): 0 * arrays[name] for unit in removal.units}
+    want = heads(model_of(network, constant), SIDE)
+    got = heads(model_of(*compact(graph, absorb(graph, constant, removal), removal)), SIDE)
+    assert difference(got, want) < 1e-9
+
+
+@examples(300)
+@given(networks(), st.integers(1, 3), SEEDS)
+def test_a_unit_that_adds_nothing_can_go(network, count, seed):
+    graph, arrays = channel_graph(network), random_arrays(network, seed)
+    removal = chosen(graph, arrays, ChannelPolicy(0.0), count)
+    for unit in removal.units:
+        arrays[f"layers.{unit.last}.bn.weight"][:] = 0
+        arrays[f"layers.{unit.last}.bn.bias"][:] = 0
+    want = heads(model_of(network, arrays), SIDE)
+    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
+
+
+@examples(200)
+@given(networks(), POLICIES, COUNTS, SEEDS)
+def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, network, policy, units, seed):
+    folder = tmp_path_factory.getbasetemp()
+    graph, arrays = channel_graph(network), random_arrays(network, seed, np.float32)
+    removal = chosen(graph, arrays, policy, units)
+    narrow, sliced = compact(graph, absorb(graph, arrays, removal), removal)
+    narrow = parse(format_network(narrow), "pruned.cfg", warn=lambda text: None)
+    assert narrow == compact_network(graph, removal)
+    weights_file.write(folder / "one.weights", narrow, sliced)
+    again = weights_file.read(folder / "one.weights", narrow)
+    assert (folder / "one.weights").stat().st_size == weights_file.file_bytes(narrow)
+    weights_file.write(folder / "two.weights", narrow, again)
+    assert (folder / "one.weights").read_bytes() == (folder / "two.weights").read_bytes()
+    graph = channel_graph(narrow)
+    removal = chosen(graph, again, policy, units)
+    twice, arrays = compact(graph, again, removal)
+    model = model_of(narrow, again)
+    with silenced(model, graph, removal):
+        assert difference(heads(model_of(twice, arrays), SIDE), heads(model, SIDE)) < 1e-9
