@@ -1,6 +1,7 @@
 """Remove the weakest channels of the convolutions that no shortcut ties, down to multiples of 8.
 
-Widths are rounded up, and every layer keeps one multiple at least.
+Channels are ranked by |γ| over the whole network (Network Slimming, arXiv:1708.06519). Widths are rounded up, and every
+layer keeps one multiple at least.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Remove the weakest channels; of what a shortcut ties together, those that no convolution of the chain keeps.
 
-Every layer keeps a share of its channels (SlimYOLOv3, arXiv:1907.11093).
+Every layer keeps a share of its channels (SlimYOLOv3, arXiv:1907.11093, which keeps 10 %; Network Slimming,
+arXiv:1708.06519, for the ranking by |γ|). What removed channels added is given to all convolutions that read them; the
+suites before this one give it to the next block only.
 """
 
 from __future__ import annotations

@@ -5,21 +5,40 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from models import Darknet, load_arrays
 from tests.nets import TINY, tiny
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model, read_checkpoint
+from utils.cli import run as run_script
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
+from utils.darknet.blocks import Convolutional
+from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError
 from utils.model_files import choose_model
+from utils.pruning import report
 from utils.training.state import write_darknet
 
-SCRIPTS = ("normal", "regular", "shortcut", "slim")
+AMOUNTS = {
+    "normal": ("--percent", "0.2"),
+    "regular": ("--percent", "0.2"),
+    "shortcut": ("--percent", "0.2"),
+    "slim": ("--percent", "0.2"),
+    "layer": ("--shortcut", "1"),
+    "layer_channel": ("--shortcut", "1", "--percent", "0.2"),
+}
+"""What each script removes of the tiny network, which has one residual unit: blocks 2 to 4."""
+FILES = {"args.yaml", "channels.csv", "channels.png", "detections.jpg", "env.json", "gamma.png", "model.cfg",
+         "model.pt", "model.weights", "plan.json", "report.md"}  # fmt: skip
+FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 
 
 @pytest.fixture
@@ -28,71 +47,334 @@ def files(tmp_path) -> list[str]:
     model = Darknet(tiny())
     generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
-        if name.endswith("bn.weight"):
+        if name.endswith(("bn.weight", "bn.bias")):
             value.copy_(torch.rand(value.shape, generator=generator))
     (tmp_path / "n.cfg").write_text(TINY)
     write_darknet(tmp_path / "n.weights", model)
     return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
 
 
-def call(name: str, capsys, *flags: str) -> dict:
-    capsys.readouterr()
-    importlib.import_module(f"{name}_prune").main([*flags, "--json"])
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def prune(files, tmp_path, capsys, monkeypatch):
+    """Call a script on the network; without pictures, which take longer than all else. Returns its JSON document."""
+    for name in ("plot_channels", "plot_threshold"):
+        monkeypatch.setattr(report, name, lambda *_: None)
+
+    def call(name: str, *flags: str) -> dict:
+        capsys.readouterr()
+        main = importlib.import_module(f"{name}_prune").main
+        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_path, capsys, name):
-    flags = ["--percent", "0.2", "--data", str(folder / "d.data"), "--project", str(tmp_path / "runs")]
-    document = call(name, capsys, *files, *flags)
-    assert {"strategy", "before", "after", "max_percent", "certificate", "run_dir", "cfg", "weights"} <= document.keys()
-    assert document["strategy"] == name
-    assert document["after"]["parameters"] <= document["before"]["parameters"]
-    assert document["after"]["map50"] is not None
-    assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
+@pytest.fixture
+def arrays(files) -> dict[str, np.ndarray]:
+    """Tensors of the network."""
+    return weights_file.read(files[3], tiny())
+
+
+def written(document: dict) -> tuple:
+    """The network and the tensors of a run."""
     network = cfg_file.load(document["cfg"])
+    return network, weights_file.read(document["weights"], network)
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_path, capsys, name):
+    flags = [*files, *AMOUNTS[name], "--data", str(folder / "d.data"), "--project", str(tmp_path / "runs"), "--json"]
+    script = importlib.import_module(f"{name}_prune").main
+    script(flags)
+    document = json.loads(capsys.readouterr().out)
+    assert document["strategy"] == name
+    assert set(document["before"]) == set(document["after"]) == FIGURES
+    assert document["after"]["parameters"] <= document["before"]["parameters"]
+    assert document["after"]["map50"] == pytest.approx(document["absorbed"]["map50"], abs=1e-6)
+    assert document["after"]["ms"] == document["latency"]["compact"]["median"] > 0
+    assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
+    network, arrays = written(document)
     assert Path(document["weights"]).stat().st_size == document["after"]["weights_bytes"]
-    arrays = weights_file.read(document["weights"], network)
     model = load_arrays(network, {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}).eval()
     stored = load_model(choose_model(None, str(Path(document["run_dir"]) / "model.pt"))).model.eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(model(image).heads, stored(image).heads, strict=True))
-    with (Path(document["run_dir"]) / "channels.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert sum(int(row["before"]) - int(row["after"]) for row in rows) > 0 or name == "regular"
-    again = call(name, capsys, "--cfg", document["cfg"], "--weights", document["weights"], "--percent", "0.1",
-                 "--no-test", "--project", str(tmp_path / "runs"))  # fmt: skip
-    assert again["run_dir"].endswith("exp2")
+    run = Path(document["run_dir"])
+    assert {path.name for path in run.iterdir()} == FILES - ({"gamma.png"} if name == "layer" else set())
+    side = 2 * 64 + report.GAP
+    assert read_image(run / "detections.jpg").shape == (3 * side, 2 * side, 3)
+    script(["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", *flags[-3:],
+            *(("--percent", "0.1") if "--percent" in flags else ()),
+            *(("--shortcut", "0") if "--shortcut" in flags else ())])  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["run_dir"].endswith("exp2")
 
 
-def test_a_dry_run_writes_nothing(files, tmp_path, capsys):
-    document = call("slim", capsys, *files, "--percent", "0.5", "--dry-run", "--project", str(tmp_path / "runs"))
+def test_plan_and_table_say_what_went(prune, files):
+    document = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test")
+    run = Path(document["run_dir"])
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["policy"]["percent"] == 0.2 and plan["policy"]["layer_keep"] == 0.01
+    assert plan["channels"]["removed"] == int(0.2 * plan["channels"]["candidates"])
+    assert plan["channels"]["threshold"] > 0
+    assert [(unit["source"], unit["blocks"]) for unit in plan["units"]] == [(1, [2, 3, 4])]
+    assert plan["recalibrated"] == 0
+    for key in ("before", "after", "certificate", "max_percent", "advised_percent", "run_dir"):
+        assert plan[key] == document[key]
+    with (run / "channels.csv").open() as file:
+        rows = {int(row["block"]): row for row in csv.DictReader(file)}
+    network = cfg_file.load(document["cfg"])
+    for block, row in rows.items():
+        assert (row["new_block"] == "") == (row["unit"] == "4") == (block in (2, 3))
+        if row["new_block"]:
+            assert network.blocks[int(row["new_block"])].filters == int(row["after"])
+        else:
+            assert row["after"] == "0"
+    assert yaml.safe_load((run / "args.yaml").read_text())["percent"] == [0.2]
+    assert "| compact" in (run / "report.md").read_text()
+
+
+def test_kept_leads_every_channel_back_to_its_origin(prune, arrays):
+    document = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test", "--no-absorb")
+    network, now = written(document)
+    checkpoint = read_checkpoint(Path(document["run_dir"]) / "model.pt")
+    kept = checkpoint["kept"]
+    assert set(kept) == {str(i) for i, block in enumerate(network.blocks) if isinstance(block, Convolutional)}
+    for block, origin in kept.items():
+        for name in ("bn.weight", "bn.running_mean", "conv.bias"):
+            if f"layers.{block}.{name}" in now:
+                old = arrays[f"layers.{origin['block']}.{name}"][origin["channels"]]
+                assert np.array_equal(now[f"layers.{block}.{name}"], old)
+    assert checkpoint["lineage"][-1]["sha256"]
+
+
+@pytest.mark.parametrize("name", ["layer", "layer_channel"])
+def test_a_removed_unit_is_three_blocks_less(prune, name):
+    document = prune(name, *AMOUNTS[name], "--no-test")
+    assert len(cfg_file.load(document["cfg"]).blocks) == len(tiny().blocks) - 3
+    assert (document["max_percent"] is None) == (document["advised_percent"] is None) == (name == "layer")
+
+
+def test_a_dry_run_writes_nothing(prune, tmp_path):
+    document = prune("slim", "--percent", "0.5", "--dry-run")
     assert document["after"]["macs"] < document["before"]["macs"]
+    assert document["after"] == document["grid"][0]["after"]
     assert not (tmp_path / "runs").exists()
 
 
-def test_too_much_is_refused_with_what_works(files, tmp_path, capsys):
-    flags = [*files, "--no-test", "--project", str(tmp_path / "runs")]
+def test_a_grid_has_a_row_for_every_combination(prune, tmp_path):
+    document = prune("layer_channel", "--percent", "0.1", "0.5", "--shortcuts", "0", "1", "2", "--dry-run")
+    assert [(row["percent"], row["shortcut"]) for row in document["grid"]] == [
+        (0.1, 0), (0.1, 1), (0.1, 2), (0.5, 0), (0.5, 1), (0.5, 2)]  # fmt: skip
+    for row in document["grid"]:
+        assert (row["after"] is None) == (row["shortcut"] == 2) == ("works is 1" in str(row["infeasible"]))
+    macs = [row["after"]["macs"] for row in document["grid"] if row["after"]]
+    assert macs[0] > macs[1] > macs[3] and macs[0] > macs[2] > macs[3]
+    assert document["residual_units"] == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_shows_what_is_infeasible(files, capsys):
+    import normal_prune
+
+    normal_prune.main([*files, "--percent", "0.1", "0.99", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["–", "0.1", "0.99"]
+    assert lines[4].endswith("infeasible")
+    assert any(line.startswith("the largest percent that works is 0.") for line in lines)
+
+
+def test_too_much_is_refused_with_what_works(prune, tmp_path):
     with pytest.raises(InfeasibleError, match=r"the largest percent that works is 0\.\d{4}$") as caught:
-        call("normal", capsys, *flags, "--percent", "0.99")
+        prune("normal", "--percent", "0.99", "--no-test")
+    with pytest.raises(InfeasibleError, match="would lose all"):
+        prune("normal", "--percent", "0.99", "--dry-run")
+    with pytest.raises(InfeasibleError, match=r"--shortcut 2: .* largest number that works is 1"):
+        prune("layer", "--shortcut", "2", "--no-test")
     assert not (tmp_path / "runs").exists()
     largest = str(caught.value).split()[-1]
-    assert call("normal", capsys, *flags, "--percent", largest)["max_percent"] == float(largest)
+    assert prune("normal", "--percent", largest, "--no-test")["max_percent"] == float(largest)
+
+
+def test_a_network_without_residual_units_is_named(root, prune, tmp_path):
+    cfg, weights = str(root / "cfg" / "yolov3-tiny.cfg"), tmp_path / "t.weights"
+    write_darknet(weights, Darknet(cfg_file.load(cfg)))
+    flags = ("--cfg", cfg, "--weights", str(weights), "--no-test")
+    with pytest.raises(InputError, match=r"--shortcut 1: .*yolov3-tiny\.cfg has no residual unit.*slim_prune\.py"):
+        prune("layer", "--shortcut", "1", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path, monkeypatch):
+    from utils.pruning import workflow
+
+    monkeypatch.setattr(workflow, "compact", lambda graph, arrays, removal: (
+        workflow.Compacted(graph.network, {name: 2 * array for name, array in arrays.items()})))  # fmt: skip
+    with pytest.raises(InfeasibleError, match=r"certificate: .* nothing is written"):
+        prune("slim", "--percent", "0.2", "--no-test")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_test_nothing_is_measured(prune):
+    document = prune("slim", "--percent", "0.2", "--no-test")
+    assert document["silenced"] is document["absorbed"] is document["latency"] is document["after"]["map50"] is None
+    assert not (Path(document["run_dir"]) / "detections.jpg").exists()
+
+
+def test_without_absorption_the_compact_network_is_the_silenced_one(prune, folder, arrays):
+    document = prune("slim", "--percent", "0.2", "--no-absorb", "--data", str(folder / "d.data"))
+    assert document["absorbed"] is None
+    for key in ("map50", "map50_95"):
+        assert document["after"][key] == pytest.approx(document["silenced"][key], abs=1e-6)
+
+
+def test_recalibration_takes_the_place_of_absorption(prune, folder, capsys):
+    flags = ("--percent", "0.2", "--no-test", "--data", str(folder / "d.data"), "--batch-size", "4")
+    absorbed, bare = prune("slim", *flags), prune("slim", *flags, "--no-absorb")
+    document = prune("slim", *flags, "--recalibrate", "100")
+    again = prune("slim", *flags, "--recalibrate", "2")
+    assert document["recalibrated"] == 2  # of nine pictures: one of four and one of five
+    assert json.loads((Path(document["run_dir"]) / "plan.json").read_text())["recalibrated"] == 2
+    assert document["certificate"] == bare["certificate"]
+    _, now = written(document)
+    _, without = written(bare)
+    for name, array in now.items():
+        assert np.array_equal(array, without[name]) == (not name.endswith(("running_mean", "running_var")))
+        assert not name.endswith("running_mean") or not np.allclose(array, written(absorbed)[1][name])
+    assert Path(document["weights"]).read_bytes() == Path(again["weights"]).read_bytes()
+
+
+def test_recalibration_says_what_it_does(files, folder, tmp_path, capsys):
+    import slim_prune
+
+    flags = ("--percent", "0.2", "--data", str(folder / "d.data"), "--recalibrate", "1", "--project", str(tmp_path))
+    slim_prune.main([*files, *flags])
+    out, err = capsys.readouterr()
+    assert "--recalibrate: constants are not absorbed" in err
+    assert "compact, recalibrated" in out and "absorbed" not in out
+
+
+def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
+    import slim_prune
+
+    slim_prune.main([*files, "--percent", "0.5", "--data", str(folder / "d.data"), "--project", str(tmp_path / "a b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["original", "silenced", "absorbed", "compact"]
+    assert lines[6].startswith("ms: forward pass of one picture, 64 × 64") and "rounds" in lines[6]
+    assert lines[7].startswith("certificate: compact = silenced to ")
+    assert "of the sum of |γ|: --percent 0." in lines[8] and "train.py -sr" in lines[9]
+    run = tmp_path / "a b" / "exp"
+    assert lines[10] == (f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
+                         f"--data {folder / 'd.data'}")  # fmt: skip
+
+
+def test_what_was_pruned_can_be_trained(prune, run):
+    document = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test")
+    trained = run("--epochs", "1", "--cfg", document["cfg"], "--weights", document["weights"])
+    assert trained["epochs"] == 1
+
+
+@pytest.mark.parametrize(("percent", "warned"), [(0.3, False), (0.47, False), (0.5, True), (None, False)])
+def test_more_than_is_advised_is_warned_of(percent, warned):
+    free, *warning = report.advice(percent, 0.47)
+    assert free.startswith("the weakest 47 % of the channels hold at most 1 %")
+    assert free.endswith("--percent 0.47 is advised")
+    assert bool(warning) == warned
+    assert list(report.advice(percent, None)) == []
+
+
+def test_the_input_size_is_that_of_costs_and_latency(prune, folder):
+    flags = ("--percent", "0.2", "--data", str(folder / "d.data"))
+    small, large = prune("slim", *flags, "--no-test"), prune("slim", *flags, "--img_size", "128", "64")
+    assert large["before"]["macs"] == 2 * small["before"]["macs"]
+    assert (large["latency"]["height"], large["latency"]["width"]) == (128, 64)
+
+
+def test_widths_are_rounded_and_more_convolutions_prune_if_asked_for(prune):
+    document = prune("slim", "--percent", "0.6", "--no-test", "--multiple-of", "4", "--all-convs")
+    with (Path(document["run_dir"]) / "channels.csv").open() as file:
+        widths = {row["block"]: int(row["after"]) for row in csv.DictReader(file) if row["candidate"] == "1"}
+    assert widths and all(width % 4 == 0 or (block, width) == ("11", 6) for block, width in widths.items())
+    classic, every = (prune("slim", "--percent", "0.6", "--dry-run", *flag) for flag in ((), ("--all-convs",)))
+    assert every["after"]["parameters"] != classic["after"]["parameters"]
+
+
+def test_a_run_directory_is_used_again_if_asked_for(prune):
+    first = prune("slim", "--percent", "0.2", "--no-test", "--name", "a")
+    second = prune("slim", "--percent", "0.4", "--no-test", "--name", "a", "--exist-ok")
+    assert first["run_dir"] == second["run_dir"]
+    assert written(second)[0] != tiny()
+
+
+def test_explain_says_why_channels_are_tied(files, capsys):
+    import slim_prune
+
+    slim_prune.main([*files[:2], "--explain", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("block 3 (") and "8 channels" in lines[0]
+    assert "  tied: blocks 3 and 1, added by the shortcut" in "\n".join(lines)
+    assert [line.split()[-1] for line in lines if "candidate of set" in line] == ["no", "yes", "yes"]
+    assert "blocks 2 to 4" in lines[-1]
+    slim_prune.main([*files[:2], "--explain", "11", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1 and document["block"] == 11
+    assert any(line.endswith("with --all-convs") for line in document["explanation"])
+
+
+def test_explain_needs_no_torch(files, root):
+    code = "import sys, layer_prune; layer_prune.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, *files[:2], "--explain", "0"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("block 0 (")
 
 
 @pytest.mark.parametrize(
-    ("flags", "match"),
+    ("name", "flags", "match"),
     [
-        (["--percent", "1"], "--percent: 1 is outside 0 <= value < 1"),
-        (["--percent", "0.5"], "--data: is needed"),
-        (
-            ["--percent", "0.5", "--no-test", "--multiple-of", "0"],
-            "--multiple-of: 0: allowed are 1 to 1024",
-        ),
-        (["--no-test"], "--percent"),
+        ("slim", ["--percent", "1"], "--percent: 1 is outside 0 <= value < 1"),
+        ("slim", ["--percent", "0.5"], "--data: is needed"),
+        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "0"], "--multiple-of: 0: allowed are 1 to 1024"),
+        ("slim", ["--no-test"], "--percent: is needed"),
+        ("slim", ["--percent", "0.5", "--shortcut", "1"], "unknown flag --shortcut"),
+        ("slim", ["--percent", "0.1", "0.2", "--no-test"], "several values are compared with --dry-run"),
+        ("slim", ["--percent", "0.1", "--no-test", "--recalibrate", "2"], "--recalibrate: needs --data"),
+        ("slim", ["--percent", "0.1", "--no-test", "--recalibrate", "0"], "--recalibrate: 0 is below 1"),
+        ("slim", ["--percent", "0.1", "--no-test", "--name", "a/b"], "--name 'a/b': not a plain folder name"),
+        ("slim", ["--explain", "16"], "--explain 16: .*n.cfg has the blocks 0 to 15"),
+        ("layer", ["--no-test"], "--shortcut: is needed"),
+        ("layer", ["--shortcut", "-1", "--no-test"], "--shortcut: -1 is below 0"),
+        ("layer", ["--shortcut", "1", "2", "--no-test"], "several values"),
+        ("layer_channel", ["--shortcut", "1", "--no-test"], "--percent: is needed"),
     ],
 )
-def test_bad_flags_are_one_line(files, capsys, flags, match):
+def test_bad_flags_are_one_line(prune, tmp_path, name, flags, match):
     with pytest.raises(InputError, match=match):
-        call("slim", capsys, *files, *flags)
+        prune(name, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "flags", "match"),
+    [
+        ("train=train.txt", [], "names no valid pictures"),
+        ("valid=val.txt", ["--recalibrate", "1"], "names no train pictures, which --recalibrate needs"),
+        ("valid=val.txt\nclasses=3\nnames=3.names", [], "a network of 2 classes, but .* has 3"),
+    ],
+)
+def test_data_that_does_not_do_is_refused(prune, folder, tmp_path, data, flags, match):
+    (folder / "3.names").write_text("a\nb\nc\n")
+    (folder / "x.data").write_text(data if "names" in data else f"{data}\nclasses=2\nnames=d.names")
+    with pytest.raises(InputError, match=match):
+        prune("slim", "--percent", "0.1", "--data", str(folder / "x.data"), *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("flags", "status"), [(["--percent", "0.99", "--dry-run"], 6), (["--explain", "99"], 2)])
+def test_exit_status(files, capsys, flags, status):
+    import normal_prune
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(lambda: normal_prune.main([*files, *flags]))
+    assert caught.value.code == status
+    assert capsys.readouterr().err.startswith("error: ")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
-from utils.cli import Parser, fraction, integer, log, positive_int
+from utils.cli import Parser, fraction, integer, log, non_negative_int, positive_int, print_json
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
-from utils.errors import DataError, InputError
+from utils.errors import InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
+from utils.graph import channel_graph
 from utils.model_files import choose_model
+from utils.pruning.candidates import SETS, candidates
 from utils.pruning.policy import POWERS, ChannelPolicy
-from utils.pruning.request import PruneRequest
+from utils.pruning.request import Amount, PruneRequest
+from utils.pruning.units import residual_units
+from utils.report.run_dir import check_name
 
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
@@ -23,8 +31,10 @@ class Strategy:
     """What one script removes."""
 
     name: str
-    policy: ChannelPolicy
-    """Its channels; `percent` is replaced by that of the command line."""
+    channels: ChannelPolicy | None = None
+    """Its channels, none or these; `percent` is replaced by that of the command line."""
+    units: bool = False
+    """Residual units, whole."""
 
     @property
     def script(self) -> str:
@@ -42,9 +52,16 @@ def multiple(text: str) -> int:
 
 def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags of a pruning script."""
-    example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data --percent 0.3"
+    amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (strategy.channels is not None)
+    example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
     parser = Parser(description, example, program=strategy.script)
-    _add_choice_flags(parser.add_argument_group("what is removed"), strategy)
+    group = parser.add_argument_group("what is removed")
+    if strategy.units:
+        _add_unit_flags(group)
+    if strategy.channels is not None:
+        _add_channel_flags(group, strategy.channels)
+    why = "say why channels of a block of --cfg are tied or stay, and which scripts may remove them; do nothing else"
+    group.add_argument("--explain", type=non_negative_int, metavar="BLOCK", help=why)
     _add_files_flags(parser.add_argument_group("model and data"))
     _add_check_flags(parser.add_argument_group("what is made and measured"))
     group = parser.add_argument_group("run")
@@ -54,15 +71,22 @@ def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None)
     return parser.parse_args(argv)
 
 
-def _add_choice_flags(group: argparse._ArgumentGroup, strategy: Strategy) -> None:
-    add, policy = group.add_argument, strategy.policy
-    share = "share of the candidate channels to remove, the weakest |γ| first; 0 <= P < 1"
-    add("--percent", type=fraction, required=True, metavar="P", help=share)
-    if policy.layer_keep is not None:
+def _add_unit_flags(group: argparse._ArgumentGroup) -> None:
+    number = "number of residual units to remove, the weakest first; several with --dry-run"
+    group.add_argument(
+        "--shortcuts", "--shortcut", dest="shortcut", type=non_negative_int, nargs="+", metavar="N", help=number
+    )
+
+
+def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) -> None:
+    add = group.add_argument
+    share = "share of the candidate channels to remove, the weakest |γ| first, 0 <= P < 1; several with --dry-run"
+    add("--percent", type=fraction, nargs="+", metavar="P", help=share)
+    if channels.layer_keep is not None:
         least = "least share of a layer's channels that stays; one channel always does (default: %(default)s)"
-        add("--layer_keep", type=fraction, default=policy.layer_keep, metavar="P", help=least)
+        add("--layer_keep", type=fraction, default=channels.layer_keep, metavar="P", help=least)
     widths = "round widths up to multiples of N, or to powers of two with `powers` (default: %(default)s)"
-    add("--multiple-of", type=multiple, default=policy.multiple_of, metavar="N", help=widths)
+    add("--multiple-of", type=multiple, default=channels.multiple_of, metavar="N", help=widths)
     beyond = "also convolutions before an upsampling, a spatial pyramid or a split route, as in train.py"
     add("--all-convs", action="store_true", help=beyond)
 
@@ -79,7 +103,9 @@ def _add_check_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     absorbed = "do not give the constants of removed channels to the convolutions that read them"
     add("--no-absorb", dest="absorb", action="store_false", help=absorbed)
-    add("--no-test", dest="test", action="store_false", help="measure no accuracy; --data is not needed")
+    anew = "take batch statistics anew from N batches of training pictures, in place of absorbing constants"
+    add("--recalibrate", type=positive_int, default=0, metavar="N", help=anew)
+    add("--no-test", dest="test", action="store_false", help="measure neither accuracy nor time; --data is not needed")
     add("--dry-run", action="store_true", help="print what would be left and write nothing")
 
 
@@ -89,18 +115,53 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
     Raises:
         InputError: flags that exclude each other, files that cannot be used or do not fit.
     """
-    if args.data is None and args.test and not args.dry_run:
-        raise InputError("--data: is needed to measure the accuracy; or --no-test")
+    amounts = _amounts(strategy, args)
+    check_name(args.name)
     data = load_data(args.data) if args.data else None
-    files = choose_model(args.cfg, args.weights, classes=data.classes if data else None)
+    network = cfg_file.load(args.cfg) if args.cfg else None
+    channels = strategy.channels
+    if channels is not None:
+        channels = replace(channels, multiple_of=args.multiple_of, all_convs=args.all_convs)
+        if channels.layer_keep is not None:
+            channels = replace(channels, layer_keep=args.layer_keep)
+    files = choose_model(network, args.weights, classes=data.classes if data else None)
+    asked = PruneRequest(
+        strategy.name,
+        files,
+        channels,
+        amounts,
+        data,
+        vars(args),
+        sides=tuple(args.img_size) if args.img_size else None,
+        mode=args.mode,
+        batch_size=args.batch_size,
+        device=args.device,
+        absorb=args.absorb and not args.recalibrate,
+        recalibrate=args.recalibrate,
+        test=args.test,
+        dry_run=args.dry_run,
+        as_json=args.json,
+        project=Path(args.project),
+        name=args.name,
+        exist_ok=args.exist_ok,
+    )
     for note in files.notes:
         log(note)
-    if data and args.test and data.valid is None:
-        raise DataError(f"{data.path}: names no valid pictures to measure on; --no-test works without")
-    policy = replace(strategy.policy, percent=args.percent, multiple_of=args.multiple_of, all_convs=args.all_convs)
-    if policy.layer_keep is not None:
-        policy = replace(policy, layer_keep=args.layer_keep)
-    return PruneRequest(strategy.name, files, policy, data, args)
+    if not files.is_checkpoint:
+        asked.check_classes(files.network)
+    if args.absorb and args.recalibrate and not args.dry_run:
+        log("--recalibrate: constants are not absorbed, because the means taken anew hold them")
+    return asked
+
+
+def _amounts(strategy: Strategy, args: argparse.Namespace) -> tuple[Amount, ...]:
+    """All combinations of what was asked for."""
+    values = {}
+    for key, wanted in (("shortcut", strategy.units), ("percent", strategy.channels is not None)):
+        values[key] = getattr(args, key) if wanted else [None]
+        if values[key] is None:
+            raise InputError(f"--{key}: is needed; --dry-run shows beforehand what would be left")
+    return tuple(Amount(*pair) for pair in product(values["percent"], values["shortcut"]))
 
 
 def script(strategy: Strategy, description: str) -> Callable[[Sequence[str] | None], None]:
@@ -108,9 +169,40 @@ def script(strategy: Strategy, description: str) -> Callable[[Sequence[str] | No
 
     def main(argv: Sequence[str] | None = None) -> None:
         """Check flags and files, prune, prove, measure, write."""
-        asked = request(strategy, parse_args(strategy, description, argv))
+        args = parse_args(strategy, description, argv)
+        if args.explain is not None:
+            if not args.cfg:
+                raise InputError("--explain: needs --cfg")
+            _explain(cfg_file.load(args.cfg), args.explain, as_json=args.json)
+            return
+        asked = request(strategy, args)
         from utils.pruning.workflow import prune
 
         prune(asked)
 
     return main
+
+
+def _explain(network: Network, block: int, *, as_json: bool) -> None:
+    last = len(network.blocks) - 1
+    if block > last:
+        raise InputError(f"--explain {block}: {network.path} has the blocks 0 to {last}")
+    lines = list(explanation(network, block))
+    if as_json:
+        print_json({"block": block, "explanation": lines})
+    else:
+        print("\n".join(lines))
+
+
+def explanation(network: Network, block: int) -> Iterator[str]:
+    """Lines that say why channels of a block are tied or stay, and what may remove them."""
+    graph = channel_graph(network)
+    yield from graph.explain(block)
+    for number, name in SETS.items():
+        found = block in candidates(graph, number)
+        beyond = number != 2 and not found and block in candidates(graph, number, all_convs=True)
+        answer = "yes" if found else "with --all-convs" if beyond else "no"
+        yield f"  candidate of set {number}, {name}: {answer}"
+    for unit in residual_units(network):
+        if block in unit.blocks:
+            yield f"  in a residual unit: blocks {unit.blocks[0]} to {unit.shortcut}, which layer_prune.py may remove"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
+from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.pruning.policy import ChannelPolicy
+
+
+class Amount(NamedTuple):
+    """How much is removed; None of what a strategy does not remove."""
+
+    percent: float | None
+    """Share of the candidate channels."""
+    shortcut: int | None
+    """Number of residual units."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +28,56 @@ class PruneRequest:
     """What a pruning script was asked for, checked as far as it can be without torch."""
 
     strategy: str
+    """Name of the script, without `_prune.py`."""
     files: ModelFiles
-    policy: ChannelPolicy
+    channels: ChannelPolicy | None
+    """Which channels, but for the percentage; None: no channels."""
+    amounts: tuple[Amount, ...]
+    """One, or for a dry run several."""
     data: DataConfig | None
-    args: argparse.Namespace
+    flags: Mapping[str, Any]
+    """Every flag and its value, for args.yaml."""
+    sides: tuple[int, ...] | None = None
+    """Of the network input, as `cli.input_size` takes them."""
+    mode: Literal["letterbox", "stretch"] = "letterbox"
+    batch_size: int = 16
+    device: str = ""
+    absorb: bool = True
+    """Give what removed channels added to the convolutions that read them."""
+    recalibrate: int = 0
+    """Batches of training pictures from which batch statistics are taken anew; 0: none."""
+    test: bool = True
+    """Measure accuracy and time."""
+    dry_run: bool = False
+    as_json: bool = False
+    project: Path = Path("runs/prune")
+    name: str = "exp"
+    exist_ok: bool = False
 
-    @property
-    def project(self) -> Path:
-        """Folder of the run directory."""
-        return Path(self.args.project)
+    def __post_init__(self) -> None:
+        if len(self.amounts) > 1 and not self.dry_run:
+            raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
+        if self.dry_run:
+            return
+        if self.data is None and (self.test or self.recalibrate):
+            raise InputError(
+                "--recalibrate: needs --data, the pictures that the network was trained with"
+                if self.recalibrate
+                else "--data: is needed to measure the accuracy; or --no-test"
+            )
+        if self.test and self.data.valid is None:
+            raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
+        if self.recalibrate and self.data.train is None:
+            raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
+
+    def check_classes(self, network: Network) -> None:
+        """Refuse weights of another class count than the data set's.
+
+        Raises:
+            InputError: says both numbers.
+        """
+        if self.data is not None and network.classes != self.data.classes:
+            raise InputError(
+                f"{self.files.weights}: a network of {network.classes} classes, but {self.data.path} has "
+                f"{self.data.classes}; give the data set it was trained with"
+            )

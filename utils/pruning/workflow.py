@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from models import fuse, load_arrays
-from utils.checkpoint import load_model, write_checkpoint
+from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
-from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Network
-from utils.darknet.cfg import format_network
-from utils.darknet.layout import file_bytes
-from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
-from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.index import index
 from utils.device import select_device
-from utils.evaluation import evaluate
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.certificate import Certificate, certify
+from utils.pruning import record, report
+from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
-from utils.pruning.policy import ChannelChoice, Gammas, choose, kept_channels
-from utils.pruning.removal import Removal
+from utils.pruning.measure import Comparison, compare, make_bench, training_batches
+from utils.pruning.plan import Plan, figures, gammas_of, grid, make_plan
+from utils.pruning.policy import Gammas
+from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
-from utils.pruning.surgery import Arrays, Compacted, compact, compact_network
-from utils.report.cost import network_cost
+from utils.pruning.surgery import Arrays, Compacted, compact
+from utils.pruning.units import residual_units
 from utils.report.run_dir import RunDirectory
-from utils.report.tables import Column, text_table
 
 Size = tuple[int, int]
 
@@ -42,117 +31,113 @@ def prune(asked: PruneRequest) -> None:
     """Carry out a request and print what came of it.
 
     Raises:
+        InputError: no such device, pictures of other classes, or a network without the residual units asked for.
         InfeasibleError: a layer would be emptied, or the certificate fails; nothing is written.
         NumericsError: a γ is not finite.
     """
+    device = select_device(asked.device)
     loaded = load_model(asked.files)
+    for note in loaded.notes:
+        log(note)
     network = loaded.model.network
-    size = input_size(asked.args.img_size, max_stride(network), (network.net.height, network.net.width))
+    asked.check_classes(network)
+    size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = {name: value.numpy() for name, value in loaded.model.state_dict().items() if "num_batches" not in name}
-    graph = channel_graph(network)
-    choice = choose(graph, gammas(network, arrays), asked.policy)
-    document = {"strategy": asked.strategy, "max_percent": choice.max_percent}
-    removal = Removal(choice.keep)
-    after = compact_network(graph, removal)
-    document |= {"before": figures(network, size), "after": figures(after, size)}
-    if asked.args.dry_run:
-        _print(asked, document)
+    graph, gammas = channel_graph(network), gammas_of(network, arrays)
+    if asked.dry_run:
+        document = preview(asked, graph, gammas, size)
+        print_json(document) if asked.as_json else print(report.grid_text(document))
         return
-    absorbed = absorb(graph, arrays, removal) if asked.args.absorb else arrays
+    plan = make_plan(graph, gammas, asked.channels, asked.amounts[0])
+    document = {"strategy": asked.strategy, **plan.amount._asdict(), "before": figures(network, size)}
+    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised}
+    written, comparison, found = carry_out(asked, plan, arrays, size, device)
+    document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)
+    run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
+    document |= {"run_dir": str(run.path), "cfg": str(run.file("model.cfg")), "weights": str(run.file("model.weights"))}
+    document["data"] = str(asked.data.path) if asked.data else None
+    write(run, asked, plan, gammas, written, loaded, comparison, document)
+    print_json(document) if asked.as_json else print(report.text(document))
+
+
+def preview(asked: PruneRequest, graph: ChannelGraph, gammas: Gammas, size: Size) -> dict[str, Any]:
+    """The document of a dry run: what is left of the network, for one amount or for several.
+
+    Raises:
+        InfeasibleError: the only amount cannot be carried out.
+    """
+    least = asked.amounts[0]._replace(percent=None if asked.channels is None else 0.0, shortcut=None)
+    plan = make_plan(graph, gammas, asked.channels, least)
+    units = None if asked.amounts[0].shortcut is None else len(residual_units(graph.network))
+    document = {"strategy": asked.strategy, "before": figures(graph.network, size), "residual_units": units}
+    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised}
+    if len(asked.amounts) == 1:
+        make_plan(graph, gammas, asked.channels, asked.amounts[0])
+    document["grid"] = list(grid(graph, gammas, asked.channels, asked.amounts, size))
+    return document | ({"after": document["grid"][0]["after"]} if len(asked.amounts) == 1 else {})
+
+
+def carry_out(
+    asked: PruneRequest, plan: Plan, arrays: Arrays, size: Size, device: torch.device
+) -> tuple[Compacted, Comparison | None, dict[str, Any]]:
+    """Cut a network, prove that it was cut right, and measure it.
+
+    Returns:
+        The network that is left, what was measured, and the parts of the document that say so.
+
+    Raises:
+        InfeasibleError: the certificate fails.
+    """
+    graph, removal = plan.graph, plan.removal
+    absorbed = absorb(graph, arrays, removal) if asked.absorb else arrays
     written = compact(graph, absorbed, removal)
-    certificate = certify(graph, arrays, absorbed, removal, compact(graph, arrays, removal), written)
+    bare = compact(graph, arrays, removal) if asked.absorb else written
+    certificate = certify(graph, arrays, absorbed, removal, bare, written)
+    del bare
     certificate.check()
-    if asked.args.test:
-        for name, net, tensors in (("before", network, arrays), ("after", *written)):
-            document[name] |= accuracy(asked, net, tensors, size)
-    run = RunDirectory.create(asked.project, asked.args.name, exist_ok=asked.args.exist_ok)
-    names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
-    document |= {"certificate": dataclasses.asdict(certificate), "run_dir": str(run.path)}
-    document |= {"cfg": str(run.file("model.cfg")), "weights": str(run.file("model.weights"))}
-    write(run, asked, graph, choice, written, names, [dict(entry) for entry in loaded.lineage()], document)
-    _print(asked, document, certificate)
-
-
-def gammas(network: Network, arrays: Arrays) -> Gammas:
-    """γ of every batch normalisation, by block number."""
-    names = ((i, f"layers.{i}.bn.weight") for i in range(len(network.blocks)))
-    return {i: arrays[name] for i, name in names if name in arrays}
-
-
-def figures(network: Network, size: Size) -> dict[str, Any]:
-    """What a network costs, by the keys of --json; accuracy and time are filled in when measured."""
-    cost = network_cost(network, *size)
-    return {"map50": None, "map50_95": None, "parameters": cost.parameters, "macs": cost.macs,
-            "weights_bytes": file_bytes(network), "ms": None}  # fmt: skip
-
-
-def accuracy(asked: PruneRequest, network: Network, arrays: Arrays, size: Size) -> dict[str, float]:
-    """AP on the validation pictures, and milliseconds of a forward pass an image."""
-    device = select_device(asked.args.device)
-    pictures = index(asked.data.valid, asked.data.names)
-    dataset = DetectionDataset(pictures, size=size, mode=asked.args.mode, channels=network.net.channels)
-    loader = make_loader(dataset, asked.args.batch_size)
-    model = load_arrays(network, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
-    model = fuse(model).to(device, memory_format=torch.channels_last)
-    found = evaluate(model, loader, asked.data.names, device=device, by_size=False)
-    return {"map50": found.metrics.map50, "map50_95": found.metrics.map50_95, "ms": found.times.inference}
+    batches, channels = 0, graph.network.net.channels
+    if asked.recalibrate:
+        pictures, batches = training_batches(asked, channels, size, device)
+        written = Compacted(written.network, recalibrate(*written, pictures, device))
+    comparison = None
+    if asked.test:
+        bench = make_bench(asked, channels, size, device)
+        comparison = compare(bench, graph, arrays, absorbed if asked.absorb else None, removal, written)
+    return written, comparison, {"certificate": dataclasses.asdict(certificate), "recalibrated": batches}
 
 
 def write(
     run: RunDirectory,
     asked: PruneRequest,
-    graph: ChannelGraph,
-    choice: ChannelChoice,
+    plan: Plan,
+    gammas: Gammas,
     written: Compacted,
-    names: tuple[str, ...],
-    lineage: list[dict[str, Any]],
-    document: Mapping[str, Any],
+    loaded: LoadedModel,
+    comparison: Comparison | None,
+    document: dict[str, Any],
 ) -> None:
-    """The files of the run; model.cfg comes last, so that a cfg is never without its weights."""
-    network, arrays = written
-    text = format_network(network)
-    run.write_yaml("args.yaml", vars(asked.args))
-    kept = {str(i): kept_channels(graph, choice.keep, i).tolist() for i in graph.makers()}
-    plan = {"policy": dataclasses.asdict(asked.policy), "candidates": choice.ranked, "removed": choice.removed,
-            "threshold": choice.threshold, "limiting": choice.limiting, "kept": kept, **document}  # fmt: skip
-    run.write_json("plan.json", plan)
-    run.write_text("channels.csv", channel_table(graph, choice))
-    weights_file.write(run.file("model.weights"), network, arrays)
-    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    write_checkpoint(
-        run.file("model.pt"),
-        {"model": tensors, "ema": None, "cfg": text, "names": list(names), "lineage": lineage, "kept": kept},
-    )
-    run.write_text("model.cfg", text)
-    if warning := opencv_warning(network):
-        log(f"{run.path}: {warning}")
+    """The files of the run."""
+    run.describe(args=asked.flags)
+    bars = report.layer_bars(plan, gammas)
+    run.write_json("plan.json", record.plan_document(asked, plan, gammas, document))
+    run.write_text("channels.csv", record.channel_table(plan, bars, gammas))
+    run.write_text("report.md", report.markdown(document))
+    report.draw(run, plan, bars, comparison)
+    names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(written.network.classes))))
+    record.write_network(run, written, loaded, names, record.kept(plan))
 
 
-def channel_table(graph: ChannelGraph, choice: ChannelChoice) -> str:
-    """CSV, a row for each convolution that makes channels: how many there were and are, and their |γ|."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["block", "line", "before", "after", "candidate", "chain", "mean_gamma"])
-    chains = {i: number for number, chain in enumerate(graph.chains()) for i in chain}
-    for i in graph.makers():
-        scores = choice.scores.get(i)
-        mean = "" if scores is None else f"{scores.mean():.6g}"
-        after = int(choice.keep[graph.labels[i]].sum())
-        line = graph.network.blocks[i].line
-        table.writerow([i, line, len(graph.labels[i]), after, int(i in choice.scores), chains.get(i, ""), mean])
-    return out.getvalue()
-
-
-def _print(asked: PruneRequest, document: Mapping[str, Any], certificate: Certificate | None = None) -> None:
-    if asked.args.json:
-        print_json(document)
-        return
-    keys = {"AP50": "map50", "AP50-95": "map50_95", "parameters": "parameters", "MACs": "macs",
-            ".weights bytes": "weights_bytes", "ms": "ms"}  # fmt: skip
-    rows = [(title, document["before"][key], document["after"][key]) for title, key in keys.items()]
-    print(text_table((Column(asked.strategy), Column("before"), Column("after")), rows))
-    if certificate is not None:
-        print(f"certificate: compact = silenced to {certificate.compact_vs_silenced:.0e}, = keep-size to "
-              f"{certificate.compact_vs_keep_size:.0e}; border {certificate.border:.2g}")  # fmt: skip
-        print(document["cfg"])
-        print(document["weights"])
+def measured(document: dict[str, Any], comparison: Comparison | None, size: Size) -> dict[str, Any]:
+    """The document with accuracies and times, or with None where nothing was measured."""
+    if comparison is None:
+        return document | {"silenced": None, "absorbed": None, "latency": None}
+    latency = {name: dataclasses.asdict(times) for name, times in comparison.latency.items()}
+    found = {name: accuracy._asdict() for name, accuracy in comparison.accuracy.items()}
+    sides = {"height": size[0], "width": size[1], "runtime": comparison.runtime}
+    return document | {
+        "before": document["before"] | found["original"] | {"ms": latency["original"]["median"]},
+        "after": document["after"] | found["compact"] | {"ms": latency["compact"]["median"]},
+        "silenced": found["silenced"],
+        "absorbed": found.get("absorbed"),
+        "latency": latency | sides,
+    }

@@ -1,0 +1,104 @@
+"""The files that a pruning leaves in its run directory."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.checkpoint import LoadedModel, write_checkpoint
+from utils.cli import log
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import Convolutional, Depthwise
+from utils.darknet.cfg import format_network
+from utils.darknet.opencv import opencv_warning
+from utils.pruning.plan import Plan
+from utils.pruning.policy import Gammas, kept_channels
+from utils.pruning.request import PruneRequest
+from utils.pruning.surgery import Compacted, numbers
+from utils.pruning.units import unit_scores
+from utils.report.pruning_plots import LayerBar
+from utils.report.run_dir import RunDirectory
+
+
+def kept(plan: Plan) -> dict[str, dict[str, Any]]:
+    """For every convolution of the pruned network, by its block number: where it and its channels come from.
+
+    Returns:
+        `block`, its number in the network before, and `channels`, the numbers that its channels had there.
+    """
+    graph, removal = plan.graph, plan.removal
+    return {
+        str(new): {"block": old, "channels": kept_channels(graph, removal.keep, old).tolist()}
+        for old, new in numbers(graph.network, removal).items()
+        if isinstance(graph.network.blocks[old], Convolutional | Depthwise)
+    }
+
+
+def plan_document(asked: PruneRequest, plan: Plan, gammas: Gammas, document: Mapping[str, Any]) -> dict[str, Any]:
+    """plan.json: the policy and how it was decided, what goes, and the figures of --json."""
+    choice, graph, removal = plan.choice, plan.graph, plan.removal
+    policy = None if asked.channels is None else dataclasses.replace(asked.channels, percent=plan.amount.percent)
+    scores = unit_scores(graph, gammas, removal.keep, removal.units)
+    units = [
+        {"source": unit.source, "blocks": list(unit.blocks), "mean_gamma": float(score)}
+        for unit, score in zip(removal.units, scores, strict=True)
+    ]
+    decided = None if choice is None else {
+        "candidates": choice.ranked, "removed": choice.removed, "threshold": choice.threshold,
+        "limiting": choice.limiting}  # fmt: skip
+    return {"policy": policy, "channels": decided, "units": units, **document}
+
+
+def channel_table(plan: Plan, bars: Sequence[LayerBar], gammas: Gammas) -> str:
+    """CSV, a row for each convolution that makes channels: how many there were and are, and their |γ|.
+
+    `new_block` is empty for what goes, `unit` is the shortcut of the residual unit with which it goes.
+    """
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["block", "new_block", "line", "before", "after", "candidate", "chain", "unit", "mean_gamma"])
+    network = plan.graph.network
+    number = numbers(network, plan.removal)
+    unit_of = {block: unit.shortcut for unit in plan.removal.units for block in unit.blocks}
+    for bar in bars:
+        i = bar.block
+        mean = f"{np.abs(gammas[i]).mean():.6g}" if i in gammas else ""
+        chain = "" if bar.chain is None else bar.chain
+        table.writerow([i, number.get(i, ""), network.blocks[i].line, bar.before, bar.after, int(bar.candidate),
+                        chain, unit_of.get(i, ""), mean])  # fmt: skip
+    return out.getvalue()
+
+
+def write_network(
+    run: RunDirectory, written: Compacted, loaded: LoadedModel, names: Sequence[str], origins: Mapping[str, Any]
+) -> None:
+    """The pruned network for Darknet and for this suite; model.cfg comes last, a cfg is never without its weights.
+
+    Args:
+        run: where.
+        written: the network.
+        loaded: what it was made from.
+        names: of the classes.
+        origins: of `kept`.
+    """
+    network, arrays = written
+    text = format_network(network)
+    weights_file.write(run.file("model.weights"), network, arrays)
+    checkpoint = {
+        "model": {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()},
+        "ema": None,
+        "cfg": text,
+        "names": list(names),
+        "lineage": [dict(entry) for entry in loaded.lineage()],
+        "kept": origins,
+    }
+    write_checkpoint(run.file("model.pt"), checkpoint)
+    run.write_text("model.cfg", text)
+    if warning := opencv_warning(network):
+        log(f"{run.path}: {warning}")

@@ -1,0 +1,166 @@
+"""What came of a pruning, for people: the table, what is proved, what is advised, and pictures.
+
+Texts are made from the document of --json, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.data.draw import GAP, draw_grid
+from utils.data.images import write_image
+from utils.pruning.advice import FREE_SHARE
+from utils.pruning.measure import Comparison
+from utils.pruning.plan import Plan
+from utils.pruning.policy import Gammas
+from utils.pruning.units import residual_units
+from utils.report.pruning_plots import LayerBar, plot_channels, plot_threshold
+from utils.report.run_dir import RunDirectory
+from utils.report.tables import Cell, Column, markdown_table, text_table
+
+Document = Mapping[str, Any]
+COSTS = (Column("parameters"), Column("GMACs"), Column(".weights MB", ".2f"))
+COLUMNS = (
+    *(Column(title) for title in ("network", "AP50", "AP50-95")),
+    *COSTS,
+    *(Column(title, ".2f") for title in ("ms median", "ms p90")),
+)
+
+
+def table(document: Document) -> tuple[list[Column], list[tuple[Cell, ...]]]:
+    """Columns and rows; columns of what was not measured are left out."""
+    lines = list(_rows(document))
+    used = [any(line[place] is not None for line in lines) for place in range(len(COLUMNS))]
+    return list(compress(COLUMNS, used)), [tuple(compress(line, used)) for line in lines]
+
+
+def _rows(document: Document) -> Iterator[tuple[Cell, ...]]:
+    """The network before, the networks of full size, the one that is left."""
+    latency = document["latency"] or {}
+    after = "compact, recalibrated" if document["recalibrated"] else "compact"
+    for title, key, costs, timed in (
+        ("original", "before", "before", "original"),
+        ("silenced", "silenced", "before", None),
+        ("absorbed", "absorbed", "before", None),
+        (after, "after", "after", "compact"),
+    ):
+        if document[key] is not None:
+            ms = latency.get(timed, {})
+            accuracy = (document[key]["map50"], document[key]["map50_95"])
+            yield (title, *accuracy, *_costs(document[costs]), ms.get("median"), ms.get("p90"))
+
+
+def _costs(figures: Mapping[str, Any]) -> tuple[Cell, ...]:
+    return figures["parameters"], figures["macs"] / 1e9, figures["weights_bytes"] / 1e6
+
+
+def text(document: Document) -> str:
+    """All there is to say at the end of a run."""
+    return "\n".join([text_table(*table(document)), *remarks(document)])
+
+
+def markdown(document: Document) -> str:
+    """The same as report.md."""
+    title = f"# {document['strategy']} pruning\n"
+    found = "" if document["latency"] is None else (
+        "\nIn detections.jpg every picture is there twice: left what the original finds, right what is left of it.\n"
+    )  # fmt: skip
+    notes = "\n\n".join(remarks(document))
+    return f"{title}\n{markdown_table(*table(document))}\n\n{notes}\n{found}"
+
+
+def remarks(document: Document) -> Iterator[str]:
+    """Lines below the table."""
+    if (latency := document["latency"]) is not None:
+        yield (
+            f"ms: forward pass of one picture, {latency['height']} × {latency['width']}, batch normalisation folded, "
+            f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}"
+        )
+    proof = document["certificate"]
+    yield (
+        f"certificate: compact = silenced to {proof['compact_vs_silenced']:.0e}, = keep-size to "
+        f"{proof['compact_vs_keep_size']:.0e}; border {proof['border']:.2g}"
+        + (f"; before {document['recalibrated']} batches gave it new statistics" if document["recalibrated"] else "")
+    )
+    yield from advice(document["percent"], document["advised_percent"])
+    yield f"next: {next_command(document)}"
+
+
+def advice(percent: float | None, advised: float | None) -> Iterator[str]:
+    """How much can go, if channels were chosen; more than that is a warning."""
+    if advised is None:
+        return
+    share, free = f"{100 * advised:.0f} %", f"{100 * FREE_SHARE:.0f} %"
+    yield f"the weakest {share} of the channels hold at most {free} of the sum of |γ|: --percent {advised:g} is advised"
+    if percent is not None and percent > advised:
+        yield (
+            f"--percent {percent:g} is more: accuracy drops until the network is fine-tuned; "
+            "sparse training makes more channels weak: python train.py -sr"
+        )
+
+
+def next_command(document: Document) -> str:
+    """What to call now."""
+    data = document["data"] or "DATA.data"
+    words = ("--cfg", document["cfg"], "--weights", document["weights"], "--data", data)
+    return f"python train.py {shlex.join(words)}"
+
+
+def grid_text(document: Document) -> str:
+    """A dry run: a row for each amount."""
+    keys = {key: Column(f"--{key}", "g") for key in ("percent", "shortcut") if document["grid"][0][key] is not None}
+    none = (None,) * len(keys)
+    lines = [(*none, *_costs(document["before"]), "before")]
+    for row in document["grid"]:
+        costs = (None,) * len(COSTS) if row["after"] is None else _costs(row["after"])
+        lines.append((*(row[key] for key in keys), *costs, "infeasible" if row["after"] is None else ""))
+    reasons = dict.fromkeys(row["infeasible"] for row in document["grid"] if row["infeasible"])
+    return "\n".join([text_table((*keys.values(), *COSTS, Column("")), lines), *reasons, *_limits(document)])
+
+
+def _limits(document: Document) -> Iterator[str]:
+    if document["max_percent"] is not None:
+        yield f"the largest percent that works is {document['max_percent']:.4f}"
+        yield from advice(None, document["advised_percent"])
+    if document["residual_units"] is not None:
+        yield f"residual units: {document['residual_units']}"
+
+
+def layer_bars(plan: Plan, gammas: Gammas) -> list[LayerBar]:
+    """What every convolution that makes channels keeps."""
+    graph, removal = plan.graph, plan.removal
+    chains = {i: number for number, chain in enumerate(graph.chains()) for i in chain}
+    may_go = set(plan.choice.layers) if plan.choice is not None else set()
+    if plan.amount.shortcut is not None:
+        may_go |= {i for unit in residual_units(graph.network) for i in unit.blocks}
+    bars = []
+    for i in graph.makers():
+        labels, removed = graph.labels[i], i in removal.blocks
+        after = 0 if removed else int(removal.keep[labels].sum())
+        bars.append(LayerBar(i, len(labels), after, chains.get(i), i in may_go, removed))
+    return bars
+
+
+def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
+    """The pictures of a run: channels.png, gamma.png of ranked channels, detections.jpg of measured networks."""
+    plot_channels(bars, run.file("channels.png"))
+    if plan.choice is not None:
+        scores = np.concatenate(list(plan.choice.scores.values()))
+        plot_threshold(scores, plan.choice.removed, run.file("gamma.png"))
+    if comparison is not None:
+        write_image(run.file("detections.jpg"), side_by_side(comparison))
+
+
+def side_by_side(comparison: Comparison) -> NDArray[np.uint8]:
+    """A row for each picture: left what is found before, right what is found after; uint8 [H, W, 3], RGB."""
+    lines = []
+    for picture, *found in zip(comparison.pictures, comparison.before, comparison.after, strict=True):
+        pair = [draw_grid(picture[None], [boxes], comparison.names) for boxes in found]
+        lines.append(np.hstack([np.pad(half, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for half in pair]))
+    return np.vstack(lines)
