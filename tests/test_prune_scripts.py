@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from utils.darknet.blocks import Convolutional
 from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError
 from utils.model_files import choose_model
-from utils.pruning import report
+from utils.pruning import measure, report
 from utils.training.state import write_darknet
 
 AMOUNTS = {
@@ -41,9 +42,15 @@ FILES = {"args.yaml", "channels.csv", "channels.png", "detections.jpg", "env.jso
 FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 
 
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(measure, "interleaved", partial(measure.interleaved, rounds=5, warm=1))
+
+
 @pytest.fixture
 def files(tmp_path) -> list[str]:
     """A network with γ that differ, as --cfg and --weights."""
+    torch.manual_seed(0)
     model = Darknet(tiny())
     generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
@@ -90,7 +97,7 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
     assert document["strategy"] == name
     assert set(document["before"]) == set(document["after"]) == FIGURES
     assert document["after"]["parameters"] <= document["before"]["parameters"]
-    assert document["after"]["map50"] == pytest.approx(document["absorbed"]["map50"], abs=1e-6)
+    assert None not in {*document["after"].values(), *document["before"].values(), *document["absorbed"].values()}
     assert document["after"]["ms"] == document["latency"]["compact"]["median"] > 0
     assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
     network, arrays = written(document)
@@ -221,11 +228,24 @@ def test_without_test_nothing_is_measured(prune):
     assert not (Path(document["run_dir"]) / "detections.jpg").exists()
 
 
-def test_without_absorption_the_compact_network_is_the_silenced_one(prune, folder, arrays):
-    document = prune("slim", "--percent", "0.2", "--no-absorb", "--data", str(folder / "d.data"))
-    assert document["absorbed"] is None
-    for key in ("map50", "map50_95"):
-        assert document["after"][key] == pytest.approx(document["silenced"][key], abs=1e-6)
+@pytest.mark.parametrize("name", ["slim", "layer_channel"])
+def test_the_rows_of_the_table_are_those_networks(prune, folder, monkeypatch, name):
+    """With the mean of all heads for AP: absorbed equals compact; silenced equals compact without absorption."""
+
+    @torch.no_grad()
+    def mean(self, name, model):
+        image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        value = float(torch.cat([head.ravel() for head in model(image).heads]).mean())
+        return measure.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+
+    monkeypatch.setattr(measure.Bench, "accuracy", mean)
+    flags = (*AMOUNTS[name], "--data", str(folder / "d.data"))
+    absorbed, bare = prune(name, *flags), prune(name, *flags, "--no-absorb")
+    original, silenced, taken, compact = (absorbed[key]["map50"] for key in ("before", "silenced", "absorbed", "after"))
+    assert taken == pytest.approx(compact, abs=1e-6)
+    assert bare["silenced"]["map50"] == silenced == pytest.approx(bare["after"]["map50"], abs=1e-6)
+    assert bare["before"]["map50"] == original and bare["absorbed"] is None
+    assert min(abs(original - silenced), abs(original - taken), abs(silenced - taken)) > 1e-5
 
 
 def test_recalibration_takes_the_place_of_absorption(prune, folder, capsys):
