@@ -164,11 +164,14 @@ class TestOutlook:
         reach = {name: pressure(SparseSettings(0.1, 1, rates)).reach for name, rates in SCHEDULES.items()}
         assert reach["dynamic"] == reach["constant"] > reach["global"] > reach["constant"] / 3
 
-    def test_the_advice_is_the_share_that_holds_a_hundredth(self):
-        """98 of weight 1 and 100 of weight 0.0099: those and no more."""
-        assert advised_percent({0: np.ones(98), 1: np.full(100, 0.0098)}) == 0.5
-        assert advised_percent({0: np.ones(98), 1: np.zeros(100)}, max_percent=0.2) == 0.2
-        assert advised_percent({0: np.ones(100)}) == 0.01
+    def test_the_advice_goes_on_until_a_layer_has_lost_a_twentieth(self):
+        """Forty of 0 and ten of 0.1, which hold 1 of 51, and one of 1; of the ninety of 0.05 four."""
+        small = np.concatenate([np.zeros(40), np.full(10, 0.1), np.ones(50)])
+        assert advised_percent({0: small}) == 0.51
+        assert advised_percent({0: small, 3: np.full(90, 0.05)}) == 0.23
+        assert advised_percent({0: small}, max_percent=0.2) == 0.2
+        assert advised_percent({0: np.ones(16)}) == 0
+        assert advised_percent({0: np.zeros(16)}) == 1
         assert advised_percent({}) == 0
 
 

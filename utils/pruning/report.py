@@ -96,8 +96,11 @@ def advice(percent: float | None, advised: float | None) -> Iterator[str]:
     """How much can go, if channels were chosen; more than that is a warning."""
     if advised is None:
         return
-    share, free = f"{100 * advised:.0f} %", f"{100 * FREE_SHARE:.0f} %"
-    yield f"the weakest {share} of the channels hold at most {free} of the sum of |γ|: --percent {advised:g} is advised"
+    free = f"{100 * FREE_SHARE:.0f} % of any layer's Σ |γ|"
+    if advised:
+        yield f"advised: --percent {advised:g}; the weakest {100 * advised:.0f} % of the channels hold at most {free}"
+    else:
+        yield f"advised: no pruning yet; even the weakest channels hold more than {free}"
     if percent is not None and percent > advised:
         yield (
             f"--percent {percent:g} is more: accuracy drops until the network is fine-tuned; "
