@@ -60,6 +60,7 @@ def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None)
         _add_unit_flags(group)
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
+    _add_width_flag(group, strategy.channels)
     why = "say why channels of a block of --cfg are tied or stay, and which scripts may remove them; do nothing else"
     group.add_argument("--explain", type=non_negative_int, metavar="BLOCK", help=why)
     _add_files_flags(parser.add_argument_group("model and data"))
@@ -85,10 +86,16 @@ def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) 
     if channels.layer_keep is not None:
         least = "least share of a layer's channels that stays; one channel always does (default: %(default)s)"
         add("--layer_keep", type=fraction, default=channels.layer_keep, metavar="P", help=least)
-    widths = "round widths up to multiples of N, or to powers of two with `powers` (default: %(default)s)"
-    add("--multiple-of", type=multiple, default=channels.multiple_of, metavar="N", help=widths)
     beyond = "also convolutions before an upsampling, a spatial pyramid or a split route, as in train.py"
     add("--all-convs", action="store_true", help=beyond)
+
+
+def _add_width_flag(group: argparse._ArgumentGroup, channels: ChannelPolicy | None) -> None:
+    widths = "round widths up to multiples of N, or to powers of two with `powers` (default: %(default)s)"
+    if channels is None:
+        widths = "as in the other scripts; whole units leave widths as they are, so it changes nothing here"
+    default = 1 if channels is None else channels.multiple_of
+    group.add_argument("--multiple-of", type=multiple, default=default, metavar="N", help=widths)
 
 
 def _add_files_flags(group: argparse._ArgumentGroup) -> None:
