@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -23,7 +25,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional
 from utils.data.images import read_image
-from utils.errors import InfeasibleError, InputError
+from utils.errors import InfeasibleError, InputError, ResourceError
 from utils.model_files import choose_model
 from utils.pruning import measure, report
 from utils.training.state import write_darknet
@@ -220,6 +222,24 @@ def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path,
     with pytest.raises(InfeasibleError, match=r"certificate: .* nothing is written"):
         prune("slim", "--percent", "0.2", "--no-test")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["model.weights", "model.pt", "model.cfg"])
+def test_a_run_that_cannot_write_leaves_no_cfg_without_its_weights(prune, tmp_path, monkeypatch, kind):
+    """Whatever cannot be written, at the moment its temporary file becomes the file."""
+    real = os.replace
+
+    def full(source, target, *more, **flags):
+        if str(target).endswith(kind):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return real(source, target, *more, **flags)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ResourceError):
+        prune("slim", "--percent", "0.2", "--no-test")
+    left = {path.name for path in (tmp_path / "runs" / "exp").iterdir()}
+    assert {"model.cfg", kind}.isdisjoint(left)
+    assert not any(name.endswith(".tmp") for name in left)
 
 
 def test_without_test_nothing_is_measured(prune):
