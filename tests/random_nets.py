@@ -27,8 +27,8 @@ def networks(draw: st.DrawFn, exact: bool = False) -> Network:
 
     Args:
         draw: of hypothesis.
-        exact: draw only what hands a constant on exactly: 1 × 1 kernels with a bias or batch normalisation, plain sums,
-            no gates and no reorg.
+        exact: draw only what hands a constant on exactly: 1 × 1 kernels with a bias or batch normalisation, sums without
+            a curve, no gates and no reorg.
     """
     sketch = _Sketch(draw, exact)
     sketch.convolution()
@@ -132,8 +132,8 @@ class _Sketch:
         keys = f"from={self.references(chosen)}\n"
         if not self.exact:
             keys += f"activation={self.any_of('linear', 'linear', *ACTIVATIONS)}\n"
-            keys += f"weights_type={self.any_of('none', 'none', 'none', 'per_feature', 'per_channel')}\n"
-            keys += f"weights_normalization={self.any_of('none', 'relu', 'softmax')}\n"
+        keys += f"weights_type={self.any_of('none', 'none', 'none', 'per_feature', 'per_channel')}\n"
+        keys += f"weights_normalization={self.any_of('none', 'relu', 'softmax')}\n"
         self.add(f"[shortcut]\n{keys}", channels, side)
 
     def unit(self, inner: bool = False) -> None:

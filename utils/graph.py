@@ -106,16 +106,22 @@ class ChannelGraph:
 
     def chains(self) -> tuple[tuple[int, ...], ...]:
         """The convolutions that feed each residual chain: those whose channels shortcuts tie together."""
+        return self._joined(self.tied)
+
+    def families(self) -> tuple[tuple[int, ...], ...]:
+        """All convolutions that make labels, those together that have labels in common, whatever ties them."""
+        return self._joined(np.ones(self.count, np.bool_))
+
+    def _joined(self, counts: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+        """The convolutions with labels that count [L], those together that have such labels in common."""
         found: dict[int, set[int]] = {}
-        makers = [i for i in self.makers() if self.tied[self.labels[i]].any()]
-        for i in makers:
-            joined = {i}
-            for label in self.labels[i][self.tied[self.labels[i]]].tolist():
-                joined |= found.get(label, set())
-            for member in joined:
-                for label in self.labels[member][self.tied[self.labels[member]]].tolist():
+        for i in self.makers():
+            mine = self.labels[i][counts[self.labels[i]]].tolist()
+            joined = {i}.union(*(found[label] for label in mine if label in found))
+            for member in joined if mine else ():
+                for label in self.labels[member][counts[self.labels[member]]].tolist():
                     found[label] = joined
-        return tuple(sorted({tuple(sorted(chain)) for chain in found.values()}))
+        return tuple(sorted({tuple(sorted(family)) for family in found.values()}))
 
     def explain(self, index: int) -> Iterator[str]:
         """Lines that say why channels of a block are tied or pinned, and where they are read."""

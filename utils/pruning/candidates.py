@@ -2,10 +2,13 @@
 
 The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
 channel graph. They differ in two places: a depthwise convolution passes its channels through, so the convolution before
-it is a candidate like any other; and a residual chain of which one convolution is no candidate has none.
+it is a candidate like any other; and of convolutions that go together, as in a residual chain, all are candidates or
+none is, gates apart.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Shortcut, Upsample
 from utils.graph import ChannelGraph
@@ -28,7 +31,7 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
             them: directly before an upsampling, a spatial pyramid, or a route that splits its source.
     """
     blocks = graph.network.blocks
-    gates = {i - 1 for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
+    gates = {_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
     if prune == 2:
         before = (_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, Shortcut))
         return tuple(i for i in before if isinstance(blocks[i], Convolutional) and blocks[i].batch_normalize)
@@ -41,8 +44,16 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
         and (prune == 1 or not graph.tied[graph.labels[i]].any())
         and (all_convs or not _left_out(blocks, i))
     }
-    stuck = {i for chain in graph.chains() if not found.issuperset(chain) for i in chain}
+    stuck = {i for family in graph.families() if not _free(graph, family, found, gates) for i in family}
     return tuple(sorted(found - stuck))
+
+
+def _free(graph: ChannelGraph, family: tuple[int, ...], found: set[int], gates: set[int]) -> bool:
+    """Whether all of a family are candidates, or gates that keep a channel because a candidate does."""
+    sure = [graph.labels[i] for i in found.intersection(family)]
+    return all(
+        i in found or (i in gates and any(np.isin(labels, graph.labels[i]).all() for labels in sure)) for i in family
+    )
 
 
 def _before(blocks: tuple[Block, ...], i: int) -> int:

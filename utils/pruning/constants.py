@@ -30,6 +30,9 @@ from utils.pruning.activations import FUNCTIONS, Vector
 from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays
 
+SUM_EPSILON = 1e-4
+"""Added to the sum that relu normalisation divides by, as AlexeyAB/darknet does (`shortcut_multilayer_cpu`)."""
+
 
 def absorb(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, NDArray[np.floating]]:
     """The tensors with the constants of what is removed taken up by what reads them; shapes as before.
@@ -91,13 +94,27 @@ def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], w
         case Route():
             parts = [np.split(source, block.groups)[block.group_id] for source in sources]
             return np.concatenate(parts)
-        case Shortcut(weights_type="none"):
-            total = sources[0].copy()
-            for other in sources[1:]:
-                common = min(len(total), len(other))
-                total[:common] += other[:common]
+        case Shortcut():
+            scales = np.broadcast_to(_scales(arrays, index, block), (len(sources), width))
+            total = np.zeros(width)
+            for other, scale in zip(sources, scales, strict=True):
+                common = min(width, len(other))
+                total[:common] += scale[:common] * other[:common]
             return _activated(block, total)
     return np.zeros(width)
+
+
+def _scales(arrays: Arrays, index: int, block: Shortcut) -> Vector:
+    """Factors of a shortcut's inputs, [inputs, C or 1], as `layers.Addition` computes them."""
+    weights = arrays.get(f"layers.{index}.weights", np.ones(1 + len(block.sources))).astype(np.float64)
+    weights = weights.reshape(len(weights), -1)
+    if block.weights_type == "none" or block.weights_normalization == "none":
+        return weights
+    if block.weights_normalization == "relu":
+        positive = np.maximum(weights, 0)
+        return positive / (positive.sum(0) + SUM_EPSILON)
+    powers = np.exp(weights - weights.max(0))
+    return powers / powers.sum(0)
 
 
 def _shifted(arrays: Arrays, index: int, block: Convolutional, width: int) -> Vector:

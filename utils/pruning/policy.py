@@ -23,7 +23,7 @@ from utils.pruning.removal import Keep
 Gammas = Mapping[int, NDArray[np.floating]]
 """γ of batch normalisation [C], by block number."""
 Group = tuple[int, ...]
-"""Candidate convolutions whose channels are chosen together: one alone, or those of a residual chain."""
+"""Candidate convolutions whose channels are chosen together: one alone, or those of e.g. a residual chain."""
 MERGES = {
     "first": "as the first convolution of the chain says",
     "union": "what any convolution of the chain keeps",
@@ -51,6 +51,10 @@ class ChannelPolicy:
     """Widths are rounded up to multiples of this number, or to powers of two (`POWERS`)."""
     all_convs: bool = False
     """Candidates beyond the classic ones."""
+
+    def least(self, width: int) -> int:
+        """Channels that stay of so many, whatever their γ."""
+        return max(1, int(width * (self.layer_keep or 0)))
 
     def round_up(self, width: int) -> int:
         """The next allowed width, from 1 channel up."""
@@ -103,7 +107,7 @@ def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Channe
     limit, limiting = total, None
     if policy.layer_keep is None and policy.multiple_of == 1:
         limit, limiting = _limit(graph, groups, ranks, policy.merge)
-    max_percent = min(0.9999, math.floor(limit / total * 1e4) / 1e4)
+    max_percent = min(9999, 10000 * limit // total) / 1e4
     if removed > limit:
         raise InfeasibleError(
             f"--percent {policy.percent:g}: {graph.network.where(limiting)} would lose all its "
@@ -170,32 +174,33 @@ def _ranks(scores: Mapping[int, NDArray[np.float64]], layers: Sequence[int]) -> 
 
 
 def _groups(graph: ChannelGraph, layers: Sequence[int]) -> list[Group]:
-    """The candidates, those of a residual chain together."""
-    chains = [chain for chain in graph.chains() if chain[0] in layers]
-    chained = {layer for chain in chains for layer in chain}
-    return [*chains, *((layer,) for layer in layers if layer not in chained)]
+    """The candidates, those together that have channels in common."""
+    groups = (tuple(layer for layer in family if layer in layers) for family in graph.families())
+    return [group for group in groups if group]
 
 
 def _limit(
     graph: ChannelGraph, groups: Sequence[Group], ranks: Mapping[int, NDArray[np.int64]], merge: str
 ) -> tuple[int, int]:
     """The most channels that can be removed without emptying a convolution, and the one that limits."""
-
-    def last(group: Group) -> tuple[int, int]:
-        strongest = [(int(ranks[layer].max()), layer) for layer in group]
-        if merge == "union":
-            return max(strongest)
-        return strongest[0] if merge == "first" else min(strongest)
-
-    return min(last(group) for group in groups)
+    last = np.zeros(graph.count, np.int64)
+    for group in groups:
+        voters = group[:1] if merge == "first" else group
+        for members in (group, voters):  # where the first has no say, all have
+            labels = np.concatenate([graph.labels[layer] for layer in members])
+            votes = np.concatenate([ranks[layer] for layer in members])
+            order = np.lexsort((votes, labels))
+            own, start, count = np.unique(labels[order], return_index=True, return_counts=True)
+            place = {"intersection": 0, "majority": count // 2}.get(merge, count - 1)
+            last[own] = votes[order][start + place]
+    return min((int(last[graph.labels[layer]].max()), layer) for layer in ranks)
 
 
 def _floored(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
     """Mask [C] of one convolution: what the ranking keeps, and at least the floor of its strongest channels."""
     mask = ranks >= removed
-    least = 1 if policy.layer_keep is None else max(1, int(len(ranks) * policy.layer_keep))
     if policy.layer_keep is not None or policy.multiple_of != 1:
-        mask[np.argsort(-ranks)[:least]] = True
+        mask[np.argsort(-ranks)[: policy.least(len(ranks))]] = True
     return mask
 
 
@@ -223,7 +228,10 @@ def _merge(graph: ChannelGraph, group: Group, masks: Mapping[int, Keep], merge: 
 def _round(
     graph: ChannelGraph, group: Group, scores: Mapping[int, NDArray[np.float64]], policy: ChannelPolicy, keep: Keep
 ) -> None:
-    """Give every convolution of the group an allowed width by putting back its strongest channels."""
+    """Give every convolution of the group an allowed width, and its floor, by putting back its strongest channels.
+
+    From the narrowest on; a channel that others share with one that has its width only comes back for their floor.
+    """
     total, voters = np.zeros((2, graph.count))
     for layer in group:
         np.add.at(total, graph.labels[layer], scores[layer])
@@ -231,10 +239,13 @@ def _round(
     settled: set[int] = set()
     for layer in sorted(group, key=lambda layer: len(graph.labels[layer])):
         labels = np.unique(graph.labels[layer])
-        missing = policy.round_up(int(keep[labels].sum())) - int(keep[labels].sum())
-        free = [label for label in labels[~keep[labels]].tolist() if label not in settled]
-        free.sort(key=lambda label: (-total[label] / voters[label], label))
-        keep[free[:missing]] = True
+        kept = int(keep[labels].sum())
+        floor = max(kept, policy.least(len(labels)))
+        gone = labels[~keep[labels]].tolist()
+        gone.sort(key=lambda label: (label in settled, -total[label] / voters[label], label))
+        free = sum(label not in settled for label in gone)
+        back = max(floor - kept, min(policy.round_up(floor) - kept, free))
+        keep[gone[:back]] = True
         settled |= set(labels.tolist())
 
 
