@@ -1,0 +1,103 @@
+"""Pruned networks in OpenCV: the cfg and weights that a strategy leaves give there the raw heads they give here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models import load_arrays
+from tests.test_oracle_opencv import TOLERANCE, difference, dog
+from tests.test_pruning import gammas_of
+from tests.test_random_networks import random_arrays
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.cfg import format_network
+from utils.darknet.opencv import opencv_warning
+from utils.errors import InfeasibleError
+from utils.graph import channel_graph
+from utils.pruning.constants import absorb
+from utils.pruning.policy import ChannelPolicy, choose
+from utils.pruning.removal import Removal
+from utils.pruning.surgery import compact
+from utils.pruning.units import choose_units, residual_units
+
+CHANNELS = {
+    "normal": ChannelPolicy(0.3, prune=0),
+    "regular": ChannelPolicy(0.4, prune=0, multiple_of=8),
+    "shortcut": ChannelPolicy(0.3, merge="first"),
+    "slim": ChannelPolicy(0.5, layer_keep=0.01),
+    "layer": None,
+    "layer_channel": ChannelPolicy(0.5, layer_keep=0.01),
+}
+"""What the scripts of these names remove; those whose name begins with layer take residual units, too."""
+UNITS = 3
+PUBLIC = {"yolov3-tiny": 0, "yolo-fastest-1.1": 18, "MobileNetV2-YOLOv3-Nano-coco": 10}
+"""Networks with real weights, and how many residual units they have."""
+OURS = {"yolov4-tiny": 0, "yolov4": 23, "yolov3": 23}
+"""Networks of cfg/, with random weights."""
+QUICK = ("yolov4-tiny", "yolov4-layer_channel")
+SIDE = 128
+"""Input of the networks with random weights, in pixels."""
+CASES = tuple(
+    pytest.param(name, strategy, id=f"{name}-{strategy}",
+                 marks=() if name in PUBLIC or f"{name}-{strategy}".startswith(QUICK) else pytest.mark.slow)
+    for name, units in (PUBLIC | OURS).items() for strategy in CHANNELS if units or not strategy.startswith("layer")
+)  # fmt: skip
+
+
+def network_and_arrays(request, name):
+    """A public network with its weights, or one of ours with random ones and a small input."""
+    if name in PUBLIC:
+        folder = request.getfixturevalue("shared") / "data" / "weights"
+        network = cfg_file.load(folder / f"{name}.cfg", warn=lambda text: None)
+        return network, weights_file.read(folder / f"{name}.weights", network)
+    network = cfg_file.load(request.getfixturevalue("root") / "cfg" / f"{name}.cfg")
+    network = replace(network, net=replace(network.net, width=SIDE, height=SIDE))
+    return network, random_arrays(network, 3, np.float32)
+
+
+def chosen(graph, gammas, strategy) -> Removal:
+    """What a strategy removes, at the largest percentage that works if its own is too high."""
+    policy, keep = CHANNELS[strategy], np.ones(graph.count, np.bool_)
+    if policy is not None:
+        try:
+            keep = choose(graph, gammas, policy).keep
+        except InfeasibleError as refused:
+            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
+    return Removal(keep, choose_units(graph, gammas, keep, UNITS) if strategy.startswith("layer") else ())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_networks_have_so_many_units(request, name):
+    assert len(residual_units(network_and_arrays(request, name)[0])) == PUBLIC[name]
+
+
+@pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer")
+@pytest.mark.parametrize(("name", "strategy"), CASES)
+def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tmp_path, name, strategy):
+    network, arrays = network_and_arrays(request, name)
+    graph = channel_graph(network)
+    removal = chosen(graph, gammas_of(network, arrays), strategy)
+    narrow, sliced = compact(graph, absorb(graph, arrays, removal), removal)
+    cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
+    cfg.write_text(format_network(narrow))
+    weights_file.write(weights, narrow, sliced)
+    assert weights.stat().st_size == weights_file.file_bytes(narrow) < weights_file.file_bytes(network)
+
+    written = cfg_file.load(cfg, warn=lambda text: None)
+    assert written == narrow
+    assert opencv_warning(written) is None
+    blob = dog(shared, written)
+    tensors = {key: torch.from_numpy(array) for key, array in weights_file.read(weights, written).items()}
+    with torch.inference_mode():
+        ours = load_arrays(written, tensors).eval()(torch.from_numpy(blob)).heads
+    net = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
+    net.setInput(blob)
+    theirs = net.forward([f"conv_{head - 1}" for head in written.heads])
+    for one, other in zip(theirs, ours, strict=True):
+        assert float(np.ptp(one)) > 0.1
+        assert difference(one, other.numpy()) < TOLERANCE
