@@ -103,33 +103,40 @@ def test_every_percentage_works_or_is_refused_with_what_works(root, name, levels
 
 def _stays(graph, gammas, policy, count: int) -> bool:
     """By the definition: `count` weakest candidate channels vote to go, layers that share a channel merge their votes,
-    and every candidate keeps a channel."""
+    and every candidate keeps a channel; by the merge `minimum` whichever of them leads."""
     layers = candidates(graph, policy.prune, policy.all_convs)
     scores = choose(graph, gammas, replace(policy, percent=0.0)).scores
     order = sorted((scores[i][c], i, c) for i in layers for c in range(len(scores[i])))
     gone = {(i, c) for _, i, c in order[:count]}
+    weakest = order[count][0] if count < len(order) else np.inf
     votes: dict[int, list[tuple[int, bool]]] = {}
+    values: dict[int, list[float]] = {}
     for i in layers:
         for c, label in enumerate(graph.labels[i].tolist()):
             votes.setdefault(label, []).append((i, (i, c) not in gone))
+            values.setdefault(label, []).append(scores[i][c])
     first = {label: given[0][0] for label, given in votes.items()}
     for _ in layers:  # the first of those that are joined by labels, however far
         for i in layers:
             least = min(first[label] for label in graph.labels[i].tolist())
             first |= dict.fromkeys(graph.labels[i].tolist(), least)
 
-    def kept(label: int) -> bool:
+    def kept(label: int, leader: int) -> bool:
         given = votes[label]
         stay = [vote for _, vote in given]
-        of_first = [vote for i, vote in given if i == first[label]]
+        of_first, of_leader = ([vote for i, vote in given if i == who] for who in (first[label], leader))
+        mean = np.clip(sum(sorted(values[label])) / len(given), min(values[label]), max(values[label]))
         return {
             "union": any(stay),
             "intersection": all(stay),
             "majority": 2 * sum(stay) >= len(stay),
             "first": any(of_first or stay),
+            "minimum": any(of_leader or stay),
+            "mean": mean > weakest or (mean == weakest and any(stay)),
         }[policy.merge]
 
-    return all(any(kept(label) for label in graph.labels[i].tolist()) for i in layers)
+    leaders = layers if policy.merge == "minimum" else layers[:1]
+    return all(any(kept(label, leader) for label in graph.labels[i].tolist()) for i in layers for leader in leaders)
 
 
 @examples(600)
@@ -175,6 +182,8 @@ class TestTies:
             "majority": [1, 1, 1, 0],
             "first": [1, 0, 1, 0],
             "intersection": [0, 0, 1, 0],
+            "minimum": [1, 0, 1, 0],
+            "mean": [0, 0, 1, 0],
         }
         assert keep.tolist() == [bool(stays) for stays in expected[merge]]
 

@@ -1,14 +1,16 @@
 """Which channels stay: candidates ranked by |γ|, residual chains merged, widths rounded; no torch.
 
 Channels are removed by their number under a total order (|γ|, layer, channel), never by a threshold, so equal γ and
-zeros are nothing special. Every pruning script is one `ChannelPolicy` given to `choose`.
+zeros are nothing special; all candidates together, or each group among themselves. Every pruning script is one
+`ChannelPolicy` given to `choose`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -18,19 +20,12 @@ from utils.darknet.blocks import Convolutional, Depthwise, Dropout, Maxpool, Ups
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph, Labels, is_depthwise
 from utils.pruning.candidates import candidates
+from utils.pruning.groups import Group, check_percents, pruning_groups
+from utils.pruning.ranking import MERGES, Family, Ranking, Scores, largest_removal, merge_masks, merge_means, rank
 from utils.pruning.removal import Keep
 
 Gammas = Mapping[int, NDArray[np.floating]]
 """γ of batch normalisation [C], by block number."""
-Group = tuple[int, ...]
-"""Candidate convolutions whose channels are chosen together: one alone, or those of e.g. a residual chain."""
-MERGES = {
-    "first": "as the first convolution of the chain says",
-    "union": "what any convolution of the chain keeps",
-    "majority": "what at least half of the chain's convolutions keep",
-    "intersection": "what all convolutions of the chain keep",
-}
-"""How the masks of the convolutions that a shortcut ties become one."""
 POWERS = 0
 """`multiple_of` that stands for powers of two."""
 
@@ -40,7 +35,7 @@ class ChannelPolicy:
     """A strategy of channel pruning."""
 
     percent: float
-    """Share of the candidate channels that is removed, before merging, floor and rounding."""
+    """Share of the candidate channels, all or of every group, that is removed before merging, floor and rounding."""
     prune: Literal[0, 1] = 1
     """Which candidates; a key of `candidates.SETS`."""
     merge: str = "union"
@@ -51,6 +46,21 @@ class ChannelPolicy:
     """Widths are rounded up to multiples of this number, or to powers of two (`POWERS`)."""
     all_convs: bool = False
     """Candidates beyond the classic ones."""
+    groups: bool = False
+    """Rank the channels of each of `pruning_groups` among themselves."""
+    group_percents: tuple[float, ...] | None = None
+    """Of each group; None: `percent` of all."""
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise ValueError(f"merge {self.merge!r}: there are {', '.join(MERGES)}")
+        if self.group_percents is not None and not self.groups:
+            raise ValueError("group_percents: without groups there is one percent")
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether every layer keeps channels, however many go."""
+        return self.layer_keep is not None or self.multiple_of != 1
 
     def least(self, width: int) -> int:
         """Channels that stay of so many, whatever their γ."""
@@ -64,24 +74,60 @@ class ChannelPolicy:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """Candidates that are ranked among themselves: all of a network, or those in one of its groups."""
+
+    group: Group | None
+    """None: all of a network."""
+    ranking: Ranking
+    percent: float
+
+    @property
+    def ranked(self) -> int:
+        """Number of candidate channels, N; may be 0 in a group."""
+        return len(self.ranking.ordered)
+
+    @property
+    def removed(self) -> int:
+        """How many of them the percentage says."""
+        return math.floor(self.percent * self.ranked + 1e-9)
+
+    @property
+    def threshold(self) -> float:
+        """Score of the weakest channel that the ranking keeps; 0 if it keeps none."""
+        return float(self.ranking.ordered[self.removed]) if self.removed < self.ranked else 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelChoice:
     """What a policy keeps of a network."""
 
     keep: Keep
     layers: tuple[int, ...]
     """The candidate convolutions."""
-    scores: Mapping[int, NDArray[np.float64]]
+    scores: Scores
     """Of each candidate's channels: |γ|, or its mean with that of the depthwise convolution behind it."""
-    ranked: int
-    """Number of candidate channels, N."""
-    removed: int
-    """How many of them the percentage says."""
-    threshold: float
-    """Score of the weakest channel that the ranking keeps."""
+    parts: tuple[Part, ...]
+    """One, or as many as there are groups."""
     max_percent: float
-    """The largest percentage that works, cut to four decimals."""
+    """The largest percentage that works, in all parts, cut to four decimals."""
     limiting: int | None
     """The convolution that would lose all its channels beyond that; None if nothing limits."""
+
+    @property
+    def ranked(self) -> int:
+        """Number of candidate channels, N."""
+        return sum(part.ranked for part in self.parts)
+
+    @property
+    def removed(self) -> int:
+        """How many of them the percentages say."""
+        return sum(part.removed for part in self.parts)
+
+    @property
+    def threshold(self) -> float:
+        """Score of the weakest channel that the ranking keeps."""
+        return min(part.threshold for part in self.parts if part.ranked)
 
 
 def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> ChannelChoice:
@@ -94,33 +140,70 @@ def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Channe
 
     Raises:
         NumericsError: a γ is NaN or infinite.
+        InputError: the policy has percentages for another number of groups than there are.
         InfeasibleError: a convolution would lose all its channels, or there is no candidate.
     """
     layers = candidates(graph, policy.prune, policy.all_convs)
     if not layers:
         raise InfeasibleError(f"{graph.network.path or 'network'}: no convolution can be pruned this way")
     scores = channel_scores(graph, gammas, layers)
-    ranks = _ranks(scores, layers)
-    total = sum(len(rank) for rank in ranks.values())
-    removed = math.floor(policy.percent * total + 1e-9)
-    groups = _groups(graph, layers)
-    limit, limiting = total, None
-    if policy.layer_keep is None and policy.multiple_of == 1:
-        limit, limiting = _limit(graph, groups, ranks, policy.merge)
-    max_percent = min(9999, 10000 * limit // total) / 1e4
-    if removed > limit:
-        raise InfeasibleError(
-            f"--percent {policy.percent:g}: {graph.network.where(limiting)} would lose all its "
-            f"{len(ranks[limiting])} channels; the largest percent that works is {max_percent:.4f}"
-        )
+    parts = tuple(_parts(graph, scores, layers, policy))
+    families = _families(graph, layers)
     keep = np.ones(graph.count, np.bool_)
-    for group in groups:
-        masks = {layer: _floored(ranks[layer], removed, policy) for layer in group}
-        _merge(graph, group, masks, policy.merge, keep)
-        _round(graph, group, scores, policy, keep)
-    weakest = [scores[layer][rank >= removed] for layer, rank in ranks.items()]
-    threshold = float(min((part.min() for part in weakest if part.size), default=0.0))
-    return ChannelChoice(keep, layers, scores, total, removed, threshold, max_percent, limiting)
+    limits = []
+    for part in parts:
+        own = [family for family in families if family[0] in part.ranking.ranks]
+        if own:
+            limits.append(_limit(graph, own, part, policy))
+            _prune(graph, own, part, policy, keep)
+    max_percent, limiting = min(limits, key=itemgetter(0))
+    return ChannelChoice(keep, layers, scores, parts, max_percent, limiting)
+
+
+def _parts(graph: ChannelGraph, scores: Scores, layers: Sequence[int], policy: ChannelPolicy) -> Iterator[Part]:
+    """The candidates as they are ranked, each part with its percentage."""
+    if not policy.groups:
+        yield Part(None, rank(scores, layers), policy.percent)
+        return
+    groups = pruning_groups(graph)
+    percents = (policy.percent,) * len(groups) if policy.group_percents is None else policy.group_percents
+    check_percents(groups, percents, graph.network.path or "the network")
+    for group, percent in zip(groups, percents, strict=True):
+        members = [layer for layer in layers if layer in group.layers]
+        yield Part(group, rank(scores, members), percent)
+
+
+def _limit(
+    graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy
+) -> tuple[float, int | None]:
+    """The largest percentage that works in a part, cut to four decimals, and the convolution that limits it.
+
+    Raises:
+        InfeasibleError: the part's percentage is larger.
+    """
+    limit, limiting = part.ranked, None
+    if not policy.has_floor:
+        limit, limiting = largest_removal(graph, families, part.ranking, policy.merge)
+    max_percent = min(9999, 10000 * limit // part.ranked) / 1e4
+    if part.removed > limit:
+        flag = "--percent" if policy.group_percents is None else "--group-percent"
+        raise InfeasibleError(
+            f"{flag} {part.percent:g}: {graph.network.where(limiting)} would lose all its "
+            f"{len(part.ranking.ranks[limiting])} channels; the largest percent that works is {max_percent:.4f}"
+        )
+    return max_percent, limiting
+
+
+def _prune(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy, keep: Keep) -> None:
+    """Write the labels of a part into `keep`."""
+    ranking, removed = part.ranking, part.removed
+    for family in families:
+        if policy.merge == "mean":
+            merge_means(graph, family, ranking, removed, keep)
+        else:
+            masks = {layer: _floored(ranking.ranks[layer], removed, policy) for layer in family}
+            merge_masks(graph, family, masks, policy.merge, keep)
+        _round(graph, family, ranking.scores, policy, keep)
 
 
 def channel_scores(graph: ChannelGraph, gammas: Gammas, layers: Sequence[int]) -> dict[int, NDArray[np.float64]]:
@@ -164,80 +247,31 @@ def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
     return followers
 
 
-def _ranks(scores: Mapping[int, NDArray[np.float64]], layers: Sequence[int]) -> dict[int, NDArray[np.int64]]:
-    """Rank of every candidate channel under (score, layer, channel), the weakest 0."""
-    every = np.concatenate([scores[layer] for layer in layers])
-    ranks = np.empty(len(every), np.int64)
-    ranks[np.argsort(every, kind="stable")] = np.arange(len(every))
-    cuts = np.cumsum([len(scores[layer]) for layer in layers])[:-1]
-    return dict(zip(layers, np.split(ranks, cuts), strict=True))
-
-
-def _groups(graph: ChannelGraph, layers: Sequence[int]) -> list[Group]:
+def _families(graph: ChannelGraph, layers: Sequence[int]) -> list[Family]:
     """The candidates, those together that have channels in common."""
-    groups = (tuple(layer for layer in family if layer in layers) for family in graph.families())
-    return [group for group in groups if group]
-
-
-def _limit(
-    graph: ChannelGraph, groups: Sequence[Group], ranks: Mapping[int, NDArray[np.int64]], merge: str
-) -> tuple[int, int]:
-    """The most channels that can be removed without emptying a convolution, and the one that limits."""
-    last = np.zeros(graph.count, np.int64)
-    for group in groups:
-        voters = group[:1] if merge == "first" else group
-        for members in (group, voters):  # where the first has no say, all have
-            labels = np.concatenate([graph.labels[layer] for layer in members])
-            votes = np.concatenate([ranks[layer] for layer in members])
-            order = np.lexsort((votes, labels))
-            own, start, count = np.unique(labels[order], return_index=True, return_counts=True)
-            place = {"intersection": 0, "majority": count // 2}.get(merge, count - 1)
-            last[own] = votes[order][start + place]
-    return min((int(last[graph.labels[layer]].max()), layer) for layer in ranks)
+    families = (tuple(layer for layer in family if layer in layers) for family in graph.families())
+    return [family for family in families if family]
 
 
 def _floored(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
     """Mask [C] of one convolution: what the ranking keeps, and at least the floor of its strongest channels."""
     mask = ranks >= removed
-    if policy.layer_keep is not None or policy.multiple_of != 1:
+    if policy.has_floor:
         mask[np.argsort(-ranks)[: policy.least(len(ranks))]] = True
     return mask
 
 
-def _merge(graph: ChannelGraph, group: Group, masks: Mapping[int, Keep], merge: str, keep: Keep) -> None:
-    """Write the group's labels into `keep`."""
-    votes, voters = np.zeros((2, graph.count), np.int64)
-    for layer in group:
-        labels = graph.labels[layer]
-        np.add.at(votes, labels, masks[layer])
-        np.add.at(voters, labels, 1)
-    own = voters > 0
-    merged = {
-        "union": votes > 0,
-        "first": votes > 0,
-        "majority": 2 * votes >= voters,
-        "intersection": votes == voters,
-    }[merge]
-    keep[own] = merged[own]
-    if merge == "first":
-        first = group[0]
-        keep[graph.labels[first]] = False
-        keep[graph.labels[first][masks[first]]] = True
-
-
-def _round(
-    graph: ChannelGraph, group: Group, scores: Mapping[int, NDArray[np.float64]], policy: ChannelPolicy, keep: Keep
-) -> None:
-    """Give every convolution of the group an allowed width, and its floor, by putting back its strongest channels.
+def _round(graph: ChannelGraph, family: Family, scores: Scores, policy: ChannelPolicy, keep: Keep) -> None:
+    """Give every convolution of a family an allowed width, and its floor, by putting back its strongest channels.
 
     From the narrowest on; a channel that others share with one that has its width only comes back for their floor.
     """
     total, voters = np.zeros((2, graph.count))
-    for layer in group:
+    for layer in family:
         np.add.at(total, graph.labels[layer], scores[layer])
         np.add.at(voters, graph.labels[layer], 1)
     settled: set[int] = set()
-    for layer in sorted(group, key=lambda layer: len(graph.labels[layer])):
+    for layer in sorted(family, key=lambda layer: len(graph.labels[layer])):
         labels = np.unique(graph.labels[layer])
         kept = int(keep[labels].sum())
         floor = max(kept, policy.least(len(labels)))
