@@ -121,7 +121,8 @@ class ChannelGraph:
             for member in joined if mine else ():
                 for label in self.labels[member][counts[self.labels[member]]].tolist():
                     found[label] = joined
-        return tuple(sorted({tuple(sorted(family)) for family in found.values()}))
+        families = {id(family): family for family in found.values()}
+        return tuple(sorted(tuple(sorted(family)) for family in families.values()))
 
     def explain(self, index: int) -> Iterator[str]:
         """Lines that say why channels of a block are tied or pinned, and where they are read."""
