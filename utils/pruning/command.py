@@ -17,7 +17,9 @@ from utils.flags import add_device_flags, add_model_flags, add_picture_flags, ad
 from utils.graph import channel_graph
 from utils.model_files import choose_model
 from utils.pruning.candidates import SETS, candidates
+from utils.pruning.groups import check_percents, pruning_groups
 from utils.pruning.policy import POWERS, ChannelPolicy
+from utils.pruning.ranking import MERGES
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.units import residual_units
 from utils.report.run_dir import check_name
@@ -82,7 +84,15 @@ def _add_unit_flags(group: argparse._ArgumentGroup) -> None:
 def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) -> None:
     add = group.add_argument
     share = "share of the candidate channels to remove, the weakest |γ| first, 0 <= P < 1; several with --dry-run"
+    if channels.groups:
+        share = share.replace("candidate channels", "candidate channels of every group")
     add("--percent", type=fraction, nargs="+", metavar="P", help=share)
+    if channels.groups:
+        each = "the same by group, in place of --percent: as many shares as the network has groups"
+        add("--group-percent", type=fraction, nargs="+", metavar="P", help=each)
+        merges = "; ".join(f"{name}: {what}" for name, what in MERGES.items())
+        tied = f"which channels of what a shortcut ties stay; {merges} (default: %(default)s)"
+        add("--merge", choices=tuple(MERGES), default=channels.merge, help=tied)
     if channels.layer_keep is not None:
         least = "least share of a layer's channels that stays; one channel always does (default: %(default)s)"
         add("--layer_keep", type=fraction, default=channels.layer_keep, metavar="P", help=least)
@@ -131,6 +141,11 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         channels = replace(channels, multiple_of=args.multiple_of, all_convs=args.all_convs)
         if channels.layer_keep is not None:
             channels = replace(channels, layer_keep=args.layer_keep)
+        if channels.groups:
+            percents = tuple(args.group_percent) if args.group_percent else None
+            channels = replace(channels, merge=args.merge, group_percents=percents)
+            if network is not None and percents:
+                check_percents(pruning_groups(channel_graph(network)), percents, network.path)
     files = choose_model(network, args.weights, classes=data.classes if data else None)
     asked = PruneRequest(
         strategy.name,
@@ -162,12 +177,15 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
 
 
 def _amounts(strategy: Strategy, args: argparse.Namespace) -> tuple[Amount, ...]:
-    """All combinations of what was asked for."""
-    values = {}
-    for key, wanted in (("shortcut", strategy.units), ("percent", strategy.channels is not None)):
+    """All combinations of what was asked for; without a percentage where there is one for each group."""
+    values, by_group = {}, getattr(args, "group_percent", None) is not None
+    if by_group and args.percent is not None:
+        raise InputError("--group-percent: takes the place of --percent; give one of them")
+    for key, wanted in (("shortcut", strategy.units), ("percent", strategy.channels is not None and not by_group)):
         values[key] = getattr(args, key) if wanted else [None]
         if values[key] is None:
-            raise InputError(f"--{key}: is needed; --dry-run shows beforehand what would be left")
+            either = ", or --group-percent" if hasattr(args, "group_percent") else ""
+            raise InputError(f"--{key}: is needed{either}; --dry-run shows beforehand what would be left")
     return tuple(Amount(*pair) for pair in product(values["percent"], values["shortcut"]))
 
 
@@ -210,6 +228,9 @@ def explanation(network: Network, block: int) -> Iterator[str]:
         beyond = number != 2 and not found and block in candidates(graph, number, all_convs=True)
         answer = "yes" if found else "with --all-convs" if beyond else "no"
         yield f"  candidate of set {number}, {name}: {answer}"
+    for number, group in enumerate(pruning_groups(graph), 1):
+        if block in group.layers:
+            yield f"  in group {number} of group_prune.py, {group.name}"
     for unit in residual_units(network):
         if block in unit.blocks:
             yield f"  in a residual unit: blocks {unit.blocks[0]} to {unit.shortcut}, which layer_prune.py may remove"

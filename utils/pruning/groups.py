@@ -63,6 +63,19 @@ def pruning_groups(graph: ChannelGraph) -> tuple[Group, ...]:
     return tuple(Group(name, layers) for name, layers in zip(NAMES, members, strict=True) if layers)
 
 
+def owners(graph: ChannelGraph, groups: Sequence[Group]) -> list[int]:
+    """For every block the place of its group in `groups`: that of the convolution it is, or else of the one before it.
+
+    Blocks before the first convolution are in that one's group.
+    """
+    of = {i: place for place, group in enumerate(groups) for i in group.layers}
+    owner, found = of[min(of)], []
+    for i in range(len(graph.network.blocks)):
+        owner = of.get(i, owner)
+        found.append(owner)
+    return found
+
+
 def check_percents(groups: Sequence[Group], percents: Sequence[float], where: str) -> None:
     """Refuse another number of percentages than there are groups.
 

@@ -13,12 +13,13 @@ from utils.darknet.layout import file_bytes
 from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph
 from utils.pruning.advice import advised_percent
+from utils.pruning.groups import owners
 from utils.pruning.policy import ChannelChoice, ChannelPolicy, Gammas, choose
 from utils.pruning.removal import Removal
 from utils.pruning.request import Amount
-from utils.pruning.surgery import Arrays, compact_network
+from utils.pruning.surgery import Arrays, compact_network, numbers
 from utils.pruning.units import choose_units, residual_units
-from utils.report.cost import network_cost
+from utils.report.cost import block_costs, network_cost, total
 
 Size = tuple[int, int]
 """Height and width of the network input."""
@@ -41,8 +42,11 @@ class Plan:
 
     @property
     def advised(self) -> float | None:
-        """The percentage that costs little, as far as γ tell."""
-        return None if self.choice is None else advised_percent(self.choice.scores, self.choice.max_percent)
+        """The percentage that costs little, as far as γ tell; of every group, if there are."""
+        if self.choice is None:
+            return None
+        parts = (part.ranking.scores for part in self.choice.parts if part.ranked)
+        return min(advised_percent(scores, self.choice.max_percent) for scores in parts)
 
     def after(self) -> Network:
         """The network that is left."""
@@ -56,16 +60,18 @@ def make_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | Non
         graph: of the network.
         gammas: γ of every convolution with batch normalisation.
         channels: which channels; None: all stay.
-        amount: how much; its percentage takes the place of that of `channels`.
+        amount: how much; its percentage, if any, takes the place of that of `channels`.
 
     Raises:
-        InputError: the network has no residual unit.
+        InputError: the network has no residual unit, or another number of groups than there are percentages.
         InfeasibleError: a convolution would lose all its channels, or there are not so many units.
         NumericsError: a γ is NaN or infinite.
     """
     keep, choice, units = np.ones(graph.count, np.bool_), None, ()
     if channels is not None:
-        choice = choose(graph, gammas, replace(channels, percent=amount.percent))
+        if amount.percent is not None:
+            channels = replace(channels, percent=amount.percent)
+        choice = choose(graph, gammas, channels)
         keep = choice.keep
     if amount.shortcut:
         if not residual_units(graph.network):
@@ -84,10 +90,10 @@ def grid(
     for amount in amounts:
         row = amount._asdict()
         try:
-            after = figures(make_plan(graph, gammas, channels, amount).after(), size)
-            yield row | {"after": after, "infeasible": None}
+            plan = make_plan(graph, gammas, channels, amount)
+            yield row | {"after": figures(plan.after(), size), "groups": group_figures(plan, size), "infeasible": None}
         except InfeasibleError as failure:
-            yield row | {"after": None, "infeasible": str(failure)}
+            yield row | {"after": None, "groups": None, "infeasible": str(failure)}
 
 
 def gammas_of(network: Network, arrays: Arrays) -> Gammas:
@@ -101,3 +107,30 @@ def figures(network: Network, size: Size) -> dict[str, Any]:
     cost = network_cost(network, *size)
     return {"map50": None, "map50_95": None, "parameters": cost.parameters, "macs": cost.macs,
             "weights_bytes": file_bytes(network), "ms": None}  # fmt: skip
+
+
+def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
+    """What goes from every group and what it costs before and after, by the keys of --json; None without groups.
+
+    A block that is no convolution, or a depthwise one, is counted with the convolution before it, so that the groups
+    add up to the network.
+    """
+    parts = () if plan.choice is None else plan.choice.parts
+    groups = tuple(part.group for part in parts if part.group is not None)
+    if not groups:
+        return None
+    owner, number = owners(plan.graph, groups), numbers(plan.graph.network, plan.removal)
+    old, new = (block_costs(network, *size) for network in (plan.graph.network, plan.after()))
+    rows = []
+    for place, (part, group) in enumerate(zip(parts, groups, strict=True)):
+        blocks = [i for i, at in enumerate(owner) if at == place]
+        before, after = total(old[i] for i in blocks), total(new[number[i]] for i in blocks if i in number)
+        kept = sum(int(plan.removal.keep[plan.graph.labels[i]].sum()) for i in part.ranking.layers)
+        advised = advised_percent(part.ranking.scores, plan.choice.max_percent) if part.ranked else None
+        rows.append({
+            "name": group.name, "convolutions": list(group.layers), "candidates": part.ranked, "percent": part.percent,
+            "advised_percent": advised, "removed": part.removed, "threshold": part.threshold, "kept": kept,
+            "before": {"parameters": before.parameters, "macs": before.macs},
+            "after": {"parameters": after.parameters, "macs": after.macs},
+        })  # fmt: skip
+    return rows

@@ -6,7 +6,7 @@ Texts are made from the document of --json, so that both say the same.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -25,12 +25,20 @@ from utils.report.run_dir import RunDirectory
 from utils.report.tables import Cell, Column, markdown_table, text_table
 
 Document = Mapping[str, Any]
+MORE = "accuracy drops until the network is fine-tuned; sparse training makes more channels weak: python train.py -sr"
 COSTS = (Column("parameters"), Column("GMACs"), Column(".weights MB", ".2f"))
 COLUMNS = (
     *(Column(title) for title in ("network", "AP50", "AP50-95")),
     *COSTS,
     *(Column(title, ".2f") for title in ("ms median", "ms p90")),
 )
+
+GROUP_COLUMNS = (
+    *(Column(title) for title in ("group", "blocks", "convolutions", "channels")),
+    *(Column(title, "g") for title in ("percent", "advised")),
+    *(Column(title, ".1f") for title in ("kept", "% of parameters", "after", "% of MACs", "after")),
+)
+"""The last four are shares of the whole network, before and after."""
 
 
 def table(document: Document) -> tuple[list[Column], list[tuple[Cell, ...]]]:
@@ -62,7 +70,8 @@ def _costs(figures: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def text(document: Document) -> str:
     """All there is to say at the end of a run."""
-    return "\n".join([text_table(*table(document)), *remarks(document)])
+    groups = (f"\n{shown}\n" for shown in _group_tables(document, text_table))
+    return "\n".join([text_table(*table(document)), *groups, *remarks(document)])
 
 
 def markdown(document: Document) -> str:
@@ -72,7 +81,27 @@ def markdown(document: Document) -> str:
         "\nIn detections.jpg every picture is there twice: left what the original finds, right what is left of it.\n"
     )  # fmt: skip
     notes = "\n\n".join(remarks(document))
-    return f"{title}\n{markdown_table(*table(document))}\n\n{notes}\n{found}"
+    tables = "\n\n".join([markdown_table(*table(document)), *_group_tables(document, markdown_table)])
+    return f"{title}\n{tables}\n\n{notes}\n{found}"
+
+
+def _group_tables(document: Document, shown: Callable[..., str]) -> Iterator[str]:
+    """The table of the groups, if there are."""
+    if groups := document.get("groups"):
+        yield shown(GROUP_COLUMNS, [_group_row(number, groups) for number in range(len(groups))])
+
+
+def _group_row(number: int, groups: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    group = groups[number]
+    shares = (
+        100 * group[when][key] / max(1, sum(other[when][key] for other in groups))
+        for key in ("parameters", "macs")
+        for when in ("before", "after")
+    )
+    chosen = (group["percent"], group["advised_percent"], group["kept"]) if group["candidates"] else (None, None, None)
+    makers = group["convolutions"]
+    blocks = f"{makers[0]}–{makers[-1]}"
+    return f"{number + 1} {group['name']}", blocks, len(makers), group["candidates"], *chosen, *shares
 
 
 def remarks(document: Document) -> Iterator[str]:
@@ -88,7 +117,10 @@ def remarks(document: Document) -> Iterator[str]:
         f"{proof['compact_vs_keep_size']:.0e}; border {proof['border']:.2g}"
         + (f"; before {document['recalibrated']} batches gave it new statistics" if document["recalibrated"] else "")
     )
-    yield from advice(document["percent"], document["advised_percent"])
+    if document["groups"]:
+        yield from group_advice(document["groups"])
+    else:
+        yield from advice(document["percent"], document["advised_percent"])
     yield f"next: {next_command(document)}"
 
 
@@ -102,10 +134,21 @@ def advice(percent: float | None, advised: float | None) -> Iterator[str]:
     else:
         yield f"advised: no pruning yet; even the weakest channels hold more than {free}"
     if percent is not None and percent > advised:
-        yield (
-            f"--percent {percent:g} is more: accuracy drops until the network is fine-tuned; "
-            "sparse training makes more channels weak: python train.py -sr"
-        )
+        yield f"--percent {percent:g} is more: {MORE}"
+
+
+def group_advice(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How much of every group can go; more than that is a warning."""
+    advised = [group["advised_percent"] or 0.0 for group in groups]
+    percents = " ".join(f"{percent:g}" for percent in advised)
+    free = f"{100 * FREE_SHARE:.0f} % of any layer's Σ |γ|"
+    if any(advised):
+        yield f"advised: --group-percent {percents}; so many of the weakest channels of a group hold at most {free}"
+    else:
+        yield f"advised: no pruning yet; even the weakest channels hold more than {free}"
+    more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
+    if more:
+        yield f"more goes from group {', '.join(more)}: {MORE}"
 
 
 def next_command(document: Document) -> str:
@@ -124,13 +167,18 @@ def grid_text(document: Document) -> str:
         costs = (None,) * len(COSTS) if row["after"] is None else _costs(row["after"])
         lines.append((*(row[key] for key in keys), *costs, "infeasible" if row["after"] is None else ""))
     reasons = dict.fromkeys(row["infeasible"] for row in document["grid"] if row["infeasible"])
-    return "\n".join([text_table((*keys.values(), *COSTS, Column("")), lines), *reasons, *_limits(document)])
+    groups = (f"\n{shown}\n" for shown in _group_tables(document, text_table))
+    rows = text_table((*keys.values(), *COSTS, Column("")), lines)
+    return "\n".join([rows, *groups, *reasons, *_limits(document)])
 
 
 def _limits(document: Document) -> Iterator[str]:
     if document["max_percent"] is not None:
         yield f"the largest percent that works is {document['max_percent']:.4f}"
-        yield from advice(None, document["advised_percent"])
+        if groups := document.get("groups"):
+            yield next(group_advice(groups))
+        else:
+            yield from advice(None, document["advised_percent"])
     if document["residual_units"] is not None:
         yield f"residual units: {document['residual_units']}"
 
@@ -151,11 +199,13 @@ def layer_bars(plan: Plan, gammas: Gammas) -> list[LayerBar]:
 
 
 def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
-    """The pictures of a run: channels.png, gamma.png of ranked channels, detections.jpg of measured networks."""
+    """The pictures of a run: channels.png, gamma.png of what is ranked together, detections.jpg where was measured."""
     plot_channels(bars, run.file("channels.png"))
     if plan.choice is not None:
-        scores = np.concatenate(list(plan.choice.scores.values()))
-        plot_threshold(scores, plan.choice.removed, run.file("gamma.png"))
+        for number, part in enumerate(plan.choice.parts, 1):
+            if part.ranked:
+                name = "gamma.png" if part.group is None else f"gamma_{number}.png"
+                plot_threshold(part.ranking.ordered, part.removed, run.file(name))
     if comparison is not None:
         write_image(run.file("detections.jpg"), side_by_side(comparison))
 

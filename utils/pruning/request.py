@@ -18,7 +18,7 @@ class Amount(NamedTuple):
     """How much is removed; None of what a strategy does not remove."""
 
     percent: float | None
-    """Share of the candidate channels."""
+    """Share of the candidate channels; None also if every group has a share of its own."""
     shortcut: int | None
     """Number of residual units."""
 

@@ -16,7 +16,7 @@ from utils.pruning import record, report
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
 from utils.pruning.measure import Comparison, compare, make_bench, training_batches
-from utils.pruning.plan import Plan, figures, gammas_of, grid, make_plan
+from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, make_plan
 from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
@@ -50,7 +50,7 @@ def prune(asked: PruneRequest) -> None:
         return
     plan = make_plan(graph, gammas, asked.channels, asked.amounts[0])
     document = {"strategy": asked.strategy, **plan.amount._asdict(), "before": figures(network, size)}
-    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised}
+    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
     written, comparison, found = carry_out(asked, plan, arrays, size, device)
     document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)
     run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
@@ -74,7 +74,8 @@ def preview(asked: PruneRequest, graph: ChannelGraph, gammas: Gammas, size: Size
     if len(asked.amounts) == 1:
         make_plan(graph, gammas, asked.channels, asked.amounts[0])
     document["grid"] = list(grid(graph, gammas, asked.channels, asked.amounts, size))
-    return document | ({"after": document["grid"][0]["after"]} if len(asked.amounts) == 1 else {})
+    only = document["grid"][0] if len(asked.amounts) == 1 else {}
+    return document | {key: only[key] for key in ("after", "groups") if only}
 
 
 def carry_out(
