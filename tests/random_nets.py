@@ -15,20 +15,20 @@ WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)
 WIDEST_ROUTE = 24
 HEAD = "[convolutional]\nfilters={}\nactivation=linear\n[yolo]\nmask={}\nnum=3\nanchors=4,4,8,8,12,10\nclasses=1\n"
 EXACT_PIECES = (
-    "convolution", "depthwise", "shortcut", "shortcut", "unit", "unit", "unit", "unit", "route", "pyramid", "upsample",
-    "pool", "dropout", "branch", "head",
+    "convolution", "depthwise", "shortcut", "shortcut", "unit", "unit", "units", "route", "pyramid", "upsample", "pool",
+    "dropout", "branch", "head",
 )  # fmt: skip
 PIECES = (*EXACT_PIECES, "narrowing", "squeeze", "scale", "sam", "reorg")
 
 
 @st.composite
 def networks(draw: st.DrawFn, exact: bool = False) -> Network:
-    """A network of at most 20 blocks, whose convolutions have at most 12 channels.
+    """A network of at most 26 blocks, whose convolutions have at most 12 channels.
 
     Args:
         draw: of hypothesis.
-        exact: draw only what hands a constant on exactly: 1 × 1 kernels with a bias or batch normalisation, sums without
-            a curve, no gates and no reorg.
+        exact: draw only what hands a constant on exactly: 1 × 1 kernels with a bias or batch normalisation, sums
+            without a curve, no gates and no reorg.
     """
     sketch = _Sketch(draw, exact)
     sketch.convolution()
@@ -145,10 +145,20 @@ class _Sketch:
                 self.unit(inner=True)
             else:
                 (self.convolution, self.convolution, self.depthwise)[kind]()
-        self.convolution(channels, batch_normalize=1)
+        groups = channels if self.last[0] == channels > 1 and self.number(0, 2) == 0 else 1
+        self.convolution(channels, batch_normalize=1, groups=groups)
         if self.number(0, 5) == 0:
             self.dropout()
         self.add(f"[shortcut]\nfrom={self.reference(source)}\nactivation=linear\n", channels, side)
+
+    def units(self) -> None:
+        """Two residual units in a row, and their sum read from afar."""
+        self.unit(inner=True)
+        self.unit(inner=True)
+        both = len(self.maps) - 1
+        self.convolution()
+        self.add(f"[route]\nlayers={self.references([len(self.maps) - 1, both])}\n",
+                 self.last[0] + self.maps[both][0], self.last[1])  # fmt: skip
 
     def route(self) -> None:
         """Of one to four blocks, or of a part of each."""

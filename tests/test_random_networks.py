@@ -37,7 +37,7 @@ POLICIES = st.builds(
     all_convs=st.booleans(),
 )
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = st.integers(0, 3)
+COUNTS = st.sampled_from((0, 1, 2, 9))
 SIDE = 32
 
 
@@ -96,7 +96,9 @@ def features(network: Network) -> set[str]:
             case Route() if block.groups > 1:
                 found.add(f"split of {min(2, len(block.layers))}")
     found |= {f"{min(2, len(units))} units", f"{min(2, len(channel_graph(network).chains()))} chains"}
-    return found | {"nested" for one in units for two in units if one != two and one.shortcut in two.blocks}
+    found |= {"nested" for one in units for two in units if one != two and one.shortcut in two.blocks}
+    found |= {"in a row" for one in units for two in units if one.shortcut == two.source}
+    return found | {"depthwise unit" for unit in units if network.blocks[unit.last].groups > 1}
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -111,8 +113,8 @@ def test_the_networks_have_every_block_and_every_case(exact):
 
     look()
     wanted = {*ACTIVATIONS, "depthwise", "plain", "grouped", "normalised", "bias", "1 heads", "2 heads", "0 units",
-              "1 units", "2 units", "nested", "0 chains", "1 chains", "2 chains", "equal", "wider", "narrower",
-              "1 sources", "2 sources", "split of 1", "split of 2"}  # fmt: skip
+              "1 units", "2 units", "nested", "in a row", "depthwise unit", "0 chains", "1 chains", "2 chains",
+              "equal", "wider", "narrower", "1 sources", "2 sources", "split of 1", "split of 2"}  # fmt: skip
     if not exact:
         wanted |= {kind.block.__name__ for kind in SECTIONS} | {"neither", "per_channel", "per_feature", "softmax"}
     assert sorted(wanted - seen) == []
