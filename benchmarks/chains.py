@@ -114,6 +114,7 @@ def finish(name: str, chain: Chain) -> None:
         "ms": {when: pruned[when]["ms"] for when in ("before", "after")},
         "weights_bytes": {when: pruned[when]["weights_bytes"] for when in ("before", "after")},
         "certificate": pruned["certificate"],
+        "silenced": pruned["silenced"],
         "steps": {step: {key: steps[step][key] for key in COLUMNS} for step in ORDER if step in steps},
     }
     STORED.mkdir(exist_ok=True)
@@ -168,6 +169,10 @@ def section(name: str, document: dict[str, Any]) -> list[str]:
     rows = []
     for step, found in document["steps"].items():
         when = "before" if step in ("base", "sparse") else "after"
+        if step == "pruned":
+            silenced = document["silenced"]
+            rows.append(("removed channels silent, constants and all", silenced["map50"], silenced["map50_95"],
+                         *(None,) * 4))  # fmt: skip
         rows.append((titles[step], found["map50"], found["map50_95"], found["parameters"], found["macs"] / 1e9,
                      document["weights_bytes"][when] / 1e6, document["ms"][when]))  # fmt: skip
     lines = [f"## {name}", "", f"{chain.what}; {chain.size} × {chain.size}; {document['train_minutes']} minutes of "
