@@ -76,6 +76,8 @@ class Evaluation:
     times: Times
     detections: tuple[ImageDetections, ...]
     """One a picture, if they were asked for."""
+    truth: tuple[np.ndarray, ...] = ()
+    """[m, 5] a picture, class, x1, y1, x2, y2 in pixels of the original picture; with the detections."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,11 @@ def evaluate(
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
         evaluator: a key of `coco.EVALUATORS`.
-        keep_detections: return them.
+        keep_detections: return them, and the objects they were compared with.
         on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
         settings: fields of DetectionSettings.
     """
-    how, clock, kept = DetectionSettings(**settings), _Clock(device), []
+    how, clock, kept, truths = DetectionSettings(**settings), _Clock(device), [], []
     scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
     with _evaluation_mode(model):
         for number, batch in enumerate(tqdm(loader, "test", unit="batch", file=sys.stderr, disable=None, leave=False)):
@@ -151,10 +153,11 @@ def evaluate(
             for image, truth in _compared(batch, found, how.single_class):
                 scores.add(image.boxes, image.scores, image.classes, truth)
                 kept += [image] * keep_detections
+                truths += [truth] * keep_detections
             if on_batch is not None:
                 on_batch(number, batch, found)
             clock.restart()
-    return Evaluation(scores.result(), clock.times(), tuple(kept))
+    return Evaluation(scores.result(), clock.times(), tuple(kept), tuple(truths))
 
 
 def network_input(images: Tensor, device: torch.device | str) -> Tensor:

@@ -12,6 +12,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,22 @@ class Result:
         return np.array(ap + ar)
 
 
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Which detections match an object, over all areas, of the K classes that have objects; T = 10 IoUs."""
+
+    images: int
+    """Number of images."""
+    classes: Integers
+    """[K]."""
+    objects: tuple[Integers, ...]
+    """For each class the image of each of its objects, rising."""
+    found: tuple[Integers, ...]
+    """For each class the image of each of its n detections, the best score first."""
+    hits: tuple[NDArray[np.bool_], ...]
+    """For each class [T, n], whether they match."""
+
+
 def mean(values: Floats) -> float:
     """Mean of what could be measured (the rest is -1); 0 if that is nothing. COCO's own table shows -1 there."""
     values = values[values > -1]
@@ -81,14 +98,8 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
         images: number of images.
         full: all areas and recalls; otherwise AP and AP50 over all areas only.
     """
-    classes = np.unique(truth.category)
-    found, rank = _best(_of_classes(detections, classes), images, full)
-    objects = _of_classes(truth, classes)
-    objects = _taken(objects, np.argsort(objects.category * images + objects.image, kind="stable"))
+    classes, objects, found, rank, order, starts = _sorted(detections, truth, images, full)
     pairs = _pairs(found, objects, images)
-    order = np.argsort(-found.score, kind="stable")  # images come in order, so equal scores stay in theirs
-    order = order[np.argsort(found.category[order].astype(np.min_scalar_type(len(classes))), kind="stable")]
-    starts = np.searchsorted(found.category[order], np.arange(len(classes) + 1))
     object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, found))
     ranges = list(AREAS.values()) if full else [AREAS["all"]]
     shape = len(IOUS), len(classes), len(ranges)
@@ -107,6 +118,38 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
     known = len(classes)  # without classes np.split returns one part all the same
     precision = np.ascontiguousarray(precision.transpose(0, 3, 1, 2))
     return Result(classes, precision, recall, tuple(scores[:known]), tuple(hits[:known]))
+
+
+def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
+    """What `evaluate` computes AP from; arguments as there."""
+    classes, objects, found, _, order, starts = _sorted(detections, truth, images, False)
+    matched, _ = _match(_pairs(found, objects, images), len(found.score), np.zeros(len(objects.image), np.bool_))
+    owned = np.searchsorted(objects.category, np.arange(len(classes) + 1))
+    place, hits = found.image[order], matched[:, order]
+    return Matches(
+        images, classes,
+        objects=tuple(objects.image[start:end] for start, end in pairwise(owned)),
+        found=tuple(place[start:end] for start, end in pairwise(starts)),
+        hits=tuple(hits[:, start:end] for start, end in pairwise(starts)),
+    )  # fmt: skip
+
+
+def _sorted(
+    detections: Boxes, truth: Boxes, images: int, ranked: bool
+) -> tuple[Integers, Boxes, Boxes, Integers, Integers, Integers]:
+    """The K classes with objects; what can match, `category` being the position in them; order of the detections.
+
+    Returns:
+        classes [K], objects by class and image, detections and ranks as of `_best`, order of the detections by class
+        and falling score, [K + 1] where the classes start in it, and the end.
+    """
+    classes = np.unique(truth.category)
+    found, rank = _best(_of_classes(detections, classes), images, ranked)
+    objects = _of_classes(truth, classes)
+    objects = _taken(objects, np.argsort(objects.category * images + objects.image, kind="stable"))
+    order = np.argsort(-found.score, kind="stable")  # images come in order, so equal scores stay in theirs
+    order = order[np.argsort(found.category[order].astype(np.min_scalar_type(len(classes))), kind="stable")]
+    return classes, objects, found, rank, order, np.searchsorted(found.category[order], np.arange(len(classes) + 1))
 
 
 def _of_classes(boxes: Boxes, classes: Integers) -> Boxes:

@@ -1,0 +1,162 @@
+"""Laws of the bootstrap of AP: weights are repeated pictures, and what is compared with itself does not differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.test_coco import case, crowd
+from utils.detection import bootstrap, coco
+from utils.detection.metrics import Evaluator
+
+IMAGES = 25
+
+
+def measured(detections: coco.Boxes, truth: coco.Boxes, images: int) -> np.ndarray:
+    """AP50 and AP50-95 of the evaluator."""
+    ap = coco.evaluate(detections, truth, images, True).precision.mean(axis=1)
+    return np.array([coco.mean(ap[0, :, 0]), coco.mean(ap[:, :, 0])])
+
+
+def no_ties(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+    """As `case`, but scores are equal in different images only."""
+    detections, truth = case(seed)
+    rng = np.random.default_rng(seed)
+    each = len(detections.image) // IMAGES
+    score = np.concatenate([rng.permutation(each) / each for _ in range(IMAGES)])
+    return detections._replace(score=score), truth
+
+
+def repeated(boxes: coco.Boxes, weights: np.ndarray) -> coco.Boxes:
+    """Boxes of a data set in which image i comes `weights[i]` times."""
+    rows = [np.flatnonzero(boxes.image == image) for image, times in enumerate(weights) for _ in range(times)]
+    which = np.concatenate([np.zeros(0, int), *rows])
+    numbers = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    score = boxes.score[which] if len(boxes.score) else boxes.score
+    return coco.Boxes(numbers, boxes.category[which], boxes.xywh[which], score)
+
+
+@pytest.mark.parametrize("boxes", [case, crowd, no_ties])
+@pytest.mark.parametrize("seed", range(3))
+def test_images_that_count_once_give_the_evaluators_ap_to_the_last_digit(boxes, seed):
+    detections, truth = boxes(seed)
+    images = 2 if boxes is crowd else IMAGES
+    (found,) = bootstrap.average_precision(coco.match(detections, truth, images), np.ones((1, images), int))
+    assert found.tolist() == measured(detections, truth, images).tolist()
+    assert 0 < found[1] <= found[0] < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_are_repeated_images(seed):
+    detections, truth = no_ties(seed)
+    weights = np.concatenate([bootstrap.draw(IMAGES, 6, seed), np.eye(IMAGES, dtype=int)[:3] * 4])
+    found = bootstrap.average_precision(coco.match(detections, truth, IMAGES), weights)
+    wanted = [measured(repeated(detections, w), repeated(truth, w), int(w.sum())) for w in weights]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    assert len({round(ap, 6) for ap in found[:6, 0]}) == 6
+
+
+def test_the_average_of_a_worked_example():
+    """One class, two images of one object each; by confidence: a hit in 0, a miss in 1, a hit in 1.
+
+    Weights 1, 1: precision 1 up to recall 1/2 (51 points), then 2/3 (50). Weights 2, 1: 1 up to recall 2/3 (67 points),
+    then 3/4 (34). Weights 0, 2: two misses come before two hits, so precision is 2/4 everywhere. Weights 0, 0: nothing.
+    """
+    found = [[(0, 0, 0, 9, 9, 0.9)], [(0, 50, 50, 60, 60, 0.8), (0, 0, 0, 9, 9, 0.7)]]
+    matches = bootstrap.matches([np.array(rows, float) for rows in found], [np.array([[0, 0, 0, 9, 9.0]])] * 2)
+    weights = np.array([(1, 1), (2, 1), (0, 2), (0, 0)])
+    wanted = [(51 + 50 * 2 / 3) / 101, (67 + 34 * 3 / 4) / 101, 1 / 2, 0]
+    np.testing.assert_allclose(bootstrap.average_precision(matches, weights).T, [wanted, wanted], atol=1e-12)
+
+
+def test_a_class_counts_in_draws_that_have_its_objects_only():
+    """Class 0 is found in image 0, class 1 of image 1 is not."""
+    truth = [np.array([[0, 0, 0, 9, 9.0]]), np.array([[1, 0, 0, 9, 9.0]])]
+    matches = bootstrap.matches([np.array([[0, 0, 0, 9, 9, 0.9]]), np.zeros((0, 6))], truth)
+    found = bootstrap.average_precision(matches, np.array([(1, 1), (2, 0), (0, 2)]))
+    np.testing.assert_allclose(found[:, 0], [0.5, 1, 0], atol=1e-12)
+
+
+def test_many_draws_at_a_time_change_nothing(monkeypatch):
+    detections, truth = case(1)
+    matches, weights = coco.match(detections, truth, IMAGES), bootstrap.draw(IMAGES, 40, 0)
+    whole = bootstrap.average_precision(matches, weights)
+    monkeypatch.setattr(bootstrap, "MOST_VALUES", 2**13)
+    assert np.array_equal(bootstrap.average_precision(matches, weights), whole)
+
+
+def test_a_draw_has_as_many_images_as_there_are_and_follows_from_the_seed():
+    drawn = bootstrap.draw(30, 500, 3)
+    assert drawn.shape == (500, 30) and (drawn.sum(1) == 30).all()
+    assert np.array_equal(drawn, bootstrap.draw(30, 500, 3)) and not np.array_equal(drawn, bootstrap.draw(30, 500, 4))
+    assert drawn.mean(0) == pytest.approx(1, abs=0.25)
+    assert (drawn == 0).mean() == pytest.approx((1 - 1 / 30) ** 30, abs=0.02)
+
+
+def test_a_network_does_not_differ_from_itself():
+    detections, truth = case(2)
+    matches = coco.match(detections, truth, IMAGES)
+    for spread in bootstrap.bootstrap([matches, matches], draws=50):
+        assert spread.gain50 == spread.gain50_95 == (0, 0, 0)
+        assert 0 <= spread.ap50.low < spread.ap50.high <= 1
+
+
+def without(detections: coco.Boxes, share: float) -> coco.Boxes:
+    """Detections of which some are lost, any of them."""
+    kept = np.random.default_rng(0).random(len(detections.score)) >= share
+    return coco.Boxes(*(values[kept] for values in detections))
+
+
+def test_a_network_that_overlooks_objects_in_every_image_is_worse_in_nearly_all_draws():
+    _, truth = case(2)
+    seen = truth._replace(score=np.random.default_rng(1).random(len(truth.image)))
+    _, spread = bootstrap.bootstrap([coco.match(found, truth, IMAGES) for found in (seen, without(seen, 0.3))], 200)
+    for gain in (spread.gain50, spread.gain50_95):
+        assert -0.45 < gain.low < gain.value < gain.high < -0.1
+        assert gain.value == pytest.approx(-0.3, abs=0.1)
+
+
+def test_networks_that_find_nearly_the_same_differ_by_less_than_each_of_them_is_sure():
+    detections, truth = case(2)
+    networks = [coco.match(found, truth, IMAGES) for found in (detections, without(detections, 0.05))]
+    _, spread = bootstrap.bootstrap(networks, draws=200)
+    assert 2 * (spread.gain50.high - spread.gain50.low) < spread.ap50.high - spread.ap50.low
+
+
+def test_rows_of_images_give_what_the_evaluator_measures_of_them():
+    detections, truth = case(4)
+    evaluator, rows, objects = Evaluator([str(k) for k in range(5)]), [], []
+    for image in range(IMAGES):
+        for boxes, into in ((detections, rows), (truth, objects)):
+            own = boxes.image == image
+            corners = boxes.xywh[own] + np.pad(boxes.xywh[own][:, :2], ((0, 0), (2, 0)))
+            score = [boxes.score[own]] if len(boxes.score) else []
+            into.append(np.column_stack([boxes.category[own], corners, *score]))
+        evaluator.add(rows[-1][:, 1:5], rows[-1][:, 5], rows[-1][:, 0], objects[-1])
+    metrics = evaluator.result()
+    found = bootstrap.average_precision(bootstrap.matches(rows, objects), np.ones((1, IMAGES)))
+    assert found.tolist() == [[metrics.map50, metrics.map50_95]]
+
+
+def test_the_interval_mirrors_the_middle_of_the_draws():
+    """0.3 was measured, draws are spread evenly over 0.2 … 1: 2.5 % lie below 0.22, 2.5 % above 0.98."""
+    draws = np.arange(1001) / 5000
+    rows = np.array([[0.3, 0.1], *np.column_stack([0.2 + 4 * draws, draws])])
+    wide, narrow = bootstrap._intervals(rows, -1)
+    assert wide == pytest.approx((0.3, 0.6 - 0.98, 0.6 - 0.22))
+    assert narrow == pytest.approx((0.1, 0.2 - 0.195, 0.2 - 0.005))
+    assert bootstrap._intervals(rows, 0)[0].low == 0
+
+
+def test_networks_measured_on_other_objects_are_refused():
+    detections, truth = case(0)
+    one = coco.match(detections, truth, IMAGES)
+    moved = coco.match(detections, truth._replace(image=np.sort((truth.image + 1) % IMAGES)), IMAGES)
+    with pytest.raises(ValueError, match="networks 0 and 1 were measured on different objects"):
+        bootstrap.bootstrap([one, moved])
+
+
+def test_without_objects_everything_is_zero():
+    matches = bootstrap.matches([np.array([[0, 0, 0, 9, 9, 0.5]])] * 3, [np.zeros((0, 5))] * 3)
+    (spread,) = bootstrap.bootstrap([matches], draws=5)
+    assert spread.ap50 == spread.gain50_95 == (0, 0, 0)

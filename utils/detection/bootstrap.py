@@ -1,0 +1,153 @@
+"""How far an average precision, and the difference of two, hang on the pictures that happened to be measured.
+
+The bootstrap (Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7, 1979): as many
+pictures as there are, drawn from them with replacement, are to the measured ones what those are to all pictures. So
+the interval is what was measured less the middle 95 % of how draws differ from it ("basic" interval: Davison and
+Hinkley, "Bootstrap Methods and Their Application", 1997, section 5.2). AP of few pictures is too high, that of draws
+from them still more; an interval between the percentiles of the draws themselves goes the wrong way. Of 1000 data sets
+of 315 pictures drawn from 20 000 made-up ones, 21 classes, it held the true AP50 in 88 % and the true difference of two
+networks in 91 % (percentiles: 80 % and 93 %); drawn from what a yolov3-tiny found in roadsigns, in 93 % and 92 % (78 %
+and 86 %).
+
+Networks are compared in pairs: a draw is the same for all, so what makes a picture hard for all of them cancels out of
+the difference. The interval does not say what another seed of the training would give.
+
+Detections are matched with objects once; a draw only says how often each picture counts. Where scores are equal, the
+copies of a picture stand together; so the AP of a draw is that of a data set with its pictures repeated, except where a
+hit and a miss of one class in one picture have the same score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.detection.coco import IOUS, RECALLS, Floats, Integers, Matches, match, mean
+from utils.detection.metrics import _boxes
+
+SHARE = 0.95
+"""Of the draws, make an interval."""
+MOST_VALUES = 2**21
+"""Numbers in one array; so many draws are done at a time."""
+
+
+class Interval(NamedTuple):
+    """What was measured, and between what it is for all pictures like the measured ones."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What is known of one network beside others."""
+
+    ap50: Interval
+    ap50_95: Interval
+    gain50: Interval
+    """AP50 less that of the first network, in the same draws."""
+    gain50_95: Interval
+
+
+def matches(detections: Sequence[Floats], truth: Sequence[Floats]) -> Matches:
+    """Match what a network found in every picture.
+
+    Args:
+        detections: [n, 6] a picture: class, x1, y1, x2, y2, confidence.
+        truth: [m, 5] a picture: class, x1, y1, x2, y2.
+    """
+    return match(_boxes(detections, 6), _boxes(truth, 5), len(truth))
+
+
+def bootstrap(networks: Sequence[Matches], draws: int = 1000, seed: int = 0) -> tuple[Spread, ...]:
+    """Intervals of every network, and of its difference to the first, in the order of the networks.
+
+    Args:
+        networks: what each found in the same pictures.
+        draws: data sets drawn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the networks were measured on different objects.
+    """
+    first = networks[0]
+    for number, other in enumerate(networks):
+        if not _same_objects(first, other):
+            raise ValueError(f"networks 0 and {number} were measured on different objects")
+    drawn = draw(first.images, draws, seed)
+    whole = np.ones((1, first.images), np.int64)
+    values = [average_precision(network, np.concatenate([whole, drawn])) for network in networks]  # [1 + draws, 2]
+    return tuple(Spread(*_intervals(found, 0), *_intervals(found - values[0], -1)) for found in values)
+
+
+def draw(images: int, draws: int, seed: int) -> Integers:
+    """[draws, images], how often each image is drawn when as many as there are are drawn with replacement."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
+
+
+def average_precision(found: Matches, weights: Integers) -> Floats:
+    """AP of data sets in which images count several times or not at all.
+
+    Args:
+        found: what was found in the images.
+        weights: [D, images], how often each counts.
+
+    Returns:
+        [D, 2], AP50 and AP50-95, means over the classes that have objects in a data set; 0 where none has.
+    """
+    weights = weights.astype(np.float64)  # sums of integers are exact
+    ap = np.full((len(weights), len(IOUS), len(found.classes)), -1.0)
+    for k, (objects, images, hits) in enumerate(zip(found.objects, found.found, found.hits, strict=True)):
+        at = np.flatnonzero(hits.any(0))  # precision can rise nowhere else
+        images = images[: at[-1] + 1 if len(at) else 0]
+        step = max(1, MOST_VALUES // max(len(images), len(IOUS) * max(len(at), len(RECALLS))))
+        for start in range(0, len(weights), step):
+            part = weights[start : start + step]
+            count = part[:, objects].sum(1)
+            there = np.flatnonzero(count)
+            ap[start + there, :, k] = _of_class(part[there], count[there], images, at, hits[:, at])
+    return np.array([(mean(values[0]), mean(values)) for values in ap])
+
+
+def _of_class(weights: Floats, count: Floats, images: Integers, at: Integers, hits: np.ndarray) -> Floats:
+    """AP of one class, from the same numbers by the same operations as in `coco.evaluate`.
+
+    Args:
+        weights: [D, images].
+        count: [D], objects, each > 0.
+        images: [n], of the detections, the best first, up to the last hit.
+        at: [U], which of them are hits at any IoU.
+        hits: [T, U], at which IoUs they are.
+
+    Returns:
+        [D, T].
+    """
+    if not len(at):
+        return np.zeros((len(weights), len(hits)))
+    pieces = np.concatenate([[0], at[:-1] + 1])
+    seen = np.add.reduceat(weights[:, images], pieces, axis=1).cumsum(1)[:, None]
+    true = (weights[:, None, images[at]] * hits).cumsum(2)  # [D, T, U]
+    envelope = np.maximum.accumulate((true / (seen + np.spacing(1)))[..., ::-1], axis=2)[..., ::-1]
+    reached = np.searchsorted(RECALLS, true / count[:, None, None], side="right")
+    repeats = np.diff(reached, prepend=0, append=len(RECALLS))
+    envelope = np.concatenate([envelope, np.zeros((*envelope.shape[:2], 1))], axis=2)
+    precision = np.repeat(envelope.ravel(), repeats.ravel()).reshape(-1, len(RECALLS))
+    by_recall = np.ascontiguousarray(precision.T)  # numpy then adds one recall after another, as in coco
+    return by_recall.mean(0).reshape(len(weights), len(hits))
+
+
+def _intervals(values: Floats, least: float) -> tuple[Interval, Interval]:
+    """Intervals of both columns of [1 + draws, 2], within `least` and 1; the first row is what was measured."""
+    high, low = 2 * values[0] - np.quantile(values[1:], [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
+    rows = np.clip([values[0], low, high], least, 1).T.tolist()
+    return Interval(*rows[0]), Interval(*rows[1])
+
+
+def _same_objects(one: Matches, other: Matches) -> bool:
+    """Whether both were measured on as many images with as many objects of every class in each."""
+    pairs = zip((one.classes, *one.objects), (other.classes, *other.objects), strict=False)
+    return one.images == other.images and all(np.array_equal(a, b) for a, b in pairs)
