@@ -32,6 +32,7 @@ STRATEGIES = {
     "slim": (ChannelPolicy(0.5, layer_keep=0.05), 0),
     "layer": (None, 2),
     "layer_channel": (ChannelPolicy(0.5, layer_keep=0.05), 2),
+    "group": (ChannelPolicy(0.5, merge="majority", layer_keep=0.01, groups=True), 0),
     "all": (ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True), 1),
 }
 """What each script removes, channels by a policy and a number of residual units; and all that the graph allows."""
