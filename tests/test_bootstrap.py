@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import compare
+from models import Darknet
 from tests.test_coco import case, crowd
+from utils.darknet import cfg as cfg_file
 from utils.detection import bootstrap, coco
 from utils.detection.metrics import Evaluator
+from utils.errors import InputError
+from utils.training.state import write_darknet
 
 IMAGES = 25
 
@@ -160,3 +168,62 @@ def test_without_objects_everything_is_zero():
     matches = bootstrap.matches([np.array([[0, 0, 0, 9, 9, 0.5]])] * 3, [np.zeros((0, 5))] * 3)
     (spread,) = bootstrap.bootstrap([matches], draws=5)
     assert spread.ap50 == spread.gain50_95 == (0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def networks(folder):
+    """Three networks as `compare` takes them, of which the last is the first once more."""
+    torch.manual_seed(0)
+    cfg = folder / "n.cfg"
+    for name in "ab":
+        write_darknet(folder / f"{name}.weights", Darknet(cfg_file.load(cfg)))
+    (folder / "all.data").write_text("classes=2\nvalid=train.txt\nnames=d.names\n")
+    return [f"{cfg}:{folder / name}.weights" for name in "aba"]
+
+
+def compared(folder, networks, capsys, *flags):
+    capsys.readouterr()
+    compare.main([*networks, "--data", str(folder / "all.data"), "--draws", "20", "--device", "cpu", *flags])
+    return capsys.readouterr().out
+
+
+def test_the_script_measures_each_network_and_its_difference_to_the_first(folder, networks, capsys):
+    document = json.loads(compared(folder, networks, capsys, "--json"))
+    first, second, again = document["networks"]
+    assert (document["images"], document["draws"], document["seed"], second["size"]) == (9, 20, 0, [64, 64])
+    assert {**again, "network": ""} == {**first, "network": ""}
+    assert first["map50_difference"] == first["map50_95_difference"] == [0, 0, 0]
+    assert 0 < first["map50"] != second["map50"]
+    for key in ("map50", "map50_95"):
+        value, low, high = second[f"{key}_difference"]
+        assert value == second[key] - first[key]
+        assert -1 <= low < high <= 1
+
+
+def test_the_table_names_what_it_was_measured_on(folder, networks, capsys):
+    table = compared(folder, networks[:2], capsys, "--img_size", "96").splitlines()
+    assert table[0].count("|") == 8 and [line.split()[1] for line in table[2:4]] == networks[:2]
+    assert "[" not in table[2] and table[3].count("[") == 2
+    assert table[4].startswith("9 pictures of ") and table[4].endswith("96 × 96; 95 % intervals of 20 draws, seed 0")
+    assert f"{torch.get_num_threads()} threads" in table[5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{0}"], "compared with nothing"),
+        (["{0}", "{0}", "--img_size", "50"], "not a multiple of 8"),
+        (["{0}", "none.cfg:{folder}/a.weights"], "none.cfg"),
+        (["{0}", "{folder}/a.weights"], "does not say its network; give --cfg"),
+        (["{0}", "{0}", "--draws", "0"], "below 1"),
+        (["{0}", "{0}", "--data", "{folder}/three.data"], "a network of 2 classes, but .*three.data has 3"),
+        (["{0}", "{0}", "--data", "{folder}/blind.data"], "no valid = "),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(folder, networks, arguments, message):
+    (folder / "three.data").write_text("classes=3\nvalid=val.txt\nnames=three.names\n")
+    (folder / "three.names").write_text("a\nb\nc\n")
+    (folder / "blind.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
+    given = [argument.format(networks[0], folder=folder) for argument in arguments]
+    with pytest.raises((InputError, OSError), match=message):
+        compare.main(["--data", str(folder / "d.data"), *given])

@@ -1,0 +1,210 @@
+"""Networks side by side on the same labelled pictures, and how sure their differences are.
+
+Each is measured as by test.py at its defaults. Differences to the first network have 95 % intervals from a bootstrap
+over the pictures, whose draws are the same for all networks: see utils/detection/bootstrap.py. An interval that holds 0
+shows no difference. It does not say what another seed of a training would give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run
+from utils.darknet.data_file import DataConfig, load_data
+from utils.darknet.shapes import max_stride
+from utils.errors import DataError, InputError
+from utils.flags import add_device_flags
+from utils.model_files import ModelFiles, choose_model
+from utils.report.tables import markdown_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from models import Darknet
+    from utils.data.index import Index
+    from utils.detection.bootstrap import Spread
+    from utils.detection.coco import Matches
+    from utils.detection.metrics import Metrics
+    from utils.report.cost import Cost
+
+EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
+
+
+class Measured(NamedTuple):
+    """One network on the pictures."""
+
+    name: str
+    size: tuple[int, int]
+    metrics: Metrics
+    cost: Cost
+    matches: Matches
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.compare")
+    group = parser.add_argument_group("what is measured")
+    add = group.add_argument
+    add("networks", nargs="+", metavar="NETWORK", help=".pt, or CFG:WEIGHTS; the others are compared with the first")
+    add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
+    add("--img_size", type=image_side, metavar="N", help="side of the network input (default: each cfg's)")
+    add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
+    add_device_flags(group, half=False)
+    add = parser.add_argument_group("intervals and result").add_argument
+    add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
+    add("--seed", type=non_negative_int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--json", action="store_true", help="print one JSON document instead of the table")
+    args = parser.parse_args(argv)
+    if len(args.networks) < 2:
+        raise InputError(f"{args.networks[0]}: is compared with nothing; name two networks or more")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every network, draw, and print one row a network."""
+    args = parse_args(argv)
+    data = load_data(args.data)
+    if data.valid is None:
+        raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
+    files = [network_files(text) for text in args.networks]
+
+    from utils.data.index import index
+    from utils.detection.bootstrap import bootstrap
+    from utils.device import select_device
+
+    device = select_device(args.device)
+    networks = [load(*pair, data, args.img_size) for pair in zip(args.networks, files, strict=True)]
+    shared = {"pictures": index(data.valid, data.names), "names": data.names, "batch_size": args.batch_size}
+    measured = [
+        measure(name, *network, device=device, **shared) for name, network in zip(args.networks, networks, strict=True)
+    ]
+    started = time.perf_counter()
+    spreads = bootstrap([network.matches for network in measured], args.draws, args.seed)
+    log(f"{args.draws} draws: {time.perf_counter() - started:.1f} s")
+    document = describe(args, len(shared["pictures"]), measured, spreads)
+    if args.json:
+        print_json(document)
+    else:
+        print(text(document))
+
+
+def network_files(text: str) -> ModelFiles:
+    """Files of a network named on the command line: a .pt, or a cfg and weights with a colon between."""
+    cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
+    files = choose_model(cfg or None, weights)
+    for note in files.notes:
+        log(note)
+    return files
+
+
+def load(name: str, files: ModelFiles, data: DataConfig, side: int | None) -> tuple[Darknet, tuple[int, int]]:
+    """The model and the height and width of its input.
+
+    Raises:
+        InputError: it has another number of classes than the data set, or cannot work at that side.
+    """
+    from utils.checkpoint import load_model
+
+    model = load_model(files).model
+    net = model.network
+    if net.classes != data.classes:
+        raise InputError(f"{name}: a network of {net.classes} classes, but {data.path} has {data.classes}")
+    return model, input_size([side] if side else None, max_stride(net), (net.net.height, net.net.width))
+
+
+def measure(
+    name: str,
+    model: Darknet,
+    size: tuple[int, int],
+    *,
+    pictures: Index,
+    names: Sequence[str],
+    device: torch.device,
+    batch_size: int,
+) -> Measured:
+    """Detect in all pictures; of the detections only what they match is kept."""
+    import numpy as np
+    import torch
+
+    from models import fuse
+    from utils.data.datasets import DetectionDataset, make_loader
+    from utils.detection.bootstrap import matches
+    from utils.evaluation import evaluate
+    from utils.report.cost import network_cost
+
+    network = model.network
+    loader = make_loader(DetectionDataset(pictures, size=size, channels=network.net.channels), batch_size)
+    model = fuse(model).to(device, memory_format=torch.channels_last)
+    log(f"{name}: {len(pictures)} pictures at {size[0]} × {size[1]}")
+    found = evaluate(model, loader, names, device=device, by_size=False, keep_detections=True)
+    rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in found.detections]
+    return Measured(name, size, found.metrics, network_cost(network, *size), matches(rows, found.truth))
+
+
+def describe(
+    args: argparse.Namespace, pictures: int, measured: Sequence[Measured], spreads: Sequence[Spread]
+) -> dict[str, Any]:
+    """The document of --json; intervals are [low, high], differences [value, low, high]."""
+    import torch
+
+    from utils.detection.bootstrap import SHARE
+    from utils.report.run_dir import environment
+
+    where = environment()
+    return {
+        "data": args.data,
+        "images": pictures,
+        "draws": args.draws,
+        "seed": args.seed,
+        "share": SHARE,
+        "machine": where["cpu"],
+        "gpus": where["gpus"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": where["git_commit"],
+        "networks": [
+            {
+                "network": network.name,
+                "size": list(network.size),
+                "map50": network.metrics.map50,
+                "map50_interval": [spread.ap50.low, spread.ap50.high],
+                "map50_95": network.metrics.map50_95,
+                "map50_95_interval": [spread.ap50_95.low, spread.ap50_95.high],
+                "map50_difference": list(spread.gain50),
+                "map50_95_difference": list(spread.gain50_95),
+                "parameters": network.cost.parameters,
+                "macs": network.cost.macs,
+            }
+            for network, spread in zip(measured, spreads, strict=True)
+        ],
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    """The document for people."""
+    columns = ("network", "AP50", "AP50-95", "AP50 to the first", "AP50-95 to the first", "parameters", "GMACs")
+    rows = [
+        (n["network"], n["map50"], n["map50_95"], *(signed(n[key]) if number else None for key in
+         ("map50_difference", "map50_95_difference")), n["parameters"], n["macs"] / 1e9)
+        for number, n in enumerate(document["networks"])
+    ]  # fmt: skip
+    sizes = ", ".join(dict.fromkeys("{} × {}".format(*network["size"]) for network in document["networks"]))
+    measured = f"{document['images']} pictures of {document['data']}, {sizes}"
+    intervals = f"{100 * document['share']:g} % intervals of {document['draws']} draws, seed {document['seed']}"
+    machine = ", ".join([document["machine"], *document["gpus"]])
+    where = f"{machine}, {document['threads']} threads, PyTorch {document['torch']}"
+    return "\n".join([markdown_table(columns, rows), f"{measured}; {intervals}", where])
+
+
+def signed(difference: Sequence[float]) -> str:
+    """A difference and its interval."""
+    value, low, high = difference
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+if __name__ == "__main__":
+    run(main)
