@@ -137,7 +137,7 @@ class _Sketch:
         self.add(f"[shortcut]\n{keys}", channels, side)
 
     def unit(self, inner: bool = False) -> None:
-        """A residual unit of up to three blocks, perhaps with another one in it."""
+        """A residual unit of up to three blocks, perhaps with another one in it; behind a curve it is none."""
         source, (channels, side) = len(self.maps) - 1, self.last
         for _ in range(self.number(0, 2)):
             kind = self.number(0, 2 if inner else 3)
@@ -149,7 +149,8 @@ class _Sketch:
         self.convolution(channels, batch_normalize=1, groups=groups)
         if self.number(0, 5) == 0:
             self.dropout()
-        self.add(f"[shortcut]\nfrom={self.reference(source)}\nactivation=linear\n", channels, side)
+        curve = "leaky" if not self.exact and self.number(0, 5) == 0 else "linear"
+        self.add(f"[shortcut]\nfrom={self.reference(source)}\nactivation={curve}\n", channels, side)
 
     def units(self) -> None:
         """Two residual units in a row, and their sum read from afar."""

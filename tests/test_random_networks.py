@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.random_nets import networks
+from tests.test_graph import conv, graph_of
 from tests.test_pruning import gammas_of, heads, model_of
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import ACTIVATIONS, Convolutional, Dropout, Network, Route, Sam, ScaleChannels, Shortcut
@@ -126,7 +127,7 @@ def test_text_and_back(network):
     assert parse(format_network(network), warn=lambda text: None) == network
 
 
-@examples(200)
+@examples(600)
 @given(networks(), st.booleans())
 def test_candidates_are_free_and_sets_lie_within_each_other(network, all_convs):
     """No candidate has a pinned label, none of set 0 a tied one; set 0 lies in set 1; of layers that share a label, all
@@ -203,8 +204,22 @@ def test_constants_are_taken_up_exactly_where_nothing_is_padded(network, policy,
     constant = without_gamma(graph, arrays, removal)
     constant |= {(name := f"layers.{unit.last}.bn.weight"): 0 * arrays[name] for unit in removal.units}
     want = heads(model_of(network, constant), SIDE)
-    got = heads(model_of(*compact(graph, absorb(graph, constant, removal), removal)), SIDE)
+    got = heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE)
     assert difference(got, want) < 1e-9
+
+
+@pytest.mark.parametrize("normalization", ["none", "relu", "softmax"])
+@pytest.mark.parametrize("kind", ["per_feature", "per_channel"])
+def test_constants_are_taken_up_exactly_through_weighted_sums(kind, normalization):
+    weighted = f"[shortcut]\nfrom=-2,-3\nweights_type={kind}\nweights_normalization={normalization}\n"
+    graph = graph_of(conv(8), conv(6), conv(8), f"{weighted}activation=linear\n", conv(4))
+    arrays = random_arrays(graph.network, 1)
+    keep = np.ones(graph.count, np.bool_)
+    keep[graph.labels[0][[1, 5, 7]]] = False
+    removal = Removal(keep)
+    want = heads(model_of(graph.network, without_gamma(graph, arrays, removal)), SIDE)
+    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
+    assert difference(heads(model_of(*compact(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
 @examples(200)
