@@ -36,6 +36,8 @@ TORCH_FREE = (
     "utils.files",
     "utils.flags",
     "utils.model_files",
+    "utils.pruning.groups",
+    "utils.pruning.ranking",
     "utils.report.cost",
     "utils.report.latency",
     "utils.report.figures",
