@@ -145,7 +145,7 @@ def _prune(folder: Path, chain: Chain, data: str, weights: Path) -> tuple[list[s
             common += ["--percent", f"{advice:g}"]
         command = [*common, "--project", str(folder), "--name", "pruned"]
         percent = float(common[common.index("--percent") + 1])
-        document = {"command": command, "percent": percent, **json.loads(python(*command, "--json"))}
+        document = json.loads(python(*command, "--json")) | {"command": command, "percent": percent}
         atomic_write_text(stored, json.dumps(document, indent=2) + "\n")
     document = json.loads(read_text(stored))
     return document["command"], document

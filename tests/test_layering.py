@@ -22,6 +22,7 @@ TIERS = (
     ("utils.distillation", "utils.pruning", "utils.quantization"),
     ("utils.export", "utils.pruning.workflow", "utils.training"),
     ("utils.pruning.command",),
+    ("benchmarks",),
 )
 """Rooms from the bottom up. A module imports from its own room and from lower tiers; scripts import from all."""
 

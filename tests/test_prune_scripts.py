@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -113,9 +114,8 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
     assert {path.name for path in run.iterdir()} == FILES - ({"gamma.png"} if name == "layer" else set())
     side = 2 * 64 + report.GAP
     assert read_image(run / "detections.jpg").shape == (3 * side, 2 * side, 3)
-    script(["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", *flags[-3:],
-            *(("--percent", "0.1") if "--percent" in flags else ()),
-            *(("--shortcut", "0") if "--shortcut" in flags else ())])  # fmt: skip
+    again = importlib.import_module("slim_prune").main
+    again(["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1", *flags[-3:]])
     assert json.loads(capsys.readouterr().out)["run_dir"].endswith("exp2")
 
 
@@ -144,7 +144,15 @@ def test_plan_and_table_say_what_went(prune, files):
 
 
 def test_kept_leads_every_channel_back_to_its_origin(prune, arrays):
-    document = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test", "--no-absorb")
+    """Also after a second pruning."""
+    once = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test", "--no-absorb")
+    model = str(Path(once["run_dir"]) / "model.pt")
+    again = ("--cfg", once["cfg"], "--weights", model, "--percent", "0.2", "--no-test", "--no-absorb")
+    for document in (once, prune("slim", *again)):
+        check_origins(document, arrays)
+
+
+def check_origins(document: dict, arrays: dict[str, np.ndarray]) -> None:
     network, now = written(document)
     checkpoint = read_checkpoint(Path(document["run_dir"]) / "model.pt")
     kept = checkpoint["kept"]
@@ -155,6 +163,15 @@ def test_kept_leads_every_channel_back_to_its_origin(prune, arrays):
                 old = arrays[f"layers.{origin['block']}.{name}"][origin["channels"]]
                 assert np.array_equal(now[f"layers.{block}.{name}"], old)
     assert checkpoint["lineage"][-1]["sha256"]
+
+
+def test_a_network_pruned_in_its_own_folder_knows_what_it_was(prune):
+    once = prune("slim", "--percent", "0.2", "--no-test")
+    before = hashlib.sha256(Path(once["weights"]).read_bytes()).hexdigest()
+    own = ("--cfg", once["cfg"], "--weights", once["weights"], "--name", "exp", "--exist-ok")
+    prune("slim", "--percent", "0.2", "--no-test", *own)
+    lineage = read_checkpoint(Path(once["run_dir"]) / "model.pt")["lineage"]
+    assert lineage[-1]["sha256"] == before
 
 
 @pytest.mark.parametrize("name", ["layer", "layer_channel"])
@@ -209,7 +226,7 @@ def test_a_network_without_residual_units_is_named(root, prune, tmp_path):
     cfg, weights = str(root / "cfg" / "yolov3-tiny.cfg"), tmp_path / "t.weights"
     write_darknet(weights, Darknet(cfg_file.load(cfg)))
     flags = ("--cfg", cfg, "--weights", str(weights), "--no-test")
-    with pytest.raises(InputError, match=r"--shortcut 1: .*yolov3-tiny\.cfg has no residual unit.*slim_prune\.py"):
+    with pytest.raises(InputError, match=r"--shortcut: .*yolov3-tiny\.cfg has no residual unit.*slim_prune\.py"):
         prune("layer", "--shortcut", "1", *flags)
     assert not (tmp_path / "runs").exists()
 

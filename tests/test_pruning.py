@@ -18,7 +18,7 @@ from utils.darknet.cfg import format_network, parse
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
-from utils.pruning.certificate import certify, difference, silenced
+from utils.pruning.certificate import Certificate, certify, difference, silenced
 from utils.pruning.constants import absorb
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
 from utils.pruning.removal import Removal
@@ -273,6 +273,24 @@ class TestCertificate:
         assert certificate.compact_vs_silenced_float64 < 1e-12
         assert certificate.compact_vs_keep_size < 1e-5
         assert certificate.border > 1e-3
+
+    def test_an_untrained_network_proves_something_too(self, root):
+        """Its signals die out on the way to the heads, and any two networks would seem equal."""
+        graph = channel_graph(cfg_file.load(root / "cfg" / "yolov4-tiny.cfg"))
+        arrays = {name: value.numpy() for name, value in Darknet(graph.network).state_dict().items()}
+        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
+        bare = compact(graph, arrays, removal)
+        certify(graph, arrays, arrays, removal, bare, bare).check()
+        wrong = {
+            name: array[::-1].copy() if name.endswith("conv.weight") else array for name, array in bare.arrays.items()
+        }
+        with pytest.raises(InfeasibleError, match="certificate"):
+            certify(graph, arrays, arrays, removal, bare._replace(arrays=wrong), bare).check()
+
+    def test_heads_that_are_not_finite_prove_nothing(self):
+        nan = float("nan")
+        with pytest.raises(NumericsError, match="the heads are not finite"):
+            Certificate(nan, 0.0, 0.0, 0.0, 64).check()
 
     def test_a_wrong_one_is_refused(self):
         with pytest.raises(InfeasibleError, match="compact_vs_silenced is"):

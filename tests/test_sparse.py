@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import slim_prune
 import train
 from models import Darknet
 from tests.nets import tiny
@@ -19,7 +22,7 @@ from utils.graph import channel_graph
 from utils.model_files import choose_model
 from utils.pruning.advice import advised_percent
 from utils.pruning.candidates import candidates
-from utils.pruning.sparsity import RESISTANCE, SCHEDULES, RateSchedule, SparseSettings, needed, outlook
+from utils.pruning.sparsity import RESISTANCE, SCHEDULES, SparseSettings, needed, outlook
 from utils.training import optim
 from utils.training.optim import Schedule, set_step
 from utils.training.settings import OptimizerSettings
@@ -37,27 +40,33 @@ class TestRates:
 
     scores = np.random.default_rng(0).random(100)
 
-    def factors(self, name: str, epoch: int) -> list[float]:
-        return sorted(SCHEDULES[name].pressed(epoch, 10, self.scores).tolist())
+    def factors(self, name: str, epoch: int, scores: np.ndarray | None = None) -> np.ndarray:
+        """What of s = 1 is added to the gradients of a layer of 100 channels with these γ."""
+        model = Darknet(graph_of(conv(100)).network)
+        gamma = model.layers[0].bn.weight
+        with torch.no_grad():
+            gamma.copy_(torch.from_numpy(self.scores if scores is None else scores))
+        gamma.grad = torch.zeros_like(gamma)
+        pressure(SparseSettings(1.0, schedule=SCHEDULES[name]), model).add_gradient(epoch)
+        return gamma.grad.numpy().round(6)
 
     def test_dynamic_presses_on_all_until_two_fifths_then_on_the_weakest(self):
-        assert self.factors("dynamic", 3) == [1.0] * 100
-        assert self.factors("dynamic", 4) == [0.01] * 35 + [1.0] * 65
-        pressed = SCHEDULES["dynamic"].pressed(4, 10, self.scores)
+        assert (self.factors("dynamic", 3) == 1).all()
+        pressed = self.factors("dynamic", 4)
+        assert sorted(pressed.tolist()) == pytest.approx([0.01] * 35 + [1.0] * 65)
         assert self.scores[pressed == 1].max() < self.scores[pressed < 1].min()
 
     def test_constant_and_global(self):
-        assert self.factors("constant", 9) == [1.0] * 100
-        assert [self.factors("global", epoch)[0] for epoch in (4, 5)] == [1.0, 0.01]
-        assert self.factors("global", 5) == [0.01] * 100
+        assert (self.factors("constant", 9) == 1).all()
+        assert (self.factors("global", 4) == 1).all()
+        assert self.factors("global", 5) == pytest.approx(np.full(100, 0.01))
 
     def test_equal_scores_are_ranked_too(self):
-        assert SCHEDULES["dynamic"].pressed(9, 10, np.ones(20)).sum() == pytest.approx(13 + 7 * 0.01)
+        assert self.factors("dynamic", 9, np.ones(100)).tolist() == pytest.approx([1.0] * 65 + [0.01] * 35)
 
-    def test_channels_may_change_sides(self):
-        rates = RateSchedule(0, 0.5)
-        assert rates.pressed(0, 1, np.array([0.1, 0.9])).tolist() == [1.0, 0.01]
-        assert rates.pressed(0, 1, np.array([0.9, 0.1])).tolist() == [0.01, 1.0]
+    def test_ranks_are_taken_anew(self):
+        turned = self.factors("dynamic", 9, self.scores[::-1].copy())
+        assert turned.tolist() == self.factors("dynamic", 9)[::-1].tolist()
 
 
 class TestPressure:
@@ -157,8 +166,10 @@ class TestOutlook:
         """30 epochs of roadsigns with s = 0.001: γ travel 0.05, their median is 1.7."""
         text, warning = outlook(SparseSettings(0.001), np.full(9, 1.7), 50)
         assert "can travel 0.05, their median |γ| is 1.7; s 0.0683" in text
-        assert "more than 2.9% of the median" in warning
+        assert "more than 2.9 % of the median" in warning
         assert outlook(SparseSettings(0.02), np.full(9, 1.7), 50)[1] is None
+        assert "a larger lr0, or many more epochs" in outlook(SparseSettings(10.0), np.full(9, 1.7), 0.01)[1]
+        assert "all γ can come to zero" in outlook(SparseSettings(1.0), np.full(9, 1.7), 50)[1]
 
     def test_reach_counts_only_steps_under_pressure(self):
         reach = {name: pressure(SparseSettings(0.1, 1, rates)).reach for name, rates in SCHEDULES.items()}
@@ -171,7 +182,13 @@ class TestOutlook:
         assert advised_percent({0: small, 3: np.full(90, 0.05)}) == 0.23
         assert advised_percent({0: small}, max_percent=0.2) == 0.2
         assert advised_percent({0: np.ones(16)}) == 0
-        assert advised_percent({0: np.zeros(16)}) == 1
+        assert advised_percent({0: np.zeros(16)}) == 0.99
+
+    @pytest.mark.parametrize("dead", [0.0, 1e-6])
+    def test_a_layer_that_is_wholly_squeezed_does_not_hold_the_others_back(self, dead):
+        small = np.concatenate([np.zeros(50), np.ones(50)])
+        assert advised_percent({0: small, 1: np.full(100, dead)}) == 0.76
+        assert advised_percent({0: small, 1: np.full(1, dead)}) == 0.52
         assert advised_percent({}) == 0
 
 
@@ -192,6 +209,10 @@ class TestFlags:
             (["-sr", "--patience", "3"], "--patience: a sparse training goes to its end"),
             (["-sr", "--adam", "--s-solver", "subgradient"], "--s-solver subgradient: Adam"),
             (["-sr", "--s-share", "0.3"], "--s-share: goes with --s auto"),
+            (
+                ["-sr", "--s", "auto", "--s-share", "0.8"],
+                r"--s-share 0.8: only 0.65 of the channels stay under pressure",
+            ),
         ],
     )
     def test_what_means_nothing_is_refused(self, flags, match):
@@ -225,7 +246,7 @@ class TestRun:
         real = Sparsity.add_gradient
 
         def add_gradient(self: Sparsity, epoch: int) -> None:
-            flat = [gamma for layer in self.gammas for gamma in layer]
+            flat = self.gammas()
             before = [gamma.grad.clone() for gamma in flat]
             real(self, epoch)
             calls.append(epoch)
@@ -243,8 +264,10 @@ class TestRun:
         plain = gammas(run("--epochs", "3")["best"])
         sparse = gammas(document["best"])
         assert float(sparse.mean()) < 0.6 * float(plain.mean())
-        last = read_checkpoint(Path(document["last"]))["model"]
-        assert sum(int((value == 0).sum()) for name, value in last.items() if name.endswith("bn.weight")) > 0
+        last, best = (read_checkpoint(Path(document[name]))["model"] for name in ("last", "best"))
+        zeros = {name for name in last if name.endswith("bn.weight") and (last[name] == 0).any()}
+        assert zeros
+        assert all(torch.equal(best[name] == 0, last[name] == 0) for name in zeros)
         directory = Path(document["run_dir"])
         with (directory / "gamma.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -265,7 +288,32 @@ class TestRun:
         run(*self.FLAGS, "--s", "0.0001")
         assert "a γ can travel" in lines[0]
         assert "warning: these steps are too few or s is too small" in lines[1]
-        assert lines[-1].startswith("prune: python slim_prune.py --weights ")
+        assert lines[-1].startswith("prune: nothing yet")
+
+    def test_the_last_line_is_a_command_that_prunes(self, run, monkeypatch, no_plots, tmp_path, capsys):
+        lines: list[str] = []
+        monkeypatch.setattr("utils.training.sparse_record.log", lines.append)
+        project = tmp_path / "my runs"
+        run(*self.FLAGS, "--s", "auto", "--s-solver", "proximal", "--project", str(project))
+        words = shlex.split(lines[-1])
+        assert words[:3] == ["prune:", "python", "slim_prune.py"]
+        capsys.readouterr()
+        slim_prune.main([*words[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert document["percent"] == document["advised_percent"] > 0
+
+    def test_a_table_that_cannot_be_written_does_not_end_the_training(self, run, monkeypatch, no_plots):
+        monkeypatch.setattr(
+            "utils.report.gamma_log.GammaLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        monkeypatch.setattr("utils.report.gamma_log.GammaLog.draw", lambda *_: None)
+        assert run(*self.FLAGS, "--s", "auto")["epochs"] == 3
+
+    def test_a_run_whose_tables_are_gone_is_finished_with_what_is_left(self, run, no_plots):
+        directory = Path(run(*self.FLAGS, "--s", "auto")["run_dir"])
+        (directory / "gamma.csv").unlink()
+        (directory / "weights" / "prev.pt").replace(directory / "weights" / "last.pt")
+        assert run("--resume", str(directory))["epochs"] == 3
 
     def test_a_resumed_run_keeps_the_s_that_auto_found(self, run, no_plots):
         document = run(*self.FLAGS, "--s", "auto")

@@ -44,6 +44,8 @@ class LoadedModel:
     """What that file was made from, oldest first."""
     notes: tuple[str, ...] = ()
     """What was adapted, to be said."""
+    kept: Mapping[str, Any] | None = None
+    """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """The ancestors and the file itself, which is read once more for its sha256."""
@@ -67,7 +69,9 @@ def load_model(files: ModelFiles) -> LoadedModel:
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     check_state(state, network, files.weights)
     ancestors = tuple(checkpoint.get("lineage", ()))
-    return LoadedModel(load_arrays(network, state), tuple(checkpoint["names"]), files.weights, ancestors, notes)
+    return LoadedModel(
+        load_arrays(network, state), tuple(checkpoint["names"]), files.weights, ancestors, notes, checkpoint.get("kept")
+    )
 
 
 def stored_network(path: Path) -> Network:

@@ -130,6 +130,9 @@ class ChannelGraph:
         mine = set(labels.tolist())
         block = self.network.blocks[index]
         yield f"{self.network.where(index)}: {type(block).__name__.lower()}, {len(labels)} channels"
+        makers = [i for i in self.makers() if mine & set(self.labels[i].tolist())]
+        if makers != [index]:
+            yield f"  made by: {', '.join(f'block {i}' for i in makers) or 'nothing that is pruned'}"
         for tie in self.ties:
             if mine & (set(self.output(tie.one).tolist()) & set(self.output(tie.other).tolist())):
                 place = self.network.where(tie.at)

@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from utils.boxes import to_corners
 from utils.flags import MAX_CANDIDATES
@@ -61,6 +60,8 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Col
 
 
 def _suppress(candidates: Tensor, iou_thres: float, agnostic: bool, max_nms: int, max_det: int) -> Tensor:
+    from torchvision.ops import batched_nms  # half a second that a plan or an export need not wait for
+
     if len(candidates) > max_nms:
         candidates = candidates[candidates[:, 4].topk(max_nms).indices]
     groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Shortcut, Upsample
+from utils.darknet.blocks import Block, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
 from utils.graph import ChannelGraph
+from utils.pruning.units import residual_units
 
 SETS = {
     0: "convolutions that no shortcut ties",
@@ -33,8 +34,7 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
     blocks = graph.network.blocks
     gates = {_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
     if prune == 2:
-        before = (_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, Shortcut))
-        return tuple(i for i in before if isinstance(blocks[i], Convolutional) and blocks[i].batch_normalize)
+        return tuple(unit.last for unit in residual_units(graph.network))
     found = {
         i
         for i in graph.makers()

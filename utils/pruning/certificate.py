@@ -5,6 +5,7 @@ The difference of two sets of heads is max|a - b| / max(1, max|a|, max|b|), over
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import max_stride
-from utils.errors import InfeasibleError
+from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays, Compacted
@@ -34,6 +35,8 @@ class Certificate:
     compact_vs_silenced: float
     """Without absorption, in float32: the pruned network and the one whose removed channels put out 0."""
     compact_vs_silenced_float64: float
+    """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture,
+    which keep the signals of an untrained network alive."""
     compact_vs_keep_size: float
     """The pruned network that is written and the one of full size with the same constants absorbed, in float32."""
     border: float
@@ -47,6 +50,7 @@ class Certificate:
 
         Raises:
             InfeasibleError: a difference is above its tolerance.
+            NumericsError: heads are not finite, so that nothing can be compared.
         """
         limits = {
             "compact_vs_silenced": FLOAT32,
@@ -55,6 +59,8 @@ class Certificate:
         }
         for name, limit in limits.items():
             value = asdict(self)[name]
+            if math.isnan(value):
+                raise NumericsError("certificate: the heads are not finite; the weights overflow, take other ones")
             if not value <= limit:
                 raise InfeasibleError(f"certificate: {name} is {value:.1e}, allowed is {limit:.0e}; nothing is written")
 
@@ -82,12 +88,15 @@ def certify(
         float32 = difference(small(image).heads, large(image).heads)
         with in_float64(small), in_float64(large):
             float64 = difference(small(image.double()).heads, large(image.double()).heads)
+            with batch_statistics(small), batch_statistics(large):
+                normalised = difference(small(image.double()).heads, large(image.double()).heads)
     final = _model(*written)(image).heads
     large = _model(network, absorbed)
     with silenced(large, graph, removal):
         keep_size = difference(final, large(image).heads)
     constant = _model(network, without_gamma(graph, arrays, removal))
-    return Certificate(float32, float64, keep_size, difference(final, constant(image).heads), side)
+    border = difference(final, constant(image).heads)
+    return Certificate(float32, float(np.maximum(float64, normalised)), keep_size, border, side)
 
 
 def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
@@ -115,6 +124,20 @@ def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[
 
 
 @contextmanager
+def batch_statistics(model: Darknet) -> Iterator[None]:
+    """While it lasts, channels are normalised by what they are in the batch; running statistics stay."""
+    normalisations = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [module.momentum for module in normalisations]
+    for module in normalisations:
+        module.train()
+        module.momentum = 0.0
+    yield
+    for module, momentum in zip(normalisations, momenta, strict=True):
+        module.eval()
+        module.momentum = momentum
+
+
+@contextmanager
 def in_float64(model: Darknet) -> Iterator[None]:
     """While it lasts, each block computes in float64; only one block's tensors are held twice."""
 
@@ -139,7 +162,7 @@ def in_float64(model: Darknet) -> Iterator[None]:
 def without_gamma(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, np.ndarray]:
     """The tensors with γ = 0 for every removed channel, and for the last convolution of every removed unit."""
     changed = dict(arrays)
-    for index in graph.makers():
+    for index in {*graph.makers(), *(unit.last for unit in removal.units)}:
         name = f"layers.{index}.bn.weight"
         if name in changed:
             stays = removal.stays(graph, index)

@@ -21,7 +21,7 @@ from utils.pruning.groups import check_percents, pruning_groups
 from utils.pruning.policy import POWERS, ChannelPolicy
 from utils.pruning.ranking import MERGES
 from utils.pruning.request import Amount, PruneRequest
-from utils.pruning.units import residual_units
+from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_name
 
 PROJECT = "runs/prune"
@@ -136,6 +136,8 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
     check_name(args.name)
     data = load_data(args.data) if args.data else None
     network = cfg_file.load(args.cfg) if args.cfg else None
+    if network is not None and strategy.units:
+        check_units(network)
     channels = strategy.channels
     if channels is not None:
         channels = replace(channels, multiple_of=args.multiple_of, all_convs=args.all_convs)
@@ -223,7 +225,7 @@ def explanation(network: Network, block: int) -> Iterator[str]:
     """Lines that say why channels of a block are tied or stay, and what may remove them."""
     graph = channel_graph(network)
     yield from graph.explain(block)
-    for number, name in SETS.items():
+    for number, name in SETS.items() if block in graph.makers() else ():
         found = block in candidates(graph, number)
         beyond = number != 2 and not found and block in candidates(graph, number, all_convs=True)
         answer = "yes" if found else "with --all-convs" if beyond else "no"

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.darknet.blocks import Network
 from utils.darknet.layout import file_bytes
-from utils.errors import InfeasibleError, InputError
+from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph
 from utils.pruning.advice import advised_percent
 from utils.pruning.groups import owners
@@ -18,7 +18,7 @@ from utils.pruning.policy import ChannelChoice, ChannelPolicy, Gammas, choose
 from utils.pruning.removal import Removal
 from utils.pruning.request import Amount
 from utils.pruning.surgery import Arrays, compact_network, numbers
-from utils.pruning.units import choose_units, residual_units
+from utils.pruning.units import check_units, choose_units
 from utils.report.cost import block_costs, network_cost, total
 
 Size = tuple[int, int]
@@ -73,12 +73,8 @@ def make_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | Non
             channels = replace(channels, percent=amount.percent)
         choice = choose(graph, gammas, channels)
         keep = choice.keep
-    if amount.shortcut:
-        if not residual_units(graph.network):
-            raise InputError(
-                f"--shortcut {amount.shortcut}: {graph.network.path or 'the network'} has no residual unit, that is "
-                f"no [shortcut] around convolutions; slim_prune.py removes channels of any network"
-            )
+    if amount.shortcut is not None:
+        check_units(graph.network)
         units = choose_units(graph, gammas, keep, amount.shortcut)
     return Plan(graph, amount, Removal(keep, units), choice)
 

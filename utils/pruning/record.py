@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.checkpoint import LoadedModel, write_checkpoint
+from utils.checkpoint import write_checkpoint
 from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Depthwise
@@ -26,18 +26,24 @@ from utils.report.pruning_plots import LayerBar
 from utils.report.run_dir import RunDirectory
 
 
-def kept(plan: Plan) -> dict[str, dict[str, Any]]:
+def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """For every convolution of the pruned network, by its block number: where it and its channels come from.
 
+    Args:
+        plan: what goes.
+        before: the same of the network that is pruned; None if that was not pruned.
+
     Returns:
-        `block`, its number in the network before, and `channels`, the numbers that its channels had there.
+        `block`, its number in the network that was never pruned, and `channels`, the numbers its channels had there.
     """
     graph, removal = plan.graph, plan.removal
-    return {
-        str(new): {"block": old, "channels": kept_channels(graph, removal.keep, old).tolist()}
-        for old, new in numbers(graph.network, removal).items()
-        if isinstance(graph.network.blocks[old], Convolutional | Depthwise)
-    }
+    found = {}
+    for old, new in numbers(graph.network, removal).items():
+        if isinstance(graph.network.blocks[old], Convolutional | Depthwise):
+            channels = kept_channels(graph, removal.keep, old).tolist()
+            origin = {"block": old, "channels": range(len(graph.labels[old]))} if before is None else before[str(old)]
+            found[str(new)] = {"block": origin["block"], "channels": [origin["channels"][i] for i in channels]}
+    return found
 
 
 def plan_document(asked: PruneRequest, plan: Plan, gammas: Gammas, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,26 +82,31 @@ def channel_table(plan: Plan, bars: Sequence[LayerBar], gammas: Gammas) -> str:
 
 
 def write_network(
-    run: RunDirectory, written: Compacted, loaded: LoadedModel, names: Sequence[str], origins: Mapping[str, Any]
+    run: RunDirectory,
+    written: Compacted,
+    names: Sequence[str],
+    lineage: Sequence[Mapping[str, Any]],
+    origins: Mapping[str, Any],
 ) -> None:
     """The pruned network for Darknet and for this suite; model.cfg comes last, a cfg is never without its weights.
 
     Args:
         run: where.
         written: the network.
-        loaded: what it was made from.
         names: of the classes.
+        lineage: what it was made from.
         origins: of `kept`.
     """
     network, arrays = written
     text = format_network(network)
+    run.file("model.cfg").unlink(missing_ok=True)  # of an earlier pruning, with --exist-ok
     weights_file.write(run.file("model.weights"), network, arrays)
     checkpoint = {
         "model": {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()},
         "ema": None,
         "cfg": text,
         "names": list(names),
-        "lineage": [dict(entry) for entry in loaded.lineage()],
+        "lineage": [dict(entry) for entry in lineage],
         "kept": origins,
     }
     write_checkpoint(run.file("model.pt"), checkpoint)

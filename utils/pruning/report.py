@@ -124,15 +124,20 @@ def remarks(document: Document) -> Iterator[str]:
     yield f"next: {next_command(document)}"
 
 
+def free_of(which: str) -> str:
+    """What may go, in words."""
+    return f"{100 * FREE_SHARE:.0f} % of {which} layer's Σ |γ|"
+
+
 def advice(percent: float | None, advised: float | None) -> Iterator[str]:
     """How much can go, if channels were chosen; more than that is a warning."""
     if advised is None:
         return
-    free = f"{100 * FREE_SHARE:.0f} % of any layer's Σ |γ|"
     if advised:
-        yield f"advised: --percent {advised:g}; the weakest {100 * advised:.0f} % of the channels hold at most {free}"
+        share = f"{100 * advised:.0f} %"
+        yield f"advised: --percent {advised:g}; the weakest {share} of the channels hold at most {free_of('any')}"
     else:
-        yield f"advised: no pruning yet; even the weakest channels hold more than {free}"
+        yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free_of('a')} already"
     if percent is not None and percent > advised:
         yield f"--percent {percent:g} is more: {MORE}"
 
@@ -141,11 +146,10 @@ def group_advice(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """How much of every group can go; more than that is a warning."""
     advised = [group["advised_percent"] or 0.0 for group in groups]
     percents = " ".join(f"{percent:g}" for percent in advised)
-    free = f"{100 * FREE_SHARE:.0f} % of any layer's Σ |γ|"
     if any(advised):
-        yield f"advised: --group-percent {percents}; so many of the weakest channels of a group hold at most {free}"
+        yield f"advised: --group-percent {percents}; so many of a group's weakest hold at most {free_of('any')}"
     else:
-        yield f"advised: no pruning yet; even the weakest channels hold more than {free}"
+        yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free_of('a')} already"
     more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
     if more:
         yield f"more goes from group {', '.join(more)}: {MORE}"

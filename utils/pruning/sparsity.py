@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 AUTO = "auto"
 """In place of a number: the s that can bring the wanted share of the channels to zero."""
+DEFAULT_S = 0.001
+LARGEST_S = 10.0
 DECAY = 0.01
 """What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
 RESISTANCE = 2.0
 """The loss pulls γ up while s presses them down, so it takes this much more than against no loss: with 1, half as many
 γ as wanted came to zero on roadsigns (yolov3-tiny, 11 of 15 epochs)."""
-FEEBLE = 0.1
-"""A training in which γ can travel less than this share of their median does next to nothing."""
+FEEBLE, FIERCE = 0.1, 4.0
+"""A training in which γ can travel less than this share of their median does next to nothing; in which they can travel
+more than so many times the largest of them, it may leave nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,9 @@ class RateSchedule:
     weakest: float
     """Share of the channels, the weakest, that are so from then on; ranks are taken anew at every step."""
 
-    def pressed(self, epoch: int, epochs: int, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Factor of s for each channel in an epoch (from 0); `scores` [N] are their |γ|."""
-        if epoch < self.turn * epochs:
-            return np.ones(len(scores))
-        ranks = np.empty(len(scores), np.int64)
-        ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-        return np.where(ranks < int(len(scores) * self.weakest), 1.0, DECAY)
+    def pressed(self, epoch: int, epochs: int, channels: int) -> int:
+        """How many of the channels, the weakest, are pressed with s in an epoch (from 0)."""
+        return channels if epoch < self.turn * epochs else int(channels * self.weakest)
 
     def least(self, epoch: int, epochs: int) -> float:
         """The factor for the weakest channels."""
@@ -58,7 +57,7 @@ SCHEDULES = {
 class SparseSettings:
     """What `train.py -sr` was asked for."""
 
-    s: float | Literal["auto"] = 0.001
+    s: float | Literal["auto"] = DEFAULT_S
     prune: int = 0
     """Which channels; a key of `candidates.SETS`."""
     schedule: RateSchedule = SCHEDULES["dynamic"]
@@ -83,7 +82,7 @@ class SparseSettings:
 def needed(scores: NDArray[np.floating], share: float, reach: float) -> float:
     """The s with which a share of the channels gets to zero against the `RESISTANCE` of the loss, to three digits."""
     exact = RESISTANCE * float(np.quantile(scores, share)) / reach
-    return float(f"{exact * 1.005:.3g}") if exact > 0 else 0.001
+    return min(LARGEST_S, float(f"{exact * 1.005:.3g}")) if exact > 0 else DEFAULT_S
 
 
 def outlook(settings: SparseSettings, scores: NDArray[np.floating], reach: float) -> tuple[str, str | None]:
@@ -100,9 +99,15 @@ def outlook(settings: SparseSettings, scores: NDArray[np.floating], reach: float
         f"sparse training: {len(scores)} channels, s {settings.s:g}; a γ can travel {travel:.3g}, their median |γ| is "
         f"{median:.3g}; s {enough:g} is what brings {settings.share:.0%} of them to zero"
     )
+    if travel > FIERCE * float(scores.max()):
+        return (
+            text,
+            f"s is so large that all γ can come to zero, also those the detector needs; --s {AUTO}, or a smaller s",
+        )
     if travel >= FEEBLE * median:
         return text, None
+    way_out = f"--s {AUTO}, or --s {enough:g}, or" if enough < LARGEST_S else "a larger lr0, or many"
     return text, (
-        f"these steps are too few or s is too small: no γ can move by more than {travel / median:.1%} of the median, "
-        f"and pruning will find nothing to remove; --s auto, or --s {enough:g}, or more epochs"
+        f"these steps are too few or s is too small: no γ can move by more than {100 * travel / median:.2g} % of the "
+        f"median, and pruning will find nothing to remove; {way_out} more epochs"
     )

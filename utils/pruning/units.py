@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import Convolutional, Dropout, Network, Shortcut, Yolo
 from utils.darknet.shapes import trace
-from utils.errors import InfeasibleError, NumericsError
+from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.activations import keeps_zero
 from utils.pruning.removal import Keep, Unit
@@ -51,6 +51,19 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
     return tuple(found)
 
 
+def check_units(network: Network) -> None:
+    """Refuse a network without residual units.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not residual_units(network):
+        raise InputError(
+            f"--shortcut: {network.path or 'the network'} has no residual unit, that is no [shortcut] around "
+            "convolutions; slim_prune.py removes channels of any network"
+        )
+
+
 def unit_scores(
     graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep, units: Sequence[Unit]
 ) -> NDArray[np.float64]:
@@ -88,10 +101,10 @@ def choose_units(
     scores = unit_scores(graph, gammas, keep, units)
     chosen: list[Unit] = []
     for number in sorted(range(len(units)), key=lambda number: (scores[number], number)):
-        if not any(units[number].shortcut in other.blocks for other in chosen):
-            chosen = [other for other in chosen if other.shortcut not in units[number].blocks] + [units[number]]
         if len(chosen) == count:
             break
+        if not any(units[number].shortcut in other.blocks for other in chosen):
+            chosen = [other for other in chosen if other.shortcut not in units[number].blocks] + [units[number]]
     if len(chosen) < count:
         raise InfeasibleError(f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual "
                               f"units; the largest number that works is {len(chosen)}")  # fmt: skip

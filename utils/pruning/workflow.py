@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import LoadedModel, load_model
+from utils.checkpoint import load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.shapes import max_stride
 from utils.device import select_device
@@ -22,7 +22,7 @@ from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
 from utils.pruning.surgery import Arrays, Compacted, compact
 from utils.pruning.units import residual_units
-from utils.report.run_dir import RunDirectory
+from utils.report.run_dir import RunDirectory, check_project
 
 Size = tuple[int, int]
 
@@ -36,7 +36,9 @@ def prune(asked: PruneRequest) -> None:
         NumericsError: a γ is not finite.
     """
     device = select_device(asked.device)
+    check_project(asked.project)
     loaded = load_model(asked.files)
+    lineage = loaded.lineage()
     for note in loaded.notes:
         log(note)
     network = loaded.model.network
@@ -56,7 +58,9 @@ def prune(asked: PruneRequest) -> None:
     run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
     document |= {"run_dir": str(run.path), "cfg": str(run.file("model.cfg")), "weights": str(run.file("model.weights"))}
     document["data"] = str(asked.data.path) if asked.data else None
-    write(run, asked, plan, gammas, written, loaded, comparison, document)
+    names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
+    write(run, asked, plan, gammas, comparison, document)
+    record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
 
 
@@ -112,20 +116,16 @@ def write(
     asked: PruneRequest,
     plan: Plan,
     gammas: Gammas,
-    written: Compacted,
-    loaded: LoadedModel,
     comparison: Comparison | None,
     document: dict[str, Any],
 ) -> None:
-    """The files of the run."""
+    """What the run says of itself."""
     run.describe(args=asked.flags)
     bars = report.layer_bars(plan, gammas)
     run.write_json("plan.json", record.plan_document(asked, plan, gammas, document))
     run.write_text("channels.csv", record.channel_table(plan, bars, gammas))
     run.write_text("report.md", report.markdown(document))
     report.draw(run, plan, bars, comparison)
-    names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(written.network.classes))))
-    record.write_network(run, written, loaded, names, record.kept(plan))
 
 
 def measured(document: dict[str, Any], comparison: Comparison | None, size: Size) -> dict[str, Any]:

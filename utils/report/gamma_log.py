@@ -49,13 +49,17 @@ class GammaLog:
         table = np.array(list(counts.values())).T
         plot_gamma_change(EDGES, table[0], table[-1], folder / "histogram.png")
         plot_gamma_ridges(epochs, EDGES, table, folder / "epochs.png", turn)
+        if not self.run.file("results.csv").exists():
+            return
         rows = read_results(self._table.path)
         results = read_results(self.run.file("results.csv"))
         whole = {rows["epoch"][i]: i for i in np.flatnonzero(np.array(rows["block"]) == EVERY)}
-        shares = {
-            f"{limit:g}": [rows[f"below_{limit:g}"][whole[epoch]] for epoch in results["epoch"]] for limit in BELOW
-        }
-        plot_sparse_course(results, folder / "course.png", turn, shares)
+        places = [i for i, epoch in enumerate(results["epoch"]) if epoch in whole]
+        results = {name: [values[i] for i in places] for name, values in results.items()}
+        at = [whole[epoch] for epoch in results["epoch"]]
+        shares = {f"{limit:g}": [rows[f"below_{limit:g}"][place] for place in at] for limit in BELOW}
+        if places:
+            plot_sparse_course(results, folder / "course.png", turn, shares)
 
 
 def _row(block: int, values: NDArray[np.float64]) -> dict[str, float | int]:

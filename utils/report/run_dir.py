@@ -117,6 +117,17 @@ class RunDirectory:
             self.write_text("model.cfg", cfg)
 
 
+def check_project(project: Path) -> None:
+    """Refuse a folder of runs that cannot be written, before work is done for it.
+
+    Raises:
+        InputError: neither it nor the nearest folder above it that exists can be written.
+    """
+    nearest = next(folder for folder in (project.absolute(), *project.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--project {project}: {nearest} is no folder that can be written; choose another one")
+
+
 def check_name(name: str) -> None:
     """Refuse what is no plain folder name.
 

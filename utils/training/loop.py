@@ -211,6 +211,8 @@ class Trainer:
         done.step += 1
         if self.state.average is not None:
             self.state.average.update()
+            if self.sparsity is not None:
+                self.sparsity.keep_zeros(self.state.average.model)
 
     def _resize(self, images: Tensor, position: int) -> Tensor:
         """The batch at the size that a multi-scale run drew for this stretch of batches."""

@@ -23,6 +23,8 @@ PARTS = {
 MAY_CHANGE = ("device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket")
+SPELLED = {"img_size": "--img_size", "sr": "-sr"}
+"""Flags that are not written as their names are."""
 PATHS = ("data", "cfg", "weights", "hyp", "cache_dir")
 
 
@@ -83,7 +85,7 @@ def changed_flags(folder: Path, stored: Mapping[str, Any], given: Mapping[str, A
             _same(key, value, known[key]) for known in (stored, own) if key in known
         ):  # fmt: skip
             continue
-        flag = "--img_size" if key == "img_size" else f"--{key.replace('_', '-')}"
+        flag = SPELLED.get(key, f"--{key.replace('_', '-')}")
         raise InputError(
             f"--resume {folder}: {flag} is {value!r} here and {stored[key]!r} in the run; leave it out to go on "
             "with the run, or start a new one"

@@ -55,6 +55,9 @@ class OptimizerSettings:
         for name in ("momentum", "warmup", "warmup_momentum", "ema_horizon", "plain_end", "lrf"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1")
+        for name in ("momentum", "warmup_momentum"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} 1: allowed is 0 <= value < 1")
         if not 0 < self.lr0 <= 10:
             raise ValueError(f"lr0 {self.lr0}: allowed is 0 < value <= 10")
         for name in ("weight_decay", "clip_norm"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.pruning.candidates import SETS, candidates
 from utils.pruning.policy import voters
-from utils.pruning.sparsity import SparseSettings
+from utils.pruning.sparsity import DECAY, SparseSettings
 from utils.training.optim import Schedule
 
 
@@ -26,33 +28,43 @@ class Sparsity:
     averaged over the processes and clipped.
     """
 
+    model: Darknet
     settings: SparseSettings
     schedule: Schedule
-    layers: tuple[int, ...]
-    """The candidates."""
-    gammas: tuple[tuple[Tensor, ...], ...]
-    """For each candidate the parameters γ [C] that speak for its channels: its own, and those of depthwise convolutions
-    behind it."""
+    voters: Mapping[int, tuple[int, ...]]
+    """For each candidate the blocks whose γ [C] speak for its channels: itself, and depthwise ones behind it."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The candidates."""
+        return tuple(self.voters)
 
     def scores(self) -> NDArray[np.float64]:
         """|γ| of all channels [N], in the order of the candidates; means where several speak for one."""
-        parts = [torch.stack([g.detach().abs() for g in layer]).double().mean(0) for layer in self.gammas]
-        return torch.cat(parts).cpu().numpy()
+        return self._scores().cpu().numpy()
 
+    @torch.no_grad()
     def add_gradient(self, epoch: int) -> None:
         """Add the sub-gradient s · sign(γ) to the gradients of γ, for the sub-gradient solver."""
         if not self.settings.proximal:
-            for gamma, rate in self._rates(epoch):
+            for gamma, rate in zip(self.gammas(), self._rates(epoch), strict=True):
                 if gamma.grad is not None:
-                    gamma.grad.add_(gamma.detach().sign() * rate)
+                    gamma.grad.add_(gamma.sign() * rate)
 
+    @torch.no_grad()
     def shrink(self, epoch: int, step: int) -> None:
         """Take s · pace off every |γ|, down to 0, after the step, for the proximal solver."""
         if self.settings.proximal:
             pace = self.schedule.pace(step)
-            for gamma, rate in self._rates(epoch):
-                data = gamma.detach()
-                data.copy_(data.sign() * (data.abs() - rate * pace).clamp_(min=0))
+            for gamma, rate in zip(self.gammas(), self._rates(epoch), strict=True):
+                gamma.copy_(gamma.sign() * (gamma.abs() - rate * pace).clamp_(min=0))
+
+    @torch.no_grad()
+    def keep_zeros(self, average: Darknet) -> None:
+        """Set γ of the averaged model to 0 where the proximal solver has set those of the model to 0."""
+        if self.settings.proximal:
+            for mean, gamma in zip(self.gammas(average), self.gammas(), strict=True):
+                mean.masked_fill_(gamma == 0, 0)
 
     @property
     def reach(self) -> float:
@@ -63,16 +75,30 @@ class Sparsity:
             schedule.pace(step) * rates.least(step // per_epoch, schedule.epochs) for step in range(schedule.steps)
         )
 
-    def _rates(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Each γ with s for each of its channels."""
-        pressed = self.settings.schedule.pressed(epoch, self.schedule.epochs, self.scores())
-        rates = torch.from_numpy(pressed * self.settings.s)
-        widths = [len(layer[0]) for layer in self.gammas]
-        return [
-            (gamma, part.to(gamma.device, gamma.dtype))
-            for layer, part in zip(self.gammas, rates.split(widths), strict=True)
-            for gamma in layer
+    def gammas(self, model: Darknet | None = None) -> list[Tensor]:
+        """The parameters γ that are pressed on, of the model or of another one of its kind."""
+        layers = (self.model if model is None else model).layers
+        return [layers[block].bn.weight for blocks in self.voters.values() for block in blocks]
+
+    def _scores(self) -> Tensor:
+        found = [
+            torch.stack([self.model.layers[block].bn.weight.detach().abs() for block in blocks]).double().mean(0)
+            for blocks in self.voters.values()
         ]
+        return torch.cat(found)
+
+    def _rates(self, epoch: int) -> list[Tensor | float]:
+        """For each γ, s for its channels; one number while all are pressed alike."""
+        widths = [len(self.model.layers[layer].bn.weight) for layer in self.voters]
+        pressed = self.settings.schedule.pressed(epoch, self.schedule.epochs, sum(widths))
+        if pressed in (0, sum(widths)):
+            return [self.settings.s * (1.0 if pressed else DECAY)] * sum(map(len, self.voters.values()))
+        scores = self._scores()
+        ranks = torch.empty(len(scores), dtype=torch.long, device=scores.device)
+        ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores), device=scores.device)
+        rates = torch.where(ranks < pressed, self.settings.s, self.settings.s * DECAY).float()
+        parts = zip(rates.split(widths), self.voters.values(), strict=True)
+        return [part for part, blocks in parts for _ in blocks]
 
 
 def sparsity(model: Darknet, settings: SparseSettings, schedule: Schedule) -> Sparsity:
@@ -82,12 +108,10 @@ def sparsity(model: Darknet, settings: SparseSettings, schedule: Schedule) -> Sp
         InputError: it has no candidate, or all are frozen.
     """
     graph = channel_graph(model.network)
-    layers = candidates(graph, settings.prune, settings.all_convs)
-    who = voters(graph, layers)
-    parameters = {i: tuple(model.layers[j].bn.weight for j in who[i]) for i in layers}
-    layers = tuple(i for i in layers if all(gamma.requires_grad for gamma in parameters[i]))
-    if not layers:
+    who = voters(graph, candidates(graph, settings.prune, settings.all_convs))
+    free = {i: blocks for i, blocks in who.items() if all(model.layers[j].bn.weight.requires_grad for j in blocks)}
+    if not free:
         raise InputError(f"--prune {settings.prune}: {model.network.path or 'the network'} has no such convolutions to "
                          f"train ({SETS[settings.prune]}); another --prune, or a smaller --freeze")  # fmt: skip
-    found = Sparsity(settings, schedule, layers, tuple(parameters[i] for i in layers))
-    return Sparsity(settings.resolved(found.scores(), found.reach), schedule, layers, found.gammas)
+    found = Sparsity(model, settings, schedule, free)
+    return dataclasses.replace(found, settings=settings.resolved(found.scores(), found.reach))

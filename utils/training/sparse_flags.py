@@ -9,9 +9,8 @@ from typing import Literal
 from utils.cli import Parser, number, threshold
 from utils.errors import InputError
 from utils.pruning.candidates import SETS
-from utils.pruning.sparsity import AUTO, SCHEDULES, SparseSettings
+from utils.pruning.sparsity import AUTO, LARGEST_S, SCHEDULES, SparseSettings
 
-LARGEST_S = 10.0
 SOLVERS = ("subgradient", "proximal")
 DEFAULT = SparseSettings()
 
@@ -22,7 +21,7 @@ def add_sparse_flags(parser: Parser) -> None:
     squeeze = "press on γ of the channels that pruning may remove; best.pt is then the last epoch, the sparsest"
     group.add_argument("-sr", "--sparsity-regularization", dest="sr", action="store_true", help=squeeze)
     rate = f"strength, or {AUTO}: what can bring --s-share of the channels to zero (default: {DEFAULT.s})"
-    group.add_argument("--s", "--s-rate", dest="s", type=rate_or_auto, metavar="S", help=rate)
+    group.add_argument("--s-rate", "--s", dest="s", type=rate_or_auto, metavar="S", help=rate)
     sets = "; ".join(f"{key}: {text}" for key, text in SETS.items())
     group.add_argument(
         "--prune", type=int, choices=tuple(SETS), help=f"which channels: {sets} (default: {DEFAULT.prune})"
@@ -30,9 +29,10 @@ def add_sparse_flags(parser: Parser) -> None:
     kinds = "dynamic: from --s-turn on only the weakest --s-keep feel all of s, the others a hundredth; constant; " \
             "global: all a hundredth from --s-turn on (default: dynamic)"  # fmt: skip
     group.add_argument("--s-schedule", choices=tuple(SCHEDULES), help=kinds)
-    turn = "share of the epochs after which the rate turns (default: dynamic 0.4, global 0.5)"
+    turns = ", ".join(f"{name} {rates.turn:g}" for name, rates in SCHEDULES.items() if rates.turn < 1)
+    turn = f"share of the epochs after which the rate turns (default: {turns})"
     group.add_argument("--s-turn", type=threshold, metavar="P", help=turn)
-    keep = "share of the channels that the dynamic schedule keeps under pressure (default: 0.65)"
+    keep = f"share of the channels that dynamic keeps under pressure (default: {SCHEDULES['dynamic'].weakest:g})"
     group.add_argument("--s-keep", type=threshold, metavar="P", help=keep)
     solver = "how: a sub-gradient before the step, or soft thresholding behind it, which gives exact zeros (default: " \
              "subgradient; with --adam proximal)"  # fmt: skip
@@ -81,11 +81,18 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
         raise InputError("--s-solver subgradient: Adam would scale the pressure away; leave it or --adam out")
     if "s_share" in given and given.get("s") != AUTO:
         raise InputError(f"--s-share: goes with --s {AUTO}")
+    schedule = dataclasses.replace(SCHEDULES[name], **changes)
+    share = given.get("s_share", DEFAULT.share)
+    if given.get("s") == AUTO and 0 < schedule.weakest < share:
+        raise InputError(
+            f"--s-share {share:g}: only {schedule.weakest:g} of the channels stay under pressure; a smaller share, or "
+            "a larger --s-keep"
+        )
     return SparseSettings(
         s=given.get("s", DEFAULT.s),
         prune=given.get("prune", DEFAULT.prune),
-        schedule=dataclasses.replace(SCHEDULES[name], **changes),
+        schedule=schedule,
         proximal=given.get("s_solver", "proximal" if args.adam else "subgradient") == "proximal",
-        share=given.get("s_share", DEFAULT.share),
+        share=share,
         all_convs=args.all_convs,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,11 +10,13 @@ from numpy.typing import NDArray
 
 from models import Darknet
 from utils.cli import log
-from utils.graph import channel_graph
-from utils.pruning.advice import advised_percent
+from utils.errors import ResourceError
+from utils.graph import ChannelGraph, channel_graph
+from utils.pruning.advice import FREE_SHARE, advised_percent
 from utils.pruning.candidates import SETS
-from utils.pruning.policy import channel_scores
-from utils.pruning.sparsity import outlook
+from utils.pruning.policy import ChannelPolicy, Gammas, channel_scores, choose
+from utils.pruning.sparsity import SparseSettings, outlook
+from utils.pruning.units import residual_units, unit_scores
 from utils.report.gamma_log import BELOW, GammaLog
 from utils.report.run_dir import RunDirectory
 from utils.report.scalars import Scalars
@@ -21,6 +24,7 @@ from utils.training.loop import Trainer
 from utils.training.sparse import Sparsity
 
 RULE = "!" * 80
+NOTHING = "prune: nothing yet; no channel is weak enough: a larger s, or more epochs"
 SCRIPTS = {0: "normal_prune.py", 1: "slim_prune.py", 2: "layer_prune.py"}
 """The script that removes what was pressed on, by `--prune`."""
 
@@ -42,43 +46,59 @@ class SparseRecord:
 
     def begin(self) -> None:
         """Say what can be expected, so that a training that would do nothing is not overlooked; γ before it."""
+        self.trainer.watchers.append(self.append)
+        if self.trainer.progress.step:
+            return
         settings = self.pressure.settings
         text, warning = outlook(settings, self.pressure.scores(), self.pressure.reach)
         log(f"{text}; {len(self.pressure.layers)} convolutions ({SETS[settings.prune]})")
         if warning:
             log(f"{RULE}\nwarning: {warning}\n{RULE}")
-        if self.trainer.progress.step == 0:
-            self.append(0, {})
-        self.trainer.watchers.append(self.append)
+        self.append(0, {})
 
     def append(self, epoch: int, row: Mapping[str, float | None]) -> None:
         """Write the γ of the model that is kept; a watcher of the trainer."""
-        scores = self.scores(self.trainer.state.kept)
-        self._log.append(epoch, scores)
+        scores = channel_scores(self._graph, _gammas(self.trainer.state.kept), self.pressure.layers)
+        try:
+            self._log.append(epoch, scores)
+        except (OSError, ResourceError) as failure:  # a table is not worth a training
+            log(f"warning: {failure}; the γ of epoch {epoch} are missing there")
         if self.events is not None:
             self.events.histogram(epoch, "gamma/all", np.concatenate(list(scores.values())))
             for block, values in scores.items():
                 self.events.histogram(epoch, f"gamma/{block}", values)
-
-    def scores(self, model: Darknet) -> dict[int, NDArray[np.float64]]:
-        """|γ| of the candidates' channels, by block number, as pruning ranks them."""
-        blocks = model.network.blocks
-        found = {
-            i: model.layers[i].bn.weight.detach().cpu().numpy()
-            for i, block in enumerate(blocks)
-            if getattr(block, "batch_normalize", False)
-        }
-        return channel_scores(self._graph, found, self.pressure.layers)
 
     def finish(self, model: Darknet) -> None:
         """Draw the pictures, and say what pruning can take of the model that was kept."""
         settings, epochs = self.pressure.settings, self.pressure.schedule.epochs
         turn = settings.schedule.turn
         self._log.draw(turn * epochs if turn < 1 else None)
-        scores = self.scores(model)
-        every = np.concatenate(list(scores.values()))
+        gammas = _gammas(model)
+        every = np.concatenate(list(channel_scores(self._graph, gammas, self.pressure.layers).values()))
         shares = ", ".join(f"{(every < limit).mean():.0%} below {limit:g}" for limit in BELOW)
         log(f"|γ| of {len(every)} channels: {shares}")
-        best = self.run.weights / "best.pt"
-        what = "--shortcut N" if settings.prune == 2 else f"--percent {advised_percent(scores):g}"
-        log(f"prune: python {SCRIPTS[settings.prune]} --weights {best} {what}")
+        amount = _amount(self._graph, gammas, settings)
+        words = [SCRIPTS[settings.prune], "--weights", str(self.run.weights / "best.pt"),
+                 "--data", str(self.trainer.source.args["data"]), *(["--all-convs"] * settings.all_convs)]  # fmt: skip
+        log(f"prune: python {shlex.join([*words, *amount])}" if amount else NOTHING)
+
+
+def _gammas(model: Darknet) -> dict[int, NDArray[np.floating]]:
+    """γ of every batch normalisation, by block number."""
+    blocks = enumerate(model.network.blocks)
+    normalised = [i for i, block in blocks if getattr(block, "batch_normalize", False)]
+    return {i: model.layers[i].bn.weight.detach().cpu().numpy() for i in normalised}
+
+
+def _amount(graph: ChannelGraph, gammas: Gammas, settings: SparseSettings) -> list[str]:
+    """The flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
+    if settings.prune == 2:
+        units = residual_units(graph.network)
+        scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), units)
+        weak = int((scores < FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
+        return ["--shortcut", str(weak)] if weak else []
+    floor = 0.0 if settings.prune == 1 else None
+    policy = ChannelPolicy(0.0, prune=settings.prune, layer_keep=floor, all_convs=settings.all_convs)
+    choice = choose(graph, gammas, policy)
+    percent = advised_percent(choice.scores, choice.max_percent)
+    return ["--percent", f"{percent:g}"] if percent else []
