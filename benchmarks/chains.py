@@ -73,6 +73,13 @@ CHAINS = {
         "the same without sparse training", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "base",
         sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=TUNED,
     ),
+    **{
+        f"roadsigns-yolov3-tiny-{script}-30": Chain(
+            f"{script}_prune.py at 0.3", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "sparse",
+            sparse=(), prune=(f"{script}_prune.py", "--percent", "0.3"), tuned=TUNED,
+        )
+        for script in ("slim", "regular", "group")
+    },
     "bccd-yolov4-tiny-slim": Chain(
         "3 classes", TINY4, BCCD, 256, base=RUNS / "bccd-yolov4-tiny",
         sparse=("--epochs", "20", *SPARSE), prune=("slim_prune.py",), tuned=("--epochs", "15"), publish=True,

@@ -79,6 +79,10 @@ ROWS = {
         "from COCO weights, no flips", f"{FASTEST}.cfg", ROADSIGNS, 15, size=224,
         flags=(*FROM_COCO, f"{FASTEST}.weights"),
     ),
+    "roadsigns-slim-scratch": Row(
+        "the slim network of roadsigns-yolov3-tiny-slim from new weights, for as many epochs",
+        "runs/results/roadsigns-yolov3-tiny-slim/pruned/model.cfg", ROADSIGNS, 33, size=224, flags=("--no-flip",),
+    ),
     "bccd-assignment-darknet": Row("assignment: darknet (the default)", V4, BCCD, 20),
     "bccd-assignment-ratio": Row("assignment: ratio", V4, BCCD, 20, flags=("--hyp", "benchmarks/hyp/ratio.yaml")),
 }  # fmt: skip
