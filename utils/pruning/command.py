@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from utils.cli import Parser, fraction, integer, log, non_negative_int, positive_int, print_json
+from utils.cli import number as decimal
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
@@ -21,11 +22,19 @@ from utils.pruning.groups import check_percents, pruning_groups
 from utils.pruning.policy import POWERS, ChannelPolicy
 from utils.pruning.ranking import MERGES
 from utils.pruning.request import Amount, PruneRequest
+from utils.pruning.target import Kind, Target
 from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_name
 
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
+TARGETS: dict[Kind, str] = {
+    "params": "find how much has to go until at most this share of the parameters is left, 0 < S < 1",
+    "macs": "the same of the multiply-adds, at the size of --img_size",
+    "latency": "the same of the median time of a forward pass, measured on --device",
+    "drop": "find how much can go without losing more than P points of AP50 on --data, 0 < P <= 100",
+}
+"""What takes the place of a percentage, or of a number of units where only these go."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,32 @@ def multiple(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """A share of what was before, 0 < value < 1; argparse type."""
+    if not 0 < (value := decimal(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value < 1")
+    return value
+
+
+def points(text: str) -> float:
+    """Points of AP, 0 < value <= 100; argparse type."""
+    if not 0 < (value := decimal(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= 100")
+    return value
+
+
 def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags of a pruning script."""
     amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (strategy.channels is not None)
     example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
     parser = Parser(description, example, program=strategy.script)
     group = parser.add_argument_group("what is removed")
+    amounts = group.add_mutually_exclusive_group()
     if strategy.units:
-        _add_unit_flags(group)
+        _add_unit_flags(group if strategy.channels is not None else amounts)
+    if strategy.channels is not None:
+        _add_percent_flag(amounts, strategy.channels)
+    _add_target_flags(amounts)
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
     _add_width_flag(group, strategy.channels)
@@ -74,19 +101,30 @@ def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None)
     return parser.parse_args(argv)
 
 
-def _add_unit_flags(group: argparse._ArgumentGroup) -> None:
-    number = "number of residual units to remove, the weakest first; several with --dry-run"
+def _add_unit_flags(group: argparse._ActionsContainer) -> None:
+    many = "number of residual units to remove, the weakest first; several with --dry-run"
     group.add_argument(
-        "--shortcuts", "--shortcut", dest="shortcut", type=non_negative_int, nargs="+", metavar="N", help=number
+        "--shortcuts", "--shortcut", dest="shortcut", type=non_negative_int, nargs="+", metavar="N", help=many
     )
+
+
+def _add_percent_flag(group: argparse._ActionsContainer, channels: ChannelPolicy) -> None:
+    weakest = "share of the candidate channels to remove, the weakest |γ| first, 0 <= P < 1; several with --dry-run"
+    if channels.groups:
+        weakest = weakest.replace("candidate channels", "candidate channels of every group")
+    group.add_argument("--percent", type=fraction, nargs="+", metavar="P", help=weakest)
+
+
+def _add_target_flags(group: argparse._ActionsContainer) -> None:
+    """What the network that is left is to keep; all of them set `target`."""
+    for kind, of in TARGETS.items():
+        target = Target(kind, 0.0)
+        metavar, typed = ("P", points) if kind == "drop" else ("S", share)
+        group.add_argument(target.flag, type=typed, metavar=metavar, help=of)
 
 
 def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) -> None:
     add = group.add_argument
-    share = "share of the candidate channels to remove, the weakest |γ| first, 0 <= P < 1; several with --dry-run"
-    if channels.groups:
-        share = share.replace("candidate channels", "candidate channels of every group")
-    add("--percent", type=fraction, nargs="+", metavar="P", help=share)
     if channels.groups:
         each = "the same by group, in place of --percent: as many shares as the network has groups"
         add("--group-percent", type=fraction, nargs="+", metavar="P", help=each)
@@ -156,6 +194,7 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         amounts,
         data,
         vars(args),
+        target=_target(args),
         sides=tuple(args.img_size) if args.img_size else None,
         mode=args.mode,
         batch_size=args.batch_size,
@@ -178,16 +217,28 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
     return asked
 
 
+def _target(args: argparse.Namespace) -> Target | None:
+    """What was asked for in place of an amount; argparse has seen that it is one thing at most."""
+    targets = (Target(kind, 0.0) for kind in TARGETS)
+    given = ((target, getattr(args, target.flag[2:].replace("-", "_"))) for target in targets)
+    return next((replace(target, bound=bound) for target, bound in given if bound is not None), None)
+
+
 def _amounts(strategy: Strategy, args: argparse.Namespace) -> tuple[Amount, ...]:
-    """All combinations of what was asked for; without a percentage where there is one for each group."""
-    values, by_group = {}, getattr(args, "group_percent", None) is not None
-    if by_group and args.percent is not None:
-        raise InputError("--group-percent: takes the place of --percent; give one of them")
-    for key, wanted in (("shortcut", strategy.units), ("percent", strategy.channels is not None and not by_group)):
-        values[key] = getattr(args, key) if wanted else [None]
-        if values[key] is None:
-            either = ", or --group-percent" if hasattr(args, "group_percent") else ""
-            raise InputError(f"--{key}: is needed{either}; --dry-run shows beforehand what would be left")
+    """All combinations of what was asked for; None of what a target finds, or each group has for itself."""
+    by_group, target = getattr(args, "group_percent", None) is not None, _target(args)
+    if by_group and (args.percent is not None or target is not None):
+        other = "--percent" if target is None else target.flag
+        raise InputError(f"--group-percent: takes the place of {other}; give one of them")
+    channels = strategy.channels is not None
+    wanted = {"shortcut": strategy.units and (channels or target is None),
+              "percent": channels and not by_group and target is None}  # fmt: skip
+    values = {key: getattr(args, key) if needed else [None] for key, needed in wanted.items()}
+    for key, given in values.items():
+        if given is None:
+            others = ", or --group-percent" if hasattr(args, "group_percent") else ""
+            others += "" if key == "shortcut" and channels else ", or a target, such as --target-macs 0.5"
+            raise InputError(f"--{key}: is needed{others}; --dry-run shows beforehand what would be left")
     return tuple(Amount(*pair) for pair in product(values["percent"], values["shortcut"]))
 
 

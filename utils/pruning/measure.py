@@ -57,11 +57,9 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The pictures and the device that all networks are measured with."""
+class Clock:
+    """The device and the input size that all networks are timed with."""
 
-    loader: Loader
-    names: tuple[str, ...]
     device: torch.device
     size: Size
 
@@ -69,6 +67,34 @@ class Bench:
         """A network with its batch normalisations folded, where it runs."""
         tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         return fuse(load_arrays(network, tensors)).to(self.device, memory_format=torch.channels_last)
+
+    def latency(self, models: Mapping[str, Darknet], **pace: int) -> dict[str, Latency]:
+        """Time of a forward pass of one picture, the models in turn; `pace` as of `latency.interleaved`."""
+        channels = next(iter(models.values())).network.net.channels
+        image = torch.rand(1, channels, *self.size, generator=torch.Generator().manual_seed(0))
+        image = image.to(self.device, memory_format=torch.channels_last)
+
+        def forward(model: Darknet) -> None:
+            model(image)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        with torch.inference_mode():
+            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()}, **pace)
+
+    def runtime(self) -> str:
+        """The device as a reader knows it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, threads: {torch.get_num_threads()}"
+
+
+@dataclass(frozen=True)
+class Bench(Clock):
+    """The pictures, too, that all networks are measured with."""
+
+    loader: Loader
+    names: tuple[str, ...]
 
     def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, list[tuple[NDArray, NDArray]]]:
         """AP over all pictures; of the first ones, each picture and what is found in it with some confidence."""
@@ -82,32 +108,12 @@ class Bench:
         log(f"{name}: AP50 {result.metrics.map50:.3f}, AP50-95 {result.metrics.map50_95:.3f}")
         return Accuracy(result.metrics.map50, result.metrics.map50_95), drawn
 
-    def latency(self, models: Mapping[str, Darknet]) -> dict[str, Latency]:
-        """Time of a forward pass of one picture, the models in turn."""
-        channels = next(iter(models.values())).network.net.channels
-        image = torch.rand(1, channels, *self.size, generator=torch.Generator().manual_seed(0))
-        image = image.to(self.device, memory_format=torch.channels_last)
-
-        def forward(model: Darknet) -> None:
-            model(image)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-
-        with torch.inference_mode():
-            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()})
-
-    def runtime(self) -> str:
-        """The device as a reader knows it."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"CPU, threads: {torch.get_num_threads()}"
-
 
 def make_bench(asked: PruneRequest, channels: int, size: Size, device: torch.device) -> Bench:
     """The validation pictures of a request; `channels` of the network input."""
     pictures = index(asked.data.valid, asked.data.names)
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
-    return Bench(make_loader(dataset, asked.batch_size), asked.data.names, device, size)
+    return Bench(device, size, make_loader(dataset, asked.batch_size), asked.data.names)
 
 
 def compare(

@@ -117,11 +117,21 @@ def remarks(document: Document) -> Iterator[str]:
         f"{proof['compact_vs_keep_size']:.0e}; border {proof['border']:.2g}"
         + (f"; before {document['recalibrated']} batches gave it new statistics" if document["recalibrated"] else "")
     )
+    yield from target_remark(document)
     if document["groups"]:
         yield from group_advice(document["groups"])
     else:
         yield from advice(document["percent"], document["advised_percent"])
     yield f"next: {next_command(document)}"
+
+
+def target_remark(document: Document) -> Iterator[str]:
+    """What a target led to, if one was given."""
+    if (target := document["target"]) is None:
+        return
+    reached = f"{target['reached']:.2f} points" if target["flag"] == "--max-drop" else f"{target['reached']:.4f}"
+    words = " ".join(f"--{key} {target[key]}" for key in ("percent", "shortcut") if target[key] is not None)
+    yield f"target {target['flag']} {target['bound']:g}: {reached}, by {words}; networks tried: {target['tried']}"
 
 
 def free_of(which: str) -> str:
@@ -177,6 +187,7 @@ def grid_text(document: Document) -> str:
 
 
 def _limits(document: Document) -> Iterator[str]:
+    yield from target_remark(document)
     if document["max_percent"] is not None:
         yield f"the largest percent that works is {document['max_percent']:.4f}"
         if groups := document.get("groups"):

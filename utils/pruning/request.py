@@ -12,6 +12,7 @@ from utils.darknet.data_file import DataConfig
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.pruning.policy import ChannelPolicy
+from utils.pruning.target import Target
 
 
 class Amount(NamedTuple):
@@ -33,10 +34,12 @@ class PruneRequest:
     channels: ChannelPolicy | None
     """Which channels, but for the percentage; None: no channels."""
     amounts: tuple[Amount, ...]
-    """One, or for a dry run several."""
+    """One, or for a dry run several; with a target the one whose percentage, or number of units, is to be found."""
     data: DataConfig | None
     flags: Mapping[str, Any]
     """Every flag and its value, for args.yaml."""
+    target: Target | None = None
+    """What decides how much goes; None: the amount says it."""
     sides: tuple[int, ...] | None = None
     """Of the network input, as `cli.input_size` takes them."""
     mode: Literal["letterbox", "stretch"] = "letterbox"
@@ -55,6 +58,8 @@ class PruneRequest:
     exist_ok: bool = False
 
     def __post_init__(self) -> None:
+        if self.target is not None:
+            self._check_target(self.target)
         if len(self.amounts) > 1 and not self.dry_run:
             raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
         if self.dry_run:
@@ -69,6 +74,12 @@ class PruneRequest:
             raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
         if self.recalibrate and self.data.train is None:
             raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
+
+    def _check_target(self, target: Target) -> None:
+        if len(self.amounts) > 1:
+            raise InputError(f"{target.flag}: finds one network; give one --shortcut")
+        if target.kind == "drop" and (self.data is None or self.data.valid is None):
+            raise InputError("--max-drop: needs --data with valid pictures, on which AP50 is measured")
 
     def check_classes(self, network: Network) -> None:
         """Refuse weights of another class count than the data set's.

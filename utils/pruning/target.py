@@ -10,6 +10,8 @@ from typing import Literal
 from utils.errors import InfeasibleError
 
 Kind = Literal["params", "macs", "latency", "drop"]
+COUNTED = ("params", "macs")
+"""Kinds that a cfg tells, without pictures and time."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Target:
     """A bound that the pruned network keeps."""
 
     kind: Kind
-    """What is bounded: parameters, multiply-adds, or milliseconds, as shares of the network before; or the loss of AP50
-    in points."""
+    """What is bounded: parameters, multiply-adds, or the median time of a forward pass, as shares of those of the
+    network before; or the loss of AP50 in points."""
     bound: float
 
     @property
@@ -26,25 +28,31 @@ class Target:
         """The flag that asks for it."""
         return "--max-drop" if self.kind == "drop" else f"--target-{self.kind}"
 
-    def fulfil(self, steps: int, figure: Callable[[int], float]) -> int:
+    @property
+    def counted(self) -> bool:
+        """Whether the cfg alone says if it is kept."""
+        return self.kind in COUNTED
+
+    def fulfil(self, steps: int, figure: Callable[[int], float], first: int = 1) -> int:
         """The number of steps to go, by bisection.
 
-        For a share, the smallest number whose figure is at or under the bound: the one before it is over. For a drop,
-        the largest whose figure is, so that the one behind it is over.
+        For a share, a number whose figure is at or under the bound, while that of one step less is over it. For a drop,
+        one whose figure is, while that of one step more is over. It is the smallest, or the largest, such number if the
+        figure is monotone, which AP, a time, and rounded widths are only roughly.
 
         Args:
             steps: the most that can be done.
             figure: of a number of steps; it falls with them for a share, and rises for a drop.
+            first: the smallest number that removes anything.
 
         Raises:
             InfeasibleError: not even all steps reach the bound; for a drop, not even the first keeps it.
         """
         if self.kind == "drop":
-            return self._largest(steps, figure)
+            return self._largest(steps, figure, first)
         least = figure(steps)
         if least > self.bound:
-            raise InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is "
-                                  f"{math.ceil(least * 1e4) / 1e4:.4f}")  # fmt: skip
+            raise self.missed(least)
         low, high = -1, steps  # figure(low) is over, figure(high) is not
         while high - low > 1:
             middle = (low + high) // 2
@@ -54,15 +62,25 @@ class Target:
                 low = middle
         return high
 
-    def _largest(self, steps: int, figure: Callable[[int], float]) -> int:
-        low, high = 0, steps + 1  # figure(low) is within the bound, figure(high) is not
+    def missed(self, least: float) -> InfeasibleError:
+        """What to raise if this share is the smallest that is reached."""
+        works = math.ceil(least * 1e4) / 1e4
+        return InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}")
+
+    def _largest(self, steps: int, figure: Callable[[int], float], first: int) -> int:
+        low, high = first - 1, max(first, steps + 1)  # figure(low) is within the bound, figure(high) is not
         while high - low > 1:
             middle = (low + high) // 2
             if figure(middle) <= self.bound:
                 low = middle
             else:
                 high = middle
-        if low == 0:
-            raise InfeasibleError(f"{self.flag} {self.bound:g}: the first step loses {figure(1):.2f} points already; "
-                                  "sparse training first: python train.py -sr")  # fmt: skip
-        return low
+        if low >= first:
+            return low
+        if steps < first:
+            raise InfeasibleError(f"{self.flag} {self.bound:g}: nothing can be removed")
+        works = math.ceil(figure(first) * 100) / 100
+        raise InfeasibleError(
+            f"{self.flag} {self.bound:g}: the first step loses more; sparse training (python train.py -sr) makes more "
+            f"channels weak; the smallest that works is {works:.2f}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,15 +97,29 @@ def choose_units(
         InfeasibleError: there are not so many.
         NumericsError: a γ is NaN or infinite.
     """
+    most = 0
+    for chosen in _weakest_units(graph, gammas, keep):
+        if len(chosen) == count:
+            return tuple(sorted(chosen, key=lambda unit: unit.shortcut))
+        most = max(most, len(chosen))
+    raise InfeasibleError(f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual "
+                          f"units; the largest number that works is {most}")  # fmt: skip
+
+
+def most_units(graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep) -> int:
+    """The largest number that `choose_units` takes."""
+    return max(map(len, _weakest_units(graph, gammas, keep)))
+
+
+def _weakest_units(
+    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep
+) -> Iterator[Sequence[Unit]]:
+    """None, the weakest unit, the two weakest …; one around others takes their place."""
     units = residual_units(graph.network)
     scores = unit_scores(graph, gammas, keep, units)
     chosen: list[Unit] = []
+    yield chosen
     for number in sorted(range(len(units)), key=lambda number: (scores[number], number)):
-        if len(chosen) == count:
-            break
         if not any(units[number].shortcut in other.blocks for other in chosen):
             chosen = [other for other in chosen if other.shortcut not in units[number].blocks] + [units[number]]
-    if len(chosen) < count:
-        raise InfeasibleError(f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual "
-                              f"units; the largest number that works is {len(chosen)}")  # fmt: skip
-    return tuple(sorted(chosen, key=lambda unit: unit.shortcut))
+            yield chosen

@@ -21,6 +21,7 @@ from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
 from utils.pruning.surgery import Arrays, Compacted, compact
+from utils.pruning.trials import Trials, settle
 from utils.pruning.units import residual_units
 from utils.report.run_dir import RunDirectory, check_project
 
@@ -32,7 +33,8 @@ def prune(asked: PruneRequest) -> None:
 
     Raises:
         InputError: no such device, pictures of other classes, or a network without the residual units asked for.
-        InfeasibleError: a layer would be emptied, or the certificate fails; nothing is written.
+        InfeasibleError: a layer would be emptied, a target is out of reach, or the certificate fails; nothing is
+            written.
         NumericsError: a γ is not finite.
     """
     device = select_device(asked.device)
@@ -46,12 +48,14 @@ def prune(asked: PruneRequest) -> None:
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = {name: value.numpy() for name, value in loaded.model.state_dict().items() if "num_batches" not in name}
     graph, gammas = channel_graph(network), gammas_of(network, arrays)
+    asked, target = settle(Trials(asked, graph, arrays, size, device), gammas)
     if asked.dry_run:
-        document = preview(asked, graph, gammas, size)
+        document = preview(asked, graph, gammas, size) | {"target": target}
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
     plan = make_plan(graph, gammas, asked.channels, asked.amounts[0])
-    document = {"strategy": asked.strategy, **plan.amount._asdict(), "before": figures(network, size)}
+    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target}
+    document["before"] = figures(network, size)
     document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
     written, comparison, found = carry_out(asked, plan, arrays, size, device)
     document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)

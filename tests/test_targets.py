@@ -1,0 +1,297 @@
+"""A target in place of a percentage: what is found keeps the bound, one step from where it does not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import Darknet
+from tests.nets import TINY, tiny
+from tests.random_nets import networks
+from tests.test_percent_sweep import random_gammas
+from tests.test_random_networks import examples
+from utils.darknet import cfg as cfg_file
+from utils.errors import InfeasibleError, InputError
+from utils.graph import channel_graph
+from utils.pruning import measure, report
+from utils.pruning.ladder import cost_share, make_ladder
+from utils.pruning.plan import make_plan
+from utils.pruning.policy import ChannelPolicy
+from utils.pruning.request import Amount
+from utils.pruning.target import Target
+from utils.pruning.trials import MOST_MORE
+from utils.report.cost import network_cost
+from utils.report.latency import Latency
+from utils.training.state import write_darknet
+
+POLICIES = {
+    "normal": ChannelPolicy(0, prune=0),
+    "regular": ChannelPolicy(0, prune=0, multiple_of=8),
+    "shortcut": ChannelPolicy(0, merge="first"),
+    "slim": ChannelPolicy(0, layer_keep=0.01),
+    "group": ChannelPolicy(0, merge="majority", layer_keep=0.01, groups=True),
+}
+SCRIPTS = ("normal", "regular", "shortcut", "slim", "group", "layer", "layer_channel")
+UNITS = {"layer_channel": ("--shortcut", "1")}
+"""What a script needs beside the target."""
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    """A network with γ that differ, as --cfg and --weights."""
+    torch.manual_seed(0)
+    model = Darknet(tiny())
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if name.endswith(("bn.weight", "bn.bias")):
+            value.copy_(torch.rand(value.shape, generator=generator))
+    (tmp_path / "n.cfg").write_text(TINY)
+    write_darknet(tmp_path / "n.weights", model)
+    return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
+
+
+@pytest.fixture
+def prune(files, tmp_path, capsys, monkeypatch):
+    """Call a script on the network; returns its JSON document."""
+    for name in ("plot_channels", "plot_threshold"):
+        monkeypatch.setattr(report, name, lambda *_: None)
+
+    def call(name: str, *flags: str) -> dict:
+        capsys.readouterr()
+        main = importlib.import_module(f"{name}_prune").main
+        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *UNITS.get(name, ()), *flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def measured(monkeypatch, folder):
+    """AP50 is the share of the tiny network's parameters that a network has, its time the number of its multiply-adds;
+    in few rounds it seems to be a tenth less. Returns the flag of pictures."""
+    whole = network_cost(tiny()).parameters
+
+    def accuracy(self, name, model):
+        value = network_cost(model.network).parameters / whole
+        return measure.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+
+    def latency(self, models, rounds=50):
+        first = next(iter(models))
+        macs = {name: network_cost(model.network).macs for name, model in models.items()}
+        seems = {name: count * (0.9 if rounds < 50 and name != first else 1) for name, count in macs.items()}
+        return {name: Latency(value, value, rounds) for name, value in seems.items()}
+
+    monkeypatch.setattr(measure.Bench, "accuracy", accuracy)
+    monkeypatch.setattr(measure.Clock, "latency", latency)
+    return "--data", str(folder / "d.data")
+
+
+@given(figures=st.lists(st.floats(0, 1), min_size=1, max_size=40), bound=st.floats(0.01, 0.99), first=st.booleans())
+def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
+    """Whatever the figures are, monotone or not; a refusal says what works."""
+    steps, looked = len(figures) - 1, []
+
+    def figure(step: int) -> float:
+        looked.append(step)
+        return figures[step]
+
+    share = Target("macs", bound)
+    try:
+        found = share.fulfil(steps, figure)
+        assert figures[found] <= bound and (found == 0 or figures[found - 1] > bound)
+    except InfeasibleError as refused:
+        works = float(str(refused).split()[-1])
+        assert figures[replace(share, bound=works).fulfil(steps, figure)] <= works
+    assert len(looked) <= 2 * (2 + len(figures).bit_length())
+    drop, first = Target("drop", bound), int(first)
+    try:
+        found = drop.fulfil(steps, figure, first)
+        assert found >= first and figures[found] <= bound and (found == steps or figures[found + 1] > bound)
+    except InfeasibleError as refused:
+        if steps >= first:
+            works = float(str(refused).split()[-1])
+            assert figures[replace(drop, bound=works).fulfil(steps, figure, first)] <= works
+
+
+@examples(80)
+@given(
+    network=networks(),
+    seed=st.integers(0, 9),
+    kind=st.sampled_from(["params", "macs"]),
+    name=st.sampled_from([*POLICIES]),
+)
+def test_counted_targets_are_met_channel_by_channel_in_any_network(network, seed, kind, name):
+    graph = channel_graph(network)
+    gammas, size = random_gammas(graph, seed), (graph.network.net.height, graph.network.net.width)
+    try:
+        ladder = make_ladder(graph, gammas, POLICIES[name], None, fine=True)
+    except InfeasibleError:
+        return
+    before = network_cost(graph.network)
+
+    def figure(step: int) -> float:
+        return cost_share(before, ladder.plan(step), kind, size)
+
+    target = Target(kind, 0.3 + 0.7 * figure(ladder.steps))
+    if target.bound < 1:
+        step = target.fulfil(ladder.steps, figure)
+        assert figure(step) <= target.bound < figure(step - 1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_step_is_one_channel_by_rank(root, name):
+    graph = channel_graph(cfg_file.load(root / "cfg" / "demo.cfg"))
+    ladder = make_ladder(graph, random_gammas(graph, 1), POLICIES[name], None, fine=True)
+    removed = [ladder.plan(step).choice.removed for step in range(0, ladder.steps + 1, 7)]
+    if name == "group":  # each group loses the whole part of its share
+        assert all(step - 3 < count <= step for step, count in zip(range(0, ladder.steps + 1, 7), removed, strict=True))
+    else:
+        assert removed == list(range(0, ladder.steps + 1, 7))
+
+
+def test_steps_of_units_are_units():
+    graph = channel_graph(tiny())
+    ladder = make_ladder(graph, random_gammas(graph, 1), None, None, fine=True)
+    assert (ladder.steps, ladder.first, ladder.amount(1)) == (1, 1, Amount(None, 1))
+    assert len(ladder.plan(1).removal.units) == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_every_script_takes_a_counted_target(prune, tmp_path, name, kind):
+    """What is found, given as --percent, or as --shortcut, leads to the same network."""
+    key, bound = {"params": "parameters"}.get(kind, kind), 0.98 if name == "regular" else 0.9
+    document = prune(name, f"--target-{kind}", str(bound), "--no-test")
+    target = document["target"]
+    assert target["flag"] == f"--target-{kind}" and target["bound"] == bound and target["tried"] >= 2
+    assert document["after"][key] / document["before"][key] == target["reached"] <= bound
+    amount = ("--shortcut", "1") if name == "layer" else ("--percent", str(target["percent"]))
+    assert prune(name, *amount, "--dry-run")["after"] == document["after"]
+    run = Path(document["run_dir"])
+    assert json.loads((run / "plan.json").read_text())["target"] == target
+    assert f"target --target-{kind} {bound}: {target['reached']:.4f}, by --" in (run / "report.md").read_text()
+
+
+def test_what_is_out_of_reach_is_refused_with_what_works(prune, tmp_path):
+    for name in SCRIPTS:
+        with pytest.raises(InfeasibleError, match=r"--target-macs 0\.01: .* works is 0\.\d{4}$") as caught:
+            prune(name, "--target-macs", "0.01", "--no-test")
+        assert not (tmp_path / "runs").exists()
+        works = str(caught.value).split()[-1]
+        assert prune(name, "--target-macs", works, "--dry-run")["target"]["reached"] <= float(works)
+
+
+def test_a_dry_run_prints_the_percentage_that_was_found(prune, tmp_path, files, capsys):
+    import slim_prune
+
+    document = prune("slim", "--target-macs", "0.5", "--dry-run")
+    assert document["grid"][0]["percent"] == document["target"]["percent"]
+    slim_prune.main([*files, "--target-macs", "0.5", "--dry-run"])
+    out = capsys.readouterr().out
+    assert f"by --percent {document['target']['percent']}; networks tried: {document['target']['tried']}" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["slim", "group", "layer", "layer_channel"])
+def test_the_drop_is_within_the_bound_and_a_hundredth_more_is_not(prune, measured, name):
+    bound = {"layer": 45, "layer_channel": 70}.get(name, 30)
+    document = prune(name, "--max-drop", str(bound), *measured)
+    drop = 100 * (document["before"]["map50"] - document["after"]["map50"])
+    assert drop == pytest.approx(document["target"]["reached"]) and 0 < drop <= bound
+    if name != "layer":
+        percent = document["target"]["percent"]
+        assert round(percent, 2) == percent
+        more = prune(name, "--percent", f"{percent + 0.01:.2f}", *measured)
+        assert 100 * (more["before"]["map50"] - more["after"]["map50"]) > bound
+
+
+def test_units_that_go_in_any_case_count_as_a_drop(prune, measured, tmp_path):
+    with pytest.raises(InfeasibleError, match=r"--max-drop 1: .* works is \d+\.\d\d$") as caught:
+        prune("layer_channel", "--max-drop", "1", *measured)
+    works = str(caught.value).split()[-1]
+    assert not (tmp_path / "runs").exists()
+    assert prune("layer_channel", "--max-drop", works, "--dry-run", *measured)["target"]["reached"] <= float(works)
+
+
+@pytest.mark.parametrize("name", ["slim", "layer", "layer_channel"])
+def test_a_time_that_few_rounds_promised_is_verified_in_more(prune, measured, name):
+    """Here a tenth of the time comes back, so some steps more go until the bound is kept."""
+    document = prune(name, "--target-latency", "0.9", *measured)
+    times = {key: document["latency"][key]["median"] for key in ("original", "compact")}
+    assert times["compact"] / times["original"] == document["target"]["reached"] <= 0.9
+    if name == "slim":
+        percent = document["target"]["percent"]
+        less = prune(name, "--percent", f"{percent - 0.01:.2f}", "--dry-run")
+        assert less["after"]["macs"] / less["before"]["macs"] > 0.9
+        assert less["after"]["macs"] / less["before"]["macs"] * 0.9 <= 0.9
+
+
+def test_a_time_that_is_never_kept_is_given_up(prune, monkeypatch, tmp_path):
+    seen = []
+
+    def latency(self, models, rounds=50):
+        seen.append(rounds)
+        return {name: Latency(1 if name == "before" or rounds < 50 else 1.5, 1, rounds) for name in models} | (
+            {} if rounds == 50 else {"after": Latency(0.1, 0.1, rounds)})  # fmt: skip
+
+    monkeypatch.setattr(measure.Clock, "latency", latency)
+    with pytest.raises(InfeasibleError, match=r"--target-latency 0\.5: is out of reach"):
+        prune("slim", "--target-latency", "0.5", "--no-test")
+    assert seen.count(50) == MOST_MORE + 1 and not (tmp_path / "runs").exists()
+
+
+def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure.Bench, "accuracy", lambda *_: (measure.Accuracy(0.0, 0.0), []))
+    with pytest.raises(InputError, match=r"finds nothing in .*val\.txt; its AP50 is 0"):
+        prune("slim", "--max-drop", "5", "--data", str(folder / "d.data"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_recalibration_is_part_of_what_is_tried(prune, measured, monkeypatch):
+    from utils.pruning import trials
+
+    seen = []
+    monkeypatch.setattr(trials, "recalibrate", lambda network, arrays, batches, device: (
+        seen.append(len(batches)), arrays)[1])  # fmt: skip
+    document = prune("slim", "--max-drop", "30", "--recalibrate", "2", "--batch-size", "4", "--dry-run", *measured)
+    assert seen == [2] * document["target"]["tried"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "match"),
+    [
+        ("slim", ["--target-macs", "0.5", "--percent", "0.5"], "not allowed with argument --"),
+        ("slim", ["--target-macs", "0.5", "--max-drop", "5"], "not allowed with argument --"),
+        ("layer", ["--target-macs", "0.5", "--shortcut", "1"], "not allowed with argument --"),
+        ("slim", ["--target-macs", "1"], "--target-macs: 1 is outside 0 < value < 1"),
+        ("slim", ["--target-params", "0"], "--target-params: 0 is outside 0 < value < 1"),
+        ("slim", ["--max-drop", "101"], "--max-drop: 101 is outside 0 < value <= 100"),
+        ("slim", ["--max-drop", "5", "--no-test"], "--max-drop: needs --data"),
+        ("group", ["--target-macs", "0.5", "--group-percent", "0.5", "0.5"], "takes the place of --target-macs"),
+        ("layer_channel", ["--target-macs", "0.5", "--shortcut", "0", "1", "--dry-run"], "give one --shortcut"),
+        ("slim", ["--no-test"], "--percent: is needed, or a target, such as --target-macs 0.5"),
+        ("layer", ["--no-test"], "--shortcut: is needed, or a target"),
+    ],
+)
+def test_bad_flags_are_one_line(prune, tmp_path, name, flags, match):
+    with pytest.raises(InputError, match=match):
+        prune(name, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_found_percentage_says_the_same_when_it_is_given():
+    """Also where the share is no short decimal."""
+    graph = channel_graph(tiny())
+    gammas = random_gammas(graph, 3)
+    ladder = make_ladder(graph, gammas, POLICIES["slim"], None, fine=True)
+    for step in range(ladder.steps + 1):
+        percent = float(str(ladder.amount(step).percent))
+        assert make_plan(graph, gammas, POLICIES["slim"], Amount(percent, None)).choice.removed == step
