@@ -46,7 +46,8 @@ class Chain:
     """Of the sparse training; empty: there is none."""
     prune: tuple[str, ...]
     """The script and its flags; without --percent it is the one that is advised."""
-    tuned: tuple[str, ...]
+    tuned: tuple[str, ...] = ()
+    """Of the fine-tuning; empty: there is none."""
     publish: bool = False
     """Copy pictures into docs/images; only for data whose licence allows it."""
 
@@ -61,6 +62,7 @@ class Chain:
 
 ROADSIGNS, BCCD = "{shared}/data/roadsigns/roadsigns.data", "{shared}/data/bccd/bccd.data"
 TINY3, TINY4 = "cfg/yolov3-tiny.cfg", "cfg/yolov4-tiny.cfg"
+NANO = "{shared}/data/weights/MobileNetV2-YOLOv3-Nano-coco"
 SPARSE = ("-sr", "--prune", "1", "--s", "auto")
 TUNED = ("--epochs", "8", "--no-flip")
 CHAINS = {
@@ -73,6 +75,28 @@ CHAINS = {
         "the same without sparse training", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "base",
         sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=TUNED,
     ),
+    "roadsigns-nano-slim": Chain(
+        "MobileNetV2-YOLOv3-Nano, which has residual units, from COCO weights", f"{NANO}.cfg", ROADSIGNS, 224,
+        base=("--epochs", "10", "-pt", "--no-flip", "--weights", f"{NANO}.weights"),
+        sparse=("--epochs", "15", "--no-flip", *SPARSE), prune=("slim_prune.py",), tuned=TUNED,
+    ),
+    **{
+        f"roadsigns-nano-{script}": Chain(
+            "the same network, another strategy", f"{NANO}.cfg", ROADSIGNS, 224, base=RUNS / "roadsigns-nano-slim" / "sparse",
+            sparse=(), prune=(f"{script}_prune.py", *amount), tuned=TUNED if script == "layer_channel" else (),
+        )
+        for script, amount in {
+            "shortcut": ("--percent", "0.3"), "layer": ("--shortcut", "3"),
+            "layer_channel": ("--shortcut", "3", "--percent", "0.3"),
+        }.items()
+    },
+    **{
+        f"bccd-yolov4-tiny-{schedule}": Chain(
+            f"15 sparse epochs, {schedule} s, slim at 0.5", TINY4, BCCD, 192, base=RUNS / "bccd-yolov4-tiny",
+            sparse=("--epochs", "15", *SPARSE, "--s-schedule", schedule), prune=("slim_prune.py", "--percent", "0.5"),
+        )
+        for schedule in ("dynamic", "constant")
+    },
     **{
         f"roadsigns-yolov3-tiny-{script}-30": Chain(
             f"{script}_prune.py at 0.3", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "sparse",
@@ -107,17 +131,19 @@ def finish(name: str, chain: Chain) -> None:
             train(runs[step], commands[step])
         weights = runs[step] / "weights" / "best.pt" if flags else weights
     commands["pruned"], pruned = _prune(folder, chain, data, weights)
-    model = Path(pruned["run_dir"]) / "model.pt"
-    commands["tuned"], runs["tuned"] = chain.training(folder, "tuned", model, pruned["cfg"]), folder / "tuned"
-    train(runs["tuned"], commands["tuned"])
+    if chain.tuned:
+        model = Path(pruned["run_dir"]) / "model.pt"
+        commands["tuned"], runs["tuned"] = chain.training(folder, "tuned", model, pruned["cfg"]), folder / "tuned"
+        train(runs["tuned"], commands["tuned"])
     steps = {step: measure(data, chain.size, run / "weights" / "best.pt") for step, run in runs.items()}
     steps["pruned"] = pruned["after"]
     document = {
         "row": name,
         "commands": [" ".join(["python", *commands[step]]) for step in ORDER if step in commands],
-        **describe_environment(runs["tuned"]),
+        **describe_environment(Path(pruned["run_dir"])),
         "train_minutes": round(sum(_minutes(runs[step]) for step in commands if step in runs), 1),
         "percent": pruned["percent"],
+        "shortcut": pruned["shortcut"],
         "ms": {when: pruned[when]["ms"] for when in ("before", "after")},
         "weights_bytes": {when: pruned[when]["weights_bytes"] for when in ("before", "after")},
         "certificate": pruned["certificate"],
@@ -147,12 +173,11 @@ def _prune(folder: Path, chain: Chain, data: str, weights: Path) -> tuple[list[s
     stored = folder / "pruned.json"
     common = [*chain.prune, "--weights", str(weights), "--data", data, "--img_size", str(chain.size)]
     if not stored.exists():
-        if "--percent" not in common:
+        if not {"--percent", "--shortcut"} & set(common):
             advice = json.loads(python(*common, "--percent", "0", "--dry-run", "--json"))["advised_percent"]
             common += ["--percent", f"{advice:g}"]
         command = [*common, "--project", str(folder), "--name", "pruned"]
-        percent = float(common[common.index("--percent") + 1])
-        document = json.loads(python(*command, "--json")) | {"command": command, "percent": percent}
+        document = {**json.loads(python(*command, "--json")), "command": command}
         atomic_write_text(stored, json.dumps(document, indent=2) + "\n")
     document = json.loads(read_text(stored))
     return document["command"], document
@@ -169,8 +194,8 @@ def _published(name: str, step: str, picture: str) -> str:
 def section(name: str, document: dict[str, Any]) -> list[str]:
     """Lines of docs/results.md for a chain."""
     chain = CHAINS[name]
-    titles = {"base": "trained", "sparse": "sparse-trained", "pruned": f"pruned, --percent {document['percent']:g}",
-              "tuned": "fine-tuned"}  # fmt: skip
+    amount = ", ".join(f"--{key} {document[key]:g}" for key in ("shortcut", "percent") if document.get(key) is not None)
+    titles = {"base": "trained", "sparse": "sparse-trained", "pruned": f"pruned, {amount}", "tuned": "fine-tuned"}
     columns = ("", Column("AP50", ".3f"), Column("AP50-95", ".3f"), "parameters", Column("GMACs", ".3f"),
                Column(".weights MB", ".2f"), Column("ms", ".1f"))  # fmt: skip
     rows = []
