@@ -82,7 +82,8 @@ CHAINS = {
     ),
     **{
         f"roadsigns-nano-{script}": Chain(
-            "the same network, another strategy", f"{NANO}.cfg", ROADSIGNS, 224, base=RUNS / "roadsigns-nano-slim" / "sparse",
+            "the same network, another strategy", f"{NANO}.cfg", ROADSIGNS, 224,
+            base=RUNS / "roadsigns-nano-slim" / "sparse",
             sparse=(), prune=(f"{script}_prune.py", *amount), tuned=TUNED if script == "layer_channel" else (),
         )
         for script, amount in {
