@@ -68,6 +68,10 @@ class SparseSettings:
     """Share of the channels that s = auto brings to zero."""
     all_convs: bool = False
     """Candidates beyond the classic ones."""
+    coach: float = 1.0
+    """Points of AP50 that may be lost in the coach's trials; 0: there is no coach."""
+    enough: float | None = None
+    """Share of the channels with which the training ends when the coach finds that it could go."""
 
     def resolved(self, scores: NDArray[np.floating], reach: float) -> SparseSettings:
         """The settings with a number for s.

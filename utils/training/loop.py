@@ -106,7 +106,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left, or patience was at its end."""
-        return self.progress.epoch >= self.settings.epochs or self._out_of_patience()
+        return self.progress.epoch >= self.settings.epochs or self.progress.enough or self._out_of_patience()
 
     def train(self) -> Progress:
         """Run what is left of the epochs.

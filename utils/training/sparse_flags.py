@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from utils.cli import Parser, number, threshold
 from utils.errors import InputError
@@ -39,8 +40,20 @@ def add_sparse_flags(parser: Parser) -> None:
     group.add_argument("--s-solver", choices=SOLVERS, help=solver)
     share = f"share of the channels that --s {AUTO} brings to zero (default: {DEFAULT.share})"
     group.add_argument("--s-share", type=threshold, metavar="P", help=share)
+    coach = "points of AP50 that the coach's trials may cost: now and then it prunes copies of the network, measures " \
+            f"them on 64 pictures and says how much could go (default: {DEFAULT.coach:g}; 0: none)"  # fmt: skip
+    group.add_argument("--s-coach", type=points, metavar="X", help=coach)
+    enough = "end the training when the coach finds that this share of the channels could go"
+    group.add_argument("--s-enough", type=threshold, metavar="P", help=enough)
     beyond = "also convolutions before an upsampling, a spatial pyramid or a split route, as in the pruning scripts"
     group.add_argument("--all-convs", action="store_true", help=beyond)
+
+
+def points(text: str) -> float:
+    """Points of AP50, 0 <= value <= 100; argparse type."""
+    if not 0 <= (value := number(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value <= 100")
+    return value
 
 
 def rate_or_auto(text: str) -> float | Literal["auto"]:
@@ -58,17 +71,14 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
     Raises:
         InputError: flags that mean nothing without -sr or beside others.
     """
-    names = ("s", "prune", "s_schedule", "s_turn", "s_keep", "s_solver", "s_share")
+    names = ("s", "prune", "s_schedule", "s_turn", "s_keep", "s_solver", "s_share", "s_coach", "s_enough")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not args.sr:
         if given or args.all_convs:
             flag = next((f"--{name.replace('_', '-')}" for name in given), "--all-convs")
             raise InputError(f"{flag}: says how to train sparse; add -sr, or leave it out")
         return None
-    if args.patience:
-        raise InputError("--patience: a sparse training goes to its end, the last epoch is the sparsest; leave it out")
-    if args.evolve:
-        raise InputError("--evolve: looks for the best training, which is none with -sr; leave one of them out")
+    _check_combination(args, given)
     name = given.get("s_schedule", "dynamic")
     changes = {
         field: given[f"s_{flag}"] for field, flag in (("turn", "turn"), ("weakest", "keep")) if f"s_{flag}" in given
@@ -77,10 +87,6 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
         if field in changes and name not in allowed:
             flag = "--s-turn" if field == "turn" else "--s-keep"
             raise InputError(f"{flag}: goes with --s-schedule {' or '.join(allowed)}, not with {name}")
-    if args.adam and given.get("s_solver") == "subgradient":
-        raise InputError("--s-solver subgradient: Adam would scale the pressure away; leave it or --adam out")
-    if "s_share" in given and given.get("s") != AUTO:
-        raise InputError(f"--s-share: goes with --s {AUTO}")
     schedule = dataclasses.replace(SCHEDULES[name], **changes)
     share = given.get("s_share", DEFAULT.share)
     if given.get("s") == AUTO and 0 < schedule.weakest < share:
@@ -95,4 +101,20 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
         proximal=given.get("s_solver", "proximal" if args.adam else "subgradient") == "proximal",
         share=share,
         all_convs=args.all_convs,
+        coach=given.get("s_coach", DEFAULT.coach),
+        enough=given.get("s_enough"),
     )
+
+
+def _check_combination(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Refuse what says nothing beside -sr, or contradicts it."""
+    if args.patience:
+        raise InputError("--patience: a sparse training goes to its end, the last epoch is the sparsest; leave it out")
+    if args.evolve:
+        raise InputError("--evolve: looks for the best training, which is none with -sr; leave one of them out")
+    if args.adam and given.get("s_solver") == "subgradient":
+        raise InputError("--s-solver subgradient: Adam would scale the pressure away; leave it or --adam out")
+    if "s_share" in given and given.get("s") != AUTO:
+        raise InputError(f"--s-share: goes with --s {AUTO}")
+    if "s_enough" in given and (given.get("s_coach") == 0 or given.get("prune") == 2):
+        raise InputError("--s-enough: is what the coach finds of channels; it goes with --prune 0 or 1 and a --s-coach")

@@ -14,12 +14,13 @@ from utils.errors import ResourceError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.advice import FREE_SHARE, advised_percent
 from utils.pruning.candidates import SETS
-from utils.pruning.policy import ChannelPolicy, Gammas, channel_scores, choose
+from utils.pruning.policy import Gammas, channel_scores, choose
 from utils.pruning.sparsity import SparseSettings, outlook
 from utils.pruning.units import residual_units, unit_scores
 from utils.report.gamma_log import BELOW, GammaLog
 from utils.report.run_dir import RunDirectory
 from utils.report.scalars import Scalars
+from utils.training.coach import make_coach, script_policy
 from utils.training.loop import Trainer
 from utils.training.sparse import Sparsity
 
@@ -47,6 +48,10 @@ class SparseRecord:
     def begin(self) -> None:
         """Say what can be expected, so that a training that would do nothing is not overlooked; γ before it."""
         self.trainer.watchers.append(self.append)
+        coach = make_coach(self.trainer, self.pressure.settings)
+        if coach is not None:
+            coach.begin()
+            self.trainer.watchers.append(coach.look)
         if self.trainer.progress.step:
             return
         settings = self.pressure.settings
@@ -92,13 +97,12 @@ def _gammas(model: Darknet) -> dict[int, NDArray[np.floating]]:
 
 def _amount(graph: ChannelGraph, gammas: Gammas, settings: SparseSettings) -> list[str]:
     """The flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
-    if settings.prune == 2:
+    policy = script_policy(settings)
+    if policy is None:
         units = residual_units(graph.network)
         scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), units)
         weak = int((scores < FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
         return ["--shortcut", str(weak)] if weak else []
-    floor = 0.0 if settings.prune == 1 else None
-    policy = ChannelPolicy(0.0, prune=settings.prune, layer_keep=floor, all_convs=settings.all_convs)
     choice = choose(graph, gammas, policy)
     percent = advised_percent(choice.scores, choice.max_percent)
     return ["--percent", f"{percent:g}"] if percent else []

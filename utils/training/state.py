@@ -35,6 +35,8 @@ class Progress:
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best epoch."""
+    enough: bool = False
+    """The run has what was wanted, and ends before its last epoch."""
 
 
 class Source(NamedTuple):
