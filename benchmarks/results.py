@@ -79,6 +79,10 @@ ROWS = {
         "from COCO weights, no flips", f"{FASTEST}.cfg", ROADSIGNS, 15, size=224,
         flags=(*FROM_COCO, f"{FASTEST}.weights"),
     ),
+    "roadsigns-yolov3-tiny-33": Row(
+        "unpruned, for as many epochs as roadsigns-yolov3-tiny-slim has in all", V3, ROADSIGNS, 33, size=224,
+        flags=(*FROM_COCO, "{shared}/data/weights/yolov3-tiny.weights"),
+    ),
     "roadsigns-slim-scratch": Row(
         "the slim network of roadsigns-yolov3-tiny-slim from new weights, for as many epochs",
         "runs/results/roadsigns-yolov3-tiny-slim/pruned/model.cfg", ROADSIGNS, 33, size=224, flags=("--no-flip",),
