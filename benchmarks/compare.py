@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
 
 
+class Named(NamedTuple):
+    """A network as the command line names it: [NAME=]FILE[@SIDE]."""
+
+    name: str
+    file: str
+    """.pt, or CFG:WEIGHTS."""
+    side: int | None
+    """Of the network input; None: that of --img_size."""
+
+    @property
+    def family(self) -> str:
+        """First word of the name."""
+        return self.name.split()[0]
+
+
 class Measured(NamedTuple):
     """One network on the pictures."""
 
@@ -49,7 +64,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.compare")
     group = parser.add_argument_group("what is measured")
     add = group.add_argument
-    add("networks", nargs="+", metavar="NETWORK", help=".pt, or CFG:WEIGHTS; the others are compared with the first")
+    add("networks", nargs="+", metavar="NETWORK", type=named,
+        help="[NAME=].pt[@SIDE], or CFG:WEIGHTS in place of .pt; the others are compared with the first")  # fmt: skip
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
     add("--img_size", type=image_side, metavar="N", help="side of the network input (default: each cfg's)")
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
@@ -58,9 +74,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
     add("--seed", type=non_negative_int, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
+    plot = "draw AP50 against parameters, multiply-adds and time; networks whose names begin alike share a colour"
+    add("--plot", metavar="FILE", help=plot)
     args = parser.parse_args(argv)
     if len(args.networks) < 2:
-        raise InputError(f"{args.networks[0]}: is compared with nothing; name two networks or more")
+        raise InputError(f"{args.networks[0].name}: is compared with nothing; name two networks or more")
     return args
 
 
@@ -70,30 +88,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = load_data(args.data)
     if data.valid is None:
         raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
-    files = [network_files(text) for text in args.networks]
+    files = [network_files(network.file) for network in args.networks]
 
     from utils.data.index import index
     from utils.detection.bootstrap import bootstrap
     from utils.device import select_device
 
     device = select_device(args.device)
-    networks = [load(*pair, data, args.img_size) for pair in zip(args.networks, files, strict=True)]
+    networks = [
+        load(network.name, file, data, network.side or args.img_size)
+        for network, file in zip(args.networks, files, strict=True)
+    ]
     shared = {"pictures": index(data.valid, data.names), "names": data.names, "batch_size": args.batch_size}
     measured = [
-        measure(name, *network, device=device, **shared) for name, network in zip(args.networks, networks, strict=True)
+        measure(named.name, *network, device=device, **shared)
+        for named, network in zip(args.networks, networks, strict=True)
     ]
     started = time.perf_counter()
     spreads = bootstrap([network.matches for network in measured], args.draws, args.seed)
     log(f"{args.draws} draws: {time.perf_counter() - started:.1f} s")
     document = describe(args, len(shared["pictures"]), measured, spreads)
+    if args.plot:
+        draw(Path(args.plot), args.networks, document, latencies(networks, device))
     if args.json:
         print_json(document)
     else:
         print(text(document))
 
 
+def named(text: str) -> Named:
+    """A network of the command line; argparse type."""
+    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
+
+
 def network_files(text: str) -> ModelFiles:
-    """Files of a network named on the command line: a .pt, or a cfg and weights with a colon between."""
+    """Files of a network: a .pt, or a cfg and weights with a colon between."""
     cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
     files = choose_model(cfg or None, weights)
     for note in files.notes:
@@ -145,6 +176,41 @@ def measure(
     return Measured(name, size, found.metrics, network_cost(network, *size), matches(rows, found.truth))
 
 
+def latencies(networks: Sequence[tuple[Darknet, tuple[int, int]]], device: torch.device) -> list[float]:
+    """Median milliseconds of a picture, all networks in turn."""
+    import torch
+
+    from models import fuse
+    from utils.report.latency import interleaved
+
+    runs = {}
+    for number, (model, size) in enumerate(networks):
+        fused = fuse(model).to(device, memory_format=torch.channels_last)
+        image = torch.rand(1, model.network.net.channels, *size).to(device, memory_format=torch.channels_last)
+
+        def forward(fused: Darknet = fused, image: torch.Tensor = image) -> None:
+            fused(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        runs[str(number)] = forward
+    with torch.inference_mode():
+        return [latency.median for latency in interleaved(runs, seconds=30).values()]
+
+
+def draw(path: Path, networks: Sequence[Named], document: dict[str, Any], milliseconds: Sequence[float]) -> None:
+    """The picture of --plot; the times are entered into the document, too."""
+    from utils.report.pareto_plots import ParetoPoint, plot_pareto
+
+    points = []
+    for named, found, ms in zip(networks, document["networks"], milliseconds, strict=True):
+        found["ms"] = ms
+        low, high = found["map50_interval"]
+        points.append(ParetoPoint(named.name, named.family, found["map50"], low, high, found["parameters"],
+                                  found["macs"], ms))  # fmt: skip
+    plot_pareto(points, path)
+
+
 def describe(
     args: argparse.Namespace, pictures: int, measured: Sequence[Measured], spreads: Sequence[Spread]
 ) -> dict[str, Any]:
@@ -186,12 +252,14 @@ def describe(
 
 def text(document: dict[str, Any]) -> str:
     """The document for people."""
-    columns = ("network", "AP50", "AP50-95", "AP50 to the first", "AP50-95 to the first", "parameters", "GMACs")
+    columns = ["network", "AP50", "AP50-95", "AP50 to the first", "AP50-95 to the first", "parameters", "GMACs"]
+    timed = "ms" in document["networks"][0]
     rows = [
         (n["network"], n["map50"], n["map50_95"], *(signed(n[key]) if number else None for key in
-         ("map50_difference", "map50_95_difference")), n["parameters"], n["macs"] / 1e9)
+         ("map50_difference", "map50_95_difference")), n["parameters"], n["macs"] / 1e9, *([n["ms"]] if timed else []))
         for number, n in enumerate(document["networks"])
     ]  # fmt: skip
+    columns += ["ms"] if timed else []
     sizes = ", ".join(dict.fromkeys("{} × {}".format(*network["size"]) for network in document["networks"]))
     measured = f"{document['images']} pictures of {document['data']}, {sizes}"
     intervals = f"{100 * document['share']:g} % intervals of {document['draws']} draws, seed {document['seed']}"

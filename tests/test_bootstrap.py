@@ -227,3 +227,22 @@ def test_what_cannot_be_compared_is_refused(folder, networks, arguments, message
     given = [argument.format(networks[0], folder=folder) for argument in arguments]
     with pytest.raises((InputError, OSError), match=message):
         compare.main(["--data", str(folder / "d.data"), *given])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.pt", ("a.pt", "a.pt", None)),
+        ("slim 0.5=a.pt@160", ("slim 0.5", "a.pt", 160)),
+        ("x=n.cfg:n.weights", ("x", "n.cfg:n.weights", None)),
+    ],
+)
+def test_a_network_may_have_a_name_and_a_size(text, expected):
+    assert compare.named(text) == expected
+    assert compare.named(text).family == expected[0].split()[0]
+
+
+def test_a_file_may_have_any_name(tmp_path):
+    path = tmp_path / "a=b@32.pt"
+    path.touch()
+    assert compare.named(str(path)) == (str(path), str(path), None)
