@@ -26,8 +26,8 @@ from utils.pruning.ladder import cost_share, make_ladder
 from utils.pruning.plan import make_plan
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.request import Amount
+from utils.pruning.settlement import MOST_MORE
 from utils.pruning.target import Target
-from utils.pruning.trials import MOST_MORE
 from utils.report.cost import network_cost
 from utils.report.latency import Latency
 from utils.training.state import write_darknet

@@ -148,7 +148,7 @@ def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Channe
         raise InfeasibleError(f"{graph.network.path or 'network'}: no convolution can be pruned this way")
     scores = channel_scores(graph, gammas, layers)
     parts = tuple(_parts(graph, scores, layers, policy))
-    families = _families(graph, layers)
+    families = families_of(graph, layers)
     keep = np.ones(graph.count, np.bool_)
     limits = []
     for part in parts:
@@ -203,7 +203,7 @@ def _prune(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: 
         else:
             masks = {layer: _floored(ranking.ranks[layer], removed, policy) for layer in family}
             merge_masks(graph, family, masks, policy.merge, keep)
-        _round(graph, family, ranking.scores, policy, keep)
+        round_widths(graph, family, ranking.scores, policy, keep)
 
 
 def channel_scores(graph: ChannelGraph, gammas: Gammas, layers: Sequence[int]) -> dict[int, NDArray[np.float64]]:
@@ -247,7 +247,7 @@ def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
     return followers
 
 
-def _families(graph: ChannelGraph, layers: Sequence[int]) -> list[Family]:
+def families_of(graph: ChannelGraph, layers: Sequence[int]) -> list[Family]:
     """The candidates, those together that have channels in common."""
     families = (tuple(layer for layer in family if layer in layers) for family in graph.families())
     return [family for family in families if family]
@@ -261,7 +261,7 @@ def _floored(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> K
     return mask
 
 
-def _round(graph: ChannelGraph, family: Family, scores: Scores, policy: ChannelPolicy, keep: Keep) -> None:
+def round_widths(graph: ChannelGraph, family: Family, scores: Scores, policy: ChannelPolicy, keep: Keep) -> None:
     """Give every convolution of a family an allowed width, and its floor, by putting back its strongest channels.
 
     From the narrowest on; a channel that others share with one that has its width only comes back for their floor.

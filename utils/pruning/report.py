@@ -130,8 +130,12 @@ def target_remark(document: Document) -> Iterator[str]:
     if (target := document["target"]) is None:
         return
     reached = f"{target['reached']:.2f} points" if target["flag"] == "--max-drop" else f"{target['reached']:.4f}"
-    words = " ".join(f"--{key} {target[key]}" for key in ("percent", "shortcut") if target[key] is not None)
-    yield f"target {target['flag']} {target['bound']:g}: {reached}, by {words}; networks tried: {target['tried']}"
+    words = [f"--{key} {target[key]}" for key in ("percent", "shortcut") if target[key] is not None]
+    if percents := target.get("group_percents"):
+        words.append(f"--group-percent {' '.join(map(str, percents))}")
+        reached += f", {target['predicted_drop']:.2f} points of AP50 predicted to go"
+    how = f"by {' '.join(words)}; networks tried: {target['tried']}"
+    yield f"target {target['flag']} {target['bound']:g}: {reached}, {how}"
 
 
 def free_of(which: str) -> str:

@@ -40,6 +40,12 @@ class PruneRequest:
     """Every flag and its value, for args.yaml."""
     target: Target | None = None
     """What decides how much goes; None: the amount says it."""
+    sensitivity: bool = False
+    """Measure what every layer and group is worth, and write no network."""
+    group_auto: bool = False
+    """Take percentages of the groups from their sensitivity."""
+    sensitivity_pictures: int = 64
+    """Valid pictures, the first ones, on which sensitivity is measured."""
     sides: tuple[int, ...] | None = None
     """Of the network input, as `cli.input_size` takes them."""
     mode: Literal["letterbox", "stretch"] = "letterbox"
@@ -60,6 +66,9 @@ class PruneRequest:
     def __post_init__(self) -> None:
         if self.target is not None:
             self._check_target(self.target)
+        self._check_sensitivity()
+        if self.sensitivity:
+            return
         if len(self.amounts) > 1 and not self.dry_run:
             raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
         if self.dry_run:
@@ -80,6 +89,19 @@ class PruneRequest:
             raise InputError(f"{target.flag}: finds one network; give one --shortcut")
         if target.kind == "drop" and (self.data is None or self.data.valid is None):
             raise InputError("--max-drop: needs --data with valid pictures, on which AP50 is measured")
+        if target.kind in ("drop", "latency") and self.recalibrate and (self.data is None or self.data.train is None):
+            raise InputError("--recalibrate: needs --data with train pictures")
+
+    def _check_sensitivity(self) -> None:
+        flag = "--sensitivity" if self.sensitivity else "--group-percent auto"
+        if (self.sensitivity or self.group_auto) and (self.data is None or self.data.valid is None):
+            raise InputError(f"{flag}: needs --data with valid pictures, on which AP50 is measured")
+        if self.group_auto and (self.target is None or not self.target.counted):
+            raise InputError(f"{flag}: needs --target-macs or --target-params, which the percentages are to reach")
+        if self.sensitivity and self.dry_run:
+            raise InputError("--sensitivity: writes no network; leave out --dry-run")
+        if self.recalibrate and (self.sensitivity or self.group_auto) and self.data.train is None:
+            raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
 
     def check_classes(self, network: Network) -> None:
         """Refuse weights of another class count than the data set's.

@@ -20,8 +20,10 @@ from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, ma
 from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
+from utils.pruning.settlement import settle
 from utils.pruning.surgery import Arrays, Compacted, compact
-from utils.pruning.trials import Trials, settle
+from utils.pruning.survey import survey
+from utils.pruning.trials import Trials
 from utils.pruning.units import residual_units
 from utils.report.run_dir import RunDirectory, check_project
 
@@ -48,7 +50,11 @@ def prune(asked: PruneRequest) -> None:
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = {name: value.numpy() for name, value in loaded.model.state_dict().items() if "num_batches" not in name}
     graph, gammas = channel_graph(network), gammas_of(network, arrays)
-    asked, target = settle(Trials(asked, graph, arrays, size, device), gammas)
+    trials = Trials(asked, graph, arrays, size, device)
+    if asked.sensitivity:
+        survey(trials, gammas)
+        return
+    asked, target, tables = settle(trials, gammas)
     if asked.dry_run:
         document = preview(asked, graph, gammas, size) | {"target": target}
         print_json(document) if asked.as_json else print(report.grid_text(document))
@@ -64,6 +70,8 @@ def prune(asked: PruneRequest) -> None:
     document["data"] = str(asked.data.path) if asked.data else None
     names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
     write(run, asked, plan, gammas, comparison, document)
+    for name, text in tables.items():
+        run.write_text(name, text)
     record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
 

@@ -1,0 +1,143 @@
+"""From a target to the amounts that reach it: candidates are counted or measured until one keeps the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from utils.cli import log
+from utils.pruning.allocation import allocate
+from utils.pruning.groups import pruning_groups
+from utils.pruning.ladder import Ladder, cost_share, make_ladder
+from utils.pruning.plan import Plan, make_plan
+from utils.pruning.policy import ChannelPolicy, Gammas
+from utils.pruning.request import Amount, PruneRequest
+from utils.pruning.sensitivity import SHARES, curve_table, group_parts, measure_part
+from utils.pruning.target import Target
+from utils.pruning.trials import Trials
+from utils.report.cost import network_cost
+
+QUICK_ROUNDS = 10
+"""In which a network is timed while it is only a candidate."""
+MOST_MORE = 10
+"""Steps beyond that of the quick rounds, before a time is given up."""
+
+
+class Reached(NamedTuple):
+    """What a target led to."""
+
+    amount: Amount
+    figure: float
+    """What is bounded, of the network that was found."""
+    tried: int
+    """How many networks were looked at."""
+
+
+def reach(target: Target, ladder: Ladder, trials: Trials) -> Reached:
+    """The amount that a target asks for.
+
+    Parameters and multiply-adds are counted channel by channel, or unit by unit. AP50 and time are measured at
+    hundredths of the candidates. A time is found in few rounds and verified in the usual number; while it is over, a
+    step more goes.
+
+    Raises:
+        InfeasibleError: no amount reaches it; says what does.
+        InputError: the network before finds nothing, and the target is a loss of AP50.
+    """
+    before = network_cost(ladder.graph.network, *trials.size)
+    known: dict[int, float] = {}
+
+    def figure(step: int) -> float:
+        if step not in known:
+            plan = ladder.plan(step)
+            known[step] = _measure(target, plan, trials) if not target.counted else (
+                cost_share(before, plan, target.kind, trials.size))  # fmt: skip
+        return known[step]
+
+    step = target.fulfil(ladder.steps, figure, ladder.first)
+    if target.kind == "latency":
+        step = _verified(target, ladder, trials, step, known)
+    return Reached(ladder.amount(step), known[step], len(known))
+
+
+def _measure(target: Target, plan: Plan, trials: Trials) -> float:
+    words = " ".join(f"--{key} {value:g}" for key, value in plan.amount._asdict().items() if value is not None)
+    if target.kind == "drop":
+        return trials.drop(words, plan.removal)
+    share = trials.time_share(plan.removal, rounds=QUICK_ROUNDS)
+    log(f"{words}: {share:.3f} of the time")
+    return share
+
+
+def _verified(target: Target, ladder: Ladder, trials: Trials, step: int, known: dict[int, float]) -> int:
+    """The first step from this one on whose time in the usual number of rounds keeps the bound; written to `known`."""
+    last = min(ladder.steps, step + MOST_MORE)
+    for number in range(step, last + 1):
+        known[number] = trials.time_share(ladder.plan(number).removal)
+        log(f"verified: {known[number]:.3f} of the time")
+        if known[number] <= target.bound:
+            return number
+    if last < ladder.steps:
+        log(f"{MOST_MORE} steps beyond that of {QUICK_ROUNDS} rounds: the machine is busy with other work")
+    raise target.missed(known[last])
+
+
+class Settled(NamedTuple):
+    """A request that says how much goes."""
+
+    asked: PruneRequest
+    target: dict[str, Any] | None
+    """The part of the document that says what the target led to."""
+    tables: dict[str, str]
+    """Files that say how, by their names."""
+
+
+def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
+    """Percentages of the groups that reach a target with the least predicted loss; see `allocation.allocate`.
+
+    Raises:
+        InfeasibleError: the largest measured share of all groups does not reach the target.
+        InputError: the network before finds nothing in the pictures.
+    """
+    asked, graph, size = trials.asked, trials.graph, trials.size
+    quick = replace(trials, pictures=asked.sensitivity_pictures)
+    parts = tuple(group_parts(graph, gammas, asked.channels))
+    curves = [measure_part(graph, part, quick.drop, size) for part in parts]
+    before, every, known = network_cost(graph.network, *size), [0.0] * len(pruning_groups(graph)), {}
+
+    def policy(percents: Sequence[float]) -> ChannelPolicy:
+        of = {part.number - 1: percent for part, percent in zip(parts, percents, strict=True)}
+        return replace(asked.channels, group_percents=tuple(of.get(place, 0.0) for place in range(len(every))))
+
+    def left(percents: tuple[float, ...]) -> float:
+        if percents not in known:
+            plan = make_plan(graph, gammas, policy(percents), asked.amounts[0])
+            known[percents] = cost_share(before, plan, target.kind, size)
+        return known[percents]
+
+    found = allocate(SHARES, [curve.drops for curve in curves], left, target)
+    channels = policy(found.percents)
+    document = {"flag": target.flag, "bound": target.bound, "reached": found.left, "percent": None, "shortcut": None,
+                "group_percents": list(channels.group_percents), "predicted_drop": found.drop,
+                "tried": len(known)}  # fmt: skip
+    return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
+
+
+def settle(trials: Trials, gammas: Gammas) -> Settled:
+    """A request whose amount, or percentages of groups, are those which its target asks for.
+
+    Raises:
+        InfeasibleError: no amount reaches the target.
+        InputError: the network before finds nothing, and AP50 is to be measured.
+    """
+    asked = trials.asked
+    if (target := asked.target) is None:
+        return Settled(asked, None, {})
+    if asked.group_auto:
+        return auto_groups(trials, gammas, target)
+    shortcut = asked.amounts[0].shortcut
+    ladder = make_ladder(trials.graph, gammas, asked.channels, shortcut, fine=target.counted)
+    amount, figure, tried = reach(target, ladder, trials)
+    found = {"flag": target.flag, "bound": target.bound, "reached": figure, **amount._asdict(), "tried": tried}
+    return Settled(replace(asked, amounts=(amount,)), found, {})
