@@ -41,6 +41,7 @@ TORCH_FREE = (
     "utils.pruning.groups",
     "utils.pruning.ladder",
     "utils.pruning.ranking",
+    "utils.pruning.search",
     "utils.pruning.sensitivity",
     "utils.pruning.shares",
     "utils.pruning.target",

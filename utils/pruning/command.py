@@ -29,6 +29,8 @@ from utils.report.run_dir import check_name
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
 AUTO = "auto"
+SEARCH_BATCHES = 10
+"""Of --recalibrate in a search, unless it is given."""
 TARGETS: dict[Kind, str] = {
     "params": "find how much has to go until at most this share of the parameters is left, 0 < S < 1",
     "macs": "the same of the multiply-adds, at the size of --img_size",
@@ -94,6 +96,8 @@ def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None)
         _add_percent_flag(amounts, strategy.channels)
         if not strategy.units:
             _add_sensitivity_flags(group, amounts)
+            if strategy.channels.layer_keep is not None:
+                _add_search_flag(group)
     _add_target_flags(amounts)
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
@@ -130,6 +134,12 @@ def _add_sensitivity_flags(group: argparse._ArgumentGroup, amounts: argparse._Ac
     amounts.add_argument("--sensitivity", action="store_true", help=alone)
     first = "valid pictures on which sensitivity is measured, the first ones (default: %(default)s)"
     group.add_argument("--sensitivity-pictures", type=positive_int, default=64, metavar="N", help=first)
+
+
+def _add_search_flag(group: argparse._ArgumentGroup) -> None:
+    best = "of N random networks at --target-macs write the one with the best AP50 on the valid pictures after "
+    best += f"--recalibrate (default then: {SEARCH_BATCHES}), whose layers lose shares of their own"
+    group.add_argument("--search", type=positive_int, default=0, metavar="N", help=best)
 
 
 def _add_target_flags(group: argparse._ActionsContainer) -> None:
@@ -204,6 +214,8 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
             channels = replace(channels, merge=args.merge, group_percents=percents)
             if network is not None and percents:
                 check_percents(pruning_groups(channel_graph(network)), percents, network.path)
+    search = getattr(args, "search", 0)
+    recalibrate = args.recalibrate or (SEARCH_BATCHES if search else 0)
     files = choose_model(network, args.weights, classes=data.classes if data else None)
     asked = PruneRequest(
         strategy.name,
@@ -220,8 +232,9 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         mode=args.mode,
         batch_size=args.batch_size,
         device=args.device,
-        absorb=args.absorb and not args.recalibrate,
-        recalibrate=args.recalibrate,
+        search=search,
+        absorb=args.absorb and not recalibrate,
+        recalibrate=recalibrate,
         test=args.test,
         dry_run=args.dry_run,
         as_json=args.json,
@@ -233,7 +246,7 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         log(note)
     if not files.is_checkpoint:
         asked.check_classes(files.network)
-    if args.absorb and args.recalibrate and not args.dry_run:
+    if args.absorb and recalibrate and not args.dry_run:
         log("--recalibrate: constants are not absorbed, because the means taken anew hold them")
     return asked
 

@@ -15,7 +15,7 @@ from utils.graph import ChannelGraph
 from utils.pruning.advice import advised_percent
 from utils.pruning.groups import owners
 from utils.pruning.policy import ChannelChoice, ChannelPolicy, Gammas, choose
-from utils.pruning.removal import Removal
+from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount
 from utils.pruning.surgery import Arrays, compact_network, numbers
 from utils.pruning.units import check_units, choose_units
@@ -33,7 +33,9 @@ class Plan:
     amount: Amount
     removal: Removal
     choice: ChannelChoice | None
-    """Of the channels; None if none were to be chosen."""
+    """Of the channels; None if none were to be chosen. Of a search: the ranking of all, and what the search keeps."""
+    searched: bool = False
+    """Whether a search chose the channels, and not a percentage."""
 
     @property
     def max_percent(self) -> float | None:
@@ -77,6 +79,17 @@ def make_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | Non
         check_units(graph.network)
         units = choose_units(graph, gammas, keep, amount.shortcut)
     return Plan(graph, amount, Removal(keep, units), choice)
+
+
+def searched_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy, keep: Keep) -> Plan:
+    """A plan of the channels that a search chose; [L], the labels that stay.
+
+    Raises:
+        InfeasibleError: there is no candidate.
+        NumericsError: a γ is NaN or infinite.
+    """
+    choice = choose(graph, gammas, replace(channels, percent=0.0, groups=False, group_percents=None))
+    return Plan(graph, Amount(None, None), Removal(keep), replace(choice, keep=keep), searched=True)
 
 
 def grid(

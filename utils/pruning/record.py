@@ -58,6 +58,8 @@ def plan_document(asked: PruneRequest, plan: Plan, gammas: Gammas, document: Map
     decided = None if choice is None else {
         "candidates": choice.ranked, "removed": choice.removed, "threshold": choice.threshold,
         "limiting": choice.limiting}  # fmt: skip
+    if plan.searched:
+        decided |= {"removed": int((~removal.keep).sum()), "threshold": None, "limiting": None}
     return {"policy": policy, "channels": decided, "units": units, **document}
 
 

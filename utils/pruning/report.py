@@ -134,6 +134,8 @@ def target_remark(document: Document) -> Iterator[str]:
     if percents := target.get("group_percents"):
         words.append(f"--group-percent {' '.join(map(str, percents))}")
         reached += f", {target['predicted_drop']:.2f} points of AP50 predicted to go"
+    if search := target.get("search"):
+        words.append(f"candidate {search['best']} of {search['candidates']}, drawn at random")
     how = f"by {' '.join(words)}; networks tried: {target['tried']}"
     yield f"target {target['flag']} {target['bound']:g}: {reached}, {how}"
 
@@ -220,7 +222,7 @@ def layer_bars(plan: Plan, gammas: Gammas) -> list[LayerBar]:
 def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
     """The pictures of a run: channels.png, gamma.png of what is ranked together, detections.jpg where was measured."""
     plot_channels(bars, run.file("channels.png"))
-    if plan.choice is not None:
+    if plan.choice is not None and not plan.searched:
         for number, part in enumerate(plan.choice.parts, 1):
             if part.ranked:
                 name = "gamma.png" if part.group is None else f"gamma_{number}.png"

@@ -44,6 +44,8 @@ class PruneRequest:
     """Measure what every layer and group is worth, and write no network."""
     group_auto: bool = False
     """Take percentages of the groups from their sensitivity."""
+    search: int = 0
+    """Random networks at the target, of which the best is written; 0: the ranking says what goes."""
     sensitivity_pictures: int = 64
     """Valid pictures, the first ones, on which sensitivity is measured."""
     sides: tuple[int, ...] | None = None
@@ -67,6 +69,7 @@ class PruneRequest:
         if self.target is not None:
             self._check_target(self.target)
         self._check_sensitivity()
+        self._check_search()
         if self.sensitivity:
             return
         if len(self.amounts) > 1 and not self.dry_run:
@@ -102,6 +105,16 @@ class PruneRequest:
             raise InputError("--sensitivity: writes no network; leave out --dry-run")
         if self.recalibrate and (self.sensitivity or self.group_auto) and self.data.train is None:
             raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
+
+    def _check_search(self) -> None:
+        if not self.search:
+            return
+        if self.target is None or self.target.kind != "macs" or self.group_auto:
+            raise InputError("--search: needs --target-macs, the budget of the networks, and nothing else that says it")
+        if self.data is None or self.data.valid is None or self.data.train is None:
+            raise InputError("--search: needs --data with train and valid pictures, on which networks are compared")
+        if self.dry_run:
+            raise InputError("--search: has to measure; leave out --dry-run")
 
     def check_classes(self, network: Network) -> None:
         """Refuse weights of another class count than the data set's.

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from utils.cli import log
 from utils.pruning.allocation import allocate
 from utils.pruning.groups import pruning_groups
 from utils.pruning.ladder import Ladder, cost_share, make_ladder
 from utils.pruning.plan import Plan, make_plan
 from utils.pruning.policy import ChannelPolicy, Gammas
+from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount, PruneRequest
+from utils.pruning.search import Drawer, candidate_table
 from utils.pruning.sensitivity import SHARES, curve_table, group_parts, measure_part
 from utils.pruning.target import Target
 from utils.pruning.trials import Trials
@@ -20,6 +24,8 @@ from utils.report.cost import network_cost
 
 QUICK_ROUNDS = 10
 """In which a network is timed while it is only a candidate."""
+SEED = 0
+"""Of the draws of a search."""
 MOST_MORE = 10
 """Steps beyond that of the quick rounds, before a time is given up."""
 
@@ -91,6 +97,8 @@ class Settled(NamedTuple):
     """The part of the document that says what the target led to."""
     tables: dict[str, str]
     """Files that say how, by their names."""
+    keep: Keep | None = None
+    """[L], the labels that stay, if a search found them."""
 
 
 def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
@@ -124,6 +132,29 @@ def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
     return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
 
 
+def search(trials: Trials, gammas: Gammas, target: Target) -> Settled:
+    """The best of random networks at a budget, by AP50 on the valid pictures after their statistics are taken anew.
+
+    Raises:
+        InfeasibleError: no network has the budget.
+        InputError: the network before finds nothing in the pictures.
+    """
+    asked = trials.asked
+    before = trials.map50
+    found = list(Drawer(trials.graph, gammas, asked.channels, trials.size).draw(asked.search, target, SEED))
+    if len(found) < asked.search:
+        log(f"--search {asked.search}: {len(found)} different networks at this budget were found")
+    drops = [trials.drop(f"candidate {number}", Removal(one.keep)) for number, one in enumerate(found, 1)]
+    best = int(np.argmin(drops))
+    accuracies = [before - drop / 100 for drop in drops]
+    document = {"flag": target.flag, "bound": target.bound, "reached": found[best].macs, "percent": None,
+                "shortcut": None, "tried": sum(one.draws for one in found),
+                "search": {"candidates": len(found), "best": best + 1, "map50": accuracies[best]}}  # fmt: skip
+    channels = replace(asked.channels, groups=False)
+    tables = {"candidates.csv": candidate_table(found, accuracies)}
+    return Settled(replace(asked, channels=channels), document, tables, found[best].keep)
+
+
 def settle(trials: Trials, gammas: Gammas) -> Settled:
     """A request whose amount, or percentages of groups, are those which its target asks for.
 
@@ -134,6 +165,8 @@ def settle(trials: Trials, gammas: Gammas) -> Settled:
     asked = trials.asked
     if (target := asked.target) is None:
         return Settled(asked, None, {})
+    if asked.search:
+        return search(trials, gammas, target)
     if asked.group_auto:
         return auto_groups(trials, gammas, target)
     shortcut = asked.amounts[0].shortcut

@@ -16,7 +16,7 @@ from utils.pruning import record, report
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
 from utils.pruning.measure import Comparison, compare, make_bench, training_batches
-from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, make_plan
+from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, make_plan, searched_plan
 from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
@@ -54,12 +54,13 @@ def prune(asked: PruneRequest) -> None:
     if asked.sensitivity:
         survey(trials, gammas)
         return
-    asked, target, tables = settle(trials, gammas)
+    asked, target, tables, chosen = settle(trials, gammas)
     if asked.dry_run:
         document = preview(asked, graph, gammas, size) | {"target": target}
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
-    plan = make_plan(graph, gammas, asked.channels, asked.amounts[0])
+    plan = (make_plan(graph, gammas, asked.channels, asked.amounts[0]) if chosen is None
+            else searched_plan(graph, gammas, asked.channels, chosen))  # fmt: skip
     document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target}
     document["before"] = figures(network, size)
     document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
