@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import train
-from tests.nets import TINY
+from tests.nets import TINY, tiny
 from utils.data.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +118,42 @@ def run(folder, tmp_path, capsys):
         quick = ["--batch-size", "4", "--memory-format", "channels_last"]
         capsys.readouterr()
         train.main([*defaults, *(() if "--resume" in flags else (*files, *quick)), *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    """The network of tests/nets.py with γ and β that differ, as --cfg and --weights of a pruning script."""
+    import torch
+
+    from models import Darknet
+    from utils.training.state import write_darknet
+
+    torch.manual_seed(0)
+    model = Darknet(tiny())
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if name.endswith(("bn.weight", "bn.bias")):
+            value.copy_(torch.rand(value.shape, generator=generator))
+    (tmp_path / "n.cfg").write_text(TINY)
+    write_darknet(tmp_path / "n.weights", model)
+    return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
+
+
+@pytest.fixture
+def prune(files, tmp_path, capsys, monkeypatch):
+    """Call a script on the network; without pictures, which take longer than all else. Returns its JSON document."""
+    from utils.pruning import report
+
+    for name in ("plot_channels", "plot_threshold"):
+        monkeypatch.setattr(report, name, lambda *_: None)
+
+    def call(name: str, *flags: str) -> dict:
+        capsys.readouterr()
+        main = importlib.import_module(f"{name}_prune").main
+        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags, "--json"])
         return json.loads(capsys.readouterr().out)
 
     return call

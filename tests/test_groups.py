@@ -9,12 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import Darknet
-from tests.nets import TINY, tiny
+from tests.nets import tiny
 from tests.random_nets import networks
 from tests.test_graph import conv, graph_of
 from tests.test_percent_sweep import emptied, random_gammas
@@ -34,7 +32,6 @@ from utils.pruning.removal import Removal
 from utils.pruning.request import Amount
 from utils.pruning.surgery import compact, compact_network
 from utils.report.cost import network_cost
-from utils.training.state import write_darknet
 
 BOUNDARIES = {
     "yolov4": [(0, 54), (55, 85), (86, 116), (117, 138), (141, 160)],
@@ -263,19 +260,6 @@ def test_compact_equals_silenced(merge):
     removal = Removal(choose(graph, gammas, policy).keep)
     with silenced(model, graph, removal):
         assert difference(heads(model_of(*compact(graph, arrays, removal)), 64), heads(model, 64)) < 1e-9
-
-
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    """The tiny network, whose groups are blocks 0 to 8 and 11 to 14, with γ that differ."""
-    model = Darknet(tiny())
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "bn.bias")):
-            value.copy_(torch.rand(value.shape, generator=generator))
-    (tmp_path / "n.cfg").write_text(TINY)
-    write_darknet(tmp_path / "n.weights", model)
-    return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
 
 
 @pytest.fixture

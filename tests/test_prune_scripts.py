@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from models import Darknet, load_arrays
-from tests.nets import TINY, tiny
+from tests.nets import tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.cli import run as run_script
 from utils.darknet import cfg as cfg_file
@@ -48,35 +48,6 @@ FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
     monkeypatch.setattr(measure, "interleaved", partial(measure.interleaved, rounds=5, warm=1))
-
-
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    """A network with γ that differ, as --cfg and --weights."""
-    torch.manual_seed(0)
-    model = Darknet(tiny())
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "bn.bias")):
-            value.copy_(torch.rand(value.shape, generator=generator))
-    (tmp_path / "n.cfg").write_text(TINY)
-    write_darknet(tmp_path / "n.weights", model)
-    return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
-
-
-@pytest.fixture
-def prune(files, tmp_path, capsys, monkeypatch):
-    """Call a script on the network; without pictures, which take longer than all else. Returns its JSON document."""
-    for name in ("plot_channels", "plot_threshold"):
-        monkeypatch.setattr(report, name, lambda *_: None)
-
-    def call(name: str, *flags: str) -> dict:
-        capsys.readouterr()
-        main = importlib.import_module(f"{name}_prune").main
-        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags, "--json"])
-        return json.loads(capsys.readouterr().out)
-
-    return call
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.random_nets import networks
 from tests.test_percent_sweep import emptied, random_gammas
 from tests.test_random_networks import examples
-from tests.test_targets import POLICIES, files, measured, prune  # noqa: F401 - fixtures
+from tests.test_targets import POLICIES, measured, prune  # noqa: F401 - fixtures
 from utils.darknet import cfg as cfg_file
 from utils.data.index import index
 from utils.errors import InfeasibleError, InputError

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import Darknet
-from tests.nets import TINY, tiny
+from tests.nets import tiny
 from tests.random_nets import networks
 from tests.test_percent_sweep import random_gammas
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
-from utils.pruning import measure, report
+from utils.pruning import measure
 from utils.pruning.ladder import cost_share, make_ladder
 from utils.pruning.plan import make_plan
 from utils.pruning.policy import ChannelPolicy
@@ -30,7 +27,6 @@ from utils.pruning.settlement import MOST_MORE
 from utils.pruning.target import Target
 from utils.report.cost import network_cost
 from utils.report.latency import Latency
-from utils.training.state import write_darknet
 
 POLICIES = {
     "normal": ChannelPolicy(0, prune=0),
@@ -45,32 +41,9 @@ UNITS = {"layer_channel": ("--shortcut", "1")}
 
 
 @pytest.fixture
-def files(tmp_path) -> list[str]:
-    """A network with γ that differ, as --cfg and --weights."""
-    torch.manual_seed(0)
-    model = Darknet(tiny())
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "bn.bias")):
-            value.copy_(torch.rand(value.shape, generator=generator))
-    (tmp_path / "n.cfg").write_text(TINY)
-    write_darknet(tmp_path / "n.weights", model)
-    return ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights")]
-
-
-@pytest.fixture
-def prune(files, tmp_path, capsys, monkeypatch):
-    """Call a script on the network; returns its JSON document."""
-    for name in ("plot_channels", "plot_threshold"):
-        monkeypatch.setattr(report, name, lambda *_: None)
-
-    def call(name: str, *flags: str) -> dict:
-        capsys.readouterr()
-        main = importlib.import_module(f"{name}_prune").main
-        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *UNITS.get(name, ()), *flags, "--json"])
-        return json.loads(capsys.readouterr().out)
-
-    return call
+def prune(prune):
+    """The same, with what a script needs."""
+    return lambda name, *flags: prune(name, *UNITS.get(name, ()), *flags)
 
 
 @pytest.fixture
