@@ -53,14 +53,7 @@ class Target:
         least = figure(steps)
         if least > self.bound:
             raise self.missed(least)
-        low, high = -1, steps  # figure(low) is over, figure(high) is not
-        while high - low > 1:
-            middle = (low + high) // 2
-            if figure(middle) <= self.bound:
-                high = middle
-            else:
-                low = middle
-        return high
+        return _boundary(-1, steps, lambda step: figure(step) > self.bound)[1]
 
     def missed(self, least: float) -> InfeasibleError:
         """What to raise if this share is the smallest that is reached."""
@@ -68,13 +61,7 @@ class Target:
         return InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}")
 
     def _largest(self, steps: int, figure: Callable[[int], float], first: int) -> int:
-        low, high = first - 1, max(first, steps + 1)  # figure(low) is within the bound, figure(high) is not
-        while high - low > 1:
-            middle = (low + high) // 2
-            if figure(middle) <= self.bound:
-                low = middle
-            else:
-                high = middle
+        low, _ = _boundary(first - 1, max(first, steps + 1), lambda step: figure(step) <= self.bound)
         if low >= first:
             return low
         if steps < first:
@@ -84,3 +71,11 @@ class Target:
             f"{self.flag} {self.bound:g}: the first step loses more; sparse training (python train.py -sr) makes more "
             f"channels weak; the smallest that works is {works:.2f}"
         )
+
+
+def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> tuple[int, int]:
+    """Two neighbours between `low`, for which something holds, and `high`, for which not, that differ so themselves."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high
