@@ -75,6 +75,11 @@ CHAINS = {
         "the same without sparse training", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "base",
         sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=TUNED,
     ),
+    "roadsigns-yolov3-tiny-33-slim": Chain(
+        "from the network that was trained to its end", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-33",
+        sparse=("--epochs", "15", "--no-flip", *SPARSE), prune=("slim_prune.py", "--percent", "0.3"),
+        tuned=("--epochs", "15", "--no-flip"),
+    ),
     "roadsigns-nano-slim": Chain(
         "MobileNetV2-YOLOv3-Nano, which has residual units, from COCO weights", f"{NANO}.cfg", ROADSIGNS, 224,
         base=("--epochs", "10", "-pt", "--no-flip", "--weights", f"{NANO}.weights"),
