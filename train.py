@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import (
-    LARGEST_SIDE,
     Parser,
     image_side,
-    input_size,
     leads,
     log,
     non_negative_int,
@@ -43,22 +41,24 @@ from utils.flags import (
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
+from utils.training.distil_flags import add_distil_flags, distillation
 from utils.training.evolve import run_search, search_summary
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
 from utils.training.search import require_optuna
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
+from utils.training.sizes import input_sizes
 from utils.training.sparse_flags import add_sparse_flags, sparse_settings
 
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
 TRIALS = 30
-MULTI_SCALE = (0.67, 1.5)
-"""Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
 
 
 def _parser() -> Parser:
     parser = Parser(__doc__, EXAMPLE)
-    for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, _add_picture_flags, _add_run_flags):
+    for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, add_distil_flags):
+        add(parser)
+    for add in (_add_picture_flags, _add_run_flags):
         add(parser)
     return parser
 
@@ -236,6 +236,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "strict": args.strict_data,
         "anchors": args.auto_anchors,
         "tensorboard": args.tensorboard,
+        "distillation": distillation(args),
     }
 
 
@@ -267,7 +268,7 @@ def _model_files(args: argparse.Namespace, given: Network | None, classes: int, 
 
 def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
     stride = max_stride(network)
-    size, test_size, sizes = _sizes(args, (network.net.height, network.net.width), stride)
+    size, test_size, sizes = input_sizes(args, (network.net.height, network.net.width), stride)
     last = tensors(network)[-1].block
     if args.freeze > last:
         raise InputError(f"--freeze {args.freeze}: nothing would be left to train; at most {last}")
@@ -288,31 +289,6 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         evaluator=args.evaluator,
         sparse=sparse_settings(args),
     )
-
-
-def _sizes(
-    args: argparse.Namespace, default: tuple[int, int], stride: int
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]:
-    """Size of a training picture, of a test picture, and the range of a multi-scale run, from --img_size."""
-    given = args.img_size or []
-    if args.rect and (args.multi_scale or len(given) > 1):
-        raise InputError("--rect: batches take their shape from their pictures; leave out --multi-scale and MIN MAX")
-    if len(given) > 3:
-        raise InputError(f"--img_size: takes N or MIN MAX [TEST]; got {len(given)} numbers")
-    for side in given:
-        input_size([side], stride, default)
-    if len(given) < 2:
-        size = (given[0], given[0]) if given else default
-        if not args.multi_scale:
-            return size, size, None
-        low, high = (round(max(size) * share / stride) * stride for share in MULTI_SCALE)
-        return size, size, (max(stride, low), min(LARGEST_SIDE, high))
-    if args.multi_scale:
-        raise InputError("--multi-scale: --img_size MIN MAX gives the range already; leave one of them out")
-    low, high, test = given[0], given[1], given[-1]
-    if low > high:
-        raise InputError(f"--img_size {low} {high}: MIN is above MAX")
-    return (high, high), (test, test), (low, high)
 
 
 def _interrupted(args: argparse.Namespace) -> Path | None:

@@ -20,7 +20,7 @@ import torch
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
-from utils.training import loop, optim
+from utils.training import loop, objective, optim
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "
 """Four batches in two steps an epoch: three batches and one; γ under pressure, whose rate turns after two epochs."""
 KILLED = """
 import os, signal, sys
-import utils.training.loop as loop, utils.training.optim as optim
+import utils.training.loop as loop, utils.training.objective as objective, utils.training.optim as optim
 import utils.report.gamma_log as gamma_log, utils.report.plots as plots
 optim.LEAST_STEPS = 1
 kind, wanted = sys.argv.pop(1).split(":")
@@ -43,7 +43,7 @@ def counted(real):
         return real(*args, **more)
     return call
 if kind == "loss":
-    loop.detection_loss = counted(loop.detection_loss)
+    objective.detection_loss = counted(objective.detection_loss)
 else:
     setattr(os, kind, counted(getattr(os, kind)))
 for module in (plots, gamma_log):
@@ -87,7 +87,8 @@ def digest(path: Path) -> str:
 
 def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None:
     """Do something at a call of a function that the training loop uses, before that call is made."""
-    real, calls = getattr(loop, name), []
+    where = objective if name == "detection_loss" else loop
+    real, calls = getattr(where, name), []
 
     def call(*args, **more):
         calls.append(1)
@@ -95,7 +96,7 @@ def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None
             act()
         return real(*args, **more)
 
-    monkeypatch.setattr(loop, name, call)
+    monkeypatch.setattr(where, name, call)
 
 
 def test_killed_four_times_and_resumed_is_bit_identical(run, straight, folder, tmp_path):

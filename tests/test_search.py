@@ -19,7 +19,7 @@ import train
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
-from utils.training import loop, optim, space
+from utils.training import objective, optim, space
 from utils.training.resumed import STUDY
 from utils.training.search import Search
 from utils.training.settings import Hyperparameters, hyperparameters, load_hyperparameters
@@ -239,7 +239,7 @@ class TestScript:
         monkeypatch.setattr(optim, "LEAST_STEPS", 1)
         flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--nominal-batch", "2", "--evolve", "2")
         expected = run(*flags, "--name", "straight")
-        real, calls = loop.detection_loss, []
+        real, calls = objective.detection_loss, []
 
         def loss(*args):
             calls.append(1)
@@ -247,7 +247,7 @@ class TestScript:
                 signal.raise_signal(signal.SIGTERM)
             return real(*args)
 
-        monkeypatch.setattr(loop, "detection_loss", loss)
+        monkeypatch.setattr(objective, "detection_loss", loss)
         with pytest.raises(Interrupted, match="in trial 2 of 2"):
             run(*flags)
         trained = len(calls)

@@ -87,7 +87,7 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     if not same_network(stored, files.network):
         raise WeightsError(
             f"{files.weights}: made for another network ({_size(stored)}) than {files.network.path} "
-            f"({_size(files.network)}); leave --cfg out to use the cfg inside"
+            f"({_size(files.network)}); leave the cfg out to use the one inside"
         )
     network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
     notes = list(adaptation(files.network, network, f"the classes in {files.weights}"))

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from tqdm import tqdm
 from models import Darknet, fuse
 from utils.cli import log
 from utils.darknet.shapes import max_stride
-from utils.detection.losses import LossTerms, detection_loss
 from utils.detection.metrics import Metrics
+from utils.distillation.distiller import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.evaluation import evaluate, network_input
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
+from utils.training.objective import Objective
 from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
 from utils.training.probe import FORMATS
 from utils.training.settings import Hyperparameters, TrainSettings, fitness
@@ -37,11 +38,9 @@ from utils.training.state import Progress, Source, State
 from utils.training.stop import StopRequest
 from utils.training.team import Team
 
-COLUMNS = (
-    "box_loss", "objectness_loss", "class_loss", "precision", "recall", "f1", "map50", "map50_95", "lr", "seconds",
-    "loading", "test_seconds",
-)  # fmt: skip
-"""Columns of results.csv after the epoch; `loading` is the share of `seconds` spent waiting for data."""
+SCORES = ("precision", "recall", "f1", "map50", "map50_95")
+COLUMNS = (*SCORES, "lr", "seconds", "loading", "test_seconds")
+"""Columns of results.csv after the epoch and the losses; `loading` is the share of `seconds` spent waiting for data."""
 SIZE_PERIOD = 10
 """Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 MOST_SKIPPED = 20
@@ -64,6 +63,7 @@ class Trainer:
         run: its directory.
         source: names, lineage and flags, stored in the checkpoints.
         team: the processes that train together.
+        distiller: what the model learns beside the labels; None: nothing.
     """
 
     def __init__(
@@ -76,23 +76,25 @@ class Trainer:
         run: RunDirectory,
         source: Source,
         team: Team,
+        distiller: Distiller | None = None,
     ) -> None:
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
         self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
-        self.format = FORMATS[settings.memory_format]
+        self.objective = Objective(model, hyp.loss, FORMATS[settings.memory_format], team, distiller)
         _freeze(model, settings.freeze)
+        adapters = None if distiller is None else distiller.adapters
         average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
         self.state = State(
             model,
             average,
-            build_optimizer(model, hyp.optimizer, settings.adam),
+            build_optimizer(model, hyp.optimizer, settings.adam, adapters),
             torch.amp.GradScaler(team.device.type, enabled=team.device.type == "cuda"),
             Progress(),
+            adapters,
         )
         self.sparsity = None if settings.sparse is None else sparsity(model, settings.sparse, self.schedule)
-        self.parallel = team.parallel(model)
-        self.results = Results(run.file("results.csv"), COLUMNS)
+        self.results = Results(run.file("results.csv"), (*self.objective.columns.values(), *COLUMNS))
         self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
         """Called in the first process with the number and the row of each epoch, before it is saved."""
         self.stop = StopRequest()
@@ -152,10 +154,9 @@ class Trainer:
     def _means(self, batches: int) -> dict[str, float]:
         """The epoch's row of results.csv, without the scores."""
         sums = self.progress.sums
-        names = ("box", "objectness", "classes")
-        means = [value / batches / self.team.size for value in self.team.total(*(sums[name] for name in names))]
-        row = dict(zip(COLUMNS[:3], means, strict=True))
-        return row | {
+        columns = self.objective.columns
+        means = [value / batches / self.team.size for value in self.team.total(*(sums[name] for name in columns))]
+        return dict(zip(columns.values(), means, strict=True)) | {
             "lr": self.state.optimizer.param_groups[0]["lr"],
             "seconds": sums["seconds"],
             "loading": sums["waited"] / sums["seconds"],
@@ -167,13 +168,13 @@ class Trainer:
         torch.manual_seed((self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position)
         images = self._resize(network_input(batch.images, self.team.device), position)
         closes = self._closes_step(position)
-        with self.team.unsynchronised(self.parallel, alone=not closes):
-            terms = self._loss(images, batch.targets.to(self.team.device))
-            values = {name: float(value.detach()) for name, value in terms._asdict().items()}
+        with self.objective.unsynchronised(alone=not closes):
+            terms = self.objective(images, batch.targets.to(self.team.device))
+            values = {name: float(value.detach()) for name, value in terms.items()}
             self._check(values, position, batch)
             first = position - position % self.settings.accumulate
             group = min(self.settings.accumulate, len(self.train_loader) - first)
-            self.state.scaler.scale(terms.total / group).backward()
+            self.state.scaler.scale(terms["total"] / group).backward()
         if closes:
             self._step()
         return values
@@ -182,19 +183,12 @@ class Trainer:
         """Whether the batch at a position of the epoch is the last of an optimizer step."""
         return (position + 1) % self.settings.accumulate == 0 or position + 1 == len(self.train_loader)
 
-    def _loss(self, images: Tensor, targets: Tensor) -> LossTerms:
-        device = self.team.device.type
-        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            heads = self.parallel(images.contiguous(memory_format=self.format)).heads
-        size = (images.shape[-2], images.shape[-1])
-        return detection_loss(heads, targets, self.model.network.yolos, size, self.hyp.loss, self.team.positives)
-
     def _step(self) -> None:
         """One optimizer step with the gradient that has been added up."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         set_step(optimizer, self.schedule, self.progress.step)
         scaler.unscale_(optimizer)
-        norm = clip_gradient(self.model.parameters(), self.hyp.optimizer.clip_norm)
+        norm = clip_gradient(_parameters(optimizer), self.hyp.optimizer.clip_norm)
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped and (self._skipped >= MOST_SKIPPED or not scaler.is_enabled()):
             raise NumericsError(
@@ -296,10 +290,10 @@ class Trainer:
     def _record(self, row: dict[str, float], metrics: Metrics | None) -> None:
         """One row in results.csv and one line on stderr; keep what is best."""
         done = self.progress
-        losses = "  ".join(f"{name} {row[name]:.3f}" for name in COLUMNS[:3])
+        losses = "  ".join(f"{name} {row[name]:.3f}" for name in self.objective.columns.values())
         line = f"epoch {done.epoch}/{self.settings.epochs}  {losses}"
         if metrics is not None:
-            scores = {key: getattr(metrics, key) for key in ("precision", "recall", "f1", "map50", "map50_95")}
+            scores = {key: getattr(metrics, key) for key in SCORES}
             row |= scores
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
@@ -335,6 +329,11 @@ class Trainer:
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0.0) + value
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def _freeze(model: Darknet, blocks: int) -> None:

@@ -82,13 +82,17 @@ class Schedule:
         return min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, adam: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, adam: bool, beside: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or Adam with decoupled decay, over the parameters that require a gradient.
 
-    Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not.
+    Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not. `beside` is a module
+    that is trained in the same way with the model.
     """
-    decayed = {id(parameter) for parameter in _matrices(model)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modules = [model] if beside is None else [model, beside]
+    decayed = {id(parameter) for module in modules for parameter in _matrices(module)}
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},

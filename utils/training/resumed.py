@@ -23,9 +23,9 @@ PARTS = {
 MAY_CHANGE = ("device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket")
-SPELLED = {"img_size": "--img_size", "sr": "-sr"}
+SPELLED = {"img_size": "--img_size", "sr": "-sr", "t_cfg": "--t_cfg", "t_weights": "--t_weights", "AT_str": "--AT_str"}
 """Flags that are not written as their names are."""
-PATHS = ("data", "cfg", "weights", "hyp", "cache_dir")
+PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp", "cache_dir")
 
 
 def newest_run(project: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ class Start(NamedTuple):
     """What the weights were made from, oldest first; empty for new ones."""
     note: str
     """What was loaded, to be said."""
+    kept: Mapping[str, Any] | None = None
+    """Of a pruned network: where its channels come from."""
 
 
 def initial_model(files: ModelFiles, pretrained: bool) -> Start:
@@ -100,7 +103,7 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         state = {key: value for key, value in state.items() if _block(key) not in heads}
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
     _copy(model, state)
-    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note, loaded.kept)
 
 
 def _block(key: str) -> int:

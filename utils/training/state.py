@@ -48,6 +48,8 @@ class Source(NamedTuple):
     hyp: Mapping[str, Any]
     plan: Mapping[str, Any]
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), `format`."""
+    kept: Mapping[str, Any] | None = None
+    """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
+    adapters: torch.nn.Module | None = None
+    """What a distillation trains beside the model; it is saved for a resume only."""
 
     @property
     def kept(self) -> Darknet:
@@ -74,6 +78,8 @@ class State:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.progress = Progress(**checkpoint["progress"])
+        if self.adapters is not None:
+            self.adapters.load_state_dict(checkpoint["adapters"])
 
     def write_last(self, run: RunDirectory, source: Source) -> None:
         """`last.pt` with all that a resume needs; the one before it stays as `prev.pt`.
@@ -109,6 +115,7 @@ class State:
             "ema_updates": 0 if self.average is None else self.average.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "adapters": {} if self.adapters is None else _tensors(self.adapters),
         }
 
     def _description(self, source: Source) -> dict[str, Any]:
@@ -120,6 +127,7 @@ class State:
             "hyp": dict(source.hyp),
             "plan": dict(source.plan),
             "progress": asdict(self.progress),
+            "kept": source.kept,
         }
 
 
@@ -129,7 +137,7 @@ def write_darknet(path: Path, model: Darknet, seen: int = 0) -> None:
     weights_file.write(path, model.network, arrays, weights_file.Header(seen=seen))
 
 
-def _tensors(model: Darknet) -> dict[str, Tensor]:
+def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     broken = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
     if broken is not None:

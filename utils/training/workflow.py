@@ -22,12 +22,12 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
 from utils.data.anchors import auto_anchors
-from utils.data.datasets import Batch, DetectionDataset, make_loader
+from utils.data.datasets import Batch
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
-from utils.data.index import Index, index
-from utils.data.store import CacheKind, PictureStore
-from utils.errors import DataError, InputError
+from utils.data.index import Index
+from utils.data.store import CacheKind
+from utils.errors import InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
 from utils.report import plots
@@ -35,13 +35,16 @@ from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
 from utils.report.scalars import Scalars
 from utils.training.batches import check_batches
+from utils.training.distil_flags import Distillation
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
+from utils.training.pictures import indices, loaders
 from utils.training.probe import FORMATS, faster_format
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.sparse_record import SparseRecord
 from utils.training.start import initial_model, resumable
 from utils.training.state import Progress, Source
+from utils.training.taught import taught
 from utils.training.team import Team, joined
 
 DRAWN_CONFIDENCE = 0.25
@@ -79,6 +82,8 @@ class TrainPlan:
     """Cluster the anchors anew."""
     tensorboard: bool = False
     """Write events for TensorBoard."""
+    distillation: Distillation | None = None
+    """A teacher, and what is learnt from it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,31 +107,29 @@ def run_training(plan: TrainPlan, watch: Callable[[int, Mapping[str, float]], No
 
 def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, Any]:
     with team.one_by_one():
-        train, valid = _indices(plan)
-    files = plan.files
-    if plan.anchors and plan.resume is None:
-        network, text = auto_anchors(files.network, train, plan.settings.size, "letterbox", plan.settings.seed)
-        files = dataclasses.replace(files, network=network)
-        log(text)
+        train, valid = indices(plan.data, strict=plan.strict, single_class=plan.single_class)
+    files = _fitted(plan, train)
     check_batches(files.network, plan.settings, train.shapes, plan.batch_size, rect=plan.rect, processes=team.size)
-    height, width = plan.settings.test_size
-    net = dataclasses.replace(files.network.net, height=height, width=width)
-    files = dataclasses.replace(files, network=dataclasses.replace(files.network, net=net))
     batches: dict[str, Any] = {"data": train.fingerprint(), "batch": plan.batch_size * team.size}
     sparse = plan.settings.sparse
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
-    lineage = start.lineage
+    lineage, kept = start.lineage, start.kept
     if plan.resume is None:
         log(start.note)
         batches["format"] = _memory_format(plan, start.model, team)
     else:
         with team.one_by_one():
             checkpoint = resumable(plan.resume / "weights", start.model)
-        lineage = tuple(checkpoint["lineage"])
-        _check_unchanged(plan.resume, checkpoint["plan"], batches)
+        lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
         batches["format"] = checkpoint["plan"]["format"]
         sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
+    distiller, teacher = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team)
+    if teacher is not None:
+        batches["teacher"] = teacher["sha256"]
+        lineage = lineage if plan.resume else (*lineage, teacher)
+    if plan.resume is not None:
+        _check_unchanged(plan.resume, checkpoint["plan"], batches)
     train_loader, val_loader = _loaders(plan, train, valid, files.network, team)
     settings = dataclasses.replace(
         plan.settings,
@@ -136,8 +139,8 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
     )
     run = _run_directory(plan, files, team)
     model = start.model.to(team.device, memory_format=FORMATS[settings.memory_format])
-    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches)
-    trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team)
+    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept)
+    trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
     if trainer.sparsity is not None:
         batches["s"] = trainer.sparsity.settings.s
     if plan.resume is not None:
@@ -159,6 +162,17 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         "best": str(run.weights / "best.pt"),
         "last": str(run.weights / "last.pt"),
     }
+
+
+def _fitted(plan: TrainPlan, train: Index) -> ModelFiles:
+    """The network with the input size of the run, and with new anchors where they were asked for."""
+    network = plan.files.network
+    if plan.anchors and plan.resume is None:
+        network, text = auto_anchors(network, train, plan.settings.size, "letterbox", plan.settings.seed)
+        log(text)
+    height, width = plan.settings.test_size
+    net = dataclasses.replace(network.net, height=height, width=width)
+    return dataclasses.replace(plan.files, network=dataclasses.replace(network, net=net))
 
 
 def _watch(
@@ -187,22 +201,6 @@ def _standing(trainer: Trainer, run: RunDirectory) -> str:
     return f"going on after epoch {done.epoch} of {epochs}, batch {done.batch}"
 
 
-def _indices(plan: TrainPlan) -> tuple[Index, Index | None]:
-    """The training pictures, and those to evaluate on; what is wrong with either is said once."""
-    found = []
-    for role, source in (("train", plan.data.train), ("valid", plan.data.valid)):
-        if source is None:
-            if role == "train":
-                raise DataError(f"{plan.data.path}: names no training pictures; add a line train = list.txt")
-            log(f"{plan.data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
-            found.append(None)
-            continue
-        part = index(source, plan.data.names, strict=plan.strict)
-        log(f"{role}: {part.report.summary()}")
-        found.append(part.single_class() if plan.single_class else part)
-    return found[0], found[1]
-
-
 def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other pictures or batches: the rest of the epoch would be another one."""
     if then["data"] != now["data"]:
@@ -212,47 +210,31 @@ def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any])
     if then["batch"] != now["batch"]:
         raise InputError(f"--resume {run}: it has {then['batch']} pictures in a batch of all processes, now "
                          f"{now['batch']}; start as many processes as before")  # fmt: skip
+    if then.get("teacher") != now.get("teacher"):
+        raise InputError(f"--resume {run}: the file of its teacher was changed; start a new run from its last.pt")
 
 
 def _loaders(
     plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
 ) -> tuple[DataLoader, DataLoader | None]:
-    settings = plan.settings
     shared = {
         "channels": network.net.channels,
         "rect": plan.rect,
         "stride": max_stride(network),
         "cache_dir": plan.cache_dir,
     }
-    plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
-    with team.one_by_one():
-        dataset = DetectionDataset(
-            train,
-            size=settings.size,
-            augment=plan.hyp.augmentation,
-            seed=settings.seed,
-            plain_from=plain_from,
-            cache=plan.cache if team.leads or plan.cache == "disk" else None,
-            **shared,
-        )
-    if plan.cache == "ram":
-        _share_pictures(dataset.store, team)
-    if len(train) < team.size:
-        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
-    loader = make_loader(dataset, plan.batch_size, workers=plan.workers, shuffle=True, share=(team.rank, team.size))
-    if valid is None or not team.leads:
-        return loader, None
-    plain = DetectionDataset(valid, size=settings.test_size, cache=plan.cache, **shared)
-    return loader, make_loader(plain, plan.batch_size, workers=plan.workers)
-
-
-def _share_pictures(store: PictureStore, team: Team) -> None:
-    """Let all processes use the pictures that the first one keeps; where they cannot, they keep their own."""
-    address = team.share(store.address)
-    if not team.leads and address:
-        store.join(address)
-        if not store.address:
-            store.keep("ram")
+    return loaders(
+        train,
+        valid,
+        shared=shared,
+        settings=plan.settings,
+        augmentation=plan.hyp.augmentation,
+        plain_end=plan.hyp.optimizer.plain_end,
+        cache=plan.cache,
+        batch_size=plan.batch_size,
+        workers=plan.workers,
+        team=team,
+    )
 
 
 def _memory_format(plan: TrainPlan, model: Darknet, team: Team) -> str:

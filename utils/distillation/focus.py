@@ -1,0 +1,73 @@
+"""Where objects are: the fine-grained mask over the cells of a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.boxes import similarity
+from utils.darknet.blocks import Yolo
+from utils.detection.decode import grid
+
+NEARNESS = 0.5
+"""ψ: a cell counts whose best anchor overlaps an object by more than this share of the best overlap anywhere."""
+PAIRS = 1 << 22
+"""Anchors that are compared with objects at once."""
+
+
+@torch.no_grad()
+def object_mask(
+    targets: Tensor, yolos: Sequence[Yolo], grids: Sequence[tuple[int, int]], size: tuple[int, int], batch: int
+) -> list[Tensor]:
+    """The cells near objects in the grid of every head (Wang et al., arXiv:1906.03609, section 3.1).
+
+    For each object the IoU with every anchor in every cell is taken; cells with one above ψ times the largest count.
+    Here the anchors of all heads compete, so an object is looked at where its size is predicted.
+
+    Args:
+        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        yolos: head blocks.
+        grids: height and width of each head's grid, in cells.
+        size: height and width of the network input, in pixels.
+        batch: pictures.
+
+    Returns:
+        For each head bool [B, H, W]; all False for a picture without objects.
+    """
+    hits = [targets.new_zeros(batch, *cells) for cells in grids]
+    anchors = [_anchor_boxes(yolo, cells, size, targets) for yolo, cells in zip(yolos, grids, strict=True)]
+    objects = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
+    total = sum(boxes.numel() // 4 for boxes in anchors)
+    for some in torch.arange(len(targets), device=targets.device).split(max(1, PAIRS // total)):
+        overlaps = [similarity(boxes[None], objects[some, None, None, None]).amax(dim=3) for boxes in anchors]
+        best = torch.stack([overlap.flatten(1).amax(dim=1) for overlap in overlaps]).amax(dim=0)
+        for count, overlap in zip(hits, overlaps, strict=True):
+            near = overlap > NEARNESS * best[:, None, None]
+            count.index_add_(0, targets[some, 0].long(), near.to(count.dtype))
+    return [count > 0 for count in hits]
+
+
+def project(masks: Sequence[Tensor], cells: tuple[int, int]) -> Tensor:
+    """Masks of several grids in another one: bool [B, H, W], a cell of which counts if it meets any that counts."""
+    found = [_resized(mask, cells) for mask in masks]
+    return torch.stack(found).any(dim=0)
+
+
+def _resized(mask: Tensor, cells: tuple[int, int]) -> Tensor:
+    if cells[0] >= mask.shape[1]:
+        return F.interpolate(mask[:, None].float(), size=cells, mode="nearest")[:, 0] > 0
+    return F.adaptive_max_pool2d(mask[:, None].float(), cells)[:, 0] > 0
+
+
+def _anchor_boxes(yolo: Yolo, cells: tuple[int, int], size: tuple[int, int], like: Tensor) -> Tensor:
+    """[H, W, A, 4] cx, cy, w, h of every anchor in the middle of every cell, in pixels."""
+    height, width = cells
+    centres = (grid(height, width, like) + 0.5) * like.new_tensor((size[1] / width, size[0] / height))
+    shapes = like.new_tensor(yolo.head_anchors)
+    count = len(shapes)
+    return torch.cat(
+        (centres[:, :, None].expand(height, width, count, 2), shapes.expand(height, width, count, 2)), dim=-1
+    )

@@ -1,0 +1,157 @@
+"""What a student learns from its teacher: every strategy is a table of terms and their weights; no torch.
+
+The numbers are those of the suites this one follows (SpursLipu, chumingqian: `--KDstr`, `--AT_str`); cwd and pkd are
+later methods. A term is a key of `utils.distillation.terms.TERMS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from utils.errors import InputError
+
+TEMPERATURE = 3.0
+"""T of the suites this one follows."""
+LARGEST_WEIGHT = 1e6
+LARGEST_TEMPERATURE = 100.0
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to teach."""
+
+    what: str
+    normalised: Mapping[str, float]
+    """Weights of terms whose size depends on neither batch, grid nor number of objects."""
+    original: Mapping[str, float]
+    """Terms and weights as they were published, sums over the batch and all."""
+
+
+def _strategy(what: str, normalised: Mapping[str, float], original: Mapping[str, float]) -> Strategy:
+    return Strategy(what, MappingProxyType(dict(normalised)), MappingProxyType(dict(original)))
+
+
+OUTPUTS = {"objectness": 1.0, "classes": 1.0, "box": 2.5}
+GROUPED = {"attention_backbone": 20.0, "attention_deep": 1.0, "attention_neck": 2.0}
+GROUPED_ORIGINAL = {"attention_mean_backbone": 1e6, "attention_mean_deep": 1e3, "attention_mean_neck": 1e4}
+EVEN_ORIGINAL = dict.fromkeys(GROUPED_ORIGINAL, 1e3)
+
+KD: dict[str, Strategy] = {
+    "1": _strategy(
+        "outputs: softmax over the classes, soft objectness",
+        {"objectness": 1.0, "class_softmax": 1.0},
+        {"vector": 1e-3},
+    ),
+    "2": _strategy(
+        "boxes and classes apart; boxes towards the objects, where the teacher is nearer to them",
+        {"objectness": 1.0, "classes": 1.0, "box_bounded": 2.5},
+        {"joint": 1e-4, "box_bounded_sum": 1e-3},
+    ),
+    "3": _strategy("boxes and classes apart, both from the teacher", OUTPUTS, {"joint": 1e-4, "box_sum": 1e-3}),
+    "4": _strategy(
+        "3, and where the features are strong",
+        OUTPUTS | {"attention": 4.0},
+        {"joint": 1e-2, "box_sum": 1e-2, "energy": 0.08},
+    ),
+    "5": _strategy(
+        "4 with the features near objects only",
+        OUTPUTS | {"attention_masked": 4.0},
+        {"joint_mean": 0.1, "box_sum": 1e-3, "energy_masked": 0.1},
+    ),
+    "cwd": _strategy("channel-wise distillation of the features before heads and upsamplings",
+                     {"cwd": 20.0}, {"cwd": 50.0}),
+    "pkd": _strategy("Pearson correlation with the features before heads and upsamplings",
+                     {"pkd": 5.0}, {"pkd": 10.0}),
+}  # fmt: skip
+"""--KDstr."""
+AT: dict[str, Strategy] = {
+    "1": _strategy("attention maps, one weight", {"attention": 4.0}, dict.fromkeys(GROUPED_ORIGINAL, 1e4)),
+    "2": _strategy("attention maps, a weight for each group of them", GROUPED, GROUPED_ORIGINAL),
+    "3": _strategy("2, and the outputs of --KDstr 3",
+                   GROUPED | OUTPUTS, GROUPED_ORIGINAL | {"joint": 1e-3, "box_sum": 1e-3}),
+    "4": _strategy("3 with the weights for a MobileNet: the groups alike",
+                   {"attention": 4.0} | OUTPUTS, EVEN_ORIGINAL | {"joint": 1e-3, "box_sum": 1e-3}),
+    "5": _strategy("3 with the weights for Darknet-53: the groups alike, the outputs tenfold",
+                   {"attention": 4.0} | {term: 10 * weight for term, weight in OUTPUTS.items()},
+                   EVEN_ORIGINAL | {"joint": 1e-2, "box_sum": 1e-2}),
+}  # fmt: skip
+"""--AT_str."""
+WEIGHTINGS = ("normalised", "original")
+DEFAULT = "3"
+"""The --KDstr that measured best (docs/distillation.md)."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is asked of a distillation."""
+
+    name: str
+    """The flags that chose it, e.g. `--KDstr 3`."""
+    terms: Mapping[str, float]
+    """Weight of every term."""
+    temperature: float = TEMPERATURE
+
+    @property
+    def outputs(self) -> bool:
+        """Whether heads are compared."""
+        return any(not term.startswith(FEATURE_TERMS) for term in self.terms)
+
+    @property
+    def attention(self) -> bool:
+        """Whether the spatial distribution of features is compared."""
+        return any(term.startswith(("attention", "energy")) for term in self.terms)
+
+    @property
+    def channels(self) -> bool:
+        """Whether features are compared channel by channel."""
+        return any(term.startswith(("cwd", "pkd")) for term in self.terms)
+
+
+FEATURE_TERMS = ("attention", "energy", "cwd", "pkd")
+"""How the names of the terms begin that look at features."""
+
+
+def lesson(
+    kd: str | None,
+    at: str | None,
+    *,
+    weighting: str = "normalised",
+    weight: float = 1.0,
+    temperature: float = TEMPERATURE,
+    masked: bool = False,
+) -> Lesson:
+    """The terms of a `--KDstr`, of an `--AT_str`, or of both; the weights of a term they share are added.
+
+    Args:
+        kd: key of KD, or None.
+        at: key of AT, or None; with neither, the strategy that measured best.
+        weighting: one of WEIGHTINGS.
+        weight: of everything.
+        temperature: T.
+        masked: attention near objects only.
+
+    Raises:
+        InputError: `masked` without attention.
+    """
+    if kd is None and at is None:
+        kd = DEFAULT
+    chosen = [(f"--KDstr {kd}", KD[kd])] if kd else []
+    chosen += [(f"--AT_str {at}", AT[at])] if at else []
+    terms: dict[str, float] = {}
+    for _, strategy in chosen:
+        for term, share in getattr(strategy, weighting).items():
+            terms[term] = terms.get(term, 0.0) + weight * share
+    found = Lesson(" ".join(flag for flag, _ in chosen), terms, temperature)
+    if not masked:
+        return found
+    if not found.attention:
+        raise InputError(f"--kd-mask: is for attention on features, which {found.name} does not look at; leave it out")
+    near = {term if not _maskable(term) else f"{term}_masked": share for term, share in terms.items()}
+    return dataclasses.replace(found, name=f"{found.name} --kd-mask", terms=near)
+
+
+def _maskable(term: str) -> bool:
+    return term.startswith(("attention", "energy")) and not term.endswith("_masked")

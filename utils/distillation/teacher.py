@@ -1,0 +1,33 @@
+"""The network that is learnt from: it never changes, and never gets a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from models import Darknet, Outputs, fuse
+from utils.darknet.blocks import Network
+
+
+class Teacher:
+    """A trained network, its batch normalisations folded, in evaluation mode; no module, so that nothing trains it.
+
+    Args:
+        model: with its weights; it is left as it is.
+        device: where it runs.
+        memory_format: how its weights lie in memory.
+    """
+
+    def __init__(
+        self, model: Darknet, device: torch.device, memory_format: torch.memory_format = torch.channels_last
+    ) -> None:
+        self._model = fuse(model).to(device, memory_format=memory_format)
+        self.network: Network = model.network
+        """The blocks as they were before folding; their numbers are the same."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
+        """Raw heads and the outputs of the blocks in `features` for images [B, C, H, W], 0…1."""
+        return self._model(images, features)

@@ -1,0 +1,334 @@
+"""The terms of a distillation: each compares one batch of a student and its teacher, and is 0 where they agree.
+
+z^s and z^t are raw outputs of the heads, b boxes, F features, T the temperature, B pictures in a batch. Terms of the
+normalised weighting are means that neither more pictures, larger grids nor more objects change; those of the original
+weighting, whose names say `sum`, `mean`, `vector`, `joint` or `energy`, are taken over as they were published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import Outputs
+from utils.boxes import similarity
+from utils.darknet.blocks import Network, Yolo
+from utils.detection.assign import Positives, assign
+from utils.detection.decode import box_offsets, split_head
+from utils.detection.settings import Assignment
+from utils.distillation.focus import object_mask, project
+from utils.distillation.pair import FeaturePair, HeadPair, Pairing
+
+SMALL = 1e-12
+"""Keeps the norm of an empty attention map from dividing by 0."""
+
+
+class Boxes(NamedTuple):
+    """The P positives of all paired heads; boxes cx, cy, w, h relative to their cell, in cells."""
+
+    student: Tensor
+    teacher: Tensor
+    objects: Tensor
+
+
+@dataclass
+class Lecture:
+    """One batch: what student and teacher put out, and where the objects are. Everything is compared in float32."""
+
+    student: Outputs
+    teacher: Outputs
+    networks: tuple[Network, Network]
+    """The student's and the teacher's."""
+    pairing: Pairing
+    targets: Tensor
+    """[N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input."""
+    size: tuple[int, int]
+    """Height and width of the network input, in pixels."""
+    rule: Assignment
+    temperature: float
+    adapters: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Convolutions from the student's width to the teacher's, by the name of a feature."""
+
+    @cached_property
+    def raw(self) -> list[tuple[Tensor, Tensor]]:
+        """For each pair of heads z^s and z^t [B, A, H, W, 5 + C], paired anchors only."""
+        return [
+            (
+                _anchors(self.student.heads[pair.student], self.networks[0].yolos[pair.student], pair, 0),
+                _anchors(self.teacher.heads[pair.teacher], self.networks[1].yolos[pair.teacher], pair, 1),
+            )
+            for pair in self.pairing.heads
+        ]
+
+    @cached_property
+    def scores(self) -> list[tuple[Tensor, Tensor]]:
+        """The same, logits of objectness and classes only [B, A, H, W, 1 + C]."""
+        return [
+            tuple(
+                _logits(values[..., 4:], network.yolos[place])
+                for values, network, place in zip(pair, self.networks, (heads.student, heads.teacher), strict=True)
+            )
+            for pair, heads in zip(self.raw, self.pairing.heads, strict=True)
+        ]
+
+    @cached_property
+    def attended(self) -> Tensor:
+        """How many objects the teacher sees: the sum of its objectness, at least 1."""
+        return sum(teacher[..., 0].sigmoid().sum() for _, teacher in self.scores).clamp(min=1)
+
+    @property
+    def batch(self) -> int:
+        """Pictures."""
+        return len(self.student.heads[0])
+
+    @cached_property
+    def grids(self) -> list[tuple[int, int]]:
+        """Cells of the student's heads."""
+        return [tuple(head.shape[-2:]) for head in self.student.heads]
+
+    @cached_property
+    def boxes(self) -> Boxes:
+        """Boxes of the positives."""
+        found = assign(self.targets, self.networks[0].yolos, self.grids, self.size, self.rule)
+        parts = [
+            self._head_boxes(values, pair, found[pair.student])
+            for values, pair in zip(self.raw, self.pairing.heads, strict=True)
+        ]
+        return Boxes(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _head_boxes(self, values: tuple[Tensor, Tensor], pair: HeadPair, found: Positives) -> Boxes:
+        place = {anchor: number for number, (anchor, _) in enumerate(pair.anchors)}
+        anchors = range(len(self.networks[0].yolos[pair.student].mask))
+        number = found.anchor.new_tensor([place.get(anchor, -1) for anchor in anchors])[found.anchor]
+        mine = number >= 0
+        at = found.image[mine], number[mine], found.row[mine], found.column[mine]
+        height, width = self.grids[pair.student]
+        scale = self.targets.new_tensor((width / self.size[1], height / self.size[0]))
+        boxes = []
+        for side, (rows, network) in enumerate(zip(values, self.networks, strict=True)):
+            yolo = network.yolos[(pair.student, pair.teacher)[side]]
+            anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in pair.anchors])
+            boxes.append(box_offsets(rows[at], anchors[at[1]], yolo))
+        return Boxes(*boxes, found.boxes[mine])
+
+    @cached_property
+    def masks(self) -> list[Tensor]:
+        """Cells near objects, bool [B, H, W] for each head."""
+        return object_mask(self.targets, self.networks[0].yolos, self.grids, self.size, self.batch)
+
+    def features(self, group: str | None = None) -> list[tuple[FeaturePair, Tensor, Tensor]]:
+        """Paired features F^s and F^t, all or those of a group."""
+        return [
+            (pair, self.student.features[pair.student].float(), self.teacher.features[pair.teacher].float())
+            for pair in self.pairing.features
+            if group in (None, pair.group)
+        ]
+
+    def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features with equal channels: the teacher's kept ones, or the student's through its adapter."""
+        for pair, student, teacher in self.features():
+            if pair.channels is not None:
+                yield student, teacher[:, list(pair.channels)]
+            elif pair.compares_channels:
+                yield self.adapters[pair.name](student) if pair.needs_adapter else student, teacher
+
+    def nothing(self) -> Tensor:
+        """0, where there is nothing to compare."""
+        return self.targets.new_zeros(())
+
+
+Term = Callable[[Lecture], Tensor]
+
+
+def vector(lecture: Lecture) -> Tensor:
+    """T² / B Σ KL of the softmax over all of (x, y, w, h, objectness, classes), as published."""
+    return _kl_sum(lecture.raw, lecture.temperature) / lecture.batch
+
+
+def joint(lecture: Lecture, mean: bool = False) -> Tensor:
+    """T² / B Σ KL of the softmax over objectness and classes, as published; or a mean over all logits in place of Σ."""
+    count = sum(teacher.numel() for _, teacher in lecture.scores) if mean else 1
+    return _kl_sum(lecture.scores, lecture.temperature) / (lecture.batch * count)
+
+
+def objectness(lecture: Lecture) -> Tensor:
+    """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
+    total = sum(_binary_kl(student[..., 0], teacher[..., 0]).sum() for student, teacher in lecture.scores)
+    return total / lecture.attended
+
+
+def classes(lecture: Lecture) -> Tensor:
+    """Σ o^t T² KL of σ(z_c / T) over cells and classes, o^t the teacher's objectness; for each object it sees."""
+    return _attended(lecture, lambda student, teacher: _binary_kl(student, teacher).sum(dim=-1))
+
+
+def class_softmax(lecture: Lecture) -> Tensor:
+    """As `classes`, with one softmax over the classes (Hinton et al., arXiv:1503.02531); 0 for a single class."""
+    return _attended(lecture, _kl)
+
+
+def box(lecture: Lecture, bounded: bool = False) -> Tensor:
+    """Mean of 1 − CIoU(b^s, b^t) over the positives.
+
+    `bounded` (Chen et al. 2017, section 3.3, with m = 0, and 1 − CIoU for the squared distance): of
+    1 − CIoU(b^s, b), b the object, over those whose student is farther from it than the teacher; the others are 0.
+    """
+    student, teacher, objects = lecture.boxes
+    if not len(objects):
+        return lecture.nothing()
+    if not bounded:
+        return (1 - similarity(student, teacher, "ciou")).mean()
+    apart = 1 - similarity(student, objects, "ciou")
+    return (apart * (apart > 1 - similarity(teacher, objects, "ciou"))).mean()
+
+
+def box_sum(lecture: Lecture, bounded: bool = False) -> Tensor:
+    """Σ ‖b^s − b^t‖² over the positives, in cells, as published; or Σ ‖b^s − b‖² where that exceeds ‖b^t − b‖²."""
+    student, teacher, objects = lecture.boxes
+    if not bounded:
+        return (student - teacher).square().sum()
+    apart = (student - objects).square().sum(dim=-1)
+    return (apart * (apart > (teacher - objects).square().sum(dim=-1))).sum()
+
+
+def attention(lecture: Lecture, group: str | None = None, mean: bool = False, masked: bool = False) -> Tensor:
+    """Spatial attention transfer (Zagoruyko & Komodakis, arXiv:1612.03928). With A = mean_c F_c².
+
+        ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖²,  mean over pictures and features: between 0 and 2.
+
+    As published (`mean`) the squares are averaged over the cells, too, which makes them H · W times smaller, and the
+    features of a group are summed. `masked`: A is 0 but near objects (Wang et al., arXiv:1906.03609).
+    """
+    apart = []
+    for _, student, teacher in lecture.features(group):
+        maps = [features.square().mean(dim=1) for features in (student, teacher)]
+        if masked:
+            near = project(lecture.masks, tuple(student.shape[-2:]))
+            maps = [features * near for features in maps]
+        mine, theirs = (F.normalize(features.flatten(1), eps=SMALL) for features in maps)
+        square = (mine - theirs).square()
+        apart.append(square.mean() if mean else square.sum(dim=1).mean())
+    return _combined(apart, mean, lecture)
+
+
+def energy(lecture: Lecture, masked: bool = False) -> Tensor:
+    """T² / B · mean KL of the softmax over the cells of Σ_c F_c² / T, as published but for the softmax's dimension.
+
+    `masked`: of Σ_c |F_c| / T, 0 but near objects. The original's softmax runs over the batch: its dimension is left to
+    PyTorch's default for three dimensions.
+    """
+    t, total = lecture.temperature, lecture.nothing()
+    for _, student, teacher in lecture.features():
+        maps = [features.abs() if masked else features.square() for features in (student, teacher)]
+        maps = [features.sum(dim=1) for features in maps]
+        if masked:
+            near = project(lecture.masks, tuple(student.shape[-2:]))
+            maps = [features * near for features in maps]
+        mine, theirs = (features.flatten(1) / t for features in maps)
+        total = total + t**2 * _kl(mine, theirs).sum() / mine.numel() / lecture.batch
+    return total
+
+
+def cwd(lecture: Lecture) -> Tensor:
+    """Channel-wise distillation (Shu et al., arXiv:2011.13256), τ = 1: KL of the softmax over the cells of a channel.
+
+    Mean over channels, pictures and features.
+    """
+    apart = []
+    for mine, theirs in lecture.channels():
+        apart.append(_kl(mine.flatten(2), theirs.flatten(2)).mean())
+    return _combined(apart, False, lecture)
+
+
+def pkd(lecture: Lecture) -> Tensor:
+    """1 − Pearson's correlation of the features of a channel (Cao et al., arXiv:2207.02039).
+
+    Over the cells of all pictures of the batch; mean over channels and features. A channel that is constant has no
+    correlation and counts 0.
+    """
+    apart = []
+    for pair in lecture.channels():
+        mine, theirs = map(_standard, pair)
+        apart.append((mine - theirs).square().mean() / 2)
+    return _combined(apart, False, lecture)
+
+
+TERMS: dict[str, Term] = {
+    "vector": vector,
+    "joint": joint,
+    "joint_mean": partial(joint, mean=True),
+    "objectness": objectness,
+    "classes": classes,
+    "class_softmax": class_softmax,
+    "box": box,
+    "box_bounded": partial(box, bounded=True),
+    "box_sum": box_sum,
+    "box_bounded_sum": partial(box_sum, bounded=True),
+    "energy": energy,
+    "energy_masked": partial(energy, masked=True),
+    "cwd": cwd,
+    "pkd": pkd,
+    "attention": attention,
+    "attention_masked": partial(attention, masked=True),
+    **{
+        f"attention{'_mean' * mean}_{group}{'_masked' * masked}": partial(
+            attention, group=group, mean=mean, masked=masked
+        )
+        for group in ("backbone", "deep", "neck")
+        for mean in (False, True)
+        for masked in (False, True)
+    },
+}
+
+
+def _anchors(head: Tensor, yolo: Yolo, pair: HeadPair, side: int) -> Tensor:
+    values = split_head(head.float(), yolo)
+    chosen = [match[side] for match in pair.anchors]
+    return values if chosen == list(range(values.shape[1])) else values[:, chosen]
+
+
+def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
+    """What a sigmoid makes scores from; with new_coords the network has taken it already."""
+    return torch.logit(scores, eps=1e-6) if yolo.new_coords else scores
+
+
+def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """T² times a divergence [...] of class logits [..., C] over T, weighted with the teacher's objectness."""
+    t, total = lecture.temperature, lecture.nothing()
+    for student, teacher in lecture.scores:
+        total = total + (teacher[..., 0].sigmoid() * divergence(student[..., 1:] / t, teacher[..., 1:] / t)).sum()
+    return t**2 * total / lecture.attended
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(z^t) ‖ softmax(z^s)) over the last dimension."""
+    log_s, log_t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    return (log_t.exp() * (log_t - log_s)).sum(dim=-1)
+
+
+def _kl_sum(pairs: Sequence[tuple[Tensor, Tensor]], t: float) -> Tensor:
+    return t**2 * sum(_kl(student / t, teacher / t).sum() for student, teacher in pairs)
+
+
+def _binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(σ(z^t) ‖ σ(z^s)): the cross-entropy with soft targets, less what no student can avoid."""
+    wanted = teacher.sigmoid()
+    return F.softplus(student) - F.softplus(teacher) - wanted * (student - teacher)
+
+
+def _standard(values: Tensor) -> Tensor:
+    """[B, C, H, W] with mean 0 and (biased) variance 1 in each channel."""
+    variance, mean = torch.var_mean(values, dim=(0, 2, 3), keepdim=True, correction=0)
+    return (values - mean) * torch.rsqrt(variance + SMALL)
+
+
+def _combined(apart: Sequence[Tensor], total: bool, lecture: Lecture) -> Tensor:
+    if not apart:
+        return lecture.nothing()
+    return torch.stack(list(apart)).sum() if total else torch.stack(list(apart)).mean()

@@ -1,0 +1,83 @@
+"""What a training minimises: the detection loss, and what a distillation adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from models import Darknet
+from utils.detection.losses import detection_loss
+from utils.detection.settings import LossSettings
+from utils.distillation.distiller import Distiller
+from utils.training.team import Team
+
+DETECTION = ("box", "objectness", "classes")
+"""Terms of the detection loss, as it names them."""
+COLUMNS = {"box": "box_loss", "objectness": "objectness_loss", "classes": "class_loss"}
+"""Their columns in results.csv."""
+
+
+class Objective:
+    """The loss of a batch and its terms.
+
+    Args:
+        model: on the team's device.
+        settings: of the detection loss.
+        memory_format: of the pictures.
+        team: the processes that train together.
+        distiller: what else is learnt; None: nothing.
+    """
+
+    def __init__(
+        self,
+        model: Darknet,
+        settings: LossSettings,
+        memory_format: torch.memory_format,
+        team: Team,
+        distiller: Distiller | None = None,
+    ) -> None:
+        self.network, self.settings, self.format, self.team = model.network, settings, memory_format, team
+        self._parallel = team.parallel(model)
+        self._wanted = () if distiller is None else distiller.wanted
+        trains = distiller is not None and len(distiller.adapters)
+        self._distil = team.parallel(distiller) if trains else distiller
+        self._exchanging = (self._parallel, self._distil) if trains else (self._parallel,)
+        taught = () if distiller is None else distiller.lesson.terms
+        self.columns: Mapping[str, str] = COLUMNS | {_learnt(term): f"{_learnt(term)}_loss" for term in taught}
+        """Column of results.csv for every term."""
+
+    def __call__(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`total`, which is minimised, and its terms: those of `detection_loss`, and weighted ones of a distillation.
+
+        Args:
+            images: [B, C, H, W], 0…1.
+            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        """
+        device = self.team.device.type
+        images = images.contiguous(memory_format=self.format)
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+            outputs = self._parallel(images, self._wanted)
+        size = (images.shape[-2], images.shape[-1])
+        terms = detection_loss(outputs.heads, targets, self.network.yolos, size, self.settings, self.team.positives)
+        found = terms._asdict()
+        if self._distil is None:
+            return found
+        learnt = self._distil(images, outputs, targets)
+        found["total"] = found["total"] + sum(learnt.values())
+        return found | {_learnt(term): value for term, value in learnt.items()}
+
+    @contextmanager
+    def unsynchronised(self, alone: bool) -> Iterator[None]:
+        """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
+        with ExitStack() as contexts:
+            for module in self._exchanging:
+                contexts.enter_context(self.team.unsynchronised(module, alone))
+            yield
+
+
+def _learnt(term: str) -> str:
+    """A term's name beside those of the detection loss."""
+    return f"kd_{term}"
