@@ -6,7 +6,6 @@ A step that is finished is not run again; a training that was interrupted goes o
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from benchmarks.trainings import (
     measure,
     publish,
     python,
+    shared,
     train,
 )
 from utils.files import atomic_write_text, read_text
@@ -53,9 +53,9 @@ class Chain:
 
     def training(self, folder: Path, step: str, weights: Path | None, cfg: str | None = None) -> list[str]:
         """The arguments of python for one of the trainings."""
-        own = [flag.format(shared=_shared()) for flag in getattr(self, step)]
+        own = [flag.format(shared=shared()) for flag in getattr(self, step)]
         start = ["--weights", str(weights)] if weights else []
-        files = ["--cfg", cfg or self.cfg.format(shared=_shared()), "--data", self.data.format(shared=_shared())]
+        files = ["--cfg", cfg or self.cfg.format(shared=shared()), "--data", self.data.format(shared=shared())]
         return ["train.py", *files, *start, "--img_size", str(self.size), *TRAIN, *own,
                 "--project", str(folder), "--name", step]  # fmt: skip
 
@@ -124,7 +124,7 @@ ORDER = ("base", "sparse", "pruned", "tuned")
 
 def finish(name: str, chain: Chain) -> None:
     """Run what is left of a chain, and store what was found."""
-    folder, data = RUNS / name, chain.data.format(shared=_shared())
+    folder, data = RUNS / name, chain.data.format(shared=shared())
     commands: dict[str, list[str]] = {}
     runs: dict[str, Path] = {}
     weights = None
@@ -162,10 +162,6 @@ def finish(name: str, chain: Chain) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for step, picture in _pictures(chain):
             publish(folder / step / picture, PICTURES / _published(name, step, picture))
-
-
-def _shared() -> str:
-    return os.environ.get("DARKNET_SHARED", "../shared")
 
 
 def _pictures(chain: Chain) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ TRAIN = ("--batch-size", "16", "--workers", "1", "--cache-images")
 """Flags of all trainings."""
 PUBLISHED_SIDE = 1024
 """Longer side of a picture in docs/images, in pixels."""
+
+
+def shared() -> str:
+    """The folder of the real data."""
+    return os.environ.get("DARKNET_SHARED", "../shared")
 
 
 def train(folder: Path, command: list[str]) -> None:
