@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 
 from models import Darknet, fuse, load_arrays
 from utils.cli import log
-from utils.data.datasets import DetectionDataset, Loader, make_loader
-from utils.data.index import Index
+from utils.data.datasets import Batch, collate
 from utils.errors import InfeasibleError
 from utils.evaluation import evaluate
-from utils.graph import ChannelGraph, channel_graph
+from utils.graph import channel_graph
 from utils.pruning.constants import absorb
 from utils.pruning.ladder import make_ladder
 from utils.pruning.plan import gammas_of
@@ -30,10 +30,10 @@ from utils.training.loop import Trainer
 
 CHANNELS = "of the channels"
 PICTURES, BATCH = 64, 16
-EVALUATIONS = 8
-"""In one look, about."""
+EVALUATIONS = 9
+"""In the first look: of the network before and now, and of the copies by which one of a hundred steps is found."""
 TIME = 0.05
-"""Share of the training time that trials may take."""
+"""Share of the training time that the coach may take."""
 STILL = 0.9
 """γ whose lower quartile is above this share of what it was hardly move."""
 FALLEN = 0.5
@@ -48,64 +48,156 @@ def script_policy(settings: SparseSettings) -> ChannelPolicy | None:
     return ChannelPolicy(0.0, prune=settings.prune, layer_keep=floor, all_convs=settings.all_convs)
 
 
-class Start(NamedTuple):
-    """Before the sparse training."""
+class Allowance:
+    """Time for work beside something longer: at most a share of all the time since it was made.
 
+    Work is done in pieces, and another piece is begun only if one as long as the longest so far still fits. So the
+    share is kept at every moment as long as no piece is longer than all before it; what a longer one takes too much is
+    made up for before any work is begun again.
+
+    Args:
+        share: of the time.
+        clock: seconds.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share, self._clock = share, clock
+        self._begun = self._piece = clock()
+        self._since: float | None = None
+        self._done = self._longest = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        return self._clock() - self._begun
+
+    @property
+    def used(self) -> float:
+        """Seconds of work."""
+        return self._done + (0.0 if self._since is None else self._clock() - self._since)
+
+    @property
+    def left(self) -> float:
+        """Seconds of work that may be done now; below 0 after a piece that took too long."""
+        return self.share * self.elapsed - self.used
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is done within is work."""
+        self._since = self._piece = self._clock()
+        try:
+            yield
+        finally:
+            self._done, self._since = self.used, None
+
+    def another(self) -> bool:
+        """End a piece of the work, to begin another one: whether that fits."""
+        now = self._clock()
+        self._longest = max(self._longest, now - self._piece)
+        self._piece = now
+        return self.left >= self._longest
+
+
+class Found(NamedTuple):
+    """What a look has found."""
+
+    share: float
+    """Of the channels, or number of residual units, that could go."""
+    unit: str
     map50: float
     quartile: float
     """Of |γ|, the lower one."""
 
 
-@dataclass
+class _LeftOff(Exception):  # noqa: N818
+    """A look was left."""
+
+
 class Coach:
-    """Prunes copies of the network that is trained, and says what that costs."""
+    """Prunes copies of the network that is trained, and says what that costs.
 
-    trainer: Trainer
-    settings: SparseSettings
-    loader: Loader
-    graph: ChannelGraph
-    begun: float = field(default_factory=time.perf_counter)
-    spent: float = 0.0
-    """Seconds that trials took."""
-    cost: float = 0.0
-    """Seconds that the next one is thought to take."""
-    start: Start | None = None
-    """None in a training that was resumed."""
+    It changes nothing of the training but `Progress.enough`, and no step sees what it draws at random. So the weights
+    after an epoch are the same with and without it, in a run that was interrupted, too. When it looks depends on the
+    time that its looks and the epochs take, and with `--s-enough` so does the epoch with which a run ends: then two
+    runs, or one that was interrupted and one that was not, have the same weights only after the same epoch.
 
-    def begin(self) -> None:
-        """Look at the network before its sparse training, if it is that."""
-        started = time.perf_counter()
-        model = self.trainer.state.kept
-        map50 = self._map50(fuse(model))
-        self.cost = EVALUATIONS * (time.perf_counter() - started)
-        if self.trainer.progress.step == 0:
-            self.start = Start(map50, self._quartile(gammas_of(model.network, _arrays(model))))
+    Args:
+        trainer: of a sparse training with validation pictures; up to `PICTURES` of them, spread over all, are used.
+        settings: what it was asked for.
+        allowance: the time for all looks.
+    """
+
+    def __init__(self, trainer: Trainer, settings: SparseSettings, allowance: Allowance) -> None:
+        self.trainer, self.settings, self.allowance = trainer, settings, allowance
+        self.graph = channel_graph(trainer.model.network)
+        self.start50: float | None = None
+        """AP50 before the sparse training; None until it is measured, and in a run that was resumed."""
+        self.start_quartile: float | None = None
+        """The lower quartile of |γ| then; None in a run that was resumed."""
+        self.cost: float | None = None
+        """Seconds that the next look is thought to take; None before the first one."""
+        self._before: Darknet | None = None
+        count = len(trainer.val_loader.dataset)
+        self._positions = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int))
+        self._batches: list[Batch] = []
+        if trainer.progress.step == 0:
+            model = trainer.state.kept
+            with allowance.work():
+                self._before = copy.deepcopy(fuse(model))
+                self.start_quartile = self._quartile(gammas_of(model.network, _arrays(model)))
 
     def look(self, epoch: int, row: Mapping[str, float | None]) -> None:
-        """Try what could go after an epoch, unless that would take too much time; a watcher of the trainer."""
-        started = time.perf_counter()
-        if self.spent + self.cost > TIME * (started - self.begun):
+        """Try what could go after an epoch, as soon as there is time for it; a watcher of the trainer."""
+        used = self.allowance.used
+        if self.allowance.left < (self.cost or EVALUATIONS * self._evaluation(row)):
             return
+        try:
+            with self.allowance.work():
+                found = self._found()
+        except _LeftOff:
+            self.cost = 2 * (self.allowance.used - used)
+            return
+        self.cost = self.allowance.used - used
+        self._say(epoch, found)
+
+    def _evaluation(self, row: Mapping[str, float | None]) -> float:
+        """Seconds that an evaluation may take, from those that the epoch took for a picture."""
+        if seconds := row.get("test_seconds"):
+            return seconds / len(self.trainer.val_loader.dataset) * len(self._positions)
+        each = row["seconds"] * self.trainer.team.size / len(self.trainer.train_loader.dataset)
+        return each * len(self._positions)
+
+    def _found(self) -> Found:
+        """Look.
+
+        Raises:
+            _LeftOff: there is no time for the rest of it, or the run is to stop.
+        """
+        if self._before is not None:
+            self.start50, self._before = self._map50(self._before), None
         model = self.trainer.state.kept
         arrays = _arrays(model)
         gammas = gammas_of(model.network, arrays)
         map50 = self._map50(fuse(model))
-        share, unit = self._share(arrays, gammas, map50)
-        log(f"coach: {share:g} {unit} could go now for {self.settings.coach:g} points of AP50 at most "
-            f"({len(self.loader.dataset)} pictures, AP50 {map50:.3f})")  # fmt: skip
-        for word in self._words(epoch, map50, self._quartile(gammas)):
+        return Found(*self._share(arrays, gammas, map50), map50, self._quartile(gammas))
+
+    def _say(self, epoch: int, found: Found) -> None:
+        log(f"coach: {found.share:g} {found.unit} could go now for {self.settings.coach:g} points of AP50 at most "
+            f"({len(self._positions)} pictures, AP50 {found.map50:.3f}; "
+            f"{self.allowance.used / self.allowance.elapsed:.1%} of the time so far)")  # fmt: skip
+        for word in self._words(epoch, found.map50, found.quartile):
             log(f"coach: {word}")
-        if self.settings.enough is not None and unit == CHANNELS and share >= self.settings.enough:
-            log(f"coach: --s-enough {self.settings.enough:g} is reached; the training ends here")
+        enough = self.settings.enough
+        if enough is not None and found.unit == CHANNELS and found.share >= enough:
+            log(f"coach: --s-enough {enough:g} is reached; the training ends here")
             self.trainer.progress.enough = True
-        self.cost = time.perf_counter() - started
-        self.spent += self.cost
 
     def _share(self, arrays: Arrays, gammas: Mapping[int, NDArray[np.floating]], map50: float) -> tuple[float, str]:
         """The largest share of the channels, or number of units, that costs no more than it may."""
         policy = script_policy(self.settings)
         ladder = make_ladder(self.graph, gammas, policy, None, fine=False)
 
+        @cache
         def drop(step: int) -> float:
             removal = ladder.plan(step).removal
             network, tensors = compact(self.graph, absorb(self.graph, arrays, removal), removal)
@@ -119,20 +211,29 @@ class Coach:
         return (step, "residual units") if policy is None else (step / ladder.whole, CHANNELS)
 
     def _map50(self, model: Darknet) -> float:
-        device = self.trainer.team.device
+        device, names = self.trainer.team.device, self.trainer.source.names
         model = model.to(device, memory_format=torch.channels_last)
-        return evaluate(model, self.loader, self.trainer.source.names, device=device, by_size=False).metrics.map50
+        return evaluate(model, self._pictures(), names, device=device, by_size=False).metrics.map50
+
+    def _pictures(self) -> Iterator[Batch]:
+        """The pictures in batches, which are made once; each is a piece of the work."""
+        dataset = self.trainer.val_loader.dataset
+        for number, first in enumerate(range(0, len(self._positions), BATCH)):
+            if self.trainer.stop or not self.allowance.another():
+                raise _LeftOff
+            if number == len(self._batches):
+                part = self._positions[first : first + BATCH].tolist()
+                self._batches.append(collate([dataset[position] for position in part]))
+            yield self._batches[number]
 
     def _words(self, epoch: int, map50: float, quartile: float) -> list[str]:
         """Advice where s is too small or too large."""
-        epochs, turn, start = self.trainer.settings.epochs, self.settings.schedule.turn, self.start
-        if start is None:
-            return []
-        words = []
-        if epoch >= epochs / 4 and quartile > STILL * start.quartile:
+        epochs, turn, words = self.trainer.settings.epochs, self.settings.schedule.turn, []
+        if self.start_quartile is not None and epoch >= epochs / 4 and quartile > STILL * self.start_quartile:
             words.append("γ hardly move; a larger s (--s auto finds one), or more epochs")
-        if epoch >= (turn + (1 - turn) / 4) * epochs and map50 < FALLEN * start.map50:
-            words.append(f"AP50 was {start.map50:.3f} and does not come back; a smaller s, or a smaller --s-share")
+        late = epoch >= (turn + (1 - turn) / 4) * epochs
+        if self.start50 is not None and late and map50 < FALLEN * self.start50:
+            words.append(f"AP50 was {self.start50:.3f} and does not come back; a smaller s, or a smaller --s-share")
         return words
 
     def _quartile(self, gammas: Mapping[int, NDArray[np.floating]]) -> float:
@@ -145,17 +246,7 @@ def _arrays(model: Darknet) -> dict[str, NDArray[np.floating]]:
 
 
 def make_coach(trainer: Trainer, settings: SparseSettings) -> Coach | None:
-    """A coach with up to `PICTURES` validation pictures, spread over all; None without them, or if none is wanted."""
+    """A coach; None without validation pictures, or if none is wanted."""
     if trainer.val_loader is None or not settings.coach:
         return None
-    index: Index = trainer.val_loader.dataset.index
-    some = np.unique(np.linspace(0, len(index) - 1, min(PICTURES, len(index))).round().astype(int))
-    part = dataclasses.replace(
-        index,
-        images=tuple(index.images[i] for i in some),
-        labels=tuple(index.labels[i] for i in some),
-        shapes=index.shapes[some],
-    )
-    network = trainer.model.network
-    dataset = DetectionDataset(part, size=trainer.settings.test_size, channels=network.net.channels, cache="ram")
-    return Coach(trainer, settings, make_loader(dataset, BATCH), channel_graph(network))
+    return Coach(trainer, settings, Allowance(TIME))

@@ -40,10 +40,12 @@ def add_sparse_flags(parser: Parser) -> None:
     group.add_argument("--s-solver", choices=SOLVERS, help=solver)
     share = f"share of the channels that --s {AUTO} brings to zero (default: {DEFAULT.share})"
     group.add_argument("--s-share", type=threshold, metavar="P", help=share)
-    coach = "points of AP50 that the coach's trials may cost: now and then it prunes copies of the network, measures " \
-            f"them on 64 pictures and says how much could go (default: {DEFAULT.coach:g}; 0: none)"  # fmt: skip
+    coach = "points of AP50 that the coach's trials may cost: every few epochs, in at most 5 %% of the time, it " \
+            "prunes copies of the network, measures them on 64 pictures and says how much could go (default: " \
+            f"{DEFAULT.coach:g}; 0: none)"  # fmt: skip
     group.add_argument("--s-coach", type=points, metavar="X", help=coach)
-    enough = "end the training when the coach finds that this share of the channels could go"
+    enough = "end the training when the coach finds that this share of the channels could go; when it looks, and so " \
+             "the epoch, depends on how fast the machine is"  # fmt: skip
     group.add_argument("--s-enough", type=threshold, metavar="P", help=enough)
     beyond = "also convolutions before an upsampling, a spatial pyramid or a split route, as in the pruning scripts"
     group.add_argument("--all-convs", action="store_true", help=beyond)

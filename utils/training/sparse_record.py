@@ -50,7 +50,6 @@ class SparseRecord:
         self.trainer.watchers.append(self.append)
         coach = make_coach(self.trainer, self.pressure.settings)
         if coach is not None:
-            coach.begin()
             self.trainer.watchers.append(coach.look)
         if self.trainer.progress.step:
             return
