@@ -80,6 +80,12 @@ CHAINS = {
         sparse=("--epochs", "15", "--no-flip", *SPARSE), prune=("slim_prune.py", "--percent", "0.3"),
         tuned=("--epochs", "15", "--no-flip"),
     ),
+    "roadsigns-yolov3-tiny-33-gentle": Chain(
+        "the same with less pressure and smaller steps of fine-tuning", TINY3, ROADSIGNS, 224,
+        base=RUNS / "roadsigns-yolov3-tiny-33",
+        sparse=("--epochs", "15", "--no-flip", *SPARSE, "--s-share", "0.35"), prune=("slim_prune.py", "--percent", "0.3"),
+        tuned=("--epochs", "15", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
+    ),
     "roadsigns-nano-slim": Chain(
         "MobileNetV2-YOLOv3-Nano, which has residual units, from COCO weights", f"{NANO}.cfg", ROADSIGNS, 224,
         base=("--epochs", "10", "-pt", "--no-flip", "--weights", f"{NANO}.weights"),

@@ -53,6 +53,7 @@ COMPARISONS = {
             "slim 0.5, never sparse": best(f"{TINY3}-slim-dense/tuned"),
             "scratch, slim 0.51's widths": best("roadsigns-slim-scratch"),
             "slim 0.3, from the unpruned": best(f"{TINY3}-33-slim/tuned"),
+            "slim 0.3, gently": best(f"{TINY3}-33-gentle/tuned"),
         },
         plot=True,
     ),

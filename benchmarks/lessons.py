@@ -46,8 +46,8 @@ SCHOOLS = {
         "bccd-yolov4-tiny-slim/pruned", "bccd-yolov4-tiny", tuple(STRATEGIES),
     ),
     "roadsigns": School(
-        "roadsigns-yolov3-tiny-slim's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
-        "roadsigns-yolov3-tiny-slim/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES), flags=("--no-flip",),
+        "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
+        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES), flags=("--no-flip",),
     ),
 }  # fmt: skip
 
