@@ -83,7 +83,8 @@ CHAINS = {
     "roadsigns-yolov3-tiny-33-gentle": Chain(
         "the same with less pressure and smaller steps of fine-tuning", TINY3, ROADSIGNS, 224,
         base=RUNS / "roadsigns-yolov3-tiny-33",
-        sparse=("--epochs", "15", "--no-flip", *SPARSE, "--s-share", "0.35"), prune=("slim_prune.py", "--percent", "0.3"),
+        sparse=("--epochs", "15", "--no-flip", *SPARSE, "--s-share", "0.35"),
+        prune=("slim_prune.py", "--percent", "0.3"),
         tuned=("--epochs", "15", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
     ),
     "roadsigns-nano-slim": Chain(
@@ -151,7 +152,7 @@ def finish(name: str, chain: Chain) -> None:
     steps["pruned"] = pruned["after"]
     document = {
         "row": name,
-        "commands": [" ".join(["python", *commands[step]]) for step in ORDER if step in commands],
+        "commands": [_told(commands[step]) for step in ORDER if step in commands],
         **describe_environment(Path(pruned["run_dir"])),
         "train_minutes": round(sum(_minutes(runs[step]) for step in commands if step in runs), 1),
         "percent": pruned["percent"],
@@ -168,6 +169,11 @@ def finish(name: str, chain: Chain) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for step, picture in _pictures(chain):
             publish(folder / step / picture, PICTURES / _published(name, step, picture))
+
+
+def _told(command: list[str]) -> str:
+    """A command as it is written where the data lie in ../shared."""
+    return " ".join(["python", *command]).replace(shared(), "../shared")
 
 
 def _pictures(chain: Chain) -> list[tuple[str, str]]:

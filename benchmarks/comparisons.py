@@ -95,7 +95,12 @@ def finish(name: str, comparison: Comparison) -> None:
     data = comparison.data.format(shared=shared())
     command = ["-m", "benchmarks.compare", "--data", data, "--img_size", str(comparison.size), *plot, *files]
     document = json.loads(python(*command, "--json"))
-    document = {"row": name, "command": command, **document, "data": comparison.data.format(shared="../shared")}
+    document = {
+        "row": name,
+        "command": " ".join(["python", *command]).replace(shared(), "../shared"),
+        **document,
+        "data": comparison.data.format(shared="../shared"),
+    }
     atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
     if comparison.plot:
         publish(picture, PICTURES / f"{name}.png")

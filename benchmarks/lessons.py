@@ -40,14 +40,15 @@ class School:
     flags: tuple[str, ...] = ()
 
 
+GENTLE = ("--hyp", "benchmarks/hyp/finetune.yaml")
 SCHOOLS = {
     "bccd": School(
         "bccd-yolov4-tiny-slim's pruned network, taught by bccd-yolov4-tiny", BCCD, 256, 10,
-        "bccd-yolov4-tiny-slim/pruned", "bccd-yolov4-tiny", tuple(STRATEGIES),
+        "bccd-yolov4-tiny-slim/pruned", "bccd-yolov4-tiny", tuple(STRATEGIES), flags=GENTLE,
     ),
     "roadsigns": School(
         "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
-        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES), flags=("--no-flip",),
+        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES), flags=(*GENTLE, "--no-flip"),
     ),
 }  # fmt: skip
 
