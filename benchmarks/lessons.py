@@ -48,7 +48,8 @@ SCHOOLS = {
     ),
     "roadsigns": School(
         "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
-        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES), flags=(*GENTLE, "--no-flip"),
+        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES),
+        flags=(*GENTLE, "--no-flip"),
     ),
 }  # fmt: skip
 
