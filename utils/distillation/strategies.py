@@ -149,7 +149,10 @@ def lesson(
         return found
     if not found.attention:
         raise InputError(f"--kd-mask: is for attention on features, which {found.name} does not look at; leave it out")
-    near = {term if not _maskable(term) else f"{term}_masked": share for term, share in terms.items()}
+    near: dict[str, float] = {}
+    for term, share in terms.items():
+        term = f"{term}_masked" if _maskable(term) else term
+        near[term] = near.get(term, 0.0) + share
     return dataclasses.replace(found, name=f"{found.name} --kd-mask", terms=near)
 
 

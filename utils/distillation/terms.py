@@ -26,7 +26,7 @@ from utils.distillation.focus import object_mask, project
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
 
 SMALL = 1e-12
-"""Keeps the norm of an empty attention map from dividing by 0."""
+"""Keeps the norm of an empty attention map from dividing by 0; a channel whose variance is not above it is constant."""
 
 
 class Boxes(NamedTuple):
@@ -133,9 +133,11 @@ class Lecture:
     def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features with equal channels: the teacher's kept ones, or the student's through its adapter."""
         for pair, student, teacher in self.features():
+            if not pair.compares_channels:
+                continue
             if pair.channels is not None:
                 yield student, teacher[:, list(pair.channels)]
-            elif pair.compares_channels:
+            else:
                 yield self.adapters[pair.name](student) if pair.needs_adapter else student, teacher
 
     def nothing(self) -> Tensor:
@@ -249,13 +251,13 @@ def cwd(lecture: Lecture) -> Tensor:
 def pkd(lecture: Lecture) -> Tensor:
     """1 − Pearson's correlation of the features of a channel (Cao et al., arXiv:2207.02039).
 
-    Over the cells of all pictures of the batch; mean over channels and features. A channel that is constant has no
-    correlation and counts 0.
+    Over the cells of all pictures of the batch; mean over channels and features. A channel that is constant in one of
+    the networks has no correlation: it counts 0 and gets no gradient, which would be that of a division by its spread.
     """
     apart = []
     for pair in lecture.channels():
-        mine, theirs = map(_standard, pair)
-        apart.append((mine - theirs).square().mean() / 2)
+        (mine, varies), (theirs, moves) = map(_standard, pair)
+        apart.append(((mine - theirs) * (varies & moves)).square().mean() / 2)
     return _combined(apart, False, lecture)
 
 
@@ -322,10 +324,10 @@ def _binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return F.softplus(student) - F.softplus(teacher) - wanted * (student - teacher)
 
 
-def _standard(values: Tensor) -> Tensor:
-    """[B, C, H, W] with mean 0 and (biased) variance 1 in each channel."""
+def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, C, H, W] with mean 0 and (biased) variance 1 in each channel; and which channels vary [1, C, 1, 1]."""
     variance, mean = torch.var_mean(values, dim=(0, 2, 3), keepdim=True, correction=0)
-    return (values - mean) * torch.rsqrt(variance + SMALL)
+    return (values - mean) * torch.rsqrt(variance + SMALL), variance > SMALL
 
 
 def _combined(apart: Sequence[Tensor], total: bool, lecture: Lecture) -> Tensor:
