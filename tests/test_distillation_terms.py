@@ -1,0 +1,597 @@
+"""The terms of a distillation: worked examples, references, and what must not change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models import Outputs
+from tests.nets import one_head, tiny
+from utils.boxes import similarity
+from utils.darknet.blocks import Network, Yolo
+from utils.detection.assign import assign
+from utils.detection.decode import box_offsets, split_head
+from utils.detection.settings import ASSIGNMENTS
+from utils.distillation.focus import NEARNESS, object_mask, project
+from utils.distillation.pair import HeadPair, Pairing, pair
+from utils.distillation.strategies import AT, KD, WEIGHTINGS, lesson
+from utils.distillation.terms import TERMS, Lecture
+
+NETWORK = tiny()
+RULE = ASSIGNMENTS["darknet"]
+OBJECTS = torch.tensor([[0, 1, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
+CHANNELS = lesson("cwd", None)
+SEVERAL = lesson("cwd", "3")
+"""Heads, attention and channels."""
+GRID_FREE = ("objectness", "classes", "class_softmax", "attention", "attention_deep", "attention_neck", "cwd", "pkd")
+NORMALISED = sorted({term for table in (KD, AT) for strategy in table.values() for term in strategy.normalised})
+STRATEGIES = [
+    lesson(kd, at, weighting=weighting, masked=masked)
+    for kd, at in (*((kd, None) for kd in KD), *((None, at) for at in AT), ("3", "2"))
+    for weighting in WEIGHTINGS
+    for masked in (False, True)
+    if not masked or (kd, at) not in {(kd, None) for kd in ("1", "2", "3", "cwd", "pkd")}
+]
+
+
+def outputs(seed: int = 0, network: Network = NETWORK, batch: int = 2, scale: float = 1.0) -> Outputs:
+    """What the tiny network might put out for a picture of 64 × 64; the widths of all features are its own."""
+    torch.manual_seed(seed)
+    heads = (scale * torch.randn(batch, 21, 8, 8), scale * torch.randn(batch, 21, 16, 16))
+    widths = {0: (8, 32), 5: (4, 16), 7: (12, 8), 11: (6, 8), 13: (10, 16)}
+    return Outputs(heads, {block: scale * torch.randn(batch, c, side, side) for block, (c, side) in widths.items()})
+
+
+def lecture(
+    student: Outputs,
+    teacher: Outputs,
+    targets: Tensor = OBJECTS,
+    asked=SEVERAL,
+    networks: tuple[Network, Network] = (NETWORK, NETWORK),
+    pairing: Pairing | None = None,
+    temperature: float = 3.0,
+    size: tuple[int, int] = (64, 64),
+) -> Lecture:
+    pairing = pairing or pair(*networks, asked)
+    return Lecture(student, teacher, networks, pairing, targets, size, RULE, temperature)
+
+
+def values(student: Outputs, teacher: Outputs, terms: Sequence[str] = NORMALISED, **more) -> dict[str, float]:
+    found = lecture(student, teacher, **more)
+    return {term: TERMS[term](found).item() for term in terms}
+
+
+def changed(given: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """Every tensor with the same change."""
+    return Outputs(tuple(map(change, given.heads)), {block: change(value) for block, value in given.features.items()})
+
+
+def leaves(given: Outputs) -> tuple[Outputs, list[Tensor]]:
+    """The outputs as tensors that get a gradient, and those."""
+    found = changed(given, lambda value: value.detach().clone().requires_grad_())
+    return found, [*found.heads, *found.features.values()]
+
+
+def twice(objects: Tensor, pictures: int) -> Tensor:
+    """The objects of a batch that is repeated."""
+    again = objects.clone()
+    again[:, 0] += pictures
+    return torch.cat((objects, again))
+
+
+def one_cell(classes: Sequence[float], objectness: float, shift: float = 0.0) -> Outputs:
+    """A head of one anchor and one cell."""
+    row = torch.tensor([shift, 0, 0, 0, objectness, *classes])
+    return Outputs((row.view(1, -1, 1, 1),), {})
+
+
+def single(classes: int) -> Network:
+    """A network with one head of one anchor of 4 × 4 pixels at stride 1."""
+    network = one_head()
+    blocks = [dataclasses.replace(b, classes=classes) if isinstance(b, Yolo) else b for b in network.blocks]
+    blocks = [dataclasses.replace(b, filters=5 + classes) if hasattr(b, "filters") else b for b in blocks]
+    return dataclasses.replace(network, blocks=tuple(blocks))
+
+
+def of_one_head(student: Outputs, teacher: Outputs, targets: Tensor = OBJECTS[:0], **more) -> Lecture:
+    network = single(student.heads[0].shape[1] - 5)
+    pairing = Pairing((HeadPair(0, 0, ((0, 0),)),), (), ())
+    return lecture(student, teacher, targets, networks=(network, network), pairing=pairing, size=(8, 8), **more)
+
+
+class TestOracle:
+    """z^s = (1, 2, 3), z^t = (1.5, 2.5, 1), T = 3: KL = 0.0748498, T² KL = 0.6736482."""
+
+    def test_softmax_over_the_classes_of_a_cell_that_the_teacher_is_sure_of(self):
+        found = of_one_head(one_cell((1, 2, 3), 0.0), one_cell((1.5, 2.5, 1), 40.0))
+        assert TERMS["class_softmax"](found).item() == pytest.approx(0.6736482, abs=1e-6)
+        assert TERMS["class_softmax"](found).item() / 9 == pytest.approx(0.0748498, abs=1e-7)
+
+    def test_softmax_over_objectness_and_classes(self):
+        """Objectness is one logit of three here."""
+        found = of_one_head(one_cell((2, 3), 1.0), one_cell((2.5, 1), 1.5))
+        assert TERMS["joint"](found).item() == pytest.approx(0.6736482, abs=1e-6)
+        assert TERMS["joint_mean"](found).item() == pytest.approx(0.6736482 / 3, abs=1e-6)
+
+    def test_softmax_over_all_of_a_cell(self):
+        """Four logits so low that they are none."""
+        student, teacher = one_cell((2, 3), 1.0), one_cell((2.5, 1), 1.5)
+        for given in (student, teacher):
+            given.heads[0][:, :4] = -300
+        assert TERMS["vector"](of_one_head(student, teacher)).item() == pytest.approx(0.6736482, abs=1e-6)
+
+    def test_binary_kl_by_hand(self):
+        """σ(0) = 1/2 against σ(ln 3) = 3/4: KL = 3/4 ln 3/2 + 1/4 ln 1/2."""
+        teacher = one_cell((0.0,), float(np.log(3)))
+        wanted = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+        assert TERMS["objectness"](of_one_head(one_cell((0.0,), 0.0), teacher)).item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("asked", STRATEGIES, ids=lambda asked: f"{asked.name} {sum(asked.terms.values()):g}")
+def test_who_knows_what_the_teacher_knows_has_nothing_to_learn(asked):
+    given = outputs(scale=2.0)
+    student, parts = leaves(given)
+    found = lecture(student, given, asked=asked)
+    learnt = {term: weight * TERMS[term](found) for term, weight in asked.terms.items()}
+    bounded = {term for term in learnt if term.startswith("box_bounded")}
+    assert all(abs(value.item()) < 1e-5 * max(1.0, asked.terms[term]) for term, value in learnt.items()), learnt
+    assert all(learnt[term].item() == 0 for term in bounded)
+    other = lecture(outputs(1), given, asked=asked)
+    assert all(TERMS[term](other).item() > 0 for term in learnt if term not in bounded)
+    sum(learnt.values()).backward()
+    assert all(part.grad is None or part.grad.abs().max() < 1e-3 * max(asked.terms.values()) for part in parts)
+
+
+class TestAttention:
+    """Zagoruyko & Komodakis' maps."""
+
+    TERMS = ("attention", "attention_masked", "attention_backbone", "attention_mean_neck", "attention_mean_deep_masked")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda f: 3.7 * f,
+            lambda f: -0.2 * f,
+            lambda f: f.flip(1),
+            lambda f: f * (-1.0) ** torch.arange(f.shape[1])[:, None, None],
+        ],
+        ids=["scaled", "negative", "permuted", "signs"],
+    )
+    def test_scale_order_and_sign_of_the_channels_do_not_matter(self, change):
+        student, teacher = outputs(), outputs(1)
+        before = values(student, teacher, self.TERMS)
+        other = Outputs(student.heads, {block: change(value) for block, value in student.features.items()})
+        assert values(other, teacher, self.TERMS) == pytest.approx(before, rel=1e-4)
+        assert min(before.values()) > 0
+
+    def test_width_does_not_matter(self):
+        """Every channel twice is the same map."""
+        student, teacher = outputs(), outputs(1)
+        wide = Outputs(student.heads, {block: f.repeat(1, 2, 1, 1) for block, f in student.features.items()})
+        assert values(wide, teacher, self.TERMS) == pytest.approx(values(student, teacher, self.TERMS), rel=1e-4)
+
+    def test_it_is_between_zero_and_two(self):
+        """2 for maps that have no cell in common."""
+        student, teacher = outputs(), outputs(1)
+        for block in student.features:
+            student.features[block][..., ::2] = 0
+            teacher.features[block][..., 1::2] = 0
+        assert values(student, teacher, ("attention",))["attention"] == pytest.approx(2, rel=1e-5)
+        for seed in range(4):
+            assert 0 <= values(outputs(seed), outputs(9), ("attention",))["attention"] <= 2
+
+    def test_a_plain_reference(self):
+        student, teacher = outputs(), outputs(1)
+        sums, means = [], []
+        for block in student.features:
+            maps = [given.features[block].double().square().mean(1).flatten(1) for given in (student, teacher)]
+            mine, theirs = (m / m.norm(dim=1, keepdim=True) for m in maps)
+            sums.append((mine - theirs).square().sum(1).mean().item())
+            means.append((mine - theirs).square().mean().item())
+        found = values(student, teacher, ("attention", "attention_backbone", "attention_mean_backbone"))
+        assert found["attention"] == pytest.approx(np.mean(sums), rel=1e-5)
+        assert found["attention_backbone"] == pytest.approx(np.mean(sums[:2]), rel=1e-5)
+        assert found["attention_mean_backbone"] == pytest.approx(np.sum(means[:2]), rel=1e-5)
+
+    def test_published_squares_are_smaller_by_the_number_of_cells(self):
+        """The neck has one feature of 16 × 16."""
+        found = values(outputs(), outputs(1), ("attention_neck", "attention_mean_neck"))
+        assert found["attention_neck"] == pytest.approx(256 * found["attention_mean_neck"], rel=1e-5)
+
+    def test_what_is_far_from_objects_is_not_looked_at_with_the_mask(self):
+        student, teacher = outputs(), outputs(1)
+        near = project(lecture(student, teacher).masks, (16, 16))
+        assert 0 < near.sum() < near.numel()
+        student.features[13] += 5 * ~near[:, None]
+        found = values(student, teacher, ("attention_neck", "attention_neck_masked"))
+        clean = values(outputs(), teacher, ("attention_neck", "attention_neck_masked"))
+        assert found["attention_neck_masked"] == pytest.approx(clean["attention_neck_masked"], rel=1e-5)
+        assert found["attention_neck"] != pytest.approx(clean["attention_neck"], rel=1e-2)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_energy_against_a_plain_reference(self, masked):
+        student, teacher = outputs(), outputs(1)
+        found = lecture(student, teacher)
+        total = 0.0
+        for block in student.features:
+            maps = []
+            for given in (teacher, student):
+                f = given.features[block].double()
+                map_ = f.abs().sum(1) * project(found.masks, tuple(f.shape[2:])) if masked else f.square().sum(1)
+                maps.append(torch.softmax(map_.flatten(1) / 3, dim=1))
+            theirs, mine = maps
+            total += 9 * (theirs * (theirs.log() - mine.log())).mean().item() / 2
+        assert TERMS["energy_masked" if masked else "energy"](found).item() == pytest.approx(total, rel=1e-4)
+
+
+class TestChannels:
+    """CWD and PKD."""
+
+    BLOCKS = (7, 11, 13)
+    """Features whose channels are compared."""
+
+    def test_pkd_is_one_less_pearsons_correlation(self):
+        student, teacher = outputs(), outputs(1)
+        wanted = []
+        for block in self.BLOCKS:
+            mine, theirs = (given.features[block].transpose(0, 1).flatten(1).numpy() for given in (student, teacher))
+            wanted.append(np.mean([1 - np.corrcoef(*pair_)[0, 1] for pair_ in zip(mine, theirs, strict=True)]))
+        assert values(student, teacher, ("pkd",), asked=CHANNELS)["pkd"] == pytest.approx(np.mean(wanted), abs=1e-5)
+
+    def test_pkd_does_not_see_scale_and_shift_of_a_channel_and_is_two_for_its_opposite(self):
+        student, teacher = outputs(), outputs(1)
+        before = values(student, teacher, ("pkd",))["pkd"]
+        gain, shift = torch.rand(2, 12, 1, 1) + 0.5
+        other = Outputs(
+            student.heads, {b: f * gain[: f.shape[1]] + shift[: f.shape[1]] for b, f in student.features.items()}
+        )
+        assert values(other, teacher, ("pkd",))["pkd"] == pytest.approx(before, abs=1e-5)
+        opposite = Outputs(student.heads, {b: -f for b, f in teacher.features.items()})
+        assert values(opposite, teacher, ("pkd",))["pkd"] == pytest.approx(2, abs=1e-5)
+
+    @pytest.mark.parametrize("constant", [0.0, 0.3, 777.7, -6e4])
+    def test_a_constant_channel_has_no_correlation_and_gets_no_gradient(self, constant):
+        """A channel whose γ is 0, on either side; its standard deviation would divide by next to nothing."""
+        for dead, other in ((outputs(), outputs(1)), (outputs(1), outputs())):
+            for feature in dead.features.values():
+                feature[:, 0] = constant
+            student, parts = leaves(dead)
+            apart = TERMS["pkd"](lecture(student, other, asked=CHANNELS))
+            apart.backward()
+            assert max(part.grad.abs().max().item() for part in parts if part.grad is not None) < 1
+            assert all(
+                feature.grad[:, 0].abs().max() == 0 for b, feature in student.features.items() if b in self.BLOCKS
+            )
+            wanted = values(other, dead, ("pkd",), asked=CHANNELS)["pkd"]
+            assert apart.item() == pytest.approx(wanted, rel=1e-4)
+
+    def test_cwd_against_a_plain_loop(self):
+        student, teacher = outputs(), outputs(1)
+        features = []
+        for block in self.BLOCKS:
+            mine, theirs = (given.features[block].double().numpy() for given in (student, teacher))
+            apart = []
+            for picture, channel in np.ndindex(*mine.shape[:2]):
+                s, t = (np.exp(given[picture, channel]) for given in (mine, theirs))
+                s, t = s / s.sum(), t / t.sum()
+                apart.append((t * np.log(t / s)).sum())
+            features.append(np.mean(apart))
+        assert values(student, teacher, ("cwd",), asked=CHANNELS)["cwd"] == pytest.approx(np.mean(features), rel=1e-5)
+
+    def test_attention_beside_them_does_not_change_what_is_compared(self):
+        """The backbone is looked at for attention only, also where the channels that were kept are known."""
+        kept = {str(b): {"block": b, "channels": list(range(c))} for b, c in ((0, 8), (1, 8), (7, 12), (11, 6))}
+        student, teacher = outputs(), outputs(1)
+        both, alone = (
+            values(student, teacher, ("cwd", "pkd"), pairing=pair(NETWORK, NETWORK, asked, kept))
+            for asked in (SEVERAL, CHANNELS)
+        )
+        assert both == pytest.approx(alone)
+
+    def test_kept_channels_are_those_of_the_teacher_in_the_students_order(self):
+        teacher = outputs()
+        pairing = pair(NETWORK, NETWORK, CHANNELS)
+        features = [dataclasses.replace(f, channels=(4, 0, 2)) for f in pairing.features]
+        student = Outputs(teacher.heads, {b: teacher.features[b][:, [4, 0, 2]] for b in self.BLOCKS})
+        pruned = dataclasses.replace(pairing, features=tuple(features))
+        assert values(student, teacher, ("cwd", "pkd"), pairing=pruned) == pytest.approx({"cwd": 0, "pkd": 0}, abs=1e-6)
+
+
+class TestSizes:
+    """Normalised terms are means: how much there is of everything does not change them."""
+
+    def test_the_same_pictures_twice(self):
+        student, teacher = outputs(), outputs(1)
+        before = values(student, teacher)
+        double = [changed(given, lambda value: torch.cat((value, value))) for given in (student, teacher)]
+        assert values(*double, targets=twice(OBJECTS, 2)) == pytest.approx(before, rel=1e-4)
+        assert min(before.values()) > 0
+
+    def test_a_grid_of_the_same_over_and_over(self):
+        student, teacher = outputs(), outputs(1)
+        tiles = [changed(given, lambda value: value.repeat(1, 1, 3, 2)) for given in (student, teacher)]
+        before = values(student, teacher, GRID_FREE)
+        assert values(*tiles, GRID_FREE, size=(192, 128)) == pytest.approx(before, rel=1e-4)
+
+    def test_the_same_objects_twice(self):
+        student, teacher = outputs(), outputs(1)
+        again = values(student, teacher, targets=torch.cat((OBJECTS, OBJECTS)))
+        assert again == pytest.approx(values(student, teacher), rel=1e-5)
+
+    def test_published_terms_grow_with_the_pictures_as_published(self):
+        student, teacher = outputs(), outputs(1)
+        double = [changed(given, lambda value: torch.cat((value, value))) for given in (student, teacher)]
+        terms = ("vector", "joint", "joint_mean", "box_sum", "box_bounded_sum", "energy")
+        one, two = values(student, teacher, terms), values(*double, terms, targets=twice(OBJECTS, 2))
+        grown = {term: two[term] / one[term] for term in terms}
+        wanted = {"vector": 1, "joint": 1, "joint_mean": 0.5, "box_sum": 2, "box_bounded_sum": 2, "energy": 0.5}
+        assert grown == pytest.approx(wanted, rel=1e-4)
+
+
+class TestBoxes:
+    """Terms over the positives."""
+
+    ROW = torch.tensor([[0, 0, 0.5625, 0.5625, 0.5, 0.5]])
+    """An object in the middle of cell (4, 4) of 8 × 8, as large as the anchor."""
+
+    def given(self, *moves: float) -> Outputs:
+        """Heads of 8 × 8 cells whose box in that cell is wider than the object by e to the power of a number."""
+        heads = torch.zeros(1, 6, 8, 8)
+        heads[0, 2, 4, 4] = moves[0]
+        return Outputs((heads,), {})
+
+    def test_a_box_is_pulled_to_its_object_where_the_teachers_is_nearer_only(self):
+        """The student's box is e^0.5 times too wide: 1 − IoU = 1 − e^−0.5, the shape term aside; or a quarter e^0.1."""
+        far, near = self.given(0.5), self.given(0.1)
+        for term in ("box_bounded", "box_bounded_sum"):
+            assert TERMS[term](of_one_head(near, far, self.ROW)).item() == 0
+            assert TERMS[term](of_one_head(far, far, self.ROW)).item() == 0
+            assert TERMS[term](of_one_head(far, near, self.ROW)).item() > 0
+        worse = TERMS["box_bounded"](of_one_head(far, near, self.ROW)).item()
+        box, item = torch.tensor([0.5, 0.5, 4 * np.exp(0.5), 4]), torch.tensor([0.5, 0.5, 4, 4])
+        assert worse == pytest.approx(1 - similarity(box.float(), item.float(), "ciou").item(), rel=1e-5)
+        assert TERMS["box_bounded_sum"](of_one_head(far, near, self.ROW)).item() == pytest.approx(
+            (4 * np.exp(0.5) - 4) ** 2, rel=1e-5
+        )
+
+    def test_the_others_count_nothing_in_the_mean(self):
+        """One picture where the teacher is nearer and one where the student is: half of the first one's."""
+        far, near = self.given(0.5), self.given(0.1)
+        alone = TERMS["box_bounded"](of_one_head(far, near, self.ROW)).item()
+        both = [
+            Outputs((torch.cat(heads),), {}) for heads in ((far.heads[0], near.heads[0]), (near.heads[0], far.heads[0]))
+        ]
+        found = of_one_head(*both, twice(self.ROW, 1))
+        assert TERMS["box_bounded"](found).item() == pytest.approx(alone / 2, rel=1e-5)
+
+    def test_boxes_are_those_of_the_positives_of_the_loss(self):
+        student, teacher = outputs(), outputs(1)
+        found = lecture(student, teacher)
+        wanted = []
+        for i, positives in enumerate(assign(OBJECTS, NETWORK.yolos, [(8, 8), (16, 16)], (64, 64), RULE)):
+            yolo = NETWORK.yolos[i]
+            anchors = torch.tensor(yolo.head_anchors) / (8, 4)[i]
+            for picture, anchor, row, column in zip(*positives[:4], strict=True):
+                rows = [split_head(given.heads[i], yolo)[picture, anchor, row, column] for given in (student, teacher)]
+                wanted.append([box_offsets(values_, anchors[anchor], yolo) for values_ in rows])
+        assert len(wanted) == len(found.boxes.objects) > 0
+        torch.testing.assert_close(found.boxes.student, torch.stack([mine for mine, _ in wanted]))
+        torch.testing.assert_close(found.boxes.teacher, torch.stack([theirs for _, theirs in wanted]))
+
+    @pytest.mark.parametrize("term", sorted(TERMS))
+    def test_no_objects_no_boxes_and_all_else_is_finite(self, term):
+        student, parts = leaves(outputs())
+        found = TERMS[term](lecture(student, outputs(1), OBJECTS[:0]))
+        assert torch.isfinite(found)
+        if term.startswith("box") or "masked" in term:
+            assert found.item() == 0
+        else:
+            assert found.item() > 0
+        if found.requires_grad:
+            found.backward()
+            assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+
+
+class TestGradients:
+    """What the student is told to do."""
+
+    def test_of_the_binary_kl_is_the_difference_of_the_probabilities(self):
+        student, _ = leaves(outputs(scale=3.0))
+        teacher = outputs(1, scale=3.0)
+        found = lecture(student, teacher)
+        TERMS["objectness"](found).backward()
+        for mine, theirs, yolo in zip(student.heads, teacher.heads, NETWORK.yolos, strict=True):
+            got, s, t = (split_head(value, yolo)[..., 4] for value in (mine.grad, mine.detach(), theirs))
+            torch.testing.assert_close(got, (s.sigmoid() - t.sigmoid()) / found.attended, atol=1e-7, rtol=1e-4)
+
+    def test_of_the_classes_is_weighted_with_the_teachers_objectness(self):
+        student, _ = leaves(outputs())
+        teacher = outputs(1)
+        found = lecture(student, teacher, temperature=2.0)
+        TERMS["classes"](found).backward()
+        for mine, theirs, yolo in zip(student.heads, teacher.heads, NETWORK.yolos, strict=True):
+            got, s, t = (split_head(value, yolo) for value in (mine.grad, mine.detach(), theirs))
+            apart = (s[..., 5:] / 2).sigmoid() - (t[..., 5:] / 2).sigmoid()
+            torch.testing.assert_close(
+                got[..., 5:], 2 * t[..., 4:5].sigmoid() * apart / found.attended, atol=1e-7, rtol=1e-4
+            )
+
+    @pytest.mark.parametrize(
+        "term", ["objectness", "classes", "class_softmax", "joint", "vector", "cwd", "pkd", "energy"]
+    )
+    def test_a_divergence_is_never_negative(self, term):
+        for seed, scale in itertools.product(range(3), (0.01, 1.0, 30.0)):
+            assert values(outputs(seed, scale=scale), outputs(7, scale=scale), (term,))[term] >= -1e-6
+
+    @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+    @pytest.mark.parametrize("term", sorted(TERMS))
+    def test_halves_are_compared_in_float32_and_stay_finite_however_large(self, term, sign, kind):
+        """±6e4 is next to the end of float16; the rows of the positives are such, too."""
+        student, parts = leaves(changed(outputs(), lambda value: sign[0] * 6e4 * torch.sign(value.abs() - 0.1)))
+        student = changed(student, lambda value: value.to(kind))
+        teacher = changed(outputs(1), lambda value: (sign[1] * 6e4 * torch.sign(value.abs() - 0.1)).to(kind))
+        found = TERMS[term](lecture(student, teacher))
+        assert found.dtype == torch.float32
+        assert torch.isfinite(found)
+        if found.requires_grad:
+            found.backward()
+        assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+
+
+@pytest.mark.parametrize("term", sorted(TERMS))
+def test_a_batch_of_one_picture(term):
+    student, parts = leaves(outputs(batch=1))
+    found = TERMS[term](lecture(student, outputs(1, batch=1), OBJECTS[:1]))
+    found.backward()
+    assert torch.isfinite(found)
+    assert found.item() > 0 or "bounded" in term
+    assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+
+
+class TestNewCoords:
+    """Heads that end in a sigmoid: scores are probabilities."""
+
+    NETWORK = dataclasses.replace(
+        NETWORK,
+        blocks=tuple(dataclasses.replace(b, new_coords=True) if isinstance(b, Yolo) else b for b in NETWORK.blocks),
+    )
+
+    def test_scores_are_compared_as_those_of_plain_heads(self):
+        student, teacher = outputs(), outputs(1)
+        terms = ("objectness", "classes", "class_softmax", "joint")
+        before = values(student, teacher, terms)
+        networks = (self.NETWORK, self.NETWORK)
+        pairing = pair(NETWORK, NETWORK, SEVERAL)
+        activated = [
+            Outputs(tuple(head.sigmoid() for head in given.heads), given.features) for given in (student, teacher)
+        ]
+        assert values(*activated, terms, networks=networks, pairing=pairing) == pytest.approx(before, rel=1e-4)
+        mixed = values(student, activated[1], terms, networks=(NETWORK, self.NETWORK), pairing=pairing)
+        assert mixed == pytest.approx(before, rel=1e-4)
+
+    @pytest.mark.parametrize("term", sorted(TERMS))
+    def test_scores_at_and_beyond_the_ends_have_a_finite_gradient(self, term):
+        student, parts = leaves(changed(outputs(), lambda value: (5 * value).round().clamp(-1, 2)))
+        teacher = changed(outputs(1), lambda value: value.round().clamp(0, 1))
+        found = TERMS[term](lecture(student, teacher, networks=(self.NETWORK, self.NETWORK)))
+        found.backward()
+        assert torch.isfinite(found)
+        assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+
+
+def test_anchors_and_heads_without_a_partner_are_not_looked_at():
+    student, teacher = outputs(), outputs(1)
+    pairing = Pairing((HeadPair(1, 1, ((0, 2), (2, 1))),), (), ())
+    given, parts = leaves(student)
+    found = lecture(given, teacher, pairing=pairing)
+    terms = ("objectness", "classes", "joint", "vector")
+    sum(TERMS[term](found) for term in terms).backward()
+    assert parts[0].grad is None
+    gradient = split_head(parts[1].grad, NETWORK.yolos[1])
+    assert gradient[:, 1].abs().max() == 0
+    assert min(gradient[:, i].abs().max() for i in (0, 2)) > 0
+    mine, theirs = (split_head(outputs_.heads[1], NETWORK.yolos[1]) for outputs_ in (student, teacher))
+    torch.testing.assert_close(found.raw[0][0].detach(), mine[:, [0, 2]])
+    torch.testing.assert_close(found.raw[0][1], theirs[:, [2, 1]])
+    small = torch.tensor(
+        [[0, 0, 0.3, 0.3, 4 / 64, 4 / 64], [1, 1, 0.6, 0.7, 8 / 64, 8 / 64], [1, 1, 0.2, 0.7, 12 / 64, 10 / 64]]
+    )
+    only_best = dataclasses.replace(RULE, threshold=0.99)
+    boxes = dataclasses.replace(lecture(student, teacher, small, pairing=pairing), rule=only_best).boxes
+    at = [(0, 0, 4, 4, 2), (1, 2, 11, 3, 1)]
+    for number, (picture, anchor, row, column, other) in enumerate(at):
+        row_s, row_t = mine[picture, anchor, row, column], theirs[picture, other, row, column]
+        anchors = torch.tensor(NETWORK.yolos[1].head_anchors) / 4
+        torch.testing.assert_close(boxes.student[number], box_offsets(row_s, anchors[anchor], NETWORK.yolos[1]))
+        torch.testing.assert_close(boxes.teacher[number], box_offsets(row_t, anchors[other], NETWORK.yolos[1]))
+    assert len(boxes.objects) == 2
+
+
+class TestFocus:
+    """The fine-grained mask."""
+
+    GRIDS = ((8, 8), (16, 16))
+    SIZE = (64, 64)
+
+    def slow(self, targets: Tensor, pictures: int) -> list[np.ndarray]:
+        """The mask as the paper words it, one anchor at a time."""
+        masks = [np.zeros((pictures, *cells), bool) for cells in self.GRIDS]
+        for picture, _, cx, cy, w, h in targets.double().tolist():
+            cx, cy, w, h = 64 * cx, 64 * cy, 64 * w, 64 * h
+            best = [np.zeros(cells) for cells in self.GRIDS]
+            for head, cells in enumerate(self.GRIDS):
+                stride = 64 / cells[0]
+                for (row, column), (aw, ah) in itertools.product(np.ndindex(*cells), NETWORK.yolos[head].head_anchors):
+                    x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                    across = min(cx + w / 2, x + aw / 2) - max(cx - w / 2, x - aw / 2)
+                    down = min(cy + h / 2, y + ah / 2) - max(cy - h / 2, y - ah / 2)
+                    shared = max(0, across) * max(0, down)
+                    best[head][row, column] = max(best[head][row, column], shared / (w * h + aw * ah - shared))
+            for mask, overlap in zip(masks, best, strict=True):
+                mask[int(picture)] |= overlap > NEARNESS * max(o.max() for o in best)
+        return masks
+
+    def masks(self, targets: Tensor, pictures: int = 3) -> list[Tensor]:
+        return object_mask(targets, NETWORK.yolos, self.GRIDS, self.SIZE, pictures)
+
+    def test_a_plain_loop(self, monkeypatch):
+        objects = torch.cat((OBJECTS, torch.tensor([[1, 0, 0.08, 0.91, 0.11, 0.07], [1, 1, 0.99, 0.02, 0.4, 0.6]])))
+        wanted = self.slow(objects, 3)
+        for pairs in (1 << 22, 1):  # all objects at once, and each on its own
+            monkeypatch.setattr("utils.distillation.focus.PAIRS", pairs)
+            for mine, theirs in zip(self.masks(objects), wanted, strict=True):
+                assert (mine.numpy() == theirs).all()
+        assert all(0 < mask.sum() < mask.size for mask in wanted)
+
+    def test_cells_near_an_object_only_and_in_its_picture_only(self):
+        """An object of 6 × 6 pixels at (20, 40)."""
+        masks = self.masks(torch.tensor([[1, 0, 20 / 64, 40 / 64, 6 / 64, 6 / 64]]))
+        for mask, stride in zip(masks, (8, 4), strict=True):
+            picture, row, column = mask.nonzero(as_tuple=True)
+            assert (picture == 1).all()
+            assert (((row + 0.5) * stride - 40).abs() < 12).all()
+            assert (((column + 0.5) * stride - 20).abs() < 12).all()
+        assert masks[1][1].any() and not masks[0][1].any()  # the anchors of the first head are too large
+
+    def test_no_objects(self):
+        assert not any(mask.any() for mask in self.masks(OBJECTS[:0]))
+
+    def test_several_masks_in_a_finer_and_a_coarser_grid(self):
+        coarse, fine = torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+        coarse[0, 0, 1] = fine[0, 3, 0] = True
+        up = project((coarse, fine), (8, 8))
+        assert up[0, :4, 4:].all() and up[0, 6:, :2].all() and up.sum() == 16 + 4
+        assert project((coarse, fine), (4, 4)).sum() == 4 + 1
+        assert project((coarse, fine), (2, 2)).tolist() == [[[False, True], [True, False]]]
+        assert project((coarse, fine), (1, 1)).all()
+        assert not project((~coarse & False,), (1, 1)).any()
+
+
+def test_how_much_is_attended_is_at_least_one():
+    """A teacher that sees nothing does not blow its whispers up."""
+    teacher = changed(outputs(1), lambda value: value - 30)
+    found = lecture(outputs(), teacher)
+    assert found.attended.item() == 1
+    assert TERMS["classes"](found).item() < 1e-3
+
+
+def test_shared_terms_of_two_strategies_are_added():
+    """Also where --kd-mask makes them the same."""
+    assert lesson("4", "1").terms["attention"] == KD["4"].normalised["attention"] + AT["1"].normalised["attention"]
+    masked = lesson("5", "1", masked=True).terms
+    wanted = KD["5"].normalised["attention_masked"] + AT["1"].normalised["attention"]
+    assert masked["attention_masked"] == pytest.approx(wanted)
+    assert lesson("3", "3", weight=0.5).terms["box"] == pytest.approx(KD["3"].normalised["box"])
+
+
+def test_every_strategy_is_made_of_terms_that_exist():
+    for asked in STRATEGIES:
+        assert set(asked.terms) <= set(TERMS)
+        assert min(asked.terms.values()) > 0
