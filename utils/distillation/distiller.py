@@ -42,7 +42,7 @@ class Distiller(nn.Module):
         """Blocks of the student whose outputs `forward` needs."""
         self.adapters = nn.ModuleDict(
             {
-                feature.name: nn.Conv2d(*feature.widths, 1, bias=False)
+                feature.key: nn.Conv2d(*feature.widths, 1, bias=False)
                 for feature in self.pairing.features
                 if lesson.channels and feature.needs_adapter
             }

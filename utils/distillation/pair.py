@@ -50,6 +50,11 @@ class FeaturePair:
     """The teacher's channels that the student's were made from, in its order; None: not known."""
 
     @property
+    def key(self) -> str:
+        """Name of its adapter; that of a module has no points, and not every stride is a whole number."""
+        return self.name.replace(".", "_")
+
+    @property
     def compares_channels(self) -> bool:
         """Whether its channels can be compared one by one: those of the backbone are concatenations and sums."""
         return self.group != BACKBONE
@@ -82,6 +87,26 @@ class Pairing:
     def blocks(self, side: str) -> tuple[int, ...]:
         """The blocks whose outputs are wanted of the `student` or the `teacher`."""
         return tuple(sorted({getattr(feature, side) for feature in self.features}))
+
+
+def rebased(kept: Kept, teacher: Kept) -> Kept:
+    """Where a pruned student comes from in a teacher that was pruned before, too, and not in what both come from.
+
+    Args:
+        kept: of the student.
+        teacher: of the teacher, from the same network.
+
+    Returns:
+        `kept` by the teacher's numbers of blocks and channels, without convolutions that have what the teacher lacks.
+    """
+    blocks = {origin["block"]: (int(number), origin["channels"]) for number, origin in teacher.items()}
+    found = {}
+    for number, origin in kept.items():
+        block, channels = blocks.get(origin["block"], (None, ()))
+        place = {channel: i for i, channel in enumerate(channels)}
+        if place.keys() >= set(origin["channels"]):
+            found[number] = {"block": block, "channels": [place[channel] for channel in origin["channels"]]}
+    return found
 
 
 def features(network: Network) -> tuple[Feature, ...]:

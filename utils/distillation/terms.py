@@ -53,7 +53,7 @@ class Lecture:
     rule: Assignment
     temperature: float
     adapters: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Convolutions from the student's width to the teacher's, by the name of a feature."""
+    """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
 
     @cached_property
     def raw(self) -> list[tuple[Tensor, Tensor]]:
@@ -138,7 +138,7 @@ class Lecture:
             if pair.channels is not None:
                 yield student, teacher[:, list(pair.channels)]
             else:
-                yield self.adapters[pair.name](student) if pair.needs_adapter else student, teacher
+                yield self.adapters[pair.key](student) if pair.needs_adapter else student, teacher
 
     def nothing(self) -> Tensor:
         """0, where there is nothing to compare."""

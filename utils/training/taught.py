@@ -11,7 +11,7 @@ from utils.cli import log
 from utils.darknet.shapes import max_stride
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
-from utils.distillation.pair import Kept
+from utils.distillation.pair import Kept, rebased
 from utils.distillation.teacher import Teacher
 from utils.errors import InputError
 from utils.training.distil_flags import Distillation
@@ -56,6 +56,8 @@ def taught(
         log(note)
     _check_sizes(student, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device)
+    if kept is not None and loaded.kept is not None:
+        kept = rebased(kept, loaded.kept)
     distiller = Distiller(student, teacher, asked.lesson, ASSIGNMENTS[hyp.loss.assignment], kept).to(team.device)
     for note in distiller.pairing.notes:
         log(f"{loaded.path}: {note}")
