@@ -1,0 +1,394 @@
+"""What of a student answers to what of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models import Darknet, load_arrays
+from tests.nets import TINY, one_head, tiny
+from utils.checkpoint import load_model
+from utils.darknet import cfg as cfg_file
+from utils.darknet.adapt import adapt_classes
+from utils.darknet.blocks import Convolutional, Network, Yolo
+from utils.darknet.cfg import parse
+from utils.darknet.shapes import trace
+from utils.detection.settings import ASSIGNMENTS
+from utils.distillation.distiller import Distiller
+from utils.distillation.pair import LEAST_ANCHOR_IOU, Kept, features, pair, rebased
+from utils.distillation.strategies import AT, KD, lesson
+from utils.distillation.teacher import Teacher
+from utils.errors import InputError
+from utils.graph import channel_graph
+from utils.model_files import choose_model
+from utils.pruning.plan import gammas_of, make_plan
+from utils.pruning.policy import ChannelPolicy
+from utils.pruning.record import kept as kept_of
+from utils.pruning.request import Amount
+from utils.pruning.surgery import compact
+
+OUTPUTS, EVERYTHING, CHANNELS, ATTENTION = lesson("3", None), lesson("cwd", "3"), lesson("cwd", None), lesson(None, "1")
+RULE = ASSIGNMENTS["darknet"]
+CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4-csp",
+        "yolov4-leaky", "yolov4-tiny", "yolov4")  # fmt: skip
+SEVERAL_HEADS = TINY[: TINY.index("[route]\nlayers=7")]
+"""The tiny network as far as its first head, which is at stride 8."""
+SECOND = """
+[route]
+layers=7
+
+[convolutional]
+batch_normalize=1
+filters={}
+size=1
+activation=relu
+
+[convolutional]
+filters=21
+size=1
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
+classes=2
+num=6
+"""
+"""Another head at that stride."""
+
+
+def load(root, name: str) -> Network:
+    return cfg_file.load(str(root / "cfg" / f"{name}.cfg"))
+
+
+def network(*seconds: int) -> Network:
+    """One head at stride 8, and one more with a convolution of each of these widths before it."""
+    return parse(SEVERAL_HEADS + "".join(SECOND.format(width) for width in seconds), "several.cfg")
+
+
+def with_anchors(given: Network, *anchors: tuple[float, float]) -> Network:
+    """The network with other anchors in all its heads."""
+    return replace(given, blocks=tuple(replace(b, anchors=anchors) if isinstance(b, Yolo) else b for b in given.blocks))
+
+
+class TestRoles:
+    """Features are told from the cfg."""
+
+    def test_those_of_yolov4_are_the_nine_of_the_paper(self, root):
+        """Chu et al., arXiv:2306.01526: the maps of --AT_str 2 by the cfg's numbers."""
+        found: dict[str, list[int]] = {}
+        for feature in features(load(root, "yolov4")):
+            found.setdefault(feature.group, []).append(feature.block)
+        assert found == {"backbone": [10, 23, 54, 85], "deep": [117, 159], "neck": [127, 137, 148]}
+
+    def test_those_of_yolov3_are_what_its_stages_end_in_and_what_heads_and_upsamplings_read(self, root):
+        found = {feature.block: (feature.role, feature.stride) for feature in features(load(root, "yolov3"))}
+        assert found == {
+            4: ("stage", 2), 11: ("stage", 4), 36: ("stage", 8), 61: ("stage", 16), 80: ("head", 32),
+            84: ("upsampled", 32), 92: ("head", 16), 96: ("upsampled", 16), 104: ("head", 8),
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("name", CFGS)
+    def test_every_network_pairs_with_itself_whole(self, root, name):
+        given = load(root, name)
+        for asked in (*(lesson(kd, None) for kd in KD), *(lesson(None, at) for at in AT), EVERYTHING):
+            found = pair(given, given, asked)
+            assert found.notes == ()
+            assert [(p.student, p.teacher) for p in found.heads] == (
+                [(i, i) for i in range(len(given.yolos))] if asked.outputs else []
+            )
+            assert all(a == b for p in found.heads for a, b in p.anchors)
+            assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)
+            assert bool(found.features) == (asked.attention or asked.channels)
+            assert any(f.group == "backbone" for f in found.features) == asked.attention
+            assert (
+                found.blocks("student") == found.blocks("teacher") == tuple(sorted({f.student for f in found.features}))
+            )
+
+    def test_a_network_without_upsampling_has_stages_and_heads(self):
+        given = one_head(
+            "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n",
+            "[convolutional]\nfilters=5\nsize=3\npad=1\nstride=2\n",
+        )
+        assert [(f.role, f.block, f.group) for f in features(given)] == [
+            ("stage", 0, "backbone"), ("head", 1, "deep"),
+        ]  # fmt: skip
+
+
+class TestHeads:
+    """By stride, and anchors by their shapes."""
+
+    def test_a_small_student_takes_what_it_can_and_the_rest_is_said(self, root):
+        """yolov3-tiny has no head at stride 8, and at 16 smaller anchors than yolov3."""
+        student, teacher = load(root, "yolov3-tiny"), load(root, "yolov3")
+        found = pair(student, teacher, EVERYTHING)
+        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
+        assert found.heads[1].anchors == ((2, 0),)
+        assert found.notes == (
+            "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
+        )
+        assert [f.name for f in found.features] == [
+            "stage at 2", "stage at 4", "stage at 8", "stage at 16", "head at 32", "upsampled at 32", "head at 16",
+        ]  # fmt: skip
+        assert [f.needs_adapter for f in found.features] == [False] * 4 + [True] * 3
+        shapes = trace(student), trace(teacher)
+        for f in found.features:
+            mine, theirs = shapes[0][f.student], shapes[1][f.teacher]
+            assert (mine.channels, theirs.channels) == f.widths
+            assert student.net.height / mine.height == teacher.net.height / theirs.height
+
+    def test_a_large_student_learns_the_rest_from_the_data(self, root):
+        found = pair(load(root, "yolov3"), load(root, "yolov3-tiny"), EVERYTHING)
+        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
+        assert "the student's head at stride 8 has none in the teacher and learns from the data" in found.notes
+        assert found.notes[-1] == "the teacher has no features like the student's upsampled at 16, head at 8"
+
+    def test_anchors_are_paired_one_to_one_the_most_alike_first(self):
+        """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
+        student = with_anchors(one_head(), (8, 8), (10, 10), (30, 30))
+        teacher = with_anchors(one_head(), (8, 9), (8, 8.1), (60, 60))
+        yolos = (replace(n.yolos[0], mask=(0, 1, 2)) for n in (student, teacher))
+        student, teacher = (
+            replace(n, blocks=(replace(n.blocks[0], filters=18), yolo))
+            for n, yolo in zip((student, teacher), yolos, strict=True)
+        )
+        found = pair(student, teacher, OUTPUTS)
+        assert found.heads[0].anchors == ((0, 1), (1, 0))
+        assert 900 / 3600 < LEAST_ANCHOR_IOU < 72 / 100
+        assert found.notes == (
+            "head at stride 1: 2 of 3 anchors are like one of the teacher's; the others learn from the data",
+        )
+
+    def test_anchors_in_another_order(self):
+        anchors = tiny().yolos[0].anchors
+        order = (2, 0, 1, 5, 4, 3)
+        found = pair(tiny(), with_anchors(tiny(), *(anchors[i] for i in order)), OUTPUTS)
+        assert found.heads[0].anchors == ((0, 2), (1, 1), (2, 0))
+        assert found.heads[1].anchors == ((0, 1), (1, 2), (2, 0))
+
+    def test_several_heads_at_one_stride_are_paired_in_their_order(self):
+        two, other = network(6), network(6, 9)
+        found = pair(two, other, EVERYTHING)
+        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
+        heads = {f.name: (f.student, f.teacher) for f in found.features if f.name.startswith("head")}
+        assert heads == {"head at 8": (7, 7), "head at 8 #2": (11, 11)}
+        assert found.notes == ()
+        found = pair(other, two, EVERYTHING)
+        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
+        assert found.notes == (
+            "the student's head at stride 8 has none in the teacher and learns from the data",
+            "the teacher has no features like the student's head at 8 #3",
+        )
+
+    @pytest.mark.parametrize(
+        ("teacher", "asked", "match"),
+        [
+            (adapt_classes(tiny(), 3), OUTPUTS, r"--KDstr 3: compares classes, but tiny\.cfg has 3 and the student 2; "
+                                                r"only features .* --AT_str 1 or 2, --KDstr cwd or pkd"),
+            (adapt_classes(tiny(), 3), EVERYTHING, "compares classes"),
+            (replace(tiny(), net=replace(tiny().net, channels=1)), OUTPUTS,
+             r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
+            (replace(tiny(), net=replace(tiny().net, channels=1)), ATTENTION, "takes pictures of 1 channels"),
+            (one_head(width=64), adapt_classes, "no head of the student has stride and anchors"),
+            (with_anchors(tiny(), *[(400, 1)] * 6), OUTPUTS, "no head of the student has stride and anchors"),
+            (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
+            (with_anchors(tiny(), *((w + 1, h) for w, h in tiny().yolos[0].anchors)),
+             lesson("1", None, weighting="original"),
+             "--KDstr 1: compares raw boxes, which need the teacher's anchors"),
+        ],
+        ids=["classes", "classes and features", "channels", "channels of features", "strides", "anchors", "features",
+             "vector"],
+    )  # fmt: skip
+    def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, asked, match):
+        if not hasattr(asked, "terms"):
+            teacher, asked = adapt_classes(teacher, 2), OUTPUTS
+        with pytest.raises(InputError, match=match) as caught:
+            pair(tiny(), teacher, asked)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("asked", [ATTENTION, lesson(None, "2"), CHANNELS, lesson("pkd", "1")])
+    def test_a_teacher_of_other_classes_teaches_features(self, asked):
+        found = pair(tiny(), adapt_classes(tiny(), 7), asked)
+        assert found.heads == ()
+        assert found.features and found.notes == ()
+
+
+def taught_by(student: Darknet, teacher: Darknet, kept: Kept | None, asked) -> dict[str, float]:
+    """The weighted terms for two pictures with an object each."""
+    distiller = Distiller(student, Teacher(teacher, torch.device("cpu")), asked, RULE, kept)
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, student.network.net.height, student.network.net.width)
+    targets = torch.tensor([[0, 0, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
+    return {k: v.item() for k, v in distiller(images, student(images, distiller.wanted), targets).items()}
+
+
+def silent_cut(given: Network, arrays: dict, percent: float, units: int | None, seed: int) -> tuple[dict, object]:
+    """Arrays with channels that put out 0 always, and a plan of removing just those."""
+    generator = np.random.default_rng(seed)
+    gammas = {i: generator.random(len(g)) + 0.1 for i, g in gammas_of(given, arrays).items()}
+    policy = ChannelPolicy(percent, layer_keep=0.2, all_convs=True)
+    plan = make_plan(channel_graph(given), gammas, policy, Amount(None, units))
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    for i in gammas:
+        silent = ~plan.removal.stays(plan.graph, i)
+        for name in ("weight", "bias"):
+            arrays[f"layers.{i}.bn.{name}"][silent] = 0
+    return arrays, plan
+
+
+def model_of(given: Network, arrays: dict) -> Darknet:
+    return load_arrays(given, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}).eval()
+
+
+def start(given: Network) -> dict[str, np.ndarray]:
+    """Weights whose features and heads are not small."""
+    torch.manual_seed(0)
+    model = Darknet(given)
+    for name, value in model.state_dict().items():
+        if name.endswith(("bn.weight", "running_var")):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith(("bn.bias", "running_mean")):
+            value.normal_(std=0.3)
+    return {name: value.numpy().copy() for name, value in model.state_dict().items() if "num_batches" not in name}
+
+
+class TestPruned:
+    """A student that was pruned of silent channels does what its origin does, and has nothing to learn from it."""
+
+    STRATEGIES = (lesson("cwd", "3"), lesson("pkd", "2"), lesson("5", None), lesson("1", None))
+
+    @pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
+    def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
+        given = adapt_classes(load(root, "demo"), 1)
+        arrays, plan = silent_cut(given, start(given), 0.5, units, 1)
+        cut, small = compact(plan.graph, arrays, plan.removal)
+        kept = kept_of(plan, None)
+        teacher, student = model_of(given, arrays), model_of(cut, small)
+        found = pair(cut, given, EVERYTHING, kept)
+        assert found.notes == ()
+        assert len(found.features) == len(pair(given, given, EVERYTHING).features)
+        compared = [f for f in found.features if f.compares_channels]
+        assert any(f.widths[0] < f.widths[1] for f in compared)
+        assert all(f.channels is not None and not f.needs_adapter for f in compared)
+        assert any(f.student != f.teacher for f in found.features) == bool(units)
+        for asked in self.STRATEGIES:
+            learnt = taught_by(student, teacher, kept, asked)
+            assert max(map(abs, learnt.values())) < 1e-4, (asked.name, learnt)
+        torch.manual_seed(0)
+        assert taught_by(student, teacher, None, CHANNELS)["cwd"] > 0.1  # through adapters that know nothing
+
+    def test_a_pool_and_a_route_before_a_head_have_adapters(self):
+        """Only convolutions have origins; attention has nothing to learn all the same."""
+        arrays, plan = silent_cut(tiny(), start(tiny()), 0.5, None, 1)
+        cut, small = compact(plan.graph, arrays, plan.removal)
+        kept = kept_of(plan, None)
+        known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
+        assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
+        for asked in (lesson("3", "2"), lesson("5", None)):
+            assert max(map(abs, taught_by(model_of(cut, small), model_of(tiny(), arrays), kept, asked).values())) < 1e-4
+
+    def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
+        given = adapt_classes(load(root, "demo"), 1)
+        arrays, plan = silent_cut(given, start(given), 0.4, 1, 1)
+        once, weights = compact(plan.graph, arrays, plan.removal)
+        kept = kept_of(plan, None)
+        weights, plan = silent_cut(once, weights, 0.4, 1, 2)
+        twice, small = compact(plan.graph, weights, plan.removal)
+        kept_twice = kept_of(plan, kept)
+        between = rebased(kept_twice, kept)
+        assert len(between) == len(kept_twice)
+        teacher, student = model_of(once, weights), model_of(twice, small)
+        for asked in (lesson("cwd", None), lesson("pkd", None)):
+            assert max(taught_by(student, teacher, between, asked).values()) < 1e-4
+        assert all(f.channels is not None for f in pair(twice, once, CHANNELS, between).features)
+
+    def test_rebased_leaves_out_what_the_teacher_has_not(self):
+        teacher = {"3": {"block": 4, "channels": [1, 5, 7]}, "5": {"block": 6, "channels": [0, 2]}}
+        student = {
+            "0": {"block": 0, "channels": [0]},
+            "2": {"block": 4, "channels": [7, 1]},
+            "4": {"block": 6, "channels": [1]},
+        }
+        assert rebased(student, teacher) == {"2": {"block": 3, "channels": [2, 0]}}
+
+    def test_a_wrong_teacher_is_reached_through_an_adapter(self, root):
+        """Narrower than the channels say, or with blocks of other numbers."""
+        given = tiny()
+        arrays, plan = silent_cut(given, start(given), 0.5, None, 1)
+        cut = compact(plan.graph, arrays, plan.removal).network
+        kept = kept_of(plan, None)
+        narrow = parse(TINY.replace("filters=6\n", "filters=2\n"), "narrow.cfg")
+        upsampled = next(f for f in pair(cut, narrow, CHANNELS, kept).features if f.name == "upsampled at 8")
+        assert max(kept["11"]["channels"]) >= 2 == upsampled.widths[1] < upsampled.widths[0]
+        assert upsampled.channels is None and upsampled.needs_adapter
+        longer = TINY.replace("[maxpool]", "[dropout]\nprobability=.5\n\n[maxpool]", 1)
+        found = pair(cut, parse(longer.replace("layers=7", "layers=8"), "longer.cfg"), CHANNELS, kept).features
+        upsampled = next(f for f in found if f.name == "upsampled at 8")
+        assert (upsampled.student, upsampled.teacher, upsampled.channels) == (11, 12, None)
+        assert upsampled.needs_adapter
+
+    def test_the_scripts_leave_what_is_needed_in_model_pt(self, prune):
+        document = prune("slim", "--percent", "0.3", "--no-test")
+        loaded = load_model(choose_model(None, document["cfg"].replace("model.cfg", "model.pt")))
+        compared = [
+            f for f in pair(loaded.model.network, tiny(), CHANNELS, loaded.kept).features if f.student in (7, 11)
+        ]
+        convolutions = [f for f in compared if isinstance(tiny().blocks[f.teacher], Convolutional)]
+        assert convolutions and all(f.channels is not None for f in convolutions)
+        widths = {int(number): len(origin["channels"]) for number, origin in loaded.kept.items()}
+        assert all(widths[f.student] == f.widths[0] for f in convolutions)
+
+
+class TestAdapters:
+    """Convolutions of the loss."""
+
+    def of(self, student: Network, teacher: Network, asked=CHANNELS) -> Distiller:
+        return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), asked, RULE)
+
+    def test_there_is_one_where_widths_differ_and_channels_are_compared(self):
+        wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
+        distiller = self.of(tiny(), wide)
+        assert {key: tuple(a.weight.shape) for key, a in distiller.adapters.items()} == {"head at 8": (20, 12, 1, 1)}
+        assert not self.of(tiny(), wide, lesson(None, "3")).adapters
+        assert not self.of(tiny(), tiny()).adapters
+
+    def test_a_stride_need_not_be_a_whole_number(self):
+        """A convolution without padding leaves 62 of 64 cells; a module's name takes no point."""
+        nets = [one_head(f"[convolutional]\nfilters={width}\nsize=3\n", width=64) for width in (4, 6)]
+        distiller = self.of(*nets)
+        assert [key for key in distiller.adapters] == ["head at 1_03226"]
+        images = torch.rand(1, 3, 64, 64)
+        student = Darknet(nets[0])
+        terms = distiller(images, student(images, distiller.wanted), torch.zeros(0, 6))
+        terms["cwd"].backward()
+        assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
+
+    def test_nothing_of_the_teacher_is_a_parameter_or_a_buffer_of_the_distiller(self):
+        wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
+        distiller = self.of(tiny(), wide)
+        assert {name for name, _ in distiller.named_parameters()} == {
+            f"adapters.{key}.weight" for key in distiller.adapters
+        }
+        assert not list(distiller.buffers())
+        distiller.train()
+        assert not distiller.teacher._model.training
+
+
+def test_a_teacher_sees_what_its_model_sees_and_leaves_it_as_it_is():
+    given = tiny()
+    model = model_of(given, start(given)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    teacher = Teacher(model, torch.device("cpu"))
+    images = torch.rand(2, 3, 64, 64)
+    found = teacher(images, (7, 11))
+    assert not any(head.requires_grad for head in (*found.heads, *found.features.values()))
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    wanted = model.eval()(images, (7, 11))
+    for mine, theirs in zip(found.heads, wanted.heads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    for block in (7, 11):
+        torch.testing.assert_close(found.features[block], wanted.features[block], atol=1e-4, rtol=1e-4)
