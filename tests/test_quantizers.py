@@ -1,0 +1,145 @@
+"""Rounding to grids: the published values, and what every quantizer must keep."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.quantization.grid import Grid
+from utils.quantization.quantizers import (
+    ActivationQuantizer,
+    DorefaQuantizer,
+    Scale,
+    WeightQuantizer,
+    bits_of,
+    codes,
+    fake_quantize,
+    rounded,
+    scale_of,
+)
+
+U8 = Grid(8, signed=False, symmetric=False)
+GRIDS = [
+    Grid(bits, signed=signed, symmetric=symmetric, power_of_two=two, half_even=even)
+    for bits in (2, 4, 8, 16)
+    for signed, symmetric in ((True, True), (True, False), (False, False))
+    for two in (False, True)
+    for even in (False, True)
+]
+VALUES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20)
+
+
+def bounds(x: torch.Tensor, grid: Grid) -> Scale:
+    return scale_of(x.amin(), x.amax(), grid)
+
+
+def test_published_example():
+    """uint8 on −0.7 … 1.9: s = 0.0101960784, z = 69."""
+    scale = scale_of(torch.tensor(-0.7), torch.tensor(1.9), U8)
+    assert scale.scale.item() == pytest.approx(0.0101960784, rel=1e-7)
+    assert scale.zero.item() == 69
+    x = torch.tensor([0.0, 0.5, 1.9, 2.5, -0.7])
+    assert codes(x, scale, U8).tolist() == [69, 118, 255, 255, 0]
+    assert fake_quantize(x, scale, U8).tolist() == pytest.approx([0, 0.499608, 1.896471, 1.896471, -0.703529], abs=1e-6)
+
+
+def test_dorefa_published_example():
+    """k = 2: (−1.2, −0.3, 0.1, 0.8) becomes (−1, −1/3, 1/3, 1)."""
+    weight = torch.tensor([-1.2, -0.3, 0.1, 0.8])
+    found = DorefaQuantizer(Grid(2), published=True, restore=False)(weight)
+    assert found.tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1], abs=1e-6)
+
+
+def test_dorefa_has_a_zero_and_keeps_the_largest_weight():
+    weight = torch.tensor([[-2.0, 0.001, 0.5, 1.0]])
+    quantizer = DorefaQuantizer(Grid(4))
+    found = quantizer(weight)
+    assert found[0, 1] == 0
+    assert found.abs().amax() == 2
+    steps = found / quantizer.scale(weight).scale
+    torch.testing.assert_close(steps, steps.round(), atol=1e-5, rtol=0)
+    assert len(torch.unique(quantizer(torch.linspace(-1, 1, 1001)))) == 2**4 - 1
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(values=VALUES)
+def test_laws_of_every_grid(grid, values):
+    """0 is exact, the error is at most half a step inside the range, rounding twice changes nothing, order is kept."""
+    x = torch.tensor(values, dtype=torch.float64)
+    scale = bounds(x, grid)
+    found = fake_quantize(x, scale, grid)
+    assert fake_quantize(torch.zeros(1, dtype=torch.float64), scale, grid).item() == 0
+    assert (found - x).abs().amax() <= 0.5 * scale.scale * (1 + 1e-4) + 0.5 * scale.scale * (not grid.symmetric)
+    torch.testing.assert_close(fake_quantize(found, scale, grid), found, atol=0, rtol=1e-12)
+    order = torch.argsort(x)
+    assert (found[order].diff() >= 0).all()
+    q = codes(x, scale, grid)
+    assert grid.low <= q.amin() and q.amax() <= grid.high
+    if grid.power_of_two:
+        assert 2.0 ** bits_of(scale.scale.item()) == scale.scale.item()
+    if grid.symmetric:
+        torch.testing.assert_close(fake_quantize(-x, bounds(-x, grid), grid), -found, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [Grid(8), Grid(8, per_channel=True), U8], ids=str)
+def test_zeros_stay_finite(grid):
+    x = torch.zeros(3, 2, 1, 1)
+    scale = WeightQuantizer(grid).scale(x)
+    assert (scale.scale == 1).all()
+    assert (fake_quantize(x, scale, grid) == 0).all()
+
+
+def test_a_scale_for_each_channel():
+    weight = torch.tensor([[1.0, -0.3], [100.0, 3.0], [0.0, 0.0]]).reshape(3, 2, 1, 1)
+    found = WeightQuantizer(Grid(8, per_channel=True))(weight)
+    each = [WeightQuantizer(Grid(8))(row[None]) for row in weight]
+    torch.testing.assert_close(found, torch.cat(each), atol=0, rtol=0)
+
+
+def test_the_gradient_passes_inside_the_range_only():
+    x = torch.tensor([-2.0, -0.9, 0.0, 0.4, 5.0], requires_grad=True)
+    scale = scale_of(torch.tensor(-1.0), torch.tensor(1.0), U8)
+    (3 * fake_quantize(x, scale, U8)).sum().backward()
+    assert x.grad.tolist() == [0, 3, 3, 3, 0]
+
+
+def test_ties():
+    x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    assert rounded(x).tolist() == [-2, -2, 0, 0, 2, 2]
+    assert rounded(x, half_even=False).tolist() == [-3, -2, -1, 1, 2, 3]
+
+
+def test_bounds_move_in_training_only_and_only_while_observing():
+    quantizer = ActivationQuantizer(U8, momentum=0.5)
+    quantizer.observing = True
+    quantizer(torch.tensor([-1.0, 3.0]))
+    assert (quantizer.low.item(), quantizer.high.item()) == (-1, 3)
+    quantizer(torch.tensor([0.0, 5.0]))
+    assert (quantizer.low.item(), quantizer.high.item()) == (-0.5, 4)
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    quantizer.eval()
+    quantizer(torch.tensor([-100.0, 100.0]))
+    quantizer.train()
+    quantizer.observing = False
+    quantizer(torch.tensor([-100.0, 100.0]))
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+
+
+def test_rounding_is_off_until_it_is_switched_on():
+    quantizer = ActivationQuantizer(U8)
+    x = torch.linspace(-1, 1, 7)
+    quantizer.observe(x)
+    assert torch.equal(quantizer(x), x)
+    quantizer.rounding = True
+    assert not torch.equal(quantizer(x), x)
+    np.testing.assert_allclose(quantizer(x), x, atol=float(quantizer.scale().scale))
+
+
+@pytest.mark.parametrize(("bits", "signed", "symmetric"), [(1, True, True), (17, True, True), (8, False, True)])
+def test_impossible_grids_are_refused(bits, signed, symmetric):
+    with pytest.raises(ValueError, match=r"allowed is|needs signed"):
+        Grid(bits, signed=signed, symmetric=symmetric)

@@ -1,0 +1,1 @@
+"""Networks whose tensors take few values, as integer arithmetic has them."""

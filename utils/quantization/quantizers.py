@@ -1,0 +1,193 @@
+"""Rounding a tensor to a grid, so that training sees what integer arithmetic will make of it.
+
+    q = clamp(⌊x / s⌉ + z, low, high),   x̂ = s (q − z)                     (Jacob et al., arXiv:1712.05877, section 2.1)
+
+The gradient passes where x lies inside the range and is 0 outside (straight-through estimator).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.quantization.grid import Grid
+
+LEAST_SCALE = 2.0**-60
+"""Scale of a tensor that is 0 everywhere: far from where dividing by it overflows."""
+
+
+class Scale(NamedTuple):
+    """What codes mean: scalars, or [C] for a grid with a scale for each channel."""
+
+    scale: Tensor
+    """float32, above 0."""
+    zero: Tensor
+    """int32, the code of 0."""
+
+
+def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
+    """Scale and zero point for values between `low` and `high`.
+
+    The range is first extended to contain 0, which is always represented exactly: padding with zeros stays exact.
+    A scale that is to be a power of two is rounded up, so that nothing is clipped.
+
+    Args:
+        low: smallest values, float.
+        high: largest ones.
+        grid: the codes.
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    span = torch.maximum(-low, high) if grid.symmetric else high - low
+    scale = span / (grid.high if grid.symmetric else grid.high - grid.low)
+    if grid.power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    scale = torch.where(scale > LEAST_SCALE, scale, torch.ones_like(scale))
+    if grid.symmetric:
+        return Scale(scale, torch.zeros_like(scale, dtype=torch.int32))
+    zero = grid.low - rounded(low / scale, grid.half_even)
+    return Scale(scale, zero.clamp(grid.low, grid.high).int())
+
+
+def rounded(x: Tensor, half_even: bool = True) -> Tensor:
+    """Nearest integers, ties to the even one or away from 0."""
+    return torch.round(x) if half_even else torch.sign(x) * torch.floor(x.abs() + 0.5)
+
+
+def codes(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
+    """The integer codes of a tensor, as floats."""
+    step, zero = _spread(scale, x, grid)
+    return (rounded(x / step, grid.half_even) + zero).clamp(grid.low, grid.high)
+
+
+def fake_quantize(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
+    """x̂ for x; float of the same shape."""
+    step, zero = _spread(scale, x, grid)
+    return _Rounded.apply(x, step, zero, grid)
+
+
+def _spread(scale: Scale, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in the type of x, of a shape that broadcasts against it."""
+    shape = (-1, *(1,) * (x.dim() - 1)) if grid.per_channel else ()
+    return scale.scale.to(x.dtype).reshape(shape), scale.zero.to(x.dtype).reshape(shape)
+
+
+class _Rounded(torch.autograd.Function):
+    """Forward rounds, backward passes what was not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+        """x̂."""
+        q = rounded(x / step, grid.half_even).add_(zero)
+        ctx.save_for_backward((q >= grid.low) & (q <= grid.high))
+        return q.clamp_(grid.low, grid.high).sub_(zero).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient inside the range."""
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds weights [O, I, k, k]; the range is that of the tensor at hand, so nothing is remembered."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def scale(self, weight: Tensor) -> Scale:
+        """Scale of a weight: from its largest magnitude, of each output channel or of all."""
+        flat = weight.detach().flatten(1)
+        if not self.grid.per_channel:
+            flat = flat.flatten()
+        return scale_of(flat.amin(dim=-1), flat.amax(dim=-1), self.grid)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid."""
+        return fake_quantize(weight, self.scale(weight), self.grid)
+
+
+class DorefaQuantizer(WeightQuantizer):
+    """Weights squeezed by tanh before they are rounded (Zhou et al., arXiv:1606.06160, section 2.3).
+
+        t = tanh(w) / max|tanh w|,   ŵ = max|w| · (t on the grid of −1 … 1)
+
+    The paper leaves out max|w|, which a batch normalisation behind makes no difference to; with one folded in front it
+    must be there. Its grid 2 ⌊(2^k − 1)(t/2 + ½)⌉ / (2^k − 1) − 1 has 2^k levels and none at 0 (`published`); integer
+    arithmetic needs the 0, so the default has the 2^k − 1 levels of a symmetric grid.
+    """
+
+    def __init__(self, grid: Grid, published: bool = False, restore: bool = True) -> None:
+        super().__init__(grid)
+        self.published, self.restore = published, restore
+
+    def scale(self, weight: Tensor) -> Scale:
+        """Scale of the restored weight."""
+        unit = weight.detach().new_tensor(1.0 / self.grid.high)
+        if self.restore:
+            unit = unit * weight.detach().abs().amax()
+        return Scale(torch.where(unit > 0, unit, torch.ones_like(unit)), unit.new_zeros((), dtype=torch.int32))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid."""
+        squeezed = torch.tanh(weight)
+        squeezed = squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
+        if self.published:
+            levels = 2**self.grid.bits - 1
+            whole = (squeezed / 2 + 0.5) * levels
+            unit = whole + (torch.round(whole) - whole).detach()
+            values = 2 * unit / levels - 1
+        else:
+            one = torch.ones((), device=weight.device)
+            values = fake_quantize(squeezed, scale_of(-one, one, self.grid), self.grid)
+        return values * weight.detach().abs().amax() if self.restore else values
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds an activation to a grid between running bounds.
+
+    The bounds follow the batches' smallest and largest values while `observing`, and never otherwise: an evaluation
+    changes nothing.
+    """
+
+    def __init__(self, grid: Grid, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.grid, self.momentum = grid, momentum
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.observing, self.rounding = False, False
+
+    def scale(self) -> Scale:
+        """Scale and zero point of the bounds."""
+        return scale_of(self.low, self.high, self.grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, or x̂ while `rounding`."""
+        if self.observing and self.training:
+            self.observe(x.detach())
+        return fake_quantize(x, self.scale(), self.grid) if self.rounding else x
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Move the bounds towards those of a batch; the first batch sets them."""
+        low, high = (bound.float() for bound in x.aminmax())
+        share = torch.where(self.seen == 0, 1.0, self.momentum)
+        self.low += share * (low - self.low)
+        self.high += share * (high - self.high)
+        self.seen += 1
+
+
+def bits_of(scale: float) -> int:
+    """The exponent of a scale that is a power of two.
+
+    Raises:
+        ValueError: it is none.
+    """
+    mantissa, exponent = math.frexp(scale)
+    if mantissa != 0.5:
+        raise ValueError(f"{scale} is no power of two")
+    return exponent - 1
