@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 
 from utils.detection.metrics import Evaluator
 from utils.report.plots import plot_confusion, plot_f1_curve, plot_labels, plot_pr_curve, plot_results
-from utils.report.tables import Column, markdown_table, text_table
+from utils.report.tables import Column, csv_table, markdown_table, text_table
 
 NAMES = ["disc", "_hidden", "$x^$", "雪", "a\nb", "a name much longer than an axis has room for"]
 
@@ -108,3 +110,10 @@ def test_a_table_may_have_no_rows_but_no_ragged_ones():
     assert text_table(["a", "b"], []) == "a  b\n─  ─"
     with pytest.raises(ValueError, match="1 cells; the table has 2 columns"):
         text_table(["a", "b"], [("x",)])
+
+
+def test_csv_has_titles_quotes_what_needs_it_and_shows_nothing_as_an_empty_cell():
+    table = csv_table(["name", "n"], [("a,b", 1), ('c"d', None), ("e\nf", 0.5)])
+    assert table == 'name,n\n"a,b",1\n"c""d",\n"e\nf",0.5\n'
+    assert list(csv.reader(io.StringIO(table)))[2] == ['c"d', ""]
+    assert csv_table(["name"], []) == "name\n"

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.detection.coco import IOUS, RECALLS, Floats, Integers, Matches, match, mean
-from utils.detection.metrics import _boxes
+from utils.detection.metrics import coco_boxes
 
 SHARE = 0.95
 """Of the draws, make an interval."""
@@ -60,7 +60,7 @@ def matches(detections: Sequence[Floats], truth: Sequence[Floats]) -> Matches:
         detections: [n, 6] a picture: class, x1, y1, x2, y2, confidence.
         truth: [m, 5] a picture: class, x1, y1, x2, y2.
     """
-    return match(_boxes(detections, 6), _boxes(truth, 5), len(truth))
+    return match(coco_boxes(detections, 6), coco_boxes(truth, 5), len(truth))
 
 
 def bootstrap(networks: Sequence[Matches], draws: int = 1000, seed: int = 0) -> tuple[Spread, ...]:

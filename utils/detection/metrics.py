@@ -127,9 +127,9 @@ class Evaluator:
 
     def result(self) -> Metrics:
         """Evaluate what was added so far."""
-        truth = _boxes(self._truth, 5)
+        truth = coco_boxes(self._truth, 5)
         objects = np.bincount(truth.category, minlength=len(self.names))
-        found = self._evaluate(_boxes(self._detections, 6), truth, len(self._truth), self.by_size)
+        found = self._evaluate(coco_boxes(self._detections, 6), truth, len(self._truth), self.by_size)
         ap = found.precision.mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
         curves = _curves(found, objects[found.classes])
         best = int(curves.f1.mean(axis=0).argmax()) if len(found.classes) else 0
@@ -212,7 +212,7 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), dtype=np.float64)
 
 
-def _boxes(images: Sequence[np.ndarray], columns: int) -> Boxes:
+def coco_boxes(images: Sequence[np.ndarray], columns: int) -> Boxes:
     """Rows [n, columns] of each image, class, x1, y1, x2, y2 and perhaps score, as COCO has them."""
     rows = np.concatenate([np.zeros((0, columns)), *images])
     image = np.repeat(np.arange(len(images)), [len(part) for part in images])

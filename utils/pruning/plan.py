@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
 from utils.darknet.layout import file_bytes
@@ -20,6 +21,9 @@ from utils.pruning.request import Amount
 from utils.pruning.surgery import Arrays, compact_network, numbers
 from utils.pruning.units import check_units, choose_units
 from utils.report.cost import block_costs, network_cost, total
+
+if TYPE_CHECKING:
+    from models import Darknet
 
 Size = tuple[int, int]
 """Height and width of the network input."""
@@ -103,6 +107,11 @@ def grid(
             yield row | {"after": figures(plan.after(), size), "groups": group_figures(plan, size), "infeasible": None}
         except InfeasibleError as failure:
             yield row | {"after": None, "groups": None, "infeasible": str(failure)}
+
+
+def arrays_of(model: Darknet) -> dict[str, NDArray[np.floating]]:
+    """The tensors of a model on the CPU, without the counters; where they are there they are not copied."""
+    return {name: value.cpu().numpy() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
 def gammas_of(network: Network, arrays: Arrays) -> Gammas:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from utils.pruning.surgery import Compacted, numbers
 from utils.pruning.units import unit_scores
 from utils.report.pruning_plots import LayerBar
 from utils.report.run_dir import RunDirectory
+from utils.report.tables import csv_table
 
 
 def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -68,19 +67,17 @@ def channel_table(plan: Plan, bars: Sequence[LayerBar], gammas: Gammas) -> str:
 
     `new_block` is empty for what goes, `unit` is the shortcut of the residual unit with which it goes.
     """
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["block", "new_block", "line", "before", "after", "candidate", "chain", "unit", "mean_gamma"])
     network = plan.graph.network
     number = numbers(network, plan.removal)
     unit_of = {block: unit.shortcut for unit in plan.removal.units for block in unit.blocks}
+    rows = []
     for bar in bars:
         i = bar.block
         mean = f"{np.abs(gammas[i]).mean():.6g}" if i in gammas else ""
-        chain = "" if bar.chain is None else bar.chain
-        table.writerow([i, number.get(i, ""), network.blocks[i].line, bar.before, bar.after, int(bar.candidate),
-                        chain, unit_of.get(i, ""), mean])  # fmt: skip
-    return out.getvalue()
+        rows.append([i, number.get(i), network.blocks[i].line, bar.before, bar.after, int(bar.candidate), bar.chain,
+                     unit_of.get(i), mean])  # fmt: skip
+    titles = "block new_block line before after candidate chain unit mean_gamma"
+    return csv_table(titles.split(), rows)
 
 
 def write_network(

@@ -6,8 +6,6 @@ has the budget; here every vector is stretched to it, so that budgets far from t
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +24,7 @@ from utils.pruning.shares import keep_shares
 from utils.pruning.surgery import compact_network
 from utils.pruning.target import Target
 from utils.report.cost import network_cost
+from utils.report.tables import csv_table
 
 LARGEST_SHARE = 0.9
 """Of a family's channels that may go."""
@@ -120,11 +119,10 @@ def _stretched(network: Callable[[NDArray], Candidate], vector: NDArray, bound: 
 
 def candidate_table(found: Sequence[Candidate], accuracies: Sequence[float]) -> str:
     """CSV, a row for each candidate in the order of the draws: AP50, costs, and each family's share by its blocks."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
     names = [" ".join(map(str, family)) for family in found[0].shares]
-    table.writerow(["candidate", "map50", "macs", "parameters", "draws", *names])
-    for number, (one, map50) in enumerate(zip(found, accuracies, strict=True), 1):
-        shares = (f"{share:.4f}" for share in one.shares.values())
-        table.writerow([number, f"{map50:.6g}", f"{one.macs:.6g}", f"{one.parameters:.6g}", one.draws, *shares])
-    return out.getvalue()
+    rows = [
+        (number, f"{map50:.6g}", f"{one.macs:.6g}", f"{one.parameters:.6g}", one.draws,
+         *(f"{share:.4f}" for share in one.shares.values()))
+        for number, (one, map50) in enumerate(zip(found, accuracies, strict=True), 1)
+    ]  # fmt: skip
+    return csv_table(["candidate", "map50", "macs", "parameters", "draws", *names], rows)

@@ -6,8 +6,6 @@ families of tied layers as one layer, and of the groups of `pruning_groups`.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +21,7 @@ from utils.pruning.removal import Keep, Removal
 from utils.pruning.shares import keep_shares
 from utils.pruning.surgery import compact_network
 from utils.report.cost import network_cost
+from utils.report.tables import csv_table
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of the channels of a layer or group, the weakest first."""
@@ -111,16 +110,13 @@ def measure_part(graph: ChannelGraph, part: Part, drop: Callable[[str, Removal],
 
 def curve_table(curves: Sequence[Curve], map50: float) -> str:
     """CSV, a row for each share of each part; `map50` of the network before is in the first row."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
     titles = "kind number name layers channels share removed map50 drop parameters macs"
-    table.writerow(titles.split())
-    table.writerow(["network", "", "", "", "", 0, 0, f"{map50:.6g}", 0, 1, 1])
+    rows = [["network", "", "", "", "", 0, 0, f"{map50:.6g}", 0, 1, 1]]
     for curve in curves:
         part = curve.part
         about = [part.kind, part.number, part.name, " ".join(map(str, part.layers)), part.channels]
         columns = zip(SHARES, curve.removed, curve.drops, curve.parameters, curve.macs, strict=True)
         for share, removed, drop, parameters, macs in columns:
             left = [f"{map50 - drop / 100:.6g}", f"{drop:.6g}", f"{parameters:.6g}", f"{macs:.6g}"]
-            table.writerow([*about, share, removed, *left])
-    return out.getvalue()
+            rows.append([*about, share, removed, *left])
+    return csv_table(titles.split(), rows)

@@ -1,7 +1,9 @@
-"""Tables of results as aligned text or Markdown, from the same rows."""
+"""Tables of results as aligned text, Markdown or CSV, from the same rows."""
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,13 @@ def markdown_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell
     widths = [max(3, *map(_width, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)])
     return "\n".join("| " + " | ".join(map(_pad, line, widths, numeric)) + " |" for line in lines)
+
+
+def csv_table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """CSV with a line of titles; cells as they are, None is an empty one."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([titles, *rows])
+    return out.getvalue()
 
 
 def _columns(columns: Iterable[Column | str]) -> list[Column]:

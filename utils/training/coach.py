@@ -21,7 +21,7 @@ from utils.evaluation import evaluate
 from utils.graph import channel_graph
 from utils.pruning.constants import absorb
 from utils.pruning.ladder import make_ladder
-from utils.pruning.plan import gammas_of
+from utils.pruning.plan import arrays_of, gammas_of
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.sparsity import SparseSettings
 from utils.pruning.surgery import Arrays, compact
@@ -144,7 +144,7 @@ class Coach:
             model = trainer.state.kept
             with allowance.work():
                 self._before = copy.deepcopy(fuse(model))
-                self.start_quartile = self._quartile(gammas_of(model.network, _arrays(model)))
+                self.start_quartile = self._quartile(gammas_of(model.network, arrays_of(model)))
 
     def look(self, epoch: int, row: Mapping[str, float | None]) -> None:
         """Try what could go after an epoch, as soon as there is time for it; a watcher of the trainer."""
@@ -176,7 +176,7 @@ class Coach:
         if self._before is not None:
             self.start50, self._before = self._map50(self._before), None
         model = self.trainer.state.kept
-        arrays = _arrays(model)
+        arrays = arrays_of(model)
         gammas = gammas_of(model.network, arrays)
         map50 = self._map50(fuse(model))
         return Found(*self._share(arrays, gammas, map50), map50, self._quartile(gammas))
@@ -238,11 +238,6 @@ class Coach:
 
     def _quartile(self, gammas: Mapping[int, NDArray[np.floating]]) -> float:
         return float(np.quantile(np.abs(np.concatenate([gammas[i] for i in self.trainer.sparsity.layers])), 0.25))
-
-
-def _arrays(model: Darknet) -> dict[str, NDArray[np.floating]]:
-    """The tensors on the CPU, not copied where they are there."""
-    return {name: value.cpu().numpy() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
 def make_coach(trainer: Trainer, settings: SparseSettings) -> Coach | None:

@@ -8,9 +8,7 @@ of trials before it, so an interrupted search chooses what it would have chosen 
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import numpy as np
 from utils.cli import log
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
 from utils.report.run_dir import RunDirectory, read_results
+from utils.report.tables import csv_table
 from utils.training.resumed import STUDY
 from utils.training.settings import Hyperparameters, fitness, hyperparameters
 from utils.training.space import searched
@@ -254,15 +253,13 @@ def _watch(trial: Trial, folder: Path) -> Watch:
 def _table(done: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
     """Text of trials.csv; the fitness of a trial that was given up is that of its best epoch."""
     words = {state: word for word, state in STATES.items()}
-    stream = io.StringIO()
-    rows = csv.writer(stream, lineterminator="\n")
-    rows.writerow(["trial", "state", "fitness", "best_epoch", *keys])
+    rows = []
     for number, trial in enumerate(done, 1):
         value = trial.value if trial.state.name == "COMPLETE" else max(trial.intermediate_values.values(), default=None)
         figures = [value, trial.user_attrs.get("best_epoch"), *(trial.params[key] for key in keys)]
-        cells = ["" if figure is None else f"{figure:.6g}" for figure in figures]
-        rows.writerow([number, words[trial.state.name], *cells])
-    return stream.getvalue()
+        cells = (None if figure is None else f"{figure:.6g}" for figure in figures)
+        rows.append([number, words[trial.state.name], *cells])
+    return csv_table(["trial", "state", "fitness", "best_epoch", *keys], rows)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models import Darknet
 from utils.cli import log
@@ -14,6 +13,7 @@ from utils.errors import ResourceError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.advice import FREE_SHARE, advised_percent
 from utils.pruning.candidates import SETS
+from utils.pruning.plan import arrays_of, gammas_of
 from utils.pruning.policy import Gammas, channel_scores, choose
 from utils.pruning.sparsity import SparseSettings, outlook
 from utils.pruning.units import residual_units, unit_scores
@@ -62,7 +62,8 @@ class SparseRecord:
 
     def append(self, epoch: int, row: Mapping[str, float | None]) -> None:
         """Write the γ of the model that is kept; a watcher of the trainer."""
-        scores = channel_scores(self._graph, _gammas(self.trainer.state.kept), self.pressure.layers)
+        gammas = gammas_of(self._graph.network, arrays_of(self.trainer.state.kept))
+        scores = channel_scores(self._graph, gammas, self.pressure.layers)
         try:
             self._log.append(epoch, scores)
         except (OSError, ResourceError) as failure:  # a table is not worth a training
@@ -77,7 +78,7 @@ class SparseRecord:
         settings, epochs = self.pressure.settings, self.pressure.schedule.epochs
         turn = settings.schedule.turn
         self._log.draw(turn * epochs if turn < 1 else None)
-        gammas = _gammas(model)
+        gammas = gammas_of(self._graph.network, arrays_of(model))
         every = np.concatenate(list(channel_scores(self._graph, gammas, self.pressure.layers).values()))
         shares = ", ".join(f"{(every < limit).mean():.0%} below {limit:g}" for limit in BELOW)
         log(f"|γ| of {len(every)} channels: {shares}")
@@ -85,13 +86,6 @@ class SparseRecord:
         words = [SCRIPTS[settings.prune], "--weights", str(self.run.weights / "best.pt"),
                  "--data", str(self.trainer.source.args["data"]), *(["--all-convs"] * settings.all_convs)]  # fmt: skip
         log(f"prune: python {shlex.join([*words, *amount])}" if amount else NOTHING)
-
-
-def _gammas(model: Darknet) -> dict[int, NDArray[np.floating]]:
-    """γ of every batch normalisation, by block number."""
-    blocks = enumerate(model.network.blocks)
-    normalised = [i for i, block in blocks if getattr(block, "batch_normalize", False)]
-    return {i: model.layers[i].bn.weight.detach().cpu().numpy() for i in normalised}
 
 
 def _amount(graph: ChannelGraph, gammas: Gammas, settings: SparseSettings) -> list[str]:
