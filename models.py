@@ -7,18 +7,22 @@ rows = decode(model(images).heads, network.yolos, (416, 416))
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Network, Shape, Yolo
+from utils.darknet.blocks import Block, Network, Shape, Yolo
 from utils.darknet.shapes import trace
-from utils.layers import ConvBlock, as_convolutional, build_layer
+from utils.layers import Computing, ConvBlock, as_convolutional, build_layer
 
+_SPECIAL = re.compile(r"(^|\.)(bn|quantize_\w+)\.")
+"""Tensors that folding takes in, or that belong to a quantizer."""
 OBJECT_PRIOR = 0.01
 """Probability of an object that a new head predicts everywhere (Lin et al., arXiv:1708.02002, section 4.1)."""
 
@@ -50,6 +54,8 @@ class Darknet(nn.Module):
             build_layer(block, image if reads[0] < 0 else shapes[reads[0]])
             for block, reads in zip(network.blocks, inputs, strict=True)
         )
+        self.quantize_image: nn.Module | None = None
+        """Slot of a quantized network: maps pictures to the values they may take."""
         self._inputs = inputs
         self._last_reader = {source: i for i, reads in enumerate(inputs) for source in reads}
         if initialize:
@@ -67,7 +73,7 @@ class Darknet(nn.Module):
             images: [B, C, H, W], 0…1.
             features: numbers of the blocks whose outputs are wanted beside the heads.
         """
-        alive: dict[int, Tensor] = {-1: images}
+        alive: dict[int, Tensor] = {-1: images if self.quantize_image is None else self.quantize_image(images)}
         heads, wanted = [], {}
         for i, layer in enumerate(self.layers):
             x = layer(*(alive[source] for source in self._inputs[i]))
@@ -128,17 +134,24 @@ def fuse(model: Darknet) -> Darknet:
 
         W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε)
 
+    A quantized model has the same values; its weights are rounded for good, its outputs by the same modules.
+
     Returns:
         A new model on the blocks without batch_normalize, in evaluation mode; `model` is left as it is.
     """
-    state = {key: value.detach() for key, value in model.state_dict().items() if ".bn." not in key}
+    state = {key: value.detach() for key, value in model.state_dict().items() if not _SPECIAL.search(key)}
     blocks = []
     for i, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
-        if isinstance(block, Convolutional | Depthwise) and block.batch_normalize:
-            gain = layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)
-            state[f"layers.{i}.conv.weight"] = (layer.conv.weight * gain.view(-1, 1, 1, 1)).detach()
-            state[f"layers.{i}.conv.bias"] = (layer.bn.bias - layer.bn.running_mean * gain).detach()
+        if isinstance(layer, ConvBlock) and layer.bn is not None:
+            state[f"layers.{i}.conv.weight"], state[f"layers.{i}.conv.bias"] = layer.fused()
             convolution = as_convolutional(block, layer.conv.in_channels)
             block = dataclasses.replace(convolution, batch_normalize=False, bias=True)
+        elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
+            state[f"layers.{i}.conv.weight"] = layer.quantize_weight(layer.conv.weight).detach()
         blocks.append(block)
-    return load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state).eval().requires_grad_(False)
+    fused = load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state)
+    fused.quantize_image = copy.deepcopy(model.quantize_image)
+    for layer, own in zip(model.layers, fused.layers, strict=True):
+        if isinstance(layer, Computing):
+            own.quantize_output = copy.deepcopy(layer.quantize_output)
+    return fused.eval().requires_grad_(False)

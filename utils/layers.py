@@ -30,6 +30,7 @@ from utils.darknet.blocks import (
     Yolo,
 )
 
+Fold = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d | None, nn.Module | None], Tensor]
 BN_MOMENTUM = 0.03
 """Share of a batch in the running statistics. Darknet's GPU code uses 0.01, its CPU code 0.1."""
 LEAKY_SLOPE = 0.1
@@ -47,8 +48,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class ConvBlock(nn.Module):
+class Computing(nn.Module):
+    """A layer that computes new values, which a quantized network rounds.
+
+    `quantize_output` is a slot: None, or a module that maps an output to the values it may take.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize_output: nn.Module | None = None
+
+    def put_out(self, x: Tensor) -> Tensor:
+        """The output as it is handed on."""
+        return x if self.quantize_output is None else self.quantize_output(x)
+
+
+class ConvBlock(Computing):
     """Convolution, batch normalisation (or a bias) and activation.
+
+    A quantized network has `quantize_weight` in its slot, which maps a weight to the values it may take, and perhaps
+    `fold`, which takes the place of convolution and batch normalisation: (input, convolution, batch normalisation,
+    quantize_weight) to output.
 
     Args:
         block: `[convolutional]`, or `[depthwise]`, which is a convolution of one filter a channel.
@@ -70,11 +90,42 @@ class ConvBlock(nn.Module):
         )
         self.bn = nn.BatchNorm2d(block.filters, BN_EPSILON, BN_MOMENTUM) if block.batch_normalize else None
         self.activation = ACTIVATIONS[block.activation]()
+        self.quantize_weight: nn.Module | None = None
+        self.fold: Fold | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, filters, H', W']."""
-        x = self.conv(x)
-        return self.activation(x if self.bn is None else self.bn(x))
+        x = self._sums(x)
+        if self.quantize_output is None:
+            return self.activation(x)
+        return self.quantize_output(self.activation(self.quantize_output.before(x)))
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """What the activation function gets."""
+        if self.fold is not None:
+            return self.fold(x, self.conv, self.bn, self.quantize_weight)
+        if self.quantize_weight is None:
+            x = self.conv(x)
+        else:
+            x = self.conv._conv_forward(x, self.quantize_weight(self.conv.weight), self.conv.bias)
+        return x if self.bn is None else self.bn(x)
+
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does the same in evaluation mode, for a layer with bn.
+
+        W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε); a weight that is rounded is rounded before, or behind the
+        folding if that is what `fold` does.
+        """
+        gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+        scaled = gain.view(-1, 1, 1, 1)
+        weight = self.conv.weight
+        if self.quantize_weight is None:
+            weight = weight * scaled
+        elif self.fold is None:
+            weight = self.quantize_weight(weight) * scaled
+        else:
+            weight = self.quantize_weight(weight * scaled)
+        return weight.detach(), (self.bn.bias - self.bn.running_mean * gain).detach()
 
 
 def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolutional:
@@ -95,7 +146,7 @@ def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolu
     )
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(Computing):
     """Channel attention (Hu et al., arXiv:1709.01507) with a hard sigmoid and no biases, as the old suites have it."""
 
     def __init__(self, block: Se, channels: int) -> None:
@@ -106,7 +157,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
         scale = F.hardsigmoid(self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))))
-        return x * scale[:, :, None, None]
+        return self.put_out(x * scale[:, :, None, None])
 
 
 class MaxPool(nn.Module):
@@ -126,7 +177,7 @@ class MaxPool(nn.Module):
         return F.max_pool2d(x, self.size, self.stride)
 
 
-class GlobalAveragePool(nn.Module):
+class GlobalAveragePool(Computing):
     """Mean over all cells."""
 
     def __init__(self, block: Avgpool, channels: int) -> None:
@@ -134,7 +185,7 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 1, 1]."""
-        return x.mean(dim=(2, 3), keepdim=True)
+        return self.put_out(x.mean(dim=(2, 3), keepdim=True))
 
 
 class Upsampling(nn.Module):
@@ -149,7 +200,7 @@ class Upsampling(nn.Module):
         return F.interpolate(x, scale_factor=self.stride, mode="nearest")
 
 
-class Concatenation(nn.Module):
+class Concatenation(Computing):
     """`[route]`: the chosen channel group of every source, concatenated."""
 
     def __init__(self, block: Route, channels: int) -> None:
@@ -160,10 +211,10 @@ class Concatenation(nn.Module):
         """Each [B, C_i, H, W] to [B, Σ C_i / groups, H, W]."""
         if self.groups > 1:
             sources = tuple(source.chunk(self.groups, dim=1)[self.group] for source in sources)
-        return sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
+        return sources[0] if len(sources) == 1 else self.put_out(torch.cat(sources, dim=1))
 
 
-class Addition(nn.Module):
+class Addition(Computing):
     """`[shortcut]`: the (weighted) sum of its inputs over the channels they have in common with the first.
 
     Weighted sums follow AlexeyAB's `shortcut_multilayer_cpu`: relu normalisation divides the positive parts by their
@@ -186,7 +237,7 @@ class Addition(nn.Module):
         total = first if scales[0] is None else first * scales[0]
         for other, scale in zip(others, scales[1:], strict=True):
             total = _add_common(total, other, scale)
-        return self.activation(total)
+        return self.put_out(self.activation(total))
 
     def _scales(self) -> Tensor:
         """Normalised weights, [inputs, C or 1, 1, 1]."""
@@ -208,7 +259,7 @@ def _add_common(total: Tensor, other: Tensor, scale: Tensor | None) -> Tensor:
     return torch.cat((total[:, :common] + other, total[:, common:]), dim=1)
 
 
-class Product(nn.Module):
+class Product(Computing):
     """`[scale_channels]` and `[sam]`: the source times the previous block, which is [B, C, 1, 1] or of equal shape."""
 
     def __init__(self, block: ScaleChannels | Sam, channels: int) -> None:
@@ -217,7 +268,7 @@ class Product(nn.Module):
 
     def forward(self, scale: Tensor, source: Tensor) -> Tensor:
         """[B, C, 1 or H, 1 or W] and [B, C, H, W] to [B, C, H, W]."""
-        return self.activation(source * scale)
+        return self.put_out(self.activation(source * scale))
 
 
 class SpaceToDepth(nn.Module):

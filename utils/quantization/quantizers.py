@@ -96,7 +96,7 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.rounding = grid, True
 
     def scale(self, weight: Tensor) -> Scale:
         """Scale of a weight: from its largest magnitude, of each output channel or of all."""
@@ -106,7 +106,10 @@ class WeightQuantizer(nn.Module):
         return scale_of(flat.amin(dim=-1), flat.amax(dim=-1), self.grid)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight on its grid."""
+        """The weight on its grid, or as it is while not `rounding`."""
+        return self._rounded(weight) if self.rounding else weight
+
+    def _rounded(self, weight: Tensor) -> Tensor:
         return fake_quantize(weight, self.scale(weight), self.grid)
 
 
@@ -131,8 +134,7 @@ class DorefaQuantizer(WeightQuantizer):
             unit = unit * weight.detach().abs().amax()
         return Scale(torch.where(unit > 0, unit, torch.ones_like(unit)), unit.new_zeros((), dtype=torch.int32))
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight on its grid."""
+    def _rounded(self, weight: Tensor) -> Tensor:
         squeezed = torch.tanh(weight)
         squeezed = squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
         if self.published:
@@ -151,11 +153,17 @@ class ActivationQuantizer(nn.Module):
 
     The bounds follow the batches' smallest and largest values while `observing`, and never otherwise: an evaluation
     changes nothing.
+
+    Args:
+        grid: the codes.
+        momentum: share of a batch in the bounds.
+        twice: round what an activation function gets, with the same codes, and not only what it gives; the bounds are
+            then those of what it gets. Integer kernels work so where the function is one of its own.
     """
 
-    def __init__(self, grid: Grid, momentum: float = 0.05) -> None:
+    def __init__(self, grid: Grid, momentum: float = 0.05, twice: bool = False) -> None:
         super().__init__()
-        self.grid, self.momentum = grid, momentum
+        self.grid, self.momentum, self.twice = grid, momentum, twice
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -165,10 +173,20 @@ class ActivationQuantizer(nn.Module):
         """Scale and zero point of the bounds."""
         return scale_of(self.low, self.high, self.grid)
 
+    def before(self, x: Tensor) -> Tensor:
+        """What an activation function gets: x, or x̂ if that is rounded, too."""
+        return self._seen(x) if self.twice else x
+
     def forward(self, x: Tensor) -> Tensor:
         """x, or x̂ while `rounding`."""
+        return self._rounded(x) if self.twice else self._seen(x)
+
+    def _seen(self, x: Tensor) -> Tensor:
         if self.observing and self.training:
             self.observe(x.detach())
+        return self._rounded(x)
+
+    def _rounded(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.scale(), self.grid) if self.rounding else x
 
     @torch.no_grad()

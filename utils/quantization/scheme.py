@@ -1,0 +1,120 @@
+"""What can be chosen about quantization, as values; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from utils.darknet.blocks import Convolutional, Depthwise, Network
+from utils.errors import InputError
+from utils.quantization.grid import LEAST_BITS, MOST_BITS, Grid
+
+RELUS = ("linear", "relu", "relu6")
+"""Activations that integer kernels take into the convolution."""
+SHIFTABLE = ("linear", "relu", "relu6", "leaky")
+"""Activations that an FPGA computes with shifts and additions; the slope of leaky is 13/128 there."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime, and what its integer kernels want."""
+
+    what: str
+    weight_bits: int
+    activations: Grid
+    """With `bits` to be replaced."""
+    rounds_before: bool
+    """An activation function that does not melt into the convolution is a kernel of its own, between two roundings."""
+    weights_per_channel: bool = True
+    power_of_two: bool = False
+
+
+UNSIGNED = Grid(8, signed=False, symmetric=False)
+SIGNED = Grid(8)
+TARGETS = {
+    "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, UNSIGNED, True),
+    "cpu-vnni": Target("x86 with VNNI", 8, UNSIGNED, True),
+    "arm": Target("ARM; symmetric activations", 8, SIGNED, True),
+    "tensorrt": Target("TensorRT; symmetric activations", 8, SIGNED, False),
+    "fpga": Target("shifts in place of scales", 8, Grid(8, power_of_two=True), False, False, True),
+}
+"""--target."""
+SCHEMES: Mapping[int, str] = {1: "google", 2: "dorefa"}
+"""--quantized."""
+
+
+@dataclass(frozen=True)
+class QuantSettings:
+    """How a network is quantized; it is stored with the network."""
+
+    scheme: Literal["google", "dorefa"] = "google"
+    target: str = "cpu"
+    weight_bits: int = 7
+    activation_bits: int = 8
+    fold: bool = False
+    """Batch normalisation is folded before weights are rounded."""
+    published: bool = False
+    """DoReFa's own grid, which has no 0 and cannot be exported."""
+    half_even: bool = True
+    heads: Literal["float", "8"] = "8"
+    """Weights and outputs of the detection convolutions."""
+    first: Literal["float", "8", "all"] = "8"
+    """The first convolution: float, at least 8 bits, or as all others."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            if not LEAST_BITS <= getattr(self, name) <= MOST_BITS:
+                raise ValueError(f"{name} {getattr(self, name)}: allowed is {LEAST_BITS} <= bits <= {MOST_BITS}")
+
+    @property
+    def kernels(self) -> Target:
+        """What the target wants."""
+        return TARGETS[self.target]
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; `QuantSettings(**document)` is the same again."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How one convolution is rounded; None: not at all."""
+
+    weights: Grid | None
+    output: Grid | None
+    before: bool
+    """Also before the activation function."""
+
+
+def place(network: Network, index: int, settings: QuantSettings) -> Place:
+    """The grids of the convolution that is a block of the network.
+
+    Raises:
+        InputError: its activation cannot be computed on the target.
+    """
+    block, kernels = network.blocks[index], settings.kernels
+    assert isinstance(block, Convolutional | Depthwise)
+    if settings.target == "fpga" and block.activation not in SHIFTABLE:
+        raise InputError(
+            f"{network.where(index)}: {block.activation} has no form in shifts; --target fpga takes "
+            f"{', '.join(SHIFTABLE)}; take a cfg with leaky, such as cfg/yolov4-leaky.cfg, and train it"
+        )
+    head, first = index + 1 in network.heads, index == 0
+    policy = settings.heads if head else settings.first if first else "all"
+    if policy == "float":
+        return Place(None, None, False)
+    weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
+    if policy == "8":
+        weight_bits, activation_bits = max(kernels.weight_bits, weight_bits), max(8, activation_bits)
+    weights = Grid(weight_bits, per_channel=kernels.weights_per_channel, power_of_two=kernels.power_of_two,
+                   half_even=settings.half_even)  # fmt: skip
+    return Place(weights, activations(settings, activation_bits), kernels.rounds_before and
+                 block.activation not in RELUS)  # fmt: skip
+
+
+def activations(settings: QuantSettings, bits: int | None = None) -> Grid:
+    """The grid of an activation that is no convolution's, or of one with other `bits`."""
+    like = settings.kernels.activations
+    return Grid(bits or settings.activation_bits, like.signed, like.symmetric, False, like.power_of_two,
+                settings.half_even)  # fmt: skip
