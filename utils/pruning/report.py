@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from utils.data.draw import GAP, draw_grid
 from utils.data.images import write_image
 from utils.pruning.advice import FREE_SHARE
+from utils.pruning.alignment import words
 from utils.pruning.measure import Comparison
 from utils.pruning.plan import Plan
 from utils.pruning.policy import Gammas
@@ -109,8 +110,11 @@ def remarks(document: Document) -> Iterator[str]:
     if (latency := document["latency"]) is not None:
         yield (
             f"ms: forward pass of one picture, {latency['height']} × {latency['width']}, batch normalisation folded, "
-            f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}"
+            f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}; "
+            + efficiency(document)
         )
+    if (alignment := document["alignment"]) is not None:
+        yield words(alignment)
     proof = document["certificate"]
     yield (
         f"certificate: compact = silenced to {proof['compact_vs_silenced']:.0e}, = keep-size to "
@@ -123,6 +127,13 @@ def remarks(document: Document) -> Iterator[str]:
     else:
         yield from advice(document["percent"], document["advised_percent"])
     yield f"next: {next_command(document)}"
+
+
+def efficiency(document: Document) -> str:
+    """How much of the time went with the multiply-adds."""
+    before, after = document["before"], document["after"]
+    faster, less = (before[key] / after[key] for key in ("ms", "macs"))
+    return f"efficiency {document['efficiency']:.2f}: time ÷ {faster:.2f}, multiply-adds ÷ {less:.2f}"
 
 
 def target_remark(document: Document) -> Iterator[str]:

@@ -40,6 +40,8 @@ class PruneRequest:
     """Every flag and its value, for args.yaml."""
     target: Target | None = None
     """What decides how much goes; None: the amount says it."""
+    align: bool = False
+    """Take the multiple of widths from a latency table, and not from `channels`."""
     sensitivity: bool = False
     """Measure what every layer and group is worth, and write no network."""
     group_auto: bool = False

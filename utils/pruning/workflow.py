@@ -13,9 +13,10 @@ from utils.darknet.shapes import max_stride
 from utils.device import select_device
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import record, report
+from utils.pruning.alignment import TorchTimer, align, words
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
-from utils.pruning.measure import Comparison, compare, make_bench, training_batches
+from utils.pruning.measure import Clock, Comparison, compare, make_bench, training_batches
 from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, make_plan, searched_plan
 from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
@@ -50,18 +51,19 @@ def prune(asked: PruneRequest) -> None:
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = {name: value.numpy() for name, value in loaded.model.state_dict().items() if "num_batches" not in name}
     graph, gammas = channel_graph(network), gammas_of(network, arrays)
+    asked, alignment = aligned(asked, graph, size, device)
     trials = Trials(asked, graph, arrays, size, device)
     if asked.sensitivity:
         survey(trials, gammas)
         return
     asked, target, tables, chosen = settle(trials, gammas)
     if asked.dry_run:
-        document = preview(asked, graph, gammas, size) | {"target": target}
+        document = preview(asked, graph, gammas, size) | {"target": target, "alignment": alignment}
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
     plan = (make_plan(graph, gammas, asked.channels, asked.amounts[0]) if chosen is None
             else searched_plan(graph, gammas, asked.channels, chosen))  # fmt: skip
-    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target}
+    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target, "alignment": alignment}
     document["before"] = figures(network, size)
     document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
     written, comparison, found = carry_out(asked, plan, arrays, size, device)
@@ -75,6 +77,20 @@ def prune(asked: PruneRequest) -> None:
         run.write_text(name, text)
     record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
+
+
+def aligned(
+    asked: PruneRequest, graph: ChannelGraph, size: Size, device: torch.device
+) -> tuple[PruneRequest, dict[str, Any] | None]:
+    """A request whose widths are multiples of a number, and the part of the document that says how it was chosen."""
+    if not asked.align:
+        return asked, None
+    found = align(graph, asked.channels, size, TorchTimer(device))
+    document = found.document(Clock(device, size).runtime())
+    log(words(document))
+    channels = dataclasses.replace(asked.channels, multiple_of=found.multiple_of)
+    flags = {**asked.flags, "multiple_of_chosen": found.multiple_of}
+    return dataclasses.replace(asked, channels=channels, flags=flags), document
 
 
 def preview(asked: PruneRequest, graph: ChannelGraph, gammas: Gammas, size: Size) -> dict[str, Any]:
@@ -142,16 +158,22 @@ def write(
 
 
 def measured(document: dict[str, Any], comparison: Comparison | None, size: Size) -> dict[str, Any]:
-    """The document with accuracies and times, or with None where nothing was measured."""
+    """The document with accuracies and times, or with None where nothing was measured.
+
+    `efficiency` is the gain in time over the gain in multiply-adds: 1 where all that go save their time.
+    """
     if comparison is None:
-        return document | {"silenced": None, "absorbed": None, "latency": None}
+        return document | {"silenced": None, "absorbed": None, "latency": None, "efficiency": None}
     latency = {name: dataclasses.asdict(times) for name, times in comparison.latency.items()}
     found = {name: accuracy._asdict() for name, accuracy in comparison.accuracy.items()}
     sides = {"height": size[0], "width": size[1], "runtime": comparison.runtime}
+    faster = latency["original"]["median"] / latency["compact"]["median"]
+    less = document["before"]["macs"] / document["after"]["macs"]
     return document | {
         "before": document["before"] | found["original"] | {"ms": latency["original"]["median"]},
         "after": document["after"] | found["compact"] | {"ms": latency["compact"]["median"]},
         "silenced": found["silenced"],
         "absorbed": found.get("absorbed"),
         "latency": latency | sides,
+        "efficiency": faster / less,
     }
