@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -113,14 +113,23 @@ def _logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def load_arrays(network: Network, arrays: Mapping[str, Tensor]) -> Darknet:
+def load_arrays(
+    network: Network, arrays: Mapping[str, Tensor], prepare: Callable[[Darknet], object] | None = None
+) -> Darknet:
     """A model over tensors that already exist (a state dict, or the memory map of a .weights file), without copying.
+
+    Args:
+        network: what the model is built from.
+        arrays: its tensors by their keys in the state dict.
+        prepare: called with the model before its tensors are set, e.g. to fill the slots of a quantized one.
 
     Raises:
         RuntimeError: keys or shapes differ from the network's.
     """
     with torch.device("meta"):
         model = Darknet(network, initialize=False)
+        if prepare is not None:
+            prepare(model)
     state = dict(arrays)
     for key, value in model.state_dict().items():
         if key.endswith("num_batches_tracked"):

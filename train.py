@@ -43,6 +43,7 @@ from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
 from utils.training.distil_flags import add_distil_flags, distillation
 from utils.training.evolve import run_search, search_summary
+from utils.training.quant_flags import add_quant_flags, quant_plan
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
 from utils.training.search import require_optuna
 from utils.training.settings import Hyperparameters, TrainSettings, hyperparameters, load_hyperparameters
@@ -56,7 +57,7 @@ TRIALS = 30
 
 def _parser() -> Parser:
     parser = Parser(__doc__, EXAMPLE)
-    for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, add_distil_flags):
+    for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, add_distil_flags, add_quant_flags):
         add(parser)
     for add in (_add_picture_flags, _add_run_flags):
         add(parser)
@@ -288,6 +289,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         memory_format=args.memory_format,
         evaluator=args.evaluator,
         sparse=sparse_settings(args),
+        quant=quant_plan(args, network),
     )
 
 

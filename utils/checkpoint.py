@@ -24,9 +24,11 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
-from utils.errors import WeightsError
+from utils.errors import InputError, WeightsError
 from utils.files import atomic_path
 from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, same_network, with_anchors_of
+from utils.quantization.attach import Phase, quantize, set_phase
+from utils.quantization.scheme import QuantSettings
 
 FORMAT = 1
 
@@ -69,9 +71,24 @@ def load_model(files: ModelFiles) -> LoadedModel:
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     check_state(state, network, files.weights)
     ancestors = tuple(checkpoint.get("lineage", ()))
-    return LoadedModel(
-        load_arrays(network, state), tuple(checkpoint["names"]), files.weights, ancestors, notes, checkpoint.get("kept")
-    )
+    model = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
+    return LoadedModel(model, tuple(checkpoint["names"]), files.weights, ancestors, notes, checkpoint.get("kept"))
+
+
+def _with_slots(
+    network: Network, state: Mapping[str, Tensor], quantization: Mapping[str, Any] | None, path: Path
+) -> Darknet:
+    """The model; a quantized one with its quantizers, which round."""
+    if quantization is None:
+        return load_arrays(network, state)
+    try:
+        settings = QuantSettings(**quantization)
+        model = load_arrays(network, state, lambda model: quantize(model, settings))
+    except (TypeError, ValueError, KeyError, RuntimeError, InputError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise WeightsError(f"{path}: is quantized in a way that is not understood ({reason})") from None
+    set_phase(model, Phase.FROZEN)
+    return model
 
 
 def stored_network(path: Path) -> Network:

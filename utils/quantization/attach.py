@@ -59,7 +59,7 @@ def _passes(block: object) -> bool:
 def _weight_quantizer(grid: Grid, settings: QuantSettings) -> nn.Module:
     if settings.scheme == "dorefa":
         whole = Grid(grid.bits, power_of_two=grid.power_of_two, half_even=grid.half_even)
-        return DorefaQuantizer(whole, settings.published, restore=settings.fold)
+        return DorefaQuantizer(whole, settings.published)
     return WeightQuantizer(grid)
 
 

@@ -113,6 +113,17 @@ def place(network: Network, index: int, settings: QuantSettings) -> Place:
                  block.activation not in RELUS)  # fmt: skip
 
 
+def check(network: Network, settings: QuantSettings) -> None:
+    """Refuse a network that the target cannot compute.
+
+    Raises:
+        InputError: names the block.
+    """
+    for index, block in enumerate(network.blocks):
+        if isinstance(block, Convolutional | Depthwise):
+            place(network, index, settings)
+
+
 def activations(settings: QuantSettings, bits: int | None = None) -> Grid:
     """The grid of an activation that is no convolution's, or of one with other `bits`."""
     like = settings.kernels.activations

@@ -13,10 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -29,9 +26,11 @@ from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.evaluation import evaluate, network_input
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
+from utils.training.multiscale import rescaled
 from utils.training.objective import Objective
 from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
 from utils.training.probe import FORMATS
+from utils.training.rounding import Rounding
 from utils.training.settings import Hyperparameters, TrainSettings, fitness
 from utils.training.sparse import sparsity
 from utils.training.state import Progress, Source, State
@@ -41,8 +40,6 @@ from utils.training.team import Team
 SCORES = ("precision", "recall", "f1", "map50", "map50_95")
 COLUMNS = (*SCORES, "lr", "seconds", "loading", "test_seconds")
 """Columns of results.csv after the epoch and the losses; `loading` is the share of `seconds` spent waiting for data."""
-SIZE_PERIOD = 10
-"""Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 MOST_SKIPPED = 20
 """Steps in a row that a gradient scaler may skip for infinite gradients before the run ends."""
 
@@ -94,6 +91,8 @@ class Trainer:
             adapters,
         )
         self.sparsity = None if settings.sparse is None else sparsity(model, settings.sparse, self.schedule)
+        models = [model] if average is None else [model, average.model]
+        self.rounding = settings.quant and Rounding(models, settings.quant, self.schedule.steps)
         self.results = Results(run.file("results.csv"), (*self.objective.columns.values(), *COLUMNS))
         self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
         """Called in the first process with the number and the row of each epoch, before it is saved."""
@@ -166,8 +165,12 @@ class Trainer:
         """Gradient of one batch, and the step if it closes one; the loss terms."""
         done = self.progress
         torch.manual_seed((self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position)
-        images = self._resize(network_input(batch.images, self.team.device), position)
+        images = network_input(batch.images, self.team.device)
+        if self.settings.sizes is not None:
+            images = rescaled(images, self.settings, max_stride(self.model.network), done.epoch, position)
         closes = self._closes_step(position)
+        if self.rounding is not None:
+            self.rounding.begin(done.step)
         with self.objective.unsynchronised(alone=not closes):
             terms = self.objective(images, batch.targets.to(self.team.device))
             values = {name: float(value.detach()) for name, value in terms.items()}
@@ -207,18 +210,6 @@ class Trainer:
             self.state.average.update()
             if self.sparsity is not None:
                 self.sparsity.keep_zeros(self.state.average.model)
-
-    def _resize(self, images: Tensor, position: int) -> Tensor:
-        """The batch at the size that a multi-scale run drew for this stretch of batches."""
-        if self.settings.sizes is None:
-            return images
-        low, high = self.settings.sizes
-        stride = max_stride(self.model.network)
-        rng = np.random.default_rng([self.settings.seed, self.progress.epoch, position // SIZE_PERIOD])
-        side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
-        longest = max(images.shape[2:])
-        size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
     def _check(self, terms: Mapping[str, float], position: int, batch: Any) -> None:
         """Stop all processes before a step that would spoil the weights."""
@@ -298,7 +289,8 @@ class Trainer:
             line += f"  P {metrics.precision:.3f}  R {metrics.recall:.3f}  AP50 {metrics.map50:.4f}"
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics.map50, metrics.map50_95)
-            if value > done.best_fitness or not self.settings.save or self.sparsity is not None:
+            counts = self.rounding is None or self.rounding.complete
+            if counts and (value > done.best_fitness or not self.settings.save or self.sparsity is not None):
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
             done.best_epoch = done.epoch

@@ -20,6 +20,7 @@ from utils.detection.settings import LossSettings
 from utils.errors import InputError
 from utils.files import read_text
 from utils.pruning.sparsity import SparseSettings
+from utils.quantization.scheme import QuantSettings
 
 LARGEST_HYP = 1 << 20
 
@@ -66,6 +67,17 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class QuantPlan:
+    """Quantization in a training."""
+
+    settings: QuantSettings
+    delay: float = 0.1
+    """Share of the steps in which bounds of activations are found before these are rounded."""
+    freeze: float = 0.5
+    """Share of the steps after which bounds and folded statistics stay."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """What a run is asked to do, beside the hyper-parameters."""
 
@@ -98,6 +110,8 @@ class TrainSettings:
     """A key of `probe.FORMATS`; "auto": the one that is found to be faster."""
     sparse: SparseSettings | None = None
     """Press on γ; the last epoch, the sparsest, is then the one that is kept."""
+    quant: QuantPlan | None = None
+    """Train with rounded weights and activations."""
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,9 @@ def _block(key: str) -> int:
 
 
 def _copy(model: Darknet, state: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into a model; what the state does not have stays."""
+    """Copy tensors into a model; what the state does not have stays, and quantizers of another model are left out."""
     own = model.state_dict()
     with torch.no_grad():
         for key, value in state.items():
-            own[key].copy_(value)
+            if "quantize_" not in key:
+                own[key].copy_(value)

@@ -50,6 +50,8 @@ class Source(NamedTuple):
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), `format`."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
+    quantization: Mapping[str, Any] | None = None
+    """Of a quantized network: `QuantSettings.document`."""
 
 
 @dataclass
@@ -128,6 +130,7 @@ class State:
             "plan": dict(source.plan),
             "progress": asdict(self.progress),
             "kept": source.kept,
+            "quantization": source.quantization,
         }
 
 

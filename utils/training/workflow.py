@@ -30,6 +30,7 @@ from utils.data.store import CacheKind
 from utils.errors import InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
+from utils.quantization.attach import quantize
 from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, read_results
@@ -115,6 +116,8 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
     lineage, kept = start.lineage, start.kept
+    if plan.settings.quant is not None:
+        quantize(start.model, plan.settings.quant.settings)
     if plan.resume is None:
         log(start.note)
         batches["format"] = _memory_format(plan, start.model, team)
@@ -139,7 +142,8 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
     )
     run = _run_directory(plan, files, team)
     model = start.model.to(team.device, memory_format=FORMATS[settings.memory_format])
-    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept)
+    quant = plan.settings.quant and plan.settings.quant.settings.document()
+    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
     if trainer.sparsity is not None:
         batches["s"] = trainer.sparsity.settings.s
