@@ -14,7 +14,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 
 from utils import cli
 from utils.darknet import cfg as cfg_file
-from utils.darknet.data_file import load_data, load_names
 from utils.darknet.shapes import max_stride
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
-from utils.errors import DataError, InputError
+from utils.errors import InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
-from utils.model_files import ModelFiles, choose_model
 from utils.report.detection_files import DetectionFiles, FileKinds, check_fourcc
 from utils.report.detection_lines import DetectionReport
 from utils.report.run_dir import RunDirectory
+from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
+from utils.runtime.names import Names, check_names, named_classes
 
 if TYPE_CHECKING:
     from utils.darknet.blocks import Network
@@ -49,7 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, EXAMPLE)
     _add_input_flags(parser)
     _add_detection_flags(parser)
-    add_device_flags(parser.add_argument_group("machine"))
+    group = parser.add_argument_group("machine")
+    add_runtime_flag(group)
+    add_device_flags(group)
     _add_result_flags(parser)
     args = parser.parse_args(argv)
     if args.output is not None and (args.project, args.name, args.exist_ok) != (PROJECT, "exp", False):
@@ -64,8 +66,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_input_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("model and source")
     add = group.add_argument
-    add_model_flags(group)
-    add("--data", metavar="FILE", help=".data or data.yaml, for the names of the classes (default: those in a .pt)")
+    add_model_flags(group, READABLE)
+    add(
+        "--data",
+        metavar="FILE",
+        help=".data or data.yaml, for the names of the classes (default: those in a .pt)",
+    )
     add("--names", metavar="FILE", help="names of the classes, one a line; wins over --data")
     add(
         "--source",
@@ -89,6 +95,7 @@ def _add_detection_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("detections")
     add = group.add_argument
     add_picture_flags(group)
+    parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
     add_threshold_flags(group, 0.3, 0.6)
     add("--classes", type=cli.non_negative_int, nargs="+", metavar="N", help="keep these classes only, by number")
     add("--agnostic-nms", action="store_true", help="boxes drop one another across classes")
@@ -134,9 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     limits = Limits(args.max_frames, args.max_seconds, args.stream_timeout)
     network = cfg_file.load(args.cfg) if args.cfg else None
     given = named_classes(args.names, args.data)
-    files = choose_model(network, args.weights, classes=given and len(given.names))
+    asked = {"augment": args.augment, "half": args.half, "device": args.device}
+    files = choose_runtime(network, args.weights, args.runtime, classes=given and len(given.names), **asked)
     if files.network is not None:
-        input_size(args.img_size, files.network)
+        files.check_size(input_size(args.img_size, files.network))
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
             check_classes(args.classes, given, files.network, files)
     source = find(args.source)
@@ -158,20 +166,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.say(report.summary())
 
 
-class Names(NamedTuple):
-    """Names of the classes and the file that has them."""
-
-    names: tuple[str, ...]
-    path: str
-
-
-def named_classes(names: str | None, data: str | None) -> Names | None:
-    """Names from the file of --names, else of --data, else None."""
-    if names is not None:
-        return Names(load_names(names), names)
-    return None if data is None else Names(load_data(data).names, data)
-
-
 def input_size(sides: Sequence[int] | None, network: Network) -> tuple[int, int]:
     """Height and width of the network input: --img_size, or the cfg's own.
 
@@ -181,16 +175,14 @@ def input_size(sides: Sequence[int] | None, network: Network) -> tuple[int, int]
     return cli.input_size(sides, max_stride(network), (network.net.height, network.net.width))
 
 
-def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Network, files: ModelFiles) -> None:
+def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Network, files: RuntimeFiles) -> None:
     """Compare the classes of the network with --classes and with the names.
 
     Raises:
         InputError: a class is wanted that the network does not have.
         DataError: there are more or fewer names than classes.
     """
-    if given is not None and len(given.names) != network.classes:
-        model = files.weights or network.path
-        raise DataError(f"{given.path}: {len(given.names)} names, but {model} has {network.classes} classes")
+    check_names(given, network, files.weights or network.path)
     for label in wanted or ():
         if label >= network.classes:
             raise InputError(f"--classes {label}: the network's classes are 0..{network.classes - 1}")
@@ -204,28 +196,25 @@ def check_display() -> None:
 
 
 def build_detector(
-    args: argparse.Namespace, files: ModelFiles, given: Names | None
+    args: argparse.Namespace, files: RuntimeFiles, given: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
     """The loaded network and the names of its classes: as given, or those in the .pt, or the numbers."""
-    import torch
-
-    from models import fuse
-    from utils.checkpoint import load_model
     from utils.detector import Detector
     from utils.device import select_device
+    from utils.runtime.load import load
 
-    device = select_device(args.device)
+    device = select_device(args.device if files.runtime == "torch" else "cpu")
     if args.half and device.type == "cpu":
         raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
-    loaded = load_model(files)
+    loaded = load(files, device)
     for note in loaded.notes:
         cli.log(note)
-    network = loaded.model.network
+    network = loaded.network
     check_classes(args.classes, given, network, files)
     detector = Detector(
-        fuse(loaded.model).to(device, memory_format=torch.channels_last),
+        loaded.model,
         input_size(args.img_size, network),
-        mode=args.mode,
+        mode=args.mode or files.mode or "letterbox",
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
         max_nms=args.max_nms,

@@ -32,7 +32,8 @@ from utils.flags import (
     add_threshold_flags,
     cache_choice,
 )
-from utils.model_files import ModelFiles, choose_model
+from utils.model_files import ModelFiles
+from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from utils.data.index import Index
     from utils.evaluation import Evaluation, ImageDetections
     from utils.report.run_dir import RunDirectory
+    from utils.runtime.load import ForeignModel
 
 EXAMPLE = "python test.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --verbose"
 BENCHMARK_SCALES = (0.75, 1.0, 1.25)
@@ -77,11 +79,12 @@ def _add_input_flags(parser: Parser) -> None:
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
-    add_model_flags(group)
+    add_model_flags(group, READABLE)
     add("--split", choices=("valid", "train"), default="valid", help="pictures of the data set (default: %(default)s)")
     add("--single-cls", action="store_true", help="all classes count as one, in labels and detections")
     add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
     add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
+    parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
     add_cache_flags(group)
 
 
@@ -102,6 +105,7 @@ def _add_measurement_flags(parser: Parser) -> None:
 def _add_machine_flags(parser: Parser) -> None:
     group = parser.add_argument_group("machine")
     add = group.add_argument
+    add_runtime_flag(group)
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
     add_device_flags(group)
     add("--threads", type=positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
@@ -133,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verbose or pictures.report.flaws():
         log(pictures.report.summary())
     bench = build_bench(args, data, files, pictures)
-    sizes = input_sizes(args.img_size, args.task, bench.network)
+    sizes = input_sizes(args.img_size, args.task, bench.network, files)
     settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))
     directory = start_run(args, data, bench) if args.save_json else None
     evaluations = [bench.measure(*setting, keep_detections=args.save_json) for setting in settings]
@@ -145,15 +149,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_result(document, evaluations, as_json=args.json, verbose=args.verbose)
 
 
-def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, ModelFiles]:
+def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
     """Read what describes the data and the network, and check that they go together as far as that can be told."""
     network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
-    files = choose_model(network, args.weights, classes=None if args.single_cls else data.classes)
+    asked = {"augment": args.augment, "half": args.half, "device": args.device}
+    classes = None if args.single_cls else data.classes
+    files = choose_runtime(network, args.weights, args.runtime, classes=classes, **asked)
     if getattr(data, args.split) is None:
         raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
     if files.network is not None:
-        input_sizes(args.img_size, args.task, files.network)
+        input_sizes(args.img_size, args.task, files.network, files)
         if not files.is_checkpoint:
             check_classes(files.network, files, data, single_class=args.single_cls)
     for note in files.notes:
@@ -161,16 +167,20 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, ModelFiles]:
     return data, files
 
 
-def input_sizes(sides: Sequence[int] | None, task: str, network: Network) -> tuple[Size, ...]:
+def input_sizes(
+    sides: Sequence[int] | None, task: str, network: Network, files: RuntimeFiles | None = None
+) -> tuple[Size, ...]:
     """Input sizes to measure at: one for the task test, one or more for benchmark.
 
     Raises:
-        InputError: a side is no multiple of the network's stride.
+        InputError: a side is no multiple of the network's stride, or the file takes another size.
         CfgError: the network cannot work on such an input.
     """
     stride, own = max_stride(network), (network.net.height, network.net.width)
     if task == "test":
         sizes = (input_size(sides, stride, own),)
+    elif files is not None and files.exported is not None and not sides:
+        sizes = (own,)
     elif sides:
         sizes = tuple(input_size((side,), stride, own) for side in sides)
     else:
@@ -180,6 +190,8 @@ def input_sizes(sides: Sequence[int] | None, task: str, network: Network) -> tup
         )
     for size in sizes:
         trace(network, *size)
+        if files is not None:
+            files.check_size(size)
     return tuple(dict.fromkeys(sizes))
 
 
@@ -198,8 +210,10 @@ class Bench:
 
     network: Network
     """As the cfg has it."""
-    model: Darknet
-    """The same with its batch normalisations folded, on `device`."""
+    model: Darknet | ForeignModel
+    """The same, as it runs: with its batch normalisations folded."""
+    runtime: str
+    """What runs it."""
     pictures: Index
     names: tuple[str, ...]
     device: torch.device
@@ -228,33 +242,33 @@ class Bench:
         return evaluate(self.model, loader, self.names, **options)
 
 
-def build_bench(args: argparse.Namespace, data: DataConfig, files: ModelFiles, pictures: Index) -> Bench:
+def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles, pictures: Index) -> Bench:
     """Import torch, choose the device and load the model."""
     import torch
 
-    from models import fuse
-    from utils.checkpoint import load_model
     from utils.device import select_device
     from utils.evaluation import ONE_CLASS
+    from utils.runtime.load import load
 
-    device = select_device(args.device)
+    device = select_device(args.device if files.runtime == "torch" else "cpu")
     if args.half and device.type == "cpu":
         raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
     if args.threads:
         torch.set_num_threads(args.threads)
-    loaded = load_model(files)
+    loaded = load(files, device)
     for note in loaded.notes:
         log(note)
-    check_classes(loaded.model.network, files, data, single_class=args.single_cls)
+    check_classes(loaded.network, files, data, single_class=args.single_cls)
     if loaded.names not in (None, data.names) and not args.single_cls:
         log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")
     return Bench(
-        network=loaded.model.network,
-        model=fuse(loaded.model).to(device, memory_format=torch.channels_last),
+        network=loaded.network,
+        model=loaded.model,
+        runtime=loaded.runtime,
         pictures=pictures,
         names=ONE_CLASS if args.single_cls else data.names,
         device=device,
-        mode=args.mode,
+        mode=args.mode or files.mode or "letterbox",
         batch_size=args.batch_size,
         cache=cache_choice(args),
         workers=(GPU_WORKERS if device.type == "cuda" else 0) if args.workers is None else args.workers,
@@ -305,8 +319,6 @@ def describe(
     evaluations: Sequence[Evaluation],
 ) -> dict[str, Any]:
     """The document of --json: one measurement, or the list of them."""
-    import torch
-
     from utils.report.accuracy import measurement_document
     from utils.report.cost import network_cost
 
@@ -314,11 +326,9 @@ def describe(
         measurement_document(found.metrics, found.times._asdict(), network_cost(bench.network, *size), size, iou_thres)
         for (size, iou_thres), found in zip(settings, evaluations, strict=True)
     ]
-    gpu = bench.device.type == "cuda"
-    where = torch.cuda.get_device_name(bench.device) if gpu else f"CPU, threads: {torch.get_num_threads()}"
     shared = {"weights": str(files.weights), "data": args.data, "split": args.split, "batch_size": args.batch_size}
     result = {"benchmark": measured} if args.task == "benchmark" else measured[0]
-    return {**shared, "runtime": f"PyTorch {torch.__version__}, {where}", **result}
+    return {**shared, "runtime": bench.runtime, **result}
 
 
 def print_result(document: dict[str, Any], evaluations: Sequence[Evaluation], *, as_json: bool, verbose: bool) -> None:

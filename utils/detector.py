@@ -18,13 +18,14 @@ from utils.errors import NumericsError
 from utils.evaluation import detect, detect_views, network_input
 from utils.flags import MAX_CANDIDATES
 from utils.report.detection_lines import Times
+from utils.runtime.load import ForeignModel
 
 
 @dataclass(frozen=True)
 class Detector:
     """A network and how it is asked."""
 
-    model: Darknet
+    model: Darknet | ForeignModel
     """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
     size: tuple[int, int]
     """Height and width of the network input."""
@@ -42,6 +43,11 @@ class Detector:
     max_nms: int = MAX_CANDIDATES
     """Boxes of a picture that enter suppression."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where pictures go: the CPU, unless the network has parameters elsewhere."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
     def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], Times]:
         """Detections in a picture, best first, each of the best class of its row only.
 
@@ -55,7 +61,7 @@ class Detector:
             NumericsError: the network returns NaN.
         """
         moments = [time.perf_counter()]
-        device = next(self.model.parameters()).device
+        device = self.device
         if self.model.network.net.channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
         fitted, placed = fit(image, self.size, self.mode)

@@ -24,6 +24,7 @@ from utils.detection.metrics import Evaluator, Metrics
 from utils.detection.nms import non_max_suppression
 from utils.errors import NumericsError
 from utils.flags import MAX_CANDIDATES
+from utils.runtime.load import ForeignModel
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -166,8 +167,10 @@ def network_input(images: Tensor, device: torch.device | str) -> Tensor:
     return images.float().div_(255)
 
 
-def detect(model: Darknet, images: Tensor) -> Tensor:
+def detect(model: Darknet | ForeignModel, images: Tensor) -> Tensor:
     """Decoded rows [B, N, 5 + C] of images [B, C, H, W], as `utils.detection.decode.decode` returns them."""
+    if isinstance(model, ForeignModel) and model.decodes:
+        return model.rows(images)
     heads = [head.float() for head in model(images).heads]
     return decode(heads, model.network.yolos, tuple(images.shape[2:]))
 

@@ -20,11 +20,11 @@ Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 
 
-def add_model_flags(group: Group) -> None:
-    """--cfg and --weights of a trained network, as `model_files.choose_model` takes them."""
+def add_model_flags(group: Group, readable: str = ".pt or .weights") -> None:
+    """--cfg and --weights of a trained network, as `model_files.choose_model` takes them; `readable` are its kinds."""
     add = group.add_argument
     add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
-    add("--weights", metavar="FILE", help=".pt or .weights (default: the newest best.pt in runs/ that fits --cfg)")
+    add("--weights", metavar="FILE", help=f"{readable} (default: the newest best.pt in runs/ that fits --cfg)")
 
 
 def add_picture_flags(group: Group, more: str = "") -> None:

@@ -1,0 +1,238 @@
+"""The ONNX form of every kind of block: one function each, one table. Nothing is traced; the cfg is the graph.
+
+Every function adds the nodes of its block and returns the name of the tensor that holds the block's output. That is
+`block7` for block 7, and `block7/linear` before its activation; a block that computes nothing returns what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.darknet.blocks import (
+    Avgpool,
+    Block,
+    Convolutional,
+    Depthwise,
+    Dropout,
+    Maxpool,
+    Network,
+    Reorg,
+    Route,
+    Sam,
+    ScaleChannels,
+    Se,
+    Shape,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+from utils.darknet.shapes import trace
+from utils.export.activations import Form
+from utils.export.graph import Graph
+from utils.layers import Addition, as_convolutional
+
+Arrays = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a block stands in the graph."""
+
+    graph: Graph
+    name: str
+    """Of the tensor it makes."""
+    block: Block
+    inputs: tuple[str, ...]
+    """Tensors of the blocks it reads."""
+    shapes: tuple[Shape, ...]
+    """Of these."""
+    arrays: Arrays
+    """Its weights, by their names in the block."""
+    activations: Mapping[str, Form]
+
+    @property
+    def linear(self) -> str:
+        """Name of the tensor before the activation; the block's own where there is none."""
+        return self.name if self.block.activation == "linear" else f"{self.name}/linear"
+
+    def activate(self) -> str:
+        """Add the activation of the block behind its tensor `linear`."""
+        return self.activations[self.block.activation](self.graph, self.linear, self.name)
+
+    def channels(self, tensor: str, first: int, last: int, output: str) -> str:
+        """Add the channels first, …, last - 1 of a tensor."""
+        bounds = [
+            self.graph.integers(f"{output}/{key}", [value])
+            for key, value in (("first", first), ("last", last), ("axis", 1))
+        ]
+        return self.graph.add("Slice", [tensor, *bounds], output)
+
+
+def _convolution(site: Site) -> str:
+    block = as_convolutional(site.block, site.shapes[0].channels)
+    assert not block.batch_normalize, "batch normalisation is folded before"
+    inputs = [site.inputs[0], site.graph.weight(f"{site.name}/weight", site.arrays["conv.weight"])]
+    if "conv.bias" in site.arrays:
+        inputs.append(site.graph.constant(f"{site.name}/bias", site.arrays["conv.bias"]))
+    site.graph.add(
+        "Conv",
+        inputs,
+        site.linear,
+        kernel_shape=[block.size] * 2,
+        strides=[block.stride_y, block.stride_x],
+        pads=[block.padding * block.dilation] * 4,
+        dilations=[block.dilation] * 2,
+        group=block.groups,
+    )
+    return site.activate()
+
+
+def _squeeze_excite(site: Site) -> str:
+    graph, name = site.graph, site.name
+    x = graph.add("GlobalAveragePool", [site.inputs[0]], f"{name}/mean")
+    for layer, op, attributes in (("fc1", "Relu", {}), ("fc2", "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})):
+        weight = graph.weight(f"{name}/{layer}/weight", site.arrays[f"{layer}.weight"][:, :, None, None])
+        x = graph.add("Conv", [x, weight], f"{name}/{layer}/linear", kernel_shape=[1, 1])
+        x = graph.add(op, [x], f"{name}/{layer}", **attributes)
+    return graph.add("Mul", [site.inputs[0], x], name)
+
+
+def _maxpool(site: Site) -> str:
+    block: Maxpool = site.block
+    before = block.padding // 2
+    return site.graph.add(
+        "MaxPool",
+        site.inputs,
+        site.name,
+        kernel_shape=[block.size] * 2,
+        strides=[block.stride_y, block.stride_x],
+        pads=[before] * 2 + [block.padding - before] * 2,
+    )
+
+
+def _avgpool(site: Site) -> str:
+    return site.graph.add("GlobalAveragePool", site.inputs, site.name)
+
+
+def _upsample(site: Site) -> str:
+    stride = site.block.stride
+    scales = site.graph.constant(f"{site.name}/scales", [1, 1, stride, stride], np.float32)
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return site.graph.add("Resize", [site.inputs[0], "", scales], site.name, **how)
+
+
+def _route(site: Site) -> str:
+    block: Route = site.block
+    tensors = list(site.inputs)
+    if block.groups > 1:
+        for number, (tensor, shape) in enumerate(zip(site.inputs, site.shapes, strict=True)):
+            width = shape.channels // block.groups
+            name = site.name if len(tensors) == 1 else f"{site.name}/part{number}"
+            tensors[number] = site.channels(tensor, width * block.group_id, width * (block.group_id + 1), name)
+    return tensors[0] if len(tensors) == 1 else site.graph.add("Concat", tensors, site.name, axis=1)
+
+
+def _shortcut(site: Site) -> str:
+    block: Shortcut = site.block
+    scales = shortcut_scales(block, site.arrays.get("weights"))
+    total, width = site.inputs[0], site.shapes[0].channels
+    if scales is not None:
+        total = _scaled(site, total, scales[0], f"{site.name}/scaled0")
+    for number, (tensor, shape) in enumerate(zip(site.inputs[1:], site.shapes[1:], strict=True), 1):
+        common = min(width, shape.channels)
+        if common < shape.channels:
+            tensor = site.channels(tensor, 0, common, f"{site.name}/cut{number}")
+        if scales is not None:
+            scale = scales[number] if scales[number].size == 1 else scales[number][:common]
+            tensor = _scaled(site, tensor, scale, f"{site.name}/scaled{number}")
+        if common < width:
+            pads = site.graph.integers(f"{site.name}/pads{number}", [0, 0, 0, 0, 0, width - common, 0, 0])
+            tensor = site.graph.add("Pad", [tensor, pads], f"{site.name}/wide{number}")
+        output = site.linear if number == len(block.sources) else f"{site.name}/sum{number}"
+        total = site.graph.add("Add", [total, tensor], output)
+    return site.activate()
+
+
+def shortcut_scales(block: Shortcut, weights: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
+    """Normalised weights [inputs, C or 1] of a weighted shortcut, as `layers.Addition` computes them; None without."""
+    if weights is None:
+        return None
+    weights = weights.reshape(len(weights), -1)
+    if block.weights_normalization == "relu":
+        positive = np.maximum(weights, 0)
+        return positive / (positive.sum(axis=0) + Addition.RELU_EPSILON)
+    if block.weights_normalization == "softmax":
+        powers = np.exp(weights - weights.max(axis=0))
+        return powers / powers.sum(axis=0)
+    return weights
+
+
+def _scaled(site: Site, tensor: str, scale: NDArray[np.floating], output: str) -> str:
+    factor = site.graph.constant(f"{output}/factor", scale.reshape(1, -1, 1, 1))
+    return site.graph.add("Mul", [tensor, factor], output)
+
+
+def _product(site: Site) -> str:
+    scale, source = site.inputs
+    site.graph.add("Mul", [source, scale], site.linear)
+    return site.activate()
+
+
+def _reorg(site: Site) -> str:
+    """Darknet reads the memory of [C, H, W] as [C / s², s · H, s · W] before it takes the cells apart."""
+    stride, (channels, height, width) = site.block.stride, site.shapes[0]
+    graph, name = site.graph, site.name
+    wide = graph.integers(f"{name}/wide", [0, channels // stride**2, height * stride, width * stride])
+    deep = graph.integers(f"{name}/deep", [0, channels * stride**2, height // stride, width // stride])
+    x = graph.add("Reshape", [site.inputs[0], wide], f"{name}/reread")
+    x = graph.add("SpaceToDepth", [x], f"{name}/cells", blocksize=stride)
+    return graph.add("Reshape", [x, deep], name)
+
+
+def _pass(site: Site) -> str:
+    return site.inputs[0]
+
+
+EMITTERS: dict[type[Block], Callable[[Site], str]] = {
+    Convolutional: _convolution,
+    Depthwise: _convolution,
+    Se: _squeeze_excite,
+    Maxpool: _maxpool,
+    Avgpool: _avgpool,
+    Upsample: _upsample,
+    Route: _route,
+    Shortcut: _shortcut,
+    ScaleChannels: _product,
+    Sam: _product,
+    Dropout: _pass,
+    Reorg: _reorg,
+    Yolo: _pass,
+}
+
+
+def emit(graph: Graph, network: Network, arrays: Arrays, image: str, activations: Mapping[str, Form]) -> Sequence[str]:
+    """Add the nodes of all blocks.
+
+    Args:
+        graph: what they are added to.
+        network: without batch normalisation; its width and height are those of the input.
+        arrays: its state dict.
+        image: tensor of the pictures, in the type the graph computes with.
+        activations: their forms.
+
+    Returns:
+        The tensors of the heads, in the order of the cfg.
+    """
+    shapes = {-1: Shape(network.net.channels, network.net.height, network.net.width), **dict(enumerate(trace(network)))}
+    tensors = {-1: image}
+    for index, block in enumerate(network.blocks):
+        reads, prefix = block.reads(index), f"layers.{index}."
+        own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+        inputs = tuple(tensors[source] for source in reads)
+        site = Site(graph, f"block{index}", block, inputs, tuple(shapes[source] for source in reads), own, activations)
+        tensors[index] = EMITTERS[type(block)](site)
+    return [tensors[head] for head in network.heads]

@@ -1,0 +1,1 @@
+"""Programs that run a network: PyTorch, onnxruntime, OpenCV."""

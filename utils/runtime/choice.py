@@ -1,0 +1,142 @@
+"""Which program runs a network, told by `--weights` and `--runtime`, and whether it can. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from utils.darknet.blocks import Network
+from utils.darknet.opencv import opencv_warning
+from utils.errors import InputError, WeightsError
+from utils.flags import Group
+from utils.model_files import ModelFiles, choose_model, same_network
+from utils.runtime.onnx_file import OnnxFile, read_onnx
+from utils.runtime.packages import require
+
+SUFFIX = ".onnx"
+READABLE = ".pt, .weights or .onnx"
+"""Kinds of `--weights` that can be run."""
+RUNTIMES = ("torch", "onnxruntime", "opencv")
+
+
+@dataclass(frozen=True)
+class RuntimeFiles(ModelFiles):
+    """Files of a model, and what runs it."""
+
+    runtime: str = "torch"
+    """One of RUNTIMES."""
+    exported: OnnxFile | None = None
+    """The .onnx file; None where weights are read."""
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse an input of another height and width than the file takes.
+
+        Raises:
+            InputError: says what it takes.
+        """
+        if self.exported is not None and size != self.exported.metadata.size:
+            height, width = self.exported.metadata.size
+            raise InputError(
+                f"--img_size {size[0]} {size[1]}: {self.weights} takes {height} × {width} only; "
+                f"export another one with --img_size {size[0]} {size[1]}"
+            )
+
+    @property
+    def mode(self) -> str | None:
+        """How pictures are fitted, if the file says so."""
+        return self.exported.metadata.mode if self.exported else None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Class names in an .onnx file."""
+        return self.exported.metadata.names if self.exported else None
+
+
+def add_runtime_flag(group: Group) -> None:
+    """--runtime."""
+    what = "what runs the network (default: onnxruntime for an .onnx file, else torch); opencv: .onnx, and .weights "
+    what += "where OpenCV reads Darknet files (4.x)"
+    group.add_argument("--runtime", choices=RUNTIMES, help=what)
+
+
+def choose_runtime(
+    network: Network | None,
+    weights: str | None,
+    runtime: str | None,
+    *,
+    classes: int | None = None,
+    augment: bool = False,
+    half: bool = False,
+    device: str = "",
+) -> RuntimeFiles:
+    """The files that --cfg and --weights name, as `model_files.choose_model` finds them, or an .onnx file.
+
+    Args:
+        network: of --cfg.
+        weights: of --weights.
+        runtime: of --runtime; None: the one that suits the file.
+        classes: how many a run's network must have; None: any number.
+        augment: of --augment.
+        half: of --half.
+        device: of --device.
+
+    Raises:
+        InputError: a runtime that cannot do what was asked for, or whose package is missing.
+        CfgError, WeightsError: a file cannot be read, or does not fit.
+    """
+    if weights is not None and Path(weights).suffix.lower() == SUFFIX:
+        files = _exported(network, Path(weights), runtime)
+        if augment:
+            raise InputError(f"--augment: looks at pictures of several sizes, and {weights} takes one; leave it out")
+    else:
+        files = _weights(choose_model(network, weights, classes=classes), runtime)
+    if files.runtime != "torch":
+        if half:
+            raise InputError(f"--half: {files.runtime} computes as the file says; leave it out, or export with --half")
+        if device not in ("", "cpu"):
+            raise InputError(f"--device {device}: {files.runtime} runs on the CPU here; leave it out")
+    return files
+
+
+def _exported(network: Network | None, path: Path, runtime: str | None) -> RuntimeFiles:
+    """Files of --weights FILE.onnx."""
+    runtime = runtime or "onnxruntime"
+    if runtime == "torch":
+        raise InputError(f"--runtime torch: {path} is run by onnxruntime or opencv; give the .pt or .weights file")
+    if runtime == "onnxruntime":
+        require(str(path), "onnxruntime")
+    file = read_onnx(path)
+    stored = file.metadata.network
+    if file.metadata.output == "detections":
+        raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
+    if network is not None and (not same_network(stored, network) or stored.classes != network.classes):
+        raise WeightsError(f"{path}: made from another network than {network.path}; leave the cfg out")
+    return RuntimeFiles(stored, path, False, file.notes, runtime, file)
+
+
+def _weights(files: ModelFiles, runtime: str | None) -> RuntimeFiles:
+    """Files of weights that a runtime can take."""
+    if runtime == "onnxruntime":
+        raise InputError(f"--runtime onnxruntime: runs .onnx files; export.py makes one of {files.weights}")
+    if runtime == "opencv":
+        if files.is_checkpoint:
+            raise InputError(
+                f"--runtime opencv: {files.weights} is a .pt file; export.py makes .weights or .onnx of it"
+            )
+        check_importer()
+        if warning := opencv_warning(files.network):
+            raise InputError(f"--runtime opencv: {warning}")
+    return RuntimeFiles(*(getattr(files, field.name) for field in fields(ModelFiles)), runtime or "torch")
+
+
+def check_importer() -> None:
+    """Refuse an OpenCV that does not read Darknet files.
+
+    Raises:
+        InputError: names the way out.
+    """
+    import cv2
+
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        raise InputError(f"--runtime opencv: OpenCV {cv2.__version__} reads no Darknet files, 4.x does; .onnx files "
+                         "work with both")  # fmt: skip

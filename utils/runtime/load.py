@@ -1,0 +1,94 @@
+"""The network of `--weights` in the runtime that was chosen, ready for `utils.evaluation` and `utils.detector`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import Darknet, Outputs, fuse
+from utils.checkpoint import load_model
+from utils.darknet.blocks import Network
+from utils.errors import WeightsError
+from utils.runtime.choice import RuntimeFiles
+from utils.runtime.engines import Engine, onnxruntime_engine, opencv_darknet_engine, opencv_onnx_engine
+
+
+class ForeignModel(nn.Module):
+    """A network that another program than PyTorch runs; it has no parameters and stands in for a `Darknet`.
+
+    Args:
+        network: its blocks.
+        engine: what runs it.
+        decodes: whether the engine puts out rows [B, N, 5 + C] in place of raw heads.
+    """
+
+    def __init__(self, network: Network, engine: Engine, *, decodes: bool = False) -> None:
+        super().__init__()
+        self.network, self.engine, self.decodes = network, engine, decodes
+
+    def forward(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
+        """Raw head outputs of images [B, C, H, W], 0…1."""
+        assert not self.decodes and not features, "there are raw heads only"
+        heads = self._run(images)
+        if len(heads) != len(self.network.heads):
+            raise WeightsError(f"{self.engine.name}: {len(heads)} heads came out of {len(self.network.heads)}")
+        return Outputs(tuple(heads), {})
+
+    def rows(self, images: Tensor) -> Tensor:
+        """Decoded rows [B, N, 5 + C], as `utils.detection.decode.decode` returns them."""
+        assert self.decodes, "there are raw heads only"
+        return self._run(images)[0]
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        outputs = self.engine(np.ascontiguousarray(images.cpu().numpy()))
+        return [torch.from_numpy(output) for output in outputs]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network that is ready to run."""
+
+    model: Darknet | ForeignModel
+    """In evaluation mode; a `Darknet` with its batch normalisations folded."""
+    network: Network
+    """As the cfg has it."""
+    names: tuple[str, ...] | None
+    """Class names; None where the file has none."""
+    runtime: str
+    """What runs it, for people."""
+    notes: tuple[str, ...] = ()
+    """What was adapted, to be said."""
+
+
+def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None = None) -> Loaded:
+    """The network of checked files.
+
+    Args:
+        files: of `choose_runtime`.
+        device: of PyTorch; other programs run on the CPU with as many threads as PyTorch.
+        size: height and width of the input; the network's own by default.
+
+    Raises:
+        WeightsError: damaged, or the runtime cannot read it.
+    """
+    threads = torch.get_num_threads()
+    if files.runtime == "torch":
+        loaded = load_model(files)
+        model = fuse(loaded.model).to(device, memory_format=torch.channels_last)
+        gpu = device.type == "cuda"
+        where = torch.cuda.get_device_name(device) if gpu else f"CPU, threads: {threads}"
+        return Loaded(model, loaded.model.network, loaded.names, f"PyTorch {torch.__version__}, {where}", loaded.notes)
+    network, file = files.network, files.exported
+    if file is None:
+        size = size or (network.net.height, network.net.width)
+        engine = opencv_darknet_engine(network, files.weights, size, threads)
+    elif files.runtime == "onnxruntime":
+        engine = onnxruntime_engine(file.path, file.metadata.tensors, file.batch, threads)
+    else:
+        engine = opencv_onnx_engine(file.path, file.metadata.tensors, threads)
+    decodes = file is not None and file.metadata.output == "rows"
+    return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
