@@ -9,6 +9,8 @@ from torch import Tensor
 
 from models import Darknet, Outputs, fuse
 from utils.darknet.blocks import Network
+from utils.darknet.shapes import max_stride
+from utils.errors import InputError
 
 
 class Teacher:
@@ -26,8 +28,17 @@ class Teacher:
         self._model = fuse(model).to(device, memory_format=memory_format)
         self.network: Network = model.network
         """The blocks as they were before folding; their numbers are the same."""
+        self._stride = max_stride(self.network)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
-        """Raw heads and the outputs of the blocks in `features` for images [B, C, H, W], 0…1."""
+        """Raw heads and the outputs of the blocks in `features` for images [B, C, H, W], 0…1.
+
+        Raises:
+            InputError: its stride does not divide a side, as it may be with --rect.
+        """
+        height, width = images.shape[-2:]
+        if height % self._stride or width % self._stride:
+            raise InputError(f"the teacher needs an input with sides that are multiples of {self._stride}; a batch is "
+                             f"{width} x {height}: leave out --rect")  # fmt: skip
         return self._model(images, features)
