@@ -1,0 +1,439 @@
+"""Trainings with a teacher, through train.py."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import Darknet, fuse
+from tests.nets import TINY, tiny
+from tests.test_resume import assert_same, at_call, state
+from tests.test_team import FLAGS, torchrun
+from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet.adapt import adapt_classes
+from utils.darknet.blocks import Network
+from utils.darknet.cfg import format_network, parse
+from utils.darknet.layout import file_bytes
+from utils.distillation.strategies import AT, DEFAULT, KD
+from utils.errors import InputError, Interrupted
+from utils.model_files import ModelFiles
+from utils.training import optim, taught
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+QUICK = ("--epochs", "1", "--seed", "3")
+WIDE = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
+"""The tiny network with more channels before its first head, so that an adapter is needed there."""
+
+
+def learnt(model: Darknet, seed: int = 5) -> Darknet:
+    """A model with statistics of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if name.endswith(("bn.weight", "running_var")):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+        elif name.endswith(("bn.bias", "running_mean")):
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+    return model
+
+
+def checkpoint(path: Path, network: Network, seed: int = 5, kept: dict | None = None) -> str:
+    """A file of the network with new weights."""
+    torch.manual_seed(seed)
+    document = {"model": learnt(Darknet(network), seed).state_dict(), "ema": None, "cfg": format_network(network)}
+    names = [f"class {i}" for i in range(network.classes)]
+    write_checkpoint(path, {**document, "names": names, "lineage": [], "kept": kept})
+    return str(path)
+
+
+@pytest.fixture
+def teacher(tmp_path) -> str:
+    """A teacher of the tiny network."""
+    return checkpoint(tmp_path / "teacher.pt", tiny())
+
+
+@pytest.fixture
+def wide(tmp_path) -> str:
+    """A teacher that is reached through an adapter."""
+    return checkpoint(tmp_path / "wide.pt", WIDE)
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    """What is said of the teacher."""
+    said: list[str] = []
+    for module in ("taught", "distil_flags"):
+        monkeypatch.setattr(f"utils.training.{module}.log", said.append)
+    return said
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """What imports torch cannot be imported."""
+    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
+
+
+def columns(document: dict) -> dict[str, list[float]]:
+    """Those of results.csv that tell of the distillation."""
+    with open(Path(document["run_dir"]) / "results.csv", newline="") as file:
+        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
+    return {key: [float(row[key]) for row in rows] for key in rows[0] if key.startswith("kd_")}
+
+
+def sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("flags", "terms"),
+    [
+        (("--KDstr", "1"), KD["1"].normalised),
+        (("--KDstr", "2", "--kd-weighting", "original"), KD["2"].original),
+        (("--KDstr", "5", "--AT_str", "2", "--kd-weight", "0.5"), KD["5"].normalised | AT["2"].normalised),
+        (("--AT_str", "3", "--kd-mask"), {f"{t}_masked" if t[:3] == "att" else t: 1 for t in AT["3"].normalised}),
+        (("--KDstr", "pkd", "--kd-temperature", "1"), KD["pkd"].normalised),
+    ],
+    ids=["1", "2 original", "5 and attention", "masked attention", "pkd"],
+)
+def test_every_term_has_a_column_and_the_teacher_an_entry_in_the_lineage(run, teacher, flags, terms):
+    document = run(*QUICK, "--t_weights", teacher, *flags)
+    found = columns(document)
+    assert list(found) == [f"kd_{term}_loss" for term in terms]
+    assert all(math.isfinite(value) and value >= 0 for values in found.values() for value in values)
+    assert sum(values[0] for values in found.values()) > 0
+    strategies = " ".join(
+        f for i, f in enumerate(flags) if f in ("--KDstr", "--AT_str") or flags[i - 1] in ("--KDstr", "--AT_str")
+    )
+    name = strategies + (" --kd-mask" if "--kd-mask" in flags else "")
+    for path in (document["last"], document["best"]):
+        assert read_checkpoint(Path(path))["lineage"] == [{"path": teacher, "sha256": sha256(teacher), "teacher": name}]
+
+
+def test_the_loss_is_that_of_the_labels_and_what_is_learnt(run, teacher):
+    """The weight of all that is learnt counts: next to nothing changes nothing."""
+    plain = run(*QUICK, "--name", "plain")
+    little = run(*QUICK, "--name", "little", "--t_weights", teacher, "--kd-weight", "1e-30")
+    ours, theirs = (read_checkpoint(Path(document["last"]))["model"] for document in (plain, little))
+    assert max((ours[key] - theirs[key]).abs().max() for key in ours) < 1e-5
+    much = run(*QUICK, "--name", "much", "--t_weights", teacher, "--kd-weight", "2")
+    much = read_checkpoint(Path(much["last"]))["model"]
+    assert max((ours[key] - much[key]).abs().max() for key in ours) > 1e-3
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_before_its_first_step(run, tmp_path):
+    """One batch; without batch normalisation, which takes the batch's statistics while it trains."""
+    plain = parse(TINY.replace("batch_normalize=1\n", ""), "plain.cfg")
+    path = checkpoint(tmp_path / "plain.pt", plain)
+    (tmp_path / "plain.cfg").write_text(format_network(plain))
+    found = columns(
+        run(*QUICK, "--cfg", str(tmp_path / "plain.cfg"), "--weights", path, "--t_weights", path, "--KDstr", "4",
+            "--AT_str", "2", "--batch-size", "9", "--nominal-batch", "9")
+    )  # fmt: skip
+    assert max(abs(values[0]) for values in found.values()) < 1e-4
+
+
+def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypatch):
+    made = []
+    real = taught.Teacher
+
+    def made_teacher(*args):
+        made.append(real(*args))
+        return made[-1]
+
+    monkeypatch.setattr(taught, "Teacher", made_teacher)
+    before = sha256(teacher)
+    document = run("--epochs", "2", "--t_weights", teacher, "--KDstr", "4", "--AT_str", "2", "--weights", teacher)
+    model = made[0]._model
+    wanted = fuse(load_model(ModelFiles(None, Path(teacher), True)).model).state_dict()
+    assert_same(model.state_dict(), wanted)
+    assert not model.training
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert sha256(teacher) == before
+    assert any(
+        not torch.equal(value, wanted[key])
+        for key, value in read_checkpoint(Path(document["last"]))["model"].items()
+        if key in wanted
+    )
+
+
+class TestAdapters:
+    """Convolutions that are trained with the student."""
+
+    FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6",
+             "--seed", "7", "--KDstr", "cwd", "--AT_str", "3", "-sr", "--prune", "1", "--s", "1e-3")  # fmt: skip
+
+    @pytest.fixture(autouse=True)
+    def accumulating(self, monkeypatch):
+        """So short a run would accumulate nothing."""
+        monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+
+    def test_a_resumed_run_is_bit_identical_and_they_are_trained(self, run, wide, tmp_path, monkeypatch):
+        straight = Path(run(*self.FLAGS, "--t_weights", wide, "--name", "straight")["last"])
+        at_call(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="after epoch 1, batch 3"):
+            run(*self.FLAGS, "--t_weights", wide, "--name", "cut")
+        cut = tmp_path / "runs" / "cut" / "weights" / "last.pt"
+        between = read_checkpoint(cut)["adapters"]
+        run("--resume", str(cut.parent.parent))
+        assert_same(state(cut), state(straight))
+        (mine, theirs) = (read_checkpoint(path) for path in (cut, straight))
+        assert_same(mine["adapters"], theirs["adapters"])
+        assert {key: tuple(value.shape) for key, value in mine["adapters"].items()} == {
+            "head at 8.weight": (20, 12, 1, 1)
+        }
+        assert not torch.equal(between["head at 8.weight"], mine["adapters"]["head at 8.weight"])
+        assert mine["lineage"] == theirs["lineage"] and len(mine["lineage"]) == 1
+        rows = [
+            [line.split(",")[:7] for line in (path.parent.parent / "results.csv").read_text().splitlines()]
+            for path in (cut, straight)
+        ]
+        assert rows[0] == rows[1]
+
+    def test_they_are_part_of_no_network_that_is_written(self, run, wide):
+        document = run(*QUICK, "--t_weights", wide, "--KDstr", "cwd", "--save-period", "1")
+        folder = Path(document["run_dir"])
+        best = read_checkpoint(folder / "weights" / "best.pt")
+        assert set(best["model"]) == set(Darknet(tiny()).state_dict())
+        assert "adapters" not in best
+        assert set(read_checkpoint(folder / "weights" / "last.pt")["model"]) == set(best["model"])
+        network = cfg_file.load(str(folder / "model.cfg"))
+        assert [dataclasses.replace(block, line=0) for block in network.blocks] == [
+            dataclasses.replace(block, line=0) for block in tiny().blocks
+        ]
+        assert (folder / "weights" / "best.weights").stat().st_size == file_bytes(tiny())
+        assert read_checkpoint(folder / "weights" / "epoch1.pt")["adapters"]
+
+    def test_there_are_none_where_the_channels_that_were_kept_are_known(self, run, prune, files, lines, tmp_path):
+        pruned = prune("slim", "--percent", "0.3", "--no-test")
+        folder = Path(pruned["run_dir"])
+        origins = read_checkpoint(folder / "model.pt")["kept"]
+        flags = ["--cfg", str(folder / "model.cfg"), "--weights", str(folder / "model.pt"), "--name", "tuned"]
+        document = run(*QUICK, *flags, "--t_cfg", files[1], "--t_weights", files[3], "--KDstr", "cwd")
+        told = next(line for line in lines if "against the channels" in line)
+        assert "1 against the channels that were kept" in told
+        for name in ("best", "last"):
+            assert read_checkpoint(Path(document[name]))["kept"] == origins
+        run("--resume", document["run_dir"])
+        assert read_checkpoint(Path(document["last"]))["kept"] == origins
+        again = run(*QUICK, "--cfg", str(folder / "model.cfg"), "--weights", document["best"], "--name", "again")
+        assert read_checkpoint(Path(again["best"]))["kept"] == origins
+
+    def test_a_teacher_that_was_pruned_itself_is_known_by_its_own_channels(self, run, lines, tmp_path, monkeypatch):
+        """Both have every second channel of a network that is gone: its numbers are not the teacher's."""
+        small = parse(TINY.replace("filters=6\n", "filters=3\n"), "small.cfg")
+        kept = {"11": {"block": 11, "channels": [0, 2, 4]}}
+        (tmp_path / "small.cfg").write_text(format_network(small))
+        student, parent = (checkpoint(tmp_path / f"{name}.pt", small, kept=kept) for name in ("student", "parent"))
+        pairs = []
+        real = taught.Distiller
+
+        def distiller(*args):
+            made = real(*args)
+            pairs.extend(made.pairing.features)
+            return made
+
+        monkeypatch.setattr(taught, "Distiller", distiller)
+        document = run(
+            *QUICK, "--cfg", str(tmp_path / "small.cfg"), "--weights", student, "--t_weights", parent, "--KDstr", "pkd"
+        )
+        assert {pair.channels for pair in pairs if pair.student == 11} == {(0, 1, 2)}
+        assert read_checkpoint(Path(document["best"]))["kept"] == kept
+
+
+class TestResume:
+    """What a run remembers of its teacher."""
+
+    def test_the_teacher_is_found_from_anywhere_and_must_be_the_same(self, run, teacher, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        document = run("--epochs", "2", "--t_weights", "teacher.pt", "--KDstr", "3")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert run("--resume", document["run_dir"])["epochs"] == 2
+        lineage = read_checkpoint(Path(document["last"]))["lineage"]
+        assert [Path(entry["path"]).name for entry in lineage] == ["teacher.pt"]
+        last = Path(document["last"]).read_bytes()
+        checkpoint(Path(teacher), tiny(), seed=6)
+        with pytest.raises(InputError, match=r"--resume .*exp: the file of its teacher was changed") as caught:
+            run("--resume", document["run_dir"])
+        assert caught.value.exit_status == 2
+        assert Path(document["last"]).read_bytes() == last
+        Path(teacher).unlink()
+        with pytest.raises(Exception, match=r"teacher\.pt") as caught:
+            run("--resume", document["run_dir"])
+        assert caught.value.exit_status == 2
+
+    def test_another_lesson_is_refused(self, run, teacher):
+        document = run(*QUICK, "--t_weights", teacher, "--KDstr", "3")
+        for flags, match in (
+            (("--KDstr", "2"), "--KDstr is '2' here and '3' in the run"),
+            (("--AT_str", "2"), "--AT_str is '2' here and None in the run"),
+            (("--kd-weight", "2"), "--kd-weight is 2.0 here and None in the run"),
+            (("--t_weights", "other.pt"), r"--t_weights is 'other\.pt' here"),
+            (("--t_cfg", "other.cfg"), r"--t_cfg is 'other\.cfg' here"),
+        ):
+            with pytest.raises(InputError, match=match):
+                run("--resume", document["run_dir"], *flags)
+
+    def test_what_was_learnt_from_a_teacher_stays_in_the_lineage(self, run, teacher):
+        first = run(*QUICK, "--t_weights", teacher, "--name", "first")
+        second = run(*QUICK, "--weights", first["best"], "--name", "second")
+        lineage = read_checkpoint(Path(second["best"]))["lineage"]
+        assert [entry.get("teacher") for entry in lineage] == [f"--KDstr {DEFAULT}", None]
+        assert [entry["path"] for entry in lineage] == [teacher, first["best"]]
+
+
+@pytest.mark.usefixtures("no_training")
+class TestFlags:
+    """What is refused before torch is loaded, in one line."""
+
+    @pytest.mark.parametrize(
+        ("flags", "match"),
+        [
+            (("--KDstr", "3"), "--KDstr: there is nobody to learn from; add --t_weights"),
+            (("--AT_str", "2"), "--AT_str: there is nobody to learn from"),
+            (("--kd-weight", "2"), "--kd-weight: there is nobody"),
+            (("--kd-temperature", "2"), "--kd-temperature: there is nobody"),
+            (("--kd_weighting", "original"), "--kd-weighting: there is nobody"),
+            (("--kd-mask",), "--kd-mask: there is nobody"),
+            (("--KDstr", "-1"), "--KDstr: invalid choice: '-1'"),
+            (("--KDstr=-1",), "--KDstr: invalid choice: '-1'"),
+            (("--KDstr", "6"), "--KDstr: invalid choice: '6'"),
+            (("--AT_str", "0"), "--AT_str: invalid choice: '0'"),
+            (("--kd-weight", "0"), "--kd-weight: 0 is outside 0 < value"),
+            (("--kd-weight", "nan"), "--kd-weight: 'nan' is not a number"),
+            (("--kd-temperature", "-3"), "--kd-temperature: -3 is outside 0 < value"),
+            (("--kd-temperature", "1e9"), "--kd-temperature: 1e9 is outside"),
+            (("--kd-weighting", "none"), "--kd-weighting: invalid choice"),
+            (("--t_cfg", "x.cfg"), r"--t_cfg x\.cfg: a teacher needs what it has learnt; add --t_weights"),
+            (("--t_weights", "missing.pt"), r"missing\.pt"),
+        ],
+    )
+    def test_flags_that_make_no_sense(self, run, tmp_path, flags, match):
+        with pytest.raises(Exception, match=match) as caught:
+            run("--epochs", "1", *flags)
+        assert caught.value.exit_status == 2
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "runs").exists()
+
+    def test_darknets_weights_need_their_network(self, run, files):
+        with pytest.raises(
+            InputError,
+            match=r"--t_weights .*n\.weights: a Darknet \.weights file does not say its network; add --t_cfg",
+        ):
+            run("--epochs", "1", "--t_weights", files[3])
+
+    @pytest.mark.parametrize("flags", [("--KDstr", "3"), ("--KDstr", "cwd"), ()])
+    def test_a_mask_without_attention(self, run, teacher, flags):
+        with pytest.raises(InputError, match="--kd-mask: is for attention on features"):
+            run("--epochs", "1", "--t_weights", teacher, "--kd-mask", *flags)
+
+
+class TestTeachers:
+    """Which ones fit."""
+
+    def test_without_a_strategy_the_one_that_measured_best_is_named_with_the_others(self, run, teacher, lines):
+        document = run(*QUICK, "--t_weights", teacher)
+        said = [line for line in lines if "--KDstr left out" in line]
+        assert len(said) == 1 and "\n" not in said[0]
+        assert f"taking {DEFAULT}" in said[0]
+        assert all(f" {key}" in said[0] for key in (*KD, *AT)) and "--AT_str" in said[0]
+        assert list(columns(document)) == [f"kd_{term}_loss" for term in KD[DEFAULT].normalised]
+        lines.clear()
+        run(*QUICK, "--t_weights", teacher, "--AT_str", "1", "--name", "at")
+        assert not any("left out" in line for line in lines)
+
+    def test_a_darknet_file_with_its_cfg(self, run, files):
+        document = run(*QUICK, "--t_cfg", files[1], "--t_weights", files[3], "--KDstr", "3")
+        assert read_checkpoint(Path(document["best"]))["lineage"][0]["path"] == files[3]
+
+    def test_one_of_other_classes_teaches_features_only(self, run, tmp_path, lines):
+        other = checkpoint(tmp_path / "other.pt", adapt_classes(tiny(), 5))
+        with pytest.raises(
+            InputError, match=r"--KDstr 3: compares classes, but .*other\.pt.* has 5 and the student 2"
+        ) as caught:
+            run(*QUICK, "--t_weights", other, "--KDstr", "3")
+        assert caught.value.exit_status == 2
+        assert list(columns(run(*QUICK, "--t_weights", other, "--AT_str", "1"))) == ["kd_attention_loss"]
+
+    def test_an_input_that_its_stride_does_not_divide_is_refused(self, run, root, tmp_path):
+        """The demo network has a head at stride 16, the tiny one's largest stride is 8."""
+        coarse = checkpoint(tmp_path / "coarse.pt", adapt_classes(cfg_file.load(str(root / "cfg" / "demo.cfg")), 2))
+        for flags, match in (
+            (
+                ("--img_size", "72"),
+                r"coarse\.pt: needs an input with sides that are multiples of 16; a side is 72 here",
+            ),
+            (("--img_size", "64", "--multi-scale"), "multiples of 16; sides are multiples of 8 here"),
+            (("--img_size", "64", "96"), "multiples of 16; sides are multiples of 8 here"),
+        ):
+            with pytest.raises(InputError, match=match) as caught:
+                run(*QUICK, *flags, "--t_weights", coarse, "--AT_str", "1")
+            assert caught.value.exit_status == 2
+        document = run(*QUICK, "--img_size", "64", "--t_weights", coarse, "--KDstr", "3", "--AT_str", "1")
+        assert len(columns(document)) == 4
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--multi-scale",),
+        ("--img_size", "32", "64", "64"),
+        ("--rect",),
+        ("-sr", "--prune", "1", "--s", "auto", "--s-solver", "proximal"),
+        ("--adam", "--no-ema", "--batch-size", "1", "--freeze", "3"),
+        ("--KDstr", "pkd", "--kd-weighting", "original", "--memory-format", "contiguous"),
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_all_else_goes_on_as_without_a_teacher(run, wide, flags):
+    document = run(
+        "--epochs",
+        "2",
+        *flags,
+        "--t_weights",
+        wide,
+        "--AT_str",
+        "3",
+        *(() if "--KDstr" in flags else ("--KDstr", "cwd")),
+    )
+    found = columns(document)
+    assert len(found) >= 6
+    assert all(math.isfinite(value) for values in found.values() for value in values)
+    assert {len(values) for values in found.values()} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("teacher", ("--AT_str", "1")), ("wide", ("--KDstr", "cwd", "--AT_str", "1"))]
+)
+def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, kind, strategy):
+    """With an adapter and without, to rounding; without batch normalisation, and with as many pictures in each."""
+    plain = parse(TINY.replace("batch_normalize=1\n", ""), "plain.cfg")
+    (tmp_path / "plain.cfg").write_text(format_network(plain))
+    path = checkpoint(tmp_path / "t.pt", tiny() if kind == "teacher" else WIDE)
+    (folder / "eight.txt").write_text("".join(f"images/{i}.png\n" for i in range(8)))
+    (folder / "eight.data").write_text("classes=2\ntrain=eight.txt\nvalid=val.txt\nnames=d.names\n")
+    files = ("--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "eight.data"), "--t_weights", path)
+    flags = (*files, *FLAGS, "--memory-format", "channels_last", *strategy)
+    done = torchrun(*flags, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    one = run(*flags, "--batch-size", "4")
+    ours, theirs = (read_checkpoint(Path(document["last"])) for document in (one, two))
+    for part in ("model", "adapters"):
+        assert ours[part].keys() == theirs[part].keys()
+        assert all((ours[part][key] - theirs[part][key]).abs().max() < 1e-4 for key in ours[part])
+    assert bool(ours["adapters"]) == (kind == "wide")
+    for name, values in columns(two).items():
+        assert values == pytest.approx(columns(one)[name], rel=1e-3)
+    assert done.stderr.count("learns") == 1
