@@ -69,7 +69,13 @@ def test_a_training_ends_when_enough_could_go_and_is_finished_then(run, lines, m
 
 @pytest.mark.parametrize(
     ("epoch", "map50", "quartile", "word"),
-    [(2, 0.8, 0.95, "γ hardly move"), (2, 0.1, 0.5, None), (7, 0.1, 0.1, "does not come back"), (7, 0.5, 0.1, None)],
+    [
+        (2, 0.8, 0.95, "γ hardly move"),
+        (2, 0.1, 0.5, None),
+        (7, 0.1, 0.1, "does not come back"),
+        (7, 0.5, 0.1, None),
+        (7, None, 0.1, None),
+    ],
 )
 def test_it_says_when_s_is_too_small_or_too_large(run, lines, monkeypatch, epoch, map50, quartile, word):
     """Of eight epochs; the rate turns after 3.2, and a quarter of the rest later accuracy should be coming back."""
@@ -78,10 +84,10 @@ def test_it_says_when_s_is_too_small_or_too_large(run, lines, monkeypatch, epoch
     monkeypatch.setattr("utils.training.sparse_record.make_coach", lambda *args: found.append(real(*args)) or found[-1])
     monkeypatch.setattr(coach.Coach, "look", lambda *_: None)
     run(*FLAGS, "--epochs", "1")
-    found[0].start50, found[0].start_quartile = 0.8, 1.0
+    found[0].best50, found[0].start_quartile = 0.8, 1.0
     object.__setattr__(found[0].trainer.settings, "epochs", 8)
     words = found[0]._words(epoch, map50, quartile)
-    assert (word in words[0]) if word else not words
+    assert [word in text for text in words.values()] == [True] * (word is not None)
 
 
 def test_units_are_tried_whole(run, lines):
@@ -170,7 +176,7 @@ def test_looks_take_their_share_of_the_time_and_no_more(made_up, monkeypatch, se
     looks = sum("could go now" in line for line in said)
     affordable = coach.TIME * allowance.elapsed / (coach.EVALUATIONS * seconds)
     assert looks >= min(epochs - 20, affordable / 2 - 1) and looks >= 1
-    assert made_up.start50 == 0.5
+    assert made_up.best50 == 0.5
 
 
 def test_evaluations_that_grow_slower_are_left_and_paid_back(made_up):
@@ -185,11 +191,23 @@ def test_evaluations_that_grow_slower_are_left_and_paid_back(made_up):
     assert allowance.left >= 0 and made_up.cost > 40
 
 
+def test_what_goes_wrong_is_said_once_and_without_a_look(made_up, monkeypatch):
+    """AP50 of the epochs is known, and γ are: no time is needed for that."""
+    said = []
+    monkeypatch.setattr(coach, "log", said.append)
+    made_up.trainer.settings.epochs = 10
+    for epoch, map50 in enumerate((0.6, 0.5, 0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2), 1):
+        made_up.look(epoch, {"seconds": 1.0, "test_seconds": 1.0, "map50": map50})
+    assert [line.partition(";")[0] for line in said] == [
+        "coach: γ hardly move", "coach: AP50 was 0.600 and does not come back"]  # fmt: skip
+    assert made_up.allowance.used == 0
+
+
 def test_a_look_is_not_begun_when_the_run_is_to_stop(made_up):
     made_up.trainer.clock.now += 1e6
     made_up.trainer.stop = True
     made_up.look(1, {"seconds": 90.0, "test_seconds": 1.0})
-    assert made_up.allowance.used == 0 and made_up.start50 is None
+    assert made_up.allowance.used == 0 and made_up.best50 == 0
 
 
 def test_a_signal_ends_a_look_and_the_resumed_run_has_the_same_weights(run, lines, monkeypatch, tmp_path):

@@ -105,8 +105,7 @@ class Found(NamedTuple):
     """Of the channels, or number of residual units, that could go."""
     unit: str
     map50: float
-    quartile: float
-    """Of |γ|, the lower one."""
+    """Of the network as it is."""
 
 
 class _LeftOff(Exception):  # noqa: N818
@@ -130,8 +129,8 @@ class Coach:
     def __init__(self, trainer: Trainer, settings: SparseSettings, allowance: Allowance) -> None:
         self.trainer, self.settings, self.allowance = trainer, settings, allowance
         self.graph = channel_graph(trainer.model.network)
-        self.start50: float | None = None
-        """AP50 before the sparse training; None until it is measured, and in a run that was resumed."""
+        self.best50 = 0.0
+        """The highest AP50 that is known: of the epochs, and of the network before them."""
         self.start_quartile: float | None = None
         """The lower quartile of |γ| then; None in a run that was resumed."""
         self.cost: float | None = None
@@ -140,25 +139,39 @@ class Coach:
         count = len(trainer.val_loader.dataset)
         self._positions = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int))
         self._batches: list[Batch] = []
+        self._told: set[str] = set()
         if trainer.progress.step == 0:
             model = trainer.state.kept
             with allowance.work():
                 self._before = copy.deepcopy(fuse(model))
-                self.start_quartile = self._quartile(gammas_of(model.network, arrays_of(model)))
+                self.start_quartile = self._quartile(model)
 
     def look(self, epoch: int, row: Mapping[str, float | None]) -> None:
-        """Try what could go after an epoch, as soon as there is time for it; a watcher of the trainer."""
+        """After an epoch say what could go, if there is time to try it, and what is wrong; a watcher of the trainer."""
+        found = self._try(row)
+        if found is not None:
+            self._say(found)
+        map50 = row.get("map50", None if found is None else found.map50)
+        self.best50 = max(self.best50, map50 or 0.0)
+        with self.allowance.work():
+            words = self._words(epoch, map50, self._quartile(self.trainer.state.kept))
+        for fault in sorted(words.keys() - self._told):
+            log(f"coach: {words[fault]}")
+        self._told |= words.keys()
+
+    def _try(self, row: Mapping[str, float | None]) -> Found | None:
+        """What a look finds; None where there is no time for it."""
         used = self.allowance.used
         if self.allowance.left < (self.cost or EVALUATIONS * self._evaluation(row)):
-            return
+            return None
         try:
             with self.allowance.work():
                 found = self._found()
         except _LeftOff:
             self.cost = 2 * (self.allowance.used - used)
-            return
+            return None
         self.cost = self.allowance.used - used
-        self._say(epoch, found)
+        return found
 
     def _evaluation(self, row: Mapping[str, float | None]) -> float:
         """Seconds that an evaluation may take, from those that the epoch took for a picture."""
@@ -174,19 +187,16 @@ class Coach:
             _LeftOff: there is no time for the rest of it, or the run is to stop.
         """
         if self._before is not None:
-            self.start50, self._before = self._map50(self._before), None
+            self.best50, self._before = max(self.best50, self._map50(self._before)), None
         model = self.trainer.state.kept
         arrays = arrays_of(model)
-        gammas = gammas_of(model.network, arrays)
         map50 = self._map50(fuse(model))
-        return Found(*self._share(arrays, gammas, map50), map50, self._quartile(gammas))
+        return Found(*self._share(arrays, gammas_of(model.network, arrays), map50), map50)
 
-    def _say(self, epoch: int, found: Found) -> None:
+    def _say(self, found: Found) -> None:
         log(f"coach: {found.share:g} {found.unit} could go now for {self.settings.coach:g} points of AP50 at most "
             f"({len(self._positions)} pictures, AP50 {found.map50:.3f}; "
             f"{self.allowance.used / self.allowance.elapsed:.1%} of the time so far)")  # fmt: skip
-        for word in self._words(epoch, found.map50, found.quartile):
-            log(f"coach: {word}")
         enough = self.settings.enough
         if enough is not None and found.unit == CHANNELS and found.share >= enough:
             log(f"coach: --s-enough {enough:g} is reached; the training ends here")
@@ -226,17 +236,18 @@ class Coach:
                 self._batches.append(collate([dataset[position] for position in part]))
             yield self._batches[number]
 
-    def _words(self, epoch: int, map50: float, quartile: float) -> list[str]:
-        """Advice where s is too small or too large."""
-        epochs, turn, words = self.trainer.settings.epochs, self.settings.schedule.turn, []
+    def _words(self, epoch: int, map50: float | None, quartile: float) -> dict[str, str]:
+        """Advice where s is too small or too large, by what is wrong; AP50 is None where it was not measured."""
+        epochs, turn, words = self.trainer.settings.epochs, self.settings.schedule.turn, {}
         if self.start_quartile is not None and epoch >= epochs / 4 and quartile > STILL * self.start_quartile:
-            words.append("γ hardly move; a larger s (--s auto finds one), or more epochs")
+            words["still"] = "γ hardly move; a larger s (--s auto finds one), or more epochs"
         late = epoch >= (turn + (1 - turn) / 4) * epochs
-        if self.start50 is not None and late and map50 < FALLEN * self.start50:
-            words.append(f"AP50 was {self.start50:.3f} and does not come back; a smaller s, or a smaller --s-share")
+        if map50 is not None and late and map50 < FALLEN * self.best50:
+            words["fallen"] = f"AP50 was {self.best50:.3f} and does not come back; a smaller s, or a smaller --s-share"
         return words
 
-    def _quartile(self, gammas: Mapping[int, NDArray[np.floating]]) -> float:
+    def _quartile(self, model: Darknet) -> float:
+        gammas = gammas_of(model.network, arrays_of(model))
         return float(np.quantile(np.abs(np.concatenate([gammas[i] for i in self.trainer.sparsity.layers])), 0.25))
 
 
