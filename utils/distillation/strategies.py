@@ -35,7 +35,7 @@ def _strategy(what: str, normalised: Mapping[str, float], original: Mapping[str,
 
 
 OUTPUTS = {"objectness": 1.0, "classes": 1.0, "box": 2.5}
-GROUPED = {"attention_backbone": 20.0, "attention_deep": 1.0, "attention_neck": 2.0}
+GROUPED = {"attention_backbone": 2.0, "attention_deep": 0.2, "attention_neck": 0.2}
 GROUPED_ORIGINAL = {"attention_mean_backbone": 1e6, "attention_mean_deep": 1e3, "attention_mean_neck": 1e4}
 EVEN_ORIGINAL = dict.fromkeys(GROUPED_ORIGINAL, 1e3)
 
@@ -53,29 +53,29 @@ KD: dict[str, Strategy] = {
     "3": _strategy("boxes and classes apart, both from the teacher", OUTPUTS, {"joint": 1e-4, "box_sum": 1e-3}),
     "4": _strategy(
         "3, and where the features are strong",
-        OUTPUTS | {"attention": 4.0},
+        OUTPUTS | {"attention": 0.4},
         {"joint": 1e-2, "box_sum": 1e-2, "energy": 0.08},
     ),
     "5": _strategy(
         "4 with the features near objects only",
-        OUTPUTS | {"attention_masked": 4.0},
+        OUTPUTS | {"attention_masked": 0.4},
         {"joint_mean": 0.1, "box_sum": 1e-3, "energy_masked": 0.1},
     ),
     "cwd": _strategy("channel-wise distillation of the features before heads and upsamplings",
-                     {"cwd": 20.0}, {"cwd": 50.0}),
+                     {"cwd": 4.0}, {"cwd": 50.0}),
     "pkd": _strategy("Pearson correlation with the features before heads and upsamplings",
-                     {"pkd": 5.0}, {"pkd": 10.0}),
+                     {"pkd": 1.0}, {"pkd": 10.0}),
 }  # fmt: skip
 """--KDstr."""
 AT: dict[str, Strategy] = {
-    "1": _strategy("attention maps, one weight", {"attention": 4.0}, dict.fromkeys(GROUPED_ORIGINAL, 1e4)),
+    "1": _strategy("attention maps, one weight", {"attention": 0.4}, dict.fromkeys(GROUPED_ORIGINAL, 1e4)),
     "2": _strategy("attention maps, a weight for each group of them", GROUPED, GROUPED_ORIGINAL),
     "3": _strategy("2, and the outputs of --KDstr 3",
                    GROUPED | OUTPUTS, GROUPED_ORIGINAL | {"joint": 1e-3, "box_sum": 1e-3}),
     "4": _strategy("3 with the weights for a MobileNet: the groups alike",
-                   {"attention": 4.0} | OUTPUTS, EVEN_ORIGINAL | {"joint": 1e-3, "box_sum": 1e-3}),
+                   {"attention": 0.4} | OUTPUTS, EVEN_ORIGINAL | {"joint": 1e-3, "box_sum": 1e-3}),
     "5": _strategy("3 with the weights for Darknet-53: the groups alike, the outputs tenfold",
-                   {"attention": 4.0} | {term: 10 * weight for term, weight in OUTPUTS.items()},
+                   {"attention": 0.4} | {term: 10 * weight for term, weight in OUTPUTS.items()},
                    EVEN_ORIGINAL | {"joint": 1e-2, "box_sum": 1e-2}),
 }  # fmt: skip
 """--AT_str."""
