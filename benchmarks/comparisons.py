@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import signed
+from benchmarks.lessons import PLAIN, STRATEGIES
 from benchmarks.trainings import PICTURES, RUNS, STORED, publish, python, shared
 from utils.errors import InputError
 from utils.files import atomic_write_text
@@ -54,6 +55,7 @@ COMPARISONS = {
             "scratch, slim 0.51's widths": best("roadsigns-slim-scratch"),
             "slim 0.3, from the unpruned": best(f"{TINY3}-33-slim/tuned"),
             "slim 0.3, gently": best(f"{TINY3}-33-gentle/tuned"),
+            "slim 0.3, taught": best("roadsigns-kd4"),
         },
         plot=True,
     ),
@@ -66,6 +68,23 @@ COMPARISONS = {
             "layer_channel, fine-tuned": best(f"{NANO}-layer_channel/tuned"),
             "shortcut 0.3": f"{NANO}-shortcut/pruned/model.pt",
             "layer, 3 units": f"{NANO}-layer/pruned/model.pt",
+        },
+    ),
+    "bccd-distillation": Comparison(
+        "One pruned network, fine-tuned without and with a teacher (seed 0).", BCCD, 256,
+        {
+            "plain": best("bccd-plain"),
+            **{name: best(f"bccd-{name}") for name in STRATEGIES if name != PLAIN},
+            "teacher": best("bccd-yolov4-tiny"),
+        },
+    ),
+    "roadsigns-distillation": Comparison(
+        "One pruned network, fine-tuned without and with a teacher (seed 0).", ROADSIGNS, 224,
+        {
+            "plain": best("roadsigns-plain"),
+            "kd4": best("roadsigns-kd4"),
+            "fine-tuned for 15 epochs, no teacher": best(f"{TINY3}-33-gentle/tuned"),
+            "teacher": best(f"{TINY3}-33"),
         },
     ),
     "bccd-schedules": Comparison(
