@@ -38,6 +38,7 @@ TORCH_FREE = (
     "utils.errors",
     "utils.distillation.pair",
     "utils.distillation.strategies",
+    "utils.export.request",
     "utils.files",
     "utils.flags",
     "utils.model_files",

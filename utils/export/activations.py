@@ -13,7 +13,6 @@ Form = Callable[[Graph, str, str], str]
 """Adds the nodes from an input to an output, both named, and returns the output."""
 
 HARDSWISH_OPSET = 14
-MISH_OPSET = 18
 MISH_CAP = {np.dtype(np.float32): 20.0, np.dtype(np.float16): 5.0}
 """Above this mish(x) rounds to x, and the terms of its exponential form stay finite."""
 
@@ -73,7 +72,7 @@ def mish_operator(graph: Graph, x: str, y: str) -> str:
 
 
 MISH: dict[str, Form] = {"exp": mish_exponential, "softplus": mish_softplus, "op": mish_operator}
-"""Forms of `--mish`; the same function, exact in each."""
+"""Forms of `--mish` (`request.MISH_FORMS`); the same function in each."""
 
 ACTIVATIONS: dict[str, Form] = {
     "linear": lambda graph, x, y: x,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 
@@ -14,24 +12,11 @@ from utils.export.activations import activations
 from utils.export.blocks import Arrays, emit
 from utils.export.boxes import add_detections, add_rows
 from utils.export.graph import Graph
+from utils.export.request import OnnxOptions
 from utils.runtime.metadata import IMAGE, Metadata
 
-DEFAULT_OPSET = 17
 BATCH = "batch"
 """Name of the batch side where it may vary."""
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """How the file is made."""
-
-    opset: int = DEFAULT_OPSET
-    dynamic_batch: bool = False
-    """Any number of pictures at a time, not one."""
-    mish: str = "exp"
-    """A key of `activations.MISH`."""
-    multi_label: bool = False
-    """A row may give a detection of every class, in a file of detections."""
 
 
 def onnx_model(fused: Network, arrays: Arrays, metadata: Metadata, options: OnnxOptions) -> onnx.ModelProto:

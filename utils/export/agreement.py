@@ -1,0 +1,154 @@
+"""Whether an exported network computes what it computes in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from models import Darknet
+from utils.detection.decode import decode
+from utils.detection.nms import non_max_suppression
+from utils.errors import InfeasibleError
+from utils.export.request import OnnxOptions
+from utils.runtime.engines import onnxruntime_engine
+from utils.runtime.metadata import Metadata
+
+Arrays = Sequence[NDArray[np.floating]]
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2}
+"""Largest max|a - b| / max(1, max|a|) of a head. The 11 bits of float16 leave 4e-4 to 5e-3 on the networks of cfg/."""
+BOX_COLUMNS = 4
+MOST_OTHER = 0.01
+"""Share of detections that may differ: two programs round an overlap at the threshold each in its way."""
+EVERYTHING = 10**9
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a file is from PyTorch."""
+
+    max_abs_error: float
+    """max|a - b| over all raw heads, or over all rows."""
+    error: float
+    """max|a - b| / max(1, max|a|), of the worst head."""
+    tolerance: float
+    runtime: str
+    """What ran it."""
+
+    def check(self, what: str) -> None:
+        """Refuse a file that is too far off.
+
+        Raises:
+            InfeasibleError: says how far.
+        """
+        if not self.error <= self.tolerance:  # NaN, too
+            raise InfeasibleError(f"{what}: differs from PyTorch by {self.error:.3g} of the largest value, more than "
+                                  f"{self.tolerance:g} ({self.runtime}); nothing is written")  # fmt: skip
+
+
+def picture(metadata: Metadata, count: int) -> torch.Tensor:
+    """Random pictures [count, C, H, W], the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((count, metadata.network.net.channels, *metadata.size), generator=generator)
+
+
+def compare(want: Arrays, found: Arrays) -> tuple[float, float]:
+    """max|a - b|, and the largest max|a - b| / max(1, max|a|) of one array; infinite where shapes differ."""
+    if [array.shape for array in want] != [array.shape for array in found]:
+        return float("inf"), float("inf")
+    gaps = [np.abs(a - b).max(initial=0) for a, b in zip(want, found, strict=True)]
+    errors = [gap / max(1, np.abs(a).max(initial=0)) for gap, a in zip(gaps, want, strict=True)]
+    return float(np.max(gaps)), float(np.max(errors))  # NaN stays NaN
+
+
+def parts(rows: NDArray[np.floating]) -> Arrays:
+    """Boxes, and scores, which are much smaller numbers."""
+    return rows[..., :BOX_COLUMNS], rows[..., BOX_COLUMNS:]
+
+
+@torch.inference_mode()
+def raw_heads(model: Darknet, images: torch.Tensor) -> Arrays:
+    """Heads of the model in PyTorch."""
+    return [head.numpy() for head in model(images).heads]
+
+
+def onnx_agreement(made: onnx.ModelProto, model: Darknet, metadata: Metadata, options: OnnxOptions) -> Agreement:
+    """Run a file in onnxruntime and compare it with PyTorch stage by stage: heads, rows, detections.
+
+    A stage after the heads is compared with what PyTorch makes of the stage before it in the file.
+
+    Args:
+        made: the file.
+        model: what it was made of, not folded.
+        metadata: of the file.
+        options: of the file.
+
+    Raises:
+        InfeasibleError: it differs, or the checker of ONNX refuses it.
+    """
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except Exception as failure:  # of the checker or of shape inference
+        raise InfeasibleError(f"--format onnx: the checker refuses the file: {str(failure).splitlines()[0]}") from None
+    count = 2 if options.dynamic_batch else 1
+    images = picture(metadata, count)
+    outputs = list(dict.fromkeys((*(f"head{i}" for i in range(len(metadata.network.heads))), *_stages(metadata))))
+    probe = with_outputs(made, outputs).SerializeToString()
+    batch, threads = None if options.dynamic_batch else 1, torch.get_num_threads()
+    engine = onnxruntime_engine(probe, outputs, batch, threads)
+    found = dict(zip(outputs, engine.run(images.numpy()), strict=True))
+    heads = [found[name] for name in outputs if name.startswith("head")]
+    agreement = Agreement(*compare(raw_heads(model, images), heads), TOLERANCES[metadata.precision], engine.name)
+    agreement.check("--format onnx")
+    if metadata.output != "heads":
+        rows = decode([torch.from_numpy(head) for head in heads], metadata.network.yolos, metadata.size)
+        _check_stage("--decode", compare(parts(rows.numpy()), parts(found["rows"])), engine.name)
+    if metadata.output == "detections":
+        _check_detections(torch.from_numpy(found["rows"]), found["detections"], metadata, options)
+    final = onnxruntime_engine(made.SerializeToString(), metadata.tensors, batch, threads)(images.numpy())
+    if metadata.output != "detections":
+        _check_stage("--format onnx", compare([found[name] for name in metadata.tensors], final), engine.name)
+    return agreement
+
+
+def _stages(metadata: Metadata) -> tuple[str, ...]:
+    return {"heads": (), "rows": ("rows",), "detections": ("rows", "detections")}[metadata.output]
+
+
+def _check_stage(what: str, gaps: tuple[float, float], runtime: str) -> None:
+    Agreement(*gaps, TOLERANCES["float32"], runtime).check(what)
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a file that puts out these tensors, too."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
+    )
+    return probe
+
+
+def _check_detections(
+    rows: torch.Tensor, found: NDArray[np.floating], metadata: Metadata, options: OnnxOptions
+) -> None:
+    """Refuse a file whose detections are not those of `non_max_suppression` on its own rows."""
+    limits = {"max_nms": EVERYTHING, "max_det": EVERYTHING if options.dynamic_batch else 300}
+    suppressed = non_max_suppression(
+        rows, metadata.conf_thres, metadata.iou_thres, multi_label=options.multi_label, **limits
+    )
+    want = {_key(number, row) for number, own in enumerate(suppressed) for row in own.tolist()}
+    have = {_key(int(row[0]), row[1:]) for row in found.tolist()}
+    if len(want ^ have) > max(2, MOST_OTHER * len(want)):
+        raise InfeasibleError(f"--nms: {len(want - have)} of {len(want)} detections are missing in the file, "
+                              f"{len(have - want)} are surplus; nothing is written")  # fmt: skip
+
+
+def _key(picture: int, row: Sequence[float]) -> tuple[int, ...]:
+    """A detection in whole pixels and thousandths."""
+    return (picture, int(row[5]), round(1000 * row[4]), *(round(side) for side in row[:4]))

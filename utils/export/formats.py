@@ -1,0 +1,161 @@
+"""The formats of export.py: one function each, from a model to a file that was proved."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import Darknet, fuse
+from utils.checkpoint import LoadedModel, load_model, write_checkpoint
+from utils.cli import log
+from utils.darknet import weights as weights_file
+from utils.darknet.cfg import format_network
+from utils.darknet.opencv import opencv_warning
+from utils.detection.decode import decode
+from utils.errors import InfeasibleError
+from utils.export.agreement import TOLERANCES, Agreement, compare, onnx_agreement, parts, picture, raw_heads
+from utils.export.request import ExportRequest
+from utils.files import atomic_path, atomic_write_bytes
+from utils.model_files import ModelFiles
+from utils.runtime.metadata import Metadata
+
+
+class Subject(NamedTuple):
+    """What is exported."""
+
+    loaded: LoadedModel
+    model: Darknet
+    """On the network of `metadata`, in evaluation mode."""
+    metadata: Metadata
+
+
+class Made(NamedTuple):
+    """A file that can be written."""
+
+    agreement: Agreement
+    write: Callable[[Path], None]
+    facts: Mapping[str, Any]
+    """What --json says of the format."""
+
+
+def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
+    """ONNX, emitted from the blocks and compared in onnxruntime."""
+    import onnx
+
+    from utils.export.onnx_model import onnx_model
+    from utils.runtime.onnx_file import DIGEST, digest
+
+    fused = fuse(subject.model)
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    made = onnx_model(fused.network, arrays, subject.metadata, asked.options)
+    made.metadata_props.append(onnx.StringStringEntryProto(key=DIGEST, value=digest(made)))
+    agreement = onnx_agreement(made, subject.model, subject.metadata, asked.options)
+    data = made.SerializeToString()
+    batch = None if asked.options.dynamic_batch else 1
+    facts = {"opset": asked.options.opset, "batch": batch, "mish": asked.options.mish}
+    return Made(agreement, lambda path: atomic_write_bytes(path, data), facts)
+
+
+class _Traced(nn.Module):
+    """A network as a function from a tensor to tensors."""
+
+    def __init__(self, model: Darknet, size: tuple[int, int], decodes: bool) -> None:
+        super().__init__()
+        self.model, self.size, self.decodes = model, size, decodes
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """Raw heads, or decoded rows."""
+        heads = self.model(images).heads
+        return decode(heads, self.model.network.yolos, self.size) if self.decodes else heads
+
+
+def make_torchscript(subject: Subject, asked: ExportRequest) -> Made:
+    """TorchScript: the folded network traced and frozen."""
+    metadata = subject.metadata
+    images, decodes = picture(metadata, 1), metadata.output == "rows"
+    module = _Traced(fuse(subject.model), metadata.size, decodes).eval()
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")  # sizes become constants, as they should; and PyTorch advises torch.export
+        frozen = torch.jit.freeze(torch.jit.trace(module, images, check_trace=False))
+        saved = io.BytesIO()
+        torch.jit.save(frozen, saved, _extra_files={"metadata.json": json.dumps(metadata.properties())})
+    with torch.inference_mode():
+        found = frozen(images)
+    want = raw_heads(subject.model, images)
+    if decodes:
+        rows = decode([torch.from_numpy(head) for head in want], metadata.network.yolos, metadata.size)
+        gaps = compare(parts(rows.numpy()), parts(found.numpy()))
+    else:
+        gaps = compare(want, [head.numpy() for head in found])
+    runtime = f"TorchScript {torch.__version__}, CPU, threads: {torch.get_num_threads()}"
+    agreement = Agreement(*gaps, TOLERANCES["float32"], runtime)
+    agreement.check("--format torchscript")
+    return Made(agreement, lambda path: atomic_write_bytes(path, saved.getbuffer()), {"batch": 1})
+
+
+def make_weights(subject: Subject, asked: ExportRequest) -> Made:
+    """Darknet's .weights, read back and compared value by value."""
+    network = subject.metadata.network
+    arrays = {key: value.numpy() for key, value in subject.model.state_dict().items()}
+
+    def write(path: Path) -> None:
+        with atomic_path(path) as temporary:
+            weights_file.write(temporary, network, arrays)
+            check_same(path, arrays, weights_file.read(temporary, network))
+
+    if warning := opencv_warning(network):
+        log(warning)
+    return Made(_read_back(), write, {})
+
+
+def make_checkpoint(subject: Subject, asked: ExportRequest) -> Made:
+    """A .pt of this suite, read back and compared value by value."""
+    state = {key: value.contiguous() for key, value in subject.model.state_dict().items()}
+    document = {
+        "model": state,
+        "ema": None,
+        "cfg": format_network(subject.metadata.network),
+        "names": list(subject.metadata.names),
+        "lineage": [dict(entry) for entry in subject.metadata.lineage],
+        "kept": subject.loaded.kept,
+    }
+
+    def write(path: Path) -> None:
+        with atomic_path(path) as temporary:
+            write_checkpoint(temporary, document)
+            back = load_model(ModelFiles(None, temporary, True)).model.state_dict()
+            arrays = {key: value.numpy() for key, value in state.items()}
+            check_same(path, arrays, {key: value.numpy() for key, value in back.items()})
+
+    return Made(_read_back(), write, {})
+
+
+def _read_back() -> Agreement:
+    return Agreement(0.0, 0.0, 0.0, f"PyTorch {torch.__version__}")
+
+
+def check_same(path: Path, written: Mapping[str, np.ndarray], read: Mapping[str, np.ndarray]) -> None:
+    """Refuse a file that does not give back what was put in.
+
+    Raises:
+        InfeasibleError: names the tensor.
+    """
+    for key, array in read.items():
+        if not np.array_equal(array, written[key]):
+            raise InfeasibleError(f"{path}: {key} comes back with other values; nothing is written")
+
+
+FORMATS: dict[str, Callable[[Subject, ExportRequest], Made]] = {
+    "onnx": make_onnx,
+    "torchscript": make_torchscript,
+    "weights": make_weights,
+    "pt": make_checkpoint,
+}

@@ -1,0 +1,120 @@
+"""An export from checked flags to the file: load, make, prove, write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models import load_arrays
+from utils.checkpoint import load_model
+from utils.cli import input_size, log, print_json
+from utils.darknet.blocks import Network
+from utils.darknet.cfg import format_network
+from utils.darknet.shapes import max_stride, trace
+from utils.errors import InputError
+from utils.export.formats import FORMATS, Made, Subject
+from utils.export.request import PAIRS, SUFFIXES, ExportRequest
+from utils.files import atomic_write_text
+from utils.report.run_dir import RunDirectory
+from utils.runtime.metadata import Metadata
+from utils.runtime.names import check_names
+
+
+def export(asked: ExportRequest) -> None:
+    """Carry out a request and print what came of it.
+
+    Raises:
+        InputError: names, size or weights that do not fit.
+        InfeasibleError: the file would not compute what PyTorch does; nothing is written.
+    """
+    subject = load_subject(asked)
+    made = FORMATS[asked.format](subject, asked)
+    path = write(asked, subject.metadata.network, made)
+    document = describe(asked, subject.metadata, made, path)
+    print_json(document) if asked.as_json else print(text(document))
+
+
+def load_subject(asked: ExportRequest) -> Subject:
+    """The model, with the input size that was asked for, and what its file will say of it."""
+    loaded = load_model(asked.files)
+    for note in loaded.notes:
+        log(note)
+    network = loaded.model.network
+    check_names(asked.given, network, asked.files.weights)
+    state = loaded.model.state_dict()
+    if any("quantize_" in key for key in state):
+        raise InputError(f"{asked.files.weights}: is quantized, and the files written here are float; "
+                         "give the weights it was made from")  # fmt: skip
+    network = sized(network, input_size(asked.sides, max_stride(network), (network.net.height, network.net.width)))
+    names = (asked.given and asked.given.names) or loaded.names or tuple(map(str, range(network.classes)))
+    metadata = Metadata(
+        network,
+        names,
+        output=asked.output,
+        mode=asked.mode,
+        precision=asked.precision,
+        conf_thres=asked.conf_thres,
+        iou_thres=asked.iou_thres,
+        lineage=loaded.lineage(),
+    )
+    return Subject(loaded, load_arrays(network, state).requires_grad_(False).eval(), metadata)
+
+
+def sized(network: Network, size: tuple[int, int]) -> Network:
+    """The network with another input.
+
+    Raises:
+        CfgError: its blocks cannot work on it.
+    """
+    trace(network, *size)
+    return replace(network, net=replace(network.net, height=size[0], width=size[1]))
+
+
+def write(asked: ExportRequest, network: Network, made: Made) -> Path:
+    """Write the file, and its cfg where it needs one: last, so that a cfg is never without its weights."""
+    path = asked.path
+    if path is None:
+        run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
+        run.describe(args=asked.flags)
+        path = run.file(f"model{SUFFIXES[asked.format]}")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    made.write(path)
+    if asked.format in PAIRS:
+        atomic_write_text(path.with_suffix(".cfg"), format_network(network))
+    return path
+
+
+def describe(asked: ExportRequest, metadata: Metadata, made: Made, path: Path) -> dict[str, Any]:
+    """The document of --json."""
+    found = made.agreement
+    document = {
+        "format": asked.format,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "max_abs_error": found.max_abs_error,
+        "error": found.error,
+        "tolerance": found.tolerance,
+        "runtime": found.runtime,
+        "input": [metadata.network.net.channels, *metadata.size],
+        "classes": metadata.network.classes,
+    }
+    if asked.format in PAIRS:
+        return document | {"cfg": str(path.with_suffix(".cfg"))}
+    return document | {"output": metadata.output, "precision": metadata.precision, **made.facts}
+
+
+def text(document: dict[str, Any]) -> str:
+    """The document for people."""
+    size = f"{document['bytes'] / 1e6:.2f} MB"
+    if "cfg" in document:
+        return f"{document['path']}: {size}, read back the same; with {document['cfg']}"
+    channels, height, width = document["input"]
+    kind = {"heads": "raw heads", "rows": "decoded rows", "detections": "detections"}[document["output"]]
+    opset = f", opset {document['opset']}" if "opset" in document else ""
+    return (
+        f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}\n"
+        f"differs from PyTorch by {document['error']:.2g} of the largest value, {document['max_abs_error']:.2g} in all "
+        f"({document['runtime']})"
+    )
