@@ -146,6 +146,11 @@ class TestHeads:
         assert "the student's head at stride 8 has none in the teacher and learns from the data" in found.notes
         assert found.notes[-1] == "the teacher has no features like the student's upsampled at 16, head at 8"
 
+    def test_heads_in_another_order(self, root):
+        """YOLOv3 has its coarsest head first, YOLOv4 its finest."""
+        found = pair(load(root, "yolov4"), load(root, "yolov3"), OUTPUTS)
+        assert [(p.student, p.teacher) for p in found.heads] == [(0, 2), (1, 1), (2, 0)]
+
     def test_anchors_are_paired_one_to_one_the_most_alike_first(self):
         """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
         student = with_anchors(one_head(), (8, 8), (10, 10), (30, 30))

@@ -384,6 +384,44 @@ class TestBoxes:
         torch.testing.assert_close(found.boxes.student, torch.stack([mine for mine, _ in wanted]))
         torch.testing.assert_close(found.boxes.teacher, torch.stack([theirs for _, theirs in wanted]))
 
+    def test_every_network_decodes_with_its_own_anchors_and_scale(self):
+        """A teacher whose anchors come in another order, and are a little wider."""
+        order = (2, 0, 1, 5, 4, 3)
+        anchors = tuple((1.1 * NETWORK.yolos[0].anchors[i][0], NETWORK.yolos[0].anchors[i][1]) for i in order)
+        changes = {"anchors": anchors, "scale_x_y": 1.3}
+        blocks = tuple(dataclasses.replace(b, **changes) if isinstance(b, Yolo) else b for b in NETWORK.blocks)
+        other = dataclasses.replace(NETWORK, blocks=blocks)
+        student, teacher = outputs(), outputs(1)
+        found = lecture(student, teacher, networks=(NETWORK, other))
+        wanted = []
+        for i, positives in enumerate(assign(OBJECTS, NETWORK.yolos, [(8, 8), (16, 16)], (64, 64), RULE)):
+            match = dict(found.pairing.heads[i].anchors)
+            assert len(match) == 3 and any(mine != theirs for mine, theirs in match.items())
+            for picture, anchor, row, column in zip(*positives[:4], strict=True):
+                theirs = match[int(anchor)]
+                row_t = split_head(teacher.heads[i], other.yolos[i])[picture, theirs, row, column]
+                size = torch.tensor(other.yolos[i].head_anchors[theirs]) / (8, 4)[i]
+                wanted.append(box_offsets(row_t, size, other.yolos[i]))
+        torch.testing.assert_close(found.boxes.teacher, torch.stack(wanted))
+        torch.testing.assert_close(found.boxes.student, lecture(student, teacher).boxes.student)
+
+    def test_heads_may_come_in_another_order(self):
+        """As those of YOLOv4 do, for which YOLOv3 has the coarsest first."""
+        heads = [i for i, b in enumerate(NETWORK.blocks) if isinstance(b, Yolo)]
+        blocks = list(NETWORK.blocks)
+        blocks[heads[0]], blocks[heads[1]] = blocks[heads[1]], blocks[heads[0]]
+        other = dataclasses.replace(NETWORK, blocks=tuple(blocks))
+        pairing = pair(NETWORK, NETWORK, SEVERAL)
+        crossed = tuple(dataclasses.replace(p, teacher=1 - p.teacher) for p in pairing.heads)
+        student, teacher = outputs(), outputs(1)
+        found = values(
+            student,
+            Outputs(teacher.heads[::-1], teacher.features),
+            networks=(NETWORK, other),
+            pairing=dataclasses.replace(pairing, heads=crossed),
+        )
+        assert found == pytest.approx(values(student, teacher))
+
     @pytest.mark.parametrize("term", sorted(TERMS))
     def test_no_objects_no_boxes_and_all_else_is_finite(self, term):
         student, parts = leaves(outputs())
