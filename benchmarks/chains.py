@@ -87,6 +87,12 @@ CHAINS = {
         prune=("slim_prune.py", "--percent", "0.3"),
         tuned=("--epochs", "15", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
     ),
+    "roadsigns-yolov3-tiny-33-half": Chain(
+        "half of the multiply-adds of that sparse training, and more fine-tuning", TINY3, ROADSIGNS, 224,
+        base=RUNS / "roadsigns-yolov3-tiny-33-gentle" / "sparse", sparse=(),
+        prune=("slim_prune.py", "--target-macs", "0.5"),
+        tuned=("--epochs", "24", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
+    ),
     "roadsigns-nano-slim": Chain(
         "MobileNetV2-YOLOv3-Nano, which has residual units, from COCO weights", f"{NANO}.cfg", ROADSIGNS, 224,
         base=("--epochs", "10", "-pt", "--no-flip", "--weights", f"{NANO}.weights"),
@@ -187,7 +193,7 @@ def _prune(folder: Path, chain: Chain, data: str, weights: Path) -> tuple[list[s
     stored = folder / "pruned.json"
     common = [*chain.prune, "--weights", str(weights), "--data", data, "--img_size", str(chain.size)]
     if not stored.exists():
-        if not {"--percent", "--shortcut"} & set(common):
+        if not {"--percent", "--shortcut", "--target-macs"} & set(common):
             advice = json.loads(python(*common, "--percent", "0", "--dry-run", "--json"))["advised_percent"]
             common += ["--percent", f"{advice:g}"]
         command = [*common, "--project", str(folder), "--name", "pruned"]

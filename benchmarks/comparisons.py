@@ -55,6 +55,7 @@ COMPARISONS = {
             "scratch, slim 0.51's widths": best("roadsigns-slim-scratch"),
             "slim 0.3, from the unpruned": best(f"{TINY3}-33-slim/tuned"),
             "slim 0.3, gently": best(f"{TINY3}-33-gentle/tuned"),
+            "slim, half of the MACs, gently": best(f"{TINY3}-33-half/tuned"),
             "slim 0.3, taught": best("roadsigns-kd4"),
         },
         plot=True,
