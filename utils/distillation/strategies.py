@@ -80,7 +80,7 @@ AT: dict[str, Strategy] = {
 }  # fmt: skip
 """--AT_str."""
 WEIGHTINGS = ("normalised", "original")
-DEFAULT = "3"
+DEFAULT = "4"
 """The --KDstr that measured best (docs/distillation.md)."""
 
 

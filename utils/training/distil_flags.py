@@ -70,6 +70,14 @@ def _positive(text: str, largest: float) -> float:
     return value
 
 
+def settle_strategy(args: argparse.Namespace) -> None:
+    """Enter the strategy that measured best into the flags where there is a teacher and no strategy, and say so."""
+    if (args.t_cfg or args.t_weights) and args.KDstr is None and args.AT_str is None:
+        args.KDstr = DEFAULT
+        log(f"--KDstr left out: taking {DEFAULT}, which measured best ({KD[DEFAULT].what}); there are --KDstr "
+            f"{', '.join(KD)} and --AT_str {', '.join(AT)}")  # fmt: skip
+
+
 def distillation(args: argparse.Namespace) -> Distillation | None:
     """What the flags ask for; None without a teacher.
 
@@ -93,9 +101,6 @@ def distillation(args: argparse.Namespace) -> Distillation | None:
         temperature=args.kd_temperature or TEMPERATURE,
         masked=args.kd_mask,
     )
-    if args.KDstr is None and args.AT_str is None:
-        log(f"--KDstr left out: taking {DEFAULT}, which measured best ({KD[DEFAULT].what}); there are --KDstr "
-            f"{', '.join(KD)} and --AT_str {', '.join(AT)}")  # fmt: skip
     return Distillation(chosen, files)
 
 

@@ -34,6 +34,7 @@ def taught(
     settings: TrainSettings,
     hyp: Hyperparameters,
     team: Team,
+    rect: bool = False,
 ) -> Taught:
     """Load the teacher and pair it with the student.
 
@@ -44,6 +45,7 @@ def taught(
         settings: of the run; the teacher must be able to work at its sizes.
         hyp: whose assignment tells which predictions answer for an object.
         team: on whose device the teacher runs.
+        rect: batches have the shapes of their pictures.
 
     Raises:
         WeightsError: the teacher's file cannot be used.
@@ -54,7 +56,7 @@ def taught(
     loaded = load_model(asked.teacher)
     for note in loaded.notes:
         log(note)
-    _check_sizes(student, loaded.model, settings, str(loaded.path))
+    _check_sizes(student, loaded.model, settings, rect, str(loaded.path))
     teacher = Teacher(loaded.model, team.device)
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
@@ -81,9 +83,9 @@ def _comparison(distiller: Distiller) -> str:
     return f" ({'; '.join(parts)})"
 
 
-def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, path: str) -> None:
+def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, rect: bool, path: str) -> None:
     mine, theirs = max_stride(student.network), max_stride(teacher.network)
-    sides = (*settings.size, mine) if settings.sizes else settings.size
-    if bad := next((side for side in sides if side % theirs), None):
-        what = f"sides are multiples of {bad}" if settings.sizes else f"a side is {bad}"
+    varied = rect or settings.sizes is not None
+    if bad := next((side for side in (*settings.size, *((mine,) if varied else ())) if side % theirs), None):
+        what = f"sides are multiples of {mine}" if varied else f"a side is {bad}"
         raise InputError(f"{path}: needs an input with sides that are multiples of {theirs}; {what} here")

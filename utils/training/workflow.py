@@ -127,7 +127,7 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
         batches["format"] = checkpoint["plan"]["format"]
         sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
-    distiller, teacher = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team)
+    distiller, teacher = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
     if teacher is not None:
         batches["teacher"] = teacher["sha256"]
         lineage = lineage if plan.resume else (*lineage, teacher)
