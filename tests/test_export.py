@@ -1,0 +1,502 @@
+"""export.py: what it writes computes what PyTorch computes, says what it is, and is not written otherwise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import export
+from models import fuse
+from tests.nets import TINY, one_head, tiny
+from tests.random_nets import networks
+from tests.test_models import lively
+from tests.test_oracle_opencv import TOLERANCE, difference
+from tests.test_random_networks import examples
+from utils.checkpoint import origin, read_checkpoint, write_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import ACTIVATIONS, Network
+from utils.darknet.cfg import format_network
+from utils.darknet.opencv import opencv_warning
+from utils.darknet.shapes import max_stride
+from utils.detection.decode import decode
+from utils.detection.nms import non_max_suppression
+from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
+from utils.export.activations import MISH
+from utils.export.agreement import Agreement, compare
+from utils.export.blocks import EMITTERS
+from utils.export.onnx_model import onnx_model
+from utils.export.request import MISH_FORMS, OPSETS, OnnxOptions
+from utils.layers import LAYERS
+from utils.runtime.engines import onnxruntime_engine
+from utils.runtime.metadata import Metadata, read_metadata
+from utils.runtime.onnx_file import read_onnx
+
+CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-csp",
+        "yolov4-leaky", "yolov4-leaky-spp557", "yolov4-tiny")  # fmt: skip
+QUICK = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov4-tiny")
+
+
+def sized(network: Network, height: int, width: int) -> Network:
+    return replace(network, net=replace(network.net, height=height, width=width))
+
+
+def pictures(network: Network, count: int = 1) -> torch.Tensor:
+    shape = (count, network.net.channels, network.net.height, network.net.width)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+def heads_of(model, images) -> list[np.ndarray]:
+    with torch.inference_mode():
+        return [head.numpy() for head in model(images).heads]
+
+
+def eager(network: Network):
+    """A model that sees objects everywhere."""
+    model = lively(network)
+    with torch.no_grad():
+        for head in network.heads:
+            model.layers[head - 1].conv.weight.normal_(std=0.5)
+            model.layers[head - 1].conv.bias.zero_()
+    return model
+
+
+def emitted(model, options=OnnxOptions(), **metadata) -> onnx.ModelProto:  # noqa: B008 - frozen
+    """The file of a model, which the checker of ONNX accepts."""
+    fused = fuse(model)
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    names = tuple(map(str, range(model.network.classes)))
+    made = onnx_model(fused.network, arrays, Metadata(model.network, names, **metadata), options)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def ran(made: onnx.ModelProto, images: torch.Tensor) -> list[np.ndarray]:
+    """All outputs in onnxruntime."""
+    names = [value.name for value in made.graph.output]
+    return onnxruntime_engine(made.SerializeToString(), names, None, 1).run(images.numpy())
+
+
+def assert_same(want, found, tolerance=TOLERANCE):
+    assert len(want) == len(found)
+    for a, b in zip(want, found, strict=True):
+        assert a.shape == b.shape
+        assert difference(a, b) < tolerance
+
+
+def opencv_heads(net, images, names) -> list[np.ndarray]:
+    net.setInput(images.numpy())
+    return [np.array(head) for head in net.forward(list(names))]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CFGS])
+def test_networks_of_cfg_agree_with_pytorch_and_opencv(name, root, tmp_path):
+    """An ONNX file in onnxruntime and OpenCV, and OpenCV's Darknet reader.
+
+    The smallest input that is not square and has no map of one cell a side, where OpenCV 4.14 computes depthwise
+    convolutions wrong.
+    """
+    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    stride = max_stride(network)
+    network = sized(network, 2 * stride, 3 * stride)
+    model, images = lively(network), pictures(network)
+    want, made = heads_of(model, images), emitted(model)
+    names = [value.name for value in made.graph.output]
+    assert_same(want, ran(made, images))
+    net = cv2.dnn.readNetFromONNX(np.frombuffer(made.SerializeToString(), np.uint8))
+    assert_same(want, opencv_heads(net, images, names))
+    if opencv_warning(network) is None and hasattr(cv2.dnn, "readNetFromDarknet"):
+        weights_file.write(tmp_path / "w", network, {k: v.numpy() for k, v in model.state_dict().items()})
+        cfg = np.frombuffer(format_network(network).encode(), np.uint8)
+        net = cv2.dnn.readNetFromDarknet(cfg, np.fromfile(tmp_path / "w", np.uint8))
+        assert_same(want, opencv_heads(net, images, [f"conv_{head - 1}" for head in network.heads]))
+
+
+def test_every_cfg_is_tested(root):
+    assert sorted(path.stem for path in (root / "cfg").glob("*.cfg")) == sorted(CFGS)
+
+
+def test_every_block_has_a_form():
+    assert set(EMITTERS) == set(LAYERS)
+    assert tuple(MISH) == MISH_FORMS
+
+
+@examples(60)
+@given(networks(), st.integers(0, 99), st.sampled_from((OPSETS[0], 17, OPSETS[-1])))
+def test_random_networks_agree_with_pytorch(network, seed, opset):
+    model, images = lively(network, seed), pictures(network)
+    assert_same(heads_of(model, images), ran(emitted(model, OnnxOptions(opset=opset)), images))
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], 17, OPSETS[-1]])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_agree_with_pytorch_where_they_saturate_too(activation, opset):
+    network = one_head(f"[convolutional]\nfilters=4\nsize=1\nactivation={activation}\n")
+    model = lively(network)
+    with torch.no_grad():
+        model.layers[0].conv.weight.mul_(40)
+    images = pictures(network)
+    assert_same(heads_of(model, images), ran(emitted(model, OnnxOptions(opset=opset)), images), 1e-5)
+
+
+@pytest.mark.parametrize("form", MISH_FORMS)
+def test_every_form_of_mish_is_mish(form):
+    """From -90 to 90: exp(90) alone is 1e39, beyond float32."""
+    network = one_head("[convolutional]\nfilters=1\nsize=1\nbatch_normalize=0\nactivation=mish\n", channels=1)
+    model = lively(network)
+    with torch.no_grad():
+        model.layers[0].conv.weight.fill_(180)
+        model.layers[0].conv.bias.fill_(-90)
+        model.layers[1].conv.weight.fill_(1)
+    images = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+    found = ran(emitted(model, OnnxOptions(opset=18, mish=form)), images)
+    assert_same(heads_of(model, images), found, 1e-6)
+    assert {node.op_type for node in emitted(model, OnnxOptions(opset=18, mish=form)).graph.node} & {"Mish"} == (
+        {"Mish"} if form == "op" else set()
+    )
+
+
+@pytest.mark.parametrize("section", [
+    "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
+    "[maxpool]\nsize=2\nstride=1\n",
+    "[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n",
+    "[maxpool]\nsize=3\nstride=2\npadding=4\n",
+    "[upsample]\nstride=3\n",
+])  # fmt: skip
+def test_uneven_windows_agree_with_pytorch(section):
+    network = sized(one_head(section), 16, 24)
+    model, images = lively(network), pictures(network)
+    assert_same(heads_of(model, images), ran(emitted(model), images), 1e-5)
+
+
+@pytest.mark.parametrize("new_coords", [0, 1])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_rows_are_those_of_decode(new_coords, dynamic):
+    network = cfg_file.parse(TINY.replace("scale_x_y=1.05", f"scale_x_y=1.7\nnew_coords={new_coords}"), "t.cfg")
+    network = sized(network, 64, 96)
+    model, images = lively(network), pictures(network, 3 if dynamic else 1)
+    with torch.inference_mode():
+        want = decode(model(images).heads, network.yolos, (64, 96)).numpy()
+    (found,) = ran(emitted(model, OnnxOptions(dynamic_batch=dynamic), output="rows"), images)
+    assert_same([want[..., :4], want[..., 4:]], [found[..., :4], found[..., 4:]], 1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("least", [0.5, 0.999])
+def test_detections_are_those_of_non_max_suppression(multi_label, batch, least):
+    """At 0.5 there are many, at 0.999 none or few."""
+    model = eager(sized(tiny(), 32, 64))
+    images = pictures(model.network, batch)
+    options = OnnxOptions(dynamic_batch=batch > 1, multi_label=multi_label)
+    made = emitted(model, options, output="detections", conf_thres=least, iou_thres=0.4)
+    (found,) = ran(made, images)
+    with torch.inference_mode():
+        rows = decode(model(images).heads, model.network.yolos, (32, 64))
+    want = [
+        np.column_stack((np.full(len(own), number), own.numpy()))
+        for number, own in enumerate(non_max_suppression(rows, least, 0.4, multi_label=multi_label))
+    ]
+    assert found.shape[1] == 7
+    assert (np.diff(found[:, 5]) <= 0).all(), "best first"
+    assert (sum(map(len, want)) > 20 * batch) == (least == 0.5)
+    for number, own in enumerate(want):
+        np.testing.assert_allclose(found[found[:, 0] == number], own, rtol=1e-4, atol=1e-4)
+
+
+def test_one_picture_gives_at_most_300_detections():
+    model = eager(sized(tiny(), 128, 128))
+    (found,) = ran(emitted(model, output="detections", conf_thres=0.0, iou_thres=1.0), pictures(model.network))
+    assert found.shape == (300, 7)
+
+
+def test_a_dynamic_batch_takes_any_number_and_a_fixed_one_takes_one():
+    model = lively(tiny())
+    images = pictures(model.network, 3)
+    want = heads_of(model, images)
+    assert_same(want, ran(emitted(model, OnnxOptions(dynamic_batch=True)), images))
+    with pytest.raises(SuiteError, match="dimension"):
+        ran(emitted(model), images)
+
+
+def test_half_computes_in_float16_and_is_half_as_large():
+    model = lively(tiny())
+    images, made = pictures(model.network), emitted(model, precision="float16")
+    whole = emitted(model)
+    stored = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
+    assert stored < 0.55 * sum(len(tensor.raw_data) for tensor in whole.graph.initializer)
+    assert {value.type.tensor_type.elem_type for value in (*made.graph.input, *made.graph.output)} == {1}
+    found = ran(made, images)
+    assert_same(heads_of(model, images), found, 2e-2)
+    assert difference(heads_of(model, images)[0], found[0]) > 1e-6
+
+
+def test_half_refuses_a_weight_that_float16_cannot_hold():
+    model = lively(tiny())
+    with torch.no_grad():
+        model.layers[2].conv.weight[0, 0, 0, 0] = 1e6
+    with pytest.raises(
+        InfeasibleError, match=r"--half: block 2 \(tiny.cfg:\d+\) has the weight .*float16 ends at 65504"
+    ):
+        emitted(model, precision="float16")
+
+
+def test_conv_add_and_concat_have_one_tensor_named_for_their_block():
+    made = emitted(lively(tiny()))
+    outputs = {node.output[0]: node.op_type for node in made.graph.node}
+    blocks = tiny().blocks
+    for number, block in enumerate(blocks):
+        kind = type(block).__name__
+        if kind in ("Convolutional", "Shortcut", "Maxpool", "Upsample") or (kind == "Route" and len(block.layers) > 1):
+            assert f"block{number}" in outputs
+    assert outputs["block0/linear"] == "Conv"
+    assert outputs["block4"] == "Add"
+    assert outputs["block13"] == "Concat"
+
+
+def test_metadata_come_back():
+    network = replace(tiny(), path="")
+    lineage = ({"path": "a.pt", "sha256": "0" * 64},)
+    metadata = Metadata(network, ("cät", 'd"og'), "rows", "stretch", "float16", 0.25, 0.45, lineage)
+    assert read_metadata(metadata.properties(), "x.onnx") == metadata
+
+
+@pytest.mark.parametrize(("key", "text"), [
+    ("names", '["a"]'), ("names", "{"), ("names", "null"), ("output", "[]"), ("thresholds", "{}"), ("input", "3"),
+    ("output", '{"kind": "other"}'), ("lineage", "[1]"), ("schema", "7"), ("cfg", "[net]\nwidth=x\n"),
+    ("names", "[" * 5000),
+])  # fmt: skip
+def test_damaged_metadata_are_one_line(key, text):
+    properties = Metadata(tiny(), ("a", "b")).properties() | {key: text}
+    with pytest.raises(InputError, match=r"^x\.onnx[!:]") as caught:
+        read_metadata(properties, "x.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call the script in a folder with a.cfg, a.weights and a.pt; returns its document."""
+    monkeypatch.chdir(tmp_path)
+    model = lively(tiny())
+    (tmp_path / "a.cfg").write_text(TINY)
+    weights_file.write("a.weights", tiny(), {key: value.numpy() for key, value in model.state_dict().items()})
+    document = {"model": model.state_dict(), "ema": None, "cfg": TINY, "names": ["cat", "dog"], "kept": None}
+    write_checkpoint(tmp_path / "a.pt", document | {"lineage": [{"path": "before.pt", "sha256": "1"}]})
+
+    def call(*flags: str) -> dict:
+        capsys.readouterr()
+        export.main([*flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+DARKNET = ("--cfg", "a.cfg", "--weights", "a.weights")
+
+
+def left(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_document_says_what_was_written(call, tmp_path):
+    document = call(*DARKNET)
+    assert document["path"] == "runs/export/exp/model.onnx"
+    assert document["bytes"] == (tmp_path / document["path"]).stat().st_size
+    assert (document["schema"], document["format"], document["opset"]) == (1, "onnx", 17)
+    assert document["runtime"].startswith(f"onnxruntime {onnxruntime.__version__}, CPU")
+    assert 0 < document["max_abs_error"] < 1e-4
+    assert left(tmp_path / "runs") == ["export/exp/args.yaml", "export/exp/env.json", "export/exp/model.onnx"]
+
+
+def test_a_checkpoint_brings_cfg_names_and_lineage(call, tmp_path):
+    found = read_onnx(tmp_path / call("--weights", "a.pt", "--img_size", "32", "64", "--stretch")["path"])
+    assert found.metadata.names == ("cat", "dog")
+    assert found.metadata.size == (32, 64)
+    assert found.metadata.mode == "stretch"
+    assert found.metadata.lineage == (
+        {"path": "before.pt", "sha256": "1"},
+        origin(tmp_path / "a.pt") | {"path": "a.pt"},
+    )
+    assert replace(found.metadata.network, net=tiny().net) == tiny()
+    assert found.batch == 1
+    assert not found.notes
+    model = onnx.load(tmp_path / "runs/export/exp/model.onnx")
+    assert model.producer_name == "darknet-compression"
+    heads = json.loads({entry.key: entry.value for entry in model.metadata_props}["heads"])
+    assert [head["stride"] for head in heads] == [8, 4]
+    assert heads[1]["anchors"][0] == [4, 4]
+
+
+@pytest.mark.parametrize("flags", [
+    ("--decode",), ("--nms",), ("--nms", "--multi-label", "--dynamic-batch", "--conf-thres", "0.01"), ("--half",),
+    ("--half", "--decode"), ("--opset", "13"), ("--opset", "21", "--mish", "op"), ("--mish", "softplus"),
+    ("--format", "torchscript"), ("--format", "torchscript", "--decode"),
+], ids=" ".join)  # fmt: skip
+def test_every_kind_of_file_is_proved_and_written(call, tmp_path, flags):
+    document = call(*DARKNET, *flags)
+    assert document["error"] <= document["tolerance"]
+    assert (tmp_path / document["path"]).stat().st_size == document["bytes"]
+
+
+def test_torchscript_computes_the_same_and_carries_metadata(call, tmp_path):
+    document = call("--weights", "a.pt", "--format", "torchscript", "--output", "x/a.torchscript")
+    assert document["path"] == "x/a.torchscript"
+    extra = {"metadata.json": ""}
+    module = getattr(torch.jit, "load")(tmp_path / "x/a.torchscript", _extra_files=extra)  # noqa: B009 - see test_safety
+    images = pictures(tiny())
+    with torch.inference_mode():
+        assert_same(heads_of(lively(tiny()), images), [head.numpy() for head in module(images)], 1e-5)
+    assert json.loads(json.loads(extra["metadata.json"])["names"]) == ["cat", "dog"]
+
+
+def test_weights_to_pt_to_weights_is_the_same_file(call, tmp_path):
+    there = call(*DARKNET, "--format", "pt", "--output", "b.pt", "--names", _names(tmp_path))
+    back = call("--weights", "b.pt", "--format", "weights", "--output", "c.weights")
+    assert there["max_abs_error"] == back["max_abs_error"] == 0
+    assert (tmp_path / "c.weights").read_bytes() == (tmp_path / "a.weights").read_bytes()
+    assert cfg_file.load(tmp_path / "c.cfg") == cfg_file.load(tmp_path / "b.cfg") == tiny()
+    checkpoint = read_checkpoint(tmp_path / "b.pt")
+    assert checkpoint["names"] == ["x", "y"]
+    assert checkpoint["lineage"] == [origin(tmp_path / "a.weights") | {"path": "a.weights"}]
+
+
+def _names(folder) -> str:
+    (folder / "n.names").write_text("x\ny\n")
+    return "n.names"
+
+
+def test_another_class_count_is_adapted_and_said(call, tmp_path, capsys):
+    (tmp_path / "b.cfg").write_text(TINY.replace("classes=2", "classes=5").replace("filters=21", "filters=30"))
+    export.main(["--cfg", "b.cfg", "--weights", "a.weights"])
+    out, err = capsys.readouterr()
+    assert "b.cfg: adapted from 5 to 2 classes" in err
+    assert out.startswith("runs/export/exp/model.onnx: 0.0")
+    assert read_onnx(tmp_path / "runs/export/exp/model.onnx").metadata.names == ("0", "1")
+
+
+def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys):
+    (tmp_path / "a.cfg").write_text(TINY.replace("activation=relu\n", "activation=relu6\n"))
+    export.main([*DARKNET, "--format", "weights"])
+    assert "OpenCV's reader of Darknet files refuses activation=relu6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--opset", "12"), "--opset: 12: allowed are 13 to 21"),
+    (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
+    (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
+    (("--format", "pt", "--half"), "--half: goes with --format onnx"),
+    (("--format", "weights", "--decode"), "--decode: goes with --format onnx or torchscript"),
+    (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
+    (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
+    (("--multi-label",), "--multi-label: goes with --nms"),
+    (("--mish", "op"), "--mish op: needs --opset 18 or more"),
+    (("--img_size", "65"), "--img_size 65: not a multiple of 8"),
+    (("--output", "a.pt"), "--output a.pt: a file of --format onnx ends in .onnx"),
+    (("--format", "pt", "--output", "a.pt"), "--output a.pt: exists"),
+    (("--format", "weights", "--output", "new/../a.weights"), "--output new/../a.weights: exists"),
+    (("--format", "pt", "--output", "a.pt", "--name", "b"), "--output: is the file itself"),
+    (("--names", "three.names"), "three.names: 3 names, but a.weights has 2 classes"),
+    (("--project", "a.cfg/x"), "--project a.cfg/x"),
+    (("--name", "a/b"), "--name 'a/b'"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(call, tmp_path, flags, message):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "three.names").write_text("a\nb\nc\n")
+    before = left(tmp_path)
+    with pytest.raises(InputError) as caught:
+        call(*DARKNET, *flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert left(tmp_path) == before
+
+
+def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
+    (tmp_path / "b.cfg").write_text("mine")
+    with pytest.raises(InputError, match=r"--output b\.cfg: exists"):
+        call(*DARKNET, "--format", "weights", "--output", "b.weights")
+    assert (tmp_path / "b.cfg").read_text() == "mine"
+    assert not (tmp_path / "b.weights").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--decode",), ("--format", "torchscript")], ids=" ".join)
+def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
+    """The folded network gets another weight than the one it is compared with."""
+    from utils.export import formats
+
+    def wrong(model):
+        fused = fuse(model)
+        fused.layers[6].conv.weight[0, 0] += 1
+        return fused
+
+    monkeypatch.setattr(formats, "fuse", wrong)
+    before = left(tmp_path)
+    with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):
+        call(*DARKNET, *flags)
+    assert left(tmp_path) == before
+
+
+def test_weights_that_come_back_otherwise_are_not_written(call, tmp_path, monkeypatch):
+    read = weights_file.read
+    monkeypatch.setattr(weights_file, "read", lambda *args: {k: v + 1 for k, v in read(*args).items()})
+    with pytest.raises(InfeasibleError, match="comes back with other values; nothing is written"):
+        call("--weights", "a.pt", "--format", "weights", "--output", "b.weights")
+    assert left(tmp_path) == ["a.cfg", "a.pt", "a.weights"]
+
+
+def test_nan_is_no_agreement():
+    gaps = compare([np.ones(3)], [np.array([1, np.nan, 1])])
+    with pytest.raises(InfeasibleError, match="differs from PyTorch by nan"):
+        Agreement(*gaps, 1e-3, "here").check("x")
+    assert compare([np.ones(3)], [np.ones(4)])[1] == float("inf")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_one_line_before_torch_and_before_any_file(package, root, tmp_path):
+    code = (
+        "import importlib.util, sys\n"
+        "from utils import cli\n"
+        "import export\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)\n"
+        "sys.argv = ['export.py', '--weights', 'nowhere.pt']\n"
+        "try:\n    cli.run(export.main)\n"
+        "finally:\n    assert 'torch' not in sys.modules and 'onnx' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)},
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"error: --format onnx: needs the package {package}; pip install -r requirements-export.txt\n"
+    assert left(tmp_path) == []
+
+
+def test_a_quantized_checkpoint_is_refused(call, tmp_path, monkeypatch):
+    from utils.export import workflow
+
+    load = workflow.load_model
+
+    def quantized(files):
+        loaded = load(files)
+        loaded.model.quantize_image = torch.nn.BatchNorm1d(1)
+        return loaded
+
+    monkeypatch.setattr(workflow, "load_model", quantized)
+    with pytest.raises(InputError, match=r"a\.pt: is quantized"):
+        call("--weights", "a.pt")
+
+
+def test_a_network_without_names_or_weights_is_refused(call):
+    with pytest.raises(WeightsError, match=r"nothing\.weights"):
+        call("--cfg", "a.cfg", "--weights", "nothing.weights")
+    with pytest.raises(InputError, match="--weights left out, and no runs"):
+        call("--cfg", "a.cfg")

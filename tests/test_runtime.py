@@ -1,0 +1,351 @@
+"""Runtimes: test.py and detect.py find the same with PyTorch, onnxruntime and OpenCV, from one file each."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import detect
+import export
+from tests.nets import TINY, tiny
+from tests.test_export import eager
+from utils.checkpoint import write_checkpoint
+from utils.darknet import weights as weights_file
+from utils.data.images import write_image
+from utils.errors import InputError, SuiteError, WeightsError
+from utils.evaluation import detect as decoded
+from utils.model_files import ModelFiles
+from utils.runtime.choice import RuntimeFiles, choose_runtime
+from utils.runtime.engines import Engine
+from utils.runtime.load import ForeignModel, load
+from utils.runtime.onnx_file import read_onnx
+
+NAMES = ("cat", "dog")
+COUNT = 5
+CPU = torch.device("cpu")
+DARKNET = ("--cfg", "a.cfg", "--weights", "a.weights")
+NEEDS_IMPORTER = pytest.mark.skipif(
+    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
+)
+
+
+@pytest.fixture(scope="module")
+def script(root):
+    """test.py as a module; `import test` would give the standard library's package."""
+    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with five pictures, a network as .pt, .weights and in several .onnx files, and labels that are what the
+    network finds, so that its AP is neither 0 nor 1."""
+    folder = tmp_path_factory.mktemp("runtime")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        model = eager(tiny())
+        state = model.state_dict()
+        write_checkpoint(Path("a.pt"), {"model": state, "ema": None, "cfg": TINY, "names": NAMES and list(NAMES)})
+        weights_file.write("a.weights", tiny(), {key: value.numpy() for key, value in state.items()})
+        Path("a.cfg").write_text(TINY)
+        for name, flags in {"a": (), "dynamic": ("--dynamic-batch",), "rows": ("--decode",), "nms": ("--nms",),
+                            "stretch": ("--stretch",), "wide": ("--img_size", "32", "64")}.items():  # fmt: skip
+            export.main(["--weights", "a.pt", "--output", f"{name}.onnx", *flags])
+        rng = np.random.default_rng(0)
+        for place in ("images", "labels"):
+            Path(place).mkdir()
+        for number in range(COUNT):
+            write_image(Path(f"images/{number}.png"), rng.integers(0, 255, (60, 90, 3), dtype=np.uint8))
+        label_with_detections()
+        Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(COUNT)))
+        Path("set.names").write_text("cat\ndog\n")
+        Path("set.data").write_text("classes = 2\nvalid = val.txt\nnames = set.names\n")
+        Path("three.data").write_text("classes = 3\nvalid = val.txt\nnames = three.names\n")
+        Path("three.names").write_text("a\nb\nc\n")
+    return folder
+
+
+def label_with_detections():
+    """Every third detection of each picture, moved a little, becomes an object."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        detect.main(["--weights", "a.pt", "--source", "images", "--nosave", "--json", "--output", "found"])
+    for document in json.loads(out.getvalue()):
+        rows = []
+        for found in document["detections"][:30:3]:
+            x1, y1, x2, y2 = np.array(found["box"]) / (90, 60, 90, 60)
+            x2, y2 = max(x2 * 0.9, x1 + 0.02), max(y2 * 0.9, y1 + 0.02)
+            rows.append(f"{found['class']} {(x1 + x2) / 2} {(y1 + y2) / 2} {x2 - x1} {y2 - y1}\n")
+        Path(f"labels/{Path(document['source']).stem}.txt").write_text("".join(rows))
+
+
+@pytest.fixture
+def folder(made, monkeypatch):
+    """That folder, as the current one."""
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made / "cache"))
+    return made
+
+
+@pytest.fixture
+def measured(folder, script, capsys):
+    """Call test.py; returns its document."""
+
+    def call(*flags: str) -> dict:
+        capsys.readouterr()
+        script.main(["--data", "set.data", "--batch-size", "3", *flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def found(folder, capsys, tmp_path):
+    """Call detect.py; returns its list."""
+
+    def call(*flags: str) -> list:
+        capsys.readouterr()
+        detect.main(["--source", "images", "--nosave", "--output", str(tmp_path / "d"), *flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def assert_same_detections(want: list, have: list):
+    """The same objects in every picture; those of equal confidence in any order."""
+    assert sum(len(document["detections"]) for document in want) > 20
+    for a, b in zip(want, have, strict=True):
+        assert len(a["detections"]) == len(b["detections"])
+        theirs = np.array([[row["class"], 100 * row["confidence"], *row["box"]] for row in b["detections"]])
+        for row in a["detections"]:
+            own = np.array([row["class"], 100 * row["confidence"], *row["box"]])
+            assert np.abs(theirs - own).max(axis=1).min() < 0.02
+
+
+KINDS = {
+    "onnxruntime": ("--weights", "a.onnx"),
+    "onnxruntime, any batch": ("--weights", "dynamic.onnx"),
+    "onnxruntime, decoded": ("--weights", "rows.onnx"),
+    "onnxruntime, with its cfg": ("--weights", "a.onnx", "--cfg", "a.cfg", "--runtime", "onnxruntime"),
+    "OpenCV, onnx": ("--weights", "a.onnx", "--runtime", "opencv"),
+    "OpenCV, decoded": ("--weights", "rows.onnx", "--runtime", "opencv"),
+    "OpenCV, Darknet": (*DARKNET, "--runtime", "opencv"),
+}
+CASES = [pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
+         for name, flags in KINDS.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "runtime"), CASES)
+def test_every_runtime_measures_the_same_ap(measured, flags, runtime):
+    """Batches of 3 and 2, also through files that take one picture at a time."""
+    want, have = measured("--weights", "a.pt"), measured(*flags)
+    assert 0.01 < want["map50_95"] < 0.99
+    for key in ("map50", "map50_95", "precision", "recall", "f1"):
+        assert have[key] == pytest.approx(want[key], abs=1e-3)
+    assert have["parameters"] == want["parameters"]
+    assert have["macs"] == want["macs"]
+    assert want["runtime"].startswith("PyTorch ")
+    assert have["runtime"].startswith(runtime)
+    assert f"threads: {torch.get_num_threads()}" in have["runtime"]
+
+
+@pytest.mark.parametrize(("flags", "runtime"), CASES)
+def test_every_runtime_detects_the_same(found, flags, runtime):
+    want, have = found("--weights", "a.pt"), found(*flags)
+    assert_same_detections(want, have)
+    if flags[0] != "--cfg":
+        assert all(row["name"] == NAMES[row["class"]] for document in have for row in document["detections"])
+
+
+def test_a_file_decides_how_pictures_are_fitted_unless_a_flag_does(found):
+    stretched = found("--weights", "a.pt", "--stretch")
+    assert found("--weights", "a.onnx", "--stretch")[0]["detections"] != found("--weights", "a.onnx")[0]["detections"]
+    for flags in (("--weights", "stretch.onnx"), ("--weights", "a.onnx", "--stretch")):
+        assert_same_detections(stretched, found(*flags))
+
+
+def test_the_size_is_that_of_the_file(measured):
+    document = measured("--weights", "wide.onnx")
+    assert document["macs"] == measured("--weights", "a.pt", "--img_size", "32", "64")["macs"]
+    benchmark = measured("--weights", "wide.onnx", "--task", "benchmark")["benchmark"]
+    assert len(benchmark) == 3
+    assert {row["macs"] for row in benchmark} == {document["macs"]}
+
+
+def test_the_same_file_gives_the_same_bits_twice(folder):
+    files, images = choose_runtime(None, "a.onnx", None), torch.rand(2, 3, 64, 64)
+    first, second = (load(files, CPU).model(images).heads for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--weights", "a.onnx", "--img_size", "96"), "--img_size 96 96: a.onnx takes 64 × 64 only"),
+    (("--weights", "a.onnx", "--augment"), "--augment: looks at pictures of several sizes, and a.onnx takes one"),
+    (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
+    (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
+    (("--weights", "a.onnx", "--runtime", "torch"), "--runtime torch: a.onnx is run by onnxruntime or opencv"),
+    (("--weights", "nms.onnx"), "--weights nms.onnx: ends in NMS"),
+    (("--weights", "a.pt", "--runtime", "onnxruntime"), "--runtime onnxruntime: runs .onnx files"),
+    (("--weights", "a.pt", "--runtime", "opencv"), "--runtime opencv: a.pt is a .pt file"),
+    (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made from another network than other.cfg"),
+    (("--weights", "none.onnx"), "none.onnx: no such file"),
+    ((*DARKNET, "--runtime", "opencv", "--half"), "--half: opencv computes"),
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["measured", "found"])
+def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, flags, message):
+    (folder / "other.cfg").write_text(TINY.replace("filters=12", "filters=10"))
+    with pytest.raises(InputError) as caught:
+        request.getfixturevalue(call)(*flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_class_count_is_refused(folder, script, capsys):
+    with pytest.raises(InputError, match=r"a\.onnx: a network of 2 classes, but three\.data has 3"):
+        script.main(["--data", "three.data", "--weights", "a.onnx"])
+    with pytest.raises(InputError, match=r"three\.names: 3 names, but a\.onnx has 2 classes"):
+        detect.main(["--names", "three.names", "--weights", "a.onnx", "--source", "images"])
+
+
+@NEEDS_IMPORTER
+def test_opencv_is_not_given_what_it_misreads(folder):
+    (folder / "relu6.cfg").write_text(TINY.replace("activation=relu\n", "activation=relu6\n"))
+    with pytest.raises(InputError, match=r"--runtime opencv: OpenCV's reader .* refuses activation=relu6"):
+        detect.main(["--cfg", "relu6.cfg", "--weights", "a.weights", "--runtime", "opencv", "--source", "images"])
+
+
+@NEEDS_IMPORTER
+def test_opencv_reads_darknet_files_at_any_size(found):
+    for size in (("--img_size", "96", "64"), ("--augment",)):
+        assert_same_detections(found(*DARKNET, *size), found(*DARKNET, *size, "--runtime", "opencv"))
+
+
+def foreign(path: Path, data: bytes = b"") -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def changed(source: Path, path: Path, change) -> Path:
+    model = onnx.load(source)
+    change(model)
+    return foreign(path, model.SerializeToString())
+
+
+def test_an_onnx_file_of_another_program_is_refused(folder, tmp_path):
+    path = changed(folder / "a.onnx", tmp_path / "x.onnx", lambda model: model.ClearField("metadata_props"))
+    with pytest.raises(WeightsError, match=r"x\.onnx: says neither its network nor its classes: another program"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_file_cut_short_is_refused(folder, tmp_path, share):
+    data = (folder / "a.onnx").read_bytes()
+    with pytest.raises(WeightsError, match=r"x\.onnx: ") as caught:
+        read_onnx(foreign(tmp_path / "x.onnx", data[: int(share * len(data))]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"\0" * 100, b"PK\x03\x04" + b"\0" * 50, b"hello\n" * 9, bytes(range(256)) * 8])
+def test_what_is_no_onnx_file_is_refused(tmp_path, data):
+    with pytest.raises(WeightsError, match=r"x\.onnx: ") as caught:
+        read_onnx(foreign(tmp_path / "x.onnx", data))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_inputs_or_outputs_than_the_metadata_describe_are_refused(folder, tmp_path):
+    def rename(model):
+        model.graph.output[0].name = "other"
+
+    def resize(model):
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 32
+
+    for change in (rename, resize, lambda model: model.graph.output.pop()):
+        with pytest.raises(WeightsError, match=r"x\.onnx: its inputs and outputs are not those its metadata describe"):
+            read_onnx(changed(folder / "a.onnx", tmp_path / "x.onnx", change))
+
+
+def test_tensors_in_other_files_are_refused(folder, tmp_path):
+    def outside(model):
+        tensor = model.graph.initializer[0]
+        onnx.external_data_helper.set_external_data(tensor, "/etc/hostname")
+        tensor.ClearField("raw_data")
+
+    with pytest.raises(WeightsError, match=r"x\.onnx: keeps tensors in other files"):
+        read_onnx(changed(folder / "a.onnx", tmp_path / "x.onnx", outside))
+
+
+def test_a_changed_weight_is_noticed(folder, tmp_path):
+    def flip(model):
+        tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+
+    assert read_onnx(folder / "a.onnx").notes == ()
+    (note,) = read_onnx(changed(folder / "a.onnx", tmp_path / "x.onnx", flip)).notes
+    assert "is not as export.py wrote it" in note
+
+
+def test_what_onnxruntime_cannot_read_is_one_line(folder, tmp_path):
+    def spoil(model):
+        model.graph.node[0].op_type = "Nonsense"
+
+    changed(folder / "a.onnx", tmp_path / "x.onnx", spoil)
+    for runtime, name in (("onnxruntime", "onnxruntime"), ("opencv", "OpenCV")):
+        with pytest.raises(WeightsError, match=rf"x\.onnx: {name}.* cannot read it: ") as caught:
+            load(choose_runtime(None, str(tmp_path / "x.onnx"), runtime), CPU)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_onnxruntime_is_one_line(folder, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(InputError, match=r"a\.onnx: needs the package onnxruntime; pip install -r requirements-export"):
+        choose_runtime(None, "a.onnx", None)
+    assert choose_runtime(None, "a.onnx", "opencv").runtime == "opencv"
+
+
+def test_weights_take_pytorch(folder):
+    files = choose_runtime(tiny(), "a.weights", None)
+    assert (files.runtime, files.exported, files.mode, files.names) == ("torch", None, None, None)
+    assert isinstance(files, ModelFiles)
+    assert files == RuntimeFiles(tiny(), Path("a.weights"))
+
+
+def test_an_engine_of_one_picture_takes_batches():
+    seen = []
+
+    def run(images):
+        seen.append(len(images))
+        return [images.sum(axis=(1, 2, 3), keepdims=True), images[:, :1]]
+
+    images = np.random.default_rng(0).random((5, 3, 4, 4), np.float32)
+    for batch, lengths in ((1, [1] * 5), (2, [2, 2, 1]), (None, [5])):
+        seen.clear()
+        sums, first = Engine(run, batch, "test")(images)
+        assert seen == lengths
+        np.testing.assert_allclose(sums[:, 0, 0, 0], images.sum(axis=(1, 2, 3)), rtol=1e-6)
+        assert np.array_equal(first, images[:, :1])
+
+
+def test_a_model_without_parameters_stands_in_for_a_network():
+    network = replace(tiny(), net=replace(tiny().net, width=32, height=32))
+    rows = np.ones((2, 7, 7), np.float32)
+    model = ForeignModel(network, Engine(lambda images: [rows], None, "test"), decodes=True)
+    assert torch.equal(decoded(model, torch.zeros(2, 3, 32, 32)), torch.from_numpy(rows))
+    short = ForeignModel(network, Engine(lambda images: [rows], None, "short"))
+    with pytest.raises(SuiteError, match="short: 1 heads came out of 2"):
+        short(torch.zeros(2, 3, 32, 32))
