@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import search as benchmark
+from benchmarks.compare import Measured
+from models import fuse
 from tests.nets import tiny
 from tests.random_nets import networks
 from tests.test_percent_sweep import emptied, random_gammas
 from tests.test_random_networks import examples
 from tests.test_targets import POLICIES, measured, prune  # noqa: F401 - fixtures
 from utils.darknet import cfg as cfg_file
+from utils.detection.bootstrap import matches
+from utils.detection.coco import Matches
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
 from utils.pruning import measure
@@ -130,3 +136,57 @@ def test_a_search_measures_so_it_is_no_dry_run(prune, measured, tmp_path):  # no
     with pytest.raises(InputError, match="--search: has to measure; leave out --dry-run"):
         prune("slim", "--search", "5", "--target-macs", "0.5", "--dry-run", *measured)
     assert not (tmp_path / "runs").exists()
+
+
+def finder(rng: np.random.Generator, images: int = 60, share: float = 0.5) -> Matches:
+    """Matches of a network that finds this share of the objects, of which every image has one, and nothing else."""
+    truth = [np.array([[0.0, 10, 10, 30, 30]])] * images
+    found = [np.column_stack([row, [[rng.random()]]])[: rng.random() < share] for row in truth]
+    return matches(found, truth)
+
+
+def test_held_out_pictures_flatter_no_choice():
+    """Ten candidates as good as the ranking: the best is better only on the pictures that it was chosen by."""
+    rng, flattered, fair = np.random.default_rng(0), [], []
+    for seed in range(20):
+        ranking, *candidates = (finder(rng) for _ in range(11))
+        recall = [np.mean([len(hits[0]) / 60 for hits in one.hits]) for one in (ranking, *candidates)]
+        flattered.append(max(recall[1:]) - recall[0])
+        fair.append(benchmark.held_out(candidates, ranking, 6, seed).mean())
+    assert np.mean(flattered) > 0.06
+    assert abs(np.mean(fair)) < 0.04
+    assert not benchmark.held_out([ranking] * 3, ranking, 5, 0).any()
+    assert benchmark.held_out([ranking, finder(rng, share=1.0)], ranking, 10, 0).mean() > 0.3
+
+
+@pytest.mark.slow
+def test_the_benchmark_finds_what_the_scripts_find(prune, folder, files, monkeypatch, capsys):  # noqa: F811
+    """Scores are drawn from the weights, as above."""
+
+    def score(model) -> float:
+        return float(sum(parameter.double().abs().sum() for parameter in model.parameters())) % 1
+
+    def accuracy(self, title, model):
+        return measure.Accuracy(score(model), 0.0), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+
+    def measured_by_weights(name, model, size, **_):
+        value, found = score(fuse(model)), finder(np.random.default_rng(0))
+        return Measured(name, size, SimpleNamespace(map50=value, map50_95=0.0), network_cost(model.network), found)
+
+    monkeypatch.setattr(measure.Bench, "accuracy", accuracy)
+    monkeypatch.setattr(benchmark, "measure", measured_by_weights)
+    flags = ["--target-macs", "0.6", "--batch-size", "4", "--data", str(folder / "d.data")]
+    written = {
+        "search, statistics anew": prune("slim", *flags, "--search", "4"),
+        "ranking, statistics anew": prune("slim", *flags, "--recalibrate", "10"),
+        "ranking, constants absorbed": prune("slim", *flags),
+    }
+    capsys.readouterr()
+    benchmark.main([*files, *flags, "--search", "4", "--device", "cpu", "--draws", "10", "--halves", "4"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
+    for name, document in written.items():
+        assert rows[name][0] == f"{document['after']['map50']:.3f}"
+        assert rows[name][4].replace(" ", "") == str(document["after"]["parameters"])
+    assert rows["before pruning"][4].replace(" ", "") == str(document["before"]["parameters"])
+    assert rows["constants absorbed"][2] == rows["search, constants absorbed"][0]
