@@ -78,7 +78,7 @@ def _add_file_group(parser: Parser) -> None:
     add("--opset", type=opset, metavar="N", help=version)
     add("--dynamic-batch", action="store_true", help="any number of pictures at a time (default: one)")
     add("--half", action="store_true", help="weights and feature maps in float16; input and output stay float32")
-    forms = "exp: fastest in onnxruntime; softplus: what OpenVINO and OpenCV recognise; op: ONNX's own, from opset "
+    forms = "exp: fastest in onnxruntime; softplus: what OpenCV recognises; op: ONNX's own, from opset "
     add("--mish", choices=MISH_FORMS, help=f"how mish is written; {forms}{MISH_OPSET} on (default: exp)")
 
 

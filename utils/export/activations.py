@@ -61,7 +61,7 @@ def mish_exponential(graph: Graph, x: str, y: str) -> str:
 
 
 def mish_softplus(graph: Graph, x: str, y: str) -> str:
-    """mish(x) = x tanh(softplus(x)): the three nodes that OpenCV and OpenVINO recognise."""
+    """mish(x) = x tanh(softplus(x)): the three nodes that OpenCV recognises and computes as one."""
     gate = graph.add("Tanh", [graph.add("Softplus", [x], f"{y}/softplus")], f"{y}/gate")
     return graph.add("Mul", [x, gate], y)
 
