@@ -18,6 +18,7 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     **{f"kd{name}": ("--KDstr", name) for name in ("1", "2", "3", "4", "5")},
     **{f"at{name}": ("--AT_str", name) for name in ("1", "2", "3")},
     **{name: ("--KDstr", name) for name in ("cwd", "pkd")},
+    "at2x10": ("--AT_str", "2", "--kd-weight", "10"),
 }
 
 
@@ -49,7 +50,7 @@ SCHOOLS = {
     ),
     "roadsigns": School(
         "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
-        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", tuple(STRATEGIES),
+        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", (PLAIN, "kd4"),
         flags=(*GENTLE, "--no-flip"),
     ),
 }  # fmt: skip
