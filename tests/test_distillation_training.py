@@ -332,7 +332,7 @@ class TestFlags:
         ):
             run("--epochs", "1", "--t_weights", files[3])
 
-    @pytest.mark.parametrize("flags", [("--KDstr", "3"), ("--KDstr", "cwd"), ()])
+    @pytest.mark.parametrize("flags", [("--KDstr", "3"), ("--KDstr", "cwd")])
     def test_a_mask_without_attention(self, run, teacher, flags):
         with pytest.raises(InputError, match="--kd-mask: is for attention on features"):
             run("--epochs", "1", "--t_weights", teacher, "--kd-mask", *flags)

@@ -24,7 +24,7 @@ from utils.data.index import Index, index
 from utils.data.store import PictureStore
 from utils.errors import DataError, InputError
 from utils.flags import cache_choice
-from utils.training.workflow import _share_pictures
+from utils.training.pictures import share_pictures
 
 SHAPES = ((40, 96), (96, 40), (50, 50), (30, 64), (200, 150))
 """Of the pictures; smaller than the input of 64 x 64 on no, one or both sides."""
@@ -450,7 +450,7 @@ def test_processes_of_a_team_share_the_pictures_of_the_first(root, machine):
     first = data_set(root, cache="ram").store
     own = data_set(root).store
     address = {"this": first.address, "another": "/proc/self/fd/99999", "none": ""}[machine]
-    _share_pictures(own, Colleague(address))
+    share_pictures(own, Colleague(address))
     assert bool(own.address) == (machine != "none")
     assert (machine == "this") == (bool(own.address) and inode(own.address) == inode(first.address))
     np.testing.assert_array_equal(own.read(1), first.read(1))

@@ -81,7 +81,7 @@ def loaders(
             **shared,
         )
     if cache == "ram":
-        _share_pictures(dataset.store, team)
+        share_pictures(dataset.store, team)
     loader = make_loader(dataset, batch_size, workers=workers, shuffle=True, share=(team.rank, team.size))
     if valid is None or not team.leads:
         return loader, None
@@ -89,7 +89,7 @@ def loaders(
     return loader, make_loader(plain, batch_size, workers=workers)
 
 
-def _share_pictures(store: PictureStore, team: Team) -> None:
+def share_pictures(store: PictureStore, team: Team) -> None:
     """Let all processes use the pictures that the first one keeps; where they cannot, they keep their own."""
     address = team.share(store.address)
     if not team.leads and address:
