@@ -18,8 +18,10 @@ import detect
 import export
 from tests.nets import TINY, tiny
 from tests.test_export import eager
+from tests.test_models import lively
 from utils.checkpoint import write_checkpoint
 from utils.darknet import weights as weights_file
+from utils.darknet.cfg import parse
 from utils.data.images import write_image
 from utils.errors import InputError, SuiteError, WeightsError
 from utils.evaluation import detect as decoded
@@ -233,6 +235,20 @@ def test_opencv_is_not_given_what_it_misreads(folder):
 def test_opencv_reads_darknet_files_at_any_size(found):
     for size in (("--img_size", "96", "64"), ("--augment",)):
         assert_same_detections(found(*DARKNET, *size), found(*DARKNET, *size, "--runtime", "opencv"))
+
+
+@NEEDS_IMPORTER
+@pytest.mark.parametrize("curve", ["linear", "logistic", "leaky", "mish"])
+def test_heads_behind_an_activation_come_out_of_opencv(tmp_path, curve):
+    """As in yolov4-csp; OpenCV's reader makes a layer of its own of an activation."""
+    head = f"[convolutional]\nfilters=6\nsize=1\nactivation={curve}\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
+    network = parse(f"[net]\nwidth=16\nheight=16\n[convolutional]\nfilters=4\nactivation=leaky\n{head}", "n.cfg")
+    model = lively(network)
+    weights_file.write(tmp_path / "w", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    images = torch.rand(2, 3, 16, 16)
+    found = load(choose_runtime(network, str(tmp_path / "w"), "opencv"), CPU).model(images)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.heads, model(images).heads)
 
 
 def foreign(path: Path, data: bytes = b"") -> Path:

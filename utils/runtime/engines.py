@@ -96,9 +96,14 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
     """
     sized = replace(network, net=replace(network.net, height=size[0], width=size[1]))
     cfg = np.frombuffer(format_network(sized).encode(), np.uint8)
-    heads = [f"conv_{head - 1}" for head in network.heads]
     read = cv2.dnn.readNetFromDarknet
-    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), heads, threads, str(weights))
+    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), threads, str(weights))
+
+
+def darknet_heads(network: Network) -> list[str]:
+    """Names of the raw heads in OpenCV's reader of Darknet files, where an activation is a layer of its own."""
+    convolutions = [(head, network.blocks[head - 1].activation) for head in network.heads]
+    return [f"conv_{head - 1}" if curve == "linear" else f"{curve}_{head}" for head, curve in convolutions]
 
 
 def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: int, place: str) -> Engine:
