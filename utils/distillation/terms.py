@@ -22,7 +22,9 @@ from utils.darknet.blocks import Network, Yolo
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.settings import Assignment
+from utils.distillation import kernels
 from utils.distillation.focus import object_mask, project
+from utils.distillation.kernels import binary_kl, softmax_kl
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
 
 SMALL = 1e-12
@@ -67,20 +69,29 @@ class Lecture:
         ]
 
     @cached_property
-    def scores(self) -> list[tuple[Tensor, Tensor]]:
-        """The same, logits of objectness and classes only [B, A, H, W, 1 + C]."""
+    def columns(self) -> list[tuple[kernels.Columns, kernels.Columns]]:
+        """The same apart."""
+        return [(kernels.columns(student), kernels.columns(teacher)) for student, teacher in self.raw]
+
+    def logits(self, part: str) -> list[tuple[Tensor, Tensor]]:
+        """Logits of a part of the columns: `objectness`, `classes`, or both, `scores`."""
         return [
             tuple(
-                _logits(values[..., 4:], network.yolos[place])
+                _logits(getattr(values, part), network.yolos[place])
                 for values, network, place in zip(pair, self.networks, (heads.student, heads.teacher), strict=True)
             )
-            for pair, heads in zip(self.raw, self.pairing.heads, strict=True)
+            for pair, heads in zip(self.columns, self.pairing.heads, strict=True)
         ]
+
+    @cached_property
+    def scores(self) -> list[tuple[Tensor, Tensor]]:
+        """Logits of objectness and classes [B, A, H, W, 1 + C], the student's and the teacher's."""
+        return self.logits("scores")
 
     @cached_property
     def attended(self) -> Tensor:
         """How many objects the teacher sees: the sum of its objectness, at least 1."""
-        return sum(teacher[..., 0].sigmoid().sum() for _, teacher in self.scores).clamp(min=1)
+        return sum(teacher.sigmoid().sum() for _, teacher in self.logits("objectness")).clamp(min=1)
 
     @property
     def batch(self) -> int:
@@ -98,11 +109,11 @@ class Lecture:
         found = assign(self.targets, self.networks[0].yolos, self.grids, self.size, self.rule)
         parts = [
             self._head_boxes(values, pair, found[pair.student])
-            for values, pair in zip(self.raw, self.pairing.heads, strict=True)
+            for values, pair in zip(self.columns, self.pairing.heads, strict=True)
         ]
         return Boxes(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _head_boxes(self, values: tuple[Tensor, Tensor], pair: HeadPair, found: Positives) -> Boxes:
+    def _head_boxes(self, values: tuple[kernels.Columns, kernels.Columns], pair: HeadPair, found: Positives) -> Boxes:
         place = {anchor: number for number, (anchor, _) in enumerate(pair.anchors)}
         anchors = range(len(self.networks[0].yolos[pair.student].mask))
         number = found.anchor.new_tensor([place.get(anchor, -1) for anchor in anchors])[found.anchor]
@@ -114,7 +125,7 @@ class Lecture:
         for side, (rows, network) in enumerate(zip(values, self.networks, strict=True)):
             yolo = network.yolos[(pair.student, pair.teacher)[side]]
             anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in pair.anchors])
-            boxes.append(box_offsets(rows[at], anchors[at[1]], yolo))
+            boxes.append(box_offsets(rows.boxes[at], anchors[at[1]], yolo))
         return Boxes(*boxes, found.boxes[mine])
 
     @cached_property
@@ -161,18 +172,18 @@ def joint(lecture: Lecture, mean: bool = False) -> Tensor:
 
 def objectness(lecture: Lecture) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
-    total = sum(_binary_kl(student[..., 0], teacher[..., 0]).sum() for student, teacher in lecture.scores)
+    total = sum(binary_kl(student, teacher, 1.0).sum() for student, teacher in lecture.logits("objectness"))
     return total / lecture.attended
 
 
 def classes(lecture: Lecture) -> Tensor:
     """Σ o^t T² KL of σ(z_c / T) over cells and classes, o^t the teacher's objectness; for each object it sees."""
-    return _attended(lecture, lambda student, teacher: _binary_kl(student, teacher).sum(dim=-1))
+    return _attended(lecture, binary_kl)
 
 
 def class_softmax(lecture: Lecture) -> Tensor:
     """As `classes`, with one softmax over the classes (Hinton et al., arXiv:1503.02531); 0 for a single class."""
-    return _attended(lecture, _kl)
+    return _attended(lecture, softmax_kl)
 
 
 def box(lecture: Lecture, bounded: bool = False) -> Tensor:
@@ -209,7 +220,7 @@ def attention(lecture: Lecture, group: str | None = None, mean: bool = False, ma
     """
     apart = []
     for _, student, teacher in lecture.features(group):
-        maps = [features.square().mean(dim=1) for features in (student, teacher)]
+        maps = [kernels.energy(features) / features.shape[1] for features in (student, teacher)]
         if masked:
             near = project(lecture.masks, tuple(student.shape[-2:]))
             maps = [features * near for features in maps]
@@ -227,13 +238,13 @@ def energy(lecture: Lecture, masked: bool = False) -> Tensor:
     """
     t, total = lecture.temperature, lecture.nothing()
     for _, student, teacher in lecture.features():
-        maps = [features.abs() if masked else features.square() for features in (student, teacher)]
-        maps = [features.sum(dim=1) for features in maps]
+        strength = partial(torch.linalg.vector_norm, ord=1, dim=1) if masked else kernels.energy
+        maps = [strength(features) for features in (student, teacher)]
         if masked:
             near = project(lecture.masks, tuple(student.shape[-2:]))
             maps = [features * near for features in maps]
-        mine, theirs = (features.flatten(1) / t for features in maps)
-        total = total + t**2 * _kl(mine, theirs).sum() / mine.numel() / lecture.batch
+        mine, theirs = (features.flatten(1) for features in maps)
+        total = total + t**2 * softmax_kl(mine, theirs, t).sum() / mine.numel() / lecture.batch
     return total
 
 
@@ -243,8 +254,9 @@ def cwd(lecture: Lecture) -> Tensor:
     Mean over channels, pictures and features.
     """
     apart = []
-    for mine, theirs in lecture.channels():
-        apart.append(_kl(mine.flatten(2), theirs.flatten(2)).mean())
+    for pair in lecture.channels():
+        mine, theirs = (features.flatten(2).transpose(1, 2) for features in pair)  # dense, as they are channels-last
+        apart.append(softmax_kl(mine, theirs, 1.0, dim=1).mean())
     return _combined(apart, False, lecture)
 
 
@@ -300,28 +312,16 @@ def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
     return torch.logit(scores, eps=1e-6) if yolo.new_coords else scores
 
 
-def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """T² times a divergence [...] of class logits [..., C] over T, weighted with the teacher's objectness."""
+def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
+    """T² times a divergence [B, A, H, W] of class logits over T, weighted with the teacher's objectness."""
     t, total = lecture.temperature, lecture.nothing()
-    for student, teacher in lecture.scores:
-        total = total + (teacher[..., 0].sigmoid() * divergence(student[..., 1:] / t, teacher[..., 1:] / t)).sum()
+    for (student, teacher), (_, seen) in zip(lecture.logits("classes"), lecture.logits("objectness"), strict=True):
+        total = total + (seen[..., 0].sigmoid() * divergence(student, teacher, t)).sum()
     return t**2 * total / lecture.attended
 
 
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(z^t) ‖ softmax(z^s)) over the last dimension."""
-    log_s, log_t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
-    return (log_t.exp() * (log_t - log_s)).sum(dim=-1)
-
-
 def _kl_sum(pairs: Sequence[tuple[Tensor, Tensor]], t: float) -> Tensor:
-    return t**2 * sum(_kl(student / t, teacher / t).sum() for student, teacher in pairs)
-
-
-def _binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(σ(z^t) ‖ σ(z^s)): the cross-entropy with soft targets, less what no student can avoid."""
-    wanted = teacher.sigmoid()
-    return F.softplus(student) - F.softplus(teacher) - wanted * (student - teacher)
+    return t**2 * sum(softmax_kl(student, teacher, t).sum() for student, teacher in pairs)
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
