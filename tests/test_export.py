@@ -145,7 +145,7 @@ def test_every_block_has_a_form():
     assert tuple(MISH) == MISH_FORMS
 
 
-@examples(60)
+@examples(40)
 @given(networks(), st.integers(0, 99), st.sampled_from((OPSETS[0], 17, OPSETS[-1])))
 def test_random_networks_agree_with_pytorch(network, seed, opset):
     model, images = lively(network, seed), pictures(network)
