@@ -30,19 +30,21 @@ def accumulating(monkeypatch):
 
 @pytest.fixture
 def lines(monkeypatch) -> list[str]:
-    """What it says, with all the time there is."""
+    """What it says, with all the time there is, of networks that find half of it all."""
     said: list[str] = []
     monkeypatch.setattr(coach, "log", said.append)
     monkeypatch.setattr(coach, "TIME", 1e9)
+    measure = coach.Coach._map50
+    monkeypatch.setattr(coach.Coach, "_map50", lambda self, model: 0.5 + 0 * measure(self, model))
     return said
 
 
 def test_every_look_tells_how_much_could_go(run, lines):
-    """A network that finds nothing loses nothing, whatever goes."""
+    """Where every network finds the same, all that may go can."""
     run(*FLAGS, "--epochs", "2")
     looks = [line for line in lines if "could go now for 1 points of AP50 at most" in line]
     assert len(looks) == 2
-    assert "(3 pictures, AP50 0." in looks[0]
+    assert "(3 pictures, AP50 0.500; " in looks[0]
 
 
 def test_it_changes_nothing_of_the_training(run, lines):
@@ -201,6 +203,20 @@ def test_what_goes_wrong_is_said_once_and_without_a_look(made_up, monkeypatch):
     assert [line.partition(";")[0] for line in said] == [
         "coach: γ hardly move", "coach: AP50 was 0.600 and does not come back"]  # fmt: skip
     assert made_up.allowance.used == 0
+
+
+@pytest.mark.parametrize(("best", "now", "tells"), [(0.8, 0.3, False), (0.0, 0.01, False), (0.8, 0.5, True)])
+def test_where_little_is_left_to_lose_nothing_is_said_to_go(made_up, monkeypatch, best, now, tells):
+    """A network that finds next to nothing loses nothing, and is no reason to end a training."""
+    said = []
+    monkeypatch.setattr(coach, "log", said.append)
+    monkeypatch.setattr(coach.Coach, "_map50", lambda *_: now)
+    monkeypatch.setattr(coach.Coach, "_share", lambda *_: (0.9, coach.CHANNELS))
+    made_up.settings = SparseSettings(prune=1, enough=0.5)
+    made_up.best50, made_up.trainer.clock.now = best, 1e6
+    made_up.look(1, {"seconds": 1.0, "test_seconds": 1.0})
+    assert ("could go now" in said[0], "too low to tell" in said[0]) == (tells, not tells)
+    assert made_up.trainer.progress.enough is tells
 
 
 def test_a_look_is_not_begun_when_the_run_is_to_stop(made_up):

@@ -37,7 +37,8 @@ TIME = 0.05
 STILL = 0.9
 """γ whose lower quartile is above this share of what it was hardly move."""
 FALLEN = 0.5
-"""An accuracy below this share of what it was, after the rate has turned, will hardly come back."""
+"""An accuracy below this share of what it was says nothing of what could go, as little is left to lose; after the rate
+has turned it will hardly come back."""
 
 
 def script_policy(settings: SparseSettings) -> ChannelPolicy | None:
@@ -101,8 +102,8 @@ class Allowance:
 class Found(NamedTuple):
     """What a look has found."""
 
-    share: float
-    """Of the channels, or number of residual units, that could go."""
+    share: float | None
+    """Of the channels, or number of residual units, that could go; None where AP50 is too low to tell."""
     unit: str
     map50: float
     """Of the network as it is."""
@@ -170,7 +171,7 @@ class Coach:
         except _LeftOff:
             self.cost = 2 * (self.allowance.used - used)
             return None
-        self.cost = self.allowance.used - used
+        self.cost = self.cost if found.share is None else self.allowance.used - used
         return found
 
     def _evaluation(self, row: Mapping[str, float | None]) -> float:
@@ -191,12 +192,18 @@ class Coach:
         model = self.trainer.state.kept
         arrays = arrays_of(model)
         map50 = self._map50(fuse(model))
+        if map50 <= max(FALLEN * self.best50, self.settings.coach / 100):
+            return Found(None, CHANNELS, map50)
         return Found(*self._share(arrays, gammas_of(model.network, arrays), map50), map50)
 
     def _say(self, found: Found) -> None:
+        source = (f"({len(self._positions)} pictures, AP50 {found.map50:.3f}; "
+                  f"{self.allowance.used / self.allowance.elapsed:.1%} of the time so far)")  # fmt: skip
+        if found.share is None:
+            log(f"coach: AP50 is too low to tell what could go {source}")
+            return
         log(f"coach: {found.share:g} {found.unit} could go now for {self.settings.coach:g} points of AP50 at most "
-            f"({len(self._positions)} pictures, AP50 {found.map50:.3f}; "
-            f"{self.allowance.used / self.allowance.elapsed:.1%} of the time so far)")  # fmt: skip
+            f"{source}")  # fmt: skip
         enough = self.settings.enough
         if enough is not None and found.unit == CHANNELS and found.share >= enough:
             log(f"coach: --s-enough {enough:g} is reached; the training ends here")
