@@ -80,7 +80,7 @@ def test_a_training_ends_when_enough_could_go_and_is_finished_then(run, lines, m
     ],
 )
 def test_it_says_when_s_is_too_small_or_too_large(run, lines, monkeypatch, epoch, map50, quartile, word):
-    """Of eight epochs; the rate turns after 3.2, and a quarter of the rest later accuracy should be coming back."""
+    """Of eight epochs; the rate turns after 3.2, and half of the rest later accuracy should be coming back."""
     found = []
     real = coach.make_coach
     monkeypatch.setattr("utils.training.sparse_record.make_coach", lambda *args: found.append(real(*args)) or found[-1])
@@ -198,7 +198,7 @@ def test_what_goes_wrong_is_said_once_and_without_a_look(made_up, monkeypatch):
     said = []
     monkeypatch.setattr(coach, "log", said.append)
     made_up.trainer.settings.epochs = 10
-    for epoch, map50 in enumerate((0.6, 0.5, 0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2), 1):
+    for epoch, map50 in enumerate((0.6, 0.5, 0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2), 1):  # late from the seventh on
         made_up.look(epoch, {"seconds": 1.0, "test_seconds": 1.0, "map50": map50})
     assert [line.partition(";")[0] for line in said] == [
         "coach: γ hardly move", "coach: AP50 was 0.600 and does not come back"]  # fmt: skip
