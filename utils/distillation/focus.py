@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import similarity
+from utils.boxes import EPSILON
 from utils.darknet.blocks import Yolo
-from utils.detection.decode import grid
 
 NEARNESS = 0.5
 """ψ: a cell counts whose best anchor overlaps an object by more than this share of the best overlap anywhere."""
@@ -38,11 +37,10 @@ def object_mask(
         For each head bool [B, H, W]; all False for a picture without objects.
     """
     hits = [targets.new_zeros(batch, *cells) for cells in grids]
-    anchors = [_anchor_boxes(yolo, cells, size, targets) for yolo, cells in zip(yolos, grids, strict=True)]
     objects = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
-    total = sum(boxes.numel() // 4 for boxes in anchors)
+    total = sum(len(yolo.mask) * cells[0] * cells[1] for yolo, cells in zip(yolos, grids, strict=True))
     for some in torch.arange(len(targets), device=targets.device).split(max(1, PAIRS // total)):
-        overlaps = [similarity(boxes[None], objects[some, None, None, None]).amax(dim=3) for boxes in anchors]
+        overlaps = [_overlap(objects[some], yolo, cells, size) for yolo, cells in zip(yolos, grids, strict=True)]
         best = torch.stack([overlap.flatten(1).amax(dim=1) for overlap in overlaps]).amax(dim=0)
         for count, overlap in zip(hits, overlaps, strict=True):
             near = overlap > NEARNESS * best[:, None, None]
@@ -62,12 +60,30 @@ def _resized(mask: Tensor, cells: tuple[int, int]) -> Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), cells)[:, 0] > 0
 
 
-def _anchor_boxes(yolo: Yolo, cells: tuple[int, int], size: tuple[int, int], like: Tensor) -> Tensor:
-    """[H, W, A, 4] cx, cy, w, h of every anchor in the middle of every cell, in pixels."""
-    height, width = cells
-    centres = (grid(height, width, like) + 0.5) * like.new_tensor((size[1] / width, size[0] / height))
-    shapes = like.new_tensor(yolo.head_anchors)
-    count = len(shapes)
-    return torch.cat(
-        (centres[:, :, None].expand(height, width, count, 2), shapes.expand(height, width, count, 2)), dim=-1
+def _overlap(objects: Tensor, yolo: Yolo, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """[N, H, W] the largest IoU of each object with an anchor in the middle of every cell.
+
+    The area that two boxes share is the product of what their sides share, which needs no pairs of boxes.
+
+    Args:
+        objects: [N, 4] cx, cy, w, h in pixels.
+        yolo: the head.
+        cells: height and width of its grid.
+        size: height and width of the network input, in pixels.
+    """
+    anchors = objects.new_tensor(yolo.head_anchors)
+    rows, columns = (
+        _shared(objects[:, axis], objects[:, 2 + axis], anchors[:, axis], cells[1 - axis], size[1 - axis])
+        for axis in (1, 0)
     )
+    shared = rows[..., None] * columns[:, :, None]  # [N, A, H, W]
+    area = objects[:, 2:].prod(dim=1)[:, None] + anchors.prod(dim=1)
+    return (shared / (area[..., None, None] - shared + EPSILON)).amax(dim=1)
+
+
+def _shared(centres: Tensor, sides: Tensor, anchors: Tensor, count: int, length: int) -> Tensor:
+    """[N, A, count] pixels that N intervals share with anchors [A] in the middle of `count` cells of the `length`."""
+    middles = (torch.arange(count, dtype=centres.dtype, device=centres.device) + 0.5) * (length / count)
+    half = anchors[:, None] / 2
+    low, high = ((centres + sign * sides / 2)[:, None, None] for sign in (-1, 1))
+    return (torch.minimum(high, middles + half) - torch.maximum(low, middles - half)).clamp(min=0)
