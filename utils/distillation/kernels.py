@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALL = 1e-12
+"""Keeps the norm of an empty attention map from dividing by 0."""
+
 
 class Columns(NamedTuple):
     """Views of raw outputs [B, A, H, W, 5 + C] of a head."""
@@ -31,9 +34,20 @@ def columns(values: Tensor) -> Columns:
     return Columns(*_Columns.apply(values))
 
 
-def energy(features: Tensor) -> Tensor:
-    """Σ_c F_c² of features [B, C, H, W], as [B, H, W]."""
-    return _Energy.apply(features)
+def strength(features: Tensor, p: int) -> Tensor:
+    """Σ_c |F_c|^p of features [B, C, H, W], as [B, H, W], for p = 1 or 2."""
+    return _Strength.apply(features, p)
+
+
+def attention_distance(student: Tensor, teacher: Tensor, near: Tensor | None = None) -> Tensor:
+    """Σ ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖² over pictures, A = mean_c F_c² of features [B, C, H, W].
+
+    Args:
+        student: features, whose gradient is taken.
+        teacher: features without a gradient, with the same cells; their channels may be others.
+        near: bool [B, H, W], where A counts; None: everywhere.
+    """
+    return _AttentionDistance.apply(student, teacher, near)
 
 
 def softmax_kl(student: Tensor, teacher: Tensor, t: float, dim: int = -1) -> Tensor:
@@ -67,17 +81,49 @@ class _Columns(torch.autograd.Function):
         return gradient
 
 
-class _Energy(torch.autograd.Function):
+class _Strength(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, p: int) -> Tensor:
+        ctx.p = p
         ctx.save_for_backward(features)
-        return torch.linalg.vector_norm(features, dim=1).square()
+        if p == 1:  # a picture fits the cache
+            return torch.stack([picture.abs().sum(dim=0) for picture in features])
+        return torch.linalg.vector_norm(features, dim=1).square_()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """2 F_c in the memory format of F."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """sgn(F_c) or 2 F_c, in the memory format of F."""
         (features,) = ctx.saved_tensors
-        return features * (2 * gradient)[:, None]
+        if ctx.p == 1:
+            return features.sign().mul_(gradient[:, None]), None
+        return features * (2 * gradient)[:, None], None
+
+
+class _AttentionDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, near: Tensor | None) -> Tensor:
+        (mine, norm), (theirs, _) = (_unit_map(features, near) for features in (student, teacher))
+        apart = mine - theirs
+        value = apart.square().sum()
+        along = (mine * apart).sum(dim=(1, 2), keepdim=True)
+        slope = apart.addcmul_(mine, along, value=-1).mul_(4 / (student.shape[1] * norm))
+        ctx.save_for_backward(student, slope if near is None else slope * near)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """With u = A / ‖A‖ and d = u^s − u^t: 4 F_c (d − u^s (u^s · d)) / (C ‖A^s‖), in the memory format of F."""
+        student, slope = ctx.saved_tensors
+        return student * (gradient * slope)[:, None], None, None
+
+
+def _unit_map(features: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A / ‖A‖ [B, H, W] and ‖A‖ [B, 1, 1]."""
+    attention = torch.linalg.vector_norm(features, dim=1).square_().div_(features.shape[1])
+    if near is not None:
+        attention *= near
+    norm = torch.linalg.vector_norm(attention, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
+    return attention.div_(norm), norm
 
 
 class _SoftmaxKL(torch.autograd.Function):

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Outputs
@@ -24,11 +23,11 @@ from utils.detection.decode import box_offsets, split_head
 from utils.detection.settings import Assignment
 from utils.distillation import kernels
 from utils.distillation.focus import object_mask, project
-from utils.distillation.kernels import binary_kl, softmax_kl
+from utils.distillation.kernels import attention_distance, binary_kl, softmax_kl, strength
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
 
 SMALL = 1e-12
-"""Keeps the norm of an empty attention map from dividing by 0; a channel whose variance is not above it is constant."""
+"""A channel whose variance is not above it is constant."""
 
 
 class Boxes(NamedTuple):
@@ -220,13 +219,9 @@ def attention(lecture: Lecture, group: str | None = None, mean: bool = False, ma
     """
     apart = []
     for _, student, teacher in lecture.features(group):
-        maps = [kernels.energy(features) / features.shape[1] for features in (student, teacher)]
-        if masked:
-            near = project(lecture.masks, tuple(student.shape[-2:]))
-            maps = [features * near for features in maps]
-        mine, theirs = (F.normalize(features.flatten(1), eps=SMALL) for features in maps)
-        square = (mine - theirs).square()
-        apart.append(square.mean() if mean else square.sum(dim=1).mean())
+        near = project(lecture.masks, tuple(student.shape[-2:])) if masked else None
+        count = len(student) * (student.shape[-2:].numel() if mean else 1)
+        apart.append(attention_distance(student, teacher, near) / count)
     return _combined(apart, mean, lecture)
 
 
@@ -238,8 +233,7 @@ def energy(lecture: Lecture, masked: bool = False) -> Tensor:
     """
     t, total = lecture.temperature, lecture.nothing()
     for _, student, teacher in lecture.features():
-        strength = partial(torch.linalg.vector_norm, ord=1, dim=1) if masked else kernels.energy
-        maps = [strength(features) for features in (student, teacher)]
+        maps = [strength(features, 1 if masked else 2) for features in (student, teacher)]
         if masked:
             near = project(lecture.masks, tuple(student.shape[-2:]))
             maps = [features * near for features in maps]
