@@ -73,11 +73,13 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *parts: Tensor | None) -> Tensor:
         """The gradient in the memory format of the values."""
-        gradient = torch.zeros_like(ctx.values)
-        places = Columns(gradient[..., :4], gradient[..., 4:5], gradient[..., 5:], gradient[..., 4:])
+        gradient = torch.empty_like(ctx.values)
+        places = gradient[..., :4], gradient[..., 4:5], gradient[..., 5:]
+        *parts, scores = parts
         for place, part in zip(places, parts, strict=True):
-            if part is not None:
-                place += part
+            place.zero_() if part is None else place.copy_(part)
+        if scores is not None:
+            gradient[..., 4:] += scores
         return gradient
 
 
@@ -129,12 +131,15 @@ def _unit_map(features: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
 class _SoftmaxKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, t: float, dim: int) -> Tensor:
-        log_s, log_t = (F.log_softmax(_over(logits, t), dim=dim) for logits in (student, teacher))
-        wanted = log_t.exp()
-        value = log_t.sub_(log_s).mul_(wanted).sum(dim=dim)
+        excess, values = torch.empty_like(student), []
+        for mine, theirs, difference in zip(*map(_parts, (student, teacher, excess)), strict=True):
+            log_s, log_t = (F.log_softmax(_over(logits, t), dim=dim) for logits in (mine, theirs))
+            wanted = log_t.exp()
+            values.append(log_t.sub_(log_s).mul_(wanted).sum(dim=dim))
+            torch.sub(log_s.exp_(), wanted, out=difference)
         ctx.t, ctx.dim = t, dim
-        ctx.save_for_backward(log_s.exp_().sub_(wanted))
-        return value
+        ctx.save_for_backward(excess)
+        return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -146,18 +151,27 @@ class _SoftmaxKL(torch.autograd.Function):
 class _BinaryKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, t: float) -> Tensor:
-        mine, theirs = _over(student, t), _over(teacher, t)
-        wanted = theirs.sigmoid()
-        value = F.softplus(mine).sub_(F.softplus(theirs)).addcmul_(wanted, mine - theirs, value=-1)
+        excess, values = torch.empty_like(student), []
+        for mine, theirs, difference in zip(*map(_parts, (student, teacher, excess)), strict=True):
+            mine, theirs = _over(mine, t), _over(theirs, t)
+            wanted = theirs.sigmoid()
+            value = F.softplus(mine).sub_(F.softplus(theirs)).addcmul_(wanted, mine - theirs, value=-1)
+            values.append(value.sum(dim=-1))
+            torch.sub(mine.sigmoid(), wanted, out=difference)
         ctx.t = t
-        ctx.save_for_backward(mine.sigmoid().sub_(wanted))
-        return value.sum(dim=-1)
+        ctx.save_for_backward(excess)
+        return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """(σ(z^s / T) − σ(z^t / T)) / T."""
         (excess,) = ctx.saved_tensors
         return excess * (gradient / ctx.t)[..., None], None, None
+
+
+def _parts(values: Tensor) -> tuple[Tensor, ...]:
+    """Pictures one at a time on a CPU, whose cache then holds what is computed on the way; elsewhere all at once."""
+    return values.split(1) if values.device.type == "cpu" else (values,)
 
 
 def _over(logits: Tensor, t: float) -> Tensor:
