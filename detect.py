@@ -67,11 +67,7 @@ def _add_input_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("model and source")
     add = group.add_argument
     add_model_flags(group, READABLE)
-    add(
-        "--data",
-        metavar="FILE",
-        help=".data or data.yaml, for the names of the classes (default: those in a .pt)",
-    )
+    add("--data", metavar="FILE", help=".data or data.yaml, for the names of the classes (default: the weights' own)")
     add("--names", metavar="FILE", help="names of the classes, one a line; wins over --data")
     add(
         "--source",

@@ -139,9 +139,7 @@ def load_arrays(
 
 
 def fuse(model: Darknet) -> Darknet:
-    """The same function for inference: every batch normalisation folded into its convolution.
-
-        W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε)
+    """The same function for inference: every batch normalisation folded into its convolution (`ConvBlock.fused`).
 
     A quantized model has the same values; its weights are rounded for good, its outputs by the same modules.
 

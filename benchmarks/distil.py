@@ -29,7 +29,7 @@ from utils.distillation.pair import Kept
 from utils.distillation.strategies import AT, KD, WEIGHTINGS, Lesson, lesson
 from utils.distillation.teacher import Teacher
 from utils.graph import channel_graph
-from utils.pruning.plan import gammas_of, make_plan
+from utils.pruning.plan import arrays_of, gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.record import kept
 from utils.pruning.request import Amount
@@ -173,7 +173,7 @@ def make_school(network: Network, percent: float, count: int, side: int) -> Scho
         for name, value in model.state_dict().items():
             if name.endswith("bn.weight"):
                 value.uniform_()
-    arrays = {name: value.numpy() for name, value in model.state_dict().items() if "num_batches" not in name}
+    arrays = arrays_of(model)
     graph = channel_graph(network)
     plan = make_plan(graph, gammas_of(network, arrays), ChannelPolicy(0.0, layer_keep=0.01), Amount(percent, None))
     small = compact(graph, arrays, plan.removal)

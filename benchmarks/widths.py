@@ -18,7 +18,7 @@ from utils.darknet.shapes import max_stride
 from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
 from utils.pruning.measure import Clock
-from utils.pruning.plan import gammas_of, make_plan
+from utils.pruning.plan import arrays_of, gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.request import Amount
 from utils.pruning.surgery import compact
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, value in model.state_dict().items():
             if name.endswith("bn.weight"):
                 value.copy_(torch.rand(value.shape, generator=generator))
-    arrays = {name: value.numpy() for name, value in model.state_dict().items() if "num_batches" not in name}
+    arrays = arrays_of(model)
     graph, gammas, clock = channel_graph(network), gammas_of(network, arrays), Clock(torch.device("cpu"), size)
     models, macs = {"original": clock.model(network, arrays)}, {"original": network_cost(network, *size).macs}
     for percent in args.percent:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,15 @@ class Source(NamedTuple):
     @property
     def is_test(self) -> bool:
         return self.path.startswith("tests/")
+
+
+@pytest.fixture(scope="session")
+def script(root):
+    """test.py as a module; `import test` would give the standard library's package."""
+    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import slim_prune
+import train
 from models import fuse
 from tests.test_resume import assert_same, at_call, state
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
@@ -15,6 +17,7 @@ from utils.errors import InputError, Interrupted, WeightsError
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.training import optim
+from utils.training.quant_flags import quant_plan
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 FLAGS = ("--epochs", "3", "--seed", "3", "--quantized", "1")
@@ -79,9 +82,18 @@ def test_flags_that_mean_nothing_are_refused(run, flags, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_three_is_taken_for_google_and_said(run, capsys):
-    document = run("--epochs", "1", "--quantized", "3")
-    assert read_checkpoint(Path(document["best"]))["quantization"]["scheme"] == "google"
+def test_three_is_taken_for_google_and_said(capsys):
+    args = train.parse_args(["--quantized", "3"])
+    assert quant_plan(args).settings.scheme == "google"
+    assert "--quantized 3: is taken for 1" in capsys.readouterr().err
+
+
+def test_a_quantized_network_is_not_pruned(run, folder, tmp_path):
+    weights = run("--epochs", "1", "--quantized", "1")["best"]
+    with pytest.raises(InputError, match="is quantized, which comes after pruning"):
+        slim_prune.main(["--weights", weights, "--data", f"{folder}/d.data", "--percent", "0.2",
+                         "--project", str(tmp_path / "pruned")])  # fmt: skip
+    assert not (tmp_path / "pruned").exists()
 
 
 @pytest.mark.parametrize("change", [{"target": "abacus"}, {"weight_bits": 99}, {"surprise": 1}])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +37,6 @@ DARKNET = ("--cfg", "a.cfg", "--weights", "a.weights")
 NEEDS_IMPORTER = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
 )
-
-
-@pytest.fixture(scope="module")
-def script(root):
-    """test.py as a module; `import test` would give the standard library's package."""
-    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -90,3 +90,10 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
 def test_every_process_gets_a_picture_of_every_batch():
     assert cut_batches(list(range(9)), 4, least=2) == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
     assert cut_batches(list(range(10)), 8, least=4) == [list(range(10))]
+
+
+def test_frozen_blocks_are_left_out_of_what_processes_exchange(folder, tmp_path):
+    """Two steps: an exchange that waits for gradients that never come fails at the second."""
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
+    done = torchrun(*files, *FLAGS, "--batch-size", "2", "--freeze", "4", "--project", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -24,15 +23,6 @@ from utils.data.images import write_image
 from utils.errors import InputError, SuiteError
 
 LABELS = ("0 0.3 0.4 0.2 0.3\n1 0.7 0.6 0.3 0.5\n", "1 0.5 0.5 0.6 0.4\n", "")
-
-
-@pytest.fixture(scope="session")
-def script(root):
-    """The script as a module; `import test` would give the standard library's package."""
-    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

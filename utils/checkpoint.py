@@ -49,6 +49,11 @@ class LoadedModel:
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it has quantizers."""
+        return self.model.quantize_image is not None
+
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """The ancestors and the file itself, which is read once more for its sha256."""
         return () if self.path is None else (*self.ancestors, origin(self.path))

@@ -10,6 +10,9 @@ from torch import Tensor
 from utils.boxes import to_corners
 from utils.flags import MAX_CANDIDATES
 
+MAX_DETECTIONS = 300
+"""Most detections of a picture."""
+
 
 def non_max_suppression(
     rows: Tensor,
@@ -20,7 +23,7 @@ def non_max_suppression(
     agnostic: bool = False,
     classes: Collection[int] | None = None,
     max_nms: int = MAX_CANDIDATES,
-    max_det: int = 300,
+    max_det: int = MAX_DETECTIONS,
 ) -> list[Tensor]:
     """Detections of each picture, best first.
 

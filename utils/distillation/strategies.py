@@ -79,6 +79,8 @@ AT: dict[str, Strategy] = {
                    EVEN_ORIGINAL | {"joint": 1e-2, "box_sum": 1e-2}),
 }  # fmt: skip
 """--AT_str."""
+FEATURE_TERMS = ("attention", "energy", "cwd", "pkd")
+"""How the names of the terms begin that look at features."""
 WEIGHTINGS = ("normalised", "original")
 DEFAULT = "4"
 """The --KDstr that measured best (docs/distillation.md)."""
@@ -110,10 +112,6 @@ class Lesson:
         return any(term.startswith(("cwd", "pkd")) for term in self.terms)
 
 
-FEATURE_TERMS = ("attention", "energy", "cwd", "pkd")
-"""How the names of the terms begin that look at features."""
-
-
 def lesson(
     kd: str | None,
     at: str | None,
@@ -127,7 +125,7 @@ def lesson(
 
     Args:
         kd: key of KD, or None.
-        at: key of AT, or None; with neither, the strategy that measured best.
+        at: key of AT, or None; one of both is needed.
         weighting: one of WEIGHTINGS.
         weight: of everything.
         temperature: T.
@@ -136,8 +134,6 @@ def lesson(
     Raises:
         InputError: `masked` without attention.
     """
-    if kd is None and at is None:
-        kd = DEFAULT
     chosen = [(f"--KDstr {kd}", KD[kd])] if kd else []
     chosen += [(f"--AT_str {at}", AT[at])] if at else []
     terms: dict[str, float] = {}

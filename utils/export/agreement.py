@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from models import Darknet
 from utils.detection.decode import decode
-from utils.detection.nms import non_max_suppression
+from utils.detection.nms import MAX_DETECTIONS, non_max_suppression
 from utils.errors import InfeasibleError
-from utils.export.boxes import MAX_DETECTIONS
 from utils.export.request import OnnxOptions
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.metadata import Metadata

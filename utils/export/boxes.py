@@ -8,10 +8,8 @@ import numpy as np
 
 from utils.darknet.blocks import Shape, Yolo
 from utils.detection.decode import LARGEST_EXPONENT
+from utils.detection.nms import MAX_DETECTIONS
 from utils.export.graph import Graph
-
-MAX_DETECTIONS = 300
-"""Most detections of a picture, as `utils.detection.nms` has it."""
 
 
 def add_rows(graph: Graph, heads: Sequence[str], yolos: Sequence[Yolo], shapes: Sequence[Shape], image: Shape) -> str:

@@ -42,8 +42,7 @@ def load_subject(asked: ExportRequest) -> Subject:
         log(note)
     network = loaded.model.network
     check_names(asked.given, network, asked.files.weights)
-    state = loaded.model.state_dict()
-    if any("quantize_" in key for key in state):
+    if loaded.quantized:
         raise InputError(f"{asked.files.weights}: is quantized, and the files written here are float; "
                          "give the weights it was made from")  # fmt: skip
     network = sized(network, input_size(asked.sides, max_stride(network), (network.net.height, network.net.width)))
@@ -58,7 +57,7 @@ def load_subject(asked: ExportRequest) -> Subject:
         iou_thres=asked.iou_thres,
         lineage=loaded.lineage(),
     )
-    return Subject(loaded, load_arrays(network, state).requires_grad_(False).eval(), metadata)
+    return Subject(loaded, load_arrays(network, loaded.model.state_dict()).requires_grad_(False).eval(), metadata)
 
 
 def sized(network: Network, size: tuple[int, int]) -> Network:

@@ -11,13 +11,14 @@ from utils.checkpoint import load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.shapes import max_stride
 from utils.device import select_device
+from utils.errors import InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import record, report
 from utils.pruning.alignment import TorchTimer, align, words
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
 from utils.pruning.measure import Clock, Comparison, compare, make_bench, training_batches
-from utils.pruning.plan import Plan, figures, gammas_of, grid, group_figures, make_plan, searched_plan
+from utils.pruning.plan import Plan, arrays_of, figures, gammas_of, grid, group_figures, make_plan, searched_plan
 from utils.pruning.policy import Gammas
 from utils.pruning.recalibrate import recalibrate
 from utils.pruning.request import PruneRequest
@@ -35,7 +36,8 @@ def prune(asked: PruneRequest) -> None:
     """Carry out a request and print what came of it.
 
     Raises:
-        InputError: no such device, pictures of other classes, or a network without the residual units asked for.
+        InputError: no such device, pictures of other classes, a quantized network, or one without the residual units
+            asked for.
         InfeasibleError: a layer would be emptied, a target is out of reach, or the certificate fails; nothing is
             written.
         NumericsError: a γ is not finite.
@@ -43,13 +45,16 @@ def prune(asked: PruneRequest) -> None:
     device = select_device(asked.device)
     check_project(asked.project)
     loaded = load_model(asked.files)
+    if loaded.quantized:
+        raise InputError(f"{asked.files.weights}: is quantized, which comes after pruning; give the weights it was "
+                         "made from")  # fmt: skip
     lineage = loaded.lineage()
     for note in loaded.notes:
         log(note)
     network = loaded.model.network
     asked.check_classes(network)
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
-    arrays = {name: value.numpy() for name, value in loaded.model.state_dict().items() if "num_batches" not in name}
+    arrays = arrays_of(loaded.model)
     graph, gammas = channel_graph(network), gammas_of(network, arrays)
     asked, alignment = aligned(asked, graph, size, device)
     trials = Trials(asked, graph, arrays, size, device)

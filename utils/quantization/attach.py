@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 
 from torch import nn
@@ -73,8 +72,3 @@ def set_phase(model: Darknet, phase: Phase) -> None:
             module.rounding = phase is not Phase.OFF
         elif isinstance(module, ConvBlock) and module.fold is not None:
             module.fold.frozen = phase is Phase.FROZEN
-
-
-def quantizers(model: Darknet) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """The quantizers of activations, by their names in the state dict."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, ActivationQuantizer))

@@ -7,7 +7,6 @@ The gradient passes where x lies inside the range and is 0 outside (straight-thr
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -197,15 +196,3 @@ class ActivationQuantizer(nn.Module):
         self.low += share * (low - self.low)
         self.high += share * (high - self.high)
         self.seen += 1
-
-
-def bits_of(scale: float) -> int:
-    """The exponent of a scale that is a power of two.
-
-    Raises:
-        ValueError: it is none.
-    """
-    mantissa, exponent = math.frexp(scale)
-    if mantissa != 0.5:
-        raise ValueError(f"{scale} is no power of two")
-    return exponent - 1

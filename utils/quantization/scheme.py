@@ -13,7 +13,7 @@ from utils.quantization.grid import LEAST_BITS, MOST_BITS, Grid
 RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
 SHIFTABLE = ("linear", "relu", "relu6", "leaky")
-"""Activations that an FPGA computes with shifts and additions; the slope of leaky is 13/128 there."""
+"""Activations that an FPGA computes with shifts and additions."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class QuantSettings:
     """DoReFa's own grid, which has no 0 and cannot be exported."""
     half_even: bool = True
     heads: Literal["float", "8"] = "8"
-    """Weights and outputs of the detection convolutions."""
+    """Weights and outputs of the detection convolutions: float, or at least the target's full width."""
     first: Literal["float", "8", "all"] = "8"
-    """The first convolution: float, at least 8 bits, or as all others."""
+    """The first convolution: float, at least the target's full width, or as all others."""
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):

@@ -78,8 +78,8 @@ class Trainer:
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
         self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
-        self.objective = Objective(model, hyp.loss, FORMATS[settings.memory_format], team, distiller)
         _freeze(model, settings.freeze)
+        self.objective = Objective(model, hyp.loss, FORMATS[settings.memory_format], team, distiller)
         adapters = None if distiller is None else distiller.adapters
         average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
         self.state = State(

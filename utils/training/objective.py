@@ -14,17 +14,15 @@ from utils.detection.settings import LossSettings
 from utils.distillation.distiller import Distiller
 from utils.training.team import Team
 
-DETECTION = ("box", "objectness", "classes")
-"""Terms of the detection loss, as it names them."""
 COLUMNS = {"box": "box_loss", "objectness": "objectness_loss", "classes": "class_loss"}
-"""Their columns in results.csv."""
+"""Columns in results.csv of the terms of the detection loss."""
 
 
 class Objective:
     """The loss of a batch and its terms.
 
     Args:
-        model: on the team's device.
+        model: on the team's device; what is frozen of it is frozen already, as processes exchange the rest only.
         settings: of the detection loss.
         memory_format: of the pictures.
         team: the processes that train together.

@@ -64,12 +64,7 @@ def loaders(
         batch_size: pictures in a batch of a process.
         workers: processes that read.
         team: the processes that train together.
-
-    Raises:
-        DataError: fewer training pictures than processes.
     """
-    if len(train) < team.size:
-        raise DataError(f"{len(train)} training pictures for {team.size} processes")
     with team.one_by_one():
         dataset = DetectionDataset(
             train,

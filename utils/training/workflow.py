@@ -27,7 +27,7 @@ from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index
 from utils.data.store import CacheKind
-from utils.errors import InputError
+from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
 from utils.quantization.attach import quantize
@@ -227,6 +227,8 @@ def _loaders(
         "stride": max_stride(network),
         "cache_dir": plan.cache_dir,
     }
+    if len(train) < team.size:
+        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
     return loaders(
         train,
         valid,
