@@ -94,6 +94,7 @@ COMPARISONS = {
         "One pruned network, fine-tuned without and with a teacher (seed 0).", ROADSIGNS, 224,
         {
             "plain": best("roadsigns-plain"),
+            "kd3": best("roadsigns-kd3"),
             "kd4": best("roadsigns-kd4"),
             "fine-tuned for 15 epochs, no teacher": best(f"{TINY3}-33-gentle/tuned"),
             "teacher": best(f"{TINY3}-33"),

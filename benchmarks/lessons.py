@@ -19,6 +19,8 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     **{f"at{name}": ("--AT_str", name) for name in ("1", "2", "3")},
     **{name: ("--KDstr", name) for name in ("cwd", "pkd")},
     "at2x10": ("--AT_str", "2", "--kd-weight", "10"),
+    "kd4-original": ("--KDstr", "4", "--kd-weighting", "original"),
+    "at3-original": ("--AT_str", "3", "--kd-weighting", "original"),
 }
 
 
@@ -50,8 +52,8 @@ SCHOOLS = {
     ),
     "roadsigns": School(
         "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,
-        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", (PLAIN, "kd4"),
-        flags=(*GENTLE, "--no-flip"),
+        "roadsigns-yolov3-tiny-33-gentle/pruned", "roadsigns-yolov3-tiny-33", (PLAIN, "kd3", "kd4"),
+        more_seeds=(PLAIN, "kd4"), flags=(*GENTLE, "--no-flip"),
     ),
 }  # fmt: skip
 

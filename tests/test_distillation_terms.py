@@ -113,6 +113,12 @@ class TestOracle:
         assert TERMS["class_softmax"](found).item() == pytest.approx(0.6736482, abs=1e-6)
         assert TERMS["class_softmax"](found).item() / 9 == pytest.approx(0.0748498, abs=1e-7)
 
+    def test_the_same_classes_seven_times_count_once(self):
+        once, often = (
+            of_one_head(one_cell((1, 2, 3) * times, 0.0), one_cell((1.5, 2.5, 1) * times, 2.0)) for times in (1, 7)
+        )
+        assert TERMS["classes"](often).item() == pytest.approx(TERMS["classes"](once).item(), rel=1e-5)
+
     def test_softmax_over_objectness_and_classes(self):
         """Objectness is one logit of three here."""
         found = of_one_head(one_cell((2, 3), 1.0), one_cell((2.5, 1), 1.5))
@@ -456,9 +462,8 @@ class TestGradients:
         for mine, theirs, yolo in zip(student.heads, teacher.heads, NETWORK.yolos, strict=True):
             got, s, t = (split_head(value, yolo) for value in (mine.grad, mine.detach(), theirs))
             apart = (s[..., 5:] / 2).sigmoid() - (t[..., 5:] / 2).sigmoid()
-            torch.testing.assert_close(
-                got[..., 5:], 2 * t[..., 4:5].sigmoid() * apart / found.attended, atol=1e-7, rtol=1e-4
-            )
+            wanted = 2 * t[..., 4:5].sigmoid() * apart / (found.attended * NETWORK.classes)
+            torch.testing.assert_close(got[..., 5:], wanted, atol=1e-7, rtol=1e-4)
 
     @pytest.mark.parametrize(
         "term", ["objectness", "classes", "class_softmax", "joint", "vector", "cwd", "pkd", "energy"]

@@ -34,7 +34,7 @@ def _strategy(what: str, normalised: Mapping[str, float], original: Mapping[str,
     return Strategy(what, MappingProxyType(dict(normalised)), MappingProxyType(dict(original)))
 
 
-OUTPUTS = {"objectness": 1.0, "classes": 1.0, "box": 2.5}
+OUTPUTS = {"objectness": 1.0, "classes": 3.0, "box": 2.5}
 GROUPED = {"attention_backbone": 2.0, "attention_deep": 0.2, "attention_neck": 0.2}
 GROUPED_ORIGINAL = {"attention_mean_backbone": 1e6, "attention_mean_deep": 1e3, "attention_mean_neck": 1e4}
 EVEN_ORIGINAL = dict.fromkeys(GROUPED_ORIGINAL, 1e3)
@@ -47,7 +47,7 @@ KD: dict[str, Strategy] = {
     ),
     "2": _strategy(
         "boxes and classes apart; boxes towards the objects, where the teacher is nearer to them",
-        {"objectness": 1.0, "classes": 1.0, "box_bounded": 2.5},
+        {"objectness": 1.0, "classes": 3.0, "box_bounded": 2.5},
         {"joint": 1e-4, "box_bounded_sum": 1e-3},
     ),
     "3": _strategy("boxes and classes apart, both from the teacher", OUTPUTS, {"joint": 1e-4, "box_sum": 1e-3}),

@@ -176,8 +176,8 @@ def objectness(lecture: Lecture) -> Tensor:
 
 
 def classes(lecture: Lecture) -> Tensor:
-    """Σ o^t T² KL of σ(z_c / T) over cells and classes, o^t the teacher's objectness; for each object it sees."""
-    return _attended(lecture, binary_kl)
+    """Σ o^t T² KL of σ(z_c / T) over cells, for each object the teacher sees; mean over classes, o^t its objectness."""
+    return _attended(lecture, binary_kl) / max(1, lecture.networks[0].classes)
 
 
 def class_softmax(lecture: Lecture) -> Tensor:
