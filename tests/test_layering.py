@@ -50,6 +50,7 @@ TORCH_FREE = (
     "utils.pruning.sensitivity",
     "utils.pruning.shares",
     "utils.pruning.target",
+    "utils.quantization.flags",
     "utils.quantization.grid",
     "utils.quantization.scheme",
     "utils.report.cost",

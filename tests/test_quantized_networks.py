@@ -137,3 +137,10 @@ def test_heads_may_stay_float():
     model = quantize(Darknet(tiny()), QuantSettings(heads="float"))
     heads = [model.layers[index - 1] for index in model.network.heads]
     assert all(layer.quantize_weight is None and layer.quantize_output is None for layer in heads)
+
+
+def test_a_kept_block_computes_in_float_and_hands_on_rounded_values():
+    model = quantize(Darknet(tiny()), QuantSettings(kept=(2,), first="float"))
+    for index in (0, 2):
+        assert model.layers[index].quantize_weight is None and not model.layers[index].quantize_output.twice
+    assert model.layers[3].quantize_weight is not None or not isinstance(model.layers[3], ConvBlock)

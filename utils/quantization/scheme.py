@@ -40,6 +40,12 @@ TARGETS = {
     "fpga": Target("shifts in place of scales", 8, Grid(8, power_of_two=True), False, False, True),
 }
 """--target."""
+POLICIES = {
+    "float": "weights are not rounded, nor what a head puts out",
+    "8": "at least 8 bits, weights at least those of the target",
+    "all": "as all others",
+}
+"""How the first and the last convolutions are rounded."""
 SCHEMES: Mapping[int, str] = {1: "google", 2: "dorefa"}
 """--quantized."""
 
@@ -57,10 +63,12 @@ class QuantSettings:
     published: bool = False
     """DoReFa's own grid, which has no 0 and cannot be exported."""
     half_even: bool = True
-    heads: Literal["float", "8"] = "8"
-    """Weights and outputs of the detection convolutions: float, or at least the target's full width."""
+    heads: Literal["float", "8", "all"] = "8"
+    """The detection convolutions: a key of POLICIES."""
     first: Literal["float", "8", "all"] = "8"
-    """The first convolution: float, at least the target's full width, or as all others."""
+    """The first convolution: a key of POLICIES."""
+    kept: tuple[int, ...] = ()
+    """Blocks whose convolutions stay float."""
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
@@ -102,8 +110,8 @@ def place(network: Network, index: int, settings: QuantSettings) -> Place:
         )
     head, first = index + 1 in network.heads, index == 0
     policy = settings.heads if head else settings.first if first else "all"
-    if policy == "float":
-        return Place(None, None, False)
+    if policy == "float" or index in settings.kept:
+        return Place(None, None if head else activations(settings), False)
     weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
     if policy == "8":
         weight_bits, activation_bits = max(kernels.weight_bits, weight_bits), max(8, activation_bits)
