@@ -20,6 +20,8 @@ class Grid:
     """A scale for each channel of dimension 0."""
     power_of_two: bool = False
     """Scales are powers of two, so that rescaling is a shift."""
+    narrow: bool = True
+    """A symmetric grid leaves the most negative code out, so that −x is there for every x."""
     half_even: bool = True
     """Ties go to the even neighbour, as in ONNX; otherwise away from 0, as much hardware does."""
 
@@ -31,10 +33,10 @@ class Grid:
 
     @property
     def low(self) -> int:
-        """Smallest code. A symmetric grid leaves the most negative one out, so that −x is there for every x."""
+        """Smallest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + self.symmetric
+        return -(2 ** (self.bits - 1)) + (self.symmetric and self.narrow)
 
     @property
     def high(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from utils.darknet.blocks import Convolutional, Depthwise, Network
@@ -31,13 +31,14 @@ class Target:
 
 
 UNSIGNED = Grid(8, signed=False, symmetric=False)
-SIGNED = Grid(8)
+SIGNED = Grid(8, narrow=False)
+"""As integer arithmetic saturates."""
 TARGETS = {
     "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, UNSIGNED, True),
     "cpu-vnni": Target("x86 with VNNI", 8, UNSIGNED, True),
     "arm": Target("ARM; symmetric activations", 8, SIGNED, True),
     "tensorrt": Target("TensorRT; symmetric activations", 8, SIGNED, False),
-    "fpga": Target("shifts in place of scales", 8, Grid(8, power_of_two=True), False, False, True),
+    "fpga": Target("shifts in place of scales", 8, replace(SIGNED, power_of_two=True), False, False, True),
 }
 """--target."""
 POLICIES = {
@@ -134,6 +135,4 @@ def check(network: Network, settings: QuantSettings) -> None:
 
 def activations(settings: QuantSettings, bits: int | None = None) -> Grid:
     """The grid of an activation that is no convolution's, or of one with other `bits`."""
-    like = settings.kernels.activations
-    return Grid(bits or settings.activation_bits, like.signed, like.symmetric, False, like.power_of_two,
-                settings.half_even)  # fmt: skip
+    return replace(settings.kernels.activations, bits=bits or settings.activation_bits, half_even=settings.half_even)
