@@ -104,6 +104,10 @@ class WeightQuantizer(nn.Module):
             flat = flat.flatten()
         return scale_of(flat.amin(dim=-1), flat.amax(dim=-1), self.grid)
 
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers of a weight, which `scale` gives their meaning, as floats of its shape."""
+        return codes(weight, self.scale(weight), self.grid)
+
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid, or as it is while not `rounding`."""
         return self._rounded(weight) if self.rounding else weight
@@ -133,17 +137,35 @@ class DorefaQuantizer(WeightQuantizer):
             unit = unit * weight.detach().abs().amax()
         return Scale(torch.where(unit > 0, unit, torch.ones_like(unit)), unit.new_zeros((), dtype=torch.int32))
 
-    def _rounded(self, weight: Tensor) -> Tensor:
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers of a weight.
+
+        Raises:
+            ValueError: DoReFa's own grid has no 0.
+        """
+        if self.published:
+            raise ValueError("the published grid has no integers around 0")
+        return codes(self._squeezed(weight), self._unit(weight), self.grid)
+
+    def _squeezed(self, weight: Tensor) -> Tensor:
+        """t, −1 … 1."""
         squeezed = torch.tanh(weight)
-        squeezed = squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
+        return squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
+
+    def _unit(self, weight: Tensor) -> Scale:
+        """Scale of t."""
+        one = torch.ones((), device=weight.device)
+        return scale_of(-one, one, self.grid)
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        squeezed = self._squeezed(weight)
         if self.published:
             levels = 2**self.grid.bits - 1
             whole = (squeezed / 2 + 0.5) * levels
             unit = whole + (torch.round(whole) - whole).detach()
             values = 2 * unit / levels - 1
         else:
-            one = torch.ones((), device=weight.device)
-            values = fake_quantize(squeezed, scale_of(-one, one, self.grid), self.grid)
+            values = fake_quantize(squeezed, self._unit(weight), self.grid)
         return values * weight.detach().abs().amax() if self.restore else values
 
 
