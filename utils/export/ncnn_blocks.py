@@ -150,7 +150,9 @@ def _squeeze_excite(site: Site) -> str:
     x = site.mean(f"{site.name}/mean")
     for layer, activation in (("fc1", "relu"), ("fc2", "hardsigmoid")):
         weight = site.arrays[f"{layer}.weight"]
-        x = site.convolution(x, f"{site.name}/{layer}", Convolutional(filters=len(weight), activation=activation), weight)
+        x = site.convolution(
+            x, f"{site.name}/{layer}", Convolutional(filters=len(weight), activation=activation), weight
+        )
     return site.graph.add("BinaryOp", [site.inputs[0], x], site.name, {0: MULTIPLY})
 
 

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.darknet.blocks import Network
 from utils.darknet.opencv import opencv_warning
 from utils.errors import InputError, WeightsError
 from utils.flags import Group
 from utils.model_files import ModelFiles, choose_model, same_network
-from utils.runtime.onnx_file import OnnxFile, read_onnx
+from utils.runtime.exported import ExportedFile
+from utils.runtime.ncnn_file import read_ncnn
+from utils.runtime.onnx_file import read_onnx
+from utils.runtime.openvino_file import read_openvino
 from utils.runtime.packages import require
 
-SUFFIX = ".onnx"
-READABLE = ".pt, .weights or .onnx"
+READABLE = ".pt, .weights, .onnx, ncnn's .param or OpenVINO's .xml"
 """Kinds of `--weights` that can be run."""
-RUNTIMES = ("torch", "onnxruntime", "opencv")
+RUNTIMES = ("torch", "onnxruntime", "opencv", "ncnn", "openvino")
+PACKAGES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "openvino": "openvino"}
+"""What a runtime needs beside the suite's own packages."""
+
+
+class Kind(NamedTuple):
+    """Files of one format of export.py."""
+
+    read: Callable[[Path], ExportedFile]
+    runtimes: tuple[str, ...]
+    """What runs them, the usual one first."""
+
+
+KINDS = {
+    ".onnx": Kind(read_onnx, ("onnxruntime", "opencv", "openvino")),
+    ".param": Kind(read_ncnn, ("ncnn",)),
+    ".xml": Kind(read_openvino, ("openvino",)),
+}
+"""By how their names end."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +47,8 @@ class RuntimeFiles(ModelFiles):
 
     runtime: str = "torch"
     """One of RUNTIMES."""
-    exported: OnnxFile | None = None
-    """The .onnx file; None where weights are read."""
+    exported: ExportedFile | None = None
+    """The file of export.py; None where weights are read."""
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse an input of another height and width than the file takes.
@@ -48,14 +70,14 @@ class RuntimeFiles(ModelFiles):
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Class names in an .onnx file."""
+        """Class names in a file of export.py."""
         return self.exported.metadata.names if self.exported else None
 
 
 def add_runtime_flag(group: Group) -> None:
     """--runtime."""
-    what = "what runs the network (default: onnxruntime for an .onnx file, else torch); opencv: .onnx, and .weights "
-    what += "where OpenCV reads Darknet files (4.x)"
+    what = "what runs the network (default: the one a file was made for, onnxruntime for .onnx, else torch); opencv "
+    what += "takes .onnx, and .weights where OpenCV reads Darknet files (4.x), openvino .onnx, too"
     group.add_argument("--runtime", choices=RUNTIMES, help=what)
 
 
@@ -69,7 +91,7 @@ def choose_runtime(
     half: bool = False,
     device: str = "",
 ) -> RuntimeFiles:
-    """The files that --cfg and --weights name, as `model_files.choose_model` finds them, or an .onnx file.
+    """The files that --cfg and --weights name, as `model_files.choose_model` finds them, or a file of export.py.
 
     Args:
         network: of --cfg.
@@ -84,7 +106,7 @@ def choose_runtime(
         InputError: a runtime that cannot do what was asked for, or whose package is missing.
         CfgError, WeightsError: a file cannot be read, or does not fit.
     """
-    if weights is not None and Path(weights).suffix.lower() == SUFFIX:
+    if weights is not None and Path(weights).suffix.lower() in KINDS:
         files = _exported(network, Path(weights), runtime)
         if augment:
             raise InputError(f"--augment: looks at pictures of several sizes, and {weights} takes one; leave it out")
@@ -99,13 +121,17 @@ def choose_runtime(
 
 
 def _exported(network: Network | None, path: Path, runtime: str | None) -> RuntimeFiles:
-    """Files of --weights FILE.onnx."""
-    runtime = runtime or "onnxruntime"
-    if runtime == "torch":
-        raise InputError(f"--runtime torch: {path} is run by onnxruntime or opencv; give the .pt or .weights file")
-    if runtime == "onnxruntime":
-        require(str(path), "onnxruntime")
-    file = read_onnx(path)
+    """Files of --weights FILE, where FILE is one of KINDS."""
+    kind = KINDS[path.suffix.lower()]
+    runtime = runtime or kind.runtimes[0]
+    if runtime not in kind.runtimes:
+        *others, last = kind.runtimes
+        told = f"{', '.join(others)} or {last}" if others else last
+        way = "give the .pt or .weights file" if runtime == "torch" else made_for(runtime)
+        raise InputError(f"--runtime {runtime}: {path} is run by {told}; {way}")
+    if runtime in PACKAGES:
+        require(str(path), PACKAGES[runtime])
+    file = kind.read(path)
     stored = file.metadata.network
     if file.metadata.output == "detections":
         raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
@@ -114,10 +140,16 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
     return RuntimeFiles(stored, path, False, file.notes, runtime, file)
 
 
+def made_for(runtime: str) -> str:
+    """How to get a file for a runtime."""
+    suffixes = [suffix for suffix, kind in KINDS.items() if runtime in kind.runtimes]
+    return f"it runs {' and '.join(suffixes)} files, which export.py makes"
+
+
 def _weights(files: ModelFiles, runtime: str | None) -> RuntimeFiles:
     """Files of weights that a runtime can take."""
-    if runtime == "onnxruntime":
-        raise InputError(f"--runtime onnxruntime: runs .onnx files; export.py makes one of {files.weights}")
+    if runtime in PACKAGES:
+        raise InputError(f"--runtime {runtime}: {files.weights} is no file for it; {made_for(runtime)}")
     if runtime == "opencv":
         if files.is_checkpoint:
             raise InputError(

@@ -17,6 +17,13 @@ from utils.runtime.metadata import IMAGE
 
 Array = NDArray[np.float32]
 
+NCNN_HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
+"""Options that let ncnn round feature maps to 16 bits where a processor has instructions for them."""
+OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+"""One picture at a time; without the last OpenVINO rounds to bfloat16 on processors that have it."""
+OPENVINO_PLACES = ("Exception from", "Check '")
+"""How lines of its messages begin that name places in its own code."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -62,13 +69,13 @@ def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int |
     except MemoryError:
         raise
     except Exception as failure:  # onnxruntime has a kind of its own for every status
-        raise WeightsError(f"{place}: onnxruntime cannot read it: {_line(failure)}") from None
+        raise WeightsError(f"{place}: onnxruntime cannot read it: {first_line(failure)}") from None
 
     def run(images: Array) -> list[Array]:
         try:
             return session.run(list(outputs), {IMAGE: images})
         except Exception as failure:
-            raise NumericsError(f"{place}: onnxruntime failed: {_line(failure)}") from None
+            raise NumericsError(f"{place}: onnxruntime failed: {first_line(failure)}") from None
 
     return Engine(run, batch, f"onnxruntime {onnxruntime.__version__}, CPU, threads: {threads}")
 
@@ -113,19 +120,91 @@ def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: in
         net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
         net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
     except cv2.error as failure:
-        raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot read it: {_line(failure)}") from None
+        raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot read it: {first_line(failure)}") from None
 
     def run(images: Array) -> list[Array]:
         try:
             net.setInput(images)
             return [np.array(output) for output in net.forward(list(outputs))]
         except cv2.error as failure:
-            raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot run it: {_line(failure)}") from None
+            raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot run it: {first_line(failure)}") from None
 
     return Engine(run, 1, f"OpenCV {cv2.__version__}, CPU, threads: {threads}")
 
 
-def _line(failure: Exception) -> str:
+def ncnn_engine(param: Path, outputs: Sequence[str], threads: int) -> Engine:
+    """An ncnn network on the CPU, picture by picture, in float32 whatever its weights are stored in.
+
+    Args:
+        param: its .param file; the .bin file is beside it.
+        outputs: names of the blobs wanted.
+        threads: of the network.
+
+    Raises:
+        WeightsError: ncnn cannot read the files.
+    """
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    for name in NCNN_HALF:
+        setattr(net.opt, name, False)
+    weights = param.with_suffix(".bin")
+    for path, read in ((param, net.load_param), (weights, net.load_model)):
+        if read(str(path)):
+            raise WeightsError(f"{path}: ncnn {ncnn.__version__} cannot read it")
+
+    def run(images: Array) -> list[Array]:
+        picture = np.ascontiguousarray(images[0])
+        extractor = net.create_extractor()
+        extractor.input(IMAGE, ncnn.Mat(picture).clone())
+        found = []
+        for name in outputs:
+            failed, blob = extractor.extract(name)
+            if failed:
+                raise NumericsError(f"{param}: ncnn failed at {name}")
+            found.append(np.array(blob)[None])
+        return found
+
+    return Engine(run, 1, f"ncnn {ncnn.__version__}, CPU, threads: {threads}")
+
+
+def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | None, threads: int) -> Engine:
+    """An OpenVINO or ONNX file in OpenVINO, on the CPU, in float32 where the file has no integers.
+
+    Args:
+        model: the file, or the bytes of an ONNX file.
+        outputs: names of the tensors wanted.
+        batch: pictures it takes at a time; None: any number.
+        threads: of the network.
+
+    Raises:
+        WeightsError: OpenVINO cannot read the file.
+    """
+    import openvino
+
+    place = "the file" if isinstance(model, bytes) else str(model)
+    try:
+        core = openvino.Core()
+        read = core.read_model(model if isinstance(model, bytes) else str(model))
+        compiled = core.compile_model(read, "CPU", {**OPENVINO, "INFERENCE_NUM_THREADS": threads})
+        request = compiled.create_infer_request()
+    except RuntimeError as failure:
+        raise WeightsError(f"{place}: OpenVINO cannot read it: {first_line(failure, OPENVINO_PLACES)}") from None
+
+    def run(images: Array) -> list[Array]:
+        try:
+            found = request.infer({IMAGE: images}, share_inputs=True)
+        except RuntimeError as failure:
+            raise NumericsError(f"{place}: OpenVINO failed: {first_line(failure, OPENVINO_PLACES)}") from None
+        return [np.array(found[name]) for name in outputs]
+
+    return Engine(run, batch, f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, threads: {threads}")
+
+
+def first_line(failure: Exception, skipped: tuple[str, ...] = ()) -> str:
     """The first line of a message that says something."""
-    lines = (line.strip() for line in str(failure).splitlines())
-    return next((line[:200] for line in lines if line), type(failure).__name__)
+    lines = [line for line in map(str.strip, str(failure).splitlines()) if line]
+    told = [line for line in lines if not line.startswith(skipped)] if skipped else lines
+    return (told or lines or [type(failure).__name__])[0][:200]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,15 @@ from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
 from utils.errors import WeightsError
 from utils.runtime.choice import RuntimeFiles
-from utils.runtime.engines import Engine, onnxruntime_engine, opencv_darknet_engine, opencv_onnx_engine
+from utils.runtime.engines import (
+    Engine,
+    ncnn_engine,
+    onnxruntime_engine,
+    opencv_darknet_engine,
+    opencv_onnx_engine,
+    openvino_engine,
+)
+from utils.runtime.exported import ExportedFile
 
 
 class ForeignModel(nn.Module):
@@ -86,9 +94,16 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
     if file is None:
         size = size or (network.net.height, network.net.width)
         engine = opencv_darknet_engine(network, files.weights, size, threads)
-    elif files.runtime == "onnxruntime":
-        engine = onnxruntime_engine(file.path, file.metadata.tensors, file.batch, threads)
     else:
-        engine = opencv_onnx_engine(file.path, file.metadata.tensors, threads)
+        engine = ENGINES[files.runtime](file, threads)
     decodes = file is not None and file.metadata.output == "rows"
     return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
+
+
+ENGINES: dict[str, Callable[[ExportedFile, int], Engine]] = {
+    "onnxruntime": lambda file, threads: onnxruntime_engine(file.path, file.metadata.tensors, file.batch, threads),
+    "opencv": lambda file, threads: opencv_onnx_engine(file.path, file.metadata.tensors, threads),
+    "ncnn": lambda file, threads: ncnn_engine(file.path, file.metadata.tensors, threads),
+    "openvino": lambda file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),
+}
+"""What runs files of export.py."""

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.darknet.shapes import trace
 from utils.errors import WeightsError
 from utils.files import regular_file
-from utils.runtime.metadata import IMAGE, Metadata, read_metadata
+from utils.runtime.exported import DIGEST, ExportedFile, Sides, changed, check_sides
+from utils.runtime.metadata import read_metadata
 from utils.runtime.packages import require
 
 if TYPE_CHECKING:
     import onnx
-
-DIGEST = "sha256"
-"""Property with the digest of the graph as it was written."""
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file that export.py made."""
-
-    path: Path
-    metadata: Metadata
-    batch: int | None
-    """Pictures it takes at a time; None: any number."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of it."""
 
 
 def digest(model: onnx.ModelProto) -> str:
@@ -38,7 +22,7 @@ def digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def read_onnx(path: Path) -> OnnxFile:
+def read_onnx(path: Path) -> ExportedFile:
     """Read what a file says of itself and compare it with its inputs and outputs.
 
     Raises:
@@ -60,17 +44,16 @@ def read_onnx(path: Path) -> OnnxFile:
         raise WeightsError(f"{path}: keeps tensors in other files; files of export.py do not")
     properties = {entry.key: entry.value for entry in model.metadata_props}
     metadata = read_metadata(properties, str(path))
-    batch = _check_sides(path, metadata, _sides(model.graph.input), _sides(model.graph.output))
-    changed = properties.get(DIGEST) != digest(model)
-    note = f"{path}: is not as export.py wrote it: changed by another program, or damaged"
-    return OnnxFile(path, metadata, batch, (note,) * changed)
+    batch = check_sides(path, metadata, _sides(model.graph.input), _sides(model.graph.output))
+    other = properties.get(DIGEST) != digest(model)
+    return ExportedFile(path, metadata, batch, (changed(path),) * other)
 
 
 def _first_line(failure: Exception) -> str:
     return (str(failure).splitlines() or [type(failure).__name__])[0][:120]
 
 
-def _sides(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int | None, ...]]:
+def _sides(values: Sequence[onnx.ValueInfoProto]) -> Sides:
     """Sides of tensors by name; None where one may vary."""
     return {
         value.name: tuple(
@@ -78,24 +61,3 @@ def _sides(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int | None,
         )
         for value in values
     }
-
-
-def _check_sides(
-    path: Path,
-    metadata: Metadata,
-    inputs: Mapping[str, tuple[int | None, ...]],
-    outputs: Mapping[str, tuple[int | None, ...]],
-) -> int | None:
-    """Compare the sides of inputs and outputs with what the metadata say; returns the batch."""
-    network = metadata.network
-    image = (network.net.channels, *metadata.size)
-    batch = (inputs.get(IMAGE) or (0,))[0]
-    expected = {"rows": [], "detections": []}.get(metadata.output)
-    if expected is None:
-        shapes = trace(network)
-        expected = [tuple(shapes[head]) for head in network.heads]
-    found = [outputs[name][1:] for name in metadata.tensors if name in outputs]
-    fits = len(found) == len(outputs) == len(metadata.tensors) and found[: len(expected)] == expected
-    if list(inputs) != [IMAGE] or inputs[IMAGE][1:] != image or batch not in (None, 1) or not fits:
-        raise WeightsError(f"{path}: its inputs and outputs are not those its metadata describe; damaged or changed")
-    return batch

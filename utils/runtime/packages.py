@@ -6,7 +6,9 @@ import importlib.util
 
 from utils.errors import InputError
 
-REQUIREMENTS = "requirements-export.txt"
+REQUIREMENTS = {"openvino": "requirements-openvino.txt"}
+"""The file that a package is in, where that is not USUAL."""
+USUAL = "requirements-export.txt"
 
 
 def require(why: str, *packages: str) -> None:
@@ -21,4 +23,5 @@ def require(why: str, *packages: str) -> None:
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"{why}: needs the package {package}; pip install -r {REQUIREMENTS}")
+            raise InputError(f"{why}: needs the package {package}; pip install -r "
+                             f"{REQUIREMENTS.get(package, USUAL)}")  # fmt: skip
