@@ -1,7 +1,8 @@
 """Write a trained detector as a file for other programs, and prove that it computes the same there.
 
 onnx is emitted from the cfg's blocks, with batch normalisations folded in; it carries class names, anchors and cfg, so
-test.py and detect.py take it as --weights with nothing beside it. torchscript is for libtorch. weights and pt convert
+test.py and detect.py take it as --weights with nothing beside it. With --int8 a quantized network becomes a file that
+runs in integers; tensorrt is that for trtexec. torchscript is for libtorch. weights and pt convert
 between Darknet's files and this suite's. A file that differs from PyTorch is not written.
 """
 
@@ -35,8 +36,9 @@ from utils.runtime.packages import require
 
 EXAMPLE = "python export.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --format onnx"
 PROJECT = "runs/export"
-ONNX_ONLY = {"nms": "--nms", "multi_label": "--multi-label", "opset": "--opset", "dynamic_batch": "--dynamic-batch",
-             "half": "--half", "mish": "--mish"}  # fmt: skip
+ONNX_LIKE = ("onnx", "tensorrt")
+ONNX_ONLY = {"int8": "--int8", "nms": "--nms", "multi_label": "--multi-label", "opset": "--opset",
+             "dynamic_batch": "--dynamic-batch", "half": "--half", "mish": "--mish"}  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,6 +69,8 @@ def _add_file_group(parser: Parser) -> None:
     group = parser.add_argument_group("file")
     add = group.add_argument
     add("--format", choices=tuple(SUFFIXES), default="onnx", help="kind of the file (default: %(default)s)")
+    integers = "the integers that a quantized network was trained or calibrated with, for integer kernels"
+    add("--int8", action="store_true", help=integers)
     add("--decode", action="store_true", help="put out rows (cx, cy, w, h, objectness, classes), not raw heads")
     add("--nms", action="store_true", help="put out detections (picture, x1, y1, x2, y2, confidence, class)")
     least = "least confidence of a detection, with --nms; else noted in the file (default: %(default)s)"
@@ -95,11 +99,13 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the flag and what it goes with.
     """
-    for key, flag in ONNX_ONLY.items() if args.format != "onnx" else ():
+    for key, flag in ONNX_ONLY.items() if args.format not in ONNX_LIKE else ():
         if getattr(args, key):
             raise InputError(f"{flag}: goes with --format onnx")
     if args.decode and args.format in PAIRS:
-        raise InputError("--decode: goes with --format onnx or torchscript")
+        raise InputError("--decode: goes with --format onnx, tensorrt or torchscript")
+    if args.half and (args.int8 or args.format == "tensorrt"):
+        raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
     if args.multi_label and not args.nms:
         raise InputError("--multi-label: goes with --nms")
     if args.mish == "op" and (args.opset or DEFAULT_OPSET) < MISH_OPSET:
@@ -158,6 +164,7 @@ def request(args: argparse.Namespace) -> ExportRequest:
         dynamic_batch=args.dynamic_batch,
         mish=args.mish or MISH_FORMS[0],
         multi_label=args.multi_label,
+        int8=args.int8 or args.format == "tensorrt",
     )
     return ExportRequest(
         files,
@@ -167,7 +174,7 @@ def request(args: argparse.Namespace) -> ExportRequest:
         sides=tuple(args.img_size) if args.img_size else None,
         mode=args.mode,
         output="detections" if args.nms else "rows" if args.decode else "heads",
-        precision="float16" if args.half else "float32",
+        precision="float16" if args.half else "int8" if options.int8 else "float32",
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
         options=options,

@@ -410,7 +410,7 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
     (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
     (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
     (("--format", "pt", "--half"), "--half: goes with --format onnx"),
-    (("--format", "weights", "--decode"), "--decode: goes with --format onnx or torchscript"),
+    (("--format", "weights", "--decode"), "--decode: goes with --format onnx, tensorrt or torchscript"),
     (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
     (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
     (("--multi-label",), "--multi-label: goes with --nms"),

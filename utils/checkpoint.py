@@ -48,11 +48,8 @@ class LoadedModel:
     """What was adapted, to be said."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
-
-    @property
-    def quantized(self) -> bool:
-        """Whether it has quantizers."""
-        return self.model.quantize_image is not None
+    quantization: QuantSettings | None = None
+    """How its quantizers round; None for a float network."""
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """The ancestors and the file itself, which is read once more for its sha256."""
@@ -76,16 +73,17 @@ def load_model(files: ModelFiles) -> LoadedModel:
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     check_state(state, network, files.weights)
     ancestors = tuple(checkpoint.get("lineage", ()))
-    model = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
-    return LoadedModel(model, tuple(checkpoint["names"]), files.weights, ancestors, notes, checkpoint.get("kept"))
+    model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
+    names, kept = tuple(checkpoint["names"]), checkpoint.get("kept")
+    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings)
 
 
 def _with_slots(
     network: Network, state: Mapping[str, Tensor], quantization: Mapping[str, Any] | None, path: Path
-) -> Darknet:
-    """The model; a quantized one with its quantizers, which round."""
+) -> tuple[Darknet, QuantSettings | None]:
+    """The model; a quantized one with its quantizers, which round, and how they do."""
     if quantization is None:
-        return load_arrays(network, state)
+        return load_arrays(network, state), None
     try:
         settings = QuantSettings(**quantization)
         model = load_arrays(network, state, lambda model: quantize(model, settings))
@@ -93,7 +91,7 @@ def _with_slots(
         reason = str(failure).splitlines()[0]
         raise WeightsError(f"{path}: is quantized in a way that is not understood ({reason})") from None
     set_phase(model, Phase.FROZEN)
-    return model
+    return model, settings
 
 
 def stored_network(path: Path) -> Network:

@@ -95,12 +95,12 @@ class ConvBlock(Computing):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, filters, H', W']."""
-        x = self._sums(x)
+        x = self.sums(x)
         if self.quantize_output is None:
             return self.activation(x)
         return self.quantize_output(self.activation(self.quantize_output.before(x)))
 
-    def _sums(self, x: Tensor) -> Tensor:
+    def sums(self, x: Tensor) -> Tensor:
         """What the activation function gets."""
         if self.fold is not None:
             return self.fold(x, self.conv, self.bn, self.quantize_weight)

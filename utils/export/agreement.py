@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,17 @@ from models import Darknet
 from utils.detection.decode import decode
 from utils.detection.nms import MAX_DETECTIONS, non_max_suppression
 from utils.errors import InfeasibleError
+from utils.export import integers
+from utils.export.codes import Codes
 from utils.export.request import OnnxOptions
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.metadata import Metadata
 
 Arrays = Sequence[NDArray[np.floating]]
-TOLERANCES = {"float32": 1e-3, "float16": 2e-2}
-"""Largest max|a - b| / max(1, max|a|) of a head. The 11 bits of float16 leave 4e-4 to 6e-3."""
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": float("inf")}
+"""Largest max|a - b| / max(1, max|a|) of a head. The 11 bits of float16 leave 4e-4 to 6e-3.
+
+Integers are compared layer by layer (`integers.layer_gaps`): a step in one layer is carried on to the next."""
 BOX_COLUMNS = 4
 MOST_OTHER = 0.01
 """Share of detections that may differ: two programs round an overlap at the threshold each in its way."""
@@ -38,6 +42,8 @@ class Agreement:
     tolerance: float
     runtime: str
     """What ran it."""
+    layers: integers.Gap | None = None
+    """Of a file with integers."""
 
     def check(self, what: str) -> None:
         """Refuse a file that is too far off.
@@ -76,7 +82,9 @@ def raw_heads(model: Darknet, images: torch.Tensor) -> Arrays:
     return [head.numpy() for head in model(images).heads]
 
 
-def onnx_agreement(made: onnx.ModelProto, model: Darknet, metadata: Metadata, options: OnnxOptions) -> Agreement:
+def onnx_agreement(
+    made: onnx.ModelProto, model: Darknet, metadata: Metadata, options: OnnxOptions, codes: Codes | None = None
+) -> Agreement:
     """Run a file in onnxruntime and compare it with PyTorch stage by stage: heads, rows, detections.
 
     A stage after the heads is compared with what PyTorch makes of the stage before it in the file.
@@ -86,6 +94,7 @@ def onnx_agreement(made: onnx.ModelProto, model: Darknet, metadata: Metadata, op
         model: what it was made of, not folded.
         metadata: of the file.
         options: of the file.
+        codes: the integers of the model; None: it is float.
 
     Raises:
         InfeasibleError: it differs, or the checker of ONNX refuses it.
@@ -98,18 +107,22 @@ def onnx_agreement(made: onnx.ModelProto, model: Darknet, metadata: Metadata, op
     images = picture(metadata, count)
     outputs = [f"head{number}" for number in range(len(metadata.network.heads))]
     outputs += [] if metadata.output == "heads" else ["rows"]
-    probe = with_outputs(made, outputs).SerializeToString()
+    inner = [] if codes is None else integers.stages(model, codes, [node.output[0] for node in made.graph.node])
+    probe = with_outputs(made, [*outputs, *inner], codes and integers.types(inner, codes)).SerializeToString()
     batch, threads = None if options.dynamic_batch else 1, torch.get_num_threads()
-    engine = onnxruntime_engine(probe, outputs, batch, threads)
-    found = dict(zip(outputs, engine.run(images.numpy()), strict=True))
+    engine = onnxruntime_engine(probe, [*outputs, *inner], batch, threads, wide=metadata.wide)
+    found = dict(zip([*outputs, *inner], engine.run(images.numpy()), strict=True))
+    gap = None if codes is None else integers.layer_gaps(model, codes, {name: found[name] for name in inner})
     heads = [found[name] for name in outputs if name.startswith("head")]
-    agreement = Agreement(*compare(raw_heads(model, images), heads), TOLERANCES[metadata.precision], engine.name)
+    gaps, tolerance = compare(raw_heads(model, images), heads), TOLERANCES[metadata.precision]
+    agreement = Agreement(*gaps, tolerance, engine.name, gap)
     agreement.check("--format onnx")
     if metadata.output == "heads":
         return agreement
     rows = decode([torch.from_numpy(head) for head in heads], metadata.network.yolos, metadata.size).numpy()
     _check_rows(rows, found["rows"], engine.name)
-    final = onnxruntime_engine(made.SerializeToString(), metadata.tensors, batch, threads).run(images.numpy())[0]
+    last = onnxruntime_engine(made.SerializeToString(), metadata.tensors, batch, threads, wide=metadata.wide)
+    final = last.run(images.numpy())[0]
     if metadata.output == "rows":
         _check_rows(rows, final, engine.name)
     else:
@@ -122,15 +135,20 @@ def _check_rows(want: NDArray[np.floating], found: NDArray[np.floating], runtime
     Agreement(*compare(parts(want), parts(found)), TOLERANCES["float32"], runtime).check("--decode")
 
 
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A file that puts out these tensors, too: a copy, unless it does already."""
+def with_outputs(
+    model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int] | None = None
+) -> onnx.ModelProto:
+    """A file that puts out these tensors, too: a copy, unless it does already; float32 unless `types` say another."""
     known = {value.name for value in model.graph.output}
     more = [name for name in names if name not in known]
     if not more:
         return model
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in more)
+    kinds = types or {}
+    probe.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, kinds.get(name, onnx.TensorProto.FLOAT), None) for name in more
+    )
     return probe
 
 

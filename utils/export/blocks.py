@@ -32,10 +32,13 @@ from utils.darknet.blocks import (
 )
 from utils.darknet.shapes import trace
 from utils.export.activations import Form
+from utils.export.codes import Codes, Kernel, Point
 from utils.export.graph import Graph
 from utils.layers import Addition, as_convolutional
 
 Arrays = Mapping[str, NDArray[np.floating]]
+FLOAT = Codes({}, frozenset(), {})
+"""No integers."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Site:
     arrays: Arrays
     """Its weights, by their names in the block."""
     activations: Mapping[str, Form]
+    kernel: Kernel | None = None
+    """Its weights in integers, where it is rounded."""
+    before: Point | None = None
+    """The rounding of what its activation gets, if that is rounded."""
+    explicit: bool = False
+    """As in `Codes`."""
 
     @property
     def linear(self) -> str:
@@ -61,7 +70,25 @@ class Site:
 
     def activate(self) -> str:
         """Add the activation of the block behind its tensor `linear`."""
-        return self.activations[self.block.activation](self.graph, self.linear, self.name)
+        linear = self.linear if self.before is None else self.graph.round(self.linear, self.before)
+        return self.activations[self.block.activation](self.graph, linear, self.name)
+
+    def weights(self) -> list[str]:
+        """Add the kernel of the block's convolution, and its bias."""
+        names = f"{self.name}/weight", f"{self.name}/bias"
+        if self.kernel is not None:
+            return self._integral(*names)
+        arrays = [self.arrays.get("conv.weight"), self.arrays.get("conv.bias")]
+        return [self.graph.constant(name, of) for name, of in zip(names, arrays, strict=True) if of is not None]
+
+    def _integral(self, name: str, bias_name: str) -> list[str]:
+        kernel = self.kernel
+        weight = self.graph.integral(name, kernel.codes, kernel.scale, explicit=self.explicit)
+        if kernel.bias is None:
+            return [weight]
+        if self.explicit:
+            return [weight, self.graph.constant(bias_name, kernel.bias * kernel.bias_scale)]
+        return [weight, self.graph.integral(bias_name, kernel.bias, kernel.bias_scale)]
 
     def channels(self, tensor: str, first: int, last: int, output: str) -> str:
         """Add the channels first, …, last - 1 of a tensor."""
@@ -75,12 +102,9 @@ class Site:
 def _convolution(site: Site) -> str:
     block = as_convolutional(site.block, site.shapes[0].channels)
     assert not block.batch_normalize, "batch normalisation is folded before"
-    inputs = [site.inputs[0], site.graph.weight(f"{site.name}/weight", site.arrays["conv.weight"])]
-    if "conv.bias" in site.arrays:
-        inputs.append(site.graph.constant(f"{site.name}/bias", site.arrays["conv.bias"]))
     site.graph.add(
         "Conv",
-        inputs,
+        [site.inputs[0], *site.weights()],
         site.linear,
         kernel_shape=[block.size] * 2,
         strides=[block.stride_y, block.stride_x],
@@ -95,7 +119,7 @@ def _squeeze_excite(site: Site) -> str:
     graph, name = site.graph, site.name
     x = graph.add("GlobalAveragePool", [site.inputs[0]], f"{name}/mean")
     for layer, op, attributes in (("fc1", "Relu", {}), ("fc2", "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})):
-        weight = graph.weight(f"{name}/{layer}/weight", site.arrays[f"{layer}.weight"][:, :, None, None])
+        weight = graph.constant(f"{name}/{layer}/weight", site.arrays[f"{layer}.weight"][:, :, None, None])
         x = graph.add("Conv", [x, weight], f"{name}/{layer}/linear", kernel_shape=[1, 1])
         x = graph.add(op, [x], f"{name}/{layer}", **attributes)
     return graph.add("Mul", [site.inputs[0], x], name)
@@ -214,7 +238,14 @@ EMITTERS: dict[type[Block], Callable[[Site], str]] = {
 }
 
 
-def emit(graph: Graph, network: Network, arrays: Arrays, image: str, activations: Mapping[str, Form]) -> Sequence[str]:
+def emit(
+    graph: Graph,
+    network: Network,
+    arrays: Arrays,
+    image: str,
+    activations: Mapping[str, Form],
+    codes: Codes | None = None,
+) -> Sequence[str]:
     """Add the nodes of all blocks.
 
     Args:
@@ -223,16 +254,29 @@ def emit(graph: Graph, network: Network, arrays: Arrays, image: str, activations
         arrays: its state dict.
         image: tensor of the pictures, in the type the graph computes with.
         activations: their forms.
+        codes: the integers of a quantized network; None: all is float.
 
     Returns:
         The tensors of the heads, in the order of the cfg.
     """
+    codes = codes or FLOAT
     shapes = {-1: Shape(network.net.channels, network.net.height, network.net.width), **dict(enumerate(trace(network)))}
-    tensors = {-1: image}
+    tensors = {-1: graph.round(image, codes.points[-1]) if -1 in codes.points else image}
     for index, block in enumerate(network.blocks):
-        reads, prefix = block.reads(index), f"layers.{index}."
+        reads, prefix, point = block.reads(index), f"layers.{index}.", codes.points.get(index)
         own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-        inputs = tuple(tensors[source] for source in reads)
-        site = Site(graph, f"block{index}", block, inputs, tuple(shapes[source] for source in reads), own, activations)
-        tensors[index] = EMITTERS[type(block)](site)
+        site = Site(
+            graph,
+            f"block{index}",
+            block,
+            tuple(tensors[source] for source in reads),
+            tuple(shapes[source] for source in reads),
+            own,
+            activations,
+            codes.kernels.get(index),
+            point if index in codes.before else None,
+            codes.explicit,
+        )
+        made = EMITTERS[type(block)](site)
+        tensors[index] = made if point is None or made in site.inputs else graph.round(made, point)
     return [tensors[head] for head in network.heads]

@@ -22,7 +22,7 @@ from utils.darknet.opencv import opencv_warning
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError
 from utils.export.agreement import TOLERANCES, Agreement, compare, onnx_agreement, parts, picture, raw_heads
-from utils.export.request import ExportRequest
+from utils.export.request import SUFFIXES, ExportRequest
 from utils.files import atomic_path, atomic_write_bytes
 from utils.model_files import ModelFiles
 from utils.runtime.metadata import Metadata
@@ -50,18 +50,29 @@ def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
     """ONNX, emitted from the blocks and compared in onnxruntime."""
     import onnx
 
+    from utils.export.codes import codes_of
     from utils.export.onnx_model import onnx_model
     from utils.runtime.onnx_file import DIGEST, digest
 
     fused = fuse(subject.model)
     arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
-    made = onnx_model(fused.network, arrays, subject.metadata, asked.options)
+    codes = codes_of(subject.model, explicit=asked.format == "tensorrt") if asked.options.int8 else None
+    made = onnx_model(fused.network, arrays, subject.metadata, asked.options, codes)
     made.metadata_props.append(onnx.StringStringEntryProto(key=DIGEST, value=digest(made)))
-    agreement = onnx_agreement(made, subject.model, subject.metadata, asked.options)
+    agreement = onnx_agreement(made, subject.model, subject.metadata, asked.options, codes)
     data = made.SerializeToString()
     batch = None if asked.options.dynamic_batch else 1
     facts = {"opset": asked.options.opset, "batch": batch, "mish": asked.options.mish}
+    if agreement.layers is not None:
+        facts |= agreement.layers._asdict()
     return Made(agreement, lambda path: atomic_write_bytes(path, data), facts)
+
+
+def make_tensorrt(subject: Subject, asked: ExportRequest) -> Made:
+    """ONNX with explicit quantization as TensorRT reads it, and the command that builds an engine of it."""
+    made = make_onnx(subject, asked)
+    name = asked.path or f"model{SUFFIXES[asked.format]}"
+    return made._replace(facts={**made.facts, "command": f"trtexec --onnx={name} --int8 --saveEngine=model.engine"})
 
 
 class _Traced(nn.Module):
@@ -155,6 +166,7 @@ def check_same(path: Path, written: Mapping[str, np.ndarray], read: Mapping[str,
 
 FORMATS: dict[str, Callable[[Subject, ExportRequest], Made]] = {
     "onnx": make_onnx,
+    "tensorrt": make_tensorrt,
     "torchscript": make_torchscript,
     "weights": make_weights,
     "pt": make_checkpoint,

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
 from utils import __version__
+from utils.export.codes import Point
 from utils.runtime.metadata import PRODUCER
 
 Shape = Sequence[int | str]
@@ -46,9 +47,32 @@ class Graph:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
-    def weight(self, name: str, values: ArrayLike) -> str:
-        """Add the kernel of a convolution."""
-        return self.constant(name, values)
+    def round(self, tensor: str, point: Point) -> str:
+        """Append the rounding of a tensor to integers and back; returns the name of what comes back."""
+        kind = np.int8 if point.grid.signed else np.uint8
+        scale = self.constant(f"{tensor}/scale", point.scale, np.float32)
+        zero = self.constant(f"{tensor}/zero", point.zero, kind)
+        codes = self.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}/codes")
+        return self.add("DequantizeLinear", [codes, scale, zero], f"{tensor}/rounded")
+
+    def integral(
+        self, name: str, codes: NDArray[np.integer], scale: NDArray[np.floating], *, explicit: bool = False
+    ) -> str:
+        """Add a constant of integers with a scale for each channel of dimension 0.
+
+        `explicit`: what is stored are the values, which the file rounds to these integers.
+        """
+        scales = [
+            self.constant(f"{name}/scale", scale, np.float32),
+            self.constant(f"{name}/zero", np.zeros(len(scale)), codes.dtype),
+        ]
+        if explicit:
+            values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
+            whole = self.add("QuantizeLinear", [self.constant(f"{name}/values", values), *scales], f"{name}/codes",
+                             axis=0)  # fmt: skip
+        else:
+            whole = self.constant(f"{name}/codes", codes, codes.dtype)
+        return self.add("DequantizeLinear", [whole, *scales], name, axis=0)
 
     def integers(self, name: str, values: ArrayLike) -> str:
         """Add sizes, axes or indices."""

@@ -11,6 +11,7 @@ from utils.errors import InfeasibleError
 from utils.export.activations import activations
 from utils.export.blocks import Arrays, emit
 from utils.export.boxes import add_detections, add_rows
+from utils.export.codes import Codes
 from utils.export.graph import Graph
 from utils.export.request import OnnxOptions
 from utils.runtime.metadata import IMAGE, Metadata
@@ -19,7 +20,9 @@ BATCH = "batch"
 """Name of the batch side where it may vary."""
 
 
-def onnx_model(fused: Network, arrays: Arrays, metadata: Metadata, options: OnnxOptions) -> onnx.ModelProto:
+def onnx_model(
+    fused: Network, arrays: Arrays, metadata: Metadata, options: OnnxOptions, codes: Codes | None = None
+) -> onnx.ModelProto:
     """The file, with its metadata.
 
     Args:
@@ -27,17 +30,18 @@ def onnx_model(fused: Network, arrays: Arrays, metadata: Metadata, options: Onnx
         arrays: its state dict, float32.
         metadata: what the file says of itself; `output` and `precision` decide what it is.
         options: the rest.
+        codes: the integers of a quantized network; None: it is float.
 
     Raises:
         InfeasibleError: a weight is too large for float16.
     """
-    graph = Graph(options.opset, metadata.precision)
+    graph = Graph(options.opset, np.float16 if metadata.precision == "float16" else np.float32)
     half = graph.dtype == np.float16
     if half:
         check_half(fused, arrays)
     image = Shape(fused.net.channels, *metadata.size)
     heads = emit(graph, fused, arrays, graph.cast(IMAGE, "images/half", np.float16) if half else IMAGE,
-                 activations(options.mish))  # fmt: skip
+                 activations(options.mish), codes)  # fmt: skip
     heads = [
         graph.cast(head, f"head{number}", np.float32) if half else graph.add("Identity", [head], f"head{number}")
         for number, head in enumerate(heads)

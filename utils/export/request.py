@@ -10,11 +10,11 @@ from typing import Any
 from utils.model_files import ModelFiles
 from utils.runtime.names import Names
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "weights": ".weights", "pt": ".pt"}
+SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "torchscript": ".torchscript", "weights": ".weights", "pt": ".pt"}
 """Formats and how their files end."""
 PAIRS = ("weights", "pt")
 """Formats whose files have a cfg beside them."""
-PACKAGES = {"onnx": ("onnx", "onnxruntime")}
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "onnxruntime")}
 """What a format needs beside the suite's own packages."""
 OPSETS = range(13, 22)
 """Versions of ONNX's operators that onnx 1.16 and onnxruntime 1.18 know, the oldest ones that will do."""
@@ -37,6 +37,8 @@ class OnnxOptions:
     """One of MISH_FORMS."""
     multi_label: bool = False
     """A row may give a detection of every class, in a file of detections."""
+    int8: bool = False
+    """The integers of a quantized network."""
 
 
 @dataclass(frozen=True)

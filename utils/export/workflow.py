@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models import load_arrays
 from utils.checkpoint import load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network
@@ -14,8 +14,10 @@ from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InputError
 from utils.export.formats import FORMATS, Made, Subject
+from utils.export.integers import check_integers
 from utils.export.request import PAIRS, SUFFIXES, ExportRequest
 from utils.files import atomic_write_text
+from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import RunDirectory
 from utils.runtime.metadata import Metadata
 from utils.runtime.names import check_names
@@ -42,9 +44,7 @@ def load_subject(asked: ExportRequest) -> Subject:
         log(note)
     network = loaded.model.network
     check_names(asked.given, network, asked.files.weights)
-    if loaded.quantized:
-        raise InputError(f"{asked.files.weights}: is quantized, and the files written here are float; "
-                         "give the weights it was made from")  # fmt: skip
+    check_quantization(asked, loaded.quantization)
     network = sized(network, input_size(asked.sides, max_stride(network), (network.net.height, network.net.width)))
     names = (asked.given and asked.given.names) or loaded.names or tuple(map(str, range(network.classes)))
     metadata = Metadata(
@@ -56,8 +56,25 @@ def load_subject(asked: ExportRequest) -> Subject:
         conf_thres=asked.conf_thres,
         iou_thres=asked.iou_thres,
         lineage=loaded.lineage(),
+        quantization=loaded.quantization and loaded.quantization.document(),
     )
-    return Subject(loaded, load_arrays(network, loaded.model.state_dict()).requires_grad_(False).eval(), metadata)
+    model = copy.copy(loaded.model)
+    model.network = network
+    return Subject(loaded, model.requires_grad_(False).eval(), metadata)
+
+
+def check_quantization(asked: ExportRequest, settings: QuantSettings | None) -> None:
+    """Refuse integers of a float network, and float files of a quantized one.
+
+    Raises:
+        InputError: names the way out.
+    """
+    if asked.options.int8:
+        check_integers(settings, asked.files.weights, asked.format == "tensorrt")
+    elif settings is not None:
+        way = "add --int8" if asked.format == "onnx" else "take --format onnx --int8"
+        raise InputError(f"{asked.files.weights}: is quantized, and this file would be float; {way}, or give the "
+                         "weights it was made from")  # fmt: skip
 
 
 def sized(network: Network, size: tuple[int, int]) -> Network:
@@ -112,8 +129,12 @@ def text(document: dict[str, Any]) -> str:
     channels, height, width = document["input"]
     kind = {"heads": "raw heads", "rows": "decoded rows", "detections": "detections"}[document["output"]]
     opset = f", opset {document['opset']}" if "opset" in document else ""
-    return (
+    made = (
         f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}\n"
         f"differs from PyTorch by {document['error']:.2g} of the largest value, {document['max_abs_error']:.2g} in all "
         f"({document['runtime']})"
     )
+    if "layers" in document:
+        made += (f"\neach of {document['layers']} layers, on the same integers: {document['steps']} step at most, "
+                 f"{document['share']:.2%} of the values differ")  # fmt: skip
+    return made + (f"\n{document['command']}" if "command" in document else "")

@@ -45,7 +45,7 @@ def prune(asked: PruneRequest) -> None:
     device = select_device(asked.device)
     check_project(asked.project)
     loaded = load_model(asked.files)
-    if loaded.quantized:
+    if loaded.quantization is not None:
         raise InputError(f"{asked.files.weights}: is quantized, which comes after pruning; give the weights it was "
                          "made from")  # fmt: skip
     lineage = loaded.lineage()

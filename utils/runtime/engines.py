@@ -44,7 +44,9 @@ class Engine:
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int | None, threads: int) -> Engine:
+def onnxruntime_engine(
+    model: Path | bytes, outputs: Sequence[str], batch: int | None, threads: int, *, wide: bool = False
+) -> Engine:
     """An ONNX file in onnxruntime, on the CPU.
 
     Args:
@@ -52,6 +54,7 @@ def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int |
         outputs: names of the tensors wanted.
         batch: pictures it takes at a time; None: any number.
         threads: of the network.
+        wide: pairs of products of 8-bit weights do not saturate in 16 bits on an x86 without VNNI; slower there.
 
     Raises:
         WeightsError: onnxruntime cannot read the file.
@@ -61,6 +64,8 @@ def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int |
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.use_deterministic_compute = True
+    if wide:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # what goes wrong is an exception, too
     place = "the file" if isinstance(model, bytes) else str(model)
     try:

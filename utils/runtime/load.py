@@ -101,7 +101,9 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
 
 
 ENGINES: dict[str, Callable[[ExportedFile, int], Engine]] = {
-    "onnxruntime": lambda file, threads: onnxruntime_engine(file.path, file.metadata.tensors, file.batch, threads),
+    "onnxruntime": lambda file, threads: onnxruntime_engine(
+        file.path, file.metadata.tensors, file.batch, threads, wide=file.metadata.wide
+    ),
     "opencv": lambda file, threads: opencv_onnx_engine(file.path, file.metadata.tensors, threads),
     "ncnn": lambda file, threads: ncnn_engine(file.path, file.metadata.tensors, threads),
     "openvino": lambda file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),

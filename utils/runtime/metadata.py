@@ -15,6 +15,8 @@ from utils.flags import MODES
 
 PRODUCER = "darknet-compression"
 SCHEMA = 1
+NARROW_BITS = 7
+"""Weights of more bits can make two products with 8-bit activations overflow 16 bits."""
 IMAGE = "images"
 """Name of the input: [B, C, H, W], float32 0…1, RGB (or grey where the network has one channel)."""
 OUTPUTS = {
@@ -37,12 +39,19 @@ class Metadata:
     mode: str = "letterbox"
     """How pictures are fitted to the input: a key of `flags.MODES`."""
     precision: str = "float32"
-    """Of weights and feature maps; input and outputs are always float32."""
+    """Of weights and feature maps: float32, float16 or int8; input and outputs are always float32."""
     conf_thres: float = 0.3
     iou_thres: float = 0.6
     """Those of `--nms`; of other files a proposal."""
     lineage: tuple[Mapping[str, Any], ...] = ()
     """What the file was made from, oldest first."""
+    quantization: Mapping[str, Any] | None = None
+    """How an int8 network was quantized, as `QuantSettings.document` writes it."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether weights have so many bits that pairs of products may need more than 16."""
+        return self.quantization is not None and self.quantization["weight_bits"] > NARROW_BITS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,6 +83,7 @@ class Metadata:
             "thresholds": {"conf": self.conf_thres, "iou": self.iou_thres},
             "precision": self.precision,
             "lineage": [dict(entry) for entry in self.lineage],
+            "quantization": self.quantization and dict(self.quantization),
         }
         return {"cfg": cfg_file.format_network(network)} | {
             name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()
@@ -103,6 +113,7 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
             float(thresholds["conf"]),
             float(thresholds["iou"]),
             tuple(map(dict, json.loads(properties["lineage"]))),
+            _quantization(properties.get("quantization", "null")),
         )
     except CfgError:
         raise
@@ -114,3 +125,8 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
         raise WeightsError(f"{path}: its metadata are damaged: {len(found.names)} names for {network.classes} classes, "
                            f"output {found.output!r}, fit {found.mode!r}")  # fmt: skip
     return found
+
+
+def _quantization(text: str) -> Mapping[str, Any] | None:
+    found = json.loads(text)
+    return None if found is None else {**found, "weight_bits": int(found["weight_bits"])}
