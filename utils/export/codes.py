@@ -22,6 +22,8 @@ from utils.quantization.quantizers import ActivationQuantizer
 
 LARGEST_BIAS = 2**30
 """In codes; leaves sums of products as much again in 32 bits."""
+SPREAD = 63
+"""Largest code of weights of 7 bits, whose products no target lets saturate."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def point(slot: ActivationQuantizer) -> Point:
 def kernel(layer: ConvBlock, source: Point) -> Kernel:
     """Codes of a convolution that reads a rounded tensor.
 
-    A channel whose weights are so small that its bias would leave 32 bits gets larger steps for both.
+    Codes of few bits are spread over more, in smaller steps that divide theirs, so that the bias has small ones, too. A
+    channel whose weights are so small that its bias would leave 32 bits gets larger steps for both.
     """
     weight, gain, bias = layer.conv.weight, None, layer.conv.bias
     if layer.bn is not None:
@@ -105,8 +108,9 @@ def kernel(layer: ConvBlock, source: Point) -> Kernel:
             weight, gain = weight * gain.view(-1, 1, 1, 1), None
     quantizer = layer.quantize_weight
     steps = quantizer.scale(weight)
-    whole = quantizer.codes(weight)
-    scale = steps.scale.expand(len(weight)).double()
+    finer = max(1, SPREAD // quantizer.grid.high)
+    whole = quantizer.codes(weight) * finer
+    scale = steps.scale.expand(len(weight)).double() / finer
     if gain is not None:
         whole, scale = whole * torch.sign(gain).view(-1, 1, 1, 1), scale * gain.abs().double()
     if bias is not None:

@@ -1,0 +1,246 @@
+"""int8 files: they hold the integers of the training, and every layer computes in onnxruntime what was simulated."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from onnx import numpy_helper
+
+import export
+from models import Darknet, fuse
+from tests.nets import one_head, tiny
+from tests.random_nets import networks
+from tests.test_models import CONV, lively
+from tests.test_quantized_networks import calibrated
+from tests.test_random_networks import examples
+from utils.checkpoint import write_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet.cfg import format_network
+from utils.errors import InfeasibleError, InputError
+from utils.export.agreement import onnx_agreement
+from utils.export.codes import LARGEST_BIAS, Codes, codes_of
+from utils.export.onnx_model import onnx_model
+from utils.export.request import OnnxOptions
+from utils.layers import ConvBlock
+from utils.quantization.scheme import TARGETS, QuantSettings
+from utils.runtime.metadata import Metadata
+from utils.runtime.onnx_file import read_onnx
+
+INTEGRAL = tuple(name for name in TARGETS if name != "fpga")
+OPTIONS = OnnxOptions(int8=True)
+
+
+def of_target(target: str, **more) -> QuantSettings:
+    return QuantSettings(target=target, **{"weight_bits": TARGETS[target].weight_bits, **more})
+
+
+def described(model: Darknet, settings: QuantSettings) -> Metadata:
+    names = tuple(map(str, range(model.network.classes)))
+    return Metadata(model.network, names, precision="int8", quantization=settings.document())
+
+
+def pictures(model: Darknet, count: int = 1) -> torch.Tensor:
+    net = model.network.net
+    return torch.rand((count, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
+
+
+def made_of(model: Darknet, settings: QuantSettings, options: OnnxOptions = OPTIONS) -> tuple[onnx.ModelProto, Codes]:
+    """The file of a quantized model, and its integers."""
+    codes = codes_of(model, explicit=settings.target == "tensorrt")
+    fused = fuse(model)
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    return onnx_model(fused.network, arrays, described(model, settings), options, codes), codes
+
+
+def proved(model: Darknet, settings: QuantSettings, options: OnnxOptions = OPTIONS):
+    made, codes = made_of(model, settings, options)
+    return onnx_agreement(made, model, described(model, settings), options, codes)
+
+
+@pytest.mark.parametrize("target", INTEGRAL)
+@examples(8)
+@given(network=networks())
+def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
+    torch.manual_seed(0)
+    settings = of_target(target, fold=len(network.blocks) % 2 == 0)
+    model = lively(network)
+    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    found = proved(model, settings)
+    assert found.layers.steps <= 1
+    assert found.layers.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
+    assert np.isfinite(found.error)
+
+
+@pytest.mark.parametrize("more", [
+    {"scheme": "dorefa"}, {"scheme": "dorefa", "fold": True}, {"weight_bits": 2}, {"weight_bits": 4, "fold": True},
+    {"heads": "float"}, {"first": "float", "heads": "float"}, {"kept": (0, 2)}, {"heads": "all", "first": "all"},
+], ids=str)  # fmt: skip
+def test_every_way_to_quantize_is_carried(more):
+    torch.manual_seed(0)
+    settings = of_target("cpu", **more)
+    model = lively(tiny())
+    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    found = proved(model, settings)
+    assert found.layers.steps <= 1
+
+
+def test_dead_and_inverted_channels_keep_their_bias():
+    """γ = 0 leaves a constant, γ < 0 turns the signs, a tiny γ would need a bias of more than 32 bits."""
+    torch.manual_seed(0)
+    for fold in (False, True):
+        settings = of_target("cpu", fold=fold)
+        model = lively(one_head(CONV.format(6, "leaky") + CONV.format(8, "relu")))
+        with torch.no_grad():
+            for layer in model.layers[:2]:
+                layer.bn.weight[:3] = torch.tensor([0.0, -1.3, 1e-12])
+                layer.bn.bias[:3] = torch.tensor([0.7, 0.2, 0.9])
+        model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+        kernels = codes_of(model).kernels
+        assert all(np.abs(kernel.bias).max() <= LARGEST_BIAS for kernel in kernels.values())
+        assert proved(model, settings).layers.steps <= 1
+
+
+def test_integers_are_those_of_the_simulation():
+    torch.manual_seed(0)
+    for scheme, fold in (("google", False), ("google", True), ("dorefa", False), ("dorefa", True)):
+        settings = of_target("cpu-vnni", scheme=scheme, fold=fold)
+        model = lively(tiny())
+        model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+        fused = fuse(model)
+        for index, kernel in codes_of(model).kernels.items():
+            conv = fused.layers[index].conv
+            shape = (-1, *[1] * (kernel.codes.ndim - 1))
+            np.testing.assert_allclose(kernel.codes * kernel.scale.reshape(shape), conv.weight, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(kernel.bias * kernel.bias_scale, conv.bias, atol=float(kernel.bias_scale.max()))
+
+
+def test_a_layer_that_differs_is_named():
+    """A weight that is changed after the simulation."""
+    torch.manual_seed(0)
+    settings = of_target("cpu")
+    model = lively(tiny())
+    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    made, codes = made_of(model, settings)
+    for tensor in made.graph.initializer:
+        if tensor.name == "block2/weight/codes":
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    with pytest.raises(InfeasibleError, match=r"block 2 .*differs from the simulation by \d+ steps"):
+        onnx_agreement(made, model, described(model, settings), OPTIONS, codes)
+
+
+@pytest.mark.parametrize("name", ["yolov3-tiny", "yolov4-tiny", pytest.param("mobilenetv2-yolov3")])
+def test_onnxruntime_runs_integer_kernels_from_the_picture_to_the_heads(name, root, tmp_path):
+    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    settings = of_target("cpu")
+    torch.manual_seed(0)
+    model = lively(network)
+    made, _ = made_of(calibrated(model, torch.rand(1, 3, 64, 64), settings).requires_grad_(False), settings)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "run.onnx"), 4
+    onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
+    convolutions = sum(isinstance(layer, ConvBlock) for layer in model.layers)
+    assert run["QLinearConv"] == convolutions
+    assert run["QuantizeLinear"] == 1 and run["DequantizeLinear"] == len(network.heads)
+    assert not {"Conv", "LeakyRelu", "Add", "Concat", "MaxPool", "Relu"} & set(run)
+
+
+def test_files_are_a_quarter_of_the_float_ones(root):
+    network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
+    model = lively(network)
+    fused = fuse(model)
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    whole = onnx_model(fused.network, arrays, Metadata(network, tuple(map(str, range(80)))), OnnxOptions()).ByteSize()
+    for heads, most in (("8", 0.26), ("float", 0.285)):
+        settings = of_target("cpu", heads=heads)
+        quantized = calibrated(lively(network), torch.rand(1, 3, 32, 32), settings).requires_grad_(False)
+        assert made_of(quantized, settings)[0].ByteSize() <= most * whole
+
+
+def test_tensorrt_gets_symmetric_explicit_integers():
+    """S8 around 0 everywhere, scales above 0, weights rounded in the file, both inputs of an addition rounded."""
+    torch.manual_seed(0)
+    settings = of_target("tensorrt")
+    shortcut = CONV.format(4, "leaky") * 2 + "[shortcut]\nfrom=-2\nactivation=linear\n"
+    model = lively(one_head(CONV.format(4, "leaky") + shortcut))
+    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    made, _ = made_of(model, settings)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    by_output = {node.output[0]: node for node in made.graph.node}
+    rounded = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    for node in rounded:
+        assert constants[node.input[1]].min() > 0
+        zero = constants[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+    for node in made.graph.node:
+        if node.op_type in ("Conv", "Add"):
+            assert [by_output[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+        if node.op_type == "Conv":
+            assert by_output[by_output[node.input[1]].input[0]].op_type == "QuantizeLinear"
+            assert constants[node.input[2]].dtype == np.float32
+    assert proved(model, settings).layers.steps <= 1
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Write q.pt of some settings and call export.py; returns its document."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(settings: QuantSettings | None, *flags: str) -> dict:
+        torch.manual_seed(0)
+        model = lively(tiny())
+        document = {"ema": None, "cfg": format_network(tiny()), "names": ["cat", "dog"], "lineage": []}
+        if settings is not None:
+            model = calibrated(model, pictures(model, 2), settings)
+            document["quantization"] = settings.document()
+        write_checkpoint(tmp_path / "q.pt", document | {"model": model.state_dict()})
+        capsys.readouterr()
+        export.main(["--weights", "q.pt", *flags, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
+    document = call(of_target("cpu"), "--int8", "--decode", "--img_size", "64", "96")
+    assert (document["precision"], document["output"], document["steps"]) == ("int8", "rows", document["steps"])
+    assert document["steps"] <= 1 and document["layers"] > 4 and 0 <= document["share"] < 0.1
+    found = read_onnx(tmp_path / document["path"]).metadata
+    assert found.precision == "int8" and not found.wide
+    assert QuantSettings(**{**found.quantization, "kept": ()}) == of_target("cpu")
+
+
+def test_tensorrt_names_the_command(call):
+    document = call(of_target("tensorrt"), "--format", "tensorrt")
+    assert document["command"].startswith("trtexec --onnx=") and "--int8" in document["command"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        (None, ("--int8",), r"--int8: q\.pt is float; `quantize\.py --weights q\.pt --target cpu`"),
+        (None, ("--format", "tensorrt"), r"--format tensorrt: q\.pt is float; .*--target tensorrt`"),
+        (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; add --int8"),
+        (of_target("cpu"), ("--format", "torchscript"), r"would be float; take --format onnx --int8"),
+        (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or quantize .*tensorrt"),
+        (of_target("tensorrt"), ("--int8",), r"--target tensorrt; take --format tensorrt, or .*--target cpu"),
+        (QuantSettings("dorefa", published=True), ("--int8",), "without --dorefa-grid"),
+        (of_target("cpu", activation_bits=6), ("--int8",), "activations of 6 bits and weights of 7; ONNX's kernels"),
+        (of_target("cpu", weight_bits=12), ("--int8",), "activations of 8 bits and weights of 12; ONNX's kernels"),
+        (of_target("cpu", half_even=False), ("--int8",), "rounds halves away from 0.*--round-half even"),
+        (of_target("cpu"), ("--int8", "--half"), "--half: a file has float16 or integers"),
+        (of_target("cpu"), ("--int8", "--format", "weights"), "--int8: goes with --format onnx"),
+    ],
+)  # fmt: skip
+def test_what_has_no_integers_is_refused(call, tmp_path, settings, flags, message):
+    with pytest.raises(InputError, match=message):
+        call(settings, *flags)
+    assert not (tmp_path / "runs").exists() or not list(Path(tmp_path / "runs").rglob("*.onnx"))
