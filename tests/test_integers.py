@@ -230,7 +230,7 @@ def test_tensorrt_names_the_command(call):
         (None, ("--format", "tensorrt"), r"--format tensorrt: q\.pt is float; .*--target tensorrt`"),
         (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; add --int8"),
         (of_target("cpu"), ("--format", "torchscript"), r"would be float; take --format onnx --int8"),
-        (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or quantize .*tensorrt"),
+        (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or .*tensorrt"),
         (of_target("tensorrt"), ("--int8",), r"--target tensorrt; take --format tensorrt, or .*--target cpu"),
         (QuantSettings("dorefa", published=True), ("--int8",), "without --dorefa-grid"),
         (of_target("cpu", activation_bits=6), ("--int8",), "activations of 6 bits and weights of 7; ONNX's kernels"),
