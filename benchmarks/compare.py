@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run
+from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
-from utils.model_files import ModelFiles, choose_model
 from utils.report.tables import markdown_table
+from utils.runtime.choice import RuntimeFiles, choose_runtime
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from utils.detection.coco import Matches
     from utils.detection.metrics import Metrics
     from utils.report.cost import Cost
+    from utils.runtime.load import ForeignModel, Loaded
 
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
 
@@ -39,7 +41,7 @@ class Named(NamedTuple):
 
     name: str
     file: str
-    """.pt, or CFG:WEIGHTS."""
+    """.pt, a file of export.py, or CFG:WEIGHTS."""
     side: int | None
     """Of the network input; None: that of --img_size."""
 
@@ -65,7 +67,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is measured")
     add = group.add_argument
     add("networks", nargs="+", metavar="NETWORK", type=named,
-        help="[NAME=].pt[@SIDE], or CFG:WEIGHTS in place of .pt; the others are compared with the first")  # fmt: skip
+        help="[NAME=]FILE[@SIDE], FILE being .pt, .onnx or another file of export.py, or CFG:WEIGHTS; the others are "
+             "compared with the first")  # fmt: skip
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
     add("--img_size", type=image_side, metavar="N", help="side of the network input (default: each cfg's)")
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
@@ -74,6 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
     add("--seed", type=non_negative_int, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
+    add("--time", action="store_true", help="measure the time of a picture, all networks in turn; --plot does, too")
     plot = "draw AP50 against parameters, multiply-adds and time; networks whose names begin alike share a colour"
     add("--plot", metavar="FILE", help=plot)
     args = parser.parse_args(argv)
@@ -96,20 +100,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = select_device(args.device)
     networks = [
-        load(network.name, file, data, network.side or args.img_size)
+        load(network.name, file, data, network.side or args.img_size, device)
         for network, file in zip(args.networks, files, strict=True)
     ]
     shared = {"pictures": index(data.valid, data.names), "names": data.names, "batch_size": args.batch_size}
     measured = [
-        measure(named.name, *network, device=device, **shared)
-        for named, network in zip(args.networks, networks, strict=True)
+        measure(named.name, loaded.model, size, device=device, **shared)
+        for named, (loaded, size) in zip(args.networks, networks, strict=True)
     ]
     started = time.perf_counter()
     spreads = bootstrap([network.matches for network in measured], args.draws, args.seed)
     log(f"{args.draws} draws: {time.perf_counter() - started:.1f} s")
     document = describe(args, len(shared["pictures"]), measured, spreads)
+    for found, file, (loaded, _) in zip(document["networks"], files, networks, strict=True):
+        found |= {"bytes": file.weights.stat().st_size, "runtime": loaded.runtime.split(",")[0]}
+    if args.plot or args.time:
+        for found, ms in zip(document["networks"], latencies(networks, device), strict=True):
+            found["ms"] = ms
     if args.plot:
-        draw(Path(args.plot), args.networks, document, latencies(networks, device))
+        draw(Path(args.plot), args.networks, document)
     if args.json:
         print_json(document)
     else:
@@ -123,33 +132,37 @@ def named(text: str) -> Named:
     return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
 
 
-def network_files(text: str) -> ModelFiles:
-    """Files of a network: a .pt, or a cfg and weights with a colon between."""
+def network_files(text: str) -> RuntimeFiles:
+    """Files of a network: one, or a cfg and weights with a colon between."""
     cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
-    files = choose_model(cfg or None, weights)
+    files = choose_runtime(cfg_file.load(cfg) if cfg else None, weights, None)
     for note in files.notes:
         log(note)
     return files
 
 
-def load(name: str, files: ModelFiles, data: DataConfig, side: int | None) -> tuple[Darknet, tuple[int, int]]:
-    """The model and the height and width of its input.
+def load(
+    name: str, files: RuntimeFiles, data: DataConfig, side: int | None, device: torch.device
+) -> tuple[Loaded, tuple[int, int]]:
+    """The network, ready to run, and the height and width of its input.
 
     Raises:
         InputError: it has another number of classes than the data set, or cannot work at that side.
     """
-    from utils.checkpoint import load_model
+    from utils.runtime.load import load as load_runtime
 
-    model = load_model(files).model
-    net = model.network
+    loaded = load_runtime(files, device)
+    net = loaded.network
     if net.classes != data.classes:
         raise InputError(f"{name}: a network of {net.classes} classes, but {data.path} has {data.classes}")
-    return model, input_size([side] if side else None, max_stride(net), (net.net.height, net.net.width))
+    size = input_size([side] if side else None, max_stride(net), (net.net.height, net.net.width))
+    files.check_size(size)
+    return loaded, size
 
 
 def measure(
     name: str,
-    model: Darknet,
+    model: Darknet | ForeignModel,
     size: tuple[int, int],
     *,
     pictures: Index,
@@ -161,7 +174,7 @@ def measure(
     import numpy as np
     import torch
 
-    from models import fuse
+    from models import Darknet, fuse
     from utils.data.datasets import DetectionDataset, make_loader
     from utils.detection.bootstrap import matches
     from utils.evaluation import evaluate
@@ -169,27 +182,26 @@ def measure(
 
     network = model.network
     loader = make_loader(DetectionDataset(pictures, size=size, channels=network.net.channels), batch_size)
-    model = fuse(model).to(device, memory_format=torch.channels_last)
+    if isinstance(model, Darknet):
+        model = fuse(model).to(device, memory_format=torch.channels_last)
     log(f"{name}: {len(pictures)} pictures at {size[0]} × {size[1]}")
     found = evaluate(model, loader, names, device=device, by_size=False, keep_detections=True)
     rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in found.detections]
     return Measured(name, size, found.metrics, network_cost(network, *size), matches(rows, found.truth))
 
 
-def latencies(networks: Sequence[tuple[Darknet, tuple[int, int]]], device: torch.device) -> list[float]:
+def latencies(networks: Sequence[tuple[Loaded, tuple[int, int]]], device: torch.device) -> list[float]:
     """Median milliseconds of a picture, all networks in turn."""
     import torch
 
-    from models import fuse
     from utils.report.latency import interleaved
 
     runs = {}
-    for number, (model, size) in enumerate(networks):
-        fused = fuse(model).to(device, memory_format=torch.channels_last)
-        image = torch.rand(1, model.network.net.channels, *size).to(device, memory_format=torch.channels_last)
+    for number, (loaded, size) in enumerate(networks):
+        image = torch.rand(1, loaded.network.net.channels, *size).to(device, memory_format=torch.channels_last)
 
-        def forward(fused: Darknet = fused, image: torch.Tensor = image) -> None:
-            fused(image)
+        def forward(model: torch.nn.Module = loaded.model, image: torch.Tensor = image) -> None:
+            model(image)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
@@ -198,16 +210,15 @@ def latencies(networks: Sequence[tuple[Darknet, tuple[int, int]]], device: torch
         return [latency.median for latency in interleaved(runs, seconds=30).values()]
 
 
-def draw(path: Path, networks: Sequence[Named], document: dict[str, Any], milliseconds: Sequence[float]) -> None:
-    """The picture of --plot; the times are entered into the document, too."""
+def draw(path: Path, networks: Sequence[Named], document: dict[str, Any]) -> None:
+    """The picture of --plot."""
     from utils.report.pareto_plots import ParetoPoint, plot_pareto
 
     points = []
-    for named, found, ms in zip(networks, document["networks"], milliseconds, strict=True):
-        found["ms"] = ms
+    for named, found in zip(networks, document["networks"], strict=True):
         low, high = found["map50_interval"]
         points.append(ParetoPoint(named.name, named.family, found["map50"], low, high, found["parameters"],
-                                  found["macs"], ms))  # fmt: skip
+                                  found["macs"], found["ms"]))  # fmt: skip
     plot_pareto(points, path)
 
 

@@ -1,0 +1,112 @@
+"""What 8 bits cost and gain: a trained network quantized after training and in training, run as integers.
+
+Both are measured twice, simulated in PyTorch and as int8 files in onnxruntime; the first is what the training believes,
+the second what a user gets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import signed
+from benchmarks.rows import BCCD, ROADSIGNS
+from benchmarks.trainings import RUNS, STORED, TRAIN, python, shared, train
+from utils.errors import InputError
+from utils.files import atomic_write_text
+from utils.report.tables import Column, markdown_table
+
+
+@dataclass(frozen=True)
+class Integers:
+    """One network that is quantized."""
+
+    what: str
+    data: str
+    """`{shared}` in it is the folder of the real data."""
+    size: int
+    source: str
+    """Row of the float network."""
+    trained: tuple[str, ...]
+    """Flags of the quantization-aware training."""
+    calibrated: tuple[str, ...] = ()
+    """Flags of quantize.py."""
+
+
+AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "benchmarks/hyp/quantize.yaml")
+ROWS = {
+    "bccd-int8": Integers("bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", (*AWARE, "--epochs", "6")),
+    "roadsigns-int8": Integers(
+        "roadsigns-kd4, pruned and taught", ROADSIGNS, 224, "roadsigns-kd4", (*AWARE, "--epochs", "5", "--no-flip")
+    ),
+}
+
+
+def finish(name: str, row: Integers) -> None:
+    """Quantize in both ways, export, and compare.
+
+    Raises:
+        InputError: the row of the float network is missing.
+    """
+    folder, data, size = RUNS / name, row.data.format(shared=shared()), ("--img_size", str(row.size))
+    source = RUNS / row.source / "weights" / "best.pt"
+    if not source.is_file():
+        raise InputError(f"{source}: is missing; run the row {row.source} first")
+    common = ("--data", data, *size, "--project", str(folder), "--weights", str(source))
+    commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, "--seed", "0", *TRAIN]}
+    train(folder / "aware", commands["aware"])
+    commands["after"] = ["quantize.py", *common, "--name", "after", *row.calibrated]
+    if not (after := folder / "after.json").exists():
+        atomic_write_text(after, python(*commands["after"], "--json"))
+    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt",
+                "quantized after training": Path(json.loads(after.read_text())["weights"])}  # fmt: skip
+    exports: dict[str, Any] = {}
+    for label, weights in networks.items():
+        path = folder / f"{label.replace(' ', '-')}.onnx"
+        flags = ["--weights", str(weights), *size, "--data", data, *([] if label == "float" else ["--int8"])]
+        path.unlink(missing_ok=True)
+        exports[label] = json.loads(python("export.py", *flags, "--output", str(path), "--json"))
+    files = [f"{label}, PyTorch={weights}" for label, weights in networks.items()]
+    files += [f"{label}, onnxruntime={document['path']}" for label, document in exports.items()]
+    files.sort(key=lambda file: list(networks).index(file.split(",")[0]))
+    compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, "--time", *files, "--json"))
+    document = {
+        "row": name,
+        "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands.values()],
+        **compared,
+        "data": row.data.format(shared="../shared"),
+        "layers": {
+            label: {key: exports[label][key] for key in ("layers", "steps", "share", "error")}
+            for label in exports if label != "float"
+        },
+    }  # fmt: skip
+    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
+
+
+def section(name: str, document: Mapping[str, Any]) -> list[str]:
+    """Lines of docs/results.md for a row."""
+    row = ROWS[name]
+    columns = ("", Column("AP50", ".3f"), "to the first", Column("AP50-95", ".3f"), "to the first",
+               Column("MB", ".2f"), Column("ms", ".1f"))  # fmt: skip
+    rows = [
+        (n["network"], n["map50"], signed(n["map50_difference"]) if number else None, n["map50_95"],
+         signed(n["map50_95_difference"]) if number else None, n["bytes"] / 1e6, n["ms"])
+        for number, n in enumerate(document["networks"])
+    ]  # fmt: skip
+    proofs = [
+        f"{label}: each of {found['layers']} layers differs by {found['steps']} step at most on the same integers, "
+        f"{found['share']:.2%} of the values; the heads by {found['error']:.2g} of the largest value"
+        for label, found in document["layers"].items()
+    ]
+    return [
+        f"## {name}", "", f"{row.what}; 8-bit activations, 7-bit weights (--target cpu).", "",
+        markdown_table(columns, rows), "", *(f"    {command}" for command in document["commands"]), "",
+        f"int8 files against their simulation: {'; '.join(proofs)}. {document['images']} pictures, {row.size} × "
+        f"{row.size}; {100 * document['share']:g} % intervals of a bootstrap over the pictures, {document['draws']} "
+        f"draws, seed {document['seed']}. Milliseconds: median of forward passes of one picture, all networks in turn. "
+        f"MB of the file; a .pt holds float weights. {document['machine']}, {document['threads']} threads, PyTorch "
+        f"{document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.", "",
+    ]  # fmt: skip
