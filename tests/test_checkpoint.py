@@ -19,7 +19,7 @@ from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Yolo
 from utils.darknet.cfg import format_network
 from utils.errors import InputError, WeightsError
-from utils.model_files import ModelFiles, choose_model
+from utils.model_files import ModelFiles, choose_model, is_checkpoint
 
 
 @pytest.fixture
@@ -194,3 +194,11 @@ def test_training_keys_do_not_make_another_network(checkpoint, tmp_path):
 
 def test_new_weights_are_drawn_without_a_file():
     assert load_model(ModelFiles(tiny(), None)).names is None
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".param", ".xml", ".torchscript"])
+def test_an_exported_file_is_no_weights(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(WeightsError, match="is an exported file, which test.py and detect.py run; give the .pt"):
+        is_checkpoint(path)

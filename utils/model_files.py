@@ -22,6 +22,8 @@ FOREIGN_MAGICS = {
     b"\x89HDF": "an HDF5 file",
     b"ustar": "a tar archive",
 }
+EXPORTED = (".onnx", ".param", ".xml", ".torchscript")
+"""How files of export.py end that are no weights."""
 _ENTRY = re.compile(
     r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.format_version|\.storage_alignment|\.data/serialization_id)\Z"
 )
@@ -117,6 +119,9 @@ def is_checkpoint(path: Path) -> bool:
         WeightsError: not a regular file, empty, another container, a damaged archive, or no header of Darknet either.
     """
     regular_file(path, WeightsError)
+    if path.suffix.lower() in EXPORTED:
+        raise WeightsError(f"{path}: is an exported file, which test.py and detect.py run; give the .pt or .weights "
+                           "file it was made from")  # fmt: skip
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(ZIP_MAGIC):
