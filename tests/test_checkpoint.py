@@ -200,5 +200,5 @@ def test_new_weights_are_drawn_without_a_file():
 def test_an_exported_file_is_no_weights(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match="is an exported file, which test.py and detect.py run; give the .pt"):
+    with pytest.raises(WeightsError, match=r"is an exported file, which test\.py and detect\.py run; give the \.pt"):
         is_checkpoint(path)
