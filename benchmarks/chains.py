@@ -85,13 +85,13 @@ CHAINS = {
         base=RUNS / "roadsigns-yolov3-tiny-33",
         sparse=("--epochs", "15", "--no-flip", *SPARSE, "--s-share", "0.35"),
         prune=("slim_prune.py", "--percent", "0.3"),
-        tuned=("--epochs", "15", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
+        tuned=("--epochs", "15", "--no-flip", "--hyp", "data/hyp.finetune.yaml"),
     ),
     "roadsigns-yolov3-tiny-33-half": Chain(
         "half of the multiply-adds of that sparse training, and more fine-tuning", TINY3, ROADSIGNS, 224,
         base=RUNS / "roadsigns-yolov3-tiny-33-gentle" / "sparse", sparse=(),
         prune=("slim_prune.py", "--target-macs", "0.5"),
-        tuned=("--epochs", "24", "--no-flip", "--hyp", "benchmarks/hyp/finetune.yaml"),
+        tuned=("--epochs", "24", "--no-flip", "--hyp", "data/hyp.finetune.yaml"),
     ),
     "roadsigns-nano-slim": Chain(
         "MobileNetV2-YOLOv3-Nano, which has residual units, from COCO weights", f"{NANO}.cfg", ROADSIGNS, 224,

@@ -36,7 +36,7 @@ class Integers:
     """Flags of quantize.py."""
 
 
-AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "benchmarks/hyp/quantize.yaml")
+AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
 ROWS = {
     "bccd-int8": Integers("bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", (*AWARE, "--epochs", "6")),
     "roadsigns-int8": Integers(

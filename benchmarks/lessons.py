@@ -43,7 +43,7 @@ class School:
     flags: tuple[str, ...] = ()
 
 
-GENTLE = ("--hyp", "benchmarks/hyp/finetune.yaml")
+GENTLE = ("--hyp", "data/hyp.finetune.yaml")
 SCHOOLS = {
     "bccd": School(
         "bccd-yolov4-tiny-slim's pruned network, taught by bccd-yolov4-tiny", BCCD, 256, 10,

@@ -24,6 +24,7 @@ TIERS = (
     ("utils.distillation", "utils.pruning", "utils.quantization.record"),
     ("utils.export", "utils.pruning.workflow", "utils.quantization.workflow", "utils.training"),
     ("utils.pruning.command",),
+    ("utils.compress",),
     ("benchmarks",),
 )
 """Rooms from the bottom up. A module imports from its own room and from lower tiers; scripts import from all."""
@@ -36,6 +37,7 @@ TORCH_FREE = (
     "utils.graph",
     "utils.cli",
     "utils.errors",
+    "utils.compress",
     "utils.distillation.pair",
     "utils.distillation.strategies",
     "utils.export.request",

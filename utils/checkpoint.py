@@ -7,7 +7,6 @@ It is read with `torch.load(weights_only=True)` after the archive was checked; t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.errors import InputError, WeightsError
-from utils.files import atomic_path
+from utils.files import atomic_path, sha256
 from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, same_network, with_anchors_of
 from utils.quantization.attach import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
@@ -205,8 +204,4 @@ def _save(document: Mapping[str, Any], path: Path) -> None:
 
 def origin(path: Path) -> dict[str, str]:
     """What a lineage entry says of a file: its path as given and the sha256 of its bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"path": str(path), "sha256": digest.hexdigest()}
+    return {"path": str(path), "sha256": sha256(path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -82,6 +83,15 @@ def atomic_write_bytes(path: Path | str, data: bytes | memoryview) -> None:
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write a whole UTF-8 text file atomically, with the newlines as given."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _room(folder: Path) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import files
 from utils.darknet.shapes import trace
 from utils.errors import WeightsError
 from utils.files import regular_file
@@ -38,11 +38,7 @@ def sha256(path: Path) -> str:
         WeightsError: it is no regular file.
     """
     regular_file(path, WeightsError)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return files.sha256(path)
 
 
 def changed(path: Path) -> str:

@@ -1,0 +1,154 @@
+"""Compress a detector by a recipe: train, train sparse, prune, fine-tune, quantize, export, and a page about all of it.
+
+A recipe is a YAML file that names the scripts and their flags; data/recipes has some. Kill it whenever you like: the
+same command goes on where it was, and what is finished is not run again. It ends with a page that shows what each stage
+cost and gained (`python -m utils.report`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from utils.cli import Parser, image_side, print_json, run
+from utils.compress.journey import ROOT, Journey, python
+from utils.compress.recipe import Recipe, read_recipe
+from utils.darknet import cfg as cfg_file
+from utils.darknet.data_file import load_data
+from utils.errors import InputError
+from utils.export.request import PACKAGES
+from utils.pruning.command import parse_args as parse_prune_args
+from utils.report.run_dir import check_name, check_project
+from utils.runtime.packages import require
+
+EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
+PROJECT = "runs/compress"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = Parser(__doc__, EXAMPLE)
+    add = parser.add_argument_group("what is compressed").add_argument
+    add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
+    add("--data", metavar="FILE", required=True, help="data set: .data or data.yaml")
+    start = "trained network, .pt or .weights; the recipe's first training is left out then (default: train it)"
+    add("--weights", metavar="FILE", help=start)
+    size = "network input: N, or H W (default: the cfg's); the same in all stages"
+    add("--img_size", type=image_side, nargs="+", metavar="N", help=size)
+    add = parser.add_argument_group("how").add_argument
+    add("--recipe", metavar="FILE", required=True, help="YAML file with the stages; see data/recipes")
+    change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3 or tune.epochs=40"
+    add("--set", type=change_of, nargs="+", default=[], metavar="STAGE.FLAG=VALUE", help=change)
+    add("--dry-run", action="store_true", help="print the commands of the stages and do nothing")
+    add = parser.add_argument_group("run").add_argument
+    add("--project", default=PROJECT, metavar="DIR", help="folder of the journey's folder (default: %(default)s)")
+    add("--name", metavar="NAME", help="its name; a journey of that name goes on (default: RECIPE-DATA)")
+    add("--json", action="store_true", help="print one JSON document")
+    return parser.parse_args(argv)
+
+
+def change_of(text: str) -> tuple[str, str, Any]:
+    """STAGE.FLAG=VALUE; argparse type."""
+    place, equals, value = text.partition("=")
+    stage, dot, flag = place.partition(".")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found = None
+    if not (equals and dot and stage and flag) or found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.FLAG=VALUE")
+    return stage, flag, found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the recipe, run its stages, write the page."""
+    args = parse_args(argv)
+    recipe = read_recipe(Path(args.recipe), args.set)
+    recipe = recipe.started() if args.weights else recipe
+    check_inputs(args, recipe)
+
+    name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"
+    check_name(name)
+    check_project(Path(args.project))
+    journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, tuple(args.img_size or ()))
+    planned = journey.planned()
+    for stage, command in zip(recipe.stages, planned, strict=True):
+        check_flags(args.recipe, stage.name, stage.script, command[1:])
+    if args.dry_run:
+        print("\n".join(f"python {' '.join(command)}" for command in planned))
+        return
+    done = journey.finish(python)
+    page = write_page(journey.folder, done, args.data)
+    document = {"run_dir": str(journey.folder), "stages": done, "report": str(page)}
+    print_json(document) if args.json else print(text(document))
+
+
+def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuse files that cannot be used before the first stage begins.
+
+    Raises:
+        InputError: names the file, or the package that a stage needs.
+    """
+    if args.cfg is None and args.weights is None:
+        raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
+    if args.cfg is not None:
+        cfg_file.load(args.cfg)
+    load_data(args.data)
+    if args.weights is not None and not Path(args.weights).is_file():
+        raise InputError(f"--weights {args.weights}: there is no such file")
+    if args.weights is None and recipe.stages[0].script != "train":
+        raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
+                         "give --weights")  # fmt: skip
+
+
+def check_flags(recipe: str, name: str, script: str, flags: Sequence[str]) -> None:
+    """Let the script of a stage look at its flags.
+
+    Raises:
+        InputError: one is unknown, or has a value that is not allowed.
+    """
+    module = script_module(script)
+    try:
+        if script.endswith("_prune"):
+            parse_prune_args(module.STRATEGY, module.__doc__, flags)
+        else:
+            given = module.parse_args(flags)
+            if script == "export":
+                require(f"--format {given.format}", *PACKAGES.get(given.format, ()))
+    except InputError as failure:
+        raise InputError(f"{recipe}: stage {name}: {failure}") from None
+
+
+def script_module(script: str) -> ModuleType:
+    """One of the suite's scripts as a module of another name: the standard library has a `test`."""
+    name = f"script_{script}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"{script}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def write_page(folder: Path, done: Sequence[dict[str, Any]], data: str) -> Path:
+    """The page about the journey."""
+    from utils.report.journey import write_report
+
+    runs = [folder / entry["name"] for entry in done if (folder / entry["name"]).is_dir()]
+    return write_report(runs, folder / "report", data=data)
+
+
+def text(document: dict[str, Any]) -> str:
+    """The document for people."""
+    lines = [f"{entry['name']}: {entry['made']}" for entry in document["stages"] if entry["made"]]
+    return "\n".join([*lines, f"all of it on one page: {document['report']}"])
+
+
+if __name__ == "__main__":
+    run(main)

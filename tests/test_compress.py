@@ -1,0 +1,222 @@
+"""compress.py: recipes, the order of stages, and journeys that are stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import compress
+from utils.checkpoint import read_checkpoint
+from utils.compress.journey import STATE, Journey, StageError
+from utils.compress.recipe import Recipe, read_recipe
+from utils.errors import InputError
+
+CHAIN = """
+stages:
+  train: {script: train, epochs: 3}
+  sparse: {script: train, sr: true, prune: 1, s: auto, epochs: 2}
+  prune: {script: slim_prune, percent: 0.3, dry-run: false}
+  tune: {script: train, epochs: 2, teacher: train, KDstr: 3}
+  whole: {script: export, from: train}
+  int8: {script: quantize}
+  measure: {script: test, from: whole}
+"""
+
+
+def recipe_of(tmp_path: Path, text: str = CHAIN) -> Recipe:
+    (tmp_path / "r.yaml").write_text(text)
+    return read_recipe(tmp_path / "r.yaml")
+
+
+def value(command: list[str], flag: str) -> str | None:
+    return command[command.index(flag) + 1] if flag in command else None
+
+
+def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
+    journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, (64, 96))
+    commands = journey.planned()
+    assert [command[0] for command in commands] == [
+        "train.py", "train.py", "slim_prune.py", "train.py", "export.py", "quantize.py", "test.py",
+    ]  # fmt: skip
+    assert [value(command, "--weights") for command in commands] == [
+        None, "j/train/weights/best.pt", "j/sparse/weights/best.pt", "j/prune/model.pt", "j/train/weights/best.pt",
+        "j/tune/weights/best.pt", "j/whole/model.onnx",
+    ]  # fmt: skip
+    assert [value(command, "--cfg") for command in commands] == ["n.cfg", *[None] * 6]
+    assert value(commands[3], "--t_weights") == "j/train/weights/best.pt"
+    assert "-sr" in commands[1] and value(commands[1], "--s") == "auto" and "--dry-run" not in commands[2]
+    for command, stage in zip(commands, journey.recipe.stages, strict=True):
+        assert command[command.index("--img_size") + 1 :][:2] == ["64", "96"]
+        assert value(command, "--name") == (None if stage.script == "test" else stage.name)
+
+
+def test_with_weights_the_first_training_is_left_out(tmp_path):
+    commands = Journey(recipe_of(tmp_path).started(), Path("j"), "d.data", "n.cfg", "w.weights").planned()
+    assert commands[0][0] == "train.py" and "-sr" in commands[0]
+    assert value(commands[0], "--weights") == "w.weights" and value(commands[0], "--cfg") == "n.cfg"
+    assert value(commands[2], "--t_weights") == "w.weights"
+    assert (value(commands[3], "--weights"), value(commands[3], "--cfg")) == ("w.weights", "n.cfg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: [", "is no YAML"),
+        ("- a", "a recipe is `stages:`"),
+        ("stages: {}", "a recipe is `stages:`"),
+        ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
+        ("stages: {a: {script: rm}}", "stage a: needs `script:` and one of train, slim_prune"),
+        ("stages: {a: train}", "stage a: needs `script:`"),
+        ("stages: {../a: {script: train}}", "a name has letters, digits, - and _"),
+        ("stages: {a: {script: train, weights: x.pt}}", "weights is set by compress.py"),
+        ("stages: {a: {script: train, exist-ok: true}}", "exist-ok is set by compress.py"),
+        ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),
+        ("stages: {a: {script: train}, b: {script: train, from: c}}", "from: c is no stage before it .* are a"),
+        ("stages: {a: {script: train, teacher: a}}", "teacher: a is no stage before it .* there are none"),
+        ("stages: {a: {script: test}, b: {script: train}}", "stage b: there is no network to begin with"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        recipe_of(tmp_path, text)
+
+
+def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path)
+    common = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml"]
+    with pytest.raises(InputError, match=r"r\.yaml: stage prune: --percent: 1\.5 is outside 0 <= value < 1"):
+        compress.main([*common, "--set", "prune.percent=1.5"])
+    with pytest.raises(InputError, match=r"stage tune: unknown flag --epoch; did you mean --epochs"):
+        compress.main([*common, "--set", "tune.epoch=3"])
+    with pytest.raises(InputError, match="there is no stage x; there are train, sparse"):
+        compress.main([*common, "--set", "x.epochs=3"])
+    with pytest.raises(InputError, match=r"'epochs=3' is not STAGE\.FLAG=VALUE"):
+        compress.main([*common, "--set", "epochs=3"])
+    with pytest.raises(InputError, match="--cfg: is needed"):
+        compress.main(common[2:])
+    with pytest.raises(InputError, match=r"--weights none\.pt: there is no such file"):
+        compress.main([*common, "--weights", "none.pt"])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["quick", "balanced", "smallest", "demo"])
+def test_recipes_have_flags_that_their_scripts_take(name, root, folder, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--dry-run"]
+    compress.main([*flags, "--recipe", f"data/recipes/{name}.yaml"])
+    commands = capsys.readouterr().out.splitlines()
+    assert all(command.startswith("python ") for command in commands) and len(commands) >= 7
+    for command in commands:
+        words = command.split()
+        if "--hyp" in words:
+            assert (root / value(words, "--hyp")).is_file()
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A kill."""
+
+
+class Scripts:
+    """Stands in for the scripts: a stage's file is made of its command, and a call may be a kill."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.calls: list[str] = []
+        self.kill_at = kill_at
+
+    def __call__(self, command: list[str]) -> str:
+        if len(self.calls) == self.kill_at:
+            raise Interrupted
+        self.calls.append(command[0])
+        if value(command, "--name"):
+            run = Path(value(command, "--project")) / value(command, "--name")
+            names = {"train.py": "weights/best.pt", "export.py": "model.onnx"}
+            path = run / names.get(command[0], "model.pt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(" ".join(command))
+        return json.dumps({"schema": 1, "script": command[0]})
+
+
+@pytest.mark.parametrize("kill_at", range(7))
+def test_a_journey_goes_on_where_it_was_killed(tmp_path, kill_at):
+    recipe = recipe_of(tmp_path)
+    whole = Journey(recipe, tmp_path / "whole", "d.data", "n.cfg", None).finish(Scripts())
+    journey = Journey(recipe, tmp_path / "killed", "d.data", "n.cfg", None)
+    first, second = Scripts(kill_at), Scripts()
+    with pytest.raises(Interrupted):
+        journey.finish(first)
+    done = journey.finish(second)
+    assert len(first.calls) == kill_at and first.calls + second.calls == [entry["command"][0] for entry in whole]
+    assert [entry["name"] for entry in done] == [entry["name"] for entry in whole]
+    third = Scripts()
+    assert journey.finish(third) == done and not third.calls
+
+
+def test_another_journey_and_changed_files_are_refused(tmp_path):
+    recipe = recipe_of(tmp_path)
+    journey = Journey(recipe, tmp_path / "j", "d.data", "n.cfg", None)
+    done = journey.finish(Scripts())
+    other = Journey(recipe, tmp_path / "j", "other.data", "n.cfg", None)
+    with pytest.raises(
+        InputError, match=r"holds another journey, whose stage train is `python train\.py --data"
+    ):
+        other.finish(Scripts())
+    Path(done[2]["made"]).write_text("changed")
+    with pytest.raises(InputError, match=r"model\.pt: is missing or was changed since stage prune"):
+        journey.finish(Scripts())
+    (tmp_path / "j" / STATE).write_text("{")
+    with pytest.raises(InputError, match=r"journey\.json: is damaged"):
+        journey.finish(Scripts())
+
+
+def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
+    text = "stages: {train: {script: train, epochs: 1, hyp: none.yaml}}"
+    journey = Journey(recipe_of(tmp_path, text), tmp_path / "j", str(folder / "d.data"), str(folder / "n.cfg"), None)
+    from utils.compress.journey import python
+
+    with pytest.raises(StageError, match=r"train\.py ended with status 2") as failure:
+        journey.finish(python)
+    assert failure.value.exit_status == 2 and not (tmp_path / "j" / STATE).exists()
+
+
+SHORT = """
+stages:
+  train: {script: train, epochs: 4, batch-size: 4, memory-format: channels_last, workers: 0, device: cpu}
+  prune: {script: slim_prune, percent: 0.3, device: cpu}
+  tune: {script: train, epochs: 4, teacher: train, batch-size: 4, memory-format: channels_last, workers: 0, device: cpu}
+  quantize: {script: quantize, device: cpu}
+  int8: {script: export, int8: true}
+  measure: {script: test, from: int8}
+"""
+
+
+@pytest.mark.slow
+def test_a_journey_killed_at_any_time_ends_as_one_that_was_not(folder, tmp_path, root):
+    """The processes themselves, stopped again and again by SIGTERM."""
+    (tmp_path / "r.yaml").write_text(SHORT)
+
+    def command(project: str) -> list[str]:
+        return [sys.executable, str(root / "compress.py"), "--cfg", str(folder / "n.cfg"), "--data",
+                str(folder / "d.data"), "--recipe", str(tmp_path / "r.yaml"), "--project", project, "--name", "j",
+                "--json"]  # fmt: skip
+
+    quiet = {"cwd": tmp_path, "stderr": subprocess.DEVNULL}
+    whole = json.loads(subprocess.run(command("whole"), stdout=subprocess.PIPE, check=True, **quiet).stdout)
+    for seconds in (6, 9, 12, 15, 18):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, **quiet)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() in (0, 143)
+    killed = json.loads(subprocess.run(command("killed"), stdout=subprocess.PIPE, check=True, **quiet).stdout)
+    for stage in ("train/weights/best.pt", "prune/model.pt", "tune/weights/best.pt", "quantize/model.pt"):
+        one, other = (read_checkpoint(tmp_path / project / "j" / stage)["model"] for project in ("whole", "killed"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert killed["stages"][-1]["document"]["map50"] == whole["stages"][-1]["document"]["map50"]
+    assert (tmp_path / killed["report"]).is_file()
