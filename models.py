@@ -154,11 +154,14 @@ def fuse(model: Darknet) -> Darknet:
             convolution = as_convolutional(block, layer.conv.in_channels)
             block = dataclasses.replace(convolution, batch_normalize=False, bias=True)
         elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
-            state[f"layers.{i}.conv.weight"] = layer.quantize_weight(layer.conv.weight).detach()
+            own = zip(("weight", "bias"), layer.fused(), strict=True)
+            state |= {f"layers.{i}.conv.{name}": value for name, value in own if value is not None}
         blocks.append(block)
     fused = load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state)
     fused.quantize_image = copy.deepcopy(model.quantize_image)
     for layer, own in zip(model.layers, fused.layers, strict=True):
         if isinstance(layer, Computing):
             own.quantize_output = copy.deepcopy(layer.quantize_output)
+        if hasattr(layer, "activation"):  # a quantized network may have another slope
+            own.activation = copy.deepcopy(layer.activation)
     return fused.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ Every layer takes the outputs of the blocks it reads, in the order of `Block.rea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,6 @@ from utils.darknet.blocks import (
     Yolo,
 )
 
-Fold = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d | None, nn.Module | None], Tensor]
 BN_MOMENTUM = 0.03
 """Share of a batch in the running statistics. Darknet's GPU code uses 0.01, its CPU code 0.1."""
 LEAKY_SLOPE = 0.1
@@ -46,6 +46,18 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "h_swish": nn.Hardswish,
     "hardsigmoid": nn.Hardsigmoid,
 }
+
+
+class Fold(Protocol):
+    """What takes the place of a convolution and its batch normalisation in a quantized network."""
+
+    def __call__(
+        self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: nn.Module | None
+    ) -> Tensor:
+        """[B, C_in, H, W] to [B, filters, H', W']."""
+
+    def folded(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: nn.Module | None) -> tuple[Any, ...]:
+        """Weight and bias (or None) of the one convolution of an evaluation, and more."""
 
 
 class Computing(nn.Module):
@@ -67,8 +79,7 @@ class ConvBlock(Computing):
     """Convolution, batch normalisation (or a bias) and activation.
 
     A quantized network has `quantize_weight` in its slot, which maps a weight to the values it may take, and perhaps
-    `fold`, which takes the place of convolution and batch normalisation: (input, convolution, batch normalisation,
-    quantize_weight) to output.
+    `fold`, which takes the place of convolution and batch normalisation.
 
     Args:
         block: `[convolutional]`, or `[depthwise]`, which is a convolution of one filter a channel.
@@ -110,22 +121,21 @@ class ConvBlock(Computing):
             x = self.conv._conv_forward(x, self.quantize_weight(self.conv.weight), self.conv.bias)
         return x if self.bn is None else self.bn(x)
 
-    def fused(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that does the same in evaluation mode, for a layer with bn.
+    def fused(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the one convolution that does the same in evaluation mode.
 
         W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε); a weight that is rounded is rounded before, or behind the
         folding if that is what `fold` does.
         """
-        gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        scaled = gain.view(-1, 1, 1, 1)
-        weight = self.conv.weight
-        if self.quantize_weight is None:
-            weight = weight * scaled
-        elif self.fold is None:
-            weight = self.quantize_weight(weight) * scaled
-        else:
-            weight = self.quantize_weight(weight * scaled)
-        return weight.detach(), (self.bn.bias - self.bn.running_mean * gain).detach()
+        weight, bias = self.conv.weight, self.conv.bias
+        if self.fold is not None:
+            weight, bias, *_ = self.fold.folded(self.conv, self.bn, self.quantize_weight)
+        elif self.quantize_weight is not None:
+            weight = self.quantize_weight(weight)
+        if self.fold is None and self.bn is not None:
+            gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+            weight, bias = weight * gain.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * gain
+        return weight.detach(), None if bias is None else bias.detach()
 
 
 def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolutional:

@@ -7,12 +7,11 @@ from enum import Enum
 from torch import nn
 
 from models import Darknet
-from utils.darknet.blocks import Route
 from utils.layers import Computing, ConvBlock
-from utils.quantization.fold import Folding
+from utils.quantization.fold import BiasRounding, Folding
 from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer, DorefaQuantizer, WeightQuantizer
-from utils.quantization.scheme import QuantSettings, activations, place
+from utils.quantization.scheme import Place, QuantSettings, activations, check, passes, place
 
 
 class Phase(Enum):
@@ -35,24 +34,33 @@ def quantize(model: Darknet, settings: QuantSettings) -> Darknet:
         InputError: the target cannot compute an activation of the network.
     """
     network = model.network
+    check(network, settings)
     model.quantize_image = ActivationQuantizer(activations(settings, 8))
-    for index, layer in enumerate(model.layers):
+    grids = {-1: model.quantize_image}
+    """What rounds the output of each block."""
+    for index, (block, layer) in enumerate(zip(network.blocks, model.layers, strict=True)):
+        source = grids.get(block.reads(index)[0])
         if isinstance(layer, ConvBlock):
-            found = place(network, index, settings)
-            if found.output is not None:
-                layer.quantize_output = ActivationQuantizer(found.output, twice=found.before)
-            if found.weights is not None:
-                layer.quantize_weight = _weight_quantizer(found.weights, settings)
-                layer.fold = Folding() if settings.fold and layer.bn is not None else None
-        elif isinstance(layer, Computing) and not _passes(network.blocks[index]):
+            _fill(layer, place(network, index, settings), settings, source)
+        elif isinstance(layer, Computing) and not passes(block):
             layer.quantize_output = ActivationQuantizer(activations(settings))
+        if isinstance(getattr(layer, "activation", None), nn.LeakyReLU) and settings.kernels.leaky_slope is not None:
+            layer.activation = nn.LeakyReLU(settings.kernels.leaky_slope, inplace=True)
+        grids[index] = source if passes(block) else layer.quantize_output
     set_phase(model, Phase.OFF)
     return model
 
 
-def _passes(block: object) -> bool:
-    """Whether a block hands on what it reads."""
-    return isinstance(block, Route) and len(block.layers) == 1
+def _fill(layer: ConvBlock, found: Place, settings: QuantSettings, source: ActivationQuantizer | None) -> None:
+    """Fill the slots of a convolution, which reads what `source` rounds."""
+    if found.output is not None:
+        layer.quantize_output = ActivationQuantizer(found.output, twice=found.before)
+    if found.weights is not None:
+        layer.quantize_weight = _weight_quantizer(found.weights, settings)
+        if found.bias is not None:
+            layer.fold = Folding(BiasRounding(found.bias, source))
+        elif settings.fold and layer.bn is not None:
+            layer.fold = Folding()
 
 
 def _weight_quantizer(grid: Grid, settings: QuantSettings) -> nn.Module:
@@ -72,3 +80,5 @@ def set_phase(model: Darknet, phase: Phase) -> None:
             module.rounding = phase is not Phase.OFF
         elif isinstance(module, ConvBlock) and module.fold is not None:
             module.fold.frozen = phase is Phase.FROZEN
+            if module.fold.bias is not None:
+                module.fold.bias.rounding = phase in (Phase.ROUNDING, Phase.FROZEN)

@@ -8,9 +8,9 @@ from utils.cli import log
 from utils.errors import InputError
 from utils.flags import Group
 from utils.quantization.grid import LEAST_BITS, MOST_BITS
-from utils.quantization.scheme import POLICIES, TARGETS, QuantSettings
+from utils.quantization.scheme import BIAS_BITS, POLICIES, SHIFT_SLOPE, TARGETS, QuantSettings
 
-SAYS_HOW = ("a_bit", "w_bit", "BN_Fold", "FPGA", "target", "quant_heads", "quant_first", "round_half")
+SAYS_HOW = ("a_bit", "w_bit", "b_bit", "BN_Fold", "FPGA", "target", "quant_heads", "quant_first", "round_half")
 """Names of the flags; each is None or False unless given."""
 ROUNDINGS = {"even": True, "away": False}
 """--round-half."""
@@ -26,6 +26,8 @@ def add_scheme_flags(group: Group, *, folds: bool = True) -> None:
     bits = f"{LEAST_BITS} to {MOST_BITS}"
     group.add_argument("--a_bit", type=bit_count, metavar="N", help=f"bits of activations, {bits} (default: 8)")
     group.add_argument("--w_bit", type=bit_count, metavar="N", help=f"bits of weights, {bits} (default: the target's)")
+    biases = f"bits of biases, with --FPGA, {bits} (default: {BIAS_BITS})"
+    group.add_argument("--b_bit", type=bit_count, metavar="N", help=biases)
     kinds = "; ".join(f"{name}: {target.what}" for name, target in TARGETS.items())
     group.add_argument("--target", choices=tuple(TARGETS), help=f"whose integer kernels: {kinds} (default: cpu)")
     if folds:
@@ -48,7 +50,7 @@ def bit_count(text: str) -> int:
 
 def flag_name(name: str) -> str:
     """A flag as it is typed."""
-    return f"--{name}" if name in ("a_bit", "w_bit", "BN_Fold") else f"--{name.replace('_', '-')}"
+    return f"--{name}" if name in ("a_bit", "w_bit", "b_bit", "BN_Fold") else f"--{name.replace('_', '-')}"
 
 
 def settings_of(
@@ -69,11 +71,10 @@ def settings_of(
         raise InputError(f"--target {args.target}: contradicts --FPGA; leave one of them out")
     target = "fpga" if args.FPGA else args.target or "cpu"
     asked = folds or args.BN_Fold
-    if target == "fpga" and not asked:
-        log("--target fpga: folds batch normalisation (--BN_Fold), as powers of two are scales of the folded weights")
-    for name in ("quant_heads", "quant_first"):
-        if target == "fpga" and getattr(args, name) == "float":
-            raise InputError(f"{flag_name(name)} float: --target fpga has no float arithmetic; take 8 or all")
+    if target == "fpga":
+        _check_shifts(args, published, asked)
+    elif args.b_bit:
+        raise InputError("--b_bit: goes with --FPGA; elsewhere biases have 32 bits")
     return QuantSettings(
         scheme,
         target,
@@ -84,4 +85,16 @@ def settings_of(
         half_even=ROUNDINGS[args.round_half or "even"],
         heads=args.quant_heads or "8",
         first=args.quant_first or "8",
+        bias_bits=args.b_bit or BIAS_BITS,
     )
+
+
+def _check_shifts(args: argparse.Namespace, published: bool, folds: bool) -> None:
+    """Refuse what shifts cannot compute, and say what they compute in another way."""
+    for name in ("quant_heads", "quant_first"):
+        if getattr(args, name) == "float":
+            raise InputError(f"{flag_name(name)} float: --target fpga has no float arithmetic; take 8 or all")
+    if published:
+        raise InputError("--dorefa-grid: has no 0, which integers need; leave it out with --target fpga")
+    leaky = f"leaky has the slope 13/128 = {SHIFT_SLOPE} in place of 0.1"
+    log(f"--target fpga: {leaky}{'' if folds else '; batch normalisation is folded (--BN_Fold)'}")

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from utils.quantization.grid import Grid
 
 LEAST_SCALE = 2.0**-60
-"""Scale of a tensor that is 0 everywhere: far from where dividing by it overflows."""
+"""Scales of at most this are those of a tensor that is 0 everywhere, and are 1: dividing by less might overflow."""
+LEAST_POWER = 2.0**-24
+"""Least scale that is a power of two: what shifts of few places still reach."""
 
 
 class Scale(NamedTuple):
@@ -31,7 +33,8 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
     """Scale and zero point for values between `low` and `high`.
 
     The range is first extended to contain 0, which is always represented exactly: padding with zeros stays exact.
-    A scale that is to be a power of two is rounded up, so that nothing is clipped.
+    A scale that is to be a power of two is the least whose 2^bits steps are as long as the range. The topmost value may
+    then be clipped by a step; the next power, which clips nothing, errs by as much in its middle.
 
     Args:
         low: smallest values, float.
@@ -40,19 +43,28 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     span = torch.maximum(-low, high) if grid.symmetric else high - low
-    scale = span / (grid.high if grid.symmetric else grid.high - grid.low)
-    if grid.power_of_two:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    scale = span / ((grid.high if grid.symmetric else grid.high - grid.low) + grid.power_of_two)
     scale = torch.where(scale > LEAST_SCALE, scale, torch.ones_like(scale))
+    if grid.power_of_two:
+        scale = power_above(scale).clamp(min=LEAST_POWER)
     if grid.symmetric:
         return Scale(scale, torch.zeros_like(scale, dtype=torch.int32))
     zero = grid.low - rounded(low / scale, grid.half_even)
     return Scale(scale, zero.clamp(grid.low, grid.high).int())
 
 
+def power_above(x: Tensor) -> Tensor:
+    """The least power of two that is at least x > 0, exactly."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).to(exponent.dtype))
+
+
 def rounded(x: Tensor, half_even: bool = True) -> Tensor:
     """Nearest integers, ties to the even one or away from 0."""
-    return torch.round(x) if half_even else torch.sign(x) * torch.floor(x.abs() + 0.5)
+    if half_even:
+        return torch.round(x)
+    whole = torch.trunc(x)
+    return whole + torch.sign(x) * ((x - whole).abs() >= 0.5)  # x + 0.5 would be rounded itself
 
 
 def codes(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
@@ -62,7 +74,9 @@ def codes(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
-    """x̂ for x; float of the same shape."""
+    """x̂ for x; float of the same shape, float32 for fewer bits, which have no room for the codes."""
+    if torch.finfo(x.dtype).bits < 32:
+        x = x.float()
     step, zero = _spread(scale, x, grid)
     return _Rounded.apply(x, step, zero, grid)
 
@@ -97,23 +111,27 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.grid, self.rounding = grid, True
 
-    def scale(self, weight: Tensor) -> Scale:
-        """Scale of a weight: from its largest magnitude, of each output channel or of all."""
+    def scale(self, weight: Tensor, least: Tensor | float = 0.0) -> Scale:
+        """Scale of a weight: from its largest magnitude, of each output channel or of all, and at least `least`."""
         flat = weight.detach().flatten(1)
         if not self.grid.per_channel:
             flat = flat.flatten()
-        return scale_of(flat.amin(dim=-1), flat.amax(dim=-1), self.grid)
+        return _at_least(scale_of(flat.amin(dim=-1), flat.amax(dim=-1), self.grid), least)
 
-    def codes(self, weight: Tensor) -> Tensor:
+    def codes(self, weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
         """The integers of a weight, which `scale` gives their meaning, as floats of its shape."""
-        return codes(weight, self.scale(weight), self.grid)
+        return codes(weight, self.scale(weight, least), self.grid)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
         """The weight on its grid, or as it is while not `rounding`."""
-        return self._rounded(weight) if self.rounding else weight
+        return self._rounded(weight, least) if self.rounding else weight
 
-    def _rounded(self, weight: Tensor) -> Tensor:
-        return fake_quantize(weight, self.scale(weight), self.grid)
+    def _rounded(self, weight: Tensor, least: Tensor | float) -> Tensor:
+        return fake_quantize(weight, self.scale(weight, least), self.grid)
+
+
+def _at_least(scale: Scale, least: Tensor | float) -> Scale:
+    return scale._replace(scale=scale.scale.clamp(min=least))
 
 
 class DorefaQuantizer(WeightQuantizer):
@@ -130,14 +148,12 @@ class DorefaQuantizer(WeightQuantizer):
         super().__init__(grid)
         self.published, self.restore = published, restore
 
-    def scale(self, weight: Tensor) -> Scale:
+    def scale(self, weight: Tensor, least: Tensor | float = 0.0) -> Scale:
         """Scale of the restored weight."""
-        unit = weight.detach().new_tensor(1.0 / self.grid.high)
-        if self.restore:
-            unit = unit * weight.detach().abs().amax()
-        return Scale(torch.where(unit > 0, unit, torch.ones_like(unit)), unit.new_zeros((), dtype=torch.int32))
+        unit = self._unit(weight, least)
+        return unit._replace(scale=unit.scale * self._restored(weight))
 
-    def codes(self, weight: Tensor) -> Tensor:
+    def codes(self, weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
         """The integers of a weight.
 
         Raises:
@@ -145,19 +161,25 @@ class DorefaQuantizer(WeightQuantizer):
         """
         if self.published:
             raise ValueError("the published grid has no integers around 0")
-        return codes(self._squeezed(weight), self._unit(weight), self.grid)
+        return codes(self._squeezed(weight), self._unit(weight, least), self.grid)
 
     def _squeezed(self, weight: Tensor) -> Tensor:
         """t, −1 … 1."""
         squeezed = torch.tanh(weight)
         return squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
 
-    def _unit(self, weight: Tensor) -> Scale:
+    def _restored(self, weight: Tensor) -> Tensor:
+        """max|w|, or the power of two above it; 1 if that is left out, or 0."""
+        largest = weight.detach().abs().amax().float()
+        largest = torch.where((largest > 0) & self.restore, largest, torch.ones_like(largest))
+        return power_above(largest) if self.grid.power_of_two else largest
+
+    def _unit(self, weight: Tensor, least: Tensor | float) -> Scale:
         """Scale of t."""
         one = torch.ones((), device=weight.device)
-        return scale_of(-one, one, self.grid)
+        return _at_least(scale_of(-one, one, self.grid), least / self._restored(weight))
 
-    def _rounded(self, weight: Tensor) -> Tensor:
+    def _rounded(self, weight: Tensor, least: Tensor | float) -> Tensor:
         squeezed = self._squeezed(weight)
         if self.published:
             levels = 2**self.grid.bits - 1
@@ -165,8 +187,8 @@ class DorefaQuantizer(WeightQuantizer):
             unit = whole + (torch.round(whole) - whole).detach()
             values = 2 * unit / levels - 1
         else:
-            values = fake_quantize(squeezed, self._unit(weight), self.grid)
-        return values * weight.detach().abs().amax() if self.restore else values
+            values = fake_quantize(squeezed, self._unit(weight, least), self.grid)
+        return values * self._restored(weight).to(values.dtype) if self.restore else values
 
 
 class ActivationQuantizer(nn.Module):

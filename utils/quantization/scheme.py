@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from utils.darknet.blocks import Convolutional, Depthwise, Network
+from utils.darknet.blocks import (
+    Avgpool,
+    Block,
+    Convolutional,
+    Depthwise,
+    Network,
+    Route,
+    Sam,
+    ScaleChannels,
+    Se,
+    Shortcut,
+)
 from utils.errors import InputError
 from utils.quantization.grid import LEAST_BITS, MOST_BITS, Grid
 
@@ -14,6 +25,9 @@ RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
 SHIFTABLE = ("linear", "relu", "relu6", "leaky")
 """Activations that an FPGA computes with shifts and additions."""
+SHIFT_SLOPE = 13 / 128
+"""Slope of leaky there: 0.1015625 in place of 0.1, a product with 13 and 7 places."""
+BIAS_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,11 @@ class Target:
     """An activation function that does not melt into the convolution is a kernel of its own, between two roundings."""
     weights_per_channel: bool = True
     power_of_two: bool = False
+    """Scales are powers of two, those of biases as well, and nothing is computed in float."""
+    leaky_slope: float | None = None
+    """Slope of leaky in place of the float network's."""
+    head_bits: int = 8
+    """Least bits of what a head puts out, with policy 8."""
 
 
 UNSIGNED = Grid(8, signed=False, symmetric=False)
@@ -38,7 +57,15 @@ TARGETS = {
     "cpu-vnni": Target("x86 with VNNI", 8, UNSIGNED, True),
     "arm": Target("ARM; symmetric activations", 8, SIGNED, True),
     "tensorrt": Target("TensorRT; symmetric activations", 8, SIGNED, False),
-    "fpga": Target("shifts in place of scales", 8, replace(SIGNED, power_of_two=True), False, False, True),
+    "fpga": Target(
+        "shifts in place of scales",
+        8,
+        replace(SIGNED, power_of_two=True),
+        False,
+        power_of_two=True,
+        leaky_slope=SHIFT_SLOPE,
+        head_bits=16,
+    ),
 }
 """--target."""
 POLICIES = {
@@ -70,11 +97,15 @@ class QuantSettings:
     """The first convolution: a key of POLICIES."""
     kept: tuple[int, ...] = ()
     """Blocks whose convolutions stay float."""
+    bias_bits: int = BIAS_BITS
+    """Of biases where scales are powers of two; elsewhere they have 32."""
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", "bias_bits"):
             if not LEAST_BITS <= getattr(self, name) <= MOST_BITS:
                 raise ValueError(f"{name} {getattr(self, name)}: allowed is {LEAST_BITS} <= bits <= {MOST_BITS}")
+        if self.kernels.power_of_two and ("float" in (self.heads, self.first) or self.kept or self.published):
+            raise ValueError(f"target {self.target}: has no float arithmetic, and no levels without a 0")
 
     @property
     def kernels(self) -> Target:
@@ -94,32 +125,26 @@ class Place:
     output: Grid | None
     before: bool
     """Also before the activation function."""
+    bias: Grid | None = None
 
 
 def place(network: Network, index: int, settings: QuantSettings) -> Place:
-    """The grids of the convolution that is a block of the network.
-
-    Raises:
-        InputError: its activation cannot be computed on the target.
-    """
+    """The grids of the convolution that is a block of the network."""
     block, kernels = network.blocks[index], settings.kernels
     assert isinstance(block, Convolutional | Depthwise)
-    if settings.target == "fpga" and block.activation not in SHIFTABLE:
-        raise InputError(
-            f"{network.where(index)}: {block.activation} has no form in shifts; --target fpga takes "
-            f"{', '.join(SHIFTABLE)}; take a cfg with leaky, such as cfg/yolov4-leaky.cfg, and train it"
-        )
     head, first = index + 1 in network.heads, index == 0
     policy = settings.heads if head else settings.first if first else "all"
     if policy == "float" or index in settings.kept:
         return Place(None, None if head else activations(settings), False)
     weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
     if policy == "8":
-        weight_bits, activation_bits = max(kernels.weight_bits, weight_bits), max(8, activation_bits)
+        least = kernels.head_bits if head else 8
+        weight_bits, activation_bits = max(kernels.weight_bits, weight_bits), max(least, activation_bits)
     weights = Grid(weight_bits, per_channel=kernels.weights_per_channel, power_of_two=kernels.power_of_two,
                    half_even=settings.half_even)  # fmt: skip
-    return Place(weights, activations(settings, activation_bits), kernels.rounds_before and
-                 block.activation not in RELUS)  # fmt: skip
+    before = kernels.rounds_before and block.activation not in RELUS
+    bias = replace(weights, bits=settings.bias_bits, per_channel=True) if kernels.power_of_two else None
+    return Place(weights, activations(settings, activation_bits), before, bias)
 
 
 def check(network: Network, settings: QuantSettings) -> None:
@@ -128,9 +153,27 @@ def check(network: Network, settings: QuantSettings) -> None:
     Raises:
         InputError: names the block.
     """
-    for index, block in enumerate(network.blocks):
-        if isinstance(block, Convolutional | Depthwise):
-            place(network, index, settings)
+    for index, block in enumerate(network.blocks) if settings.kernels.power_of_two else ():
+        if reason := _needs_more_than_shifts(block):
+            raise InputError(f"{network.where(index)}: {reason}")
+
+
+def _needs_more_than_shifts(block: Block) -> str:
+    """What a block has that neither integers nor shifts compute; empty if nothing."""
+    activation = getattr(block, "activation", "linear")
+    if activation not in SHIFTABLE:
+        return (f"{activation} has no form in shifts; --target fpga takes {', '.join(SHIFTABLE)}; take a cfg with "
+                "leaky, such as cfg/yolov4-leaky.cfg, and train it")  # fmt: skip
+    if isinstance(block, Se | Avgpool) or (isinstance(block, Shortcut) and block.weights_type != "none"):
+        kind = "a weighted shortcut" if isinstance(block, Shortcut) else f"[{type(block).__name__.lower()}]"
+        return f"{kind} has no form in shifts; take another --target, or a cfg without it"
+    return ""
+
+
+def passes(block: Block) -> bool:
+    """Whether a block puts out values that it reads, so that they keep their grid."""
+    computes = (Convolutional, Depthwise, Se, Avgpool, Shortcut, ScaleChannels, Sam)
+    return not isinstance(block, computes) and not (isinstance(block, Route) and len(block.layers) > 1)
 
 
 def activations(settings: QuantSettings, bits: int | None = None) -> Grid:

@@ -24,6 +24,7 @@ from utils.detection.metrics import Metrics
 from utils.distillation.distiller import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.evaluation import evaluate, network_input
+from utils.layers import Computing
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel
 from utils.training.multiscale import rescaled
@@ -120,6 +121,8 @@ class Trainer:
         with self.stop:
             if self.settings.save and self.progress == Progress():
                 self._save()
+            if self.rounding is not None:  # a resumed run may begin with an evaluation
+                self.rounding.begin(max(0, self.progress.step - 1))
             ends = self.finished
             while not ends:
                 row = self._train_epoch()
@@ -336,3 +339,5 @@ def _freeze(model: Darknet, blocks: int) -> None:
 def _freeze_statistics(model: Darknet, blocks: int) -> None:
     for layer in model.layers[:blocks]:
         layer.eval()
+        if isinstance(layer, Computing) and layer.quantize_output is not None:
+            layer.quantize_output.train()  # a frozen block's output has bounds to be found, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import Parser, log
+from utils.cli import Parser, fraction, log
 from utils.darknet.blocks import Network
 from utils.errors import InputError
 from utils.quantization.flags import SAYS_HOW, add_scheme_flags, flag_name, settings_of
@@ -24,6 +24,8 @@ def add_quant_flags(parser: Parser) -> None:
                        metavar="{1,2}", help=f"round weights and activations as integer arithmetic does: {schemes} "
                        "(default: off)")  # fmt: skip
     add_scheme_flags(group)
+    warm = "share of the steps in which bits fall to those asked for, 0 <= S < 1"
+    group.add_argument("--bit-warmup", type=fraction, metavar="S", help=f"{warm} (default: 0)")
     grid = "DoReFa's own levels, which have no 0 and cannot be exported"
     group.add_argument("--dorefa-grid", action="store_true", help=grid)
 
@@ -39,7 +41,7 @@ def quant_plan(args: argparse.Namespace, network: Network | None = None) -> Quan
         InputError: flags that contradict one another, or an activation that the target cannot compute.
     """
     if args.quantized in OFF:
-        given = next((name for name in (*SAYS_HOW, "dorefa_grid") if getattr(args, name)), None)
+        given = next((name for name in (*SAYS_HOW, "dorefa_grid", "bit_warmup") if getattr(args, name)), None)
         if given:
             raise InputError(f"{flag_name(given)}: says how to quantize; add --quantized 1 or 2, or leave it out")
         return None
@@ -51,4 +53,4 @@ def quant_plan(args: argparse.Namespace, network: Network | None = None) -> Quan
     settings = settings_of(args, scheme, published=args.dorefa_grid)
     if network is not None:
         check(network, settings)
-    return QuantPlan(settings)
+    return QuantPlan(settings, bit_warmup=args.bit_warmup or 0.0)

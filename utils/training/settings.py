@@ -75,6 +75,19 @@ class QuantPlan:
     """Share of the steps in which bounds of activations are found before these are rounded."""
     freeze: float = 0.5
     """Share of the steps after which bounds and folded statistics stay."""
+    bit_warmup: float = 0.0
+    """Share of the steps in which weights and activations have more bits than `settings` says, below 1."""
+    bits_more: int = 4
+    """At its begin; one bit less in each of that many equal parts. No grid has more than MOST_BITS."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bit_warmup < 1:
+            raise ValueError(f"bit_warmup {self.bit_warmup}: allowed is 0 <= value < 1")
+
+    def surplus(self, step: int, steps: int) -> int:
+        """Bits more than asked for at a step of a run of `steps`; none in its last step."""
+        parts = min(round(self.bit_warmup * steps), steps - 1)
+        return 0 if step >= parts else math.ceil(self.bits_more * (parts - step) / parts)
 
 
 @dataclass(frozen=True)
