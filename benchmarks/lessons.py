@@ -100,7 +100,25 @@ def section(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
                   f"The others with the flags of the table and --t_weights "
                   f"{RUNS / school.teacher / 'weights' / 'best.pt'}. {one['machine']}, {one['threads']} threads, "
                   f"PyTorch {one['torch']}, commit {(one['commit'] or 'unknown')[:9]}.", ""]  # fmt: skip
-    return lines
+    return [*lines, *_both(stored)]
+
+
+def _both(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The mean over the schools, of the strategies that have all seeds in each."""
+    rows = []
+    for name in STRATEGIES:
+        runs = [[stored.get(row) for row in _rows(key, name)] for key in SCHOOLS]
+        if all(document is not None for documents in runs for document in documents):
+            figures = []
+            for column in ("map50", "map50_95"):
+                means = [mean(document[column] for document in pupils) for pupils in zip(*runs, strict=True)]
+                figures += [mean(means), stdev(means)]
+            rows.append((name, *figures))
+    if not rows:
+        return []
+    columns = ("", Column("AP50", ".3f"), Column("±", ".3f"), Column("AP50-95", ".3f"), Column("±", ".3f"))
+    return ["## Distillation: mean of the data sets", "", f"{' and '.join(SCHOOLS)}, seeds 0, 1 and 2; ± is the standard "
+            "deviation over the seeds of the mean.", "", markdown_table(columns, rows), ""]  # fmt: skip
 
 
 def _rows(key: str, name: str) -> list[str]:
