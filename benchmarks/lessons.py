@@ -117,8 +117,8 @@ def _both(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     columns = ("", Column("AP50", ".3f"), Column("±", ".3f"), Column("AP50-95", ".3f"), Column("±", ".3f"))
-    return ["## Distillation: mean of the data sets", "", f"{' and '.join(SCHOOLS)}, seeds 0, 1 and 2; ± is the standard "
-            "deviation over the seeds of the mean.", "", markdown_table(columns, rows), ""]  # fmt: skip
+    what = f"{' and '.join(SCHOOLS)}, seeds 0, 1 and 2; ± is the standard deviation over the seeds of the mean."
+    return ["## Distillation: mean of the data sets", "", what, "", markdown_table(columns, rows), ""]
 
 
 def _rows(key: str, name: str) -> list[str]:
