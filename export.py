@@ -71,6 +71,7 @@ def _add_file_group(parser: Parser) -> None:
     add("--format", choices=tuple(SUFFIXES), default="onnx", help="kind of the file (default: %(default)s)")
     integers = "the integers that a quantized network was trained or calibrated with, for integer kernels"
     add("--int8", action="store_true", help=integers)
+    add("--sample", type=Path, metavar="FILE", help="picture whose codes --format fpga writes (default: a random one)")
     add("--decode", action="store_true", help="put out rows (cx, cy, w, h, objectness, classes), not raw heads")
     add("--nms", action="store_true", help="put out detections (picture, x1, y1, x2, y2, confidence, class)")
     least = "least confidence of a detection, with --nms; else noted in the file (default: %(default)s)"
@@ -102,7 +103,9 @@ def check_flags(args: argparse.Namespace) -> None:
     for key, flag in ONNX_ONLY.items() if args.format not in ONNX_LIKE else ():
         if getattr(args, key):
             raise InputError(f"{flag}: goes with --format onnx")
-    if args.decode and args.format in PAIRS:
+    if args.sample and args.format != "fpga":
+        raise InputError("--sample: goes with --format fpga")
+    if args.decode and args.format in (*PAIRS, "fpga"):
         raise InputError("--decode: goes with --format onnx, tensorrt or torchscript")
     if args.half and (args.int8 or args.format == "tensorrt"):
         raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
@@ -178,6 +181,7 @@ def request(args: argparse.Namespace) -> ExportRequest:
         conf_thres=args.conf_thres,
         iou_thres=args.iou_thres,
         options=options,
+        sample=args.sample,
         path=args.output,
         project=Path(args.project),
         name=args.name,

@@ -40,6 +40,8 @@ TORCH_FREE = (
     "utils.compress",
     "utils.distillation.pair",
     "utils.distillation.strategies",
+    "utils.export.fpga_files",
+    "utils.export.fpga_reference",
     "utils.export.request",
     "utils.files",
     "utils.flags",

@@ -75,6 +75,17 @@ def make_tensorrt(subject: Subject, asked: ExportRequest) -> Made:
     return made._replace(facts={**made.facts, "command": f"trtexec --onnx={name} --int8 --saveEngine=model.engine"})
 
 
+def make_fpga(subject: Subject, asked: ExportRequest) -> Made:
+    """A folder of integers, every block proved to be the simulation in float64."""
+    from utils.export.fpga import make_folder, sample
+
+    metadata = subject.metadata
+    image = picture(metadata, 1) if asked.sample is None else sample(asked.sample, metadata)
+    made = make_folder(subject.model, image, subject.loaded.quantization, metadata, asked.sample)
+    agreement = Agreement(0.0, 0.0, 0.0, "integers in numpy against float64 in PyTorch")
+    return Made(agreement, made.write, made.facts)
+
+
 class _Traced(nn.Module):
     """A network as a function from a tensor to tensors."""
 
@@ -170,4 +181,5 @@ FORMATS: dict[str, Callable[[Subject, ExportRequest], Made]] = {
     "torchscript": make_torchscript,
     "weights": make_weights,
     "pt": make_checkpoint,
+    "fpga": make_fpga,
 }

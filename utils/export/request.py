@@ -10,8 +10,9 @@ from typing import Any
 from utils.model_files import ModelFiles
 from utils.runtime.names import Names
 
-SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "torchscript": ".torchscript", "weights": ".weights", "pt": ".pt"}
-"""Formats and how their files end."""
+SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "torchscript": ".torchscript", "weights": ".weights", "pt": ".pt",
+            "fpga": ".fpga"}  # fmt: skip
+"""Formats and how their files end; .fpga is a folder."""
 PAIRS = ("weights", "pt")
 """Formats whose files have a cfg beside them."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "onnxruntime")}
@@ -62,6 +63,8 @@ class ExportRequest:
     conf_thres: float = 0.3
     iou_thres: float = 0.6
     options: OnnxOptions = OnnxOptions()
+    sample: Path | None = None
+    """Picture whose codes a folder of --format fpga has; None: a random one."""
     path: Path | None = None
     """The file to write; None: model.SUFFIX in a new run directory."""
     project: Path = Path("runs/export")

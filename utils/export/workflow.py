@@ -14,6 +14,7 @@ from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InputError
 from utils.export.formats import FORMATS, Made, Subject
+from utils.export.fpga import check_shifts
 from utils.export.integers import check_integers
 from utils.export.request import PAIRS, SUFFIXES, ExportRequest
 from utils.files import atomic_write_text
@@ -69,10 +70,13 @@ def check_quantization(asked: ExportRequest, settings: QuantSettings | None) -> 
     Raises:
         InputError: names the way out.
     """
-    if asked.options.int8:
+    if asked.format == "fpga":
+        check_shifts(settings, asked.files.weights)
+    elif asked.options.int8:
         check_integers(settings, asked.files.weights, asked.format == "tensorrt")
     elif settings is not None:
         way = "add --int8" if asked.format == "onnx" else "take --format onnx --int8"
+        way = "take --format fpga" if settings.kernels.power_of_two else way
         raise InputError(f"{asked.files.weights}: is quantized, and this file would be float; {way}, or give the "
                          "weights it was made from")  # fmt: skip
 
@@ -137,4 +141,8 @@ def text(document: dict[str, Any]) -> str:
     if "layers" in document:
         made += (f"\neach of {document['layers']} layers, on the same integers: {document['steps']} step at most, "
                  f"{document['share']:.2%} of the values differ")  # fmt: skip
+    if "float32" in document:
+        found, most = document["float32"], max(document["accumulator_bits"])
+        made += (f"\nthe same in every bit of {document['codes']} codes; in float32 {found['share']:.2%} of them "
+                 f"differ, heads by {found['max_abs_error']:.2g}; sums have at most {most} bits")  # fmt: skip
     return made + (f"\n{document['command']}" if "command" in document else "")
