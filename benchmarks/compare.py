@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from models import Darknet
+    from utils.darknet.blocks import Network
     from utils.data.index import Index
     from utils.detection.bootstrap import Spread
     from utils.detection.coco import Matches
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     shared = {"pictures": index(data.valid, data.names), "names": data.names, "batch_size": args.batch_size}
     measured = [
-        measure(named.name, loaded.model, size, device=device, **shared)
+        measure(named.name, loaded.model, size, device=device, network=loaded.network, **shared)
         for named, (loaded, size) in zip(args.networks, networks, strict=True)
     ]
     started = time.perf_counter()
@@ -169,8 +170,12 @@ def measure(
     names: Sequence[str],
     device: torch.device,
     batch_size: int,
+    network: Network | None = None,
 ) -> Measured:
-    """Detect in all pictures; of the detections only what they match is kept."""
+    """Detect in all pictures; of the detections only what they match is kept.
+
+    `network` is the one whose costs are counted, where the model is folded already.
+    """
     import numpy as np
     import torch
 
@@ -180,7 +185,7 @@ def measure(
     from utils.evaluation import evaluate
     from utils.report.cost import network_cost
 
-    network = model.network
+    network = network or model.network
     loader = make_loader(DetectionDataset(pictures, size=size, channels=network.net.channels), batch_size)
     if isinstance(model, Darknet):
         model = fuse(model).to(device, memory_format=torch.channels_last)

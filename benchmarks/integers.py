@@ -30,6 +30,8 @@ class Integers:
     size: int
     source: str
     """Row of the float network."""
+    teacher: str
+    """Row of the network that taught it, and teaches it in the quantization-aware training."""
     trained: tuple[str, ...]
     """Flags of the quantization-aware training."""
     calibrated: tuple[str, ...] = ()
@@ -38,9 +40,16 @@ class Integers:
 
 AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
 ROWS = {
-    "bccd-int8": Integers("bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", (*AWARE, "--epochs", "6")),
+    "bccd-int8": Integers(
+        "bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", "bccd-yolov4-tiny", (*AWARE, "--epochs", "6")
+    ),
     "roadsigns-int8": Integers(
-        "roadsigns-kd4, pruned and taught", ROADSIGNS, 224, "roadsigns-kd4", (*AWARE, "--epochs", "5", "--no-flip")
+        "roadsigns-kd4, pruned and taught",
+        ROADSIGNS,
+        224,
+        "roadsigns-kd4",
+        "roadsigns-yolov3-tiny-33",
+        (*AWARE, "--epochs", "5", "--no-flip"),
     ),
 }
 
@@ -56,7 +65,9 @@ def finish(name: str, row: Integers) -> None:
     if not source.is_file():
         raise InputError(f"{source}: is missing; run the row {row.source} first")
     common = ("--data", data, *size, "--project", str(folder), "--weights", str(source))
-    commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, "--seed", "0", *TRAIN]}
+    teacher = RUNS / row.teacher / "weights" / "best.pt"
+    taught = ("--t_weights", str(teacher), "--KDstr", "4")
+    commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, *taught, "--seed", "0", *TRAIN]}
     train(folder / "aware", commands["aware"])
     commands["after"] = ["quantize.py", *common, "--name", "after", *row.calibrated]
     if not (after := folder / "after.json").exists():
