@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import parse
 from utils.darknet.keys import PLAIN_ACTIVATION
+from utils.quantization.scheme import SHIFTABLE
 
 WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)
 """Of convolutions."""
@@ -18,23 +19,25 @@ EXACT_PIECES = (
     "convolution", "depthwise", "shortcut", "shortcut", "unit", "unit", "units", "route", "pyramid", "upsample", "pool",
     "dropout", "branch", "head",
 )  # fmt: skip
+SHIFT_PIECES = (*EXACT_PIECES, "narrowing", "sam", "reorg")
 PIECES = (*EXACT_PIECES, "narrowing", "squeeze", "scale", "sam", "reorg")
 
 
 @st.composite
-def networks(draw: st.DrawFn, exact: bool = False) -> Network:
+def networks(draw: st.DrawFn, exact: bool = False, shifts: bool = False) -> Network:
     """A network of at most 26 blocks, whose convolutions have at most 12 channels.
 
     Args:
         draw: of hypothesis.
         exact: draw only what hands a constant on exactly: 1 × 1 kernels with a bias or batch normalisation, sums
             without a curve, no gates and no reorg.
+        shifts: draw only what an FPGA computes.
     """
-    sketch = _Sketch(draw, exact)
+    sketch = _Sketch(draw, exact, SHIFTABLE if shifts else ACTIVATIONS)
     sketch.convolution()
     wanted = draw(st.integers(4, 14))
     while len(sketch.maps) < wanted:
-        getattr(sketch, draw(st.sampled_from(EXACT_PIECES if exact else PIECES)))()
+        getattr(sketch, draw(st.sampled_from(EXACT_PIECES if exact else SHIFT_PIECES if shifts else PIECES)))()
     sketch.final_head()
     return parse("\n".join(sketch.sections), "random.cfg", warn=lambda text: None)
 
@@ -42,8 +45,8 @@ def networks(draw: st.DrawFn, exact: bool = False) -> Network:
 class _Sketch:
     """The sections so far, and what every block puts out."""
 
-    def __init__(self, draw: st.DrawFn, exact: bool) -> None:
-        self.draw, self.exact = draw, exact
+    def __init__(self, draw: st.DrawFn, exact: bool, activations: Sequence[str]) -> None:
+        self.draw, self.exact, self.activations = draw, exact, activations
         side = draw(st.sampled_from((32, 32, 48, 64)))
         channels = draw(st.sampled_from((3, 3, 1)))
         self.sections = [f"[net]\nwidth={side}\nheight={side}\nchannels={channels}\n"]
@@ -83,7 +86,7 @@ class _Sketch:
         channels, side = self.last
         filters = filters or self.any_of(*WIDTHS)
         size = 1 if self.exact else self.any_of(1, 3)
-        drawn: dict[str, object] = {"size": size, "pad": 1, "activation": self.any_of(*ACTIVATIONS)}
+        drawn: dict[str, object] = {"size": size, "pad": 1, "activation": self.any_of(*self.activations)}
         groups = [g for g in range(2, channels + 1) if channels % g == filters % g == 0]
         if groups and self.number(0, 11) == 0:
             drawn["groups"] = self.any_of(*groups)
@@ -105,7 +108,7 @@ class _Sketch:
             self.convolution(channels, groups=channels, size=size, batch_normalize=self.number(0, 1))
             return
         self.add(f"[depthwise]\nsize={size}\npad=1\nbatch_normalize={self.number(0, 1)}\n"
-                 f"activation={self.any_of(*ACTIVATIONS)}\n", channels, side)  # fmt: skip
+                 f"activation={self.any_of(*self.activations)}\n", channels, side)  # fmt: skip
 
     def narrowing(self) -> None:
         """A convolution of stride 2, or without padding."""
@@ -131,8 +134,9 @@ class _Sketch:
         chosen = self.draw(st.lists(st.sampled_from(others), min_size=1, max_size=3, unique=True))
         keys = f"from={self.references(chosen)}\n"
         if not self.exact:
-            keys += f"activation={self.any_of('linear', 'linear', *ACTIVATIONS)}\n"
-        keys += f"weights_type={self.any_of('none', 'none', 'none', 'per_feature', 'per_channel')}\n"
+            keys += f"activation={self.any_of('linear', 'linear', *self.activations)}\n"
+        weighted = () if self.activations is SHIFTABLE else ("per_feature", "per_channel")
+        keys += f"weights_type={self.any_of('none', 'none', 'none', *weighted)}\n"
         keys += f"weights_normalization={self.any_of('none', 'relu', 'softmax')}\n"
         self.add(f"[shortcut]\n{keys}", channels, side)
 

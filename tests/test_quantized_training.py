@@ -10,14 +10,19 @@ import torch
 
 import slim_prune
 import train
-from models import fuse
+from models import Darknet, fuse
+from tests.nets import TINY, tiny
 from tests.test_resume import assert_same, at_call, state
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.errors import InputError, Interrupted, WeightsError
+from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
+from utils.quantization.attach import quantize
 from utils.quantization.quantizers import ActivationQuantizer
-from utils.training import optim
+from utils.quantization.scheme import QuantSettings
 from utils.training.quant_flags import quant_plan
+from utils.training.rounding import Rounding
+from utils.training.settings import QuantPlan
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 FLAGS = ("--epochs", "3", "--seed", "3", "--quantized", "1")
@@ -47,16 +52,96 @@ def test_a_quantized_network_is_kept_with_its_grids_and_means_the_same_when_load
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_interrupted_and_resumed_is_bit_identical(run, monkeypatch):
-    monkeypatch.setattr(optim, "LEAST_STEPS", 1)
-    straight = state(Path(run(*FLAGS, "--name", "straight")["last"]))
-    at_call(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+@pytest.fixture
+def leaky(folder):
+    """A network that shifts compute, as flags."""
+    (folder / "leaky.cfg").write_text(TINY.replace("mish", "leaky"))
+    return ("--cfg", str(folder / "leaky.cfg"))
+
+
+GRADUAL = ("--FPGA", "--a_bit", "4", "--bit-warmup", "0.6")
+
+
+@pytest.mark.parametrize(
+    ("place", "flags"),
+    [("detection_loss:5", ()), ("evaluate:2", ()), *((place, GRADUAL) for place in (
+        "detection_loss:1", "detection_loss:5", "detection_loss:10", "evaluate:2"))],
+)  # fmt: skip
+def test_interrupted_and_resumed_is_bit_identical(run, leaky, monkeypatch, flags, place):
+    """While bounds are found (1 of 12 steps), while all is rounded with more bits (5), frozen (10), and evaluated."""
+    name, _, number = place.partition(":")
+    flags = (*FLAGS, *leaky, *flags, "--batch-size", "2", "--nominal-batch", "2")
+    straight = run(*flags, "--name", "straight")
+    at_call(monkeypatch, int(number), lambda: signal.raise_signal(signal.SIGTERM), name)
     with pytest.raises(Interrupted) as stopped:
-        run(*FLAGS, "--name", "cut")
+        run(*flags, "--name", "cut")
     monkeypatch.undo()
-    monkeypatch.setattr(optim, "LEAST_STEPS", 1)
     folder = str(stopped.value).partition("--resume ")[2].split()[0]
-    assert_same(state(Path(run("--resume", folder)["last"])), straight)
+    resumed = run("--resume", folder)
+    assert_same(state(Path(resumed["last"])), state(Path(straight["last"])))
+    assert {key: resumed[key] for key in ("best_epoch", "map50")} == {
+        key: straight[key] for key in ("best_epoch", "map50")
+    }
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_bits_fall_one_at_a_time_to_those_asked_for(steps, share):
+    plan = QuantPlan(QuantSettings(), bit_warmup=share)
+    bits = [plan.surplus(step, steps) for step in range(steps)]
+    assert bits == sorted(bits, reverse=True) and bits[-1] == 0
+    assert bits[0] == (plan.bits_more if round(share * steps) > 0 and steps > 1 else 0)
+    if steps == 100 and share:
+        assert set(bits) == {0, 1, 2, 3, 4}
+        assert bits.index(0) == round(share * steps)
+
+
+def test_a_network_is_kept_with_the_bits_asked_for(run, leaky):
+    document = run(*FLAGS, *leaky, "--w_bit", "3", "--a_bit", "4", "--bit-warmup", "0.5")
+    assert document["best_epoch"] > 1
+    layer = loaded(document["best"]).layers[2]
+    assert (layer.quantize_weight.grid.bits, layer.quantize_output.grid.bits) == (3, 4)
+    with pytest.raises(InputError, match=r"--bit-warmup.* 0 <= value < 1"):
+        run("--quantized", "1", "--bit-warmup", "1")
+
+
+def test_more_bits_are_in_force_while_they_are_warmed_up():
+    settings = QuantSettings(weight_bits=2, activation_bits=14)
+    model = quantize(Darknet(tiny()), settings)
+    rounding = Rounding([model], QuantPlan(settings, bit_warmup=0.5), 8)
+    seen = []
+    for step in range(8):
+        rounding.begin(step)
+        layer = model.layers[2]
+        seen.append((layer.quantize_weight.grid.bits, layer.quantize_output.grid.bits, rounding.complete))
+    assert seen == [(6, 16, False), (5, 16, False), (4, 16, False), (3, 15, False), *[(2, 14, True)] * 4]
+
+
+def test_frozen_blocks_have_bounds_and_keep_all_else(run, leaky):
+    document = run("--epochs", "2", *leaky, "--quantized", "1", "--freeze", "2")
+    model = loaded(document["best"])
+    quantizers = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    assert all(module.seen > 0 and module.high > 0 for module in quantizers)
+    assert model.layers[1].bn.num_batches_tracked == 0 < model.layers[2].bn.num_batches_tracked
+
+
+@pytest.mark.parametrize("more", [(), ("--FPGA",)], ids=["cpu", "fpga"])
+@pytest.mark.parametrize("kind", ["distilled", "sparse"])
+def test_quantized_training_goes_with_distillation_and_pressure(run, leaky, kind, more):
+    quantized = ("--epochs", "2", *leaky, "--quantized", "1", *more)
+    if kind == "sparse":
+        gammas = [load_gamma(run(*quantized, *flags)["last"]) for flags in ((), ("-sr", "--prune", "1", "--s", "0.1"))]
+        assert gammas[1] < gammas[0]
+        return
+    teacher = run("--epochs", "1", *leaky)["best"]
+    document = run(*quantized, "--t_cfg", leaky[1], "--t_weights", teacher, "--KDstr", "3")
+    assert read_checkpoint(Path(teacher))["quantization"] is None
+    assert read_checkpoint(Path(document["best"]))["quantization"] is not None
+
+
+def load_gamma(path: str) -> float:
+    layers = [layer for layer in loaded(path).layers[:4] if isinstance(layer, ConvBlock)]
+    return float(sum(layer.bn.weight.detach().abs().sum() for layer in layers))
 
 
 def test_float_and_quantized_weights_start_one_another(run):
@@ -71,6 +156,9 @@ def test_float_and_quantized_weights_start_one_another(run):
         (("--w_bit", "4"), r"--w_bit: says how to quantize; add --quantized"),
         (("--quantized", "1", "--FPGA", "--target", "arm"), r"--target arm: contradicts --FPGA"),
         (("--quantized", "1", "--dorefa-grid"), r"--dorefa-grid: goes with --quantized 2"),
+        (("--quantized", "1", "--b_bit", "8"), r"--b_bit: goes with --FPGA"),
+        (("--quantized", "2", "--FPGA", "--dorefa-grid"), r"--dorefa-grid: has no 0"),
+        (("--bit-warmup", "0.5"), r"--bit-warmup: says how to quantize"),
         (("--quantized", "4"), r"--quantized.*4"),
         (("--quantized", "1", "--a_bit", "1"), r"--a_bit.*2 to 16 bits"),
         (("--quantized", "1", "--FPGA"), r"block 1 .*mish has no form in shifts"),

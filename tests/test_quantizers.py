@@ -18,6 +18,7 @@ from utils.quantization.quantizers import (
     WeightQuantizer,
     codes,
     fake_quantize,
+    power_above,
     rounded,
     scale_of,
 )
@@ -90,7 +91,7 @@ def test_laws_of_every_grid(grid, values):
         torch.testing.assert_close(fake_quantize(-x, bounds(-x, grid), grid), -found, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("grid", [Grid(8), Grid(8, per_channel=True), U8], ids=str)
+@pytest.mark.parametrize("grid", [Grid(8), Grid(8, per_channel=True), U8, Grid(8, power_of_two=True)], ids=str)
 def test_zeros_stay_finite(grid):
     x = torch.zeros(3, 2, 1, 1)
     scale = WeightQuantizer(grid).scale(x)
@@ -116,6 +117,29 @@ def test_ties():
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
     assert rounded(x).tolist() == [-2, -2, 0, 0, 2, 2]
     assert rounded(x, half_even=False).tolist() == [-3, -2, -1, 1, 2, 3]
+
+
+def test_what_lies_next_to_a_tie_is_no_tie():
+    """x + ½ is rounded itself: floor(x + ½) makes 1 of the number before ½."""
+    below = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0))
+    assert rounded(torch.stack([below, -below]), half_even=False).tolist() == [0, 0]
+
+
+def test_a_power_of_two_is_exact_at_powers_and_right_above():
+    powers = torch.exp2(torch.arange(-100.0, 100.0))
+    assert torch.equal(power_above(powers), powers)
+    assert torch.equal(power_above(torch.nextafter(powers, torch.tensor(torch.inf))), 2 * powers)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+@pytest.mark.parametrize("dorefa", [False, True])
+def test_weights_of_powers_of_two_are_codes_times_their_scale(bits, dorefa):
+    weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(bits)) * 3
+    kind = DorefaQuantizer(Grid(bits, power_of_two=True)) if dorefa else WeightQuantizer(Grid(bits, power_of_two=True))
+    for least in (0.0, 2.0**-3):
+        scale = kind.scale(weight, least).scale
+        assert math.frexp(float(scale))[0] == 0.5 and scale >= least
+        assert torch.equal(kind.codes(weight, least) * scale, kind(weight, least))
 
 
 def test_bounds_move_in_training_only_and_only_while_observing():

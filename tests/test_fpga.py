@@ -1,0 +1,285 @@
+"""Networks of shifts: the integers that are written are the simulation in every bit, and the folder alone says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import export
+from models import Darknet, fuse, load_arrays
+from tests.nets import TINY, one_head
+from tests.random_nets import networks
+from tests.test_models import CONV, lively
+from tests.test_quantized_networks import calibrated
+from utils.checkpoint import load_model, write_checkpoint
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.cfg import parse
+from utils.errors import InfeasibleError, InputError
+from utils.export.fpga import program, prove
+from utils.export.fpga_reference import KINDS, Program, Step, accumulators, bits_needed, shift
+from utils.layers import ConvBlock
+from utils.model_files import ModelFiles
+from utils.quantization.fold import MOST_SHIFT
+from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings, check
+
+LEAKY = TINY.replace("mish", "leaky")
+SHIFTS = QuantSettings("google", "fpga", 8, 8, fold=True)
+
+
+def shifting(network: Network, found: QuantSettings = SHIFTS) -> tuple[Darknet, torch.Tensor]:
+    """A quantized model, and pictures its bounds are those of."""
+    net = network.net
+    images = torch.rand((2, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
+    return calibrated(lively(network), images, found), images
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(network=networks(shifts=True), bits=st.tuples(*[st.integers(2, 16)] * 3), even=st.booleans(),
+       scheme=st.sampled_from(("google", "google", "dorefa")))  # fmt: skip
+def test_the_integers_are_the_simulation_in_every_bit(network, bits, even, scheme):
+    """Whatever blocks, bits and ties: also for a picture whose values leave the bounds that were found."""
+    weight_bits, activation_bits, bias_bits = bits
+    found = QuantSettings(scheme, "fpga", weight_bits, activation_bits, True, half_even=even, bias_bits=bias_bits)
+    model, images = shifting(network, found)
+    made = program(model)
+    assert prove(made, model, images[:1]).compared > 0
+    prove(made, model, 3 * images[1:])
+
+
+def test_a_changed_integer_is_found():
+    model, images = shifting(parse(LEAKY, "n.cfg"))
+    made = program(model)
+    made.steps[3].weight[0, 0, 1, 1] += 3
+    with pytest.raises(InfeasibleError, match=r"block 3 .*codes differ from the simulation in float64"):
+        prove(made, model, images[:1])
+
+
+@given(a=st.integers(-(2**40), 2**40), places=st.integers(-10, 70), even=st.booleans())
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+def test_a_shift_rounds_as_fractions_do(a, places, even):
+    exact = Fraction(a) / Fraction(2) ** places
+    whole, rest = divmod(abs(exact), 1)
+    up = rest > Fraction(1, 2) or (rest == Fraction(1, 2) and (whole % 2 == 1 or not even))
+    want = (1 if a >= 0 else -1) * (whole + up)
+    assert int(shift(np.array([a]), places, even)[0]) == want
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_sums_of_products_are_those_of_integers(groups, stride, dilation):
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(-(2**15), 2**15, (4, 7, 7)), rng.integers(-(2**15), 2**15, (8, 4 // groups, 3, 3))
+    block = Convolutional(filters=8, size=3, stride_x=stride, stride_y=stride, padding=1, dilation=dilation,
+                          groups=groups)  # fmt: skip
+    found = accumulators(x, weight, block)
+    padded = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation)))
+    for o, i, j in ((0, 0, 0), (3, 1, 2), (7, 2, 1)):
+        first = (o // (8 // groups)) * (4 // groups)
+        window = padded[first : first + 4 // groups, i * stride :, j * stride :][:, : 3 * dilation, : 3 * dilation]
+        window = window[:, ::dilation, ::dilation]
+        assert found[o, i, j] == (window * weight[o]).sum()
+
+
+def test_leaky_is_13_128_in_the_quantized_network_only():
+    model, _ = shifting(parse(LEAKY, "n.cfg"))
+    slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
+    fused = {module.negative_slope for module in fuse(model).modules() if isinstance(module, nn.LeakyReLU)}
+    assert slopes == fused == {SHIFT_SLOPE} == {13 / 128}
+    floats = {module.negative_slope for module in lively(parse(LEAKY, "n.cfg")).modules()
+              if isinstance(module, nn.LeakyReLU)}  # fmt: skip
+    assert floats == {0.1}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e-4])
+def test_silent_channels_keep_the_accumulator_within_32_bits(scale):
+    """Sparse training leaves channels with γ next to 0 beside β; their bias is a whole number of units all the same."""
+    network = one_head(CONV.format(6, "leaky") + CONV.format(8, "relu6") + CONV.format(8, "relu"))
+    model = lively(network)
+    with torch.no_grad():
+        for layer in model.layers:
+            if isinstance(layer, ConvBlock) and layer.bn is not None:
+                layer.bn.weight[::2] *= scale
+    images = torch.rand(2, 3, 16, 16)
+    model = calibrated(model, images, SHIFTS)
+    made = program(model)
+    proof = prove(made, model, images[:1])
+    assert max(proof.accumulator_bits) <= 32
+    for step in made.steps:
+        assert all(0 <= places <= MOST_SHIFT for places in step.up) or step.kind != "convolution"
+    assert all(torch.isfinite(head).all() for head in model(images).heads)
+
+
+def test_a_network_of_zeros_puts_out_zeros():
+    network = one_head(CONV.format(4, "leaky"))
+    model = Darknet(network).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model = calibrated(model, torch.zeros(2, 3, 16, 16), SHIFTS)
+    assert (model(torch.rand(1, 3, 16, 16)).heads[0] == 0).all()
+    prove(program(model), model, torch.rand(1, 3, 16, 16))
+
+
+def test_sums_bound_what_any_input_gives():
+    """Inputs at their limits, with the signs of the weights, reach the bits that are said, and no more."""
+    network = one_head(CONV.format(4, "linear"))
+    model, _ = shifting(network)
+    made = program(model)
+    step = made.steps[0]
+    needed = bits_needed(step, {-1: made.image})
+    largest = 0
+    for o in range(4):
+        signs = np.sign(step.weight[o]) * (np.sign(step.bias[o]) or 1)
+        patch = np.where(signs < 0, made.image.low, made.image.high)[:, :3, :3]
+        sums = (patch * step.weight[o]).sum() + (int(step.bias[o]) << step.up[o])
+        largest = max(largest, abs(int(sums)))
+    assert needed - 1 <= largest.bit_length() + 1 <= needed
+
+
+def test_gradients_pass_through_rounded_biases():
+    model, images = shifting(one_head(CONV.format(6, "leaky")))
+    model.train().requires_grad_(True)
+    model(images).heads[0].square().sum().backward()
+    layer = model.layers[0]
+    assert (layer.bn.bias.grad != 0).any() and (layer.conv.weight.grad != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("[se]\nreduction=2\n", r"block 1 .*\[se\] has no form in shifts"),
+        ("[shortcut]\nfrom=-1\nweights_type=per_feature\nactivation=linear\n", "a weighted shortcut has no form"),
+        ("[shortcut]\nfrom=-1\nactivation=swish\n", "swish has no form in shifts; --target fpga takes linear, relu"),
+    ],
+)
+def test_blocks_that_need_more_than_shifts_are_refused(section, message):
+    network = one_head(CONV.format(4, "leaky") + section)
+    with pytest.raises(InputError, match=message):
+        check(network, SHIFTS)
+    check(network, QuantSettings())
+
+
+@pytest.mark.parametrize("change", [{"heads": "float"}, {"first": "float"}, {"kept": (1,)}, {"published": True}])
+def test_nothing_stays_float(change):
+    with pytest.raises(ValueError, match="no float arithmetic"):
+        QuantSettings(target="fpga", **change)
+
+
+def write(path: Path, found: QuantSettings | None) -> Darknet:
+    network = parse(LEAKY, "n.cfg")
+    model = lively(network) if found is None else shifting(network, found)[0]
+    document = {"model": model.state_dict(), "ema": None, "cfg": LEAKY, "names": ["cat", "dog"], "kept": None}
+    write_checkpoint(path, document | {"lineage": [], "quantization": found and found.document()})
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, capsys):
+    """The folder of a network with ties away from 0, and what was said."""
+    write(tmp_path / "a.pt", QuantSettings("google", "fpga", 5, 7, fold=True, half_even=False))
+    export.main(["--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga", "--json"])
+    return tmp_path / "a.fpga", json.loads(capsys.readouterr().out)
+
+
+def read(folder: Path) -> tuple[Program, dict[str, np.ndarray], dict]:
+    """A network from its folder alone, as somebody else's program would read it."""
+    layout, arrays = json.loads((folder / "layout.json").read_text()), dict(np.load(folder / "model.npz"))
+    blocks = parse(layout["cfg"], "read.cfg").blocks
+    even, steps = layout["rounding"] == "half to even", []
+    for block, section in zip(layout["blocks"], blocks, strict=True):
+        own = {key: arrays.get(f"block{block['block']:03d}.{key}") for key in ("weight", "bias")}
+        own = {key: None if value is None else value.astype(np.int64) for key, value in own.items()}
+        limits = (block["exponent"], block["low"], block["high"], block["bits"])
+        steps.append(Step(block["computes"], section, tuple(block["reads"]), *limits, block["activation"] == "leaky",
+                          even, tuple(block.get("up", ())), tuple(block.get("down", ())), **own))  # fmt: skip
+    image = layout["image"]
+    picture = Step("pass", None, (), image["exponent"], -128, 127, image["bits"], half_even=even)
+    return Program(picture, tuple(steps), tuple(layout["heads"])), arrays, layout
+
+
+def test_the_folder_alone_says_what_to_compute(folder):
+    path, document = folder
+    made, arrays, layout = read(path)
+    codes = made.run(arrays["image"])
+    for index, block in enumerate(layout["blocks"]):
+        if block["computes"] != "pass":
+            np.testing.assert_array_equal(codes[index], arrays[f"block{index:03d}.output"], str(block))
+    assert set(block["computes"] for block in layout["blocks"]) <= set(KINDS)
+    assert document["bytes"] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert document["max_abs_error"] == 0 and document["float32"]["share"] < 0.01
+
+
+def test_text_has_the_same_codes(folder):
+    path, _ = folder
+    arrays = np.load(path / "model.npz")
+    assert sorted(arrays.files) == sorted(file.stem for file in (path / "hex").iterdir())
+    for name in arrays.files:
+        lines = (path / "hex" / f"{name}.hex").read_text().split()
+        bits = 4 * len(lines[0])
+        values = [int(line, 16) - (int(line, 16) >> (bits - 1) << bits) for line in lines]
+        assert values == arrays[name].ravel().tolist()
+
+
+def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
+    from utils.data.images import write_image
+
+    write(tmp_path / "a.pt", SHIFTS)
+    write_image(tmp_path / "p.png", np.full((64, 64, 3), 51, np.uint8))
+    export.main(["--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga",
+                 "--sample", f"{tmp_path}/p.png"])  # fmt: skip
+    assert "the same in every bit of" in capsys.readouterr().out
+    _, arrays, layout = read(tmp_path / "a.fpga")
+    assert (arrays["image"] == round(0.2 * 2.0 ** -layout["image"]["exponent"])).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "flags", "message"),
+    [
+        (None, ("fpga",), r"--format fpga: .*a\.pt is float; `train.py --weights FILE --quantized 1 --FPGA`"),
+        (QuantSettings(), ("fpga",), r"is quantized with --target cpu; `train\.py"),
+        (SHIFTS, ("onnx",), r"is quantized, and this file would be float; take --format fpga"),
+        (SHIFTS, ("onnx", "--int8"), r"take --format fpga"),
+        (SHIFTS, ("fpga", "--decode"), "--decode: goes with"),
+        (SHIFTS, ("onnx", "--sample", "p.png"), "--sample: goes with --format fpga"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(found, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.pt", found)
+    with pytest.raises(InputError, match=message):
+        export.main(["--weights", "a.pt", "--format", *flags])
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_stored_network_has_its_slope_and_its_biases_when_loaded(tmp_path):
+    model = write(tmp_path / "a.pt", SHIFTS)
+    loaded = load_model(ModelFiles(None, tmp_path / "a.pt", True)).model.eval()
+    images = torch.rand(1, 3, 64, 64)
+    for mine, theirs in zip(model(images).heads, loaded(images).heads, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov3-tiny", "yolo-fastest-1.1", "MobileNetV2-YOLOv3-Nano-coco"])
+def test_a_trained_network_is_exact(name, shared):
+    """Residual units, depthwise convolutions, relu6 and leaky, at a size that a test can afford."""
+    folder = shared / "data" / "weights"
+    network = parse((folder / f"{name}.cfg").read_text(), f"{name}.cfg")
+    network = dataclasses.replace(network, net=dataclasses.replace(network.net, width=128, height=128))
+    arrays = weights_file.read(folder / f"{name}.weights", network)
+    model = load_arrays(network, {key: torch.from_numpy(array) for key, array in arrays.items()}).eval()
+    images = torch.rand(1, 3, 128, 128)
+    model = calibrated(model, images, SHIFTS)
+    proof = prove(program(model), model, images)
+    assert max(proof.accumulator_bits) <= 32
+    assert proof.float32_share < 1e-3
