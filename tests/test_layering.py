@@ -24,12 +24,12 @@ TIERS = (
     ("utils.distillation", "utils.pruning", "utils.quantization.record"),
     ("utils.export", "utils.pruning.workflow", "utils.quantization.workflow", "utils.training"),
     ("utils.pruning.command",),
-    ("utils.compress",),
+    ("utils.compress", "utils.report.journey"),
     ("benchmarks",),
 )
 """Rooms from the bottom up. A module imports from its own room and from lower tiers; scripts import from all."""
 
-SCRIPTS = ("utils.darknet.info",)
+SCRIPTS = ("utils.darknet.info", "utils.report.__main__")
 """Command lines that live in a room; nobody imports them."""
 
 TORCH_FREE = (

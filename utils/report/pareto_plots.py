@@ -65,14 +65,15 @@ class ParetoPoint:
             raise ValueError(f"{self.name}: parameters, macs and ms must be above 0")
 
 
-def plot_pareto(points: Sequence[ParetoPoint], path: Path) -> None:
+def plot_pareto(points: Sequence[ParetoPoint], path: Path, size: tuple[float, float] = (16, 6)) -> None:
     """Draw AP50 against each cost, with the front of the networks that no other beats in both.
 
     Args:
         points: in the order of the legend; may be empty.
         path: the picture, .png or .jpg.
+        size: its width and height, inches.
     """
-    figure, axes = grid(1, len(PANELS), (16, 6), sharey=True)
+    figure, axes = grid(1, len(PANELS), size, sharey=True)
     corners: list[Floats] = []
     for ax, (field, label, unit) in zip(axes, PANELS, strict=True):
         costs = np.array([getattr(point, field) / unit for point in points], float)

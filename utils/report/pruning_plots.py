@@ -26,6 +26,8 @@ LOG_FLOOR = 0.7
 """Where bars stand on a logarithmic axis: a lone channel is still seen."""
 MOST_RANGE = 1e7
 """Between the strongest |γ| and the weakest that has a place of its own."""
+LEGEND_INCHES = 2.1
+"""Width of an entry of the legend."""
 WIDE_RANGE = 8
 """Ratio of the widest to the narrowest layer from which on the axis is logarithmic."""
 MOST_UPRIGHT = 24
@@ -84,7 +86,7 @@ def plot_channels(bars: Sequence[LayerBar], path: Path) -> None:
     ax.grid(False, axis="x")
     ax.set_xlim(-0.7, max(len(bars), 1) - 0.3)
     if bars:
-        columns = 4 if len(bars) <= MOST_UPRIGHT else 8
+        columns = int(np.clip(figure.get_figwidth() / LEGEND_INCHES, 4, 8))
         figure.legend(
             handles=_legend(bars, tints), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
         )

@@ -37,7 +37,7 @@ def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], 
         lines without trailing blanks, joined by newlines, no newline at the end.
     """
     columns = _columns(columns)
-    shown, numeric = _shown(columns, rows)
+    shown, numeric = shown_cells(columns, rows)
     lines = [[column.title for column in columns], *shown]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["─" * width for width in widths])
@@ -47,7 +47,7 @@ def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], 
 def markdown_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]]) -> str:
     """The same table in Markdown, padded so that its source is readable, too."""
     columns = _columns(columns)
-    shown, numeric = _shown(columns, rows)
+    shown, numeric = shown_cells(columns, rows)
     lines = [[cell.replace("|", r"\|") for cell in line] for line in [[column.title for column in columns], *shown]]
     widths = [max(3, *map(_width, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)])
@@ -65,7 +65,7 @@ def _columns(columns: Iterable[Column | str]) -> list[Column]:
     return [column if isinstance(column, Column) else Column(column) for column in columns]
 
 
-def _shown(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[list[list[str]], list[bool]]:
+def shown_cells(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[list[list[str]], list[bool]]:
     """Cells as text, and for each column whether it holds nothing but numbers and dashes, and one number at least."""
     rows = list(rows)
     for row in rows:

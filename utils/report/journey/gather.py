@@ -1,0 +1,183 @@
+"""A journey: stages in the order in which one was made from the other, proved by the sha256 of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import InputError
+from utils.files import sha256
+from utils.report.journey.baselines import Baseline
+from utils.report.journey.stages import Figures, Stage, figures_of, read_stage
+
+if TYPE_CHECKING:
+    from utils.report.journey.measure import Measurement
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A file that a network was made from, as its lineage says."""
+
+    path: str
+    sha256: str
+    teacher: str | None
+    """The flag that made it a teacher; None for weights that were taken over."""
+    stage: int | None
+    """Place of the stage whose file has this sha256 now; None: no stage of the journey."""
+    changed: bool = False
+    """A stage of the journey has its file at this path, with another sha256."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where the file of a stage comes from."""
+
+    sha256: str | None
+    """Of the stage's own file; None without one."""
+    ancestors: tuple[Ancestor, ...] = ()
+    """Oldest first."""
+
+    @property
+    def parent(self) -> Ancestor | None:
+        """What the stage began with."""
+        return next((ancestor for ancestor in reversed(self.ancestors) if ancestor.teacher is None), None)
+
+
+@dataclass(frozen=True)
+class Journey:
+    """All that a report tells."""
+
+    title: str
+    stages: tuple[Stage, ...]
+    links: tuple[Link, ...]
+    """One a stage."""
+    measurement: Measurement | None = None
+    """What was measured for the report, in place of what the runs say."""
+    baselines: tuple[Baseline, ...] = ()
+
+    def figures(self, place: int) -> Figures:
+        """Of a stage: what was measured for the report, else what its run says."""
+        found = self.stages[place].figures
+        if self.measurement is None or (row := self.measurement.stages.get(place)) is None:
+            return found
+        return replace(found, map50=row.map50.value, map50_95=row.map50_95.value, ms={row.runtime: row.ms},
+                       size=row.size, parameters=row.parameters, macs=row.macs)  # fmt: skip
+
+    @property
+    def networks(self) -> tuple[int, ...]:
+        """Places of the stages that made a network."""
+        return tuple(place for place, stage in enumerate(self.stages) if stage.kind != "sensitivity")
+
+
+def gather(runs: Sequence[Path | str], title: str | None = None, baselines: tuple[Baseline, ...] = ()) -> Journey:
+    """Read run directories and order them by lineage; those that do not come from one another keep their order.
+
+    Raises:
+        InputError: no run, one given twice, or one that cannot be read.
+    """
+    paths = [Path(run) for run in runs]
+    if not paths:
+        raise InputError("RUN: at least one run directory is needed")
+    for place, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:place]]:
+            raise InputError(f"{path}: is given twice")
+    stages = _named([read_stage(path) for path in paths])
+    entries = [_lineage(stage) for stage in stages]
+    order = _order(entries)
+    stages, entries = [stages[place] for place in order], [entries[place] for place in order]
+    links = [Link(digest, _ancestors(stages, entries, lineage)) for digest, lineage in entries]
+    stages = [_with_parent(stage, link, stages) for stage, link in zip(stages, links, strict=True)]
+    return Journey(title or _title(paths), tuple(_timed(stages, links)), tuple(links), baselines=baselines)
+
+
+Entry = tuple[str | None, tuple[Mapping[str, Any], ...]]
+"""sha256 of a stage's file, and the lineage inside it."""
+
+
+def _lineage(stage: Stage) -> Entry:
+    """What the file of a stage says of itself; nothing is said by a .weights or .torchscript file."""
+    if stage.weights is None:
+        return None, ()
+    if stage.weights.suffix == ".pt":
+        from utils.checkpoint import read_checkpoint
+
+        found = read_checkpoint(stage.weights).get("lineage", ())
+    elif stage.weights.suffix == ".onnx":
+        from utils.runtime.onnx_file import read_onnx
+
+        found = read_onnx(stage.weights).metadata.lineage
+    else:
+        found = ()
+    return sha256(stage.weights), tuple(entry for entry in found if {"path", "sha256"} <= set(entry))
+
+
+def _order(entries: Sequence[Entry]) -> list[int]:
+    """Places of the stages, every one after those it was made from."""
+    makers = {digest: place for place, (digest, _) in enumerate(entries) if digest is not None}
+    done: list[int] = []
+
+    def visit(place: int, above: tuple[int, ...] = ()) -> None:
+        if place in done or place in above:
+            return
+        for entry in entries[place][1]:
+            if entry["sha256"] in makers:
+                visit(makers[entry["sha256"]], (*above, place))
+        done.append(place)
+
+    for place in range(len(entries)):
+        visit(place)
+    return done
+
+
+def _ancestors(
+    stages: Sequence[Stage], entries: Sequence[Entry], lineage: Sequence[Mapping[str, Any]]
+) -> tuple[Ancestor, ...]:
+    makers = {digest: place for place, (digest, _) in enumerate(entries) if digest is not None}
+    files = {stage.weights.resolve() for stage in stages if stage.weights is not None}
+    return tuple(
+        Ancestor(
+            path=str(entry["path"]),
+            sha256=str(entry["sha256"]),
+            teacher=None if entry.get("teacher") is None else str(entry["teacher"]),
+            stage=makers.get(entry["sha256"]),
+            changed=entry["sha256"] not in makers and Path(str(entry["path"])).resolve() in files,
+        )
+        for entry in lineage
+    )
+
+
+def _with_parent(stage: Stage, link: Link, stages: Sequence[Stage]) -> Stage:
+    """A training that began with a pruned network is called a fine-tuning."""
+    parent = None if link.parent is None or link.parent.stage is None else stages[link.parent.stage]
+    return replace(stage, kind="tune") if stage.kind == "train" and parent and parent.kind == "prune" else stage
+
+
+def _timed(stages: Sequence[Stage], links: Sequence[Link]) -> list[Stage]:
+    """A stage that was not timed has the time that the pruning of its network took for it."""
+    found = list(stages)
+    for stage, link in zip(stages, links, strict=True):
+        parent = None if link.parent is None else link.parent.stage
+        if parent is not None and stage.kind == "prune" and not found[parent].figures.ms:
+            before = figures_of(stage.plan, "before").ms
+            found[parent] = replace(found[parent], figures=replace(found[parent].figures, ms=before))
+    return found
+
+
+def _named(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages whose names differ: by as many folders above as it takes."""
+    names = [stage.name for stage in stages]
+    parts = [stage.path.resolve().parts for stage in stages]
+    depth = 1
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(part[-depth:]) for part in parts]
+    return [replace(stage, name=name) for stage, name in zip(stages, names, strict=True)]
+
+
+def _title(paths: Sequence[Path]) -> str:
+    """The folder that all runs are in, or the run itself."""
+    above = {path.resolve().parent for path in paths}
+    lone = len(paths) == 1
+    return paths[0].resolve().name if lone or len(above) > 1 else above.pop().name

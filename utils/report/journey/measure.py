@@ -1,0 +1,212 @@
+"""All networks of a journey on the same pictures: accuracy with paired intervals, time in turn, what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from utils.cli import input_size, log
+from utils.darknet.data_file import DataConfig
+from utils.darknet.shapes import max_stride
+from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.index import Index, index
+from utils.detection.bootstrap import SHARE, Interval, bootstrap, matches
+from utils.detection.coco import Matches
+from utils.device import select_device
+from utils.errors import DataError, InputError
+from utils.evaluation import Evaluation, evaluate
+from utils.report.cost import network_cost
+from utils.report.journey.baselines import Baseline, Named
+from utils.report.journey.gather import Journey
+from utils.report.journey.lost import Comparison, most_changed
+from utils.report.latency import Latency, interleaved
+from utils.report.run_dir import environment
+from utils.runtime.choice import choose_runtime
+from utils.runtime.load import Loaded, load
+
+SECONDS = 30.0
+"""Most time for all rounds of the timing."""
+RUNNABLE = (".pt", ".onnx")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network on the pictures; fractions are 0…1."""
+
+    map50: Interval
+    map50_95: Interval
+    gain50: Interval
+    """AP50 less that of the first stage."""
+    gain50_95: Interval
+    ms: float
+    """Median milliseconds of a forward pass of one picture."""
+    p90: float
+    runtime: str
+    size: tuple[int, int]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured for a report."""
+
+    data: str
+    images: int
+    draws: int
+    seed: int
+    rounds: int
+    machine: str
+    stages: Mapping[int, Measured]
+    """By the place of the stage."""
+    others: Mapping[str, Measured]
+    """Baselines by name."""
+    comparison: Comparison | None
+    """The first stage and the last on the pictures where they differ most."""
+    share: float = SHARE
+    """Of the draws, make an interval."""
+
+
+class _Network(NamedTuple):
+    """A network that is ready to run."""
+
+    name: str
+    loaded: Loaded
+    size: tuple[int, int]
+    mode: str
+
+
+def measure(
+    journey: Journey,
+    data: DataConfig,
+    others: Sequence[Named] = (),
+    *,
+    device: str = "",
+    batch_size: int = 16,
+    draws: int = 1000,
+    seed: int = 0,
+    pictures: int = 6,
+) -> Journey:
+    """The journey with what its networks do on the `valid` pictures of a data set.
+
+    Args:
+        journey: of `gather`.
+        data: the data set.
+        others: baselines, measured as the stages are.
+        device: of PyTorch; files of other runtimes run on the CPU.
+        batch_size: pictures at a time.
+        draws: data sets drawn for the intervals.
+        seed: of the draws.
+        pictures: most pictures of the comparison.
+
+    Raises:
+        DataError: it names no `valid` pictures.
+        InputError: a network of other classes, or a file that cannot be run.
+    """
+    if data.valid is None:
+        raise DataError(f"--data {data.path}: no valid = …, the pictures that networks are measured on")
+    chosen, found = select_device(device), index(data.valid, data.names)
+    places = [place for place in journey.networks if _runs(journey, place)]
+    if not places:
+        raise InputError(f"--data {data.path}: no stage has a .pt or .onnx file to measure")
+    networks = [_stage_network(journey, place, data, chosen) for place in places]
+    networks += [_network(other.name, other.file, other.side, data, chosen) for other in others]
+    scores, hits, kept = [], [], []
+    for number, network in enumerate(networks):
+        evaluation = _evaluate(network, found, data.names, chosen, batch_size)
+        rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in evaluation.detections]
+        scores.append(evaluation.metrics)
+        hits.append(matches(rows, evaluation.truth))
+        if number in (0, len(places) - 1):
+            kept.append(evaluation)
+    times = _times(networks, chosen)
+    measured = _measured(networks, hits, times, draws, seed)
+    comparison = most_changed(*kept, found, data.names, pictures) if len(kept) == 2 else None
+    where = environment()
+    machine = ", ".join([where["cpu"], *where["gpus"], f"threads: {torch.get_num_threads()}"])
+    measurement = Measurement(
+        str(data.path), len(found), draws, seed, times[0].rounds, machine,
+        stages=dict(zip(places, measured, strict=False)),
+        others={other.name: row for other, row in zip(others, measured[len(places):], strict=True)},
+        comparison=comparison,
+    )  # fmt: skip
+    baselines = [_as_baseline(name, row) for name, row in measurement.others.items()]
+    return replace(journey, measurement=measurement, baselines=(*journey.baselines, *baselines))
+
+
+def _runs(journey: Journey, place: int) -> bool:
+    weights = journey.stages[place].weights
+    return weights is not None and weights.suffix in RUNNABLE
+
+
+def _stage_network(journey: Journey, place: int, data: DataConfig, device: torch.device) -> _Network:
+    """The network of a stage at the size that its run worked at."""
+    stage = journey.stages[place]
+    return _network(stage.name, str(stage.weights), stage.figures.size, data, device)
+
+
+def _network(
+    name: str, file: str, side: int | tuple[int, int] | None, data: DataConfig, device: torch.device
+) -> _Network:
+    """A network, its input size and how pictures are fitted."""
+    files = choose_runtime(None, file, None)
+    for note in files.notes:
+        log(note)
+    loaded = load(files, device)
+    net = loaded.network.net
+    if loaded.network.classes != data.classes:
+        raise InputError(f"--data {data.path}: has {data.classes} classes, but {file} is a network of "
+                         f"{loaded.network.classes}")  # fmt: skip
+    own = files.exported.metadata.size if files.exported else (net.height, net.width)
+    sides = list(side) if isinstance(side, tuple) else [side] if side else None
+    size = own if files.exported else input_size(sides, max_stride(loaded.network), own)
+    return _Network(name, loaded, size, files.mode or "letterbox")
+
+
+def _evaluate(
+    network: _Network, found: Index, names: Sequence[str], device: torch.device, batch_size: int
+) -> Evaluation:
+    """All that is found in the pictures; a file that takes one picture at a time gets one."""
+    loaded, size = network.loaded, network.size
+    one = not any(loaded.model.parameters())
+    channels = loaded.network.net.channels
+    dataset = DetectionDataset(found, size=size, mode=network.mode, channels=channels)
+    loader = make_loader(dataset, 1 if one else batch_size)
+    log(f"{network.name}: {len(found)} pictures at {size[0]} × {size[1]}")
+    return evaluate(loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
+
+
+def _times(networks: Sequence[_Network], device: torch.device) -> list[Latency]:
+    """Time of a picture, all networks in turn."""
+    runs = {}
+    for number, network in enumerate(networks):
+        image = torch.rand(1, network.loaded.network.net.channels, *network.size)
+        image = image.to(device, memory_format=torch.channels_last)
+
+        def forward(model: Any = network.loaded.model, image: torch.Tensor = image) -> None:
+            model.rows(image) if getattr(model, "decodes", False) else model(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        runs[str(number)] = forward
+    with torch.inference_mode():
+        return list(interleaved(runs, seconds=SECONDS).values())
+
+
+def _measured(
+    networks: Sequence[_Network], hits: Sequence[Matches], times: Sequence[Latency], draws: int, seed: int
+) -> list[Measured]:
+    rows = []
+    for network, spread, time in zip(networks, bootstrap(hits, draws, seed), times, strict=True):
+        cost = network_cost(network.loaded.network, *network.size)
+        rows.append(Measured(spread.ap50, spread.ap50_95, spread.gain50, spread.gain50_95, time.median, time.p90,
+                             network.loaded.runtime, network.size, cost.parameters, cost.macs))  # fmt: skip
+    return rows
+
+
+def _as_baseline(name: str, row: Measured) -> Baseline:
+    return Baseline(name, *row.map50, row.map50_95.value, row.parameters, row.macs, row.ms, row.size)
