@@ -2,8 +2,9 @@
 
 onnx is emitted from the cfg's blocks, with batch normalisations folded in; it carries class names, anchors and cfg, so
 test.py and detect.py take it as --weights with nothing beside it. With --int8 a quantized network becomes a file that
-runs in integers; tensorrt is that for trtexec. torchscript is for libtorch. weights and pt convert
-between Darknet's files and this suite's. A file that differs from PyTorch is not written.
+runs in integers; tensorrt is that for trtexec. ncnn and openvino are the same network as ncnn's and OpenVINO's own
+files. torchscript is for libtorch. darknet and pt convert between Darknet's files and this suite's. A file that differs
+from PyTorch is not written.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InputError
 from utils.export.request import (
+    ALIASES,
+    COMPANIONS,
     DEFAULT_OPSET,
+    GOES_WITH,
     MISH_FORMS,
     MISH_OPSET,
     OPSETS,
     PACKAGES,
-    PAIRS,
     SUFFIXES,
     ExportRequest,
     OnnxOptions,
@@ -36,9 +39,6 @@ from utils.runtime.packages import require
 
 EXAMPLE = "python export.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --format onnx"
 PROJECT = "runs/export"
-ONNX_LIKE = ("onnx", "tensorrt")
-ONNX_ONLY = {"int8": "--int8", "nms": "--nms", "multi_label": "--multi-label", "opset": "--opset",
-             "dynamic_batch": "--dynamic-batch", "half": "--half", "mish": "--mish"}  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,6 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_flags(group, PROJECT)
     group.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
+    args.format = ALIASES.get(args.format, args.format)
     check_flags(args)
     return args
 
@@ -68,7 +69,8 @@ def _add_model_group(parser: Parser) -> None:
 def _add_file_group(parser: Parser) -> None:
     group = parser.add_argument_group("file")
     add = group.add_argument
-    add("--format", choices=tuple(SUFFIXES), default="onnx", help="kind of the file (default: %(default)s)")
+    kinds = "kind of the file; weights is another name of darknet (default: %(default)s)"
+    add("--format", choices=(*SUFFIXES, *ALIASES), default="onnx", help=kinds)
     integers = "the integers that a quantized network was trained or calibrated with, for integer kernels"
     add("--int8", action="store_true", help=integers)
     add("--sample", type=Path, metavar="FILE", help="picture whose codes --format fpga writes (default: a random one)")
@@ -82,7 +84,9 @@ def _add_file_group(parser: Parser) -> None:
     version = f"ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})"
     add("--opset", type=opset, metavar="N", help=version)
     add("--dynamic-batch", action="store_true", help="any number of pictures at a time (default: one)")
-    add("--half", action="store_true", help="weights and feature maps in float16; input and output stay float32")
+    half = "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it; input, output: float32"
+    add("--half", action="store_true", help=half)
+    add("--fold", action="store_true", help="darknet: batch normalisations become biases (default: left as they are)")
     forms = "exp: fastest in onnxruntime; softplus: what OpenCV recognises; op: ONNX's own, from opset "
     add("--mish", choices=MISH_FORMS, help=f"how mish is written; {forms}{MISH_OPSET} on (default: exp)")
 
@@ -100,13 +104,10 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the flag and what it goes with.
     """
-    for key, flag in ONNX_ONLY.items() if args.format not in ONNX_LIKE else ():
-        if getattr(args, key):
-            raise InputError(f"{flag}: goes with --format onnx")
-    if args.sample and args.format != "fpga":
-        raise InputError("--sample: goes with --format fpga")
-    if args.decode and args.format in (*PAIRS, "fpga"):
-        raise InputError("--decode: goes with --format onnx, tensorrt or torchscript")
+    for flag, formats in GOES_WITH.items():
+        if getattr(args, flag[2:].replace("-", "_")) and args.format not in formats:
+            *others, last = formats
+            raise InputError(f"{flag}: goes with --format {', '.join(others)}{' or ' if others else ''}{last}")
     if args.half and (args.int8 or args.format == "tensorrt"):
         raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
     if args.multi_label and not args.nms:
@@ -129,9 +130,9 @@ def check_place(args: argparse.Namespace) -> None:
     if (args.project, args.name, args.exist_ok) != (PROJECT, "exp", False):
         raise InputError("--output: is the file itself; leave out --project, --name and --exist-ok")
     suffix = SUFFIXES[args.format]
-    if args.output.suffix != suffix:
+    if not args.output.name.endswith(suffix):
         raise InputError(f"--output {args.output}: a file of --format {args.format} ends in {suffix}")
-    for path in (args.output, args.output.with_suffix(".cfg"))[: 2 if args.format in PAIRS else 1]:
+    for path in (args.output, *map(args.output.with_suffix, COMPANIONS.get(args.format, ()))):
         if os.path.lexists(path):
             raise InputError(f"--output {path}: exists; choose another name")
 
@@ -182,6 +183,7 @@ def request(args: argparse.Namespace) -> ExportRequest:
         iou_thres=args.iou_thres,
         options=options,
         sample=args.sample,
+        fold=args.fold,
         path=args.output,
         project=Path(args.project),
         name=args.name,

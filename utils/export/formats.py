@@ -5,49 +5,27 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models import Darknet, fuse
-from utils.checkpoint import LoadedModel, load_model, write_checkpoint
-from utils.cli import log
-from utils.darknet import weights as weights_file
+from utils.checkpoint import load_model, write_checkpoint
 from utils.darknet.cfg import format_network
-from utils.darknet.opencv import opencv_warning
 from utils.detection.decode import decode
-from utils.errors import InfeasibleError
 from utils.export.agreement import TOLERANCES, Agreement, compare, onnx_agreement, parts, picture, raw_heads
+from utils.export.darknet_format import make_darknet
+from utils.export.made import Made, Subject, check_same, read_back
 from utils.export.request import SUFFIXES, ExportRequest
 from utils.files import atomic_path, atomic_write_bytes
 from utils.model_files import ModelFiles
-from utils.runtime.metadata import Metadata
 
 
-class Subject(NamedTuple):
-    """What is exported."""
-
-    loaded: LoadedModel
-    model: Darknet
-    """On the network of `metadata`, in evaluation mode."""
-    metadata: Metadata
-
-
-class Made(NamedTuple):
-    """A file that can be written."""
-
-    agreement: Agreement
-    write: Callable[[Path], None]
-    facts: Mapping[str, Any]
-    """What --json says of the format."""
-
-
-def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
-    """ONNX, emitted from the blocks and compared in onnxruntime."""
+def emit_onnx(subject: Subject, asked: ExportRequest) -> tuple[bytes, Agreement, dict[str, object]]:
+    """An ONNX file emitted from the blocks and compared in onnxruntime; how far it is off, and facts for --json."""
     import onnx
 
     from utils.export.codes import codes_of
@@ -65,7 +43,30 @@ def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
     facts = {"opset": asked.options.opset, "batch": batch, "mish": asked.options.mish}
     if agreement.layers is not None:
         facts |= agreement.layers._asdict()
+    return data, agreement, facts
+
+
+def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
+    """ONNX."""
+    data, agreement, facts = emit_onnx(subject, asked)
     return Made(agreement, lambda path: atomic_write_bytes(path, data), facts)
+
+
+def make_openvino(subject: Subject, asked: ExportRequest) -> Made:
+    """OpenVINO's own files, made of the ONNX file in memory; weights in float16 are rounded last."""
+    from utils.export import openvino_format
+
+    metadata = subject.metadata
+    plain = replace(metadata, precision="float32") if metadata.precision == "float16" else metadata
+    data, _, facts = emit_onnx(subject._replace(metadata=plain), asked)
+    return openvino_format.make_openvino(subject, asked, data, facts)
+
+
+def make_ncnn(subject: Subject, asked: ExportRequest) -> Made:
+    """Files of ncnn."""
+    from utils.export import ncnn_format
+
+    return ncnn_format.make_ncnn(subject, asked)
 
 
 def make_tensorrt(subject: Subject, asked: ExportRequest) -> Made:
@@ -123,21 +124,6 @@ def make_torchscript(subject: Subject, asked: ExportRequest) -> Made:
     return Made(agreement, lambda path: atomic_write_bytes(path, saved.getbuffer()), {"batch": 1})
 
 
-def make_weights(subject: Subject, asked: ExportRequest) -> Made:
-    """Darknet's .weights, read back and compared value by value."""
-    network = subject.metadata.network
-    arrays = {key: value.numpy() for key, value in subject.model.state_dict().items()}
-
-    def write(path: Path) -> None:
-        with atomic_path(path) as temporary:
-            weights_file.write(temporary, network, arrays)
-            check_same(path, arrays, weights_file.read(temporary, network))
-
-    if warning := opencv_warning(network):
-        log(warning)
-    return Made(_read_back(), write, {})
-
-
 def make_checkpoint(subject: Subject, asked: ExportRequest) -> Made:
     """A .pt of this suite, read back and compared value by value."""
     state = {key: value.contiguous() for key, value in subject.model.state_dict().items()}
@@ -157,29 +143,16 @@ def make_checkpoint(subject: Subject, asked: ExportRequest) -> Made:
             arrays = {key: value.numpy() for key, value in state.items()}
             check_same(path, arrays, {key: value.numpy() for key, value in back.items()})
 
-    return Made(_read_back(), write, {})
-
-
-def _read_back() -> Agreement:
-    return Agreement(0.0, 0.0, 0.0, f"PyTorch {torch.__version__}")
-
-
-def check_same(path: Path, written: Mapping[str, np.ndarray], read: Mapping[str, np.ndarray]) -> None:
-    """Refuse a file that does not give back what was put in.
-
-    Raises:
-        InfeasibleError: names the tensor.
-    """
-    for key, array in read.items():
-        if not np.array_equal(array, written[key]):
-            raise InfeasibleError(f"{path}: {key} comes back with other values; nothing is written")
+    return Made(read_back(), write, {})
 
 
 FORMATS: dict[str, Callable[[Subject, ExportRequest], Made]] = {
     "onnx": make_onnx,
+    "ncnn": make_ncnn,
+    "openvino": make_openvino,
     "tensorrt": make_tensorrt,
     "torchscript": make_torchscript,
-    "weights": make_weights,
+    "darknet": make_darknet,
     "pt": make_checkpoint,
     "fpga": make_fpga,
 }

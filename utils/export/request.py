@@ -10,13 +10,33 @@ from typing import Any
 from utils.model_files import ModelFiles
 from utils.runtime.names import Names
 
-SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "torchscript": ".torchscript", "weights": ".weights", "pt": ".pt",
-            "fpga": ".fpga"}  # fmt: skip
+SUFFIXES = {"onnx": ".onnx", "ncnn": ".ncnn.param", "openvino": ".xml", "tensorrt": ".onnx",
+            "torchscript": ".torchscript", "darknet": ".weights", "pt": ".pt", "fpga": ".fpga"}  # fmt: skip
 """Formats and how their files end; .fpga is a folder."""
-PAIRS = ("weights", "pt")
+ALIASES = {"weights": "darknet"}
+"""Other names of formats."""
+PAIRS = ("darknet", "pt")
 """Formats whose files have a cfg beside them."""
-PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "onnxruntime")}
+COMPANIONS = {"ncnn": (".bin", ".json"), "openvino": (".bin",), **dict.fromkeys(PAIRS, (".cfg",))}
+"""Last suffixes of the files that belong to the one that is named."""
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "onnxruntime"), "ncnn": ("onnx", "ncnn"),
+            "openvino": ("onnx", "onnxruntime", "openvino")}  # fmt: skip
 """What a format needs beside the suite's own packages."""
+ONNX_LIKE = ("onnx", "openvino", "tensorrt")
+"""Formats that are ONNX files or made of them."""
+GOES_WITH = {
+    "--int8": ("onnx", "openvino", "tensorrt"),
+    "--nms": ("onnx", "tensorrt"),
+    "--multi-label": ("onnx", "tensorrt"),
+    "--opset": ONNX_LIKE,
+    "--dynamic-batch": ONNX_LIKE,
+    "--half": ("onnx", "ncnn", "openvino"),
+    "--mish": ONNX_LIKE,
+    "--decode": (*ONNX_LIKE, "torchscript"),
+    "--sample": ("fpga",),
+    "--fold": ("darknet",),
+}
+"""Flags and the formats they go with."""
 OPSETS = range(13, 22)
 """Versions of ONNX's operators that onnx 1.16 and onnxruntime 1.18 know, the oldest ones that will do."""
 DEFAULT_OPSET = 17
@@ -65,6 +85,8 @@ class ExportRequest:
     options: OnnxOptions = OnnxOptions()
     sample: Path | None = None
     """Picture whose codes a folder of --format fpga has; None: a random one."""
+    fold: bool = False
+    """Darknet files without batch normalisations."""
     path: Path | None = None
     """The file to write; None: model.SUFFIX in a new run directory."""
     project: Path = Path("runs/export")

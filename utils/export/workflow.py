@@ -13,10 +13,11 @@ from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InputError
-from utils.export.formats import FORMATS, Made, Subject
+from utils.export.formats import FORMATS
 from utils.export.fpga import check_shifts
 from utils.export.integers import check_integers
-from utils.export.request import PAIRS, SUFFIXES, ExportRequest
+from utils.export.made import Made, Subject
+from utils.export.request import COMPANIONS, ONNX_LIKE, PAIRS, SUFFIXES, ExportRequest
 from utils.files import atomic_write_text
 from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import RunDirectory
@@ -75,7 +76,7 @@ def check_quantization(asked: ExportRequest, settings: QuantSettings | None) -> 
     elif asked.options.int8:
         check_integers(settings, asked.files.weights, asked.format == "tensorrt")
     elif settings is not None:
-        way = "add --int8" if asked.format == "onnx" else "take --format onnx --int8"
+        way = "add --int8" if asked.format in ONNX_LIKE else "take --format onnx --int8"
         way = "take --format fpga" if settings.kernels.power_of_two else way
         raise InputError(f"{asked.files.weights}: is quantized, and this file would be float; {way}, or give the "
                          "weights it was made from")  # fmt: skip
@@ -102,7 +103,7 @@ def write(asked: ExportRequest, network: Network, made: Made) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     made.write(path)
     if asked.format in PAIRS:
-        atomic_write_text(path.with_suffix(".cfg"), format_network(network))
+        atomic_write_text(path.with_suffix(".cfg"), format_network(made.network or network))
     return path
 
 
@@ -122,6 +123,8 @@ def describe(asked: ExportRequest, metadata: Metadata, made: Made, path: Path) -
     }
     if asked.format in PAIRS:
         return document | {"cfg": str(path.with_suffix(".cfg"))}
+    files = [str(path.with_suffix(suffix)) for suffix in COMPANIONS.get(asked.format, ())]
+    document |= {"files": files} if files else {}
     return document | {"output": metadata.output, "precision": metadata.precision, **made.facts}
 
 

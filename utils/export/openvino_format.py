@@ -1,0 +1,104 @@
+"""export.py --format openvino: OpenVINO's own files made of the ONNX file, compared before they are written."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from utils.detection.decode import decode
+from utils.errors import InfeasibleError
+from utils.export.agreement import TOLERANCES, Agreement, Arrays, compare, parts, picture, raw_heads
+from utils.export.made import Made, Subject
+from utils.export.request import ExportRequest
+from utils.files import atomic_write_bytes
+from utils.runtime.engines import OPENVINO_PLACES, Engine, first_line, openvino_engine
+from utils.runtime.exported import DIGEST, sha256
+from utils.runtime.metadata import Metadata
+from utils.runtime.openvino_file import SECTION
+
+MOST_INT8 = 0.1
+"""√(Σ(a − b)² / Σa²) of a head, at most, between OpenVINO's integers and the simulation. Sums that saturate in 16 bits,
+or signed activations, which OpenVINO 2026.4 computes wrong on x86, give 0.2 and more."""
+
+
+def make_openvino(subject: Subject, asked: ExportRequest, onnx: bytes, facts: dict[str, object]) -> Made:
+    """NAME.xml and NAME.bin.
+
+    Args:
+        subject: the network.
+        asked: what was asked for.
+        onnx: its ONNX file, which was proved.
+        facts: what --json says of that.
+
+    Raises:
+        InfeasibleError: OpenVINO cannot read it, or computes something else.
+    """
+    metadata, batch = subject.metadata, None if asked.options.dynamic_batch else 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        save(onnx, path, metadata)
+        contents = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".bin", ".xml")}
+        engine = openvino_engine(path, metadata.tensors, batch, torch.get_num_threads())
+        agreement = agree(engine, subject, 2 if batch is None else 1)
+
+    def write(path: Path) -> None:
+        for suffix, data in contents.items():  # what is named comes last: it is never without the other
+            atomic_write_bytes(path.with_suffix(suffix), data)
+
+    return Made(agreement, write, {**facts, "bytes": sum(map(len, contents.values()))})
+
+
+def save(onnx: bytes, path: Path, metadata: Metadata) -> None:
+    """Write NAME.xml and NAME.bin, twice: the xml has the digest of the other, whose bytes do not depend on it.
+
+    Raises:
+        InfeasibleError: OpenVINO has no form for an operator.
+    """
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(onnx)
+    except RuntimeError as failure:
+        raise InfeasibleError(f"--format openvino: OpenVINO {openvino.__version__} cannot read the ONNX file: "
+                              f"{first_line(failure, OPENVINO_PLACES)}") from None  # fmt: skip
+    model.set_rt_info(metadata.properties(), [SECTION])
+    weights, half = path.with_suffix(".bin"), metadata.precision == "float16"
+    openvino.save_model(model, path, compress_to_fp16=half)
+    model.set_rt_info(sha256(weights), [SECTION, DIGEST])
+    openvino.save_model(model, path, compress_to_fp16=half)
+
+
+def agree(engine: Engine, subject: Subject, count: int) -> Agreement:
+    """Compare what OpenVINO puts out with PyTorch.
+
+    Raises:
+        InfeasibleError: they differ.
+    """
+    metadata = subject.metadata
+    images = picture(metadata, count)
+    want, found = raw_heads(subject.model, images), engine(images.numpy())
+    if metadata.output == "rows":
+        rows = decode([torch.from_numpy(head) for head in want], metadata.network.yolos, metadata.size)
+        want, found = parts(rows.numpy()), parts(found[0])
+    gaps = compare(want, found)
+    if metadata.precision != "int8":
+        agreement = Agreement(*gaps, TOLERANCES[metadata.precision], engine.name)
+    else:
+        agreement = Agreement(gaps[0], relative(want, found), MOST_INT8, engine.name)
+    agreement.check("--format openvino")
+    return agreement
+
+
+def relative(want: Arrays, found: Arrays) -> float:
+    """√(Σ(a − b)² / Σa²) of the worst array; infinite where shapes differ."""
+    if [array.shape for array in want] != [array.shape for array in found]:
+        return float("inf")
+    return max(_norm(a - b) / max(_norm(a), np.finfo(np.float32).tiny) for a, b in zip(want, found, strict=True))
+
+
+def _norm(values: NDArray[np.floating]) -> float:
+    return float(np.linalg.norm(values.astype(np.float64)))
