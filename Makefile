@@ -1,4 +1,5 @@
-# make demo    builds a picture set, trains a small detector on it, tests it and draws its boxes (about five minutes)
+# make demo    draws a picture set, trains a small detector on it, compresses it to an int8 file and makes a page about
+#              it all (some ten minutes); killed, it goes on where it was
 # make test    runs the tests
 # make lint    runs the linter and the format check
 # make setup   only builds .venv with what the scripts need
@@ -16,8 +17,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_F
 
 DEMO := runs/demo
 DEMO_CFG := cfg/demo.cfg
-DEMO_DATA_FLAGS ?=
-DEMO_TRAIN_FLAGS ?= --hyp data/hyp.demo.yaml --epochs 20 --batch-size 16 --seed 0 --workers 0 --cache-images
+DEMO_FLAGS ?= --recipe data/recipes/demo.yaml
 
 .PHONY: help setup demo test lint clean
 .DELETE_ON_ERROR:
@@ -39,21 +39,26 @@ $(VENV)/.run.stamp: requirements.txt constraints.txt | $(VENV)/bin/pip
 	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
+$(VENV)/.export.stamp: requirements.txt requirements-export.txt constraints.txt | $(VENV)/bin/pip
+	@echo "setting up $(VENV) from requirements.txt and requirements-export.txt; the first time takes some minutes" >&2
+	@$(PIP_INSTALL) -r requirements.txt -r requirements-export.txt
+	@touch $(VENV)/.run.stamp $@
+
 # All at once, so that pip chooses one version that suits every file.
 $(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.txt requirements-search.txt constraints.txt | $(VENV)/bin/pip
 	@echo "setting up $(VENV) for tests and export; the first time takes some minutes" >&2
 	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt -r requirements-search.txt
-	@touch $(VENV)/.run.stamp $@
+	@touch $(VENV)/.run.stamp $(VENV)/.export.stamp $@
 
-# The picture set is drawn once; the run and the pictures with boxes are made anew each time.
-demo: $(VENV)/.run.stamp
-	$(RUN) -m utils.data.toy --output $(DEMO)/data $(DEMO_DATA_FLAGS)
-	$(RUN) train.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_TRAIN_FLAGS) --project $(DEMO) --name train --exist-ok
+# What is finished is not made again; `make clean` begins anew.
+demo: $(VENV)/.export.stamp
+	$(RUN) -m utils.data.toy --output $(DEMO)/data
+	$(RUN) compress.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_FLAGS) --project $(DEMO) --name journey
 	@rm -rf $(DEMO)/detect
-	$(RUN) detect.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt \
-	    --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
-	$(RUN) test.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data --weights $(DEMO)/train/weights/best.pt --verbose
-	@echo "pictures with boxes: $(DEMO)/detect"
+	$(RUN) detect.py --weights $(DEMO)/journey/int8/model.onnx --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
+	$(RUN) -m benchmarks.compare --time --data $(DEMO)/data/toy.data trained=$(DEMO)/journey/float/model.onnx \
+	    "pruned, 8 bits=$(DEMO)/journey/int8/model.onnx"
+	@echo "pictures with boxes: $(DEMO)/detect; the page: $(DEMO)/journey/report/index.html"
 
 # One thread in each of the workers of pytest-xdist: more would fight for the same cores.
 test: $(VENV)/.dev.stamp
