@@ -58,7 +58,7 @@ demo: $(VENV)/.export.stamp
 	$(RUN) detect.py --weights $(DEMO)/journey/int8/model.onnx --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
 	$(RUN) -m benchmarks.compare --time --data $(DEMO)/data/toy.data trained=$(DEMO)/journey/float/model.onnx \
 	    "pruned, 8 bits=$(DEMO)/journey/int8/model.onnx"
-	@echo "pictures with boxes: $(DEMO)/detect; the page: $(DEMO)/journey/report/index.html"
+	@echo "pictures with boxes: $(DEMO)/detect; the page: $(DEMO)/journey/report/report.html"
 
 # One thread in each of the workers of pytest-xdist: more would fight for the same cores.
 test: $(VENV)/.dev.stamp
