@@ -7,7 +7,8 @@ the second what a user gets.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Integers:
 
 
 AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
+DIFFERENCES = ("map50_difference", "map50_95_difference")
 ROWS = {
     "bccd-int8": Integers(
         "bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", "bccd-yolov4-tiny", (*AWARE, "--epochs", "6")
@@ -121,3 +123,27 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
         f"MB of the file; a .pt holds float weights. {document['machine']}, {document['threads']} threads, PyTorch "
         f"{document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.", "",
     ]  # fmt: skip
+
+
+def mean_section(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of docs/results.md for the mean over all rows, when these are there."""
+    if any(name not in stored for name in ROWS):
+        return []
+    documents = [stored[name]["networks"] for name in ROWS]
+    rows = []
+    for networks in zip(*documents, strict=True):
+        figures = [mean_difference([network[key] for network in networks]) for key in DIFFERENCES]
+        rows.append((networks[0]["network"], *(signed(figure) if any(figure) else None for figure in figures)))
+    what = ("Differences to the float network, mean of both sets. Their bootstraps are independent: the distances "
+            "from a mean to the ends of its interval are the roots of the sums of squares, over 2.")  # fmt: skip
+    return ["## int8: mean of the data sets", "", what, "", markdown_table(("", "AP50", "AP50-95"), rows), ""]
+
+
+def mean_difference(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean of independent figures [value, low, high], and its interval."""
+    count = len(differences)
+    value = sum(difference[0] for difference in differences) / count
+    below, above = (
+        math.hypot(*(difference[end] - difference[0] for difference in differences)) / count for end in (1, 2)
+    )
+    return value, value - below, value + above

@@ -76,6 +76,7 @@ def write_page() -> None:
     parts += lessons.section(stored)
     for kind, module in KINDS:
         parts += [line for name in kind if name in stored for line in module.section(name, stored[name])]
+    parts += integers.mean_section(stored)
     atomic_write_text(PAGE, "\n".join(parts).rstrip() + "\n")
     log(f"wrote {PAGE.relative_to(ROOT)}")
 
