@@ -19,7 +19,7 @@ from utils.errors import NumericsError
 from utils.layers import Computing
 from utils.quantization.attach import Phase, set_phase
 from utils.quantization.grid import Grid
-from utils.quantization.observers import Histogram, Observer, Range
+from utils.quantization.observers import Curve, Histogram, Observer, Range
 from utils.quantization.quantizers import ActivationQuantizer
 
 
@@ -57,7 +57,7 @@ class Statistics:
         """Set the bounds of a model's quantizers, which are changed; those of pictures are 0 and 1 always."""
         self._set(model.quantize_image, Range(0.0, 1.0))
         for point, quantizer in quantizers(model):
-            curve = model.layers[point.block].activation if point.before else None
+            curve = curve_behind(model, point)
             key = (point, quantizer.grid, observer)
             if key not in self._found:
                 self._found[key] = observer(self.histograms[point], quantizer.grid, curve)
@@ -67,6 +67,14 @@ class Statistics:
         for buffer, value in ((quantizer.low, bounds.low), (quantizer.high, bounds.high),
                               (quantizer.seen, self.pictures)):  # fmt: skip
             buffer.fill_(value)
+
+
+def curve_behind(model: Darknet, point: Point) -> Curve | None:
+    """What is made of the values at a point: the activation function, or of a head's logits what decoding makes."""
+    if point.before:
+        return Curve(model.layers[point.block].activation, again=True)
+    head = model.blocks[point.block + 1] if point.block + 1 in model.network.heads else None
+    return None if head is None or head.new_coords else Curve(torch.sigmoid, again=False)
 
 
 @torch.no_grad()

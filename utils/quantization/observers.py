@@ -9,14 +9,15 @@ ranges it tries and what it counts as a cost; with h_i values near x_i in bin i,
     cosine        1 − Σ h_i x_i x̂_i / √(Σ h_i x_i² · Σ h_i x̂_i²); over powers of two as in SpursLipu's suite
     entropy       KL(P ‖ Q) (Migacz, "8-bit inference with TensorRT", 2017)
 
-Where an integer kernel rounds what an activation function f gets as well as what it gives, `mse` and `cosine` compare
-f(x) with what comes out: below −1 mish is nearly flat, so what is clipped there costs next to nothing.
+`mse` and `cosine` compare what is made of the values, f(x) and f(x̂), where that is known. An integer kernel that rounds
+what an activation function gets, too: below −4 mish is flat, so what is clipped there costs next to nothing. And a
+head: its logits go through the logistic function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -39,11 +40,14 @@ SMOOTHING = 1e-4
 """Share of Q that is spread evenly, so that no bin of it is empty; as in ONNX Runtime."""
 GOLDEN = 0.6180339887498949
 
-Curve = Callable[[Tensor], Tensor]
-Observer = Callable[["Histogram", Grid, Curve | None], "Range"]
-"""Called with the values, the grid, and the activation function behind them if its result is rounded, too."""
-Cost = Callable[["Histogram", Tensor, Tensor, Grid, Curve | None], Tensor]
-"""Of K ranges from `low` [K] to `high` [K]: [K]."""
+
+@dataclass(frozen=True)
+class Curve:
+    """What is made of the values."""
+
+    function: Callable[[Tensor], Tensor]
+    again: bool
+    """Whether its result is rounded to the same grid."""
 
 
 class Range(NamedTuple):
@@ -88,6 +92,12 @@ class Histogram:
         """The value that this share of the values does not exceed."""
         reached = torch.searchsorted(self.counts.cumsum(0), share * self.counts.sum())
         return (min(int(reached), BINS - 1) - self.zero) * self.step
+
+
+Observer = Callable[[Histogram, Grid, Curve | None], Range]
+"""The range of the values of a histogram on a grid, that are handed to a curve, if it is known to which."""
+Cost = Callable[[Histogram, Tensor, Tensor, Grid, Curve | None], Tensor]
+"""Of K ranges from `low` [K] to `high` [K]: [K]."""
 
 
 def whole(histogram: Histogram, grid: Grid, curve: Curve | None = None) -> Range:
@@ -144,7 +154,8 @@ def divergence(histogram: Histogram, low: Tensor, high: Tensor, grid: Grid, curv
     """KL(P ‖ Q), [K].
 
     P are the values inside a range, with those beyond added to its end bins; in Q the values inside that share a code
-    are spread evenly over the bins that had any. Good where values have one bulk, poor for heavy one-sided tails.
+    are spread evenly over the bins that had any. A range of fewer bins than codes says nothing and is not taken. Good
+    where values have one bulk, poor for heavy one-sided tails.
     """
     q, lowest, highest = _codes(histogram, low, high, grid)
     return torch.stack([_divergence(histogram.counts, row, lowest, highest) for row in q])
@@ -152,6 +163,8 @@ def divergence(histogram: Histogram, low: Tensor, high: Tensor, grid: Grid, curv
 
 def _divergence(counts: Tensor, q: Tensor, lowest: int, highest: int) -> Tensor:
     inside = (q >= lowest) & (q <= highest)
+    if int(inside.sum()) < highest - lowest:
+        return torch.tensor(torch.inf, dtype=torch.float64)
     own, code = counts[inside], (q[inside] - lowest).long()
     p = own.clone()
     p[0] += counts[q < lowest].sum()
@@ -184,7 +197,10 @@ def _outcomes(
     scale, each = _scales(low, high, grid)
     x = histogram.values[None]
     found = fake_quantize(x.expand(len(low), -1), scale, each)
-    return (x, found) if curve is None else (curve(x.clone()), fake_quantize(curve(found), scale, each))
+    if curve is None:
+        return x, found
+    made = curve.function(found)
+    return curve.function(x.clone()), fake_quantize(made, scale, each) if curve.again else made
 
 
 OBSERVERS: Mapping[str, Observer] = {

@@ -67,7 +67,7 @@ def write(
         document: of --json.
     """
     entries = document["layers"]
-    run.write_json("plan.json", document)
+    run.write_json("quantize.json", document)
     run.write_text("layers.csv", csv_table(TITLES, [[entry[title] for title in TITLES] for entry in entries]))
     bars = [LayerNoise(str(entry["block"]), entry["sqnr_db"], entry["alone_db"], entry["bits"] == FLOAT_BITS)
             for entry in entries]  # fmt: skip

@@ -1,6 +1,7 @@
 """What rounding does to each convolution: signal and noise in it, and what it alone does to the heads.
 
-The measure is SQNR = 10 log₁₀ (Σ x² / Σ (x − x̂)²) dB, with x of the float network and x̂ of the rounded one.
+The measure is SQNR = 10 log₁₀ (Σ x² / Σ (x − x̂)²) dB, with x of the float network and x̂ of the rounded one. Heads are
+measured behind the logistic function that decoding begins with: how far below 0 the logit of nothing lies, is nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models import Darknet, Outputs
+from models import Darknet
 from utils.layers import ConvBlock
 from utils.quantization.attach import Phase, set_phase
+from utils.quantization.calibrate import Point, curve_behind
 
 
 class Noise:
@@ -54,13 +56,13 @@ def block_noise(model: Darknet, images: Iterable[Tensor]) -> dict[int, float | N
         signals = model(batch, features=blocks).features
         set_phase(model, Phase.FROZEN)
         for index, rounded in model(batch, features=blocks).features.items():
-            found[index].add(signals[index], rounded)
+            found[index].add(*(_decoded(model, index, x) for x in (signals[index], rounded)))
     return {index: noise.decibels for index, noise in found.items()}
 
 
 @torch.no_grad()
 def head_noise(model: Darknet, images: Sequence[Tensor]) -> dict[int, float | None]:
-    """SQNR of the raw heads when one convolution alone is rounded, the rest being float; by block.
+    """SQNR of all heads when one convolution alone is rounded, the rest being float; by block.
 
     What is rounded is what would not be if the block were kept float (`QuantSettings.kept`): its weights, what its
     activation function gets, and the output of a head. What it hands on is rounded either way, and left out.
@@ -78,16 +80,18 @@ def head_noise(model: Darknet, images: Sequence[Tensor]) -> dict[int, float | No
         layer.quantize_output.rounding = layer.quantize_output.twice or index + 1 in heads
         noise = Noise()
         for batch, signal in zip(images, signals, strict=True):
-            _add_heads(noise, signal, model(batch))
+            for at, *pair in zip(heads, signal.heads, model(batch).heads, strict=True):
+                noise.add(*(_decoded(model, at - 1, x) for x in pair))
         found[index] = noise.decibels
         set_phase(model, Phase.OFF)
     set_phase(model, Phase.FROZEN)
     return found
 
 
-def _add_heads(noise: Noise, signal: Outputs, rounded: Outputs) -> None:
-    for one, other in zip(signal.heads, rounded.heads, strict=True):
-        noise.add(one, other)
+def _decoded(model: Darknet, block: int, x: Tensor) -> Tensor:
+    """The output of a block; of a head what is made of it."""
+    curve = curve_behind(model, Point(block))
+    return x if curve is None else curve.function(x)
 
 
 def ranking(decibels: Mapping[int, float | None]) -> tuple[int, ...]:
