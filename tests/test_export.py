@@ -39,6 +39,7 @@ from utils.export.blocks import EMITTERS
 from utils.export.onnx_model import onnx_model
 from utils.export.request import MISH_FORMS, OPSETS, OnnxOptions
 from utils.layers import LAYERS
+from utils.quantization.scheme import QuantSettings
 from utils.runtime.engines import darknet_heads, onnxruntime_engine
 from utils.runtime.metadata import Metadata, read_metadata
 from utils.runtime.onnx_file import read_onnx
@@ -500,9 +501,7 @@ def test_a_quantized_checkpoint_is_refused(call, tmp_path, monkeypatch):
     load = workflow.load_model
 
     def quantized(files):
-        loaded = load(files)
-        loaded.model.quantize_image = torch.nn.BatchNorm1d(1)
-        return loaded
+        return replace(load(files), quantization=QuantSettings())
 
     monkeypatch.setattr(workflow, "load_model", quantized)
     with pytest.raises(InputError, match=r"a\.pt: is quantized"):
