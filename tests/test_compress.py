@@ -164,9 +164,7 @@ def test_another_journey_and_changed_files_are_refused(tmp_path):
     journey = Journey(recipe, tmp_path / "j", "d.data", "n.cfg", None)
     done = journey.finish(Scripts())
     other = Journey(recipe, tmp_path / "j", "other.data", "n.cfg", None)
-    with pytest.raises(
-        InputError, match=r"holds another journey, whose stage train is `python train\.py --data"
-    ):
+    with pytest.raises(InputError, match=r"holds another journey, whose stage train is `python train\.py --data"):
         other.finish(Scripts())
     Path(done[2]["made"]).write_text("changed")
     with pytest.raises(InputError, match=r"model\.pt: is missing or was changed since stage prune"):
