@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,7 +106,10 @@ def test_json_is_one_document_with_its_schema(capsys):
         cli.print_json({"map50": float("nan")})
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "detect.py"])
+SCRIPTS = sorted(path.name for path in Path(__file__).parent.parent.glob("*.py") if path.name != "models.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_has_an_example_and_imports_no_torch(root, script):
     code = f"import sys, runpy; sys.argv = [{script!r}, '--help']\n"
     code += f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit: pass\n"

@@ -17,7 +17,7 @@ PICTURES = 128
 """Calibration pictures unless --calib says how many, if there are as many."""
 OBSERVED: Mapping[str, str] = {
     "minmax": "the whole range",
-    "percentile": "all but 0.001 % of the values at either end",
+    "percentile": "all but a hundred-thousandth of the values at either end",
     "mse": "least square error of what is handed on",
     "entropy": "least Kullback-Leibler divergence, as TensorRT",
     "cosine": "smallest angle between what is handed on and what is in float",
