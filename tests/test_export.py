@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tests.random_nets import networks
 from tests.test_models import lively
 from tests.test_oracle_opencv import TOLERANCE, difference
 from tests.test_random_networks import examples
-from utils.checkpoint import origin, read_checkpoint, write_checkpoint
+from utils.checkpoint import load_model, origin, read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import ACTIVATIONS, Network
@@ -39,6 +40,7 @@ from utils.export.blocks import EMITTERS
 from utils.export.onnx_model import onnx_model
 from utils.export.request import MISH_FORMS, OPSETS, OnnxOptions
 from utils.layers import LAYERS
+from utils.model_files import choose_model
 from utils.quantization.scheme import QuantSettings
 from utils.runtime.engines import darknet_heads, onnxruntime_engine
 from utils.runtime.metadata import Metadata, read_metadata
@@ -46,6 +48,7 @@ from utils.runtime.onnx_file import read_onnx
 
 CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-csp",
         "yolov4-leaky", "yolov4-leaky-spp557", "yolov4-tiny")  # fmt: skip
+NEEDS_OPENVINO = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
 QUICK = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov4-tiny")
 
 
@@ -357,11 +360,15 @@ def test_a_checkpoint_brings_cfg_names_and_lineage(call, tmp_path):
     ("--nms", "--dynamic-batch", "--conf-thres", "0", "--iou-thres", "1"), ("--half",), ("--half", "--decode"),
     ("--opset", "13"), ("--opset", "21", "--mish", "op"), ("--mish", "softplus"),
     ("--format", "torchscript"), ("--format", "torchscript", "--decode"),
+    ("--format", "ncnn"), ("--format", "ncnn", "--half"), ("--format", "darknet", "--fold"),
+    *(pytest.param(("--format", "openvino", *more), marks=NEEDS_OPENVINO)
+      for more in ((), ("--half",), ("--decode", "--dynamic-batch"))),
 ], ids=" ".join)  # fmt: skip
 def test_every_kind_of_file_is_proved_and_written(call, tmp_path, flags):
     document = call(*DARKNET, *flags)
     assert document["error"] <= document["tolerance"]
-    assert (tmp_path / document["path"]).stat().st_size == document["bytes"]
+    files = [document["path"], *document.get("files", ())]
+    assert sum((tmp_path / file).stat().st_size for file in files) == document["bytes"]
 
 
 def test_torchscript_computes_the_same_and_carries_metadata(call, tmp_path):
@@ -373,6 +380,32 @@ def test_torchscript_computes_the_same_and_carries_metadata(call, tmp_path):
     with torch.inference_mode():
         assert_same(heads_of(lively(tiny()), images), [head.numpy() for head in module(images)], 1e-5)
     assert json.loads(json.loads(extra["metadata.json"])["names"]) == ["cat", "dog"]
+
+
+def test_a_folded_network_computes_the_same_without_batch_normalisation(call, tmp_path):
+    document = call("--weights", "a.pt", "--format", "darknet", "--fold", "--output", "f.weights")
+    assert document["format"] == "darknet"
+    network = cfg_file.load(tmp_path / "f.cfg")
+    assert not any(getattr(block, "batch_normalize", False) for block in network.blocks)
+    folded = load_model(choose_model(network, "f.weights")).model.eval()
+    images = pictures(network)
+    assert_same(heads_of(lively(tiny()), images), heads_of(folded, images), 1e-5)
+
+
+def test_folding_gives_opencv_the_blocks_it_does_not_read(call, tmp_path, capsys):
+    """A [depthwise] becomes a grouped convolution, and every convolution has a bias."""
+    network = one_head("[depthwise]\nsize=3\npad=1\nbatch_normalize=1\nactivation=leaky\n",
+                       "[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n")  # fmt: skip
+    (tmp_path / "d.cfg").write_text(format_network(network))
+    model = lively(network)
+    weights_file.write("d.weights", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    files = ("--cfg", "d.cfg", "--weights", "d.weights", "--format", "darknet")
+    call(*files, "--fold", "--output", "f.weights")
+    assert "OpenCV" not in capsys.readouterr().err
+    assert opencv_warning(cfg_file.load(tmp_path / "f.cfg")) is None
+    folded = load_model(choose_model(cfg_file.load(tmp_path / "f.cfg"), "f.weights")).model.eval()
+    images = pictures(network)
+    assert_same(heads_of(model, images), heads_of(folded, images), 1e-5)
 
 
 def test_weights_to_pt_to_weights_is_the_same_file(call, tmp_path):
@@ -411,7 +444,13 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
     (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
     (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
     (("--format", "pt", "--half"), "--half: goes with --format onnx"),
-    (("--format", "weights", "--decode"), "--decode: goes with --format onnx, tensorrt or torchscript"),
+    (("--format", "ncnn", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
+    (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino or tensorrt"),
+    (("--format", "openvino", "--nms"), "--nms: goes with --format onnx or tensorrt"),
+    (("--fold",), "--fold: goes with --format darknet"),
+    (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
+    (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
+    (("--format", "weights", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
     (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
     (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
     (("--multi-label",), "--multi-label: goes with --nms"),
@@ -427,6 +466,7 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(call, tmp_path, flags, message):
     (tmp_path / "new").mkdir()
+    (tmp_path / "c.ncnn.bin").write_bytes(b"mine")
     (tmp_path / "three.names").write_text("a\nb\nc\n")
     before = left(tmp_path)
     with pytest.raises(InputError) as caught:
@@ -444,17 +484,20 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
     assert not (tmp_path / "b.weights").exists()
 
 
-@pytest.mark.parametrize("flags", [(), ("--decode",), ("--format", "torchscript")], ids=" ".join)
+@pytest.mark.parametrize("flags", [
+    (), ("--decode",), ("--format", "torchscript"), ("--format", "ncnn"), ("--format", "darknet", "--fold"),
+], ids=" ".join)  # fmt: skip
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
-    from utils.export import formats
+    from utils.export import darknet_format, formats, ncnn_format
 
     def wrong(model):
         fused = fuse(model)
         fused.layers[6].conv.weight[0, 0] += 1
         return fused
 
-    monkeypatch.setattr(formats, "fuse", wrong)
+    for module in (formats, ncnn_format, darknet_format):
+        monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
     with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):
         call(*DARKNET, *flags)

@@ -25,6 +25,7 @@ from utils.data.images import write_image
 from utils.errors import InputError, SuiteError, WeightsError
 from utils.evaluation import detect as decoded
 from utils.model_files import ModelFiles
+from utils.runtime.choice import KINDS as KINDS_OF
 from utils.runtime.choice import RuntimeFiles, choose_runtime
 from utils.runtime.engines import Engine
 from utils.runtime.load import ForeignModel, load
@@ -34,6 +35,14 @@ NAMES = ("cat", "dog")
 COUNT = 5
 CPU = torch.device("cpu")
 DARKNET = ("--cfg", "a.cfg", "--weights", "a.weights")
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+OTHERS = {"a.ncnn.param": ("--format", "ncnn")}
+if HAS_OPENVINO:
+    OTHERS |= {
+        "a.xml": ("--format", "openvino"),
+        "rows.xml": ("--format", "openvino", "--decode", "--dynamic-batch"),
+    }
 NEEDS_IMPORTER = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
 )
@@ -55,6 +64,8 @@ def made(tmp_path_factory):
         for name, flags in {"a": (), "dynamic": ("--dynamic-batch",), "rows": ("--decode",), "nms": ("--nms",),
                             "stretch": ("--stretch",), "wide": ("--img_size", "32", "64")}.items():  # fmt: skip
             export.main(["--weights", "a.pt", "--output", f"{name}.onnx", *flags])
+        for name, flags in OTHERS.items():
+            export.main(["--weights", "a.pt", "--output", name, *flags])
         rng = np.random.default_rng(0)
         for place in ("images", "labels"):
             Path(place).mkdir()
@@ -137,7 +148,15 @@ KINDS = {
     "OpenCV, onnx": ("--weights", "a.onnx", "--runtime", "opencv"),
     "OpenCV, decoded": ("--weights", "rows.onnx", "--runtime", "opencv"),
     "OpenCV, Darknet": (*DARKNET, "--runtime", "opencv"),
+    "ncnn": ("--weights", "a.ncnn.param"),
+    "ncnn, with its cfg": ("--weights", "a.ncnn.param", "--cfg", "a.cfg", "--runtime", "ncnn"),
 }
+if HAS_OPENVINO:
+    KINDS |= {
+        "OpenVINO": ("--weights", "a.xml"),
+        "OpenVINO, any batch, decoded": ("--weights", "rows.xml", "--runtime", "openvino"),
+        "OpenVINO, onnx": ("--weights", "a.onnx", "--runtime", "openvino"),
+    }
 CASES = [pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
          for name, flags in KINDS.items()]  # fmt: skip
 
@@ -190,9 +209,16 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
     (("--weights", "a.onnx", "--augment"), "--augment: looks at pictures of several sizes, and a.onnx takes one"),
     (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
     (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
-    (("--weights", "a.onnx", "--runtime", "torch"), "--runtime torch: a.onnx is run by onnxruntime, opencv or openvino"),
+    (("--weights", "a.onnx", "--runtime", "torch"), "a.onnx is run by onnxruntime, opencv or openvino; give"),
     (("--weights", "nms.onnx"), "--weights nms.onnx: ends in NMS"),
-    (("--weights", "a.pt", "--runtime", "onnxruntime"), "--runtime onnxruntime: a.pt is no file for it; it runs .onnx files"),
+    (("--weights", "a.ncnn.param", "--img_size", "96"), "--img_size 96 96: a.ncnn.param takes 64 × 64 only"),
+    (("--weights", "a.ncnn.param", "--half"), "--half: ncnn computes as the file says"),
+    (("--weights", "a.ncnn.param", "--runtime", "opencv"), "a.ncnn.param is run by ncnn; it runs .onnx files"),
+    (("--weights", "a.onnx", "--runtime", "ncnn"), "run by onnxruntime, opencv or openvino; it runs .param files"),
+    (("--weights", "a.pt", "--runtime", "ncnn"), "--runtime ncnn: a.pt is no file for it; it runs .param files"),
+    (("--weights", "none.ncnn.param"), "none.ncnn.param: no such file"),
+    (("--weights", "alone.param"), "alone.json: no such file, and it says what alone.param is"),
+    (("--weights", "a.pt", "--runtime", "onnxruntime"), "a.pt is no file for it; it runs .onnx files"),
     (("--weights", "a.pt", "--runtime", "opencv"), "--runtime opencv: a.pt is a .pt file"),
     (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made from another network than other.cfg"),
     (("--weights", "none.onnx"), "none.onnx: no such file"),
@@ -201,6 +227,7 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
 @pytest.mark.parametrize("call", ["measured", "found"])
 def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, flags, message):
     (folder / "other.cfg").write_text(TINY.replace("filters=12", "filters=10"))
+    (folder / "alone.param").write_bytes((folder / "a.ncnn.param").read_bytes())
     with pytest.raises(InputError) as caught:
         request.getfixturevalue(call)(*flags)
     assert message in str(caught.value)
@@ -314,6 +341,102 @@ def test_what_onnxruntime_cannot_read_is_one_line(folder, tmp_path):
         with pytest.raises(WeightsError, match=rf"x\.onnx: {name}.* cannot read it: ") as caught:
             load(choose_runtime(None, str(tmp_path / "x.onnx"), runtime), CPU)
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """Copy the files of a network beside one another under the name x; returns the one that is named."""
+
+    def copy(name: str) -> Path:
+        for path in folder.iterdir():
+            if path.stem == Path(name).stem:
+                foreign(tmp_path / f"x{path.suffix}", path.read_bytes())
+        return tmp_path / f"x{Path(name).suffix}"
+
+    return copy
+
+
+def metadata_of(path: str):
+    return replace(KINDS_OF[Path(path).suffix].read(Path(path)).metadata, lineage=())
+
+
+@pytest.mark.parametrize("name", ["a.ncnn.param", pytest.param("a.xml", marks=NEEDS_OPENVINO)])
+def test_files_for_other_runtimes_say_the_same_of_themselves(folder, name):
+    assert metadata_of(name) == metadata_of("a.onnx")
+    assert KINDS_OF[Path(name).suffix].read(Path(name)).metadata.lineage
+
+
+@pytest.mark.parametrize("suffix", [".param", ".bin"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-5], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
+)
+def test_damaged_ncnn_files_are_refused_before_ncnn_gets_them(copied, suffix, change):
+    path = copied("a.ncnn.param")
+    damaged = path.with_suffix(suffix)
+    damaged.write_bytes(change(damaged.read_bytes()))
+    with pytest.raises(WeightsError, match=rf"x\{suffix}: is not as export.py wrote it"):
+        choose_runtime(None, str(path), None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"sha256": {}}', '{"sha256": {".param": 1, ".bin": 2}}', "[" * 5000]
+)
+def test_a_damaged_description_of_an_ncnn_file_is_one_line(copied, text):
+    path = copied("a.ncnn.param")
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(WeightsError, match=r"x\.") as caught:
+        choose_runtime(None, str(path), None)
+    assert "\n" not in str(caught.value)
+
+
+@NEEDS_OPENVINO
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])
+def test_an_openvino_file_cut_short_is_refused(copied, share):
+    path = copied("a.xml")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(WeightsError, match=r"x\.xml: ") as caught:
+        choose_runtime(None, str(path), None)
+    assert "\n" not in str(caught.value)
+
+
+@NEEDS_OPENVINO
+def test_weights_of_an_openvino_file_that_changed_are_noticed_and_missing_ones_refused(copied):
+    path = copied("a.xml")
+    weights = path.with_suffix(".bin")
+    assert choose_runtime(None, str(path), None).notes == ()
+    data = weights.read_bytes()
+    middle = len(data) // 4  # a kernel
+    weights.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    (note,) = choose_runtime(None, str(path), None).notes
+    assert "x.bin: is not as export.py wrote it" in note
+    weights.unlink()
+    with pytest.raises(WeightsError, match=r"x\.bin: no such file"):
+        choose_runtime(None, str(path), None)
+
+
+@NEEDS_OPENVINO
+def test_an_openvino_file_of_another_program_is_refused(copied):
+    import openvino
+
+    path = copied("a.xml")
+    model = openvino.Core().read_model("a.onnx")
+    openvino.save_model(model, path, compress_to_fp16=False)
+    with pytest.raises(WeightsError, match=r"x\.xml: says neither its network nor its classes: another program"):
+        choose_runtime(None, str(path), None)
+
+
+@pytest.mark.parametrize(("package", "name", "flags"), [
+    ("ncnn", "a.ncnn.param", "-r requirements-export.txt"),
+    pytest.param("openvino", "a.xml", "-r requirements-openvino.txt", marks=NEEDS_OPENVINO),
+])  # fmt: skip
+def test_a_missing_runtime_names_its_requirements(folder, monkeypatch, package, name, flags):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else find(asked))
+    with pytest.raises(InputError, match=rf"needs the package {package}; pip install {flags}"):
+        choose_runtime(None, name, None)
+    with pytest.raises(InputError, match=rf"--format {package}: needs the package {package}; pip install {flags}"):
+        export.main(["--weights", "a.pt", "--format", package])
 
 
 def test_a_missing_onnxruntime_is_one_line(folder, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Se, Shortcut
+from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Route, Se, Shortcut
 
 REFUSED_ACTIVATIONS = ("relu6", "h_swish", "hardsigmoid")
 
@@ -24,6 +24,12 @@ def _problems(block: Block) -> Iterator[str]:
         yield f"refuses activation={block.activation}"
     if isinstance(block, Shortcut) and len(block.sources) > 1:
         yield "ignores the second from of a shortcut"
+    if isinstance(block, Shortcut) and block.weights_type != "none":
+        yield "passes over the weights of a shortcut, so that those of all later blocks are wrong"
+    if isinstance(block, Convolutional) and not (block.bias or block.batch_normalize):
+        yield "reads a bias where bias=0, so that the weights of all later blocks are wrong"
+    if isinstance(block, Route) and block.groups > 1 < len(block.layers):
+        yield "cuts the concatenation of a route into groups, not each of its blocks"
     if isinstance(block, Convolutional) and block.dilation > 1:
         yield "ignores dilation"
     if isinstance(block, Convolutional | Maxpool) and block.stride_x != block.stride_y:

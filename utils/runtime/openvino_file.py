@@ -39,7 +39,8 @@ def read_openvino(path: Path) -> ExportedFile:
             f"{path}: no OpenVINO file, or damaged ({first_line(failure, OPENVINO_PLACES)}); take another copy"
         ) from None
     found = model.get_rt_info([SECTION]).value if model.has_rt_info([SECTION]) else {}
-    properties = {key: str(value.value) for key, value in found.items()} if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    properties = {key: str(getattr(value, "value", value)) for key, value in entries}
     metadata = read_metadata(properties, str(path))
     batch = check_sides(path, metadata, _sides(model.inputs), _sides(model.outputs))
     return ExportedFile(path, metadata, batch, (changed(weights),) * (properties.get(DIGEST) != digest))

@@ -1,0 +1,212 @@
+"""Engines: PyTorch, OpenCV, onnxruntime, ncnn and OpenVINO put out the same raw heads for the same picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import fuse
+from tests.nets import one_head, tiny
+from tests.random_nets import networks
+from tests.test_export import CFGS, QUICK, assert_same, emitted, heads_of, opencv_heads, pictures, sized, tamed
+from tests.test_models import lively
+from tests.test_random_networks import examples
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import ACTIVATIONS, Network
+from utils.darknet.cfg import format_network
+from utils.darknet.opencv import opencv_warning
+from utils.darknet.shapes import max_stride
+from utils.errors import WeightsError
+from utils.export import ncnn_blocks
+from utils.export.ncnn_graph import NcnnGraph
+from utils.layers import LAYERS
+from utils.runtime.engines import darknet_heads, ncnn_engine, onnxruntime_engine, openvino_engine
+
+pytest.importorskip("ncnn")
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+NEEDS_IMPORTER = pytest.mark.skipif(
+    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
+)
+
+
+def names_of(network: Network) -> list[str]:
+    return [f"head{number}" for number in range(len(network.heads))]
+
+
+def written(model, folder: Path, *, half: bool = False) -> ncnn_blocks.NcnnFiles:
+    """The files of a model, a.param and a.bin in a folder."""
+    fused = fuse(model)
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    made = ncnn_blocks.ncnn_files(fused.network, arrays, half=half)
+    (folder / "a.param").write_text(made.param)
+    (folder / "a.bin").write_bytes(made.weights)
+    return made
+
+
+def ncnn_heads(model, images: torch.Tensor, folder: Path, *, half: bool = False) -> list[np.ndarray]:
+    written(model, folder, half=half)
+    return ncnn_engine(folder / "a.param", names_of(model.network), 1)(images.numpy())
+
+
+def darknet_in_opencv(model, images: torch.Tensor, folder: Path) -> list[np.ndarray]:
+    network = model.network
+    weights_file.write(folder / "w", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    cfg = np.frombuffer(format_network(network).encode(), np.uint8)
+    net = cv2.dnn.readNetFromDarknet(cfg, np.fromfile(folder / "w", np.uint8))
+    return opencv_heads(net, images, darknet_heads(network))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+def test_every_block_and_activation_has_a_form_in_ncnn():
+    assert set(ncnn_blocks.EMITTERS) == set(LAYERS)
+    assert set(ncnn_blocks.ACTIVATIONS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CFGS])
+def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
+    """On input that is not square, in all engines that read the network."""
+    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    stride = max_stride(network)
+    network = sized(network, 2 * stride, 3 * stride)
+    images = pictures(network)
+    model = tamed(lively(network), images)
+    want, onnx = heads_of(model, images), emitted(model).SerializeToString()
+    assert_same(want, ncnn_heads(model, images, folder))
+    assert_same(want, onnxruntime_engine(onnx, names_of(network), 1, 1)(images.numpy()))
+    if hasattr(cv2.dnn, "readNetFromDarknet") and opencv_warning(network) is None:
+        assert_same(want, darknet_in_opencv(model, images, folder))
+    if HAS_OPENVINO:
+        assert_same(want, openvino_engine(onnx, names_of(network), 1, 1)(images.numpy()))
+
+
+@examples(40)
+@given(networks(), st.integers(0, 99))
+def test_ncnn_agrees_on_random_networks(folder, network, seed):
+    model, images = lively(network, seed), pictures(network)
+    assert_same(heads_of(model, images), ncnn_heads(model, images, folder))
+
+
+@NEEDS_OPENVINO
+@examples(10)
+@given(networks(), st.integers(0, 99))
+def test_openvino_agrees_on_random_networks(network, seed):
+    model, images = lively(network, seed), pictures(network)
+    engine = openvino_engine(emitted(model).SerializeToString(), names_of(network), 1, 1)
+    assert_same(heads_of(model, images), engine(images.numpy()))
+
+
+@NEEDS_IMPORTER
+@examples(60)
+@given(networks(), st.integers(0, 99))
+def test_opencv_agrees_on_random_networks_it_is_not_warned_of(folder, network, seed):
+    if opencv_warning(network) is None:
+        model, images = lively(network, seed), pictures(network)
+        assert_same(heads_of(model, images), darknet_in_opencv(model, images, folder))
+
+
+@NEEDS_IMPORTER
+@pytest.mark.parametrize(("section", "reason"), [
+    ("[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n", "reads a bias where bias=0"),
+    ("[shortcut]\nfrom=-2\nweights_type=per_feature\nactivation=linear\n", "passes over the weights of a shortcut"),
+    ("[route]\nlayers=-1,-2\ngroups=2\ngroup_id=1\n", "cuts the concatenation of a route into groups"),
+])  # fmt: skip
+def test_what_opencv_is_warned_of_it_computes_otherwise(section, reason, folder):
+    before = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
+    network = one_head(before, before, section)
+    assert reason in opencv_warning(network)
+    model, images = lively(network), pictures(network)
+    try:
+        found = darknet_in_opencv(model, images, folder)
+    except cv2.error:
+        return
+    with pytest.raises(AssertionError):
+        assert_same(heads_of(model, images), found)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_agree_in_ncnn_where_they_saturate_too(activation, folder):
+    network = one_head(f"[convolutional]\nfilters=4\nsize=1\nactivation={activation}\n")
+    model = lively(network)
+    with torch.no_grad():
+        model.layers[0].conv.weight.mul_(40)
+    images = pictures(network)
+    assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
+
+
+@pytest.mark.parametrize("section", [
+    "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
+    "[maxpool]\nsize=2\nstride=1\n",
+    "[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n",
+    "[maxpool]\nsize=3\nstride=2\npadding=4\n",
+    *(f"[upsample]\nstride={stride}\n" for stride in (2, 3, 5, 7, 13)),
+])  # fmt: skip
+def test_uneven_windows_agree_in_ncnn(section, folder):
+    network = sized(one_head(section), 16, 24)
+    model, images = lively(network), pictures(network)
+    assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
+
+
+def test_kernels_in_float16_take_half_the_room_and_stay_near(folder):
+    model = lively(tiny())
+    images = pictures(model.network)
+    whole, halved = written(model, folder).weights, written(model, folder, half=True).weights
+    assert len(halved) < 0.55 * len(whole)
+    found = ncnn_heads(model, images, folder, half=True)
+    assert_same(heads_of(model, images), found, 2e-2)
+    with pytest.raises(AssertionError):
+        assert_same(heads_of(model, images), found, 1e-6)
+
+
+def test_every_blob_of_an_ncnn_file_is_read_once_at_most(folder):
+    """Lines are kind, name, counts of inputs and outputs, their names, parameters; the second line counts both."""
+    lines = [line.split() for line in written(lively(tiny()), folder).param.splitlines()]
+    layers = lines[2:]
+    made = [blob for line in layers for blob in line[4 + int(line[2]) : 4 + int(line[2]) + int(line[3])]]
+    read = [blob for line in layers for blob in line[4 : 4 + int(line[2])]]
+    assert lines[:2] == [["7767517"], [str(len(layers)), str(len(made))]]
+    assert len(set(made)) == len(made)
+    assert len(set(read)) == len(read)
+    assert set(made) - set(read) == {"head0", "head1"}
+
+
+def test_a_head_that_is_read_on_leaves_under_its_name(folder):
+    """The convolution before the first head feeds another branch as well."""
+    head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
+    text = f"[net]\nwidth=16\nheight=16\n{head}[route]\nlayers=0\n{head}"
+    network = cfg_file.parse(text, "t.cfg")
+    model, images = lively(network), pictures(network)
+    assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
+
+
+def test_kernels_are_padded_to_whole_words():
+    graph = NcnnGraph(half=True)
+    assert len(graph.kernel(np.ones(3, np.float32))) == 12
+    assert len(graph.kernel(np.ones(4, np.float32))) == 12
+    assert graph.kernel(np.ones(2))[:4] == bytes.fromhex("476b3001")
+
+
+def test_what_an_engine_cannot_read_is_one_line(folder):
+    (folder / "x.param").write_text("7767517\n1 1\nNonsense x 0 1 x\n")
+    (folder / "x.bin").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"x\.param: ncnn .* cannot read it"):
+        ncnn_engine(folder / "x.param", ["x"], 1)
+
+
+@NEEDS_OPENVINO
+def test_what_openvino_cannot_read_is_one_line():
+    with pytest.raises(WeightsError, match="the file: OpenVINO cannot read it: ") as caught:
+        openvino_engine(b"nonsense", ["x"], 1, 1)
+    assert "\n" not in str(caught.value)
