@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from benchmarks import chains, comparisons, integers, lessons, rows
+from benchmarks import chains, comparisons, integers, journeys, lessons, rows
 from benchmarks.trainings import ROOT, STORED
 from utils.cli import Parser, log, run
 from utils.errors import InputError
@@ -23,9 +23,10 @@ EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
 
 KINDS = ((rows.ROWS, rows), (comparisons.COMPARISONS, comparisons), (chains.CHAINS, chains),
-         (integers.ROWS, integers))  # fmt: skip
+         (integers.ROWS, integers), (journeys.ROWS, journeys))  # fmt: skip
 """Rows that have a section of their own each, and what finishes and describes them."""
-EVERY = {name: row for kind in (rows.ROWS, lessons.LESSONS, comparisons.COMPARISONS, chains.CHAINS, integers.ROWS)
+EVERY = {name: row for kind in (rows.ROWS, lessons.LESSONS, comparisons.COMPARISONS, chains.CHAINS, integers.ROWS,
+                                                        journeys.ROWS)
          for name, row in kind.items()}  # fmt: skip
 
 

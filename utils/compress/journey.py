@@ -19,7 +19,7 @@ from typing import Any
 from utils.cli import log
 from utils.compress.recipe import START, Recipe, Stage
 from utils.errors import InputError, SuiteError
-from utils.export.request import SUFFIXES
+from utils.export.request import ALIASES, SUFFIXES
 from utils.files import atomic_write_text, read_text, sha256
 
 STATE = "journey.json"
@@ -152,7 +152,8 @@ def made_by(stage: Stage, run: Path) -> Path | None:
         return None
     if stage.script == "export":
         kind = stage.flags[stage.flags.index("--format") + 1] if "--format" in stage.flags else "onnx"
-        return run / f"model{SUFFIXES.get(kind, '')}"
+        path = run / f"model{SUFFIXES.get(ALIASES.get(kind, kind), '')}"
+        return path / "layout.json" if kind == "fpga" else path
     return run / ("weights/best.pt" if stage.script == "train" else "model.pt")
 
 
