@@ -20,6 +20,8 @@ from utils.report.tables import Column, markdown_table
 
 SECONDS = 60.0
 """Spent on times, at most."""
+PAUSE = 0.1
+"""Seconds before each run, in which the threads of the one before go to sleep."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class Place(NamedTuple):
 
 
 ROWS = {
-    "bccd-journey": Journey("bccd (3 classes), yolov4-tiny", BCCD, 256, "bccd-yolov4-tiny", "benchmarks/recipes/bccd.yaml"),
+    "bccd-journey": Journey(
+        "bccd (3 classes), yolov4-tiny", BCCD, 256, "bccd-yolov4-tiny", "benchmarks/recipes/bccd.yaml"
+    ),
     "roadsigns-journey": Journey(
         "roadsigns (21 classes), yolov3-tiny", ROADSIGNS, 224, "roadsigns-yolov3-tiny-33",
         "benchmarks/recipes/roadsigns.yaml",
     ),
 }  # fmt: skip
-NETWORKS = ("original", "pruned, taught", "8 bits")
+ORIGINAL, TUNED, SMALL = "original", "pruned, taught", "8 bits"
 RUNTIMES = {
     "torch": "PyTorch",
     "opencv": "OpenCV",
@@ -62,7 +66,7 @@ RUNTIMES = {
 PLACES = (
     *(
         Place(network, runtime, file.format(stage))
-        for network, stage in zip(NETWORKS, ("original", "tuned"), strict=False)
+        for network, stage in ((ORIGINAL, "original"), (TUNED, "tuned"))
         for runtime, file in (
             ("opencv", "{}-darknet/model.weights"),
             ("onnxruntime", "{}-onnx/model.onnx"),
@@ -70,10 +74,10 @@ PLACES = (
             ("ncnn", "{}-ncnn/model.ncnn.param"),
         )
     ),
-    Place("original", "torch", ""),
-    Place("pruned, taught", "torch", "tune/weights/best.pt"),
-    Place("8 bits", "onnxruntime", "int8/model.onnx"),
-    Place("8 bits", "openvino", "int8/model.onnx"),
+    Place(ORIGINAL, "torch", ""),
+    Place(TUNED, "torch", "tune/weights/best.pt"),
+    Place(SMALL, "onnxruntime", "int8/model.onnx"),
+    Place(SMALL, "openvino", "int8/model.onnx"),
 )
 
 
@@ -91,15 +95,14 @@ def finish(name: str, row: Journey) -> None:
                "--project", str(RUNS), "--name", name]  # fmt: skip
     python(*command)
     folder = RUNS / name
-    files = {
-        "original": source,
-        "pruned, taught": folder / "tune/weights/best.pt",
-        "8 bits": folder / "int8/model.onnx",
-    }
+    files = {ORIGINAL: source, TUNED: folder / "tune/weights/best.pt", SMALL: folder / "int8/model.onnx"}
     named = [f"{network}={file}" for network, file in files.items()]
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, *named, "--json"))
-    sizes = {"original": "original-darknet/model.weights", "pruned, taught": "tuned-darknet/model.weights",
-             "8 bits": "int8/model.onnx"}  # fmt: skip
+    sizes = {
+        ORIGINAL: "original-darknet/model.weights",
+        TUNED: "tuned-darknet/model.weights",
+        SMALL: "int8/model.onnx",
+    }
     for found in compared["networks"]:
         found["bytes"] = (folder / sizes[found["network"]]).stat().st_size
         found["ms"] = {}
@@ -121,7 +124,7 @@ def times(folder: Path, source: Path) -> dict[Place, float]:
     runs = {str(number): _forward(folder / place.file if place.file else source, place.runtime)
             for number, place in enumerate(PLACES)}  # fmt: skip
     with torch.inference_mode():
-        laps = interleaved(runs, seconds=SECONDS)
+        laps = interleaved(runs, seconds=SECONDS, pause=PAUSE)
     return {place: laps[str(number)].median for number, place in enumerate(PLACES)}
 
 
@@ -150,13 +153,21 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
          *(n["ms"].get(runtime) for runtime in RUNTIMES))
         for number, n in enumerate(document["networks"])
     ]  # fmt: skip
+    bootstrap = f"bootstrap over the pictures, {document['draws']} draws, seed {document['seed']}"
     return [
-        f"## {name}", "", f"{row.what} @{row.size}; the network of row {row.source}, all channels in multiples of 8.", "",
-        markdown_table(columns, rows), "", f"    {document['command']}", "",
-        f"MB: Darknet's .weights, and the int8 ONNX file. AP of the first two in PyTorch, of the last in onnxruntime. "
-        f"{document['images']} pictures; {100 * document['share']:g} % intervals of a bootstrap over the pictures, "
-        f"{document['draws']} draws, seed {document['seed']}. Milliseconds: medians of forward passes of one picture, all "
-        f"files and runtimes in turn. {document['machine']}, {document['threads']} threads, PyTorch {document['torch']}, "
-        f"commit {(document['commit'] or 'unknown')[:9]}.", "",
-        f"![detections before and after pruning](images/{name}_detections.jpg)", "",
-    ]  # fmt: skip
+        f"## {name}",
+        "",
+        f"{row.what} @{row.size}; begins with row {row.source}, widths in multiples of 8.",
+        "",
+        markdown_table(columns, rows),
+        "",
+        f"    {document['command']}",
+        "",
+        "MB: Darknet's .weights, and the int8 ONNX file. AP of the first two in PyTorch, of the last in onnxruntime. "
+        f"{document['images']} pictures; {100 * document['share']:g} % intervals of a {bootstrap}. Milliseconds: medians "
+        f"of forward passes of one picture, all files and runtimes in turn. {document['machine']}, "
+        f"{document['threads']} threads, PyTorch {document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.",
+        "",
+        f"![detections before and after pruning](images/{name}_detections.jpg)",
+        "",
+    ]
