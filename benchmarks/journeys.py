@@ -106,7 +106,7 @@ def finish(name: str, row: Journey) -> None:
     for found in compared["networks"]:
         found["bytes"] = (folder / sizes[found["network"]]).stat().st_size
         found["ms"] = {}
-    for place, milliseconds in times(folder, source).items():
+    for place, milliseconds in times(folder, source, row.size).items():
         next(n for n in compared["networks"] if n["network"] == place.network)["ms"][place.runtime] = milliseconds
     document = {"row": name, "command": " ".join(["python", *command]).replace(shared(), "../shared"), **compared,
                 "data": row.data.format(shared="../shared")}  # fmt: skip
@@ -115,20 +115,20 @@ def finish(name: str, row: Journey) -> None:
     publish(folder / "prune" / "detections.jpg", PICTURES / f"{name}_detections.jpg")
 
 
-def times(folder: Path, source: Path) -> dict[Place, float]:
+def times(folder: Path, source: Path, side: int) -> dict[Place, float]:
     """Median milliseconds of a forward pass of one picture, all places in turn."""
     import torch
 
     from utils.report.latency import interleaved
 
-    runs = {str(number): _forward(folder / place.file if place.file else source, place.runtime)
+    runs = {str(number): _forward(folder / place.file if place.file else source, place.runtime, side)
             for number, place in enumerate(PLACES)}  # fmt: skip
     with torch.inference_mode():
         laps = interleaved(runs, seconds=SECONDS, pause=PAUSE)
     return {place: laps[str(number)].median for number, place in enumerate(PLACES)}
 
 
-def _forward(file: Path, runtime: str) -> Callable[[], object]:
+def _forward(file: Path, runtime: str, side: int) -> Callable[[], object]:
     import torch
 
     from utils.darknet import cfg as cfg_file
@@ -136,9 +136,8 @@ def _forward(file: Path, runtime: str) -> Callable[[], object]:
     from utils.runtime.load import load
 
     network = cfg_file.load(file.with_suffix(".cfg")) if file.suffix == ".weights" else None
-    loaded = load(choose_runtime(network, str(file), runtime), torch.device("cpu"))
-    net = loaded.network.net
-    image = torch.rand(1, net.channels, net.height, net.width).contiguous(memory_format=torch.channels_last)
+    loaded = load(choose_runtime(network, str(file), runtime), torch.device("cpu"), (side, side))
+    image = torch.rand(1, loaded.network.net.channels, side, side).contiguous(memory_format=torch.channels_last)
     return lambda: loaded.model(image)
 
 
@@ -164,8 +163,8 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
         f"    {document['command']}",
         "",
         "MB: Darknet's .weights, and the int8 ONNX file. AP of the first two in PyTorch, of the last in onnxruntime. "
-        f"{document['images']} pictures; {100 * document['share']:g} % intervals of a {bootstrap}. Milliseconds: medians "
-        f"of forward passes of one picture, all files and runtimes in turn. {document['machine']}, "
+        f"{document['images']} pictures; {100 * document['share']:g} % intervals of a {bootstrap}. Milliseconds: "
+        f"medians of forward passes of one picture, all files and runtimes in turn. {document['machine']}, "
         f"{document['threads']} threads, PyTorch {document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.",
         "",
         f"![detections before and after pruning](images/{name}_detections.jpg)",
