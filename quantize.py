@@ -56,7 +56,8 @@ def _add_range_flags(group: argparse._ArgumentGroup) -> None:
     add("--seed", type=non_negative_int, default=0, metavar="N", help="of their choice (default: %(default)s)")
     kinds = "; ".join(f"{name}: {what}" for name, what in OBSERVED.items())
     add("--observer", choices=tuple(OBSERVED), default="mse", help=f"what ends a range; {kinds} (default: %(default)s)")
-    even = "make the weights of a channel as large where it is made as where it is read (arXiv:1906.04721)"
+    even = "make the weights of a channel as large where it is made as where it is read (arXiv:1906.04721); measure, "
+    even += "as it often harms where each channel has a scale of its own"
     add("--equalize", action="store_true", help=even)
     means = "let every convolution have the mean that it had in float (arXiv:1906.04721)"
     add("--bias-correction", action="store_true", help=means)

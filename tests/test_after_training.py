@@ -140,8 +140,8 @@ def test_equalizing_lets_no_constant_outgrow_the_others():
     assert folded(model.layers[0])[1].abs().amax() <= before * (1 + 1e-5)
 
 
-def test_equalizing_helps_where_a_layer_has_one_scale():
-    """Per-layer weights of 4 bits, one input channel a hundred times as strong as the rest: the others vanish."""
+def test_equalizing_helps_where_one_input_channel_outweighs_the_others():
+    """Weights of 4 bits, one of whose columns is a hundred times as large as the rest: these vanish."""
     model = lively(one_head(CONV.format(6, "relu"), CONV.format(8, "relu")))
     strong = torch.tensor([0.01, 0.01, 1, 0.01, 0.01, 0.01])
     model.layers[1].conv.weight.data *= strong.view(1, -1, 1, 1)
