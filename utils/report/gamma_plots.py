@@ -63,7 +63,7 @@ def plot_gamma_change(edges: ArrayLike, before: ArrayLike, after: ArrayLike, pat
     finish(ax, f"|γ| below {SMALL:g}: {shares[0]} before → {shares[1]} after", "|γ|", "channels in each bin")
     ax.axvline(SMALL, color="black", linestyle=":", linewidth=1.2)
     ax.set_ylim(0, None if np.any(before) or np.any(after) else 1)
-    ax.legend(frameon=False, fontsize=9, loc="upper center")
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.27, 1))
     save(figure, path)
 
 

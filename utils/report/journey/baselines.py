@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.cli import image_side
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, regular_file
 
 LARGEST_FILE = 16 << 20
 KEYS = ("network", "map50", "map50_interval", "map50_95", "parameters", "macs", "ms")
@@ -45,17 +46,30 @@ class Named(NamedTuple):
     """Of the network input; None: the network's own."""
 
 
-def split(given: list[str] | tuple[str, ...]) -> tuple[list[Path], list[Named]]:
+def split(given: Sequence[str]) -> tuple[list[Path], list[Named]]:
     """Files of figures and networks to be measured, told apart by .json."""
     files = [Path(text) for text in given if text.endswith(".json")]
     return files, [named(text) for text in given if not text.endswith(".json")]
 
 
 def named(text: str) -> Named:
-    """`[NAME=]FILE[@SIDE]`; a path that exists is a path, whatever characters it has."""
+    """`[NAME=]FILE[@SIDE]`; a path that exists is a path, whatever characters it has.
+
+    Raises:
+        InputError: no such file, or no side of an input.
+    """
     name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
     file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
-    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
+    found = Named(name or rest, file if at else rest, _side(text, side) if at else None)
+    regular_file(found.file, InputError)
+    return found
+
+
+def _side(text: str, side: str) -> int:
+    try:
+        return image_side(side)
+    except argparse.ArgumentTypeError as failure:
+        raise InputError(f"--baselines {text}: {failure}") from None
 
 
 def read_baselines(path: Path) -> Iterator[Baseline]:

@@ -78,3 +78,10 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...]
+
+
+def without_empty(caption: str, columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> Table:
+    """A table without the columns that no row has anything for."""
+    used = [place for place in range(len(columns)) if any(line[place] is not None for line in lines)]
+    rows = tuple(tuple(line[place] for place in used) for line in lines)
+    return Table(caption, tuple(columns[place] for place in used), rows)

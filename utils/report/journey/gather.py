@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import InputError
 from utils.files import sha256
+from utils.report.cost import network_cost
 from utils.report.journey.baselines import Baseline
 from utils.report.journey.stages import Figures, Stage, figures_of, read_stage
+from utils.runtime.onnx_file import read_onnx
 
 if TYPE_CHECKING:
     from utils.report.journey.measure import Measurement
@@ -66,6 +68,21 @@ class Journey:
                        size=row.size, parameters=row.parameters, macs=row.macs)  # fmt: skip
 
     @property
+    def way(self) -> tuple[int, ...]:
+        """Places of the stages that led to the goal, and of the goal."""
+        above = {ancestor.stage for ancestor in self.links[self.goal].ancestors if ancestor.teacher is None}
+        return tuple(place for place in self.networks if place in above or place == self.goal)
+
+    @property
+    def goal(self) -> int:
+        """Place of the network that most stages of the journey led to; of equal ones the last."""
+
+        def above(place: int) -> int:
+            return len({ancestor.stage for ancestor in self.links[place].ancestors if ancestor.teacher is None})
+
+        return max(self.networks, key=lambda place: (above(place), place))
+
+    @property
     def networks(self) -> tuple[int, ...]:
         """Places of the stages that made a network."""
         return tuple(place for place, stage in enumerate(self.stages) if stage.kind != "sensitivity")
@@ -83,13 +100,23 @@ def gather(runs: Sequence[Path | str], title: str | None = None, baselines: tupl
     for place, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:place]]:
             raise InputError(f"{path}: is given twice")
-    stages = _named([read_stage(path) for path in paths])
+    stages = [_costed(stage) for stage in _named([read_stage(path) for path in paths])]
     entries = [_lineage(stage) for stage in stages]
     order = _order(entries)
     stages, entries = [stages[place] for place in order], [entries[place] for place in order]
     links = [Link(digest, _ancestors(stages, entries, lineage)) for digest, lineage in entries]
     stages = [_with_parent(stage, link, stages) for stage, link in zip(stages, links, strict=True)]
     return Journey(title or _title(paths), tuple(_timed(stages, links)), tuple(links), baselines=baselines)
+
+
+def _costed(stage: Stage) -> Stage:
+    """An .onnx file says which network it is."""
+    if stage.weights is None or stage.weights.suffix != ".onnx":
+        return stage
+    network = read_onnx(stage.weights).metadata.network
+    cost, net = network_cost(network), network.net
+    size = (net.height, net.width)
+    return replace(stage, figures=replace(stage.figures, parameters=cost.parameters, macs=cost.macs, size=size))
 
 
 Entry = tuple[str | None, tuple[Mapping[str, Any], ...]]
@@ -105,8 +132,6 @@ def _lineage(stage: Stage) -> Entry:
 
         found = read_checkpoint(stage.weights).get("lineage", ())
     elif stage.weights.suffix == ".onnx":
-        from utils.runtime.onnx_file import read_onnx
-
         found = read_onnx(stage.weights).metadata.lineage
     else:
         found = ()

@@ -132,12 +132,17 @@ def panels(picture: ComparedPicture, names: Sequence[str]) -> tuple[Image, Image
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     factor = np.array([scale] * 4 + [1, 1])
-    truth, before, after = (
-        draw_detections(image, rows * factor, names) for rows in (picture.truth, picture.before, picture.after)
-    )
+    marked, spots = image.copy(), []
     for rows, word, colour in ((picture.lost, "lost", LOST), (picture.gained, "gained", GAINED)):
         for row in (rows * factor)[:, :4].round().astype(int).tolist():
-            _mark(after, row, word, colour)
+            _outline(marked, row, colour)
+            spots.append((row, word, colour))
+    truth, before, after = (
+        draw_detections(ground, rows * factor, names)
+        for ground, rows in ((image, picture.truth), (image, picture.before), (marked, picture.after))
+    )
+    for spot in spots:
+        _say(after, *spot)
     return truth, before, after
 
 
@@ -154,16 +159,20 @@ def _rows(image: ImageDetections) -> Rows:
     return rows[rows[:, 4] >= CONFIDENCE]
 
 
-def _mark(image: Image, box: Sequence[int], word: str, colour: tuple[int, int, int]) -> None:
-    """A thick box, white outside for contrast, its word in the lower left corner inside."""
-    style = style_of(*image.shape[:2])
-    (x1, y1, x2, y2), width = box, 2 * style.line + 1
+def _outline(image: Image, box: Sequence[int], colour: tuple[int, int, int]) -> None:
+    """A thick box, under those of the detections; white outside for contrast."""
+    (x1, y1, x2, y2), width = box, 2 * style_of(*image.shape[:2]).line + 2
     cv2.rectangle(image, (x1, y1), (x2, y2), (255, 255, 255), width + 2)
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
+
+
+def _say(image: Image, box: Sequence[int], word: str, colour: tuple[int, int, int]) -> None:
+    """What became of the object, below its box, or in it where the picture ends."""
+    style = style_of(*image.shape[:2])
     (wide, high), below = cv2.getTextSize(word, FONT, style.font_scale, style.stroke)
-    left = max(0, min(x1, image.shape[1] - wide - 2 * style.margin))
-    bottom = max(high + below + 2 * style.margin, min(y2, image.shape[0]))
-    corner = (left + wide + 2 * style.margin, bottom - high - below - 2 * style.margin)
-    cv2.rectangle(image, (left, bottom), corner, colour, cv2.FILLED)
-    cv2.putText(image, word, (left + style.margin, bottom - below - style.margin), FONT, style.font_scale,
-                ink_on(colour), style.stroke, cv2.LINE_AA)  # fmt: skip
+    width, height = wide + 2 * style.margin, high + below + 2 * style.margin
+    left = max(0, min(box[0] - style.line, image.shape[1] - width))
+    top = max(0, min(box[3] + style.line, image.shape[0] - height))
+    cv2.rectangle(image, (left, top), (left + width, top + height), colour, cv2.FILLED)
+    cv2.putText(image, word, (left + style.margin, top + style.margin + high), FONT, style.font_scale, ink_on(colour),
+                style.stroke, cv2.LINE_AA)  # fmt: skip

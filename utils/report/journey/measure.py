@@ -66,7 +66,9 @@ class Measurement:
     others: Mapping[str, Measured]
     """Baselines by name."""
     comparison: Comparison | None
-    """The first stage and the last on the pictures where they differ most."""
+    """Two stages on the pictures where they differ most."""
+    compared: tuple[int, int]
+    """Places of these stages: the first, and where the journey led to."""
     share: float = SHARE
     """Of the draws, make an interval."""
 
@@ -78,6 +80,7 @@ class _Network(NamedTuple):
     loaded: Loaded
     size: tuple[int, int]
     mode: str
+    """How pictures are fitted."""
 
 
 def measure(
@@ -115,24 +118,25 @@ def measure(
         raise InputError(f"--data {data.path}: no stage has a .pt or .onnx file to measure")
     networks = [_stage_network(journey, place, data, chosen) for place in places]
     networks += [_network(other.name, other.file, other.side, data, chosen) for other in others]
-    scores, hits, kept = [], [], []
+    compared = places[0], journey.goal if journey.goal in places else places[-1]
+    hits, kept = [], {}
     for number, network in enumerate(networks):
         evaluation = _evaluate(network, found, data.names, chosen, batch_size)
         rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in evaluation.detections]
-        scores.append(evaluation.metrics)
         hits.append(matches(rows, evaluation.truth))
-        if number in (0, len(places) - 1):
-            kept.append(evaluation)
+        if number < len(places) and places[number] in compared:
+            kept[places[number]] = evaluation
     times = _times(networks, chosen)
     measured = _measured(networks, hits, times, draws, seed)
-    comparison = most_changed(*kept, found, data.names, pictures) if len(kept) == 2 else None
+    pair = [kept[place] for place in compared]
+    comparison = most_changed(*pair, found, data.names, pictures) if len(kept) == 2 else None
     where = environment()
     machine = ", ".join([where["cpu"], *where["gpus"], f"threads: {torch.get_num_threads()}"])
     measurement = Measurement(
         str(data.path), len(found), draws, seed, times[0].rounds, machine,
         stages=dict(zip(places, measured, strict=False)),
         others={other.name: row for other, row in zip(others, measured[len(places):], strict=True)},
-        comparison=comparison,
+        comparison=comparison, compared=compared,
     )  # fmt: skip
     baselines = [_as_baseline(name, row) for name, row in measurement.others.items()]
     return replace(journey, measurement=measurement, baselines=(*journey.baselines, *baselines))
@@ -170,12 +174,11 @@ def _network(
 def _evaluate(
     network: _Network, found: Index, names: Sequence[str], device: torch.device, batch_size: int
 ) -> Evaluation:
-    """All that is found in the pictures; a file that takes one picture at a time gets one."""
+    """All that is found in the pictures."""
     loaded, size = network.loaded, network.size
-    one = not any(loaded.model.parameters())
     channels = loaded.network.net.channels
     dataset = DetectionDataset(found, size=size, mode=network.mode, channels=channels)
-    loader = make_loader(dataset, 1 if one else batch_size)
+    loader = make_loader(dataset, batch_size)
     log(f"{network.name}: {len(found)} pictures at {size[0]} × {size[1]}")
     return evaluate(loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
 

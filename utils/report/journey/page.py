@@ -103,7 +103,7 @@ def _drawing(drawing: Drawing) -> Iterator[str]:
 
 
 def _pictures(pictures: Pictures) -> Iterator[str]:
-    yield f'<div class="pictures" role="group" aria-label="{_text(pictures.title)}">'
+    yield f'<div class="pictures" tabindex="0" role="group" aria-label="{_text(pictures.title)}">'
     for data, words, caption in pictures.row:
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
         yield f'<figure><img src="{source}" alt="{_text(words)}">'
