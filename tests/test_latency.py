@@ -30,6 +30,14 @@ def test_runs_take_turns():
     assert order == ["a", "b"] * 4
 
 
+def test_before_a_turn_there_may_be_a_rest_and_a_run_that_does_not_count(clock, monkeypatch):
+    monkeypatch.setattr(latency, "sleep", lambda seconds: clock.sleep(1000 * seconds))
+    times = iter([9, 9, *[50, 1, 70, 2] * 5])
+    found = interleaved({name: lambda: clock.sleep(next(times)) for name in "ab"}, rounds=5, warm=1, pause=0.3)
+    assert (found["a"].median, found["b"].median) == pytest.approx((1, 2))
+    assert clock.now == pytest.approx(0.018 + 5 * 0.123 + 10 * 0.3)
+
+
 def test_median_and_p90_are_milliseconds_of_the_rounds_that_count(clock):
     """Warming up takes 1000 ms, the five rounds 1, 2, 3, 4 and 100: median 3, and 4 + 0.6 · 96 at 90 %."""
     times = iter([1000, 4, 1, 100, 2, 3])

@@ -60,6 +60,7 @@ TORCH_FREE = (
     "utils.quantization.scheme",
     "utils.report.cost",
     "utils.report.latency",
+    "utils.report.latency_plots",
     "utils.report.figures",
     "utils.report.gamma_plots",
     "utils.report.pareto_plots",

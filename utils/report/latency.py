@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -24,7 +24,12 @@ class Latency:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int = 50, warm: int = 2, seconds: float = 10.0
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 50,
+    warm: int = 2,
+    seconds: float = 10.0,
+    pause: float = 0.0,
 ) -> dict[str, Latency]:
     """Run everything in turn, A B A B …, and say how long each took.
 
@@ -33,6 +38,8 @@ def interleaved(
         rounds: most rounds, at least 1.
         warm: rounds before, which do not count.
         seconds: no round begins after this time, but the first `LEAST_ROUNDS` do.
+        pause: seconds of rest before every turn, and then a run that does not count: for libraries with threads of
+            their own, which go on waiting for work when a run is over and would take the cores from the next one.
     """
     for _ in range(warm):
         for run in runs.values():
@@ -43,6 +50,9 @@ def interleaved(
         if number >= LEAST_ROUNDS and perf_counter() - begin > seconds:
             break
         for name, run in runs.items():
+            if pause:
+                sleep(pause)
+                run()
             start = perf_counter()
             run()
             laps[name].append(1000 * (perf_counter() - start))
