@@ -200,7 +200,7 @@ def build_detector(
     from utils.runtime.load import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
-    if args.half and device.type == "cpu":
+    if args.half and device.type == "cpu" and files.runtime == "torch":
         raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
     loaded = load(files, device)
     for note in loaded.notes:
@@ -217,7 +217,7 @@ def build_detector(
         classes=args.classes,
         agnostic=args.agnostic_nms,
         augment=args.augment,
-        half=args.half,
+        half=args.half and files.runtime == "torch",
     )
     return detector, (given and given.names) or loaded.names or tuple(map(str, range(network.classes)))
 

@@ -83,7 +83,7 @@ def add_device_flags(group: Group, *, half: bool = True) -> None:
     text = "cpu, cuda, or the number of a GPU (default: a GPU if there is one)"
     group.add_argument("--device", type=_device, default="", metavar="D", help=text)
     if half:
-        group.add_argument("--half", action="store_true", help="float16, on a GPU")
+        group.add_argument("--half", action="store_true", help="float16, on a GPU or in ncnn")
 
 
 def _device(text: str) -> str:

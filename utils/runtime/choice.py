@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,8 @@ class RuntimeFiles(ModelFiles):
     """One of RUNTIMES."""
     exported: ExportedFile | None = None
     """The file of export.py; None where weights are read."""
+    half: bool = False
+    """Of --half; what that means is the runtime's."""
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse an input of another height and width than the file takes.
@@ -113,11 +115,11 @@ def choose_runtime(
     else:
         files = _weights(choose_model(network, weights, classes=classes), runtime)
     if files.runtime != "torch":
-        if half:
+        if half and files.runtime != "ncnn":
             raise InputError(f"--half: {files.runtime} computes as the file says; leave it out, or export with --half")
         if device not in ("", "cpu"):
             raise InputError(f"--device {device}: {files.runtime} runs on the CPU here; leave it out")
-    return files
+    return replace(files, half=half)
 
 
 def _exported(network: Network | None, path: Path, runtime: str | None) -> RuntimeFiles:

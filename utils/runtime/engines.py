@@ -137,13 +137,14 @@ def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: in
     return Engine(run, 1, f"OpenCV {cv2.__version__}, CPU, threads: {threads}")
 
 
-def ncnn_engine(param: Path, outputs: Sequence[str], threads: int) -> Engine:
+def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool = False) -> Engine:
     """An ncnn network on the CPU, picture by picture, in float32 whatever its weights are stored in.
 
     Args:
         param: its .param file; the .bin file is beside it.
         outputs: names of the blobs wanted.
         threads: of the network.
+        half: let ncnn compute in float16 where the processor can, such as an ARM from v8.2 on.
 
     Raises:
         WeightsError: ncnn cannot read the files.
@@ -154,7 +155,7 @@ def ncnn_engine(param: Path, outputs: Sequence[str], threads: int) -> Engine:
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = False
     for name in NCNN_HALF:
-        setattr(net.opt, name, False)
+        setattr(net.opt, name, half and "fp16" in name)
     weights = param.with_suffix(".bin")
     for path, read in ((param, net.load_param), (weights, net.load_model)):
         if read(str(path)):

@@ -95,17 +95,17 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         size = size or (network.net.height, network.net.width)
         engine = opencv_darknet_engine(network, files.weights, size, threads)
     else:
-        engine = ENGINES[files.runtime](file, threads)
+        engine = ENGINES[files.runtime](files, file, threads)
     decodes = file is not None and file.metadata.output == "rows"
     return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
 
 
-ENGINES: dict[str, Callable[[ExportedFile, int], Engine]] = {
-    "onnxruntime": lambda file, threads: onnxruntime_engine(
+ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile, int], Engine]] = {
+    "onnxruntime": lambda files, file, threads: onnxruntime_engine(
         file.path, file.metadata.tensors, file.batch, threads, wide=file.metadata.wide
     ),
-    "opencv": lambda file, threads: opencv_onnx_engine(file.path, file.metadata.tensors, threads),
-    "ncnn": lambda file, threads: ncnn_engine(file.path, file.metadata.tensors, threads),
-    "openvino": lambda file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),
+    "opencv": lambda files, file, threads: opencv_onnx_engine(file.path, file.metadata.tensors, threads),
+    "ncnn": lambda files, file, threads: ncnn_engine(file.path, file.metadata.tensors, threads, half=files.half),
+    "openvino": lambda files, file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),
 }
-"""What runs files of export.py."""
+"""What runs files of export.py, with so many threads."""
