@@ -20,7 +20,7 @@ from utils.flags import add_device_flags, add_model_flags, add_picture_flags, ad
 from utils.model_files import choose_model
 from utils.pruning.command import points
 from utils.quantization.flags import add_scheme_flags, settings_of
-from utils.quantization.request import OBSERVED, PICTURES, QuantRequest
+from utils.quantization.request import AUTO, OBSERVED, PICTURES, QuantRequest
 from utils.quantization.scheme import check
 from utils.report.run_dir import check_name
 
@@ -55,7 +55,9 @@ def _add_range_flags(group: argparse._ArgumentGroup) -> None:
     add("--calib", type=positive_int, metavar="N", help=many)
     add("--seed", type=non_negative_int, default=0, metavar="N", help="of their choice (default: %(default)s)")
     kinds = "; ".join(f"{name}: {what}" for name, what in OBSERVED.items())
-    add("--observer", choices=tuple(OBSERVED), default="mse", help=f"what ends a range; {kinds} (default: %(default)s)")
+    kinds += f"; {AUTO}: the one that leaves least noise in the heads"
+    ends = f"what ends a range; {kinds} (default: %(default)s)"
+    add("--observer", choices=(*OBSERVED, AUTO), default=AUTO, help=ends)
     even = "make the weights of a channel as large where it is made as where it is read (arXiv:1906.04721); measure, "
     even += "as it often harms where each channel has a scale of its own"
     add("--equalize", action="store_true", help=even)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,14 +18,17 @@ from tests.test_models import CONV, lively
 from tests.test_quantized_networks import distance
 from utils.errors import InputError, NumericsError
 from utils.layers import ConvBlock
+from utils.quantization import workflow
 from utils.quantization.attach import Phase, set_phase
 from utils.quantization.calibrate import quantizers
 from utils.quantization.correct import biased, means
 from utils.quantization.equalize import Pair, equalize, find_pairs, folded
-from utils.quantization.observers import OBSERVERS
+from utils.quantization.grid import Grid
+from utils.quantization.observers import OBSERVERS, Curve, Histogram, Range
 from utils.quantization.recipe import Recipe, prepare
+from utils.quantization.request import AUTO
 from utils.quantization.scheme import QuantSettings
-from utils.quantization.sensitivity import block_noise, head_noise, ranking, rounded_blocks
+from utils.quantization.sensitivity import block_noise, head_noise, ranking, rounded_blocks, whole_noise
 
 FINE = {"weight_bits": 16, "activation_bits": 16}
 POOL = "[maxpool]\nsize=2\nstride=1\n"
@@ -215,3 +220,29 @@ def test_more_bits_are_more_decibels():
     for block in noise[0]:
         gains = [more[block] - less[block] for less, more in pairwise(noise)]
         assert all(8 < gain < 16 for gain in gains), (block, gains)
+
+
+def test_the_observer_that_is_found_leaves_least_noise_in_the_heads(monkeypatch):
+    """One that clips nearly all is never taken, however it is named."""
+    network = lively(tiny())
+    whole = recipe(network)
+    images = pictures(network)
+
+    class Batches:
+        def first(self, count: int, at_once: int) -> list[torch.Tensor]:
+            return list(images.split(2))
+
+    def narrow(histogram: Histogram, grid: Grid, curve: Curve | None = None) -> Range:
+        return Range(histogram.range.low / 50, histogram.range.high / 50)
+
+    monkeypatch.setattr(workflow, "OBSERVERS", {"aaa": narrow, **OBSERVERS, "zzz": narrow})
+    asked = SimpleNamespace(observer=AUTO)
+    name, chosen = workflow.observed(asked, whole, Batches())
+    noise = {
+        key: whole_noise(replace(whole, observer=observer).made(), images.split(2))
+        for key, observer in workflow.OBSERVERS.items()
+    }
+    assert noise[name] == max(noise.values()) and chosen.observer is OBSERVERS[name]
+    assert noise["aaa"] == min(noise.values()) < noise[name] - 3
+    asked.observer = "minmax"
+    assert workflow.observed(asked, whole, Batches())[0] == "minmax"

@@ -23,6 +23,8 @@ OBSERVED: Mapping[str, str] = {
     "cosine": "smallest angle between what is handed on and what is in float",
 }
 """--observer; `observers.OBSERVERS` has the functions."""
+AUTO = "auto"
+"""The one of OBSERVED that leaves least noise in the heads."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class QuantRequest:
     """Every flag and its value, for args.yaml."""
     command: str = ""
     """As it was typed."""
-    observer: str = "mse"
-    """A key of OBSERVED."""
+    observer: str = AUTO
+    """A key of OBSERVED, or AUTO."""
     pictures: int | None = None
     """For the calibration; None: PICTURES, or all if there are fewer."""
     seed: int = 0

@@ -61,6 +61,24 @@ def block_noise(model: Darknet, images: Iterable[Tensor]) -> dict[int, float | N
 
 
 @torch.no_grad()
+def whole_noise(model: Darknet, images: Iterable[Tensor]) -> float | None:
+    """SQNR of all heads with all of the network rounded.
+
+    Args:
+        model: quantized, with bounds, in evaluation mode; it rounds afterwards.
+        images: [B, C, H, W], 0…1.
+    """
+    noise = Noise()
+    for batch in images:
+        set_phase(model, Phase.OFF)
+        signals = model(batch).heads
+        set_phase(model, Phase.FROZEN)
+        for head, *pair in zip(model.network.heads, signals, model(batch).heads, strict=True):
+            noise.add(*(_decoded(model, head - 1, x) for x in pair))
+    return noise.decibels
+
+
+@torch.no_grad()
 def head_noise(model: Darknet, images: Sequence[Tensor]) -> dict[int, float | None]:
     """SQNR of all heads when one convolution alone is rounded, the rest being float; by block.
 

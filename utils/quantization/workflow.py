@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ from utils.quantization import record
 from utils.quantization.equalize import Pairs, equalize
 from utils.quantization.observers import OBSERVERS
 from utils.quantization.recipe import Recipe, prepare
-from utils.quantization.request import PICTURES, QuantRequest
+from utils.quantization.request import AUTO, PICTURES, QuantRequest
 from utils.quantization.scheme import check
-from utils.quantization.sensitivity import block_noise, head_noise, ranking
+from utils.quantization.sensitivity import block_noise, head_noise, ranking, whole_noise
 from utils.report.run_dir import RunDirectory, check_project
 
 LOOKED_AT = 16
@@ -106,13 +107,14 @@ def carry_out(asked: QuantRequest) -> None:
     bench = make_bench(asked, network, size, device) if asked.test else None
     before = bench.accuracy("float", loaded.model) if bench else None
     corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if asked.correct else None
-    recipe = prepare(model, asked.settings, pictures, OBSERVERS[asked.observer], corrected_with)
+    observer, recipe = observed(asked, prepare(model, asked.settings, pictures, OBSERVERS["minmax"], corrected_with),
+                                pictures)  # fmt: skip
     alone = head_noise(recipe.made(), pictures.first(LOOKED_AT, asked.batch_size)) if asked.ranks else {}
     chosen = choose(asked, recipe, ranking(alone), bench, before)
     made = recipe.made(chosen.kept)
     decibels = block_noise(made, pictures.first(LOOKED_AT, AT_ONCE))
     run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
-    calibration = {"observer": asked.observer, "pictures": len(pictures.images), "seed": asked.seed,
+    calibration = {"observer": observer, "pictures": len(pictures.images), "seed": asked.seed,
                    "size": list(size), "mode": asked.mode, "equalized": [list(pair) for pair in pairs.usable],
                    "bias_correction": asked.correct}  # fmt: skip
     document = {
@@ -124,6 +126,19 @@ def carry_out(asked: QuantRequest) -> None:
     names = loaded.names or asked.data.names
     record.write(run, made, recipe.keeping(chosen.kept), loaded, names, lineage, document)
     print_json(document) if asked.as_json else print("\n".join(record.lines(document)))
+
+
+def observed(asked: QuantRequest, recipe: Recipe, pictures: Pictures) -> tuple[str, Recipe]:
+    """The observer that was asked for, or the one that leaves least noise in the heads, and the recipe with it."""
+    if asked.observer != AUTO:
+        return asked.observer, replace(recipe, observer=OBSERVERS[asked.observer])
+    images = pictures.first(LOOKED_AT, LOOKED_AT)
+    recipes = {name: replace(recipe, observer=observer) for name, observer in OBSERVERS.items()}
+    noise = {name: whole_noise(one.made(), images) for name, one in recipes.items()}
+    best = max(noise, key=lambda name: math.inf if noise[name] is None else noise[name])
+    told = ", ".join(f"{name} {decibels:.1f}" for name, decibels in noise.items() if decibels is not None)
+    log(f"--observer auto: takes {best}; signal to noise in the heads, dB: {told}")
+    return best, recipes[best]
 
 
 def _accuracies(before: Accuracy | None, after: Accuracy | None) -> dict[str, Any]:
