@@ -35,8 +35,8 @@ class Integers:
     """Row of the network that taught it, and teaches it in the quantization-aware training."""
     trained: tuple[str, ...]
     """Flags of the quantization-aware training."""
-    calibrated: tuple[str, ...] = ()
-    """Flags of quantize.py."""
+    calibrated: tuple[str, ...] = ("--quant-heads", "float")
+    """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 
 
 AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
