@@ -1,15 +1,14 @@
 """The one journey on real data: from a trained network to 8 bits by compress.py, and every runtime on the way.
 
-Accuracy is that of the file that is named; times are of one picture, all files and runtimes in turn.
+Accuracy is that of the file that is named, as `benchmarks.compare` finds it, times are those of `benchmarks.latency`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, ROADSIGNS
@@ -17,11 +16,6 @@ from benchmarks.trainings import PICTURES, RUNS, STORED, publish, python, shared
 from utils.errors import InputError
 from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
-
-SECONDS = 60.0
-"""Spent on times, at most."""
-PAUSE = 0.1
-"""Seconds before each run, in which the threads of the one before go to sleep."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +29,6 @@ class Journey:
     source: str
     """Row of the trained network."""
     recipe: str
-
-
-class Place(NamedTuple):
-    """A file of a journey and what runs it."""
-
-    network: str
-    runtime: str
-    file: str
-    """Below the journey's folder; empty: the trained network itself."""
 
 
 ROWS = {
@@ -63,22 +48,6 @@ RUNTIMES = {
     "openvino": "OpenVINO",
     "ncnn": "ncnn",
 }
-PLACES = (
-    *(
-        Place(network, runtime, file.format(stage))
-        for network, stage in ((ORIGINAL, "original"), (TUNED, "tuned"))
-        for runtime, file in (
-            ("opencv", "{}-darknet/model.weights"),
-            ("onnxruntime", "{}-onnx/model.onnx"),
-            ("openvino", "{}-onnx/model.onnx"),
-            ("ncnn", "{}-ncnn/model.ncnn.param"),
-        )
-    ),
-    Place(ORIGINAL, "torch", ""),
-    Place(TUNED, "torch", "tune/weights/best.pt"),
-    Place(SMALL, "onnxruntime", "int8/model.onnx"),
-    Place(SMALL, "openvino", "int8/model.onnx"),
-)
 
 
 def finish(name: str, row: Journey) -> None:
@@ -98,47 +67,17 @@ def finish(name: str, row: Journey) -> None:
     files = {ORIGINAL: source, TUNED: folder / "tune/weights/best.pt", SMALL: folder / "int8/model.onnx"}
     named = [f"{network}={file}" for network, file in files.items()]
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, *named, "--json"))
-    sizes = {
-        ORIGINAL: "original-darknet/model.weights",
-        TUNED: "tuned-darknet/model.weights",
-        SMALL: "int8/model.onnx",
-    }
+    timed = json.loads(python("-m", "benchmarks.latency", *named, *size, "--json"))
     for found in compared["networks"]:
-        found["bytes"] = (folder / sizes[found["network"]]).stat().st_size
-        found["ms"] = {}
-    for place, milliseconds in times(folder, source, row.size).items():
-        next(n for n in compared["networks"] if n["network"] == place.network)["ms"][place.runtime] = milliseconds
+        own = [lap for lap in timed["rows"] if lap["network"] == found["network"]]
+        found["ms"] = {lap["runtime"]: lap["ms"] for lap in own}
+        found["bytes"] = next(lap["bytes"] for lap in own if lap["runtime"] in ("opencv", "onnxruntime"))
+        found["engines"] = {lap["runtime"]: lap["engine"] for lap in own}
     document = {"row": name, "command": " ".join(["python", *command]).replace(shared(), "../shared"), **compared,
                 "data": row.data.format(shared="../shared")}  # fmt: skip
     STORED.mkdir(exist_ok=True)
     atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
     publish(folder / "prune" / "detections.jpg", PICTURES / f"{name}_detections.jpg")
-
-
-def times(folder: Path, source: Path, side: int) -> dict[Place, float]:
-    """Median milliseconds of a forward pass of one picture, all places in turn."""
-    import torch
-
-    from utils.report.latency import interleaved
-
-    runs = {str(number): _forward(folder / place.file if place.file else source, place.runtime, side)
-            for number, place in enumerate(PLACES)}  # fmt: skip
-    with torch.inference_mode():
-        laps = interleaved(runs, seconds=SECONDS, pause=PAUSE)
-    return {place: laps[str(number)].median for number, place in enumerate(PLACES)}
-
-
-def _forward(file: Path, runtime: str, side: int) -> Callable[[], object]:
-    import torch
-
-    from utils.darknet import cfg as cfg_file
-    from utils.runtime.choice import choose_runtime
-    from utils.runtime.load import load
-
-    network = cfg_file.load(file.with_suffix(".cfg")) if file.suffix == ".weights" else None
-    loaded = load(choose_runtime(network, str(file), runtime), torch.device("cpu"), (side, side))
-    image = torch.rand(1, loaded.network.net.channels, side, side).contiguous(memory_format=torch.channels_last)
-    return lambda: loaded.model(image)
 
 
 def section(name: str, document: Mapping[str, Any]) -> list[str]:
