@@ -105,7 +105,8 @@ def gather(runs: Sequence[Path | str], title: str | None = None, baselines: tupl
     order = _order(entries)
     stages, entries = [stages[place] for place in order], [entries[place] for place in order]
     links = [Link(digest, _ancestors(stages, entries, lineage)) for digest, lineage in entries]
-    stages = [_with_parent(stage, link, stages) for stage, link in zip(stages, links, strict=True)]
+    stages = [_told(_with_parent(stage, link, stages), lineage)
+              for stage, link, (_, lineage) in zip(stages, links, entries, strict=True)]  # fmt: skip
     return Journey(title or _title(paths), tuple(_timed(stages, links)), tuple(links), baselines=baselines)
 
 
@@ -177,6 +178,12 @@ def _with_parent(stage: Stage, link: Link, stages: Sequence[Stage]) -> Stage:
     """A training that began with a pruned network is called a fine-tuning."""
     parent = None if link.parent is None or link.parent.stage is None else stages[link.parent.stage]
     return replace(stage, kind="tune") if stage.kind == "train" and parent and parent.kind == "prune" else stage
+
+
+def _told(stage: Stage, lineage: Sequence[Mapping[str, Any]]) -> Stage:
+    """A stage whose file says which command made it is shown with that."""
+    command = lineage[-1].get("command") if lineage else None
+    return replace(stage, command=command) if isinstance(command, str) and stage.kind == "quantize" else stage
 
 
 def _timed(stages: Sequence[Stage], links: Sequence[Link]) -> list[Stage]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from utils.report.run_dir import environment
 from utils.runtime.choice import choose_runtime
 from utils.runtime.load import Loaded, load
 
-SECONDS = 30.0
-"""Most time for all rounds of the timing."""
+SECONDS, LEAST_SECONDS = 30.0, 10.0
+"""Most time for all rounds of the timing, of each program at least the second."""
 RUNNABLE = (".pt", ".onnx")
 
 
@@ -60,6 +60,7 @@ class Measurement:
     draws: int
     seed: int
     rounds: int
+    """Of the timing, at least."""
     machine: str
     stages: Mapping[int, Measured]
     """By the place of the stage."""
@@ -133,7 +134,7 @@ def measure(
     where = environment()
     machine = ", ".join([where["cpu"], *where["gpus"], f"threads: {torch.get_num_threads()}"])
     measurement = Measurement(
-        str(data.path), len(found), draws, seed, times[0].rounds, machine,
+        str(data.path), len(found), draws, seed, min(time.rounds for time in times), machine,
         stages=dict(zip(places, measured, strict=False)),
         others={other.name: row for other, row in zip(others, measured[len(places):], strict=True)},
         comparison=comparison, compared=compared,
@@ -184,20 +185,33 @@ def _evaluate(
 
 
 def _times(networks: Sequence[_Network], device: torch.device) -> list[Latency]:
-    """Time of a picture, all networks in turn."""
-    runs = {}
+    """Time of a picture: the networks of a program in turn, one program after the other.
+
+    Threads of one program wait for work in a loop for a while, and would slow down the next one.
+    """
+    runs: dict[str, dict[int, Callable[[], None]]] = {}
     for number, network in enumerate(networks):
-        image = torch.rand(1, network.loaded.network.net.channels, *network.size)
-        image = image.to(device, memory_format=torch.channels_last)
-
-        def forward(model: Any = network.loaded.model, image: torch.Tensor = image) -> None:
-            model.rows(image) if getattr(model, "decodes", False) else model(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        runs[str(number)] = forward
+        runs.setdefault(network.loaded.runtime, {})[number] = _forward(network, device)
+    found: dict[int, Latency] = {}
     with torch.inference_mode():
-        return list(interleaved(runs, seconds=SECONDS).values())
+        for own in runs.values():
+            seconds = max(LEAST_SECONDS, SECONDS / len(runs))
+            found |= interleaved(own, seconds=seconds)
+    return [found[number] for number in range(len(networks))]
+
+
+def _forward(network: _Network, device: torch.device) -> Callable[[], None]:
+    """Looks at one picture."""
+    model = network.loaded.model
+    image = torch.rand(1, network.loaded.network.net.channels, *network.size)
+    image = image.to(device, memory_format=torch.channels_last)
+
+    def forward() -> None:
+        model.rows(image) if getattr(model, "decodes", False) else model(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return forward
 
 
 def _measured(

@@ -15,6 +15,8 @@ from utils.report.journey.stages import Figures, Stage
 from utils.report.pareto_plots import ParetoPoint, plot_pareto
 from utils.report.tables import Column
 
+BUSY = 1.5
+"""How many times the median the slowest tenth of the rounds may take on a quiet machine."""
 RECOVERING = ("tune", "distil", "qat")
 """Trainings that make good what a compression cost."""
 
@@ -81,8 +83,11 @@ def _how_measured(journey: Journey) -> Iterator[str]:
             yield "Times of one pruning, before and after, were measured in turn; those of different runs were not."
         return
     yield (f"All networks were measured for this report on {measured.images} pictures of "
-           f"{Path(measured.data).name}, times in turn over {measured.rounds} rounds; {measured.machine}. MB is the "
-           "size of the file.")  # fmt: skip
+           f"{Path(measured.data).name}, times in turn, {measured.rounds} rounds; {measured.machine}. MB is the size "
+           "of the file.")  # fmt: skip
+    rows = [*measured.stages.values(), *measured.others.values()]
+    if any(row.p90 > BUSY * row.ms for row in rows):
+        yield "The machine had other work to do: some of the times vary much, so they compare little."
 
 
 def differences(journey: Journey) -> Iterator[Block]:

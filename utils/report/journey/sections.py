@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.report.journey import evidence, outcome
+from utils.report.journey.command import wrapped
 from utils.report.journey.content import Block, Code, Folded, Section, Table
 from utils.report.journey.gather import Ancestor, Journey, Link
 from utils.report.journey.stages import Stage
@@ -40,7 +41,7 @@ def lead(journey: Journey) -> str:
 
 def _lineage(journey: Journey) -> Iterator[Block]:
     for number, (stage, link) in enumerate(zip(journey.stages, journey.links, strict=True), 1):
-        blocks: list[Block] = [Code((stage.command,))] if stage.command else []
+        blocks: list[Block] = [Code(wrapped(stage.command))] if stage.command else []
         facts = [("run", str(stage.path)), ("file", None if stage.weights is None else stage.weights.name),
                  ("sha256", link.sha256), *_origins(journey, link), ("commit", stage.env.get("git_commit")),
                  ("machine", stage.env.get("cpu")), ("time", stage.env.get("time")),
@@ -57,12 +58,10 @@ def _packages(stage: Stage) -> Iterator[tuple[str, str]]:
 
 def _origins(journey: Journey, link: Link) -> Iterator[tuple[str, str]]:
     """What the stage began with and was taught by, and whether that is proved."""
-    for ancestor in link.ancestors:
-        if ancestor is link.parent or ancestor.teacher is not None:
-            yield (
-                ("made from" if ancestor.teacher is None else f"teacher, {ancestor.teacher}"),
-                _where(journey, ancestor),
-            )
+    first = next((place for place, ancestor in enumerate(link.ancestors) if ancestor is link.parent), 0)
+    for ancestor in link.ancestors[first:]:
+        name = "made from" if ancestor.teacher is None else f"teacher, {ancestor.teacher}"
+        yield name, _where(journey, ancestor)
 
 
 def _where(journey: Journey, ancestor: Ancestor) -> str:

@@ -9,7 +9,7 @@ from utils.cli import one_line
 from utils.report.journey.content import Block, Code, Folded, Headline, Section, Table, Text
 from utils.report.tables import markdown_table
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#~])")
+_SPECIAL = re.compile(r"([\\`*_{}<>#~]|\](?=[(\[:]))")
 
 
 def markdown(title: str, lead: str, sections: Sequence[Section]) -> str:

@@ -1,0 +1,449 @@
+"""The report of a compression: one file, escaped, the same figures everywhere, no word of what is not there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.nets import TINY
+from utils.checkpoint import origin, write_checkpoint
+from utils.cli import run as run_script
+from utils.darknet.cfg import format_network, parse
+from utils.detection.bootstrap import Interval
+from utils.errors import InputError
+from utils.report import __main__ as script
+from utils.report.cost import network_cost
+from utils.report.journey import write_report
+from utils.report.journey.command import shown_command, wrapped
+from utils.report.journey.figures import for_page
+from utils.report.journey.gather import gather
+from utils.report.journey.lost import compare_picture, found, panels
+
+VOID = {"meta", "img", "br", "link", "path", "use", "rect", "image"}
+EVIL = '<script>alert("&")</script>'
+CERTIFICATE = {"compact_vs_silenced": 3e-7, "compact_vs_silenced_float64": 1e-14, "compact_vs_keep_size": 2e-7,
+               "border": 0.017, "side": 64}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a page holds: its elements, its words, and whether every element is closed by its own tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return parse(TINY, "n.cfg")
+
+
+def checkpoint(path, network, lineage=()):
+    """A .pt file of a network; what it was made from."""
+    from models import Darknet
+
+    torch.manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [EVIL, "b"]
+    state = Darknet(network).state_dict()
+    write_checkpoint(path, {"model": state, "ema": None, "cfg": format_network(network), "names": names,
+                            "lineage": [dict(entry) for entry in lineage]})  # fmt: skip
+
+
+def training(folder, network, lineage=(), values=(0.25, 0.5, 0.4375), **args):
+    """A run of train.py."""
+    checkpoint(folder / "weights" / "best.pt", network, lineage)
+    (folder / "model.cfg").write_text(format_network(network))
+    rows = [f"{epoch},{value},{value / 2}" for epoch, value in enumerate(values, 1)]
+    (folder / "results.csv").write_text("\n".join(["epoch,map50,map50_95", *rows]) + "\n")
+    (folder / "args.yaml").write_text(yaml.safe_dump({"data": "d.data", "epochs": len(values), **args}))
+    (folder / "env.json").write_text(json.dumps({"time": "2026-01-02T03:04:05", "cpu": "Z80", "git_commit": "abc"}))
+    return folder
+
+
+def pruning(folder, network, lineage):
+    """A run of slim_prune.py, in which block 1 loses 5 of its 8 channels."""
+    checkpoint(folder / "model.pt", network, lineage)
+    row = {"map50": 0.375, "map50_95": 0.125, "parameters": 1234, "macs": 56789, "weights_bytes": 4000, "ms": 2.5}
+    plan = {"strategy": "slim", "before": {**row, "parameters": 2345, "ms": 5.0}, "after": row,
+            "certificate": CERTIFICATE,
+            "latency": {"height": 64, "width": 64, "runtime": "CPU, threads: 1"}}  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "args.yaml").write_text(yaml.safe_dump({"percent": [0.5], "weights": "best.pt"}))
+    header = "block,new_block,line,before,after,candidate,chain,unit,mean_gamma"
+    (folder / "channels.csv").write_text(f"{header}\n0,0,5,8,8,1,,,0.5\n1,1,9,8,3,1,0,,0.25\n")
+    return folder
+
+
+def stages(folder, network):
+    """Base, sparse, pruned, tuned, made one from the other; the base has a name that wants to be code."""
+    base = training(folder / f"base {EVIL.replace('/', '')}", network)
+    lineage = [origin(base / "weights" / "best.pt")]
+    sparse = training(folder / "sparse", network, lineage, sr=True, prune=0)
+    edges = ",".join(["epoch", "0", *(f"{10.0**n:g}" for n in range(-3, 2))])
+    (sparse / "gamma_histogram.csv").write_text(f"{edges}\n0,0,0,0,0,9,0\n3,4,1,0,0,4,0\n")
+    lineage = [*lineage, origin(sparse / "weights" / "best.pt")]
+    pruned = pruning(folder / "pruned", network, lineage)
+    lineage = [*lineage, origin(pruned / "model.pt")]
+    tuned = training(folder / "tuned", network, lineage, values=(0.5, 0.5625))
+    return base, sparse, pruned, tuned
+
+
+@pytest.fixture
+def chain(tmp_path, network):
+    return stages(tmp_path / "runs", network)
+
+
+def read(out) -> tuple[Page, str, dict]:
+    """The three files."""
+    page, text = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    return Page(page), text, json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def report(network, tmp_path_factory):
+    """The page of a chain as it is parsed, its Markdown, its JSON, and the page as text."""
+    folder = tmp_path_factory.mktemp("report")
+    page = write_report(stages(folder / "runs", network), folder / "out")
+    return *read(folder / "out"), page.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_but_itself(report):
+    page, _, _, text = report
+    assert not page.open
+    assert not re.search(r"https?:|//[a-z]|@import|<link|<iframe|xmlns", text)
+    assert not page.all("script")
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href"):
+            if attributes.get(name) is not None:
+                assert attributes[name].startswith(("#", "data:image/")), attributes
+    assert "default-src 'none'" in page.all("meta")[-1]["content"]
+
+
+def test_what_a_run_is_called_is_text_and_never_code(report):
+    page, text, document, _ = report
+    name = f"base {EVIL.replace('/', '')}"
+    assert name in page.text
+    assert document["runs"][0]["name"] == name
+    assert "<script" not in text.replace("\\<", "")
+    assert all("alert" not in str(attributes) or tag in ("div", "svg") for tag, attributes in page.tags)
+
+
+def test_everything_seen_has_words_and_ids_are_unique(report):
+    page = report[0]
+    plots = [plot for plot in page.all("svg") if plot.get("class") == "plot"]
+    assert len(plots) == 3  # the course, channels, scales
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
+    assert all(image.get("alt") for image in page.all("img"))
+    assert {cell["scope"] for cell in page.all("th")} == {"col", "row"}
+    assert len(page.all("h1")) == 1
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    used = {attributes["href"][1:] for _, attributes in page.tags if (attributes.get("href") or "").startswith("#")}
+    assert used <= set(identities)
+
+
+def test_plots_take_their_ink_from_the_page(report):
+    text = report[3]
+    drawn = text[text.index("</style>") :]
+    assert "var(--ink)" in drawn
+    assert not re.search("#000000|#ffffff", drawn)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_page_markdown_and_json_tell_the_same(report, network):
+    page, text, document, _ = report
+    cost = network_cost(network)
+    figures = [run["figures"] for run in document["runs"]]
+    assert [row["map50"] for row in figures] == [0.5, 0.4375, 0.375, 0.5625]
+    assert [row["parameters"] for row in figures] == [cost.parameters, cost.parameters, 1234, cost.parameters]
+    rows = [line for line in text.splitlines() if re.match(r"\| [1-4] ", line)]
+    for number, (row, line) in enumerate(zip(figures, rows, strict=False), 1):
+        for shown in (f"{row['map50']:.3f}", f"{row['map50_95']:.3f}", f"{row['parameters']:,}".replace(",", " ")):
+            assert shown in line
+            assert shown in page.text
+        assert line.startswith(f"| {number} ")
+    assert document["runs"][2]["certificate"] == CERTIFICATE
+    for shown in ("3.0e-07", "1.0e-14", "2.0e-07", "1.7e-02"):
+        assert shown in text
+        assert shown in page.text
+    assert document["runs"][2]["channels"][1] == {"block": 1, "before": 8, "after": 3}
+    assert document["runs"][3]["epochs"]["map50"] == [0.5, 0.5625]
+    assert "+0.062 from 0.500" in page.text
+    assert "+0.062 from 0.500" in text
+
+
+def test_stages_are_ordered_and_proved_by_their_digests(chain):
+    base, sparse, pruned, tuned = chain
+    journey = gather([tuned, pruned, base, sparse])
+    assert [stage.path for stage in journey.stages] == list(chain)
+    assert [stage.kind for stage in journey.stages] == ["train", "sparse", "prune", "tune"]
+    assert [link.parent and link.parent.stage for link in journey.links] == [None, 0, 1, 2]
+    assert (journey.goal, journey.way) == (3, (0, 1, 2, 3))
+    assert journey.stages[1].best_epoch == 3  # of a sparse training the last
+    assert journey.stages[0].best_epoch == 2
+    assert journey.stages[1].figures.ms == {"PyTorch, CPU, threads: 1": 5.0}
+
+
+def test_a_file_that_was_changed_since_is_named(chain, network, tmp_path):
+    (chain[0] / "weights" / "best.pt").unlink()
+    checkpoint(chain[0] / "weights" / "best.pt", network, [{"path": "other", "sha256": "1"}])
+    write_report(chain, tmp_path / "out")
+    page, text, document = read(tmp_path / "out")
+    assert [entry["changed"] for entry in document["runs"][1]["lineage"]] == [True]
+    assert "which was changed since" in page.text
+    assert "which was changed since" in text
+
+
+def test_what_is_not_there_is_left_out(tmp_path, network):
+    """A run with nothing but its epochs: no certificate, no channels, no commands, and no plot but the course."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results.csv").write_text("epoch,map50,map50_95\n1,0.5,0.25\n")
+    write_report([run], tmp_path / "out")
+    page, text, document = read(tmp_path / "out")
+    sections = [section["aria-labelledby"] for section in page.all("section")]
+    assert len(sections) == 3
+    assert document["runs"][0]["certificate"] is None
+    for word in ("None", "nan", "ertificate", "Channels", "Sensitivity", "ms,"):
+        assert word not in page.text
+        assert word not in text
+
+
+def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
+    run = tmp_path / "quant"
+    run.mkdir()
+    layers = [
+        {"block": n, "name": f"{n} convolutional", "bits": bits, "activation_bits": bits, "sqnr_db": noise}
+        for n, bits, noise in ((0, 8, 31.25), (1, 32, None))
+    ]
+    document = {"layers": layers, "map50": {"before": 0.5, "after": 0.4375}}
+    (run / "quantize.json").write_text(json.dumps(document))
+    write_report([run], tmp_path / "out")
+    page, text, found = read(tmp_path / "out")
+    assert found["runs"][0]["kind"] == "quantize"
+    assert found["runs"][0]["figures"]["map50"] == 0.4375
+    assert [row["decibels"] for row in found["runs"][0]["sqnr"]] == [31.25, None]
+    assert "31.2" in page.text
+    assert "31.2" in text
+
+
+def test_sensitivity_is_a_table_of_shares(tmp_path):
+    run = tmp_path / "sens"
+    run.mkdir()
+    (run / "sensitivity.csv").write_text(
+        "kind,number,name,layers,channels,share,removed,map50,drop,parameters,macs\nnetwork,,,,,0,0,0.5,0,1,1\n"
+        "group,1,backbone,0 1,16,0.1,1,0.45,5,0.9,0.9\ngroup,1,backbone,0 1,16,0.5,8,0.25,25,0.5,0.5\n"
+        "layer,1,1,1,8,0.1,1,0.49,1,0.9,0.9\nlayer,1,1,1,8,0.5,4,0.4,10,0.8,0.8\n"
+    )
+    write_report([run], tmp_path / "out")
+    page, _, document = read(tmp_path / "out")
+    assert document["runs"][0]["sensitivity"] == {
+        "map50": 0.5, "shares": [0.1, 0.5], "groups": {"1 backbone": [5.0, 25.0]}, "layers": {"1": [1.0, 10.0]},
+    }  # fmt: skip
+    assert "25.00" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        (None, "", "no run directory of train.py"),
+        ("plan.json", "[1]", "plan.json: a JSON object was expected"),
+        ("plan.json", "{", "plan.json: no JSON"),
+        ("args.yaml", "- 1", "args.yaml: flags and their values were expected"),
+        ("results.csv", "epoch,map50\n1\n", "results.csv:2: 1 cells"),
+        ("sensitivity.csv", "kind,share\nlayer,x\n", "sensitivity.csv:2: not as this suite writes it"),
+        ("sensitivity.csv", "kind,share\n", "sensitivity.csv: holds no rows"),
+    ],
+)
+def test_what_is_no_run_directory_is_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, name, text, match):
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    if name:
+        (run / name).write_text(text)
+    monkeypatch.setattr("sys.argv", ["report", str(run), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        run_script(script.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert match in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["RUN", "RUN"], "is given twice"),
+        (["RUN", "--baselines", "x.pt"], r"x.pt: no such file"),
+        (["RUN", "--baselines", "a=b.json"], r"a=b.json: no such file"),
+        (["RUN", "--data", "none.data"], "none.data: no such file"),
+        (["RUN", "--baselines", "FILE@0"], "outside 1..8192"),
+        (["RUN", "--baselines", "FILE"], "measured with --data only"),
+        (["RUN/none"], "no folder"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(tmp_path, chain, flags, match):
+    place = {"RUN": str(chain[0]), "FILE": str(chain[2] / "model.pt")}
+    flags = [re.sub("RUN|FILE", lambda found: place[found[0]], flag) for flag in flags]
+    with pytest.raises(InputError, match=match):
+        script.main([*flags, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_is_there_is_kept_unless_told_otherwise(tmp_path, chain, capsys):
+    out = tmp_path / "out"
+    flags = [str(chain[0]), "--out", str(out)]
+    script.main(flags)
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="--exist-ok"):
+        script.main(flags)
+    capsys.readouterr()
+    script.main([*flags, "--exist-ok", "--json", "--title", "Another"])
+    assert json.loads(capsys.readouterr().out)["report"] == str(out / "report.html")
+    assert "Another" in read(out)[0].text
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_baselines_of_a_file_are_drawn_beside_the_journey(tmp_path, chain):
+    row = {"network": "small", "size": [32, 32], "map50": 0.25, "map50_interval": [0.125, 0.375], "map50_95": 0.0625,
+           "parameters": 999, "macs": 888, "ms": 1.25}  # fmt: skip
+    (tmp_path / "b.json").write_text(json.dumps({"networks": [row]}))
+    write_report(chain, tmp_path / "out", baselines=[str(tmp_path / "b.json")])
+    page, text, document = read(tmp_path / "out")
+    assert document["baselines"][0]["name"] == "small"
+    assert any("small: AP50 0.250" in plot.get("aria-label", "") for plot in page.all("svg"))
+    assert "| small" in text
+    (tmp_path / "b.json").write_text(json.dumps({"networks": [{**row, "ms": None}]}))
+    with pytest.raises(InputError, match="benchmarks"):
+        write_report(chain, tmp_path / "out", baselines=[str(tmp_path / "b.json")])
+
+
+def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, network):
+    """Two equal networks differ by nothing, whatever pictures are drawn; the JPEGs can be read."""
+    base = training(tmp_path / "base", network)
+    tuned = training(tmp_path / "tuned", network, [origin(base / "weights" / "best.pt")])
+    other = f"low={base / 'weights' / 'best.pt'}@32"
+    write_report([base, tuned], tmp_path / "out", folder / "d.data", baselines=[other], draws=20, pictures=1)
+    page, text, document = read(tmp_path / "out")
+    measured = [run["measured"] for run in document["runs"]]
+    assert measured[0]["map50"] == measured[1]["map50"]
+    assert measured[1]["map50_difference"] == [0, 0, 0]
+    assert document["measurement"]["images"] == 3
+    assert [baseline["name"] for baseline in document["baselines"]] == ["low"]
+    assert document["baselines"][0]["size"] == [32, 32]
+    assert "+0.000 [+0.000, +0.000]" in text
+    images = page.all("img")
+    assert len(images) == 3
+    for image in images:
+        kind, _, data = image["src"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        assert cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape[2] == 3
+
+
+def test_an_object_is_found_by_one_box_of_its_class():
+    truth = np.array([[0, 0, 10, 10, np.nan, 0], [0, 0, 10, 8, np.nan, 0], [50, 50, 60, 60, np.nan, 1]])
+    one = np.array([[0, 0, 10, 10, 0.9, 0]])
+    assert found(truth, one).tolist() == [True, False, False]
+    assert found(truth, np.vstack([one, [[0, 0, 10, 10, 0.5, 0]]])).tolist() == [True, True, False]
+    assert found(truth, np.array([[50, 50, 60, 60, 0.9, 0]])).tolist() == [False, False, False]
+    assert found(truth[:0], one).tolist() == []
+    assert found(truth, one[:0]).tolist() == [False, False, False]
+
+
+def test_lost_and_gained_boxes_are_marked_in_the_last_panel_only(tmp_path):
+    from utils.data.images import write_image
+
+    write_image(tmp_path / "a.png", np.full((400, 400, 3), 120, np.uint8))
+    truth = np.array([[0, 20, 20, 120, 120], [0, 220, 220, 380, 380]], float)
+    first, second = (np.array([[*row[1:], 0.9, 0.0]]) for row in truth)
+    picture = compare_picture(str(tmp_path / "a.png"), truth, first, second)
+    assert (len(picture.lost), len(picture.gained)) == (1, 1)
+    seen, before, after = panels(picture, ["a"])
+    assert seen.shape == before.shape == after.shape == (400, 400, 3)
+    lost, gained = (np.all(after == colour, 2) for colour in ((213, 94, 0), (0, 158, 115)))
+    assert lost[:200].any() and not lost[200:].any()
+    assert gained[200:].any() and not gained[:200].any()
+    assert not np.all(before == (213, 94, 0), 2).any()
+
+
+def test_a_command_is_the_one_given_where_it_is_known():
+    args = {
+        "cfg": "my net.cfg",
+        "epochs": 3,
+        "sr": True,
+        "ema": True,
+        "freeze": 0,
+        "prune": 0,
+        "project": "runs",
+        "s": None,
+    }
+    assert shown_command("sparse", args, ["train.py", "-sr"], {}) == "python train.py -sr"
+    assert shown_command("sparse", args, [], {}) == "python train.py --cfg 'my net.cfg' --epochs 3 -sr --prune 0"
+    assert (
+        shown_command("prune", {"percent": [0.5]}, [], {"strategy": "layer"}) == "python layer_prune.py --percent 0.5"
+    )
+    assert shown_command("train", {}, [], {}) == ""
+
+
+def test_a_command_is_broken_before_flags_and_stays_one_command():
+    lines = wrapped("python train.py --s -0.5 " + " ".join(f"--flag{n} 'a b' value{n}" for n in range(12)))
+    assert len(lines) > 2
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert all(line.startswith("    --flag") for line in lines[1:])
+    assert wrapped("python 'train.py") == ("python 'train.py",)
+
+
+def test_a_plot_of_matplotlib_becomes_an_element_without_addresses():
+    text = (
+        '<?xml version="1.0"?>\n<svg xmlns:xlink="http://a/b" width="72pt" viewBox="0 0 72 36" xmlns="http://a/c">\n'
+        '<metadata>http://d/e</metadata>\n<g id="p1" clip-path="url(#c1)">\n'
+        '<use xlink:href="#m1" style="fill: #000000"/>\n'
+        "<text style=\"font: 10px 'DejaVu Sans', sans-serif; text-anchor: middle\">a</text></g></svg>\n"
+    )
+    assert for_page(text, "x") == (
+        '<svg viewBox="0 0 72 36" style="max-width: 94px" class="plot" role="img" aria-label="">'
+        '<g id="x-p1" clip-path="url(#x-c1)">\n<use href="#x-m1" style="fill: var(--ink)"/>\n'
+        '<text style="font: 10px var(--sans); text-anchor: middle">a</text></g></svg>'
+    )
+
+
+def test_an_interval_is_a_value_and_its_ends():
+    from utils.report.journey.outcome import interval
+
+    assert interval(Interval(0.5, 0.25, 0.75), ".3f") == "0.500 [0.250, 0.750]"
+    assert interval(Interval(-0.5, -0.75, 0.25), "+.2f") == "-0.50 [-0.75, +0.25]"
