@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from models import Darknet
-from utils.darknet.blocks import Block, Dropout, Maxpool, Reorg, Route, Upsample, Yolo
 from utils.layers import Computing, ConvBlock
 from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer
+from utils.quantization.scheme import passes
 
 LARGEST_BIAS = 2**30
 """In codes; leaves sums of products as much again in 32 bits."""
@@ -58,7 +58,7 @@ class Codes:
     before: frozenset[int]
     """Blocks that round before their activation as well, to the same codes."""
     kernels: Mapping[int, Kernel]
-    """Of blocks whose weights are rounded."""
+    """Of blocks whose weights are rounded; but for those that read a float head, whose weights are floats in a file."""
     explicit: bool = False
     """Weights are written in float and rounded in the file, biases are float, as TensorRT reads them."""
 
@@ -76,15 +76,9 @@ def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
                 before.add(index)
         elif passes(model.blocks[index]) and source in points:
             points[index] = points[source]
-        if isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
+        if isinstance(layer, ConvBlock) and layer.quantize_weight is not None and source in points:
             kernels[index] = kernel(layer, points[source])
     return Codes(points, frozenset(before), kernels, explicit)
-
-
-def passes(block: Block) -> bool:
-    """Whether a block puts out values that it reads."""
-    single = isinstance(block, Route) and len(block.layers) == 1
-    return single or isinstance(block, Maxpool | Upsample | Dropout | Reorg | Yolo)
 
 
 def point(slot: ActivationQuantizer) -> Point:

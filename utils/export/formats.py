@@ -19,7 +19,7 @@ from utils.detection.decode import decode
 from utils.export.agreement import TOLERANCES, Agreement, compare, onnx_agreement, parts, picture, raw_heads
 from utils.export.darknet_format import make_darknet
 from utils.export.made import Made, Subject, check_same, read_back
-from utils.export.request import SUFFIXES, ExportRequest
+from utils.export.request import ExportRequest
 from utils.files import atomic_path, atomic_write_bytes
 from utils.model_files import ModelFiles
 
@@ -67,13 +67,6 @@ def make_ncnn(subject: Subject, asked: ExportRequest) -> Made:
     from utils.export import ncnn_format
 
     return ncnn_format.make_ncnn(subject, asked)
-
-
-def make_tensorrt(subject: Subject, asked: ExportRequest) -> Made:
-    """ONNX with explicit quantization as TensorRT reads it, and the command that builds an engine of it."""
-    made = make_onnx(subject, asked)
-    name = asked.path or f"model{SUFFIXES[asked.format]}"
-    return made._replace(facts={**made.facts, "command": f"trtexec --onnx={name} --int8 --saveEngine=model.engine"})
 
 
 def make_fpga(subject: Subject, asked: ExportRequest) -> Made:
@@ -150,7 +143,7 @@ FORMATS: dict[str, Callable[[Subject, ExportRequest], Made]] = {
     "onnx": make_onnx,
     "ncnn": make_ncnn,
     "openvino": make_openvino,
-    "tensorrt": make_tensorrt,
+    "tensorrt": make_onnx,
     "torchscript": make_torchscript,
     "darknet": make_darknet,
     "pt": make_checkpoint,

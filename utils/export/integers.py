@@ -114,6 +114,8 @@ def layer_gaps(model: Darknet, integers: Codes, found: dict[str, NDArray[np.gene
                                       "in the file; nothing is written")  # fmt: skip
             steps, different, total = max(steps, worst), different + int((apart > 0).sum()), total + apart.numel()
         layers += bool(pairs)
+    if not layers:
+        raise InfeasibleError("no layer of the network is in integers; nothing is written")
     return Gap(steps, different / max(1, total), layers)
 
 

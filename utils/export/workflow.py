@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,10 @@ def describe(asked: ExportRequest, metadata: Metadata, made: Made, path: Path) -
         return document | {"cfg": str(path.with_suffix(".cfg"))}
     files = [str(path.with_suffix(suffix)) for suffix in COMPANIONS.get(asked.format, ())]
     document |= {"files": files} if files else {}
+    if asked.format == "tensorrt":
+        document["command"] = shlex.join(
+            ["trtexec", f"--onnx={path}", "--int8", f"--saveEngine={path.with_suffix('.engine')}"]
+        )
     return document | {"output": metadata.output, "precision": metadata.precision, **made.facts}
 
 

@@ -55,7 +55,7 @@ SIGNED = Grid(8, narrow=False)
 TARGETS = {
     "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, UNSIGNED, True),
     "cpu-vnni": Target("x86 with VNNI", 8, UNSIGNED, True),
-    "arm": Target("ARM; symmetric activations", 8, SIGNED, True),
+    "arm": Target("ARM; signed activations", 8, Grid(8, symmetric=False), True),
     "tensorrt": Target("TensorRT; symmetric activations", 8, SIGNED, False),
     "fpga": Target(
         "shifts in place of scales",

@@ -17,6 +17,8 @@ from utils.runtime.metadata import IMAGE
 
 Array = NDArray[np.float32]
 
+ROUNDS_FLOATS = "WeightBiasQuantization"
+"""Lets onnxruntime round float weights between integers, where a convolution was kept float."""
 NCNN_HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
 """Options that let ncnn round feature maps to 16 bits where a processor has instructions for them."""
 OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
@@ -70,7 +72,9 @@ def onnxruntime_engine(
     place = "the file" if isinstance(model, bytes) else str(model)
     try:
         source = model if isinstance(model, bytes) else str(model)
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[ROUNDS_FLOATS]
+        )
     except MemoryError:
         raise
     except Exception as failure:  # onnxruntime has a kind of its own for every status

@@ -12,6 +12,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.shapes import strides
 from utils.errors import CfgError, WeightsError
 from utils.flags import MODES
+from utils.quantization.scheme import QuantSettings
 
 PRODUCER = "darknet-compression"
 SCHEMA = 1
@@ -51,7 +52,10 @@ class Metadata:
     @property
     def wide(self) -> bool:
         """Whether weights have so many bits that pairs of products may need more than 16."""
-        return self.quantization is not None and self.quantization["weight_bits"] > NARROW_BITS
+        if self.quantization is None:
+            return False
+        settings = QuantSettings(**self.quantization)
+        return max(settings.weight_bits, settings.kernels.weight_bits) > NARROW_BITS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,4 +133,4 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
 
 def _quantization(text: str) -> Mapping[str, Any] | None:
     found = json.loads(text)
-    return None if found is None else {**found, "weight_bits": int(found["weight_bits"])}
+    return None if found is None else QuantSettings(**{**found, "kept": tuple(found["kept"])}).document()
