@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from utils.cli import Parser, image_side, print_json, run
-from utils.compress.journey import ROOT, Journey, python
-from utils.compress.recipe import Recipe, read_recipe
+from utils.compress.journey import Journey, python
+from utils.compress.recipe import ROOT, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.errors import InputError
@@ -40,12 +40,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="FILE", required=True, help="data set: .data or data.yaml")
     start = "trained network, .pt or .weights; the recipe's first training is left out then (default: train it)"
     add("--weights", metavar="FILE", help=start)
-    size = "network input: N, or H W (default: the cfg's); the same in all stages"
-    add("--img_size", type=image_side, nargs="+", metavar="N", help=size)
+    size = "side of the network input, the same in all stages (default: the cfg's width and height)"
+    add("--img_size", type=image_side, metavar="N", help=size)
     add = parser.add_argument_group("how").add_argument
     add("--recipe", metavar="FILE", required=True, help="YAML file with the stages; see data/recipes")
     change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3 or tune.epochs=40"
-    add("--set", type=change_of, nargs="+", default=[], metavar="STAGE.FLAG=VALUE", help=change)
+    add("--set", type=change_of, nargs="+", action="extend", default=[], metavar="STAGE.FLAG=VALUE", help=change)
     add("--dry-run", action="store_true", help="print the commands of the stages and do nothing")
     add = parser.add_argument_group("run").add_argument
     add("--project", default=PROJECT, metavar="DIR", help="folder of the journey's folder (default: %(default)s)")
@@ -60,7 +60,7 @@ def change_of(text: str) -> tuple[str, str, Any]:
     stage, dot, flag = place.partition(".")
     try:
         found = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         found = None
     if not (equals and dot and stage and flag) or found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.FLAG=VALUE")
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"
     check_name(name)
     check_project(Path(args.project))
-    journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, tuple(args.img_size or ()))
+    journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, args.img_size)
     planned = journey.planned()
     for stage, command in zip(recipe.stages, planned, strict=True):
         check_flags(args.recipe, stage.name, stage.script, command[1:])
@@ -120,6 +120,8 @@ def check_flags(recipe: str, name: str, script: str, flags: Sequence[str]) -> No
             parse_prune_args(module.STRATEGY, module.__doc__, flags)
         else:
             given = module.parse_args(flags)
+            if getattr(given, "hyp", None) and not Path(given.hyp).is_file():
+                raise InputError(f"--hyp {given.hyp}: there is no such file")
             if script == "export":
                 require(f"--format {given.format}", *PACKAGES.get(given.format, ()))
     except InputError as failure:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def value(command: list[str], flag: str) -> str | None:
 
 
 def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
-    journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, (64, 96))
+    journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, 96)
     commands = journey.planned()
     assert [command[0] for command in commands] == [
         "train.py", "train.py", "slim_prune.py", "train.py", "export.py", "quantize.py", "test.py",
@@ -53,7 +54,7 @@ def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
     assert value(commands[3], "--t_weights") == "j/train/weights/best.pt"
     assert "-sr" in commands[1] and value(commands[1], "--s") == "auto" and "--dry-run" not in commands[2]
     for command, stage in zip(commands, journey.recipe.stages, strict=True):
-        assert command[command.index("--img_size") + 1 :][:2] == ["64", "96"]
+        assert value(command, "--img_size") == "96"
         assert value(command, "--name") == (None if stage.script == "test" else stage.name)
 
 
@@ -77,6 +78,17 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
         ("stages: {../a: {script: train}}", "a name has letters, digits, - and _"),
         ("stages: {a: {script: train, weights: x.pt}}", "weights is set by compress.py"),
         ("stages: {a: {script: train, exist-ok: true}}", "exist-ok is set by compress.py"),
+        ("stages: {a: {script: train, help: true}}", "with help nothing is made"),
+        ("stages: {a: {script: train}, b: {script: slim_prune, dry-run: true}}", "with dry-run nothing is made"),
+        ("stages: {a: {script: train, 'weights=x.pt': true}}", "'weights=x.pt' is no flag"),
+        ("stages: {report: {script: train}}", "and is not report"),
+        (
+            "stages: {a: {script: train}, b: {script: export, int8: true}}",
+            "b: makes integers of a, which is float",
+        ),
+        ("stages: {a: {script: train}, b: {script: quantize}, c: {script: slim_prune}}", "b, which is quantized"),
+        ("stages: {a: 2021-99-99}", "is no YAML"),
+        ("stages: " + "[" * 5000, "is no YAML"),
         ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),
         ("stages: {a: {script: train}, b: {script: train, from: c}}", "from: c is no stage before it .* are a"),
         ("stages: {a: {script: train, teacher: a}}", "teacher: a is no stage before it .* there are none"),
@@ -169,9 +181,63 @@ def test_another_journey_and_changed_files_are_refused(tmp_path):
     Path(done[2]["made"]).write_text("changed")
     with pytest.raises(InputError, match=r"model\.pt: is missing or was changed since stage prune"):
         journey.finish(Scripts())
-    (tmp_path / "j" / STATE).write_text("{")
-    with pytest.raises(InputError, match=r"journey\.json: is damaged"):
+    for text in ("{", '{"stages": [{"command": []}]}', "[]"):
+        (tmp_path / "j" / STATE).write_text(text)
+        with pytest.raises(InputError, match=r"journey\.json: is damaged"):
+            journey.finish(Scripts())
+
+
+def test_a_training_that_was_begun_is_gone_on_with_as_it_was_begun(tmp_path):
+    """Neither other flags nor another network come into it."""
+    (tmp_path / "w.pt").write_text("one")
+    text = "stages: {sparse: {script: train, epochs: 3}, file: {script: export}}"
+    journey = Journey(recipe_of(tmp_path, text), tmp_path / "j", "d.data", None, str(tmp_path / "w.pt"))
+
+    def killed(command: list[str]) -> str:
+        last = tmp_path / "j/sparse/weights/last.pt"
+        last.parent.mkdir(parents=True)
+        last.write_text("")
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        journey.finish(killed)
+    other = replace(journey, recipe=recipe_of(tmp_path, text.replace("3", "4")))
+    with pytest.raises(InputError, match=r"holds another journey, whose stage sparse is .*--epochs 3"):
+        other.finish(Scripts())
+    (tmp_path / "w.pt").write_text("other")
+    with pytest.raises(InputError, match=r"w\.pt: is missing or was changed since stage sparse"):
         journey.finish(Scripts())
+    (tmp_path / "w.pt").write_text("one")
+    calls: list[list[str]] = []
+
+    def resumed(command: list[str]) -> str:
+        calls.append(command)
+        (tmp_path / "j/sparse/weights/best.pt").write_text("")
+        return Scripts()([*command, "--project", str(tmp_path / "j"), "--name", "sparse"][: None if calls[1:] else -4])
+
+    journey.finish(resumed)
+    assert calls[0] == ["train.py", "--resume", str(tmp_path / "j/sparse"), "--json"]
+
+
+def test_two_at_once_are_refused(tmp_path):
+    journey = Journey(recipe_of(tmp_path), tmp_path / "j", "d.data", "n.cfg", None)
+
+    def second(command: list[str]) -> str:
+        journey.finish(Scripts())
+        return "{}"
+
+    with pytest.raises(InputError, match=r"another compress\.py is at work in it"):
+        journey.finish(second)
+
+
+def test_flags_are_kept_to_the_last_digit_and_each_stage_has_its_own(tmp_path):
+    text = "stages:\n  a: &a {script: train, epochs: 3, lr: 0.123456789}\n  b: *a\n"
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = read_recipe(tmp_path / "r.yaml", [("b", "epochs", 9)])
+    assert [stage.value("--epochs") for stage in recipe.stages] == ["3", "9"]
+    assert recipe.stages[0].value("--lr") == "0.123456789"
+    given = compress.parse_args(["--data", "d", "--recipe", "r", "--set", "a.x=1", "--set", "b.y=2"])
+    assert given.set == [("a", "x", 1), ("b", "y", 2)]
 
 
 def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
@@ -181,7 +247,9 @@ def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
 
     with pytest.raises(StageError, match=r"train\.py ended with status 2") as failure:
         journey.finish(python)
-    assert failure.value.exit_status == 2 and not (tmp_path / "j" / STATE).exists()
+    assert failure.value.exit_status == 2
+    mended = replace(journey, recipe=recipe_of(tmp_path, "stages: {train: {script: train, epochs: 1}}"))
+    assert mended.finish(Scripts())[0]["document"]["script"] == "train.py"
 
 
 SHORT = """

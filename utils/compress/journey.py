@@ -1,8 +1,8 @@
 """A journey: the stages of a recipe as calls of the scripts, each kept when it is done, so that it can be gone on with.
 
-What is done is in journey.json of the folder: the command of each stage, its JSON document and the sha256 of what it
-made. A stage that is there with the same command and the same file is not run again. A training that was interrupted is
-resumed by train.py, bit for bit; the other stages are short and start anew.
+What is done is in journey.json of the folder: the command of each stage, the sha256 of the files that it names, its
+JSON document, and what it made. A stage that is there with the same command and the same files is not run again. A
+training that was interrupted is resumed by train.py, bit for bit; the other stages are short and start anew.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.cli import log
-from utils.compress.recipe import START, Recipe, Stage
+from utils.compress.recipe import ROOT, START, Recipe, Stage
 from utils.errors import InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
 from utils.files import atomic_write_text, read_text, sha256
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 STATE = "journey.json"
-ROOT = Path(__file__).resolve().parent.parent.parent
+LOCK = ".journey.lock"
 PATIENCE = 60.0
 """Seconds that a stage has to save what it did when the journey is stopped."""
 
@@ -49,8 +55,8 @@ class Journey:
     cfg: str | None
     weights: str | None
     """The network to begin with; None: it is trained."""
-    sides: tuple[int, ...] = ()
-    """Of --img_size; none: those of the cfg."""
+    side: int | None = None
+    """Of --img_size; None: the input of the cfg."""
 
     def command(self, stage: Stage, made: Mapping[str, Path]) -> list[str]:
         """The script and flags of a stage.
@@ -63,7 +69,7 @@ class Journey:
         words = [f"{stage.script}.py", "--data", self.data]
         words += ["--cfg", self.cfg] if stage.source is None and self.cfg else []
         words += ["--weights", source] if source else []
-        words += ["--img_size", *map(str, self.sides)] if self.sides else []
+        words += ["--img_size", str(self.side)] if self.side else []
         if stage.teacher is not None:
             words += ["--t_weights", self.weights if stage.teacher == START else str(made[stage.teacher])]
         words += stage.flags
@@ -83,40 +89,48 @@ class Journey:
             call: `python`, or what stands in for it.
 
         Returns:
-            For each stage its `name`, `command`, `seconds`, `made`, `sha256` and `document`.
+            For each stage what ENTRY says.
 
         Raises:
             InputError: the folder holds another journey, or one of its files was changed.
             StageError: a stage failed.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with only_one(self.folder):
+            return self._finish(call)
+
+    def _finish(self, call: Call) -> list[dict[str, Any]]:
         kept = self._kept()
         done: list[dict[str, Any]] = []
         made: dict[str, Path] = {}
         for number, stage in enumerate(self.recipe.stages):
             command = self.command(stage, made)
             entry = kept[number] if number < len(kept) else None
-            if entry is None:
-                log(f"stage {number + 1} of {len(self.recipe.stages)}, {stage.name}: python {' '.join(command)}")
-                entry = self._run(stage, command, call)
-                done.append(entry)
-                self._keep(done)
+            if entry is None or not (entry["document"] or self._goes_on(stage)):
+                entry = {"name": stage.name, **_begun(command)}
+            self._check(stage, command, entry)
+            where = f"stage {number + 1} of {len(self.recipe.stages)}, {stage.name}"
+            if entry["document"] is None:
+                log(f"{where}: python {' '.join(command)}")
+                self._keep([*done, entry])
+                entry = {**entry, **self._run(stage, command, call)}
+                self._keep([*done, entry])
             else:
-                self._check(stage, command, entry)
-                done.append(entry)
-                log(f"stage {number + 1} of {len(self.recipe.stages)}, {stage.name}: is done")
+                log(f"{where}: is done")
+            done.append(entry)
             if entry["made"]:
                 made[stage.name] = Path(entry["made"])
         return done
 
     def _kept(self) -> list[dict[str, Any]]:
-        """What earlier calls have done."""
+        """What earlier calls have done, and perhaps begun."""
         path = self.folder / STATE
         if not path.exists():
             return []
         try:
             stages = json.loads(read_text(path))["stages"]
-            return [{**entry, "command": list(entry["command"])} for entry in stages]
-        except (ValueError, KeyError, TypeError):
+            return [{key: entry[key] for key in ENTRY} for entry in stages]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path}: is damaged; choose another --name") from None
 
     def _keep(self, done: Sequence[Mapping[str, Any]]) -> None:
@@ -127,23 +141,53 @@ class Journey:
         if entry["name"] != stage.name or entry["command"] != list(command):
             raise InputError(f"{self.folder}: holds another journey, whose stage {entry['name']} is `python "
                              f"{' '.join(entry['command'])}`; choose another --name")  # fmt: skip
-        if entry["made"] and (not Path(entry["made"]).is_file() or sha256(Path(entry["made"])) != entry["sha256"]):
-            raise InputError(f"{entry['made']}: is missing or was changed since stage {stage.name}; "
-                             "choose another --name")  # fmt: skip
+        files = {**entry["files"], **({entry["made"]: entry["sha256"]} if entry["made"] else {})}
+        for path, digest in files.items():
+            if not Path(path).is_file() or sha256(Path(path)) != digest:
+                raise InputError(f"{path}: is missing or was changed since stage {stage.name}; choose another --name")
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Whether a stage was begun and is gone on with; another than a training starts anew."""
+        return stage.script == "train" and (self.folder / stage.name / "weights" / "last.pt").is_file()
 
     def _run(self, stage: Stage, command: list[str], call: Call) -> dict[str, Any]:
         run, started = self.folder / stage.name, time.monotonic()
-        begun = stage.script == "train" and (run / "weights" / "last.pt").is_file()
-        document = json.loads(call(["train.py", "--resume", str(run), "--json"] if begun else command))
+        again = ["train.py", "--resume", str(run), "--json"]
+        document = json.loads(call(again if self._goes_on(stage) else command))
         made = made_by(stage, run)
         return {
-            "name": stage.name,
-            "command": command,
             "seconds": round(time.monotonic() - started, 1),
             "made": str(made) if made else None,
             "sha256": sha256(made) if made else None,
             "document": document,
         }
+
+
+ENTRY = ("name", "command", "files", "seconds", "made", "sha256", "document")
+"""What is known of a stage; `document` is None of one that is not done."""
+
+
+def _begun(command: Sequence[str]) -> dict[str, Any]:
+    """What is known of a stage before it is run: its command, and the digests of the files that this names."""
+    files = {word: sha256(Path(word)) for word in command[1:] if Path(word).is_file()}
+    return {"command": list(command), "files": files, **dict.fromkeys(ENTRY[3:])}
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Inside, no other process works on the journey of a folder.
+
+    Raises:
+        InputError: another one does.
+    """
+    with (folder / LOCK).open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{folder}: another compress.py is at work in it; wait, or choose another --name"
+                                 ) from None  # fmt: skip
+        yield
 
 
 def made_by(stage: Stage, run: Path) -> Path | None:

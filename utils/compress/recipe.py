@@ -15,6 +15,7 @@ that trains from nothing is left out when there are weights to begin with.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,15 @@ OWN = ("script", "from", "teacher")
 """Keys of a stage that are no flags."""
 GIVEN = ("data", "cfg", "weights", "t_weights", "project", "name", "exist_ok", "json", "resume", "output", "img_size")
 """Flags that the journey itself sets."""
+ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "debug", "nosave")
+"""Flags with which a script makes no network."""
+RESERVED = ("report",)
+"""Folders of a journey that are no stage's."""
+INTEGRAL = ("tensorrt", "fpga")
+"""Formats that are made of quantized networks only."""
 LARGEST_FILE = 1 << 16
+ROOT = Path(__file__).resolve().parent.parent.parent
+"""Folder of the scripts."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,15 @@ class Stage:
     def makes_network(self) -> bool:
         """Whether another stage can begin with what it makes."""
         return self.script in MAKERS
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the network that it makes is quantized."""
+        return self.script == "quantize" or self.value("--quantized") not in (None, "0", "-1")
+
+    def value(self, flag: str) -> str | None:
+        """The word behind a flag; None if it has not got the flag."""
+        return self.flags[self.flags.index(flag) + 1] if flag in self.flags[:-1] else None
 
 
 @dataclass(frozen=True)
@@ -97,12 +115,13 @@ def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Rec
 
     try:
         document = yaml.safe_load(read_text(path, max_bytes=LARGEST_FILE))
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:
         reason = " ".join(str(failure).split())[:160]
         raise InputError(f"{path}: is no YAML ({reason})") from None
     stages = document.get("stages") if isinstance(document, dict) else None
     if not isinstance(stages, dict) or not stages or set(document) != {"stages"}:
         raise InputError(f"{path}: a recipe is `stages:` and below it a name and flags for each; see data/recipes")
+    stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
     for name, flag, value in changes:
         if not isinstance(stages.get(name), dict):
             raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, stages))}")
@@ -115,8 +134,8 @@ def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Rec
 
 def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage:
     where = f"{path}: stage {name}"
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"{where}: a name has letters, digits, - and _")
+    if not _is_word(name) or name in RESERVED:
+        raise InputError(f"{where}: a name has letters, digits, - and _, and is not {RESERVED[0]}")
     if not isinstance(values, dict) or values.get("script") not in SCRIPTS:
         raise InputError(f"{where}: needs `script:` and one of {', '.join(SCRIPTS)}")
     makers = [stage.name for stage in before if stage.makes_network]
@@ -130,10 +149,38 @@ def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage
     if before and source is None:
         raise InputError(f"{where}: there is no network to begin with")
     given = {str(key): value for key, value in values.items() if key not in OWN}
-    taken = next((key for key in given if key.replace("-", "_") in GIVEN), None)
-    if taken is not None:
-        raise InputError(f"{where}: {taken} is set by compress.py; leave it out")
-    return Stage(name, values["script"], tuple(_tokens(where, given)), source, values.get("teacher"))
+    for key in given:
+        if not _is_word(key):
+            raise InputError(f"{where}: {key!r} is no flag")
+        if key.replace("-", "_") in GIVEN:
+            raise InputError(f"{where}: {key} is set by compress.py; leave it out")
+        if key.replace("-", "_") in ELSEWHERE and given[key] is not False:
+            raise InputError(f"{where}: with {key} nothing is made that a journey could go on with; leave it out")
+    stage = Stage(name, values["script"], tuple(_tokens(where, given)), source, values.get("teacher"))
+    _check_integers(where, stage, next((other for other in before if other.name == source), None))
+    return stage
+
+
+def _check_integers(where: str, stage: Stage, source: Stage | None) -> None:
+    """Refuse integers of a float network, and what cannot begin with a quantized one."""
+    quantized = source is not None and source.quantizes
+    if stage.script == "export" and source is not None:
+        wants = "--int8" in stage.flags or stage.value("--format") in INTEGRAL
+        if wants and not quantized:
+            raise InputError(f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
+                             "quantize`, or train with `quantized: 1`, before it")  # fmt: skip
+    if quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
+        raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
+
+
+def _is_word(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None
+
+
+def _placed(path: Any) -> str:
+    """A file that the suite brings, from wherever compress.py is started."""
+    own = ROOT / str(path)
+    return str(own) if own.is_file() and not Path(str(path)).exists() else str(path)
 
 
 def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
@@ -146,5 +193,5 @@ def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
         if value is False:
             continue
         tokens.append(f"-{key}" if key in ("sr", "pt") else f"--{key}")
-        tokens += [] if value is True else [f"{one:g}" if isinstance(one, float) else str(one) for one in values]
+        tokens += [] if value is True else [_placed(one) if key == "hyp" else str(one) for one in values]
     return tokens
