@@ -23,11 +23,6 @@ from utils.errors import InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
 from utils.files import atomic_write_text, read_text, sha256
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
-
 STATE = "journey.json"
 LOCK = ".journey.lock"
 PATIENCE = 60.0
@@ -181,7 +176,9 @@ def only_one(folder: Path) -> Iterator[None]:
         InputError: another one does.
     """
     with (folder / LOCK).open("a") as file:
-        if fcntl is not None:
+        if sys.platform != "win32":  # it has no such locks
+            import fcntl
+
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
