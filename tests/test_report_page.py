@@ -420,6 +420,15 @@ def test_a_command_is_the_one_given_where_it_is_known():
     assert shown_command("train", {}, [], {}) == ""
 
 
+def test_compress_knows_the_commands_of_its_stages(tmp_path):
+    run = tmp_path / "tune"
+    run.mkdir()
+    (run / "results.csv").write_text("epoch,map50,map50_95\n1,0.5,0.25\n")
+    stages = [{"name": "base", "command": ["no.py"]}, {"name": "tune", "command": ["train.py", "--epochs", "1"]}]
+    (tmp_path / "journey.json").write_text(json.dumps({"stages": stages}))
+    assert gather([run]).stages[0].command == "python train.py --epochs 1"
+
+
 def test_a_command_is_broken_before_flags_and_stays_one_command():
     lines = wrapped("python train.py --s -0.5 " + " ".join(f"--flag{n} 'a b' value{n}" for n in range(12)))
     assert len(lines) > 2

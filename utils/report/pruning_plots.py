@@ -30,7 +30,7 @@ LEGEND_INCHES = 2.1
 """Width of an entry of the legend."""
 WIDE_RANGE = 8
 """Ratio of the widest to the narrowest layer from which on the axis is logarithmic."""
-MOST_UPRIGHT = 12
+MOST_UPRIGHT = 15
 """Bars whose numbers are written across; of more, along them."""
 
 

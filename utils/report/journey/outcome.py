@@ -156,7 +156,7 @@ def pareto(journey: Journey) -> Iterator[Block]:
         rows = tuple((b.name, None if b.size is None else "{} × {}".format(*b.size), b.map50, b.map50_95, b.parameters,
                       b.macs / 1e9, b.ms) for b in journey.baselines)  # fmt: skip
         columns = [*map(Column, ("network", "input", "AP50", "AP50-95", "parameters", "GMACs")), Column("ms", ".2f")]
-        yield without_empty("Cheap ways to the same end", columns, list(rows))
+        yield without_empty("Networks beside the journey", columns, list(rows))
 
 
 def _points(journey: Journey) -> Iterator[ParetoPoint]:
@@ -171,5 +171,6 @@ def _points(journey: Journey) -> Iterator[ParetoPoint]:
 
 
 def _baseline_point(baseline: Baseline) -> ParetoPoint:
-    b = baseline
-    return ParetoPoint(b.name, "cheap baseline", b.map50, b.low, b.high, b.parameters, b.macs, b.ms)
+    """Those whose names begin with the same word are a family."""
+    b, family = baseline, next(iter(baseline.name.split()), "other")
+    return ParetoPoint(b.name, family, b.map50, b.low, b.high, b.parameters, b.macs, b.ms)
