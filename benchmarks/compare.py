@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.runtimes import total_bytes
 from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log(f"{args.draws} draws: {time.perf_counter() - started:.1f} s")
     document = describe(args, len(shared["pictures"]), measured, spreads)
     for found, file, (loaded, _) in zip(document["networks"], files, networks, strict=True):
-        found |= {"bytes": file.weights.stat().st_size, "runtime": loaded.runtime.split(",")[0]}
+        found |= {"bytes": total_bytes(file), "runtime": loaded.runtime.split(",")[0]}
     if args.plot or args.time:
         for found, ms in zip(document["networks"], latencies(networks, device), strict=True):
             found["ms"] = ms
@@ -200,13 +201,17 @@ def latencies(networks: Sequence[tuple[Loaded, tuple[int, int]]], device: torch.
     import torch
 
     from utils.report.latency import interleaved
+    from utils.runtime.load import ForeignModel
 
     runs = {}
     for number, (loaded, size) in enumerate(networks):
         image = torch.rand(1, loaded.network.net.channels, *size).to(device, memory_format=torch.channels_last)
 
-        def forward(model: torch.nn.Module = loaded.model, image: torch.Tensor = image) -> None:
-            model(image)
+        rows = isinstance(loaded.model, ForeignModel) and loaded.model.decodes
+        call = loaded.model.rows if rows else loaded.model
+
+        def forward(call: Callable[..., object] = call, image: torch.Tensor = image) -> None:
+            call(image)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.runtimes import FORMATS, Named, Size, load, named, prepare, source
+from benchmarks.runtimes import Named, Size, load, named, prepare, source, total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, run
 from utils.darknet.data_file import DataConfig, load_data
 from utils.errors import DataError, InputError
@@ -193,14 +193,10 @@ def row(
     network: Named, files: RuntimeFiles, size: Size, threads: int, loaded: Loaded, latency: Latency, map50: float | None
 ) -> Row:
     """What was measured of one network in one runtime."""
-    from utils.export.request import COMPANIONS
     from utils.report.cost import network_cost
 
-    path = files.weights
-    beside = COMPANIONS[FORMATS[files.runtime]] if path.suffix in (".param", ".xml") else ()
-    total = sum(file.stat().st_size for file in (path, *map(path.with_suffix, beside)))
     return Row(network.name, files.runtime, loaded.runtime, *size, threads, network_cost(loaded.network, *size).macs,
-               total, latency.median, latency.p90, latency.rounds, map50)  # fmt: skip
+               total_bytes(files), latency.median, latency.p90, latency.rounds, map50)  # fmt: skip
 
 
 def with_gains(rows: Sequence[Row]) -> list[Row]:

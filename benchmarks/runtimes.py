@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils.cli import log
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
+from utils.export.request import COMPANIONS
 from utils.model_files import ModelFiles, choose_model
 from utils.runtime.choice import KINDS, RuntimeFiles, choose_runtime
 
@@ -34,6 +35,13 @@ class Named(NamedTuple):
     def exported(self) -> bool:
         """Whether it is run as it is."""
         return Path(self.file).suffix.lower() in KINDS
+
+
+def total_bytes(files: RuntimeFiles) -> int:
+    """Of the weights, or of an exported file and what belongs to it."""
+    path = files.weights
+    beside = COMPANIONS[FORMATS[files.runtime]] if path.suffix in (".param", ".xml") else ()
+    return sum(file.stat().st_size for file in (path, *map(path.with_suffix, beside)))
 
 
 def named(text: str) -> Named:
