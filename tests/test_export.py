@@ -538,6 +538,21 @@ def test_a_missing_package_is_one_line_before_torch_and_before_any_file(package,
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("format_", ["darknet", "pt", "torchscript"])
+def test_formats_that_need_no_onnx_work_without_it(call, root, tmp_path, format_):
+    code = (
+        "import sys\n"
+        "from utils import cli\n"
+        "sys.modules |= dict.fromkeys(('onnx', 'onnxruntime', 'ncnn', 'openvino'))\n"
+        "import export\n"
+        f"sys.argv = ['export.py', '--weights', 'a.pt', '--format', {format_!r}]\n"
+        "cli.run(export.main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)},
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_quantized_checkpoint_is_refused(call, tmp_path, monkeypatch):
     from utils.export import workflow
 

@@ -33,6 +33,7 @@ from utils.export.onnx_model import onnx_model
 from utils.export.request import OnnxOptions
 from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, QuantSettings
+from utils.runtime.choice import choose_runtime
 from utils.runtime.metadata import Metadata
 from utils.runtime.onnx_file import read_onnx
 
@@ -236,6 +237,22 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
     assert found.precision == "int8" and not found.wide
     assert QuantSettings(**found.quantization) == of_target("cpu")
     assert all(replace(found, quantization=of_target(t, weight_bits=4).document()).wide for t in ("arm", "cpu-vnni"))
+
+
+def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    from utils.export import openvino_format
+
+    document = call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "a.xml")
+    assert document["layers"] > 4 and document["runtime"].startswith("OpenVINO")
+    found = choose_runtime(None, "a.xml", None).exported.metadata
+    assert found.precision == "int8" and QuantSettings(**found.quantization) == of_target("cpu")
+    monkeypatch.setattr(openvino_format, "MOST_INT8", 0.0)
+    with pytest.raises(
+        InfeasibleError, match=r"--format openvino: its integers differ from the simulation by 0.*nothing"
+    ):
+        call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "b.xml")
+    assert not list(tmp_path.glob("b.*"))
 
 
 def test_tensorrt_names_the_command(call):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +20,9 @@ from utils.export.codes import Codes
 from utils.export.request import OnnxOptions
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    import onnx
 
 Arrays = Sequence[NDArray[np.floating]]
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": None}
@@ -102,6 +105,8 @@ def onnx_agreement(
     Raises:
         InfeasibleError: it differs, or the checker of ONNX refuses it.
     """
+    import onnx
+
     try:
         onnx.checker.check_model(made, full_check=True)
     except Exception as failure:  # of the checker or of shape inference
@@ -146,6 +151,8 @@ def with_outputs(
     more = [name for name in names if name not in known]
     if not more:
         return model
+    import onnx
+
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     kinds = types or {}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -145,5 +144,7 @@ def _scale(point: Point) -> Scale:
 
 def types(tensors: Sequence[str], integers: Codes) -> dict[str, int]:
     """ONNX's type of each tensor of `stages`."""
+    import onnx
+
     kind = onnx.TensorProto.INT8 if integers.points[-1].grid.signed else onnx.TensorProto.UINT8
     return {name: kind if name.endswith("/codes") else onnx.TensorProto.FLOAT for name in tensors}
