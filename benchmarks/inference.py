@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from models import Darknet, fuse
 from utils.cli import Parser, image_side, positive_int, run
@@ -32,7 +34,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one row a network."""
     args = parse_args(argv)
@@ -44,18 +45,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = Darknet(network).eval()
         side = args.img_size or network.net.width
         image = torch.rand(1, network.net.channels, side, side)
-        with torch.inference_mode(False):
-            fused = fuse(model).to(memory_format=torch.channels_last)
-        laid_out = image.to(memory_format=torch.channels_last)
-        laps = interleaved({"trained": lambda m=model, x=image: m(x), "folded": lambda m=fused, x=laid_out: m(x)},
-                           rounds=args.rounds, seconds=60)  # fmt: skip
-        before, after = laps["trained"].median, laps["folded"].median
+        fused, laid_out = (thing.to(memory_format=torch.channels_last) for thing in (fuse(model), image))
+        before, after = timed(((model, image), (fused, laid_out)), args.rounds)
         rows.append((path, f"{side} × {side}", before, after, before / after))
     columns = ("network", "input", Column("contiguous, ms", ".1f"), Column("folded, channels-last, ms", ".1f"),
                Column("×", ".2f"))  # fmt: skip
     print(markdown_table(columns, rows))
     print(f"medians of at most {args.rounds} turns; {environment()['cpu']}, threads: {args.threads}, PyTorch "
           f"{torch.__version__}")  # fmt: skip
+
+
+@torch.inference_mode()
+def timed(pairs: Sequence[tuple[Darknet, Tensor]], rounds: int) -> list[float]:
+    """Median milliseconds of each model on its picture, in turn."""
+    runs = {str(number): partial(*pair) for number, pair in enumerate(pairs)}
+    return [latency.median for latency in interleaved(runs, rounds=rounds, seconds=60).values()]
 
 
 if __name__ == "__main__":
