@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"python {' '.join(command)}" for command in planned))
         return
     done = journey.finish(python)
-    page = write_page(journey.folder, done, args.data)
+    page = write_page(journey, done)
     document = {"run_dir": str(journey.folder), "stages": done, "report": str(page)}
     print_json(document) if args.json else print(text(document))
 
@@ -138,12 +138,15 @@ def script_module(script: str) -> ModuleType:
     return sys.modules[name]
 
 
-def write_page(folder: Path, done: Sequence[dict[str, Any]], data: str) -> Path:
-    """The page about the journey."""
+def write_page(journey: Journey, done: Sequence[dict[str, Any]]) -> Path:
+    """The page about the journey, and about the run that its first network is of."""
     from utils.report.journey import write_report
 
-    runs = [folder / entry["name"] for entry in done if (folder / entry["name"]).is_dir()]
-    return write_report(runs, folder / "report", data=data)
+    runs = [journey.folder / entry["name"] for entry in done if (journey.folder / entry["name"]).is_dir()]
+    start = Path(journey.weights).parent.parent if journey.weights else None
+    if start is not None and (start / "args.yaml").is_file():
+        runs.insert(0, start)
+    return write_report(runs, journey.folder / "report", data=journey.data, exist_ok=True)
 
 
 def text(document: dict[str, Any]) -> str:
