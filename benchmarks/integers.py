@@ -35,7 +35,7 @@ class Integers:
     """Row of the network that taught it, and teaches it in the quantization-aware training."""
     trained: tuple[str, ...]
     """Flags of the quantization-aware training."""
-    calibrated: tuple[str, ...] = ("--quant-heads", "float")
+    calibrated: tuple[str, ...] = ("--quant-heads", "float", "--keep-float", "2")
     """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 
 
