@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from benchmarks import chains, comparisons, integers, journeys, lessons, rows
+from benchmarks import chains, comparisons, integers, journeys, lessons, rows, speeds
 from benchmarks.trainings import ROOT, STORED
 from utils.cli import Parser, log, run
 from utils.errors import InputError
@@ -22,12 +22,10 @@ PAGE = ROOT / "docs" / "results.md"
 EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
 
-KINDS = ((rows.ROWS, rows), (comparisons.COMPARISONS, comparisons), (chains.CHAINS, chains),
-         (integers.ROWS, integers), (journeys.ROWS, journeys))  # fmt: skip
+KINDS = ((rows.ROWS, rows), (journeys.ROWS, journeys), (speeds.ROWS, speeds), (comparisons.COMPARISONS, comparisons),
+         (chains.CHAINS, chains), (integers.ROWS, integers))  # fmt: skip
 """Rows that have a section of their own each, and what finishes and describes them."""
-EVERY = {name: row for kind in (rows.ROWS, lessons.LESSONS, comparisons.COMPARISONS, chains.CHAINS, integers.ROWS,
-                                                        journeys.ROWS)
-         for name, row in kind.items()}  # fmt: skip
+EVERY = {name: row for kind in (lessons.LESSONS, *(kind for kind, _ in KINDS)) for name, row in kind.items()}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
