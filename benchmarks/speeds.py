@@ -1,4 +1,4 @@
-"""One network, float and in 8 bits, before and after pruning, in every runtime at 416 × 416; accuracy is not looked at."""
+"""One network in float and in 8 bits, before and after pruning, in every runtime at 416 × 416; no look at accuracy."""
 
 from __future__ import annotations
 
