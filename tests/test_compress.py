@@ -279,7 +279,7 @@ def test_a_journey_killed_at_any_time_ends_as_one_that_was_not(folder, tmp_path,
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, **quiet)
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
-        assert process.wait() in (0, 143)
+        assert process.wait() in (0, 143, -signal.SIGTERM)  # the last while the interpreter begins or ends
     killed = json.loads(subprocess.run(command("killed"), stdout=subprocess.PIPE, check=True, **quiet).stdout)
     for stage in ("train/weights/best.pt", "prune/model.pt", "tune/weights/best.pt", "quantize/model.pt"):
         one, other = (read_checkpoint(tmp_path / project / "j" / stage)["model"] for project in ("whole", "killed"))
