@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from utils.cli import Parser, image_side, print_json, run
+from utils.cli import Parser, image_side, log, print_json, run
 from utils.compress.journey import Journey, python
 from utils.compress.recipe import ROOT, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the recipe, run its stages, write the page."""
     args = parse_args(argv)
     recipe = read_recipe(Path(args.recipe), args.set)
-    recipe = recipe.started() if args.weights else recipe
+    if args.weights:
+        whole, recipe = recipe, recipe.started()
+        if recipe is not whole:
+            log(f"stage {whole.stages[0].name}: is left out, its network is {args.weights}")
     check_inputs(args, recipe)
 
     name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"

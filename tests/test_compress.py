@@ -66,6 +66,12 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
     assert (value(commands[3], "--weights"), value(commands[3], "--cfg")) == ("w.weights", "n.cfg")
 
 
+@pytest.mark.parametrize("flags", ["sr: true, prune: 1", "quantized: 1"])
+def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
+    recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: export}}}}")
+    assert recipe.started() is recipe
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -192,7 +192,7 @@ def made_by(stage: Stage, run: Path) -> Path | None:
     if stage.script == "test":
         return None
     if stage.script == "export":
-        kind = stage.flags[stage.flags.index("--format") + 1] if "--format" in stage.flags else "onnx"
+        kind = stage.value("--format") or "onnx"
         path = run / f"model{SUFFIXES.get(ALIASES.get(kind, kind), '')}"
         return path / "layout.json" if kind == "fpga" else path
     return run / ("weights/best.pt" if stage.script == "train" else "model.pt")

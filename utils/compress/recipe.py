@@ -80,9 +80,12 @@ class Recipe:
     stages: tuple[Stage, ...]
 
     def started(self) -> Recipe:
-        """The recipe for a network that exists: without its first stage, whose network is the one that is given."""
+        """The recipe for a network that exists: without a first stage that trains one, neither sparse nor rounded.
+
+        Its network is then the one that is given.
+        """
         first, *others = self.stages
-        if not (first.script == "train" and first.source is None):
+        if first.script != "train" or "-sr" in first.flags or first.quantizes:
             return self
         if not others:
             raise InputError(f"{self.path}: its only stage is left out where --weights is given")
