@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -22,12 +23,14 @@ FLAGS = ("--epochs", "2", "--workers", "0", "--device", "cpu", "--seed", "3", "-
 
 
 def torchrun(*flags: str) -> subprocess.CompletedProcess[str]:
-    """train.py in two processes of one thread each."""
+    """train.py in two processes of one thread each; one at a time, as each looks for a free port and takes it later."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return subprocess.run(
+            [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
 
 
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_plots):
