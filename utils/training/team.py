@@ -5,6 +5,8 @@ A process on its own is a team of one, and every exchange returns what was given
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -112,8 +114,10 @@ def joined(device: str) -> Iterator[Team]:
                              "--nproc-per-node, or add --device cpu")  # fmt: skip
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
+    importlib.import_module("torch.distributed.nn.functional")  # imported later, its defaults keep the group for ever
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Team(chosen, rank, size)
     finally:
         dist.destroy_process_group()
+        gc.collect()  # the last reference ends the group's threads, which must not outlive the interpreter
