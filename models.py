@@ -12,12 +12,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from utils.darknet.blocks import Block, Network, Shape, Yolo
+from utils.attention import attended
+from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Shape, Upsample, Yolo
 from utils.darknet.shapes import trace
 from utils.layers import Computing, ConvBlock, as_convolutional, build_layer
 
@@ -32,8 +34,10 @@ class Outputs(NamedTuple):
 
     heads: tuple[Tensor, ...]
     """Raw outputs [B, anchors · (5 + classes), H, W], one a `[yolo]`, in the order of the cfg."""
-    features: dict[int, Tensor]
+    features: Mapping[int, Tensor]
     """Outputs [B, C, H, W] of the blocks that were asked for."""
+    maps: Mapping[int, Tensor] = MappingProxyType({})
+    """Attention maps [B, H, W] of the blocks whose were asked for; see `utils.attention`."""
 
 
 class Darknet(nn.Module):
@@ -58,6 +62,7 @@ class Darknet(nn.Module):
         """Slot of a quantized network: maps pictures to the values they may take."""
         self._inputs = inputs
         self._last_reader = {source: i for i, reads in enumerate(inputs) for source in reads}
+        self._fresh = {i for i in self._last_reader if self._computes_gradient(i)}
         if initialize:
             self.initialize()
 
@@ -66,19 +71,27 @@ class Darknet(nn.Module):
         """The blocks the model was built from."""
         return self.network.blocks
 
-    def forward(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
+    def _computes_gradient(self, source: int) -> bool:
+        """Whether all that reads a block computes the gradient it gives back, and none hands on the one it got."""
+        readers = [block for block, reads in zip(self.blocks, self._inputs, strict=True) if source in reads]
+        return all(isinstance(block, Convolutional | Depthwise | Maxpool | Upsample) for block in readers)
+
+    def forward(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
         """Raw head outputs.
 
         Args:
             images: [B, C, H, W], 0…1.
             features: numbers of the blocks whose outputs are wanted beside the heads.
+            maps: numbers of the blocks whose attention maps are wanted.
         """
         alive: dict[int, Tensor] = {-1: images if self.quantize_image is None else self.quantize_image(images)}
-        heads, wanted = [], {}
+        heads, wanted, seen = [], {}, {}
         for i, layer in enumerate(self.layers):
             x = layer(*(alive[source] for source in self._inputs[i]))
             if isinstance(self.blocks[i], Yolo):
                 heads.append(x)
+            if i in maps:
+                x, seen[i] = attended(x, i in self._fresh)
             if i in features:
                 wanted[i] = x
             for source in self._inputs[i]:
@@ -86,7 +99,7 @@ class Darknet(nn.Module):
                     alive.pop(source, None)
             if i in self._last_reader:
                 alive[i] = x
-        return Outputs(tuple(heads), wanted)
+        return Outputs(tuple(heads), wanted, seen)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -104,13 +104,12 @@ class School:
 
         Then the term that takes longest, and its share of that sum.
         """
-        distiller = self.distiller(chosen, self.teacher)
+        distiller = self.distiller(chosen)
         plain = Objective(self.student, SETTINGS, FORMAT, Team(torch.device("cpu")))
         taught = Objective(self.student, SETTINGS, FORMAT, Team(torch.device("cpu")), distiller)
-        blocks = distiller.pairing.blocks("teacher")
         runs = {
             "step": lambda: self._step(plain),
-            "teacher": lambda: self.teacher(self.images, blocks),
+            "teacher": lambda: self.teacher(self.images),
             "taught": lambda: self._step(taught),
         }
         step, teacher, both = (lap.median for lap in interleaved(runs, rounds=rounds, seconds=math.inf).values())
@@ -119,9 +118,9 @@ class School:
         alone = step + teacher
         return step, teacher, both, both / alone, costliest, laps[costliest].median / alone
 
-    def distiller(self, chosen: Lesson, teacher: Teacher) -> Distiller:
+    def distiller(self, chosen: Lesson) -> Distiller:
         """A lesson for the student."""
-        return Distiller(self.student, teacher, chosen, ASSIGNMENTS[SETTINGS.assignment], self.kept)
+        return Distiller(self.student, self.teacher, chosen, ASSIGNMENTS[SETTINGS.assignment], self.kept)
 
     def _step(self, objective: Objective) -> None:
         objective(self.images, self.targets)["total"].backward()
@@ -130,33 +129,24 @@ class School:
     def _terms(self, chosen: Lesson, distiller: Distiller) -> Mapping[str, Callable[[], None]]:
         """For each term a function that computes it alone, and its gradient in the student's outputs."""
         with torch.no_grad():
-            outputs = self.student(self.images, distiller.wanted)
-        teacher = Recorded(self.teacher.network, self.teacher(self.images, distiller.pairing.blocks("teacher")))
+            outputs = self.student(self.images, *distiller.wanted)
+        taught = distiller.teach(self.images)
         single = {term: dataclasses.replace(chosen, terms={term: weight}) for term, weight in chosen.terms.items()}
         return {
-            term: partial(self._alone, self.distiller(one, teacher), outputs) for term, one in single.items()
+            term: partial(self._alone, self.distiller(one), taught, outputs) for term, one in single.items()
         }  # fmt: skip
 
-    def _alone(self, distiller: Distiller, outputs: Outputs) -> None:
+    def _alone(self, distiller: Distiller, taught: Outputs, outputs: Outputs) -> None:
         leaves = Outputs(
             tuple(head.detach().requires_grad_() for head in outputs.heads),
-            {block: feature.detach().requires_grad_() for block, feature in outputs.features.items()},
+            *(
+                {block: value.detach().requires_grad_() for block, value in found.items()}
+                for found in (outputs.features, outputs.maps)
+            ),
         )
-        (value,) = distiller(self.images, leaves, self.targets).values()
+        (value,) = distiller(taught, leaves, self.targets, tuple(self.images.shape[2:])).values()
         if value.requires_grad:  # not where there is nothing to compare
             value.backward()
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Stands for a teacher whose outputs are there already."""
-
-    network: Network
-    outputs: Outputs
-
-    def __call__(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
-        """The outputs."""
-        return self.outputs
 
 
 def make_school(network: Network, percent: float, count: int, side: int) -> School:

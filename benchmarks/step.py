@@ -80,7 +80,7 @@ def measure(path: str, args: argparse.Namespace) -> list[float]:
                           Source((), (), {}, {}, {}), Team(torch.device("cpu")))  # fmt: skip
     kinds = {
         "stack": lambda: stack_step(model, images),
-        "model": lambda: drop_gradients(model, trainer._loss(images, targets).total),
+        "model": lambda: drop_gradients(model, trainer.objective(images, targets)["total"]),
         "step": lambda: trainer._batch(batch, 0),
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -227,7 +227,8 @@ def taught_by(student: Darknet, teacher: Darknet, kept: Kept | None, asked) -> d
     torch.manual_seed(0)
     images = torch.rand(2, 3, student.network.net.height, student.network.net.width)
     targets = torch.tensor([[0, 0, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
-    return {k: v.item() for k, v in distiller(images, student(images, distiller.wanted), targets).items()}
+    terms = distiller(distiller.teach(images), student(images, *distiller.wanted), targets, tuple(images.shape[2:]))
+    return {term: value.item() for term, value in terms.items()}
 
 
 def silent_cut(given: Network, arrays: dict, percent: float, units: int | None, seed: int) -> tuple[dict, object]:
@@ -367,7 +368,8 @@ class TestAdapters:
         assert [key for key in distiller.adapters] == ["head at 1_03226"]
         images = torch.rand(1, 3, 64, 64)
         student = Darknet(nets[0])
-        terms = distiller(images, student(images, distiller.wanted), torch.zeros(0, 6))
+        outputs = student(images, *distiller.wanted)
+        terms = distiller(distiller.teach(images), outputs, torch.zeros(0, 6), (64, 64))
         terms["cwd"].backward()
         assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
 

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 TIERS = (
-    ("utils.errors",),
+    ("utils.errors", "utils.memory"),
     ("utils.cli", "utils.device", "utils.files"),
     ("utils.flags",),
     ("utils.darknet", "utils.boxes"),
-    ("utils.graph", "utils.layers", "utils.model_files"),
+    ("utils.attention", "utils.graph", "utils.layers", "utils.model_files"),
     ("models",),
     ("utils.quantization",),
     ("utils.checkpoint", "utils.data", "utils.detection"),
@@ -45,6 +45,7 @@ TORCH_FREE = (
     "utils.export.request",
     "utils.files",
     "utils.flags",
+    "utils.memory",
     "utils.model_files",
     "utils.pruning.allocation",
     "utils.pruning.groups",

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, SuiteError
+from utils.memory import keep_freed_memory
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
@@ -186,6 +187,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    keep_freed_memory()
     try:
         main()
         sys.stdout.flush()

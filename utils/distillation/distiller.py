@@ -38,8 +38,8 @@ class Distiller(nn.Module):
         self.teacher, self.lesson, self.rule = teacher, lesson, rule
         self.networks = student.network, teacher.network
         self.pairing = pair(*self.networks, lesson, kept)
-        self.wanted = self.pairing.blocks("student")
-        """Blocks of the student whose outputs `forward` needs."""
+        self.wanted = self._wanted("student")
+        """Blocks of the student whose outputs `forward` needs, and those whose attention maps."""
         self.adapters = nn.ModuleDict(
             {
                 feature.key: nn.Conv2d(*feature.widths, 1, bias=False)
@@ -48,27 +48,42 @@ class Distiller(nn.Module):
             }
         )
 
-    def forward(self, images: Tensor, student: Outputs, targets: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of a batch, scalars in float32.
+    def teach(self, images: Tensor) -> Outputs:
+        """What the teacher puts out for images [B, C, H, W], without a gradient.
 
-        Args:
-            images: [B, C, H, W] as the student saw them.
-            student: its outputs, with the features in `wanted`.
-            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        Best called before the student sees them: what the student computes then is still at hand in its backward pass.
         """
         device = images.device.type
         with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            taught = self.teacher(images, self.pairing.blocks("teacher"))
-        with torch.autocast(device, enabled=False):
+            return self.teacher(images, *self._wanted("teacher"))
+
+    def forward(self, taught: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The weighted terms of a batch, scalars in float32.
+
+        Args:
+            taught: from `teach`.
+            student: its outputs for the same images, with the features and maps in `wanted`.
+            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+            size: height and width of the network input, in pixels.
+        """
+        with torch.autocast(targets.device.type, enabled=False):
             lecture = Lecture(
                 student,
                 taught,
                 self.networks,
                 self.pairing,
                 targets,
-                (images.shape[-2], images.shape[-1]),
+                size,
                 self.rule,
                 self.lesson.temperature,
                 self.adapters,
             )
             return {term: weight * TERMS[term](lecture) for term, weight in self.lesson.terms.items()}
+
+    def _wanted(self, side: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Blocks of a side whose outputs the terms compare, and those whose attention maps."""
+        lesson, features = self.lesson, self.pairing.features
+        compared = [pair for pair in features if lesson.magnitudes or (lesson.channels and pair.compares_channels)]
+        return tuple(getattr(pair, side) for pair in compared), tuple(
+            getattr(pair, side) for pair in features if lesson.maps
+        )

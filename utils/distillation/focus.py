@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +51,19 @@ def object_mask(
 
 def project(masks: Sequence[Tensor], cells: tuple[int, int]) -> Tensor:
     """Masks of several grids in another one: bool [B, H, W], a cell of which counts if it meets any that counts."""
-    found = [_resized(mask, cells) for mask in masks]
-    return torch.stack(found).any(dim=0)
+    return reduce(torch.logical_or, (_resized(mask, cells) for mask in masks))
 
 
 def _resized(mask: Tensor, cells: tuple[int, int]) -> Tensor:
     if cells[0] >= mask.shape[1]:
-        return F.interpolate(mask[:, None].float(), size=cells, mode="nearest")[:, 0] > 0
+        rows, columns = (_nearest(count, mask.shape[1 + axis], mask.device) for axis, count in enumerate(cells))
+        return mask.index_select(2, columns).index_select(1, rows)
     return F.adaptive_max_pool2d(mask[:, None].float(), cells)[:, 0] > 0
+
+
+def _nearest(count: int, of: int, device: torch.device) -> Tensor:
+    """For `count` places the nearest of fewer."""
+    return torch.arange(count, device=device) * of // count
 
 
 def _overlap(objects: Tensor, yolo: Yolo, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CACHED = 1 << 18
+"""Numbers that a cache holds several times."""
 SMALL = 1e-12
 """Keeps the norm of an empty attention map from dividing by 0."""
 
@@ -34,18 +36,18 @@ def columns(values: Tensor) -> Columns:
     return Columns(*_Columns.apply(values))
 
 
-def strength(features: Tensor, p: int) -> Tensor:
-    """Σ_c |F_c|^p of features [B, C, H, W], as [B, H, W], for p = 1 or 2."""
-    return _Strength.apply(features, p)
+def magnitude(features: Tensor) -> Tensor:
+    """Σ_c |F_c| of features [B, C, H, W], as [B, H, W]."""
+    return _Magnitude.apply(features)
 
 
 def attention_distance(student: Tensor, teacher: Tensor, near: Tensor | None = None) -> Tensor:
-    """Σ ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖² over pictures, A = mean_c F_c² of features [B, C, H, W].
+    """Σ ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖² over pictures, of attention maps [B, H, W].
 
     Args:
-        student: features, whose gradient is taken.
-        teacher: features without a gradient, with the same cells; their channels may be others.
-        near: bool [B, H, W], where A counts; None: everywhere.
+        student: maps, whose gradient is taken.
+        teacher: maps without a gradient.
+        near: bool [B, H, W], where A counts; elsewhere it is 0. None: everywhere.
     """
     return _AttentionDistance.apply(student, teacher, near)
 
@@ -83,49 +85,42 @@ class _Columns(torch.autograd.Function):
         return gradient
 
 
-class _Strength(torch.autograd.Function):
+class _Magnitude(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, p: int) -> Tensor:
-        ctx.p = p
+    def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        if p == 1:  # a picture fits the cache
-            return torch.stack([picture.abs().sum(dim=0) for picture in features])
-        return torch.linalg.vector_norm(features, dim=1).square_()
+        return torch.stack([picture.abs().sum(dim=0) for picture in features])  # a picture fits the cache
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """sgn(F_c) or 2 F_c, in the memory format of F."""
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """sgn(F_c), in the memory format of F."""
         (features,) = ctx.saved_tensors
-        if ctx.p == 1:
-            return features.sign().mul_(gradient[:, None]), None
-        return features * (2 * gradient)[:, None], None
+        return features.sign().mul_(gradient[:, None])
 
 
 class _AttentionDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, near: Tensor | None) -> Tensor:
-        (mine, norm), (theirs, _) = (_unit_map(features, near) for features in (student, teacher))
+        (mine, norm), (theirs, _) = (_unit(maps, near) for maps in (student, teacher))
         apart = mine - theirs
         value = apart.square().sum()
         along = (mine * apart).sum(dim=(1, 2), keepdim=True)
-        slope = apart.addcmul_(mine, along, value=-1).mul_(4 / (student.shape[1] * norm))
-        ctx.save_for_backward(student, slope if near is None else slope * near)
+        ctx.save_for_backward(apart.addcmul_(mine, along, value=-1).mul_(2 / norm))
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """With u = A / ‖A‖ and d = u^s − u^t: 4 F_c (d − u^s (u^s · d)) / (C ‖A^s‖), in the memory format of F."""
-        student, slope = ctx.saved_tensors
-        return student * (gradient * slope)[:, None], None, None
+        """With u = A / ‖A‖ and d = u^s − u^t: 2 (d − u^s (u^s · d)) / ‖A^s‖; 0 where both maps are."""
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
 
 
-def _unit_map(features: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
+def _unit(maps: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
     """A / ‖A‖ [B, H, W] and ‖A‖ [B, 1, 1]."""
-    attention = torch.linalg.vector_norm(features, dim=1).square_().div_(features.shape[1])
     if near is not None:
-        attention *= near
-    norm = torch.linalg.vector_norm(attention, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
-    return attention.div_(norm), norm
+        maps = torch.where(near, maps, 0.0)
+    norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
+    return maps / norm, norm
 
 
 class _SoftmaxKL(torch.autograd.Function):
@@ -154,10 +149,11 @@ class _BinaryKL(torch.autograd.Function):
         excess, values = torch.empty_like(student), []
         for mine, theirs, difference in zip(*map(_parts, (student, teacher, excess)), strict=True):
             mine, theirs = _over(mine, t), _over(theirs, t)
-            wanted = theirs.sigmoid()
-            value = F.softplus(mine).sub_(F.softplus(theirs)).addcmul_(wanted, mine - theirs, value=-1)
+            found, wanted = mine.sigmoid(), theirs.sigmoid()
+            value = mine.clamp(min=0).sub_(theirs.clamp(min=0)).addcmul_(wanted, mine - theirs, value=-1)
+            value += _larger(wanted).div_(_larger(found)).log_()
             values.append(value.sum(dim=-1))
-            torch.sub(mine.sigmoid(), wanted, out=difference)
+            torch.sub(found, wanted, out=difference)
         ctx.t = t
         ctx.save_for_backward(excess)
         return torch.cat(values)
@@ -169,9 +165,14 @@ class _BinaryKL(torch.autograd.Function):
         return excess * (gradient / ctx.t)[..., None], None, None
 
 
+def _larger(probability: Tensor) -> Tensor:
+    """σ(|z|) of σ(z). With it log(1 + e^z) is max(z, 0) − log σ(|z|), in half the time of a softplus."""
+    return torch.maximum(probability, 1 - probability)
+
+
 def _parts(values: Tensor) -> tuple[Tensor, ...]:
-    """Pictures one at a time on a CPU, whose cache then holds what is computed on the way; elsewhere all at once."""
-    return values.split(1) if values.device.type == "cpu" else (values,)
+    """A few pictures at a time on a CPU, whose cache then holds what is computed on the way; elsewhere all at once."""
+    return values.split(max(1, CACHED // values[0].numel())) if values.device.type == "cpu" else (values,)
 
 
 def _over(logits: Tensor, t: float) -> Tensor:

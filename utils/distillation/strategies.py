@@ -104,7 +104,17 @@ class Lesson:
     @property
     def attention(self) -> bool:
         """Whether the spatial distribution of features is compared."""
-        return any(term.startswith(("attention", "energy")) for term in self.terms)
+        return self.maps or self.magnitudes
+
+    @property
+    def maps(self) -> bool:
+        """Whether attention maps are compared, Σ_c F_c² of every feature."""
+        return any(term.startswith("attention") or term == "energy" for term in self.terms)
+
+    @property
+    def magnitudes(self) -> bool:
+        """Whether Σ_c |F_c| of every feature is compared, which takes the features themselves."""
+        return "energy_masked" in self.terms
 
     @property
     def channels(self) -> bool:

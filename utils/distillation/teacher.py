@@ -31,8 +31,8 @@ class Teacher:
         self._stride = max_stride(self.network)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
-        """Raw heads and the outputs of the blocks in `features` for images [B, C, H, W], 0…1.
+    def __call__(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
+        """What `Darknet.forward` returns for images [B, C, H, W], 0…1.
 
         Raises:
             InputError: its stride does not divide a side, as it may be with --rect.
@@ -41,4 +41,4 @@ class Teacher:
         if height % self._stride or width % self._stride:
             raise InputError(f"the teacher needs an input with sides that are multiples of {self._stride}; a batch is "
                              f"{width} x {height}: leave out --rect")  # fmt: skip
-        return self._model(images, features)
+        return self._model(images, features, maps)

@@ -23,7 +23,7 @@ from utils.detection.decode import box_offsets, split_head
 from utils.detection.settings import Assignment
 from utils.distillation import kernels
 from utils.distillation.focus import object_mask, project
-from utils.distillation.kernels import attention_distance, binary_kl, softmax_kl, strength
+from utils.distillation.kernels import attention_distance, binary_kl, magnitude, softmax_kl
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
 
 SMALL = 1e-12
@@ -55,6 +55,7 @@ class Lecture:
     temperature: float
     adapters: Mapping[str, nn.Module] = field(default_factory=dict)
     """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
+    _near: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def raw(self) -> list[tuple[Tensor, Tensor]]:
@@ -132,19 +133,33 @@ class Lecture:
         """Cells near objects, bool [B, H, W] for each head."""
         return object_mask(self.targets, self.networks[0].yolos, self.grids, self.size, self.batch)
 
-    def features(self, group: str | None = None) -> list[tuple[FeaturePair, Tensor, Tensor]]:
-        """Paired features F^s and F^t, all or those of a group."""
-        return [
-            (pair, self.student.features[pair.student].float(), self.teacher.features[pair.teacher].float())
-            for pair in self.pairing.features
-            if group in (None, pair.group)
-        ]
+    def _features(self, pair: FeaturePair) -> tuple[Tensor, Tensor]:
+        """F^s and F^t of a pair."""
+        return self.student.features[pair.student].float(), self.teacher.features[pair.teacher].float()
+
+    def maps(self, group: str | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""
+        pairs = (pair for pair in self.pairing.features if group in (None, pair.group))
+        return [(self.student.maps[pair.student], self.teacher.maps[pair.teacher]) for pair in pairs]
+
+    def magnitudes(self) -> list[tuple[Tensor, Tensor]]:
+        """Σ_c |F_c| of the features, the student's and the teacher's [B, H, W], 0 but near objects."""
+        found = [tuple(map(magnitude, self._features(pair))) for pair in self.pairing.features]
+        return [tuple(torch.where(self.near(values), values, 0.0) for values in pair) for pair in found]
+
+    def near(self, maps: Tensor) -> Tensor:
+        """Which cells of maps [B, H, W] are near objects."""
+        cells = tuple(maps.shape[1:])
+        if cells not in self._near:
+            self._near[cells] = project(self.masks, cells)
+        return self._near[cells]
 
     def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features with equal channels: the teacher's kept ones, or the student's through its adapter."""
-        for pair, student, teacher in self.features():
+        for pair in self.pairing.features:
             if not pair.compares_channels:
                 continue
+            student, teacher = self._features(pair)
             if pair.channels is not None:
                 yield student, teacher[:, list(pair.channels)]
             else:
@@ -210,7 +225,7 @@ def box_sum(lecture: Lecture, bounded: bool = False) -> Tensor:
 
 
 def attention(lecture: Lecture, group: str | None = None, mean: bool = False, masked: bool = False) -> Tensor:
-    """Spatial attention transfer (Zagoruyko & Komodakis, arXiv:1612.03928). With A = mean_c F_c².
+    """Spatial attention transfer (Zagoruyko & Komodakis, arXiv:1612.03928). With A = Σ_c F_c².
 
         ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖²,  mean over pictures and features: between 0 and 2.
 
@@ -218,10 +233,9 @@ def attention(lecture: Lecture, group: str | None = None, mean: bool = False, ma
     features of a group are summed. `masked`: A is 0 but near objects (Wang et al., arXiv:1906.03609).
     """
     apart = []
-    for _, student, teacher in lecture.features(group):
-        near = project(lecture.masks, tuple(student.shape[-2:])) if masked else None
-        count = len(student) * (student.shape[-2:].numel() if mean else 1)
-        apart.append(attention_distance(student, teacher, near) / count)
+    for student, teacher in lecture.maps(group):
+        near = lecture.near(student) if masked else None
+        apart.append(attention_distance(student, teacher, near) / (student.numel() if mean else len(student)))
     return _combined(apart, mean, lecture)
 
 
@@ -232,12 +246,8 @@ def energy(lecture: Lecture, masked: bool = False) -> Tensor:
     PyTorch's default for three dimensions.
     """
     t, total = lecture.temperature, lecture.nothing()
-    for _, student, teacher in lecture.features():
-        maps = [strength(features, 1 if masked else 2) for features in (student, teacher)]
-        if masked:
-            near = project(lecture.masks, tuple(student.shape[-2:]))
-            maps = [features * near for features in maps]
-        mine, theirs = (features.flatten(1) for features in maps)
+    for student, teacher in lecture.magnitudes() if masked else lecture.maps():
+        mine, theirs = student.flatten(1), teacher.flatten(1)
         total = total + t**2 * softmax_kl(mine, theirs, t).sum() / mine.numel() / lecture.batch
     return total
 

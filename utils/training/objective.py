@@ -41,7 +41,7 @@ class Objective:
         self._parallel = team.parallel(model)
         self._wanted = () if distiller is None else distiller.wanted
         trains = distiller is not None and len(distiller.adapters)
-        self._distil = team.parallel(distiller) if trains else distiller
+        self._distiller, self._distil = distiller, team.parallel(distiller) if trains else distiller
         self._exchanging = (self._parallel, self._distil) if trains else (self._parallel,)
         taught = () if distiller is None else distiller.lesson.terms
         self.columns: Mapping[str, str] = COLUMNS | {_learnt(term): f"{_learnt(term)}_loss" for term in taught}
@@ -56,14 +56,15 @@ class Objective:
         """
         device = self.team.device.type
         images = images.contiguous(memory_format=self.format)
+        taught = None if self._distiller is None else self._distiller.teach(images)
         with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            outputs = self._parallel(images, self._wanted)
+            outputs = self._parallel(images, *self._wanted)
         size = (images.shape[-2], images.shape[-1])
         terms = detection_loss(outputs.heads, targets, self.network.yolos, size, self.settings, self.team.positives)
         found = terms._asdict()
-        if self._distil is None:
+        if taught is None:
             return found
-        learnt = self._distil(images, outputs, targets)
+        learnt = self._distil(taught, outputs, targets, size)
         found["total"] = found["total"] + sum(learnt.values())
         return found | {_learnt(term): value for term, value in learnt.items()}
 
