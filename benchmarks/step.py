@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -63,34 +63,59 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(path: str, args: argparse.Namespace) -> list[float]:
     """Least milliseconds of stack, model and loss, and step; the ratios of the last two to the first."""
-    torch.manual_seed(0)
-    network = cfg_file.load(path)
-    format_ = FORMATS[args.memory_format]
-    model = Darknet(network).train().to(memory_format=format_)
-    side, count = args.img_size, args.batch_size
-    targets = torch.rand(count * OBJECTS, 6)
-    targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
-    targets[:, 1] = (targets[:, 1] * network.classes).floor()
-    targets[:, 4:] = 0.05 + 0.4 * targets[:, 4:]
-    batch = Batch(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8), targets, torch.arange(count), ())
-    images = (batch.images.float() / 255).contiguous(memory_format=format_)
-    settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, _Hundred(), None, Hyperparameters(), settings, RunDirectory(Path(folder)),
-                          Source((), (), {}, {}, {}), Team(torch.device("cpu")))  # fmt: skip
-    kinds = {
-        "stack": lambda: stack_step(model, images),
-        "model": lambda: drop_gradients(model, trainer.objective(images, targets)["total"]),
-        "step": lambda: trainer._batch(batch, 0),
-    }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for number in range(args.rounds + 1):
-        for kind, call in kinds.items():
-            elapsed = timed(call)
-            if number:  # the first of each is not counted
-                seconds[kind].append(elapsed)
-    least = [1e3 * min(values) for values in seconds.values()]
+    training = Training(path, args.img_size, args.batch_size, args.memory_format)
+    kinds = {"stack": training.stack, "model": training.model_and_loss, "step": training.step}
+    least = [min(times) for times in training.laps(kinds, args.rounds).values()]
     return [*least, *(value / least[0] for value in least[1:])]
+
+
+class Training:
+    """A model, random pictures with boxes, and a trainer.
+
+    Args:
+        path: cfg.
+        side: of a picture, in pixels.
+        count: pictures in a batch.
+        memory_format: of pictures and weights, a key of FORMATS.
+    """
+
+    def __init__(self, path: str, side: int, count: int, memory_format: str = "channels_last") -> None:
+        torch.manual_seed(0)
+        network = cfg_file.load(path)
+        self.net = Darknet(network).train().to(memory_format=FORMATS[memory_format])
+        self.targets = torch.rand(count * OBJECTS, 6)
+        self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
+        self.targets[:, 1] = (self.targets[:, 1] * network.classes).floor()
+        self.targets[:, 4:] = 0.05 + 0.4 * self.targets[:, 4:]
+        pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+        self.batch = Batch(pictures, self.targets, torch.arange(count), ())
+        self.images = (pictures.float() / 255).contiguous(memory_format=FORMATS[memory_format])
+        settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), memory_format=memory_format)
+        with tempfile.TemporaryDirectory() as folder:
+            self.trainer = Trainer(self.net, _Hundred(), None, Hyperparameters(), settings, RunDirectory(Path(folder)),
+                                   Source((), (), {}, {}, {}), Team(torch.device("cpu")))  # fmt: skip
+
+    def stack(self) -> None:
+        """Forward and backward of the bare stack with the model's parameters."""
+        drop_gradients(self.net, sum(head.sum() for head in stack(self.net, self.images)))
+
+    def model_and_loss(self) -> None:
+        """Forward and backward of the model with its loss."""
+        drop_gradients(self.net, self.trainer.objective(self.images, self.targets)["total"])
+
+    def step(self) -> None:
+        """What train.py does with a batch."""
+        self.trainer._batch(self.batch, 0)
+
+    def laps(self, kinds: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+        """Milliseconds of everything in turn; the first of each is not counted."""
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for number in range(rounds + 1):
+            for kind, call in kinds.items():
+                elapsed = timed(call)
+                if number:
+                    found[kind].append(1e3 * elapsed)
+        return found
 
 
 class _Hundred:
@@ -105,11 +130,6 @@ def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def stack_step(model: Darknet, images: Tensor) -> None:
-    """Forward and backward of the bare stack with the model's parameters."""
-    drop_gradients(model, sum(head.sum() for head in stack(model, images)))
 
 
 def drop_gradients(model: Darknet, loss: Tensor) -> None:

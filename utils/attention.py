@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def attended(features: Tensor, fresh: bool = False) -> tuple[Tensor, Tensor]:
-    """The features [B, C, H, W], to go on with, and their map Σ_c F_c² [B, H, W] in float32.
+    """The features [B, C, H, W], to go on with, and their map Σ_c F_c² [B, H, W], in float32 at least.
 
     The map is F_sum with p = 2 of Zagoruyko & Komodakis (arXiv:1612.03928, section 3.1). Its gradient joins that of the
     features in one pass, while both are at hand; a map that is taken later costs several over memory.
@@ -28,7 +28,8 @@ class _Attended(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.fresh = fresh
         ctx.save_for_backward(features)
-        return features, torch.linalg.vector_norm(features, dim=1, dtype=torch.float32).square_()
+        precision = torch.promote_types(features.dtype, torch.float32)
+        return features, torch.linalg.vector_norm(features, dim=1, dtype=precision).square_()
 
     @staticmethod
     def backward(ctx: Any, passed: Tensor | None, slope: Tensor | None) -> tuple[Tensor | None, None]:

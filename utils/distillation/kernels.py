@@ -19,7 +19,7 @@ SMALL = 1e-12
 
 
 class Columns(NamedTuple):
-    """Views of raw outputs [B, A, H, W, 5 + C] of a head."""
+    """Raw outputs [B, A, H, W, 5 + C] of a head apart: views, but for the objectness, which is dense."""
 
     boxes: Tensor
     """[B, A, H, W, 4]."""
@@ -70,7 +70,7 @@ class _Columns(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.values = values.detach()
-        return values[..., :4], values[..., 4:5], values[..., 5:], values[..., 4:]
+        return values[..., :4], values[..., 4:5].contiguous(), values[..., 5:], values[..., 4:]
 
     @staticmethod
     def backward(ctx: Any, *parts: Tensor | None) -> Tensor:

@@ -89,9 +89,14 @@ class Lecture:
         return self.logits("scores")
 
     @cached_property
+    def seen(self) -> list[Tensor]:
+        """The teacher's objectness o^t [B, A, H, W] of each pair of heads."""
+        return [teacher[..., 0].sigmoid() for _, teacher in self.logits("objectness")]
+
+    @cached_property
     def attended(self) -> Tensor:
         """How many objects the teacher sees: the sum of its objectness, at least 1."""
-        return sum(teacher.sigmoid().sum() for _, teacher in self.logits("objectness")).clamp(min=1)
+        return sum(seen.sum() for seen in self.seen).clamp(min=1)
 
     @property
     def batch(self) -> int:
@@ -319,8 +324,8 @@ def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
 def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
     """T² times a divergence [B, A, H, W] of class logits over T, weighted with the teacher's objectness."""
     t, total = lecture.temperature, lecture.nothing()
-    for (student, teacher), (_, seen) in zip(lecture.logits("classes"), lecture.logits("objectness"), strict=True):
-        total = total + (seen[..., 0].sigmoid() * divergence(student, teacher, t)).sum()
+    for (student, teacher), seen in zip(lecture.logits("classes"), lecture.seen, strict=True):
+        total = total + (seen * divergence(student, teacher, t)).sum()
     return t**2 * total / lecture.attended
 
 
