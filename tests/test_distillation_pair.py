@@ -104,9 +104,6 @@ class TestRoles:
             assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)
             assert bool(found.features) == (asked.attention or asked.channels)
             assert any(f.group == "backbone" for f in found.features) == asked.attention
-            assert (
-                found.blocks("student") == found.blocks("teacher") == tuple(sorted({f.student for f in found.features}))
-            )
 
     def test_a_network_without_upsampling_has_stages_and_heads(self):
         given = one_head(
@@ -372,6 +369,23 @@ class TestAdapters:
         terms = distiller(distiller.teach(images), outputs, torch.zeros(0, 6), (64, 64))
         terms["cwd"].backward()
         assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize(
+        ("asked", "features", "maps"),
+        [
+            (lesson("3", None), 0, 0),
+            (lesson("4", None), 0, 5),
+            (CHANNELS, 3, 0),
+            (lesson("cwd", "1"), 3, 5),
+            (lesson("5", None, weighting="original"), 5, 0),
+        ],
+        ids=["outputs", "attention", "channels", "both", "magnitudes"],
+    )
+    def test_networks_are_asked_for_what_is_compared_and_no_more(self, asked, features, maps):
+        distiller = self.of(tiny(), tiny(), asked)
+        assert [len(blocks) for blocks in distiller.wanted] == [features, maps]
+        taught = distiller.teach(torch.rand(1, 3, 64, 64))
+        assert (taught.features.keys(), taught.maps.keys()) == tuple(map(set, distiller.wanted))
 
     def test_nothing_of_the_teacher_is_a_parameter_or_a_buffer_of_the_distiller(self):
         wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")

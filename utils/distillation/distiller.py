@@ -84,6 +84,5 @@ class Distiller(nn.Module):
         """Blocks of a side whose outputs the terms compare, and those whose attention maps."""
         lesson, features = self.lesson, self.pairing.features
         compared = [pair for pair in features if lesson.magnitudes or (lesson.channels and pair.compares_channels)]
-        return tuple(getattr(pair, side) for pair in compared), tuple(
-            getattr(pair, side) for pair in features if lesson.maps
-        )
+        seen = features if lesson.maps else ()
+        return tuple(getattr(pair, side) for pair in compared), tuple(getattr(pair, side) for pair in seen)

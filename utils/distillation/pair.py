@@ -84,10 +84,6 @@ class Pairing:
     notes: tuple[str, ...]
     """What could not be paired, to be said."""
 
-    def blocks(self, side: str) -> tuple[int, ...]:
-        """The blocks whose outputs are wanted of the `student` or the `teacher`."""
-        return tuple(sorted({getattr(feature, side) for feature in self.features}))
-
 
 def rebased(kept: Kept, teacher: Kept) -> Kept:
     """Where a pruned student comes from in a teacher that was pruned before, too, and not in what both come from.
