@@ -1,10 +1,10 @@
 """What a step with distillation costs beside a step without and the teacher's forward pass.
 
 The student is made here, from the network with random γ by removing --percent of its channels; the teacher is the
-network itself. Pictures and boxes are random. A step is forward, loss and backward; the teacher is fused, and gives the
-features that the strategy wants. The three are run in turn, in one process, for every strategy; then its terms alone,
-forward and backward from outputs that are there already. The ratio is that of the step with distillation to
-step + teacher: 1 if the terms cost nothing.
+network itself. Pictures and boxes are random. A step is forward, loss and backward; the teacher is fused, and gives
+beside its heads what the strategy wants, but not where it is measured alone. The three are run in turn, in one process,
+for every strategy; then its terms alone, forward and backward from outputs that are there already. The ratio is that of
+the step with distillation to step + teacher: 1 if the terms cost nothing.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.step import CFGS, Training
 from utils.cli import Parser, image_side, positive_int, run
 from utils.report.run_dir import environment
 from utils.report.tables import Column, markdown_table
 
 EXAMPLE = "python -m benchmarks.memory --img_size 416 --batch-size 16"
-CFGS = ("cfg/yolov4-tiny.cfg", "cfg/yolov3-tiny.cfg")
 ENVIRONMENTS = {"given back": {"MALLOC_PERTURB_": "0"}, "kept": {}}
 """A variable of glibc's allocator, even one that changes nothing, keeps `utils.memory` from doing anything."""
 
@@ -69,8 +69,6 @@ def compare(path: str, args: argparse.Namespace) -> list[float]:
 
 def measure(args: argparse.Namespace) -> tuple[float, float]:
     """Median milliseconds of a step, and the most memory that the process had, in MiB."""
-    from benchmarks.step import Training
-
     training = Training(args.cfg[0], args.img_size, args.batch_size)
     laps = training.laps({"step": training.step}, args.steps)
     return statistics.median(laps["step"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

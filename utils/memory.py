@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Let what is freed stay with the process for the next allocation, and come in large pages.
 
     glibc gives blocks of more than 32 MiB back to the system at once, and the next feature map of a training step pays
-    for all its pages anew: a fifth of the step and more, against a fifth or a third less memory at the peak
-    (`python -m benchmarks.memory`). To be called before torch is loaded. Whoever has set up glibc's allocator by its
+    for all its pages anew: a sixth to a quarter of the step. What is kept makes the peak a fifth to a third higher
+    (`python -m benchmarks.memory`). To be called before torch allocates. Whoever has set up glibc's allocator by its
     environment variables (MALLOC_*, GLIBC_TUNABLES) is not overruled.
 
     Returns:
