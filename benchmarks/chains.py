@@ -10,18 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainings import (
-    PICTURES,
-    RUNS,
-    STORED,
-    TRAIN,
-    describe_environment,
-    measure,
-    publish,
-    python,
-    shared,
-    train,
-)
+from benchmarks.trainings import RUNS, TRAIN, Finished, describe_environment, measure, python, shared, train
 from utils.files import atomic_write_text, read_text
 from utils.report.run_dir import read_results
 from utils.report.tables import Column, markdown_table
@@ -135,8 +124,8 @@ CHAINS = {
 ORDER = ("base", "sparse", "pruned", "tuned")
 
 
-def finish(name: str, chain: Chain) -> None:
-    """Run what is left of a chain, and store what was found."""
+def finish(name: str, chain: Chain) -> Finished:
+    """Run what is left of a chain, and measure its networks."""
     folder, data = RUNS / name, chain.data.format(shared=shared())
     commands: dict[str, list[str]] = {}
     runs: dict[str, Path] = {}
@@ -157,7 +146,6 @@ def finish(name: str, chain: Chain) -> None:
     steps = {step: measure(data, chain.size, run / "weights" / "best.pt") for step, run in runs.items()}
     steps["pruned"] = pruned["after"]
     document = {
-        "row": name,
         "commands": [_told(commands[step]) for step in ORDER if step in commands],
         **describe_environment(Path(pruned["run_dir"])),
         "train_minutes": round(sum(_minutes(runs[step]) for step in commands if step in runs), 1),
@@ -169,12 +157,8 @@ def finish(name: str, chain: Chain) -> None:
         "silenced": pruned["silenced"],
         "steps": {step: {key: steps[step][key] for key in COLUMNS} for step in ORDER if step in steps},
     }
-    STORED.mkdir(exist_ok=True)
-    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
-    if chain.publish:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        for step, picture in _pictures(chain):
-            publish(folder / step / picture, PICTURES / _published(name, step, picture))
+    shown = _pictures(chain) if chain.publish else ()
+    return Finished(document, {_published(name, step, picture): folder / step / picture for step, picture in shown})
 
 
 def _told(command: list[str]) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.lessons import PLAIN, STRATEGIES
-from benchmarks.trainings import PICTURES, RUNS, STORED, publish, python, shared
+from benchmarks.trainings import RUNS, Finished, python, shared
 from utils.errors import InputError
-from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
 
 BEST = "weights/best.pt"
@@ -110,8 +109,8 @@ COMPARISONS = {
 }  # fmt: skip
 
 
-def finish(name: str, comparison: Comparison) -> None:
-    """Measure the networks and store what was found.
+def finish(name: str, comparison: Comparison) -> Finished:
+    """Measure the networks.
 
     Raises:
         InputError: a row that it needs is not there.
@@ -128,14 +127,11 @@ def finish(name: str, comparison: Comparison) -> None:
     command = ["-m", "benchmarks.compare", "--data", data, "--img_size", str(comparison.size), *plot, *files]
     document = json.loads(python(*command, "--json"))
     document = {
-        "row": name,
         "command": " ".join(["python", *command]).replace(shared(), "../shared"),
         **document,
         "data": comparison.data.format(shared="../shared"),
     }
-    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
-    if comparison.plot:
-        publish(picture, PICTURES / f"{name}.png")
+    return Finished(document, {f"{name}.png": picture} if comparison.plot else {})
 
 
 def section(name: str, document: Mapping[str, Any]) -> list[str]:

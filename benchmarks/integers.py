@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, ROADSIGNS
-from benchmarks.trainings import RUNS, STORED, TRAIN, python, shared, train
+from benchmarks.trainings import RUNS, TRAIN, Finished, python, shared, train
 from utils.errors import InputError
 from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
@@ -35,10 +35,14 @@ class Integers:
     """Row of the network that taught it, and teaches it in the quantization-aware training."""
     trained: tuple[str, ...]
     """Flags of the quantization-aware training."""
-    calibrated: tuple[str, ...] = ("--quant-heads", "float", "--keep-float", "2")
-    """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 
 
+AFTER = {
+    "quantized after training": ("after", ()),
+    "after training, heads and 2 more float": ("kept", ("--quant-heads", "float", "--keep-float", "2")),
+}
+"""Networks that quantize.py makes: the name of the run, and its flags. Boxes, objectness and classes share the tensor
+of a head and differ in range."""
 AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
 DIFFERENCES = ("map50_difference", "map50_95_difference")
 ROWS = {
@@ -56,7 +60,7 @@ ROWS = {
 }
 
 
-def finish(name: str, row: Integers) -> None:
+def finish(name: str, row: Integers) -> Finished:
     """Quantize in both ways, export, and compare.
 
     Raises:
@@ -71,23 +75,23 @@ def finish(name: str, row: Integers) -> None:
     taught = ("--t_weights", str(teacher), "--KDstr", "4")
     commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, *taught, "--seed", "0", *TRAIN]}
     train(folder / "aware", commands["aware"])
-    commands["after"] = ["quantize.py", *common, "--name", "after", *row.calibrated]
-    if not (after := folder / "after.json").exists():
-        atomic_write_text(after, python(*commands["after"], "--json"))
-    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt",
-                "quantized after training": Path(json.loads(after.read_text())["weights"])}  # fmt: skip
+    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt"}
+    for label, (run, flags) in AFTER.items():
+        commands[run] = ["quantize.py", *common, "--name", run, *flags]
+        if not (stored := folder / f"{run}.json").exists():
+            atomic_write_text(stored, python(*commands[run], "--json"))
+        networks[label] = Path(json.loads(stored.read_text())["weights"])
     exports: dict[str, Any] = {}
     for label, weights in networks.items():
-        path = folder / f"{label.replace(' ', '-')}.onnx"
+        path = folder / f"{label.replace(',', '').replace(' ', '-')}.onnx"
         flags = ["--weights", str(weights), *size, "--data", data, *([] if label == "float" else ["--int8"])]
         path.unlink(missing_ok=True)
         exports[label] = json.loads(python("export.py", *flags, "--output", str(path), "--json"))
     files = [f"{label}, PyTorch={weights}" for label, weights in networks.items()]
     files += [f"{label}, onnxruntime={document['path']}" for label, document in exports.items()]
-    files.sort(key=lambda file: list(networks).index(file.split(",")[0]))
+    files.sort(key=lambda file: list(networks).index(file.rpartition(",")[0]))
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, "--time", *files, "--json"))
     document = {
-        "row": name,
         "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands.values()],
         **compared,
         "data": row.data.format(shared="../shared"),
@@ -96,7 +100,7 @@ def finish(name: str, row: Integers) -> None:
             for label in exports if label != "float"
         },
     }  # fmt: skip
-    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
+    return Finished(document)
 
 
 def section(name: str, document: Mapping[str, Any]) -> list[str]:

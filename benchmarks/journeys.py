@@ -12,9 +12,8 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, ROADSIGNS
-from benchmarks.trainings import PICTURES, RUNS, STORED, publish, python, shared
+from benchmarks.trainings import RUNS, Finished, python, shared
 from utils.errors import InputError
-from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
 
 
@@ -50,7 +49,7 @@ RUNTIMES = {
 }
 
 
-def finish(name: str, row: Journey) -> None:
+def finish(name: str, row: Journey) -> Finished:
     """Compress, measure accuracy, measure times.
 
     Raises:
@@ -73,11 +72,9 @@ def finish(name: str, row: Journey) -> None:
         found["ms"] = {lap["runtime"]: lap["ms"] for lap in own}
         found["bytes"] = next(lap["bytes"] for lap in own if lap["runtime"] in ("opencv", "onnxruntime"))
         found["engines"] = {lap["runtime"]: lap["engine"] for lap in own}
-    document = {"row": name, "command": " ".join(["python", *command]).replace(shared(), "../shared"), **compared,
+    document = {"command": " ".join(["python", *command]).replace(shared(), "../shared"), **compared,
                 "data": row.data.format(shared="../shared")}  # fmt: skip
-    STORED.mkdir(exist_ok=True)
-    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
-    publish(folder / "prune" / "detections.jpg", PICTURES / f"{name}_detections.jpg")
+    return Finished(document, {f"{name}_detections.jpg": folder / "prune" / "detections.jpg"})
 
 
 def section(name: str, document: Mapping[str, Any]) -> list[str]:

@@ -1,19 +1,21 @@
 """Real trainings, one row of docs/results.md each.
 
 A row that is finished has a file in benchmarks/results and is not run again; one that was interrupted goes on from its
-last epoch. Trained networks stay in runs/results. The data sets are looked for in ../shared/data, or in
-$DARKNET_SHARED/data.
+last epoch. Trained networks stay in runs/results; --again makes those that are gone, and says how the figures differ
+from the stored ones, which stay. The data sets are looked for in ../shared/data, or in $DARKNET_SHARED/data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from benchmarks import chains, comparisons, integers, journeys, lessons, rows, speeds
-from benchmarks.trainings import ROOT, STORED
+from benchmarks.trainings import PICTURES, ROOT, STORED, Finished, publish
 from utils.cli import Parser, log, run
 from utils.errors import InputError
 from utils.files import atomic_write_text, read_text
@@ -39,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help=f"rows to run: {', '.join(EVERY)} (default: none)",
     )
+    add("--again", action="store_true", help="run them though they are finished; what is stored stays as it is")
     add("--list", action="store_true", help="print the rows and what each waits for")
     return parser.parse_args(argv)
 
@@ -51,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--rows {unknown[0]}: no such row; there are {', '.join(EVERY)}")
     os.chdir(ROOT)
     for name in args.rows:
-        if not (STORED / f"{name}.json").exists():
-            _finish(name)
+        path = STORED / f"{name}.json"
+        if not path.exists():
+            _store(name, finish(name))
+        elif args.again:
+            _compare(name, finish(name), json.loads(read_text(path)))
     if args.list:
         for name, row in EVERY.items():
             print(f"{name}: {'finished' if (STORED / f'{name}.json').exists() else 'to do'}: {row.what}")
@@ -60,11 +66,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_page()
 
 
-def _finish(name: str) -> None:
+def finish(name: str) -> Finished:
     """Do what is left of a row."""
-    for kind, module in (*KINDS, (lessons.LESSONS, lessons)):
-        if name in kind:
-            module.finish(name, kind[name])
+    return next(
+        module.finish(name, kind[name]) for kind, module in (*KINDS, (lessons.LESSONS, lessons)) if name in kind
+    )
+
+
+def _store(name: str, found: Finished) -> None:
+    STORED.mkdir(exist_ok=True)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(STORED / f"{name}.json", json.dumps({"row": name, **found.document}, indent=2) + "\n")
+    for picture, path in found.pictures.items():
+        publish(path, PICTURES / picture)
+
+
+def _compare(name: str, found: Finished, stored: dict[str, Any]) -> None:
+    """Say which accuracies of a row are other ones than before."""
+    before, now = dict(_accuracies(stored)), dict(_accuracies(found.document))
+    other = [
+        f"{key} {now.get(key, math.nan):.4f} (stored: {value:.4f})"
+        for key, value in before.items()
+        if now.get(key, value) != value
+    ]
+    log(f"{name}: {', '.join(other) or f'the same {len(before)} accuracies as stored'}")
+
+
+def _accuracies(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every AP in a document, and where it stands."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _accuracies(part, f"{place}.{key}" if place else str(key))
+    elif place.rpartition(".")[2] in ("map50", "map50_95"):
+        yield place, value
 
 
 def write_page() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainings import PICTURES, RUNS, STORED, TRAIN, describe_environment, measure, publish, shared, train
-from utils.files import atomic_write_text
+from benchmarks.trainings import RUNS, TRAIN, Finished, describe_environment, measure, shared, train
 from utils.report.run_dir import read_results
 from utils.report.tables import Column, markdown_table
 
@@ -68,25 +66,19 @@ ROWS = {
 }  # fmt: skip
 
 
-def finish(name: str, row: Row) -> None:
-    """Train a row, or go on with it, measure its best weights, and store what was found."""
+def finish(name: str, row: Row) -> Finished:
+    """Train a row, or go on with it, and measure its best weights."""
     folder = RUNS / name
     train(folder, row.command(name, shared()))
     measured = measure(row.data.format(shared=shared()), row.size, folder / "weights" / "best.pt")
-    document = describe(name, row, folder, measured)
-    STORED.mkdir(exist_ok=True)
-    atomic_write_text(STORED / f"{name}.json", json.dumps(document, indent=2) + "\n")
-    if row.publish:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        for picture in ("val_batch0_pred.jpg", "results.png"):
-            publish(folder / picture, PICTURES / f"{name}_{picture}")
+    shown = ("val_batch0_pred.jpg", "results.png") if row.publish else ()
+    return Finished(describe(name, row, folder, measured), {f"{name}_{picture}": folder / picture for picture in shown})
 
 
 def describe(name: str, row: Row, folder: Path, measured: dict[str, Any]) -> dict[str, Any]:
     """What is stored of a finished row."""
     results = read_results(folder / "results.csv")
     return {
-        "row": name,
         "command": " ".join(["python", *row.command(name, "../shared")]),
         "seed": row.seed,
         **describe_environment(folder),

@@ -10,9 +10,8 @@ from typing import Any
 
 from benchmarks.journeys import ROWS as JOURNEYS
 from benchmarks.journeys import RUNTIMES
-from benchmarks.trainings import RUNS, STORED, python, shared
+from benchmarks.trainings import RUNS, Finished, python, shared
 from utils.errors import InputError
-from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
 
 SIDE = 416
@@ -33,7 +32,7 @@ ROWS = {
 }
 
 
-def finish(name: str, row: Speeds) -> None:
+def finish(name: str, row: Speeds) -> Finished:
     """Make the int8 files, and time all in all runtimes.
 
     Raises:
@@ -51,8 +50,7 @@ def finish(name: str, row: Speeds) -> None:
     for network, weights in quantized.items():
         files[f"{network}, int8"] = _int8(folder, network, weights, size)
     named = [f"{network}={path}" for network, path in files.items()]
-    document = json.loads(python("-m", "benchmarks.latency", *named, *size, "--json"))
-    atomic_write_text(STORED / f"{name}.json", json.dumps({"row": name, **document}, indent=2) + "\n")
+    return Finished(json.loads(python("-m", "benchmarks.latency", *named, *size, "--json")))
 
 
 def _int8(folder: Path, network: str, weights: Path, size: tuple[str, str]) -> Path:

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 
@@ -24,6 +25,15 @@ TRAIN = ("--batch-size", "16", "--workers", "1", "--cache-images")
 """Flags of all trainings."""
 PUBLISHED_SIDE = 1024
 """Longer side of a picture in docs/images, in pixels."""
+
+
+class Finished(NamedTuple):
+    """What a row found."""
+
+    document: dict[str, Any]
+    """Its figures, as they are stored."""
+    pictures: Mapping[str, Path] = {}
+    """Pictures for docs/images, by their names there."""
 
 
 def shared() -> str:
