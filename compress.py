@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from utils.compress.journey import Journey, python
 from utils.compress.recipe import ROOT, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
+from utils.darknet.shapes import max_stride
 from utils.errors import InputError
 from utils.export.request import PACKAGES
+from utils.model_files import choose_model
 from utils.pruning.command import parse_args as parse_prune_args
 from utils.report.run_dir import check_name, check_project
 from utils.runtime.packages import require
@@ -101,11 +104,12 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
     """
     if args.cfg is None and args.weights is None:
         raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
-    if args.cfg is not None:
-        cfg_file.load(args.cfg)
+    network = cfg_file.load(args.cfg) if args.cfg is not None else None
     load_data(args.data)
     if args.weights is not None and not Path(args.weights).is_file():
         raise InputError(f"--weights {args.weights}: there is no such file")
+    if args.weights is not None:
+        choose_model(network, args.weights)
     if args.weights is None and recipe.stages[0].script != "train":
         raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
                          "give --weights")  # fmt: skip
@@ -149,7 +153,25 @@ def write_page(journey: Journey, done: Sequence[dict[str, Any]]) -> Path:
     start = Path(journey.weights).parent.parent if journey.weights else None
     if start is not None and (start / "args.yaml").is_file():
         runs.insert(0, start)
-    return write_report(runs, journey.folder / "report", data=journey.data, exist_ok=True)
+    baselines = smaller_picture(runs[0], journey.side)
+    return write_report(runs, journey.folder / "report", data=journey.data, baselines=baselines, exist_ok=True)
+
+
+def smaller_picture(run: Path, side: int | None) -> list[str]:
+    """The cheapest way to half of the multiply-adds: the network of a run as it is, on smaller pictures.
+
+    Args:
+        run: of train.py.
+        side: of the input; None: the one of its cfg, if it is square.
+    """
+    weights, cfg = run / "weights" / "best.pt", run / "model.cfg"
+    if not weights.is_file() or not cfg.is_file():
+        return []
+    network = cfg_file.load(cfg)
+    side, stride = side or network.net.width, max_stride(network)
+    smaller = round(side * math.sqrt(0.5) / stride) * stride
+    square = side == network.net.height or network.net.width == network.net.height
+    return [f"first @{smaller}={weights}@{smaller}"] if square and 0 < smaller < side else []
 
 
 def text(document: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Round a trained network to few bits without training it again (post-training quantization).
 
 Bounds of the activations come from some training pictures, the scales of the weights from the weights. What is written
-is a network as `train.py --quantized 1 --BN_Fold` makes it: test.py and detect.py compute it rounded, train.py goes on
-from it.
+is a network as `train.py --quantized 1 --BN_Fold` makes it: test.py and detect.py compute it rounded, export.py writes
+its integers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, log, non_negative_int, positive_int, run
+from utils.cli import Parser, log, non_negative_int, points, positive_int, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.model_files import choose_model
-from utils.pruning.command import points
 from utils.quantization.flags import add_scheme_flags, settings_of
 from utils.quantization.request import AUTO, OBSERVED, PICTURES, QuantRequest
 from utils.quantization.scheme import check

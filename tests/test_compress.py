@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 import compress
 from utils.checkpoint import read_checkpoint
-from utils.compress.journey import STATE, Journey, StageError
+from utils.compress.journey import STATE, Journey, StageError, only_one
 from utils.compress.recipe import Recipe, read_recipe
 from utils.errors import InputError
 
@@ -68,7 +69,7 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("flags", ["sr: true, prune: 1", "quantized: 1"])
 def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
-    recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: export}}}}")
+    recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}")
     assert recipe.started() is recipe
 
 
@@ -93,6 +94,16 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
             "b: makes integers of a, which is float",
         ),
         ("stages: {a: {script: train}, b: {script: quantize}, c: {script: slim_prune}}", "b, which is quantized"),
+        ("stages: {a: {script: train}, b: {script: quantize}, c: {script: export}}", "add `int8: true`"),
+        (
+            "stages: {a: {script: train}, b: {script: quantize}, c: {script: export, format: fpga}}",
+            "b is quantized with target cpu; this file takes fpga",
+        ),
+        (
+            "stages: {a: {script: train}, b: {script: quantize, FPGA: true}, c: {script: export, int8: true}}",
+            "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
+        ),
+        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: a stands there twice"),
         ("stages: {a: 2021-99-99}", "is no YAML"),
         ("stages: " + "[" * 5000, "is no YAML"),
         ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),
@@ -122,6 +133,10 @@ def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, t
         compress.main(common[2:])
     with pytest.raises(InputError, match=r"--weights none\.pt: there is no such file"):
         compress.main([*common, "--weights", "none.pt"])
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        compress.main([*common[:-1], "none.yaml"])
+    with pytest.raises(InputError, match=r"d\.names"):
+        compress.main([*common, "--weights", str(folder / "d.names")])
     assert not (tmp_path / "runs").exists()
 
 
@@ -232,8 +247,55 @@ def test_two_at_once_are_refused(tmp_path):
         journey.finish(Scripts())
         return "{}"
 
-    with pytest.raises(InputError, match=r"another compress\.py is at work in it"):
+    with pytest.raises(InputError, match=r"another compress\.py, or a script that one began, is at work"):
         journey.finish(second)
+
+
+def test_a_script_that_outlives_its_journey_keeps_others_out(tmp_path, root):
+    """Killed by kill -9, a journey leaves the script that it began; a second one would train in the same folder."""
+    code = (
+        "import os, signal, sys, threading; from pathlib import Path; from utils.compress import journey\n"
+        f"journey.ROOT = Path({str(tmp_path)!r})\n"
+        "def kill():\n"
+        "    while not (journey.ROOT / 'begun').exists(): pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        "with journey.only_one(journey.ROOT): journey.python(['s.py'])\n"
+    )
+    (tmp_path / "s.py").write_text(
+        "import os, time\n"
+        f"open('{tmp_path}/pid', 'w').write(str(os.getpid()))\nos.rename('{tmp_path}/pid', '{tmp_path}/begun')\n"
+        "time.sleep(60)\n"
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=False, timeout=60, **quiet)
+    try:
+        with pytest.raises(InputError, match="or a script that one began, is at work"), only_one(tmp_path):
+            pass
+    finally:
+        os.kill(int((tmp_path / "begun").read_text()), signal.SIGKILL)
+
+
+def test_ctrl_c_in_a_terminal_reaches_a_script_once(tmp_path, root):
+    """The terminal sends it to all processes of the journey, which hands it on; a second one would end at once."""
+    (tmp_path / "s.py").write_text(
+        "import signal, time\ncame = []\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: came.append(1))\n"
+        f"open('{tmp_path}/begun', 'w')\n"
+        "while not came: time.sleep(0.01)\n"
+        f"time.sleep(0.3)\nopen('{tmp_path}/came', 'w').write(str(len(came)))\n"
+    )
+    code = (
+        "from pathlib import Path; from utils.compress import journey;"
+        f"journey.ROOT = Path({str(tmp_path)!r}); journey.python(['s.py'])"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    assert (tmp_path / "came").read_text() == "1"
 
 
 def test_flags_are_kept_to_the_last_digit_and_each_stage_has_its_own(tmp_path):

@@ -121,6 +121,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def points(text: str) -> float:
+    """Points of AP, 0 < value <= 100; argparse type."""
+    if not 0 < (value := number(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= 100")
+    return value
+
+
 def threshold(text: str) -> float:
     """A threshold, 0 <= value <= 1; argparse type."""
     if not 0 <= (value := number(text)) <= 1:

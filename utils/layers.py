@@ -124,7 +124,7 @@ class ConvBlock(Computing):
     def fused(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the one convolution that does the same in evaluation mode.
 
-        W' = W · γ / √(σ² + ε),  b' = β − μ · γ / √(σ² + ε); a weight that is rounded is rounded before, or behind the
+        W' = gain · W and b' = offset of the `normalisation`; a weight that is rounded is rounded before, or behind the
         folding if that is what `fold` does.
         """
         weight, bias = self.conv.weight, self.conv.bias
@@ -133,9 +133,15 @@ class ConvBlock(Computing):
         elif self.quantize_weight is not None:
             weight = self.quantize_weight(weight)
         if self.fold is None and self.bn is not None:
-            gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-            weight, bias = weight * gain.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * gain
+            gain, bias = normalisation(self.bn)
+            weight = weight * gain.view(-1, 1, 1, 1)
         return weight.detach(), None if bias is None else bias.detach()
+
+
+def normalisation(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Gain and offset [C] of a batch normalisation with running statistics: γ / √(σ² + ε) and β − μ · gain."""
+    gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    return gain, bn.bias - bn.running_mean * gain
 
 
 def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolutional:

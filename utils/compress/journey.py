@@ -8,6 +8,7 @@ training that was interrupted is resumed by train.py, bit for bit; the other sta
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -176,14 +177,15 @@ def only_one(folder: Path) -> Iterator[None]:
         InputError: another one does.
     """
     with (folder / LOCK).open("a") as file:
+        os.set_inheritable(file.fileno(), True)  # a script holds the lock as long as it lives, whatever becomes of us
         if sys.platform != "win32":  # it has no such locks
             import fcntl
 
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"{folder}: another compress.py is at work in it; wait, or choose another --name"
-                                 ) from None  # fmt: skip
+                raise InputError(f"{folder}: another compress.py, or a script that one began, is at work in it; "
+                                 "wait, or choose another --name") from None  # fmt: skip
         yield
 
 
@@ -201,13 +203,15 @@ def made_by(stage: Stage, run: Path) -> Path | None:
 def python(arguments: Sequence[str]) -> str:
     """Run one of the suite's scripts from where the user stands; its progress goes to stderr.
 
-    A stop of the journey is handed on, and the script has time to save.
+    A stop of the journey is handed on, once, and the script has time to save: it is in a session of its own, so that
+    Ctrl-C does not reach it from the terminal as well.
 
     Raises:
         StageError: it failed, with its exit status.
     """
     script, *flags = arguments
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *flags], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *flags], stdout=subprocess.PIPE, text=True,
+                               start_new_session=True, close_fds=False)  # fmt: skip
     try:
         output, _ = process.communicate()
     except BaseException:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
 from utils.files import read_text
+from utils.quantization.scheme import TARGETS
 
 MAKERS = ("train", "slim_prune", "shortcut_prune", "normal_prune", "regular_prune", "layer_prune",
           "layer_channel_prune", "group_prune", "quantize")  # fmt: skip
@@ -36,8 +37,10 @@ ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "
 """Flags with which a script makes no network."""
 RESERVED = ("report",)
 """Folders of a journey that are no stage's."""
-INTEGRAL = ("tensorrt", "fpga")
-"""Formats that are made of quantized networks only."""
+INTEGRAL = {"tensorrt": ("tensorrt",), "fpga": ("fpga",)}
+"""Formats that are made of quantized networks only, and for which --target these must be quantized."""
+INTEGERS = tuple(name for name in TARGETS if name not in INTEGRAL)
+"""--target of the networks that `--int8` takes."""
 LARGEST_FILE = 1 << 16
 ROOT = Path(__file__).resolve().parent.parent.parent
 """Folder of the scripts."""
@@ -66,6 +69,11 @@ class Stage:
     def quantizes(self) -> bool:
         """Whether the network that it makes is quantized."""
         return self.script == "quantize" or self.value("--quantized") not in (None, "0", "-1")
+
+    @property
+    def target(self) -> str:
+        """Whose integers a quantized network has: `--target`."""
+        return "fpga" if "--FPGA" in self.flags else self.value("--target") or "cpu"
 
     def value(self, flag: str) -> str | None:
         """The word behind a flag; None if it has not got the flag."""
@@ -114,13 +122,7 @@ def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Rec
     Raises:
         InputError: it cannot be read, or a stage cannot be what it says.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(read_text(path, max_bytes=LARGEST_FILE))
-    except (yaml.YAMLError, ValueError, RecursionError) as failure:
-        reason = " ".join(str(failure).split())[:160]
-        raise InputError(f"{path}: is no YAML ({reason})") from None
+    document = _document(path)
     stages = document.get("stages") if isinstance(document, dict) else None
     if not isinstance(stages, dict) or not stages or set(document) != {"stages"}:
         raise InputError(f"{path}: a recipe is `stages:` and below it a name and flags for each; see data/recipes")
@@ -133,6 +135,37 @@ def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Rec
     for name, values in stages.items():
         made.append(_stage(path, name, values, made))
     return Recipe(path, tuple(made))
+
+
+def _document(path: Path) -> Any:
+    """The values of a YAML file.
+
+    Raises:
+        InputError: it is none, or a name stands twice in one place.
+    """
+    import yaml
+
+    text = read_text(path, max_bytes=LARGEST_FILE)
+    try:
+        for name, line in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise InputError(f"{path}:{line}: {name} stands there twice; give the second another name")
+        return yaml.safe_load(text)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:
+        reason = " ".join(str(failure).split())[:160]
+        raise InputError(f"{path}: is no YAML ({reason})") from None
+
+
+def _repeated(node: Any) -> Iterator[tuple[str, int]]:
+    """Keys that a mapping of a YAML document has twice, with their lines."""
+    if node is None or isinstance(node.value, str):
+        return
+    parts = node.value if node.id == "sequence" else [value for _, value in node.value]
+    keys = [] if node.id == "sequence" else [(key.value, key.start_mark.line + 1) for key, _ in node.value]
+    yield from (key for number, key in enumerate(keys) if key[0] in [other for other, _ in keys[:number]])
+    for part in parts:
+        yield from _repeated(part)
 
 
 def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage:
@@ -168,10 +201,18 @@ def _check_integers(where: str, stage: Stage, source: Stage | None) -> None:
     """Refuse integers of a float network, and what cannot begin with a quantized one."""
     quantized = source is not None and source.quantizes
     if stage.script == "export" and source is not None:
-        wants = "--int8" in stage.flags or stage.value("--format") in INTEGRAL
+        kind = stage.value("--format") or "onnx"
+        wants = "--int8" in stage.flags or kind in INTEGRAL
         if wants and not quantized:
             raise InputError(f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
                              "quantize`, or train with `quantized: 1`, before it")  # fmt: skip
+        if quantized and not wants:
+            raise InputError(f"{where}: makes a float file of {source.name}, which is quantized; add `int8: true`, or "
+                             "begin with a float network by `from`")  # fmt: skip
+        targets = INTEGRAL.get(kind, INTEGERS)
+        if quantized and source.target not in targets:
+            raise InputError(f"{where}: {source.name} is quantized with target {source.target}; this file takes "
+                             f"{', '.join(targets)}")  # fmt: skip
     if quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 

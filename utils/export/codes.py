@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import Darknet
-from utils.layers import Computing, ConvBlock
+from utils.layers import Computing, ConvBlock, normalisation
 from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import passes
@@ -96,8 +96,7 @@ def kernel(layer: ConvBlock, source: Point) -> Kernel:
     """
     weight, gain, bias = layer.conv.weight, None, layer.conv.bias
     if layer.bn is not None:
-        gain = layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)
-        bias = layer.bn.bias - layer.bn.running_mean * gain
+        gain, bias = normalisation(layer.bn)
         if layer.fold is not None:
             weight, gain = weight * gain.view(-1, 1, 1, 1), None
     quantizer = layer.quantize_weight

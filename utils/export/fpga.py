@@ -20,10 +20,10 @@ from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError
 from utils.evaluation import network_input
 from utils.export.fpga_files import files, folder_bytes, write_folder
-from utils.export.fpga_reference import EXACT_BITS, LEAKY_PLACES, Codes, Program, Step, bits_needed
+from utils.export.fpga_reference import EXACT_BITS, Codes, Program, Step, bits_needed
 from utils.layers import ConvBlock, as_convolutional
 from utils.quantization.quantizers import ActivationQuantizer
-from utils.quantization.scheme import QuantSettings, passes
+from utils.quantization.scheme import SHIFT_PLACES, QuantSettings, passes
 from utils.runtime.metadata import Metadata
 
 HANDS_ON = {Maxpool: "maxpool", Upsample: "upsample", Reorg: "reorg"}
@@ -168,7 +168,7 @@ class _Grid(NamedTuple):
 def _computed(own: _Grid, block: Block, layer: nn.Module, reads: tuple[int, ...], sources: list[_Grid]) -> Step:
     """The step of a block that computes."""
     leaky = {"leaky": own.leaky}
-    further = own.exponent + LEAKY_PLACES * own.leaky
+    further = own.exponent + SHIFT_PLACES * own.leaky
     if isinstance(layer, ConvBlock):
         weight, bias, scale, bias_scale = layer.fold.folded(layer.conv, layer.bn, layer.quantize_weight)
         units = [sources[0].exponent + e for e in _exponents(scale.expand(len(weight)))]
@@ -216,8 +216,8 @@ def prove(made: Program, model: Darknet, picture: Tensor) -> Proof:
     everything = dict(enumerate(made.steps)) | {-1: made.image}
     bits = tuple(bits_needed(step, everything) for step in made.steps)
     for index, needed in enumerate(bits):
-        if needed + LEAKY_PLACES > EXACT_BITS:
-            most = EXACT_BITS - LEAKY_PLACES
+        if needed + SHIFT_PLACES > EXACT_BITS:
+            most = EXACT_BITS - SHIFT_PLACES
             raise InfeasibleError(f"{model.network.where(index)}: sums may need {needed} bits, and at most {most} can "
                                   "be proved; take fewer --w_bit or --a_bit")  # fmt: skip
     single = fuse(model)

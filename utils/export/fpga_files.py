@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.darknet.blocks import Convolutional, Maxpool, Network, Reorg, Route, Upsample
 from utils.errors import InputError
-from utils.export.fpga_reference import LEAKY_FACTOR, LEAKY_PLACES, Codes, Program, Step
+from utils.export.fpga_reference import SHIFT_FACTOR, SHIFT_PLACES, Codes, Program, Step
 from utils.files import atomic_write_bytes
 
 GEOMETRY = {
@@ -28,7 +28,7 @@ ABOUT = {
     "value": "code * 2^exponent",
     "weights": "[filters, channels / groups, size, size], last index fastest; two's complement",
     "accumulator": "sum of weight * code, plus bias << up; accumulator_bits hold it, and its sign, for any picture",
-    "leaky": f"accumulator << {LEAKY_PLACES} where it is not negative, {LEAKY_FACTOR} * accumulator elsewhere",
+    "leaky": f"accumulator << {SHIFT_PLACES} where it is not negative, {SHIFT_FACTOR} * accumulator elsewhere",
     "down": "places to the right with rounding, to the left where negative; then limits low, high",
     "shortcut": "every source << up, added over the channels that the first has in common with it; then leaky, down",
     "route": "the group_id-th of groups parts of every source, each of several down and to the limits",

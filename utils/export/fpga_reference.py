@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Convolutional, Maxpool, Reorg, Route, Upsample
+from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES
 
 Codes = NDArray[np.int64]
 """[C, H, W]."""
-LEAKY_FACTOR, LEAKY_PLACES = 13, 7
 EXACT_BITS = 53
 """Of an integer in float64, sign aside."""
 FURTHEST = 62
@@ -102,7 +102,7 @@ def shift(a: Codes, places: Codes | int, half_even: bool) -> Codes:
 def _finish(step: Step, a: Codes, down: Codes | int) -> Codes:
     """Activation, rounding shift, limits."""
     if step.leaky:
-        a = np.where(a >= 0, a << LEAKY_PLACES, a * LEAKY_FACTOR)
+        a = np.where(a >= 0, a << SHIFT_PLACES, a * SHIFT_FACTOR)
     if np.any(np.asarray(down) < 0):  # a shift to the left keeps what is at a limit there
         a = np.where(np.asarray(down) < 0, np.clip(a, min(step.low, 0) - 1, step.high + 1), a)
     return np.clip(shift(a, down, step.half_even), step.low, step.high)

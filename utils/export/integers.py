@@ -16,11 +16,9 @@ from utils.errors import InfeasibleError, InputError
 from utils.export.codes import Codes, Point
 from utils.layers import ConvBlock
 from utils.quantization.quantizers import Scale, codes
-from utils.quantization.scheme import QuantSettings
+from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.runtime.metadata import IMAGE
 
-BITS = 8
-"""Of what ONNX's integer kernels compute with."""
 MOST_STEPS = 1
 """A layer's output may differ by that much: sums are scaled in another order there, and a tie falls elsewhere."""
 FLOAT_TOLERANCE = 1e-3
@@ -60,14 +58,8 @@ def check_integers(settings: QuantSettings | None, path: Path, tensorrt: bool) -
     if tensorrt != (settings.target == "tensorrt"):
         way = f"; take --format {'onnx --int8' if tensorrt else 'tensorrt'}, or {again}"
         raise InputError(f"{flag}: {path} is quantized with --target {settings.target}{way}")
-    if settings.published:
-        raise InputError(f"{flag}: {path} has DoReFa's own levels, none of them 0; train it without --dorefa-grid")
-    if settings.activation_bits != BITS or settings.weight_bits > BITS:
-        raise InputError(f"{flag}: {path} has activations of {settings.activation_bits} bits and weights of "
-                         f"{settings.weight_bits}; ONNX's kernels take {BITS}, and weights of fewer")  # fmt: skip
-    if not settings.half_even:
-        raise InputError(f"{flag}: {path} rounds halves away from 0, ONNX to the even neighbour; quantize it with "
-                         "--round-half even")  # fmt: skip
+    if reason := simulated_only(settings):
+        raise InputError(f"{flag}: {path} {reason}")
 
 
 def stages(model: Darknet, integers: Codes, tensors: Sequence[str]) -> list[str]:

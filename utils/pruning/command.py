@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from utils.cli import Parser, fraction, integer, log, non_negative_int, positive_int, print_json
+from utils.cli import Parser, fraction, integer, log, non_negative_int, points, positive_int, print_json
 from utils.cli import number as decimal
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
@@ -69,13 +69,6 @@ def share(text: str) -> float:
     """A share of what was before, 0 < value < 1; argparse type."""
     if not 0 < (value := decimal(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is outside 0 < value < 1")
-    return value
-
-
-def points(text: str) -> float:
-    """Points of AP, 0 < value <= 100; argparse type."""
-    if not 0 < (value := decimal(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= 100")
     return value
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import log
 from utils.errors import InputError
 from utils.flags import Group
 from utils.quantization.grid import LEAST_BITS, MOST_BITS
-from utils.quantization.scheme import BIAS_BITS, POLICIES, SHIFT_SLOPE, TARGETS, QuantSettings
+from utils.quantization.scheme import BIAS_BITS, POLICIES, TARGETS, QuantSettings
 
 SAYS_HOW = ("a_bit", "w_bit", "b_bit", "BN_Fold", "FPGA", "target", "quant_heads", "quant_first", "round_half")
 """Names of the flags; each is None or False unless given."""
@@ -35,7 +34,8 @@ def add_scheme_flags(group: Group, *, folds: bool = True) -> None:
         group.add_argument("--BN_Fold", "--BN_Flod", dest="BN_Fold", action="store_true", help=folding)
     group.add_argument("--FPGA", action="store_true", help="scales that are powers of two; the same as --target fpga")
     policies = "; ".join(f"{name}: {what}" for name, what in POLICIES.items())
-    for name, which in (("heads", "the detection convolutions"), ("first", "the first convolution")):
+    heads = "the detection convolutions, and what they put out"
+    for name, which in (("heads", heads), ("first", "the first convolution")):
         group.add_argument(f"--quant-{name}", choices=tuple(POLICIES), help=f"{which}: {policies} (default: 8)")
     ties = "where a value lies between two levels: the even one, as in ONNX, or away from 0, as much hardware does"
     group.add_argument("--round-half", choices=tuple(ROUNDINGS), help=f"{ties} (default: even)")
@@ -72,7 +72,7 @@ def settings_of(
     target = "fpga" if args.FPGA else args.target or "cpu"
     asked = folds or args.BN_Fold
     if target == "fpga":
-        _check_shifts(args, published, asked)
+        _check_shifts(args, published)
     elif args.b_bit:
         raise InputError("--b_bit: goes with --FPGA; elsewhere biases have 32 bits")
     return QuantSettings(
@@ -89,12 +89,10 @@ def settings_of(
     )
 
 
-def _check_shifts(args: argparse.Namespace, published: bool, folds: bool) -> None:
-    """Refuse what shifts cannot compute, and say what they compute in another way."""
+def _check_shifts(args: argparse.Namespace, published: bool) -> None:
+    """Refuse what shifts cannot compute."""
     for name in ("quant_heads", "quant_first"):
         if getattr(args, name) == "float":
             raise InputError(f"{flag_name(name)} float: --target fpga has no float arithmetic; take 8 or all")
     if published:
         raise InputError("--dorefa-grid: has no 0, which integers need; leave it out with --target fpga")
-    leaky = f"leaky has the slope 13/128 = {SHIFT_SLOPE} in place of 0.1"
-    log(f"--target fpga: {leaky}{'' if folds else '; batch normalisation is folded (--BN_Fold)'}")

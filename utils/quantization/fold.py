@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils.layers import normalisation
 from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer, Scale, WeightQuantizer, fake_quantize, scale_of
 
@@ -105,8 +106,8 @@ class Folding:
         """Weight and bias of an evaluation, with running statistics."""
         if bn is None:
             return self._rounded(conv.weight, conv.bias, quantize_weight)
-        gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-        return self._rounded(conv.weight * gain.view(-1, 1, 1, 1), bn.bias - bn.running_mean * gain, quantize_weight)
+        gain, offset = normalisation(bn)
+        return self._rounded(conv.weight * gain.view(-1, 1, 1, 1), offset, quantize_weight)
 
     def _rounded(self, weight: Tensor, bias: Tensor | None, quantize_weight: WeightQuantizer | None) -> Folded:
         if quantize_weight is None:

@@ -25,9 +25,12 @@ RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
 SHIFTABLE = ("linear", "relu", "relu6", "leaky")
 """Activations that an FPGA computes with shifts and additions."""
-SHIFT_SLOPE = 13 / 128
-"""Slope of leaky there: 0.1015625 in place of 0.1, a product with 13 and 7 places."""
+SHIFT_FACTOR, SHIFT_PLACES = 13, 7
+SHIFT_SLOPE = SHIFT_FACTOR / 2**SHIFT_PLACES
+"""Slope of leaky there: 0.1015625 in place of 0.1."""
 BIAS_BITS = 16
+FILE_BITS = 8
+"""Of what ONNX's integer kernels compute with."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ TARGETS = {
 }
 """--target."""
 POLICIES = {
-    "float": "weights are not rounded, nor what a head puts out",
+    "float": "weights are not rounded",
     "8": "at least 8 bits, weights at least those of the target",
     "all": "as all others",
 }
@@ -147,6 +150,15 @@ def place(network: Network, index: int, settings: QuantSettings) -> Place:
     return Place(weights, activations(settings, activation_bits), before, bias)
 
 
+def rounded_blocks(network: Network, settings: QuantSettings) -> tuple[int, ...]:
+    """The convolutions whose weights are rounded."""
+    return tuple(
+        index
+        for index, block in enumerate(network.blocks)
+        if isinstance(block, Convolutional | Depthwise) and place(network, index, settings).weights is not None
+    )
+
+
 def check(network: Network, settings: QuantSettings) -> None:
     """Refuse a network that the target cannot compute.
 
@@ -168,6 +180,28 @@ def _needs_more_than_shifts(block: Block) -> str:
         kind = "a weighted shortcut" if isinstance(block, Shortcut) else f"[{type(block).__name__.lower()}]"
         return f"{kind} has no form in shifts; take another --target, or a cfg without it"
     return ""
+
+
+def simulated_only(settings: QuantSettings) -> str:
+    """Why no int8 file can hold a network so quantized; empty if one can."""
+    if settings.published:
+        return "has DoReFa's own levels, none of them 0; train it without --dorefa-grid"
+    if settings.activation_bits != FILE_BITS or settings.weight_bits > FILE_BITS:
+        return (f"has activations of {settings.activation_bits} bits and weights of {settings.weight_bits}; ONNX's "
+                f"kernels take {FILE_BITS}, and weights of fewer")  # fmt: skip
+    if not settings.half_even:
+        return "rounds halves away from 0, ONNX to the even neighbour; quantize it with --round-half even"
+    return ""
+
+
+def notes(settings: QuantSettings) -> tuple[str, ...]:
+    """What may surprise whoever chose the settings, one line each."""
+    if settings.kernels.power_of_two:
+        slope = f"{SHIFT_FACTOR}/{2**SHIFT_PLACES} = {SHIFT_SLOPE}"
+        return (f"--target fpga: leaky has the slope {slope} in place of 0.1; batch normalisation is folded",)
+    reason = simulated_only(settings)
+    return (f"test.py and detect.py will simulate this network, export.py --int8 will refuse it: it {reason}",
+            ) if reason else ()  # fmt: skip
 
 
 def passes(block: Block) -> bool:

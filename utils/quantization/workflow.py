@@ -27,7 +27,7 @@ from utils.quantization.equalize import Pairs, equalize
 from utils.quantization.observers import OBSERVERS
 from utils.quantization.recipe import Recipe, prepare
 from utils.quantization.request import AUTO, PICTURES, QuantRequest
-from utils.quantization.scheme import check
+from utils.quantization.scheme import check, notes, rounded_blocks
 from utils.quantization.sensitivity import block_noise, head_noise, ranking, whole_noise
 from utils.report.run_dir import RunDirectory, check_project
 
@@ -151,15 +151,23 @@ def load_float(asked: QuantRequest) -> LoadedModel:
     """The network that is to be quantized.
 
     Raises:
-        InputError: it is quantized, has other classes, or the target cannot compute it.
+        InputError: it is quantized, has other classes, fewer convolutions than --keep-float says, or the target cannot
+            compute it.
     """
     loaded = load_model(asked.files)
     if loaded.quantization is not None:
         raise InputError(f"{asked.files.weights}: is quantized already; give the float weights it was made from")
     for note in loaded.notes:
         log(note)
-    asked.check_classes(loaded.model.network)
-    check(loaded.model.network, asked.settings)
+    network = loaded.model.network
+    asked.check_classes(network)
+    check(network, asked.settings)
+    blocks = rounded_blocks(network, asked.settings)
+    if asked.keep_float > len(blocks):
+        raise InputError(f"--keep-float {asked.keep_float}: {len(blocks)} convolutions are rounded; allowed is 1 to "
+                         f"{len(blocks)}")  # fmt: skip
+    for note in notes(asked.settings):
+        log(note)
     return loaded
 
 
@@ -210,12 +218,8 @@ def choose(
     """Which blocks stay float: a number, or as many as it takes, those that do most harm first.
 
     Raises:
-        InputError: there are fewer.
         InfeasibleError: all of them are too few.
     """
-    if asked.keep_float > len(ranked) and asked.keep_float:
-        raise InputError(f"--keep-float {asked.keep_float}: {len(ranked)} convolutions are rounded; allowed is 1 to "
-                         f"{len(ranked)}")  # fmt: skip
     kept = ranked[: asked.keep_float]
     after = bench.accuracy("rounded", recipe.made(kept)) if bench else None
     while asked.max_drop is not None and 100 * (before.map50 - after.map50) > asked.max_drop:

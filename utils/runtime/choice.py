@@ -139,7 +139,17 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
         raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
     if network is not None and (not same_network(stored, network) or stored.classes != network.classes):
         raise WeightsError(f"{path}: made from another network than {network.path}; leave the cfg out")
-    return RuntimeFiles(stored, path, False, file.notes, runtime, file)
+    notes = (*file.notes, *_saturates(file, path)) if runtime == "openvino" and path.suffix == ".onnx" else file.notes
+    return RuntimeFiles(stored, path, False, notes, runtime, file)
+
+
+def _saturates(file: ExportedFile, path: Path) -> tuple[str, ...]:
+    """What is to be said of an int8 ONNX file that OpenVINO may compute otherwise than onnxruntime."""
+    target = (file.metadata.quantization or {}).get("target", "cpu")
+    if target == "cpu":
+        return ()
+    return (f"{path}: its integers are for --target {target}, which OpenVINO may compute otherwise; --target cpu is "
+            "computed alike, and `export.py --format openvino --int8` compares before it writes",)  # fmt: skip
 
 
 def made_for(runtime: str) -> str:

@@ -9,10 +9,12 @@ from torch import nn
 
 RAMP = 10
 """Early on the average forgets faster: the decay of update t is at most (1 + t) / (RAMP + t)."""
+QUANTIZER = "quantize_"
+"""In the names of a quantizer's tensors; its bounds are running averages already, and stay where training left them."""
 
 
 class AveragedModel:
-    """Exponential moving average of a model's parameters and running statistics.
+    """Exponential moving average of a model's parameters and running statistics; the rest is the model's.
 
     Args:
         model: its copy starts the average; it stays on its device.
@@ -23,9 +25,11 @@ class AveragedModel:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        theirs = model.state_dict()
+        self._averaged, self._copied = [], []
+        for name, own in self.model.state_dict().items():
+            averaged = own.is_floating_point() and QUANTIZER not in name
+            (self._averaged if averaged else self._copied).append((own, theirs[name]))
 
     @torch.no_grad()
     def update(self) -> None:

@@ -8,7 +8,7 @@ from utils.cli import Parser, fraction, log
 from utils.darknet.blocks import Network
 from utils.errors import InputError
 from utils.quantization.flags import SAYS_HOW, add_scheme_flags, flag_name, settings_of
-from utils.quantization.scheme import SCHEMES, check
+from utils.quantization.scheme import SCHEMES, check, notes
 from utils.training.settings import QuantPlan
 
 OFF = (-1, 0)
@@ -53,4 +53,6 @@ def quant_plan(args: argparse.Namespace, network: Network | None = None) -> Quan
     settings = settings_of(args, scheme, published=args.dorefa_grid)
     if network is not None:
         check(network, settings)
+        for note in notes(settings):
+            log(note)
     return QuantPlan(settings, bit_warmup=args.bit_warmup or 0.0)

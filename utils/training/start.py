@@ -102,6 +102,9 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         heads = head_convolutions(network)
         state = {key: value for key, value in state.items() if _block(key) not in heads}
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
+    if loaded.quantization is not None:
+        note += (f"; it was quantized with --target {loaded.quantization.target}: its weights before rounding are "
+                 "taken, and nothing else of that")  # fmt: skip
     _copy(model, state)
     return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note, loaded.kept)
 

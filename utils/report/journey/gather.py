@@ -12,7 +12,8 @@ from utils.files import sha256
 from utils.report.cost import network_cost
 from utils.report.journey.baselines import Baseline
 from utils.report.journey.stages import Figures, Stage, figures_of, read_stage
-from utils.runtime.onnx_file import read_onnx
+from utils.runtime.choice import KINDS
+from utils.runtime.exported import ExportedFile
 
 if TYPE_CHECKING:
     from utils.report.journey.measure import Measurement
@@ -111,13 +112,19 @@ def gather(runs: Sequence[Path | str], title: str | None = None, baselines: tupl
 
 
 def _costed(stage: Stage) -> Stage:
-    """An .onnx file says which network it is."""
-    if stage.weights is None or stage.weights.suffix != ".onnx":
+    """A file for another runtime says which network it is."""
+    if (file := exported(stage)) is None:
         return stage
-    network = read_onnx(stage.weights).metadata.network
+    network = file.metadata.network
     cost, net = network_cost(network), network.net
     size = (net.height, net.width)
     return replace(stage, figures=replace(stage.figures, parameters=cost.parameters, macs=cost.macs, size=size))
+
+
+def exported(stage: Stage) -> ExportedFile | None:
+    """What a file for another runtime says of itself; None if the stage made no such file."""
+    kind = KINDS.get(stage.weights.suffix) if stage.weights is not None else None
+    return None if kind is None else kind.read(stage.weights)
 
 
 Entry = tuple[str | None, tuple[Mapping[str, Any], ...]]
@@ -132,10 +139,9 @@ def _lineage(stage: Stage) -> Entry:
         from utils.checkpoint import read_checkpoint
 
         found = read_checkpoint(stage.weights).get("lineage", ())
-    elif stage.weights.suffix == ".onnx":
-        found = read_onnx(stage.weights).metadata.lineage
     else:
-        found = ()
+        file = exported(stage)
+        found = () if file is None else file.metadata.lineage
     return sha256(stage.weights), tuple(entry for entry in found if {"path", "sha256"} <= set(entry))
 
 

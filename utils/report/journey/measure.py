@@ -21,7 +21,7 @@ from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
 from utils.report.cost import network_cost
 from utils.report.journey.baselines import Baseline, Named
-from utils.report.journey.gather import Journey
+from utils.report.journey.gather import Journey, exported
 from utils.report.journey.lost import Comparison, most_changed
 from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import environment
@@ -30,7 +30,6 @@ from utils.runtime.load import Loaded, load
 
 SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""
-RUNNABLE = (".pt", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def measure(
     chosen, found = select_device(device), index(data.valid, data.names)
     places = [place for place in journey.networks if _runs(journey, place)]
     if not places:
-        raise InputError(f"--data {data.path}: no stage has a .pt or .onnx file to measure")
+        raise InputError(f"--data {data.path}: no stage has a network that can be measured")
     networks = [_stage_network(journey, place, data, chosen) for place in places]
     networks += [_network(other.name, other.file, other.side, data, chosen) for other in others]
     compared = places[0], journey.goal if journey.goal in places else places[-1]
@@ -144,8 +143,10 @@ def measure(
 
 
 def _runs(journey: Journey, place: int) -> bool:
-    weights = journey.stages[place].weights
-    return weights is not None and weights.suffix in RUNNABLE
+    """Whether a stage made a network that can be compared; one that ends in NMS has thresholds of its own."""
+    stage = journey.stages[place]
+    file = exported(stage)
+    return file.metadata.output != "detections" if file else stage.weights is not None and stage.weights.suffix == ".pt"
 
 
 def _stage_network(journey: Journey, place: int, data: DataConfig, device: torch.device) -> _Network:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from utils.darknet import cfg as cfg_file
 from utils.darknet.layout import file_bytes
 from utils.errors import InputError
+from utils.export.request import COMPANIONS, PAIRS, SUFFIXES
 from utils.report.cost import network_cost
 from utils.report.journey.command import shown_command
 from utils.report.journey.tables import (
@@ -28,11 +29,13 @@ from utils.report.journey.tables import (
 )
 from utils.report.pruning_plots import LayerBar
 from utils.report.run_dir import read_results
+from utils.training.quant_flags import OFF
 from utils.training.settings import fitness
 
-WEIGHTS = ("weights/best.pt", "weights/last.pt", "model.pt", "model.onnx", "model.torchscript", "model.weights")
+WEIGHTS = ("weights/best.pt", "weights/last.pt", "model.pt",
+           *(f"model{suffix}" for format, suffix in SUFFIXES.items() if format != "fpga"))  # fmt: skip
 """Where a run keeps what it made; the first one that there is counts."""
-FPGA = "model.fpga"
+FPGA = f"model{SUFFIXES['fpga']}"
 """Folder that export.py makes in place of a file."""
 TITLES = {
     "train": "training",
@@ -162,7 +165,9 @@ def _kind(path: Path, args: Mapping[str, Any], plan: Mapping[str, Any], document
     if (path / "sensitivity.csv").is_file():
         return "sensitivity"
     if (path / "results.csv").is_file() or (path / "weights" / "best.pt").is_file():
-        for flag, kind in (("quantized", "qat"), ("sr", "sparse"), ("KDstr", "distil"), ("AT_str", "distil")):
+        if args.get("quantized") not in (None, *OFF):
+            return "qat"
+        for flag, kind in (("sr", "sparse"), ("KDstr", "distil"), ("AT_str", "distil")):
             if args.get(flag):
                 return kind
         return "distil" if args.get("t_weights") else "train"
@@ -181,7 +186,9 @@ def _figures(stage: Stage) -> Figures:
         found = replace(found, parameters=cost.parameters, macs=cost.macs, size=(net.height, net.width),
                         bytes=None if stage.kind in ("quantize", "qat") else file_bytes(network))  # fmt: skip
     if stage.kind == "export":
-        files = [stage.weights] if stage.weights is not None else (stage.path / FPGA).rglob("*")
+        companions = COMPANIONS.get(stage.args.get("format"), ()) if stage.args.get("format") not in PAIRS else ()
+        files = (stage.path / FPGA).rglob("*") if stage.weights is None else [
+            stage.weights, *(stage.weights.with_suffix(suffix) for suffix in companions)]  # fmt: skip
         found = replace(found, bytes=sum(file.stat().st_size for file in files if file.is_file()))
     if stage.best_epoch is not None:
         row = list(stage.results["epoch"]).index(stage.best_epoch)
