@@ -41,7 +41,7 @@ from utils.flags import (
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.report.run_dir import check_name
 from utils.report.scalars import require_tensorboard
-from utils.training.distil_flags import add_distil_flags, distillation, settle_strategy
+from utils.training.distil_flags import add_distil_flags, distillation, fill_in_strategy
 from utils.training.evolve import run_search, search_summary
 from utils.training.quant_flags import add_quant_flags, quant_plan
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
@@ -75,7 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.resume is None:
         cache_choice(args)
         sparse_settings(args)
-        settle_strategy(args)
+        fill_in_strategy(args)
     if args.tensorboard:
         require_tensorboard()
     if args.evolve:

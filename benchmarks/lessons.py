@@ -48,7 +48,7 @@ SCHOOLS = {
     "bccd": School(
         "bccd-yolov4-tiny-slim's pruned network, taught by bccd-yolov4-tiny", BCCD, 256, 10,
         "bccd-yolov4-tiny-slim/pruned", "bccd-yolov4-tiny", tuple(STRATEGIES),
-        more_seeds=(PLAIN, "kd3", "kd4"), flags=GENTLE,
+        more_seeds=(PLAIN, "kd3", "kd4", "at3"), flags=GENTLE,
     ),
     "roadsigns": School(
         "roadsigns-yolov3-tiny-33-gentle's pruned network, taught by roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8,

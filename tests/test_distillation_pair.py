@@ -18,7 +18,7 @@ from utils.darknet.cfg import parse
 from utils.darknet.shapes import trace
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
-from utils.distillation.pair import LEAST_ANCHOR_IOU, Kept, features, pair, rebased
+from utils.distillation.pair import LEAST_ANCHOR_IOU, Kept, features, pair, rebased, understood
 from utils.distillation.strategies import AT, KD, lesson
 from utils.distillation.teacher import Teacher
 from utils.errors import InputError
@@ -188,9 +188,6 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("teacher", "asked", "match"),
         [
-            (adapt_classes(tiny(), 3), OUTPUTS, r"--KDstr 3: compares classes, but tiny\.cfg has 3 and the student 2; "
-                                                r"only features .* --AT_str 1 or 2, --KDstr cwd or pkd"),
-            (adapt_classes(tiny(), 3), EVERYTHING, "compares classes"),
             (replace(tiny(), net=replace(tiny().net, channels=1)), OUTPUTS,
              r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
             (replace(tiny(), net=replace(tiny().net, channels=1)), ATTENTION, "takes pictures of 1 channels"),
@@ -199,10 +196,9 @@ class TestHeads:
             (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
             (with_anchors(tiny(), *((w + 1, h) for w, h in tiny().yolos[0].anchors)),
              lesson("1", None, weighting="original"),
-             "--KDstr 1: compares raw boxes, which need the teacher's anchors"),
+             "--KDstr 1 .*: compares raw boxes, which need the teacher's anchors and scale_x_y"),
         ],
-        ids=["classes", "classes and features", "channels", "channels of features", "strides", "anchors", "features",
-             "vector"],
+        ids=["channels", "channels of features", "strides", "anchors", "features", "vector"],
     )  # fmt: skip
     def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, asked, match):
         if not hasattr(asked, "terms"):
@@ -216,6 +212,14 @@ class TestHeads:
         found = pair(tiny(), adapt_classes(tiny(), 7), asked)
         assert found.heads == ()
         assert found.features and found.notes == ()
+
+    def test_of_a_teacher_of_other_classes_boxes_and_features_are_understood(self):
+        left, notes = understood(EVERYTHING, tiny(), adapt_classes(tiny(), 7))
+        assert set(left.terms) == set(EVERYTHING.terms) - {"objectness", "classes"}
+        assert len(notes) == 1 and "7 classes and the student 2: objectness, classes left out" in notes[0]
+        assert understood(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
+        with pytest.raises(InputError, match="--KDstr 1: compares scores, but"):
+            understood(lesson("1", None), tiny(), adapt_classes(tiny(), 7))
 
 
 def taught_by(student: Darknet, teacher: Darknet, kept: Kept | None, asked) -> dict[str, float]:

@@ -111,12 +111,10 @@ def test_every_term_has_a_column_and_the_teacher_an_entry_in_the_lineage(run, te
     assert list(found) == [f"kd_{term}_loss" for term in terms]
     assert all(math.isfinite(value) and value >= 0 for values in found.values() for value in values)
     assert sum(values[0] for values in found.values()) > 0
-    strategies = " ".join(
-        f for i, f in enumerate(flags) if f in ("--KDstr", "--AT_str") or flags[i - 1] in ("--KDstr", "--AT_str")
-    )
-    name = strategies + (" --kd-mask" if "--kd-mask" in flags else "")
     for path in (document["last"], document["best"]):
-        assert read_checkpoint(Path(path))["lineage"] == [{"path": teacher, "sha256": sha256(teacher), "teacher": name}]
+        assert read_checkpoint(Path(path))["lineage"] == [
+            {"path": teacher, "sha256": sha256(teacher), "teacher": " ".join(flags)}
+        ]
 
 
 def test_the_loss_is_that_of_the_labels_and_what_is_learnt(run, teacher):
@@ -148,8 +146,10 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
 
     def made_teacher(*args):
         made.append(real(*args))
+        made[0]._model.register_forward_hook(lambda *_: calls.append(1))
         return made[-1]
 
+    calls = []
     monkeypatch.setattr(taught, "Teacher", made_teacher)
     before = sha256(teacher)
     document = run("--epochs", "2", "--t_weights", teacher, "--KDstr", "4", "--AT_str", "2", "--weights", teacher)
@@ -157,6 +157,7 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
     wanted = fuse(load_model(ModelFiles(None, Path(teacher), True)).model).state_dict()
     assert_same(model.state_dict(), wanted)
     assert not model.training
+    assert len(calls) == 2 * 2
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert sha256(teacher) == before
     assert any(
@@ -263,7 +264,7 @@ class TestResume:
         assert [Path(entry["path"]).name for entry in lineage] == ["teacher.pt"]
         last = Path(document["last"]).read_bytes()
         checkpoint(Path(teacher), tiny(), seed=6)
-        with pytest.raises(InputError, match=r"--resume .*exp: the file of its teacher was changed") as caught:
+        with pytest.raises(InputError, match=r"--resume .*exp: its teacher was changed") as caught:
             run("--resume", document["run_dir"])
         assert caught.value.exit_status == 2
         assert Path(document["last"]).read_bytes() == last
@@ -271,6 +272,14 @@ class TestResume:
         with pytest.raises(Exception, match=r"teacher\.pt") as caught:
             run("--resume", document["run_dir"])
         assert caught.value.exit_status == 2
+
+    def test_the_network_of_the_teacher_must_be_the_same_too(self, run, files, tmp_path):
+        (tmp_path / "t.cfg").write_text(TINY)
+        flags = ("--t_cfg", str(tmp_path / "t.cfg"), "--t_weights", files[3], "--KDstr", "3")
+        document = run("--epochs", "1", *flags)
+        (tmp_path / "t.cfg").write_text(TINY.replace("activation=leaky", "activation=mish", 1))
+        with pytest.raises(InputError, match="its teacher was changed"):
+            run("--resume", document["run_dir"])
 
     def test_another_lesson_is_refused(self, run, teacher):
         document = run(*QUICK, "--t_weights", teacher, "--KDstr", "3")
@@ -332,9 +341,11 @@ class TestFlags:
         ):
             run("--epochs", "1", "--t_weights", files[3])
 
-    @pytest.mark.parametrize("flags", [("--KDstr", "3"), ("--KDstr", "cwd")])
+    @pytest.mark.parametrize(
+        "flags", [("--KDstr", "3"), ("--KDstr", "cwd"), ("--KDstr", "4", "--kd-weighting", "original")]
+    )
     def test_a_mask_without_attention(self, run, teacher, flags):
-        with pytest.raises(InputError, match="--kd-mask: is for attention on features"):
+        with pytest.raises(InputError, match="--kd-mask: is for attention maps"):
             run("--epochs", "1", "--t_weights", teacher, "--kd-mask", *flags)
 
 
@@ -356,13 +367,15 @@ class TestTeachers:
         document = run(*QUICK, "--t_cfg", files[1], "--t_weights", files[3], "--KDstr", "3")
         assert read_checkpoint(Path(document["best"]))["lineage"][0]["path"] == files[3]
 
-    def test_one_of_other_classes_teaches_features_only(self, run, tmp_path, lines):
+    def test_one_of_other_classes_teaches_boxes_and_features_only(self, run, tmp_path, lines):
         other = checkpoint(tmp_path / "other.pt", adapt_classes(tiny(), 5))
         with pytest.raises(
-            InputError, match=r"--KDstr 3: compares classes, but .*other\.pt.* has 5 and the student 2"
+            InputError, match=r"--KDstr 1: compares scores, but .*other\.pt.* has 5 classes and the student 2"
         ) as caught:
-            run(*QUICK, "--t_weights", other, "--KDstr", "3")
+            run(*QUICK, "--t_weights", other, "--KDstr", "1")
         assert caught.value.exit_status == 2
+        assert list(columns(run(*QUICK, "--t_weights", other))) == ["kd_box_loss", "kd_attention_loss"]
+        assert sum("5 classes and the student 2: objectness, classes left out" in line for line in lines) == 1
         assert list(columns(run(*QUICK, "--t_weights", other, "--AT_str", "1"))) == ["kd_attention_loss"]
 
     def test_an_input_that_its_stride_does_not_divide_is_refused(self, run, root, tmp_path):
@@ -414,7 +427,13 @@ def test_all_else_goes_on_as_without_a_teacher(run, wide, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "strategy"), [("teacher", ("--AT_str", "1")), ("wide", ("--KDstr", "cwd", "--AT_str", "1"))]
+    ("kind", "strategy"),
+    [
+        ("teacher", ("--AT_str", "1")),
+        ("wide", ("--KDstr", "cwd", "--AT_str", "1")),
+        ("teacher", ("--KDstr", "4")),
+        ("teacher", ("--KDstr", "2")),
+    ],
 )
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, kind, strategy):
     """With an adapter and without, to rounding; without batch normalisation, and with as many pictures in each."""

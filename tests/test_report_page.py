@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import export
 from tests.nets import TINY
 from utils.checkpoint import origin, write_checkpoint
 from utils.cli import run as run_script
@@ -21,7 +22,7 @@ from utils.detection.bootstrap import Interval
 from utils.errors import InputError
 from utils.report import __main__ as script
 from utils.report.cost import network_cost
-from utils.report.journey import write_report
+from utils.report.journey import measure, write_report
 from utils.report.journey.command import shown_command, wrapped
 from utils.report.journey.figures import for_page
 from utils.report.journey.gather import gather
@@ -456,3 +457,23 @@ def test_an_interval_is_a_value_and_its_ends():
 
     assert interval(Interval(0.5, 0.25, 0.75), ".3f") == "0.500 [0.250, 0.750]"
     assert interval(Interval(-0.5, -0.75, 0.25), "+.2f") == "-0.50 [-0.75, +0.25]"
+
+
+def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no_plots, monkeypatch):
+    """A plain training, and files of it for two runtimes and with NMS, which has thresholds of its own."""
+    monkeypatch.setattr(measure, "SECONDS", 0.3)
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.1)
+    base = run("--epochs", "1")
+    flags = ["--weights", base["best"], "--project", str(tmp_path / "export")]
+    for name, more in (("ncnn", ["--format", "ncnn"]), ("onnx", []), ("nms", ["--nms"])):
+        export.main([*flags, "--name", name, *more])
+    runs = [base["run_dir"], *(tmp_path / "export" / name for name in ("ncnn", "onnx", "nms"))]
+    write_report(runs, tmp_path / "out", folder / "d.data", draws=10)
+    page, _, document = read(tmp_path / "out")
+    assert [told["kind"] for told in document["runs"]] == ["train", "export", "export", "export"]
+    figures = [found["figures"] for found in document["runs"]]
+    assert len({row["parameters"] for row in figures}) == 1
+    assert figures[1]["bytes"] == sum(path.stat().st_size for path in (tmp_path / "export/ncnn").glob("model.ncnn.*"))
+    assert [len(row["ms"]) for row in figures] == [1, 1, 1, 0]
+    assert [link.parent and link.parent.stage for link in gather(runs).links] == [None, 0, 0, 0]
+    assert "A picture" in page.text

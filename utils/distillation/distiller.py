@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from models import Darknet, Outputs
+from utils.detection.losses import AT_LEAST_ONE
 from utils.detection.settings import Assignment
-from utils.distillation.pair import Kept, pair
+from utils.distillation.pair import Kept, pair, understood
 from utils.distillation.strategies import Lesson
 from utils.distillation.teacher import Teacher
 from utils.distillation.terms import TERMS, Lecture
@@ -26,25 +29,35 @@ class Distiller(nn.Module):
         lesson: what is compared.
         rule: which predictions answer for which object, as in the loss.
         kept: where the convolutions of a pruned student come from.
+        divisor: what sums over objects are divided by, from their number; of a team that shares batches.
 
     Raises:
         InputError: the two networks have nothing of what the lesson compares.
     """
 
     def __init__(
-        self, student: Darknet, teacher: Teacher, lesson: Lesson, rule: Assignment, kept: Kept | None = None
+        self,
+        student: Darknet,
+        teacher: Teacher,
+        lesson: Lesson,
+        rule: Assignment,
+        kept: Kept | None = None,
+        divisor: Callable[[float], float] = AT_LEAST_ONE,
     ) -> None:
         super().__init__()
-        self.teacher, self.lesson, self.rule = teacher, lesson, rule
         self.networks = student.network, teacher.network
-        self.pairing = pair(*self.networks, lesson, kept)
+        self.lesson, note = understood(lesson, *self.networks)
+        self.teacher, self.rule, self.divisor = teacher, rule, divisor
+        self.pairing = pair(*self.networks, self.lesson, kept)
+        self.notes = (*note, *self.pairing.notes)
+        """What could not be compared, to be said."""
         self.wanted = self._wanted("student")
         """Blocks of the student whose outputs `forward` needs, and those whose attention maps."""
         self.adapters = nn.ModuleDict(
             {
                 feature.key: nn.Conv2d(*feature.widths, 1, bias=False)
                 for feature in self.pairing.features
-                if lesson.channels and feature.needs_adapter
+                if self.lesson.channels and feature.needs_adapter
             }
         )
 
@@ -76,6 +89,7 @@ class Distiller(nn.Module):
                 size,
                 self.rule,
                 self.lesson.temperature,
+                self.divisor,
                 self.adapters,
             )
             return {term: weight * TERMS[term](lecture) for term, weight in self.lesson.terms.items()}

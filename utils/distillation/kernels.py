@@ -14,7 +14,7 @@ from torch import Tensor
 
 CACHED = 1 << 18
 """Numbers that a cache holds several times."""
-SMALL = 1e-12
+LEAST_NORM = 1e-12
 """Keeps the norm of an empty attention map from dividing by 0."""
 
 
@@ -119,7 +119,7 @@ def _unit(maps: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
     """A / ‖A‖ [B, H, W] and ‖A‖ [B, 1, 1]."""
     if near is not None:
         maps = torch.where(near, maps, 0.0)
-    norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
+    norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True).clamp_(min=LEAST_NORM)
     return maps / norm, norm
 
 

@@ -7,12 +7,12 @@ Here the roles are told from the cfg, so that pruned, layer-pruned and quite dif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from utils.darknet.blocks import Avgpool, Convolutional, Depthwise, Network, Reorg, Upsample
+from utils.darknet.blocks import Avgpool, Convolutional, Depthwise, Network, Reorg, Upsample, Yolo
 from utils.darknet.shapes import trace
-from utils.distillation.strategies import Lesson
+from utils.distillation.strategies import SCORE_TERMS, Lesson
 from utils.errors import InputError
 
 LEAST_ANCHOR_IOU = 0.5
@@ -128,6 +128,27 @@ def features(network: Network) -> tuple[Feature, ...]:
     return tuple(sorted(found, key=lambda feature: feature.block))
 
 
+def understood(lesson: Lesson, student: Network, teacher: Network) -> tuple[Lesson, tuple[str, ...]]:
+    """What a student can learn of a lesson from a teacher of other classes, whose objects are others, too.
+
+    Returns:
+        The lesson without scores, if the class counts differ, and what is left out, to be said.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    if student.classes == teacher.classes:
+        return lesson, ()
+    left = {term: weight for term, weight in lesson.terms.items() if not term.startswith(SCORE_TERMS)}
+    counts = f"{teacher.path or 'the teacher'} has {teacher.classes} classes and the student {student.classes}"
+    if not left:
+        raise InputError(f"{lesson.name}: compares scores, but {counts}; boxes and features can be learnt from it: "
+                         "--KDstr 3, 4 or 5, cwd or pkd, or --AT_str")  # fmt: skip
+    gone = ", ".join(term for term in lesson.terms if term not in left)
+    notes = (f"{counts}: {gone} left out",) if gone else ()
+    return replace(lesson, terms=left), notes
+
+
 def pair(student: Network, teacher: Network, lesson: Lesson, kept: Kept | None = None) -> Pairing:
     """What a lesson can compare.
 
@@ -138,22 +159,17 @@ def pair(student: Network, teacher: Network, lesson: Lesson, kept: Kept | None =
         kept: of a student that was pruned.
 
     Raises:
-        InputError: the inputs or class counts differ where that matters, or nothing can be compared.
+        InputError: the inputs differ, or nothing can be compared.
     """
     if student.net.channels != teacher.net.channels:
-        raise InputError(f"--t_cfg {teacher.path}: takes pictures of {teacher.net.channels} channels, the student of "
-                         f"{student.net.channels}")  # fmt: skip
+        raise InputError(f"{teacher.path or 'the teacher'}: takes pictures of {teacher.net.channels} channels, the "
+                         f"student of {student.net.channels}")  # fmt: skip
     heads, notes = _head_pairs(student, teacher, lesson) if lesson.outputs else ((), [])
     pairs, more = _feature_pairs(student, teacher, lesson, kept) if lesson.attention or lesson.channels else ((), [])
     return Pairing(heads, pairs, tuple(notes + more))
 
 
 def _head_pairs(student: Network, teacher: Network, lesson: Lesson) -> tuple[tuple[HeadPair, ...], list[str]]:
-    if student.classes != teacher.classes:
-        raise InputError(
-            f"{lesson.name}: compares classes, but {teacher.path or 'the teacher'} has {teacher.classes} and the "
-            f"student {student.classes}; only features can be learnt from it: --AT_str 1 or 2, --KDstr cwd or pkd"
-        )
     strides = [_head_strides(network) for network in (student, teacher)]
     pairs, notes = [], []
     for place, stride in enumerate(strides[0]):
@@ -168,16 +184,21 @@ def _head_pairs(student: Network, teacher: Network, lesson: Lesson) -> tuple[tup
         if len(anchors) < len(yolo.head_anchors):
             notes.append(f"head at stride {stride:g}: {len(anchors)} of {len(yolo.head_anchors)} anchors are like one "
                          "of the teacher's; the others learn from the data")  # fmt: skip
-        if "vector" in lesson.terms and any(
-            yolo.head_anchors[a] != teacher.yolos[other].head_anchors[b] for a, b in anchors
-        ):
-            raise InputError(f"{lesson.name}: compares raw boxes, which need the teacher's anchors; take "
+        if "vector" in lesson.terms and not _decoded_alike(yolo, teacher.yolos[other], anchors):
+            raise InputError(f"{lesson.name}: compares raw boxes, which need the teacher's anchors and scale_x_y; take "
                              "--kd-weighting normalised, or another strategy")  # fmt: skip
         if anchors:
             pairs.append(HeadPair(place, other, anchors))
     if not pairs:
         raise InputError(f"{lesson.name}: no head of the student has stride and anchors like one of the teacher")
     return tuple(pairs), notes
+
+
+def _decoded_alike(mine: Yolo, theirs: Yolo, anchors: Sequence[tuple[int, int]]) -> bool:
+    """Whether equal raw outputs mean equal boxes."""
+    return (mine.scale_x_y, mine.new_coords) == (theirs.scale_x_y, theirs.new_coords) and all(
+        mine.head_anchors[a] == theirs.head_anchors[b] for a, b in anchors
+    )
 
 
 def _head_strides(network: Network) -> list[float]:

@@ -27,7 +27,7 @@ class Strategy:
     normalised: Mapping[str, float]
     """Weights of terms whose size depends on neither batch, grid nor number of objects."""
     original: Mapping[str, float]
-    """Terms and weights as they were published, sums over the batch and all."""
+    """Terms and weights as they were published, whatever they depend on."""
 
 
 def _strategy(what: str, normalised: Mapping[str, float], original: Mapping[str, float]) -> Strategy:
@@ -79,6 +79,8 @@ AT: dict[str, Strategy] = {
                    EVEN_ORIGINAL | {"joint": 1e-2, "box_sum": 1e-2}),
 }  # fmt: skip
 """--AT_str."""
+SCORE_TERMS = ("objectness", "class", "joint", "vector")
+"""How the names of the terms begin that look at objectness or classes."""
 FEATURE_TERMS = ("attention", "energy", "cwd", "pkd")
 """How the names of the terms begin that look at features."""
 WEIGHTINGS = ("normalised", "original")
@@ -142,7 +144,7 @@ def lesson(
         masked: attention near objects only.
 
     Raises:
-        InputError: `masked` without attention.
+        InputError: `masked` without attention maps.
     """
     chosen = [(f"--KDstr {kd}", KD[kd])] if kd else []
     chosen += [(f"--AT_str {at}", AT[at])] if at else []
@@ -150,11 +152,14 @@ def lesson(
     for _, strategy in chosen:
         for term, share in getattr(strategy, weighting).items():
             terms[term] = terms.get(term, 0.0) + weight * share
-    found = Lesson(" ".join(flag for flag, _ in chosen), terms, temperature)
+    others = (("weighting", weighting, WEIGHTINGS[0]), ("weight", f"{weight:g}", "1"),
+              ("temperature", f"{temperature:g}", f"{TEMPERATURE:g}"))  # fmt: skip
+    flags = [flag for flag, _ in chosen] + [f"--kd-{name} {value}" for name, value, usual in others if value != usual]
+    found = Lesson(" ".join(flags), terms, temperature)
     if not masked:
         return found
-    if not found.attention:
-        raise InputError(f"--kd-mask: is for attention on features, which {found.name} does not look at; leave it out")
+    if not any(term.startswith("attention") for term in terms):
+        raise InputError(f"--kd-mask: is for attention maps, which {found.name} does not compare; leave it out")
     near: dict[str, float] = {}
     for term, share in terms.items():
         term = f"{term}_masked" if _maskable(term) else term
@@ -163,4 +168,4 @@ def lesson(
 
 
 def _maskable(term: str) -> bool:
-    return term.startswith(("attention", "energy")) and not term.endswith("_masked")
+    return term.startswith("attention") and not term.endswith("_masked")

@@ -20,13 +20,14 @@ from utils.boxes import similarity
 from utils.darknet.blocks import Network, Yolo
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
+from utils.detection.losses import AT_LEAST_ONE
 from utils.detection.settings import Assignment
 from utils.distillation import kernels
 from utils.distillation.focus import object_mask, project
 from utils.distillation.kernels import attention_distance, binary_kl, magnitude, softmax_kl
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
 
-SMALL = 1e-12
+CONSTANT = 1e-12
 """A channel whose variance is not above it is constant."""
 
 
@@ -53,6 +54,9 @@ class Lecture:
     """Height and width of the network input, in pixels."""
     rule: Assignment
     temperature: float
+    divisor: Callable[[float], float] = AT_LEAST_ONE
+    """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
+    the objects of all."""
     adapters: Mapping[str, nn.Module] = field(default_factory=dict)
     """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
     _near: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
@@ -94,9 +98,9 @@ class Lecture:
         return [teacher[..., 0].sigmoid() for _, teacher in self.logits("objectness")]
 
     @cached_property
-    def attended(self) -> Tensor:
+    def attended(self) -> float:
         """How many objects the teacher sees: the sum of its objectness, at least 1."""
-        return sum(seen.sum() for seen in self.seen).clamp(min=1)
+        return self.divisor(float(sum(seen.sum() for seen in self.seen)))
 
     @property
     def batch(self) -> int:
@@ -184,9 +188,8 @@ def vector(lecture: Lecture) -> Tensor:
 
 
 def joint(lecture: Lecture, mean: bool = False) -> Tensor:
-    """T² / B Σ KL of the softmax over objectness and classes, as published; or a mean over all logits in place of Σ."""
-    count = sum(teacher.numel() for _, teacher in lecture.scores) if mean else 1
-    return _kl_sum(lecture.scores, lecture.temperature) / (lecture.batch * count)
+    """T² / B Σ KL of the softmax over objectness and classes, as published; `mean`: of each head over its logits."""
+    return _kl_sum(lecture.scores, lecture.temperature, mean) / lecture.batch
 
 
 def objectness(lecture: Lecture) -> Tensor:
@@ -212,12 +215,11 @@ def box(lecture: Lecture, bounded: bool = False) -> Tensor:
     1 − CIoU(b^s, b), b the object, over those whose student is farther from it than the teacher; the others are 0.
     """
     student, teacher, objects = lecture.boxes
-    if not len(objects):
-        return lecture.nothing()
+    count = lecture.divisor(len(objects))
     if not bounded:
-        return (1 - similarity(student, teacher, "ciou")).mean()
+        return (1 - similarity(student, teacher, "ciou")).sum() / count
     apart = 1 - similarity(student, objects, "ciou")
-    return (apart * (apart > 1 - similarity(teacher, objects, "ciou"))).mean()
+    return (apart * (apart > 1 - similarity(teacher, objects, "ciou"))).sum() / count
 
 
 def box_sum(lecture: Lecture, bounded: bool = False) -> Tensor:
@@ -329,17 +331,20 @@ def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor, float], Te
     return t**2 * total / lecture.attended
 
 
-def _kl_sum(pairs: Sequence[tuple[Tensor, Tensor]], t: float) -> Tensor:
-    return t**2 * sum(softmax_kl(student, teacher, t).sum() for student, teacher in pairs)
+def _kl_sum(pairs: Sequence[tuple[Tensor, Tensor]], t: float, mean: bool = False) -> Tensor:
+    """T² Σ KL over all heads; `mean`: of each divided by the number of its logits."""
+    found = (softmax_kl(student, teacher, t).sum() / (teacher.numel() if mean else 1) for student, teacher in pairs)
+    return t**2 * sum(found)
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
     """[B, C, H, W] with mean 0 and (biased) variance 1 in each channel; and which channels vary [1, C, 1, 1]."""
     variance, mean = torch.var_mean(values, dim=(0, 2, 3), keepdim=True, correction=0)
-    return (values - mean) * torch.rsqrt(variance + SMALL), variance > SMALL
+    return (values - mean) * torch.rsqrt(variance + CONSTANT), variance > CONSTANT
 
 
-def _combined(apart: Sequence[Tensor], total: bool, lecture: Lecture) -> Tensor:
+def _combined(apart: Sequence[Tensor], published: bool, lecture: Lecture) -> Tensor:
+    """The sum over features, as published, or their mean."""
     if not apart:
         return lecture.nothing()
-    return torch.stack(list(apart)).sum() if total else torch.stack(list(apart)).mean()
+    return torch.stack(list(apart)).sum() if published else torch.stack(list(apart)).mean()

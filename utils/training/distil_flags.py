@@ -48,8 +48,8 @@ def add_distil_flags(parser: Parser) -> None:
     group.add_argument("--kd-weight", type=weight, metavar="X", help="factor on all that is learnt (default: 1)")
     softness = f"how much the class scores of both are softened (default: {TEMPERATURE:g})"
     group.add_argument("--kd-temperature", type=temperature, metavar="T", help=softness)
-    scales = "normalised: terms that depend on neither batch, grid nor number of objects; original: sums and weights " \
-             f"as they were published (default: {WEIGHTINGS[0]})"  # fmt: skip
+    scales = "normalised: terms that depend on neither batch, grid nor number of objects; original: terms and " \
+             f"weights as they were published (default: {WEIGHTINGS[0]})"  # fmt: skip
     group.add_argument("--kd-weighting", choices=WEIGHTINGS, help=scales)
     group.add_argument("--kd-mask", action="store_true", help="attention near objects only")
 
@@ -70,7 +70,7 @@ def _positive(text: str, largest: float) -> float:
     return value
 
 
-def settle_strategy(args: argparse.Namespace) -> None:
+def fill_in_strategy(args: argparse.Namespace) -> None:
     """Enter the strategy that measured best into the flags where there is a teacher and no strategy, and say so."""
     if (args.t_cfg or args.t_weights) and args.KDstr is None and args.AT_str is None:
         args.KDstr = DEFAULT

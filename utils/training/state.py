@@ -48,7 +48,7 @@ class Source(NamedTuple):
     hyp: Mapping[str, Any]
     plan: Mapping[str, Any]
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), `format`, with a
-    teacher its sha256, with sparse training `s`."""
+    teacher its digest, with sparse training `s`."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
     quantization: Mapping[str, Any] | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from models import Darknet
 from utils.checkpoint import load_model, origin
 from utils.cli import log
+from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
@@ -25,6 +27,8 @@ class Taught(NamedTuple):
     distiller: Distiller | None
     origin: Mapping[str, Any] | None
     """Path and sha256 of the teacher's file, and the lesson; an entry of the lineage."""
+    digest: str | None = None
+    """Of the teacher's file and its network, which may be that of another file."""
 
 
 def taught(
@@ -60,11 +64,14 @@ def taught(
     teacher = Teacher(loaded.model, team.device)
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
-    distiller = Distiller(student, teacher, asked.lesson, ASSIGNMENTS[hyp.loss.assignment], kept).to(team.device)
-    for note in distiller.pairing.notes:
+    distiller = Distiller(student, teacher, asked.lesson, ASSIGNMENTS[hyp.loss.assignment], kept, team.positives)
+    distiller = distiller.to(team.device)
+    for note in distiller.notes:
         log(f"{loaded.path}: {note}")
-    log(f"{asked.lesson.name}: learns {_told(asked.lesson.terms)} from {loaded.path}{_comparison(distiller)}")
-    return Taught(distiller, {**origin(loaded.path), "teacher": asked.lesson.name})
+    log(f"{asked.lesson.name}: learns {_told(distiller.lesson.terms)} from {loaded.path}{_comparison(distiller)}")
+    entry = {**origin(loaded.path), "teacher": asked.lesson.name}
+    network = format_network(teacher.network)
+    return Taught(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
 
 
 def _told(terms: Mapping[str, float]) -> str:

@@ -50,7 +50,7 @@ class Team:
         """For each flag, whether it is set in any process."""
         return [count > 0 for count in self.total(*map(float, flags))]
 
-    def positives(self, count: int) -> float:
+    def positives(self, count: float) -> float:
         """What a process divides its sums by, so that the mean of all gradients is that of one batch of all pictures.
 
         With W processes and P positives in all of them this is max(1, P) / W.

@@ -127,9 +127,9 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
         batches["format"] = checkpoint["plan"]["format"]
         sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
-    distiller, teacher = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
+    distiller, teacher, digest = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
     if teacher is not None:
-        batches["teacher"] = teacher["sha256"]
+        batches["teacher"] = digest
         lineage = lineage if plan.resume else (*lineage, teacher)
     if plan.resume is not None:
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
@@ -215,7 +215,7 @@ def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any])
         raise InputError(f"--resume {run}: it has {then['batch']} pictures in a batch of all processes, now "
                          f"{now['batch']}; start as many processes as before")  # fmt: skip
     if then.get("teacher") != now.get("teacher"):
-        raise InputError(f"--resume {run}: the file of its teacher was changed; start a new run from its last.pt")
+        raise InputError(f"--resume {run}: its teacher was changed; start a new run from its last.pt")
 
 
 def _loaders(
