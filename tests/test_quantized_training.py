@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from utils.model_files import ModelFiles
 from utils.quantization.attach import quantize
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import QuantSettings
+from utils.report.run_dir import read_results
+from utils.training import workflow
 from utils.training.quant_flags import quant_plan
 from utils.training.rounding import Rounding
 from utils.training.settings import QuantPlan
@@ -134,7 +137,11 @@ def test_quantized_training_goes_with_distillation_and_pressure(run, leaky, kind
         assert gammas[1] < gammas[0]
         return
     teacher = run("--epochs", "1", *leaky)["best"]
-    document = run(*quantized, "--t_cfg", leaky[1], "--t_weights", teacher, "--KDstr", "3")
+    taught = ("--t_weights", teacher, "--KDstr", "4", "--AT_str", "2")
+    document = run(*quantized, "--t_cfg", leaky[1], *taught)
+    columns = read_results(Path(document["run_dir"]) / "results.csv")
+    learnt = [value for name, values in columns.items() if name.startswith("kd_") for value in values]
+    assert len(learnt) == 2 * 7 and all(math.isfinite(value) and value >= 0 for value in learnt)
     assert read_checkpoint(Path(teacher))["quantization"] is None
     assert read_checkpoint(Path(document["best"]))["quantization"] is not None
 
@@ -144,10 +151,21 @@ def load_gamma(path: str) -> float:
     return float(sum(layer.bn.weight.detach().abs().sum() for layer in layers))
 
 
-def test_float_and_quantized_weights_start_one_another(run):
-    quantized = run("--epochs", "1", "--quantized", "1")["best"]
+def test_float_and_quantized_weights_start_one_another(run, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(workflow, "log", said.append)
+    quantized = run("--epochs", "1", "--quantized", "1", "--target", "arm")["best"]
+    assert not any("was quantized" in line for line in said)
     again = run("--epochs", "1", "--weights", run("--epochs", "1", "--weights", quantized)["best"], "--quantized", "1")
     assert read_checkpoint(Path(again["best"]))["quantization"] is not None
+    assert sum("was quantized with --target arm: its weights before rounding are taken" in line for line in said) == 1
+
+
+def test_bounds_of_the_averaged_network_are_those_of_the_trained_one(run):
+    checkpoint = read_checkpoint(Path(run("--epochs", "2", "--quantized", "1")["last"]))
+    bounds = [key for key in checkpoint["model"] if key.endswith((".low", ".high"))]
+    assert len(bounds) > 10
+    assert all(torch.equal(checkpoint["model"][key], checkpoint["ema"][key]) for key in bounds)
 
 
 @pytest.mark.parametrize(

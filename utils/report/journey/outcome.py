@@ -41,7 +41,7 @@ def _first(journey: Journey) -> Figures:
     place = journey.networks[0]
     found = journey.figures(place)
     times: dict[str, float] = {}
-    for number in journey.networks:
+    for number in set(journey.networks) - {journey.goal}:
         parent = journey.links[number].parent
         if journey.stages[number].kind == "export" and parent is not None and parent.stage == place:
             times |= journey.figures(number).ms
