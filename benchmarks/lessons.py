@@ -94,12 +94,14 @@ def section(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
             minutes = mean(document["train_minutes"] for document in documents)
             rows.append((name, " ".join(STRATEGIES[name]) or "no teacher", len(documents), *figures, minutes))
         one = next(iter(found.values()))[0]
+        every = [document["commit"] or "unknown" for documents in found.values() for document in documents]
+        commits = ", ".join(dict.fromkeys(commit[:9] for commit in every))
         lines += [f"## Distillation: {key}", "", f"{school.what}; {school.epochs} epochs at {school.size} × "
                   f"{school.size}. ± is the standard deviation over the seeds.", "", markdown_table(columns, rows), "",
                   f"    {one['command']}", "",
                   f"The others with the flags of the table and --t_weights "
                   f"{RUNS / school.teacher / 'weights' / 'best.pt'}. {one['machine']}, {one['threads']} threads, "
-                  f"PyTorch {one['torch']}, commit {(one['commit'] or 'unknown')[:9]}.", ""]  # fmt: skip
+                  f"PyTorch {one['torch']}, commits {commits}.", ""]  # fmt: skip
     return [*lines, *_both(stored)]
 
 
