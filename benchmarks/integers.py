@@ -35,14 +35,10 @@ class Integers:
     """Row of the network that taught it, and teaches it in the quantization-aware training."""
     trained: tuple[str, ...]
     """Flags of the quantization-aware training."""
+    calibrated: tuple[str, ...] = ("--quant-heads", "float", "--keep-float", "2")
+    """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 
 
-AFTER = {
-    "quantized after training": ("after", ()),
-    "after training, heads and 2 more float": ("kept", ("--quant-heads", "float", "--keep-float", "2")),
-}
-"""Networks that quantize.py makes: the name of the run, and its flags. Boxes, objectness and classes share the tensor
-of a head and differ in range."""
 AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
 DIFFERENCES = ("map50_difference", "map50_95_difference")
 ROWS = {
@@ -75,21 +71,20 @@ def finish(name: str, row: Integers) -> Finished:
     taught = ("--t_weights", str(teacher), "--KDstr", "4")
     commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, *taught, "--seed", "0", *TRAIN]}
     train(folder / "aware", commands["aware"])
-    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt"}
-    for label, (run, flags) in AFTER.items():
-        commands[run] = ["quantize.py", *common, "--name", run, *flags]
-        if not (stored := folder / f"{run}.json").exists():
-            atomic_write_text(stored, python(*commands[run], "--json"))
-        networks[label] = Path(json.loads(stored.read_text())["weights"])
+    commands["after"] = ["quantize.py", *common, "--name", "after", *row.calibrated]
+    if not (after := folder / "after.json").exists():
+        atomic_write_text(after, python(*commands["after"], "--json"))
+    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt",
+                "quantized after training": Path(json.loads(after.read_text())["weights"])}  # fmt: skip
     exports: dict[str, Any] = {}
     for label, weights in networks.items():
-        path = folder / f"{label.replace(',', '').replace(' ', '-')}.onnx"
+        path = folder / f"{label.replace(' ', '-')}.onnx"
         flags = ["--weights", str(weights), *size, "--data", data, *([] if label == "float" else ["--int8"])]
         path.unlink(missing_ok=True)
         exports[label] = json.loads(python("export.py", *flags, "--output", str(path), "--json"))
     files = [f"{label}, PyTorch={weights}" for label, weights in networks.items()]
     files += [f"{label}, onnxruntime={document['path']}" for label, document in exports.items()]
-    files.sort(key=lambda file: list(networks).index(file.rpartition(",")[0]))
+    files.sort(key=lambda file: list(networks).index(file.split(",")[0]))
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, "--time", *files, "--json"))
     document = {
         "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands.values()],
@@ -119,7 +114,9 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
         for label, found in document["layers"].items()
     ]
     return [
-        f"## {name}", "", f"{row.what}; 8-bit activations, 7-bit weights (--target cpu).", "",
+        f"## {name}", "",
+        f"{row.what}; 8-bit activations, 7-bit weights (--target cpu); after training "
+        f"`{' '.join(row.calibrated)}`.", "",
         markdown_table(columns, rows), "", *(f"    {command}" for command in document["commands"]), "",
         f"int8 files against their simulation: {'; '.join(proofs)}. {document['images']} pictures, {row.size} × "
         f"{row.size}; {100 * document['share']:g} % intervals of a bootstrap over the pictures, {document['draws']} "

@@ -135,3 +135,15 @@ def test_a_missing_file_is_one_line_and_status_2(root, arguments, message):
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert sorted(root.iterdir()) == before
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_ends_a_script_tidily_unless_nohup_has_it_ignored(root, ignored):
+    code = (
+        "import os, signal\nfrom utils import cli\n"
+        f"signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+        "def main():\n    try: os.kill(os.getpid(), signal.SIGHUP)\n    finally: print('tidied')\n"
+        "cli.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0 if ignored else 129, "tidied\n")

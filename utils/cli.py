@@ -22,6 +22,8 @@ from utils.memory import keep_freed_memory
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end a script as an exception would, so that it tidies up."""
 LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
 
@@ -193,7 +195,9 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in STOPS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has a closed terminal ignored
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     keep_freed_memory()
     try:
         main()
