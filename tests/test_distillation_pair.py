@@ -19,7 +19,7 @@ from utils.darknet.shapes import trace
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
 from utils.distillation.pair import LEAST_ANCHOR_IOU, Kept, features, pair, rebased, understood
-from utils.distillation.strategies import AT, KD, lesson
+from utils.distillation.strategies import AT, KD, See, lesson
 from utils.distillation.teacher import Teacher
 from utils.errors import InputError
 from utils.graph import channel_graph
@@ -98,7 +98,7 @@ class TestRoles:
             found = pair(given, given, asked)
             assert found.notes == ()
             assert [(p.student, p.teacher) for p in found.heads] == (
-                [(i, i) for i in range(len(given.yolos))] if asked.outputs else []
+                [(i, i) for i in range(len(given.yolos))] if asked.sees(See.SCORES | See.BOXES) else []
             )
             assert all(a == b for p in found.heads for a, b in p.anchors)
             assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)

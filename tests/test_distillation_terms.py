@@ -23,7 +23,7 @@ from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.focus import NEARNESS, object_mask, project
 from utils.distillation.kernels import attention_distance, binary_kl, columns, magnitude, softmax_kl
 from utils.distillation.pair import HeadPair, Pairing, pair
-from utils.distillation.strategies import AT, KD, WEIGHTINGS, lesson
+from utils.distillation.strategies import AT, KD, SEES, WEIGHTINGS, lesson
 from utils.distillation.terms import TERMS, Lecture
 
 NETWORK = tiny()
@@ -708,6 +708,10 @@ def test_shared_terms_of_two_strategies_are_added():
     wanted = KD["5"].normalised["attention_masked"] + AT["1"].normalised["attention"]
     assert masked["attention_masked"] == pytest.approx(wanted)
     assert lesson("3", "3", weight=0.5).terms["box"] == pytest.approx(KD["3"].normalised["box"])
+
+
+def test_of_every_term_is_known_what_it_looks_at():
+    assert TERMS.keys() == SEES.keys()
 
 
 def test_every_strategy_is_made_of_terms_that_exist():

@@ -11,7 +11,7 @@ from models import Darknet, Outputs
 from utils.detection.losses import AT_LEAST_ONE
 from utils.detection.settings import Assignment
 from utils.distillation.pair import Kept, pair, understood
-from utils.distillation.strategies import Lesson
+from utils.distillation.strategies import Lesson, See
 from utils.distillation.teacher import Teacher
 from utils.distillation.terms import TERMS, Lecture
 
@@ -57,7 +57,7 @@ class Distiller(nn.Module):
             {
                 feature.key: nn.Conv2d(*feature.widths, 1, bias=False)
                 for feature in self.pairing.features
-                if self.lesson.channels and feature.needs_adapter
+                if self.lesson.sees(See.CHANNELS) and feature.needs_adapter
             }
         )
 
@@ -97,6 +97,7 @@ class Distiller(nn.Module):
     def _wanted(self, side: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Blocks of a side whose outputs the terms compare, and those whose attention maps."""
         lesson, features = self.lesson, self.pairing.features
-        compared = [pair for pair in features if lesson.magnitudes or (lesson.channels and pair.compares_channels)]
-        seen = features if lesson.maps else ()
+        whole, channels = lesson.sees(See.MAGNITUDES), lesson.sees(See.CHANNELS)
+        compared = [pair for pair in features if whole or (channels and pair.compares_channels)]
+        seen = features if lesson.sees(See.MAPS) else ()
         return tuple(getattr(pair, side) for pair in compared), tuple(getattr(pair, side) for pair in seen)

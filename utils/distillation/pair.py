@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from utils.darknet.blocks import Avgpool, Convolutional, Depthwise, Network, Reorg, Upsample, Yolo
 from utils.darknet.shapes import trace
-from utils.distillation.strategies import SCORE_TERMS, Lesson
+from utils.distillation.strategies import SEES, Lesson, See
 from utils.errors import InputError
 
 LEAST_ANCHOR_IOU = 0.5
@@ -20,6 +20,8 @@ LEAST_ANCHOR_IOU = 0.5
 BACKBONE, DEEP, NECK = "backbone", "deep", "neck"
 """Groups of features: Chu et al. (arXiv:2306.01526) weight the backbone, what is at the largest stride, and the rest
 before the heads apart."""
+SPREAD = See.MAPS | See.MAGNITUDES
+"""Where a feature is strong."""
 Kept = Mapping[str, Mapping[str, Any]]
 """Where the convolutions of a pruned network come from; see `pruning.record.kept`."""
 
@@ -139,7 +141,7 @@ def understood(lesson: Lesson, student: Network, teacher: Network) -> tuple[Less
     """
     if student.classes == teacher.classes:
         return lesson, ()
-    left = {term: weight for term, weight in lesson.terms.items() if not term.startswith(SCORE_TERMS)}
+    left = {term: weight for term, weight in lesson.terms.items() if not SEES[term] & See.SCORES}
     counts = f"{teacher.path or 'the teacher'} has {teacher.classes} classes and the student {student.classes}"
     if not left:
         raise InputError(f"{lesson.name}: compares scores, but {counts}; boxes and features can be learnt from it: "
@@ -164,8 +166,9 @@ def pair(student: Network, teacher: Network, lesson: Lesson, kept: Kept | None =
     if student.net.channels != teacher.net.channels:
         raise InputError(f"{teacher.path or 'the teacher'}: takes pictures of {teacher.net.channels} channels, the "
                          f"student of {student.net.channels}")  # fmt: skip
-    heads, notes = _head_pairs(student, teacher, lesson) if lesson.outputs else ((), [])
-    pairs, more = _feature_pairs(student, teacher, lesson, kept) if lesson.attention or lesson.channels else ((), [])
+    heads, notes = _head_pairs(student, teacher, lesson) if lesson.sees(See.SCORES | See.BOXES) else ((), [])
+    wanted = lesson.sees(SPREAD | See.CHANNELS)
+    pairs, more = _feature_pairs(student, teacher, lesson, kept) if wanted else ((), [])
     return Pairing(heads, pairs, tuple(notes + more))
 
 
@@ -239,7 +242,7 @@ def _feature_pairs(
         widths = shapes[0][feature.block].channels, shapes[1][block].channels
         channels = None if kept is None else _kept_channels(student, teacher, feature.block, block, kept)
         pairs.append(FeaturePair(key, feature.group, feature.block, block, widths, channels))
-    if not lesson.attention:
+    if not lesson.sees(SPREAD):
         pairs = [pair for pair in pairs if pair.group != BACKBONE]
         missing = [key for key in missing if not key.startswith("stage")]
     if not pairs:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Flag, auto
 from types import MappingProxyType
+from typing import Any
 
 from utils.errors import InputError
 
@@ -32,6 +34,41 @@ class Strategy:
 
 def _strategy(what: str, normalised: Mapping[str, float], original: Mapping[str, float]) -> Strategy:
     return Strategy(what, MappingProxyType(dict(normalised)), MappingProxyType(dict(original)))
+
+
+class See(Flag):
+    """What a term looks at."""
+
+    SCORES = auto()
+    """Objectness or classes."""
+    BOXES = auto()
+    MAPS = auto()
+    """Attention maps, Σ_c F_c² of every feature."""
+    MAGNITUDES = auto()
+    """Σ_c |F_c| of every feature, which takes the features themselves."""
+    CHANNELS = auto()
+    """Features channel by channel."""
+
+
+ATTENTION: Mapping[str, Mapping[str, Any]] = {
+    f"attention{'_mean' * mean}{f'_{group}' if group else ''}{'_masked' * masked}": {
+        "group": group, "mean": mean, "masked": masked,
+    }
+    for group in (None, "backbone", "deep", "neck")
+    for mean in (False, True)
+    for masked in (False, True)
+}  # fmt: skip
+"""The ways to compare attention maps: of a group of features or of all; squares averaged over the cells, as published;
+near objects only."""
+SEES: Mapping[str, See] = {
+    "vector": See.SCORES | See.BOXES,
+    **dict.fromkeys(("joint", "joint_mean", "objectness", "classes", "class_softmax"), See.SCORES),
+    **dict.fromkeys(("box", "box_bounded", "box_sum", "box_bounded_sum"), See.BOXES),
+    **dict.fromkeys(("energy", *ATTENTION), See.MAPS),
+    "energy_masked": See.MAGNITUDES,
+    **dict.fromkeys(("cwd", "pkd"), See.CHANNELS),
+}
+"""What each term looks at; `terms.TERMS` has the same keys."""
 
 
 OUTPUTS = {"objectness": 1.0, "classes": 3.0, "box": 2.5}
@@ -79,10 +116,6 @@ AT: dict[str, Strategy] = {
                    EVEN_ORIGINAL | {"joint": 1e-2, "box_sum": 1e-2}),
 }  # fmt: skip
 """--AT_str."""
-SCORE_TERMS = ("objectness", "class", "joint", "vector")
-"""How the names of the terms begin that look at objectness or classes."""
-FEATURE_TERMS = ("attention", "energy", "cwd", "pkd")
-"""How the names of the terms begin that look at features."""
 WEIGHTINGS = ("normalised", "original")
 DEFAULT = "4"
 """The --KDstr that measured best (docs/distillation.md)."""
@@ -98,30 +131,9 @@ class Lesson:
     """Weight of every term."""
     temperature: float = TEMPERATURE
 
-    @property
-    def outputs(self) -> bool:
-        """Whether heads are compared."""
-        return any(not term.startswith(FEATURE_TERMS) for term in self.terms)
-
-    @property
-    def attention(self) -> bool:
-        """Whether the spatial distribution of features is compared."""
-        return self.maps or self.magnitudes
-
-    @property
-    def maps(self) -> bool:
-        """Whether attention maps are compared, Σ_c F_c² of every feature."""
-        return any(term.startswith("attention") or term == "energy" for term in self.terms)
-
-    @property
-    def magnitudes(self) -> bool:
-        """Whether Σ_c |F_c| of every feature is compared, which takes the features themselves."""
-        return "energy_masked" in self.terms
-
-    @property
-    def channels(self) -> bool:
-        """Whether features are compared channel by channel."""
-        return any(term.startswith(("cwd", "pkd")) for term in self.terms)
+    def sees(self, what: See) -> bool:
+        """Whether a term looks at any of it."""
+        return any(SEES[term] & what for term in self.terms)
 
 
 def lesson(
@@ -158,14 +170,11 @@ def lesson(
     found = Lesson(" ".join(flags), terms, temperature)
     if not masked:
         return found
-    if not any(term.startswith("attention") for term in terms):
+    if not terms.keys() & ATTENTION.keys():
         raise InputError(f"--kd-mask: is for attention maps, which {found.name} does not compare; leave it out")
     near: dict[str, float] = {}
     for term, share in terms.items():
-        term = f"{term}_masked" if _maskable(term) else term
+        if term in ATTENTION and not ATTENTION[term]["masked"]:
+            term = f"{term}_masked"
         near[term] = near.get(term, 0.0) + share
     return dataclasses.replace(found, name=f"{found.name} --kd-mask", terms=near)
-
-
-def _maskable(term: str) -> bool:
-    return term.startswith("attention") and not term.endswith("_masked")

@@ -26,6 +26,7 @@ from utils.distillation import kernels
 from utils.distillation.focus import object_mask, project
 from utils.distillation.kernels import attention_distance, binary_kl, magnitude, softmax_kl
 from utils.distillation.pair import FeaturePair, HeadPair, Pairing
+from utils.distillation.strategies import ATTENTION
 
 CONSTANT = 1e-12
 """A channel whose variance is not above it is constant."""
@@ -299,16 +300,7 @@ TERMS: dict[str, Term] = {
     "energy_masked": partial(energy, masked=True),
     "cwd": cwd,
     "pkd": pkd,
-    "attention": attention,
-    "attention_masked": partial(attention, masked=True),
-    **{
-        f"attention{'_mean' * mean}_{group}{'_masked' * masked}": partial(
-            attention, group=group, mean=mean, masked=masked
-        )
-        for group in ("backbone", "deep", "neck")
-        for mean in (False, True)
-        for masked in (False, True)
-    },
+    **{name: partial(attention, **how) for name, how in ATTENTION.items()},
 }
 
 

@@ -14,6 +14,7 @@ from utils.darknet.shapes import max_stride
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
 from utils.distillation.pair import Kept, rebased
+from utils.distillation.strategies import See
 from utils.distillation.teacher import Teacher
 from utils.errors import InputError
 from utils.training.distil_flags import Distillation
@@ -84,7 +85,7 @@ def _comparison(distiller: Distiller) -> str:
     parts = [f"{len(heads)} heads"] if heads else []
     if features:
         parts.append(f"features of blocks {', '.join(str(feature.student) for feature in features)}")
-    if distiller.lesson.channels:
+    if distiller.lesson.sees(See.CHANNELS):
         kept = sum(feature.compares_channels and feature.channels is not None for feature in features)
         parts.append(f"{kept} against the channels that were kept, {len(distiller.adapters)} through an adapter")
     return f" ({'; '.join(parts)})"
