@@ -18,7 +18,7 @@ from utils.darknet.cfg import parse
 from utils.darknet.shapes import trace
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.distiller import Distiller
-from utils.distillation.pair import LEAST_ANCHOR_IOU, Kept, features, pair, rebased, understood
+from utils.distillation.pair import LEAST_ANCHOR_IOU, SPREAD, Kept, features, pair, rebased, understood
 from utils.distillation.strategies import AT, KD, See, lesson
 from utils.distillation.teacher import Teacher
 from utils.errors import InputError
@@ -102,8 +102,8 @@ class TestRoles:
             )
             assert all(a == b for p in found.heads for a, b in p.anchors)
             assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)
-            assert bool(found.features) == (asked.attention or asked.channels)
-            assert any(f.group == "backbone" for f in found.features) == asked.attention
+            assert bool(found.features) == asked.sees(SPREAD | See.CHANNELS)
+            assert any(f.group == "backbone" for f in found.features) == asked.sees(SPREAD)
 
     def test_a_network_without_upsampling_has_stages_and_heads(self):
         given = one_head(
