@@ -150,7 +150,7 @@ def place(network: Network, index: int, settings: QuantSettings) -> Place:
     return Place(weights, activations(settings, activation_bits), before, bias)
 
 
-def rounded_blocks(network: Network, settings: QuantSettings) -> tuple[int, ...]:
+def rounded_convolutions(network: Network, settings: QuantSettings) -> tuple[int, ...]:
     """The convolutions whose weights are rounded."""
     return tuple(
         index

@@ -27,7 +27,7 @@ from utils.quantization.equalize import Pairs, equalize
 from utils.quantization.observers import OBSERVERS
 from utils.quantization.recipe import Recipe, prepare
 from utils.quantization.request import AUTO, PICTURES, QuantRequest
-from utils.quantization.scheme import check, notes, rounded_blocks
+from utils.quantization.scheme import check, notes, rounded_convolutions
 from utils.quantization.sensitivity import block_noise, head_noise, ranking, whole_noise
 from utils.report.run_dir import RunDirectory, check_project
 
@@ -162,7 +162,7 @@ def load_float(asked: QuantRequest) -> LoadedModel:
     network = loaded.model.network
     asked.check_classes(network)
     check(network, asked.settings)
-    blocks = rounded_blocks(network, asked.settings)
+    blocks = rounded_convolutions(network, asked.settings)
     if asked.keep_float > len(blocks):
         raise InputError(f"--keep-float {asked.keep_float}: {len(blocks)} convolutions are rounded; allowed is 1 to "
                          f"{len(blocks)}")  # fmt: skip
