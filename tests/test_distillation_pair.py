@@ -126,6 +126,7 @@ class TestHeads:
         assert found.heads[1].anchors == ((2, 0),)
         assert found.notes == (
             "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
+            "the teacher's head at stride 8 has none in the student and teaches nothing",
         )
         assert [f.name for f in found.features] == [
             "stage at 2", "stage at 4", "stage at 8", "stage at 16", "head at 32", "upsampled at 32", "head at 16",
@@ -177,7 +178,7 @@ class TestHeads:
         assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
         heads = {f.name: (f.student, f.teacher) for f in found.features if f.name.startswith("head")}
         assert heads == {"head at 8": (7, 7), "head at 8 #2": (11, 11)}
-        assert found.notes == ()
+        assert found.notes == ("the teacher's head at stride 8 has none in the student and teaches nothing",)
         found = pair(other, two, EVERYTHING)
         assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
         assert found.notes == (

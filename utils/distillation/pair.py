@@ -192,6 +192,9 @@ def _head_pairs(student: Network, teacher: Network, lesson: Lesson) -> tuple[tup
                              "--kd-weighting normalised, or another strategy")  # fmt: skip
         if anchors:
             pairs.append(HeadPair(place, other, anchors))
+    used = {pair.teacher for pair in pairs}
+    notes += [f"the teacher's head at stride {stride:g} has none in the student and teaches nothing"
+              for place, stride in enumerate(strides[1]) if place not in used]  # fmt: skip
     if not pairs:
         raise InputError(f"{lesson.name}: no head of the student has stride and anchors like one of the teacher")
     return tuple(pairs), notes
