@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import stat
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
@@ -353,8 +354,8 @@ def read_there(kept: PictureStore) -> tuple[int, int, int]:
 @pytest.mark.parametrize(("method", "cache"), [("fork", "ram"), ("fork", "disk"), ("spawn", "ram")])
 def test_other_processes_use_the_same_memory(root, cache, method):
     kept = data_set(root, cache=cache).store
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        pid, file, sums = pool.apply(read_there, (kept,))
+    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:  # a Pool may wait for ever for its end
+        pid, file, sums = pool.submit(read_there, kept).result(timeout=120)
     assert pid != os.getpid() and file == inode(kept.address) and sums == read_there(kept)[2]
 
 
