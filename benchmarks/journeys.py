@@ -39,7 +39,7 @@ ROWS = {
         "benchmarks/recipes/roadsigns.yaml",
     ),
 }  # fmt: skip
-ORIGINAL, TUNED, SMALL = "original", "pruned, taught", "8 bits"
+ORIGINAL, PRUNED, TUNED, SMALL = "original", "pruned", "pruned, taught", "8 bits"
 RUNTIMES = {
     "torch": "PyTorch",
     "opencv": "OpenCV",
@@ -63,7 +63,8 @@ def finish(name: str, row: Journey) -> Finished:
                "--project", str(RUNS), "--name", name]  # fmt: skip
     python(*command)
     folder = RUNS / name
-    files = {ORIGINAL: source, TUNED: folder / "tune/weights/best.pt", SMALL: folder / "int8/model.onnx"}
+    files = {ORIGINAL: source, PRUNED: folder / "prune/model.pt", TUNED: folder / "tune/weights/best.pt",
+             SMALL: folder / "int8/model.onnx"}  # fmt: skip
     named = [f"{network}={file}" for network, file in files.items()]
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, *named, "--json"))
     timed = json.loads(python("-m", "benchmarks.latency", *named, *size, "--json"))

@@ -78,6 +78,19 @@ def test_two_processes_press_on_gamma_as_one(run, folder, tmp_path, no_plots):
     assert max(means) < 0.7
 
 
+@pytest.mark.slow
+def test_two_processes_round_alike(folder, tmp_path):
+    """Bounds and statistics are the first one's, which writes them; the other has the same before every step."""
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
+    quantized = ("--quantized", "1", "--BN_Fold", "--target", "arm")
+    done = torchrun(*files, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    checkpoint = read_checkpoint(Path(json.loads(done.stdout)["last"]))
+    assert checkpoint["quantization"]["target"] == "arm"
+    bounds = [value for key, value in checkpoint["model"].items() if key.endswith((".low", ".high"))]
+    assert all(value.isfinite() for value in bounds) and any(value != 0 for value in bounds)
+
+
 def test_a_process_alone_is_a_team_of_one():
     with joined("cpu") as team:
         assert (team.rank, team.size, team.leads) == (0, 1, True)
