@@ -96,6 +96,7 @@ def _accuracies(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
     """Every AP in a document, and where it stands."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            key = part.get("network", key) if isinstance(part, dict) else key
             yield from _accuracies(part, f"{place}.{key}" if place else str(key))
     elif place.rpartition(".")[2] in ("map50", "map50_95", "ap50", "ap50_95"):
         yield place, value
