@@ -18,17 +18,19 @@ from typing import Any
 
 import yaml
 
-from utils.cli import Parser, image_side, log, print_json, run
+from utils.cli import Parser, image_side, input_size, log, print_json, run
 from utils.compress.journey import Journey, python
 from utils.compress.recipe import ROOT, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
 from utils.darknet.shapes import max_stride
+from utils.data.index import list_images
 from utils.errors import InputError
 from utils.export.request import PACKAGES
 from utils.model_files import choose_model
 from utils.pruning.command import parse_args as parse_prune_args
-from utils.report.run_dir import check_name, check_project
+from utils.report.run_dir import check_run
 from utils.runtime.packages import require
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
@@ -81,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_inputs(args, recipe)
 
     name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"
-    check_name(name)
-    check_project(Path(args.project))
+    check_run(Path(args.project), name)
     journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, args.img_size)
     planned = journey.planned()
     for stage, command in zip(recipe.stages, planned, strict=True):
@@ -104,15 +105,42 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
     """
     if args.cfg is None and args.weights is None:
         raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
-    network = cfg_file.load(args.cfg) if args.cfg is not None else None
-    load_data(args.data)
-    if args.weights is not None and not Path(args.weights).is_file():
-        raise InputError(f"--weights {args.weights}: there is no such file")
-    if args.weights is not None:
-        choose_model(network, args.weights)
     if args.weights is None and recipe.stages[0].script != "train":
         raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
                          "give --weights")  # fmt: skip
+    data = load_data(args.data)
+    for source in (data.train, data.valid):
+        for part in source if isinstance(source, tuple) else (source,) if source else ():
+            list_images(part)
+    network = cfg_file.load(args.cfg) if args.cfg is not None else None
+    if args.weights is not None:
+        network = trained_network(network, args.weights)
+    if args.img_size is not None:
+        input_size([args.img_size], max_stride(network), (network.net.height, network.net.width))
+
+
+def trained_network(network: Network | None, weights: str) -> Network:
+    """The network of --weights, which fits --cfg and is float.
+
+    Args:
+        network: of --cfg.
+        weights: of --weights.
+
+    Raises:
+        InputError: it is quantized.
+        WeightsError: it cannot be read, or does not fit.
+    """
+    if not Path(weights).is_file():
+        raise InputError(f"--weights {weights}: there is no such file")
+    files = choose_model(network, weights)
+    if not files.is_checkpoint:
+        return files.network
+    from utils.checkpoint import load_model  # torch
+
+    loaded = load_model(files)
+    if loaded.quantization is not None:
+        raise InputError(f"--weights {weights}: is quantized already; give the float weights it was made from")
+    return loaded.model.network
 
 
 def check_flags(recipe: str, name: str, script: str, flags: Sequence[str]) -> None:

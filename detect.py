@@ -29,7 +29,7 @@ from utils.errors import InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
 from utils.report.detection_files import DetectionFiles, FileKinds, check_fourcc
 from utils.report.detection_lines import DetectionReport
-from utils.report.run_dir import RunDirectory
+from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
 from utils.runtime.names import Names, check_names, named_classes
 
@@ -76,8 +76,8 @@ def _add_input_flags(parser: cli.Parser) -> None:
         help="picture, video, folder, pattern, .txt list of files, webcam number, rtsp:// or http:// address, "
         "or .streams list of addresses (default: %(default)s)",
     )
-    add("--max-frames", type=cli.positive_int, metavar="N", help="stop after N frames")
-    add("--max-seconds", type=seconds, metavar="S", help="stop S seconds after the first frame")
+    add("--max-frames", type=cli.positive_int, metavar="N", help="stop after N frames (default: at the end)")
+    add("--max-seconds", type=seconds, metavar="S", help="stop S seconds after the first frame (default: at the end)")
     add(
         "--stream-timeout",
         type=seconds,
@@ -144,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
             check_classes(args.classes, given, files.network, files)
     source = find(args.source)
+    if kinds and args.output is None:
+        check_run(Path(args.project), args.name)
     if args.view_img:
         check_display()
     if kinds.pictures and args.fourcc != FOURCC:

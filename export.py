@@ -33,7 +33,7 @@ from utils.export.request import (
 )
 from utils.flags import add_model_flags, add_picture_flags, add_run_flags
 from utils.model_files import choose_model
-from utils.report.run_dir import check_name, check_project
+from utils.report.run_dir import check_run
 from utils.runtime.names import check_names, named_classes
 from utils.runtime.packages import require
 
@@ -112,6 +112,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
     if args.multi_label and not args.nms:
         raise InputError("--multi-label: goes with --nms")
+    if args.decode and args.nms:
+        raise InputError("--decode: --nms puts out detections, which rows were made to already; leave one of them out")
     if args.mish == "op" and (args.opset or DEFAULT_OPSET) < MISH_OPSET:
         raise InputError(f"--mish op: needs --opset {MISH_OPSET} or more")
     check_place(args)
@@ -123,9 +125,8 @@ def check_place(args: argparse.Namespace) -> None:
     Raises:
         InputError: names it.
     """
-    check_name(args.name)
     if args.output is None:
-        check_project(Path(args.project))
+        check_run(Path(args.project), args.name)
         return
     if (args.project, args.name, args.exist_ok) != (PROJECT, "exp", False):
         raise InputError("--output: is the file itself; leave out --project, --name and --exist-ok")

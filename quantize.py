@@ -21,7 +21,7 @@ from utils.model_files import choose_model
 from utils.quantization.flags import add_scheme_flags, settings_of
 from utils.quantization.request import AUTO, OBSERVED, PICTURES, QuantRequest
 from utils.quantization.scheme import check
-from utils.report.run_dir import check_name
+from utils.report.run_dir import check_run
 
 EXAMPLE = "python quantize.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --calib 32"
 PROJECT = "runs/quantize"
@@ -91,7 +91,7 @@ def request(args: argparse.Namespace, typed: Sequence[str]) -> QuantRequest:
     Raises:
         InputError: flags that exclude each other, files that cannot be used or do not fit.
     """
-    check_name(args.name)
+    check_run(Path(args.project), args.name)
     settings, data = settings_of(args, folds=True), load_data(args.data)
     network = cfg_file.load(args.cfg) if args.cfg else None
     files = choose_model(network, args.weights, classes=data.classes)

@@ -39,9 +39,9 @@ from utils.flags import (
     cache_choice,
 )
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
-from utils.report.run_dir import check_name
+from utils.report.run_dir import check_run
 from utils.report.scalars import require_tensorboard
-from utils.training.distil_flags import add_distil_flags, distillation, fill_in_strategy
+from utils.training.distil_flags import add_distil_flags, distillation
 from utils.training.evolve import run_search, search_summary
 from utils.training.quant_flags import add_quant_flags, quant_plan
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
@@ -67,7 +67,7 @@ def _parser() -> Parser:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
     args = _parser().parse_args(argv)
-    check_name(args.name)
+    check_run(Path(args.project), args.name)
     if args.workers > MOST_PARALLEL:
         raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
     if args.nosave and args.patience:
@@ -75,7 +75,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.resume is None:
         cache_choice(args)
         sparse_settings(args)
-        fill_in_strategy(args)
+        if args.pretrain and args.weights is None:
+            raise InputError("-pt: goes with --weights, whose heads may start anew")
     if args.tensorboard:
         require_tensorboard()
     if args.evolve:
@@ -120,7 +121,9 @@ def _add_schedule_flags(parser: Parser) -> None:
         help="pictures in an optimizer step: batches are accumulated up to it, less if the run would have fewer than "
         "1000 steps (default: %(default)s)",
     )
-    group.add_argument("--hyp", metavar="FILE", help="hyper-parameters, YAML; hyp.yaml of a run shows all keys")
+    group.add_argument(
+        "--hyp", metavar="FILE", help="hyper-parameters, YAML (default: the built-in ones; hyp.yaml of a run shows all)"
+    )
     group.add_argument(
         "--evolve",
         type=positive_int,
@@ -135,7 +138,11 @@ def _add_schedule_flags(parser: Parser) -> None:
     )
     group.add_argument("--freeze", type=non_negative_int, default=0, metavar="N", help="leave blocks 0…N-1 as they are")
     group.add_argument(
-        "--patience", type=non_negative_int, default=0, metavar="N", help="stop after N epochs without a better fitness"
+        "--patience",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="stop after N epochs without a better fitness (default: never)",
     )
     seed = "all that is random follows from it (default: %(default)s)"
     group.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help=seed)
@@ -171,7 +178,11 @@ def _add_run_flags(parser: Parser) -> None:
     group.add_argument("--nosave", action="store_true", help="write checkpoints after the last epoch only")
     group.add_argument("--notest", action="store_true", help="evaluate after the last epoch only")
     group.add_argument(
-        "--save-period", type=non_negative_int, default=0, metavar="N", help="keep epochN.pt every N epochs"
+        "--save-period",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="keep epochN.pt every N epochs (default: none)",
     )
     add_device_flags(group, half=False)
     group.add_argument(
@@ -216,6 +227,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
     data = load_data(args.data)
     hyp = _hyperparameters(args)
     files = _model_files(args, given, 1 if args.single_cls else data.classes, data)
+    distilled = distillation(args)
     return {
         "files": files,
         "data": data,
@@ -238,7 +250,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         "strict": args.strict_data,
         "anchors": args.auto_anchors,
         "tensorboard": args.tensorboard,
-        "distillation": distillation(args),
+        "distillation": distilled,
     }
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import journeys
 from benchmarks.compare import signed
-from benchmarks.rows import BCCD, ROADSIGNS
-from benchmarks.trainings import RUNS, TRAIN, Finished, python, shared, train
+from benchmarks.trainings import RUNS, Finished, python, shared
 from utils.errors import InputError
 from utils.files import atomic_write_text
 from utils.report.tables import Column, markdown_table
@@ -23,59 +23,46 @@ from utils.report.tables import Column, markdown_table
 
 @dataclass(frozen=True)
 class Integers:
-    """One network that is quantized."""
+    """One network that is quantized: what a journey pruned and taught."""
 
     what: str
-    data: str
-    """`{shared}` in it is the folder of the real data."""
-    size: int
-    source: str
-    """Row of the float network."""
-    teacher: str
-    """Row of the network that taught it, and teaches it in the quantization-aware training."""
-    trained: tuple[str, ...]
-    """Flags of the quantization-aware training."""
-    calibrated: tuple[str, ...] = ("--quant-heads", "float", "--keep-float", "2")
-    """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
+    journey: str
+    """Row of the journey, whose stage `tune` is the float network, and `aware` the one quantized in training."""
 
 
-AWARE = ("--quantized", "1", "--BN_Fold", "--hyp", "data/hyp.quantize.yaml")
+CALIBRATED = {
+    "quantized after training": (),
+    "partly quantized after training": ("--quant-heads", "float", "--keep-float", "2"),
+}
+"""Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 DIFFERENCES = ("map50_difference", "map50_95_difference")
 ROWS = {
-    "bccd-int8": Integers(
-        "bccd-kd4, pruned and taught", BCCD, 256, "bccd-kd4", "bccd-yolov4-tiny", (*AWARE, "--epochs", "6")
-    ),
-    "roadsigns-int8": Integers(
-        "roadsigns-kd4, pruned and taught",
-        ROADSIGNS,
-        224,
-        "roadsigns-kd4",
-        "roadsigns-yolov3-tiny-33",
-        (*AWARE, "--epochs", "5", "--no-flip"),
-    ),
+    "bccd-int8": Integers("bccd (3 classes), yolov4-tiny, pruned and taught", "bccd-journey"),
+    "roadsigns-int8": Integers("roadsigns (21 classes), yolov3-tiny, pruned and taught", "roadsigns-journey"),
 }
 
 
 def finish(name: str, row: Integers) -> Finished:
-    """Quantize in both ways, export, and compare.
+    """Quantize after training, export, and compare, with what was quantized in training, too.
 
     Raises:
-        InputError: the row of the float network is missing.
+        InputError: the row of the journey is missing.
     """
-    folder, data, size = RUNS / name, row.data.format(shared=shared()), ("--img_size", str(row.size))
-    source = RUNS / row.source / "weights" / "best.pt"
-    if not source.is_file():
-        raise InputError(f"{source}: is missing; run the row {row.source} first")
-    common = ("--data", data, *size, "--project", str(folder), "--weights", str(source))
-    teacher = RUNS / row.teacher / "weights" / "best.pt"
-    taught = ("--t_weights", str(teacher), "--KDstr", "4")
-    commands = {"aware": ["train.py", *common, "--name", "aware", *row.trained, *taught, "--seed", "0", *TRAIN]}
-    train(folder / "aware", commands["aware"])
-    commands["after"] = ["quantize.py", *common, "--name", "after", *row.calibrated]
-    if not (after := folder / "after.json").exists():
-        atomic_write_text(after, python(*commands["after"], "--json"))
-    networks = {"float": source, "quantized in training": folder / "aware" / "weights" / "best.pt",
-                "quantized after training": Path(json.loads(after.read_text())["weights"])}  # fmt: skip
+    journey = journeys.ROWS[row.journey]
+    folder, data, size = RUNS / name, journey.data.format(shared=shared()), ("--img_size", str(journey.size))
+    stages = {"float": "tune", "quantized in training": "aware"}
+    networks = {label: RUNS / row.journey / stage / "weights" / "best.pt" for label, stage in stages.items()}
+    if missing := next((path for path in networks.values() if not path.is_file()), None):
+        raise InputError(f"{missing}: is missing; run the row {row.journey} first")
+    commands = []
+    for label, flags in CALIBRATED.items():
+        run = label.split()[0]
+        command = ["quantize.py", "--data", data, *size, "--project", str(folder), "--weights", str(networks["float"]),
+                   "--name", run, *flags]  # fmt: skip
+        if not (found := folder / f"{run}.json").exists():
+            atomic_write_text(found, python(*command, "--json"))
+        networks[label] = Path(json.loads(found.read_text())["weights"])
+        commands.append(command)
     exports: dict[str, Any] = {}
     for label, weights in networks.items():
         path = folder / f"{label.replace(' ', '-')}.onnx"
@@ -87,9 +74,9 @@ def finish(name: str, row: Integers) -> Finished:
     files.sort(key=lambda file: list(networks).index(file.split(",")[0]))
     compared = json.loads(python("-m", "benchmarks.compare", "--data", data, *size, "--time", *files, "--json"))
     document = {
-        "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands.values()],
+        "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands],
         **compared,
-        "data": row.data.format(shared="../shared"),
+        "data": journey.data.format(shared="../shared"),
         "layers": {
             label: {key: exports[label][key] for key in ("layers", "steps", "share", "error")}
             for label in exports if label != "float"
@@ -101,6 +88,7 @@ def finish(name: str, row: Integers) -> Finished:
 def section(name: str, document: Mapping[str, Any]) -> list[str]:
     """Lines of docs/results.md for a row."""
     row = ROWS[name]
+    size = journeys.ROWS[row.journey].size
     columns = ("", Column("AP50", ".3f"), "to the first", Column("AP50-95", ".3f"), "to the first",
                Column("MB", ".2f"), Column("ms", ".1f"))  # fmt: skip
     rows = [
@@ -115,11 +103,11 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
     ]
     return [
         f"## {name}", "",
-        f"{row.what}; 8-bit activations, 7-bit weights (--target cpu); after training "
-        f"`{' '.join(row.calibrated)}`.", "",
+        f"{row.what}; 8-bit activations, 7-bit weights (--target cpu). The float network and the one quantized in "
+        f"training are the stages tune and aware of row {row.journey}.", "",
         markdown_table(columns, rows), "", *(f"    {command}" for command in document["commands"]), "",
-        f"int8 files against their simulation: {'; '.join(proofs)}. {document['images']} pictures, {row.size} × "
-        f"{row.size}; {100 * document['share']:g} % intervals of a bootstrap over the pictures, {document['draws']} "
+        f"int8 files against their simulation: {'; '.join(proofs)}. {document['images']} pictures, {size} × "
+        f"{size}; {100 * document['share']:g} % intervals of a bootstrap over the pictures, {document['draws']} "
         f"draws, seed {document['seed']}. Milliseconds: median of forward passes of one picture, all networks in turn. "
         f"MB of the file; a .pt holds float weights. {document['machine']}, {document['threads']} threads, PyTorch "
         f"{document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.", "",

@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, ROADSIGNS
-from benchmarks.trainings import RUNS, Finished, python, shared
+from benchmarks.trainings import RUNS, STORED, Finished, python, shared
 from utils.errors import InputError
+from utils.files import read_text
 from utils.report.tables import Column, markdown_table
 
 
@@ -89,17 +90,21 @@ def section(name: str, document: Mapping[str, Any]) -> list[str]:
          *(n["ms"].get(runtime) for runtime in RUNTIMES))
         for number, n in enumerate(document["networks"])
     ]  # fmt: skip
+    trained = json.loads(read_text(STORED / f"{row.source}.json"))["map50"]
+    original = document["networks"][0]["map50"]
+    anew = f" That row was trained anew for it, with AP50 {original:.3f} where it has {trained:.3f}."
     bootstrap = f"bootstrap over the pictures, {document['draws']} draws, seed {document['seed']}"
     return [
         f"## {name}",
         "",
-        f"{row.what} @{row.size}; begins with row {row.source}, widths in multiples of 8.",
+        f"{row.what} @{row.size}; begins with row {row.source}, widths in multiples of 8."
+        f"{anew if original != trained else ''}",
         "",
         markdown_table(columns, rows),
         "",
         f"    {document['command']}",
         "",
-        "MB: Darknet's .weights, and the int8 ONNX file. AP of the first two in PyTorch, of the last in onnxruntime. "
+        "MB: Darknet's .weights, and the int8 ONNX file. AP of the last in onnxruntime, of the others in PyTorch. "
         f"{document['images']} pictures; {100 * document['share']:g} % intervals of a {bootstrap}. Milliseconds: "
         f"medians of forward passes of one picture, all files and runtimes in turn. {document['machine']}, "
         f"{document['threads']} threads, PyTorch {document['torch']}, commit {(document['commit'] or 'unknown')[:9]}.",

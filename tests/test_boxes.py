@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -37,6 +39,17 @@ def test_similarity_is_finite_with_a_finite_gradient_for_degenerate_boxes(kind):
     value.sum().backward()
     assert torch.isfinite(value).all()
     assert torch.isfinite(a.grad).all()
+
+
+def test_alpha_is_a_constant_for_the_gradient():
+    """CIoU = DIoU − α v."""
+    a, b = torch.tensor([[10.0, 10.0, 8.0, 4.0]], requires_grad=True), torch.tensor([[12.0, 11.0, 5.0, 9.0]])
+    v = 4 / math.pi**2 * (torch.atan(a[:, 2] / a[:, 3]) - torch.atan(b[:, 2] / b[:, 3])) ** 2
+    alpha = (v / (1 - similarity(a, b, "iou") + v)).detach()
+    want, got = similarity(a, b, "diou") - alpha * v, similarity(a, b, "ciou")
+    torch.testing.assert_close(got, want)
+    (mine,), (other,) = torch.autograd.grad(got.sum(), a), torch.autograd.grad(want.sum(), a)
+    torch.testing.assert_close(mine, other)
 
 
 def test_corner_and_centre_formats_are_inverse():

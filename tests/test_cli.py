@@ -79,6 +79,7 @@ def test_control_characters_are_escaped():
         (InputError("x"), 2), (CheckpointError("x"), 3), (NumericsError("x"), 4), (ResourceError("x"), 5),
         (InfeasibleError("x"), 6), (MemoryError(), 5), (OSError(28, "No space left on device", "f"), 5),
         (FileNotFoundError(2, "No such file", "f"), 2), (KeyboardInterrupt(), 130),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5),
     ],
 )  # fmt: skip
 def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):

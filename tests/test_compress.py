@@ -15,10 +15,15 @@ import pytest
 import torch
 
 import compress
-from utils.checkpoint import read_checkpoint
+from models import Darknet
+from tests.nets import TINY, one_head, tiny
+from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.compress.journey import STATE, Journey, StageError, only_one
 from utils.compress.recipe import Recipe, read_recipe
+from utils.darknet.cfg import format_network
 from utils.errors import InputError
+from utils.quantization.attach import quantize
+from utils.quantization.scheme import QuantSettings
 
 CHAIN = """
 stages:
@@ -76,7 +81,7 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stages: [", "is no YAML"),
+        ("stages: [", "not valid YAML"),
         ("- a", "a recipe is `stages:`"),
         ("stages: {}", "a recipe is `stages:`"),
         ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
@@ -104,8 +109,8 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
             "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
         ),
         ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: a stands there twice"),
-        ("stages: {a: 2021-99-99}", "is no YAML"),
-        ("stages: " + "[" * 5000, "is no YAML"),
+        ("stages: {a: 2021-99-99}", "not valid YAML"),
+        ("stages: " + "[" * 5000, "not valid YAML"),
         ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),
         ("stages: {a: {script: train}, b: {script: train, from: c}}", "from: c is no stage before it .* are a"),
         ("stages: {a: {script: train, teacher: a}}", "teacher: a is no stage before it .* there are none"),
@@ -137,6 +142,23 @@ def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, t
         compress.main([*common[:-1], "none.yaml"])
     with pytest.raises(InputError, match=r"d\.names"):
         compress.main([*common, "--weights", str(folder / "d.names")])
+    with pytest.raises(InputError, match="--img_size 97: not a multiple of 8"):
+        compress.main([*common, "--img_size", "97"])
+    (tmp_path / "d.yaml").write_text("train: nowhere\nval: nowhere\nnames: [a, b]\n")
+    with pytest.raises(InputError, match="nowhere: no such file or directory"):
+        compress.main([*common, "--data", "d.yaml"])
+    other = Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n"))
+    document = {"ema": None, "names": ["a", "b"], "lineage": [], "kept": None}
+    write_checkpoint(tmp_path / "other.pt", document | {"model": other.state_dict(),
+                     "cfg": format_network(other.network)})  # fmt: skip
+    with pytest.raises(InputError, match=r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"):
+        compress.main([*common, "--weights", "other.pt"])
+    settings = QuantSettings()
+    rounded = quantize(Darknet(tiny()), settings)
+    write_checkpoint(tmp_path / "int.pt", document | {"model": rounded.state_dict(), "cfg": TINY,
+                     "quantization": settings.document()})  # fmt: skip
+    with pytest.raises(InputError, match=r"--weights int\.pt: is quantized already"):
+        compress.main([*common, "--weights", "int.pt"])
     assert not (tmp_path / "runs").exists()
 
 
@@ -316,6 +338,11 @@ def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
     with pytest.raises(StageError, match=r"train\.py ended with status 2") as failure:
         journey.finish(python)
     assert failure.value.exit_status == 2
+    for number, status in ((signal.SIGKILL, 5), (signal.SIGSEGV, 139)):
+        (tmp_path / "dies.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+        with pytest.raises(StageError, match=r"dies\.py ended by ") as failure:
+            python([str(tmp_path / "dies.py")])
+        assert failure.value.exit_status == status
     mended = replace(journey, recipe=recipe_of(tmp_path, "stages: {train: {script: train, epochs: 1}}"))
     assert mended.finish(Scripts())[0]["document"]["script"] == "train.py"
 

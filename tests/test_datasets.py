@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -97,6 +98,18 @@ def test_workers_that_stay_alive_see_the_epoch(found):
         passes.append(list(loader))
     assert all(map(same, passes[0], passes[2]))
     assert [batch.positions.tolist() for batch in passes[0]] != [batch.positions.tolist() for batch in passes[1]]
+
+
+def test_a_closed_loader_has_no_workers_left(found):
+    loader = make_loader(data_set(found), 4, workers=2)
+    before = set(active_children())
+    next(iter(loader))
+    own = set(active_children()) - before
+    assert len(own) == 2
+    loader.close()
+    loader.close()
+    assert not any(worker.is_alive() for worker in own)
+    assert len(list(loader)) == len(loader)
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])

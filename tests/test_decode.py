@@ -25,8 +25,13 @@ def head_with(values: tuple[float, ...], column: int, row: int) -> torch.Tensor:
             tuple(torch.sigmoid(torch.tensor((0.2, -0.4, 0.1, -0.3))).tolist()),
             (89.59469, 116.84200, 83.78336, 39.84181),
         ),
+        (  # the 2 of width and height is no scale_x_y
+            {"scale_x_y": 1.05, "new_coords": True},
+            tuple(torch.sigmoid(torch.tensor((0.2, -0.4, 0.1, -0.3))).tolist()),
+            (88.83721, 118.34204, 83.78336, 39.84181),
+        ),
     ],
-    ids=["scale_x_y", "new_coords"],
+    ids=["scale_x_y", "new_coords", "new_coords and scale_x_y"],
 )
 def test_box_has_its_worked_value(options, values, expected):
     """26 × 26 cells of a 416 input, cell (5, 7), anchor (76, 55)."""

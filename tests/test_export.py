@@ -33,7 +33,7 @@ from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
 from utils.detection.decode import decode
 from utils.detection.nms import non_max_suppression
-from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
+from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
 from utils.export.activations import MISH
 from utils.export.agreement import Agreement, compare
 from utils.export.blocks import EMITTERS
@@ -454,6 +454,7 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
     (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
     (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
     (("--multi-label",), "--multi-label: goes with --nms"),
+    (("--nms", "--decode"), "--decode: --nms puts out detections"),
     (("--mish", "op"), "--mish op: needs --opset 18 or more"),
     (("--img_size", "65"), "--img_size 65: not a multiple of 8"),
     (("--output", "a.pt"), "--output a.pt: a file of --format onnx ends in .onnx"),
@@ -502,6 +503,18 @@ def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeyp
     with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):
         call(*DARKNET, *flags)
     assert left(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--format", "ncnn"), ("--format", "torchscript"), ("--format", "darknet", "--fold")]
+)
+def test_a_network_that_overflows_is_not_written(call, tmp_path, flags):
+    state = {key: value.numpy() for key, value in lively(tiny()).state_dict().items()}
+    state["layers.0.conv.weight"] = np.full_like(state["layers.0.conv.weight"], 3e38)
+    weights_file.write("a.weights", tiny(), state)
+    with pytest.raises(NumericsError, match="the network puts out NaN or infinity"):
+        call(*DARKNET, *flags)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_that_come_back_otherwise_are_not_written(call, tmp_path, monkeypatch):

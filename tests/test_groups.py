@@ -16,7 +16,7 @@ from tests.nets import tiny
 from tests.random_nets import networks
 from tests.test_graph import conv, graph_of
 from tests.test_percent_sweep import emptied, random_gammas
-from tests.test_pruning import arrays_of, difference, heads, model_of, randomised
+from tests.test_pruning import GATE, arrays_of, difference, heads, model_of, randomised
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
@@ -69,6 +69,15 @@ class TestGroups:
         groups = pruning_groups(graph)
         assert [group.layers for group in groups] == [(0, 1, 2), (3, 4), (6, 7, 8)]
         assert [group.layers for group in pruning_groups(graph_of(conv(4)))] == [(0, 1)]
+
+    def test_a_gate_is_where_its_block_is(self):
+        """Its single cell is no stride."""
+        plain = graph_of(*(conv(8, 3, stride=2) for _ in range(5)))
+        gated = graph_of(conv(8, 3, stride=2), *GATE, *(conv(8, 3, stride=2) for _ in range(4)))
+        names = [[(group.name, len(group.layers)) for group in pruning_groups(graph)] for graph in (plain, gated)]
+        assert names[0] == [("backbone to stride 8", 3), ("backbone at stride 16", 1),
+                            ("from stride 32 to the first upsampling", 2)]  # fmt: skip
+        assert names[1] == [(names[0][0][0], 5), *names[0][1:]]
 
     def test_what_is_tied_across_a_boundary_is_in_the_group_of_the_first(self):
         """The sum at stride 8 of a convolution of the top-down path and one of the backbone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,3 +109,103 @@ def test_new_coords_takes_probabilities():
 def test_settings_refuse_what_they_cannot_do(values, match):
     with pytest.raises(ValueError, match=match):
         LossSettings(**values)
+
+
+class Plain:
+    """The loss of Darknet's rule, cell by cell in plain numbers: labels smoothed, heads with `scale_x_y`."""
+
+    ANCHORS = ((8.0, 8.0), (16.0, 30.0), (40.0, 20.0), (60.0, 60.0))
+    STRIDES = (8, 16)
+    SMOOTHING = 0.1
+    SETTINGS = LossSettings(label_smoothing=SMOOTHING)
+
+    def __init__(self, classes: int, height: int, width: int) -> None:
+        common = {"anchors": self.ANCHORS, "classes": classes, "iou_thresh": 0.213, "ignore_thresh": 0.5}
+        self.yolos = [Yolo(mask=(0, 1), scale_x_y=1.2, **common), Yolo(mask=(2, 3), scale_x_y=1.05, **common)]
+        self.classes, self.height, self.width = classes, height, width
+
+    def terms(self, heads, targets) -> tuple[float, float, float]:
+        """Box, objectness and class loss."""
+        size = (self.width, self.height) * 2
+        objects = [(int(row[0]), int(row[1]), [part * side for part, side in zip(row[2:], size, strict=True)])
+                   for row in targets.double().tolist()]  # fmt: skip
+        owned: dict[tuple[int, ...], list[int]] = {}
+        for number, (picture, _, box) in enumerate(objects):
+            overlaps = [overlap([0, 0, *box[2:]], [0, 0, *anchor]) for anchor in self.ANCHORS]
+            for anchor, value in enumerate(overlaps):
+                if value > 0.213 or anchor == overlaps.index(max(overlaps)):
+                    stride = self.STRIDES[anchor // 2]
+                    cell = (picture, anchor, int(box[1] // stride), int(box[0] // stride))
+                    owned.setdefault(cell, []).append(number)
+        box_loss = objectness = class_loss = 0.0
+        for (picture, anchor, row, column), logits in self.cells(heads):
+            found = self.decode(logits, anchor, row, column)
+            mine = owned.get((picture, anchor, row, column), [])
+            others = [box for owner, _, box in objects if owner == picture]
+            if mine:
+                objectness += cross_entropy(logits[4], max(overlap(found, objects[k][2]) for k in mine))
+            elif all(overlap(found, box) <= 0.5 for box in others):
+                objectness += cross_entropy(logits[4], 0.0)
+            for k in mine:
+                box_loss += 1 - complete_overlap(found, objects[k][2])
+                for label, logit in enumerate(logits[5:]):
+                    wanted = (1 - self.SMOOTHING) * (label == objects[k][1]) + self.SMOOTHING / 2
+                    class_loss += cross_entropy(logit, wanted)
+        positives = sum(map(len, owned.values()))
+        return box_loss / positives, objectness / positives, class_loss / positives
+
+    def cells(self, heads):
+        """(picture, anchor, row, column) and logits of every cell."""
+        for number, head in enumerate(heads):
+            rows = head.double().unflatten(1, (2, 5 + self.classes)).movedim(2, -1)
+            for place in np.ndindex(*rows.shape[:-1]):
+                picture, anchor, row, column = place
+                yield (picture, 2 * number + anchor, row, column), rows[place].tolist()
+
+    def decode(self, logits, anchor, row, column) -> list[float]:
+        """Center and size in pixels."""
+        stride, (width, height) = self.STRIDES[anchor // 2], self.ANCHORS[anchor]
+        scale = self.yolos[anchor // 2].scale_x_y
+        x, y = (scale / (1 + math.exp(-logit)) - (scale - 1) / 2 for logit in logits[:2])
+        return [(column + x) * stride, (row + y) * stride, width * math.exp(logits[2]), height * math.exp(logits[3])]
+
+
+def overlap(a, b) -> float:
+    """IoU of two boxes cx, cy, w, h."""
+    sides = [max(0.0, min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2))
+             for i in (0, 1)]  # fmt: skip
+    both = sides[0] * sides[1]
+    return both / (a[2] * a[3] + b[2] * b[3] - both)
+
+
+def complete_overlap(a, b) -> float:
+    """CIoU (Zheng et al., arXiv:1911.08287)."""
+    iou = overlap(a, b)
+    hull = [max(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - min(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
+            for i in (0, 1)]  # fmt: skip
+    distance = ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (hull[0] ** 2 + hull[1] ** 2)
+    v = 4 / math.pi**2 * (math.atan(a[2] / a[3]) - math.atan(b[2] / b[3])) ** 2
+    return iou - distance - (v * v / (1 - iou + v) if v else 0)
+
+
+def cross_entropy(logit: float, wanted: float) -> float:
+    """Binary, with the logistic function."""
+    return max(logit, 0) - logit * wanted + math.log1p(math.exp(-abs(logit)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_it_is_that_of_plain_numbers(classes, height, width):
+    """Inputs wider and higher than a square; a picture without objects; two objects of the same cells, nearly alike."""
+    plain = Plain(classes, height, width)
+    generator = torch.Generator().manual_seed(classes)
+    heads = [torch.randn(3, 2 * (5 + classes), height // stride, width // stride, generator=generator)
+             for stride in plain.STRIDES]  # fmt: skip
+    targets = torch.tensor([[0, 0], [0, classes - 1], [2, 0], [0, 0]])
+    targets = torch.cat([targets, 0.15 + 0.6 * torch.rand(4, 4, generator=generator)], 1)
+    targets[3] = targets[0] * torch.tensor([1, 1, 1, 1, 1.05, 1.05])
+    got = detection_loss(heads, targets, plain.yolos, (height, width), plain.SETTINGS)
+    box, objectness, of_classes = plain.terms(heads, targets)
+    torch.testing.assert_close(got.box.item(), 5 * box, rtol=1e-4, atol=0)
+    torch.testing.assert_close(got.objectness.item(), objectness, rtol=1e-4, atol=0)
+    torch.testing.assert_close(got.classes.item(), of_classes, rtol=1e-4, atol=0)

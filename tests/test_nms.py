@@ -24,6 +24,13 @@ def test_the_better_of_two_overlapping_boxes_of_a_class_stays():
     assert found[0, :4].tolist() == [5, 5, 15, 15]
 
 
+@pytest.mark.parametrize(("threshold", "count"), [(0.59, 1), (0.61, 2)])
+def test_a_box_goes_that_overlaps_by_more_than_the_threshold(threshold, count):
+    """Two boxes of 20 x 20, 5 apart: 300 of 500."""
+    rows = torch.tensor([[[20, 20, 20, 20, 0.9, 0.9, 0.1], [25, 20, 20, 20, 0.8, 0.9, 0.1]]])
+    assert len(run(rows, iou=threshold)) == count
+
+
 def test_a_row_gives_several_classes_only_with_multi_label():
     assert run(conf=0.2, multi_label=True)[:, 5].tolist().count(1) == 2
     assert run(conf=0.2)[:, 5].tolist().count(1) == 1

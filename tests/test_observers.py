@@ -69,6 +69,13 @@ def test_what_an_observer_minimizes_is_smaller_than_with_the_whole_range(grid):
     assert similar[1] > similar[0] and similar[1] >= similar[2] - 1e-6
 
 
+def test_a_percentile_leaves_out_single_values_of_many():
+    """At either end 1 of 200 000 lies far off, less than TAIL, and 5 lie further in, more than that."""
+    ends = [torch.full((count,), sign * value) for sign in (-1.0, 1.0) for count, value in ((5, 4.0), (1, 30.0))]
+    low, high = OBSERVERS["percentile"](histogram(torch.cat([torch.linspace(-1, 2, 200_000), *ends])), U8, None)
+    assert (low, high) == (pytest.approx(-4, abs=0.05), pytest.approx(4, abs=0.05))
+
+
 @pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "cosine"])
 def test_even_values_are_hardly_clipped(name):
     low, high = OBSERVERS[name](histogram(torch.linspace(-1, 2, 100_001)), U8, None)

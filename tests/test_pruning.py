@@ -253,6 +253,10 @@ def test_a_pruned_network_can_be_pruned_again():
     assert HEAD.count("filters=21") == 1
 
 
+GATE = ("[avgpool]\n", conv(4), conv(8), "[scale_channels]\nfrom=-4\n")
+"""Squeeze and excitation of a block of 8 channels."""
+
+
 class TestCertificate:
     """The proof of a pruned network."""
 
@@ -286,6 +290,17 @@ class TestCertificate:
         }
         with pytest.raises(InfeasibleError, match="certificate"):
             certify(graph, arrays, arrays, removal, bare._replace(arrays=wrong), bare).check()
+
+    def test_a_gate_with_batch_normalisation_is_proved(self):
+        """One cell a picture: a single value, which has no variance."""
+        graph = graph_of(conv(8), *GATE, conv(6, 3))
+        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
+        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
+        assert not all(removal.stays(graph, index).all() for index in (2, 3))
+        bare = compact(graph, arrays, removal)
+        certificate = certify(graph, arrays, arrays, removal, bare, bare)
+        certificate.check()
+        assert certificate.compact_vs_silenced_float64 < 1e-12
 
     def test_heads_that_are_not_finite_prove_nothing(self):
         nan = float("nan")
@@ -324,6 +339,14 @@ class TestUnits:
         assert [unit.shortcut for unit in choose_units(graph, gammas, keep, 1)] == [6]
         with pytest.raises(InfeasibleError, match=r"--shortcut 3: .* 2$"):
             choose_units(graph, gammas, keep, 3)
+
+    def test_a_wide_unit_is_no_stronger_for_it(self):
+        """Means of |γ|: 0.3 in eight channels against 0.5 in four."""
+        shortcut = "[shortcut]\nfrom=-2\nactivation=linear\n"
+        graph = graph_of(conv(8), conv(8), shortcut, conv(4), conv(4), shortcut)
+        gammas = {i: np.full(len(graph.labels[i]), 1.0) for i in graph.makers()}
+        gammas |= {1: np.full(8, 0.3), 4: np.full(4, 0.5)}
+        assert [unit.last for unit in choose_units(graph, gammas, np.ones(graph.count, np.bool_), 1)] == [1]
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_the_network_without_units_is_the_one_in_which_they_add_nothing(self, count):

@@ -115,6 +115,21 @@ def test_a_folded_layer_trains_as_the_unfolded_one_while_nothing_is_rounded():
         torch.testing.assert_close(theirs, mine, atol=1e-9, rtol=1e-9)
 
 
+def test_a_frozen_fold_keeps_its_statistics_and_trains_as_it_is_evaluated():
+    model = quantize(lively(tiny()), QuantSettings(fold=True))
+    images = torch.rand(2, 3, 64, 64)
+    set_phase(model, Phase.OBSERVING)
+    model.train()
+    model(images)
+    set_phase(model, Phase.FROZEN)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    trained = model(images).heads
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    model.eval()
+    for mine, theirs in zip(trained, model(images).heads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
 def folded_buffers(model: Darknet) -> list[tuple[str, torch.Tensor]]:
     return [(name, value) for name, value in model.named_buffers() if "quantize" not in name]
 

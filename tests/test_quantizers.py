@@ -124,6 +124,27 @@ def test_the_gradient_passes_inside_the_range_only():
     assert x.grad.tolist() == [0, 3, 3, 3, 0]
 
 
+def test_the_gradient_passes_at_the_ends_of_the_range():
+    scale = Scale(torch.tensor(0.5), torch.tensor(100, dtype=torch.int32))
+    x = 0.5 * (torch.tensor([0.0, 255.0, -1.0, 256.0]) - 100)
+    fake_quantize(x.requires_grad_(), scale, U8).sum().backward()
+    assert x.grad.tolist() == [1, 1, 0, 0]
+
+
+def test_dorefa_takes_the_largest_weight_for_a_constant():
+    """d/dw of max|w| · tanh w / max|tanh w|, also of the largest weight itself."""
+    weight = torch.tensor([[1.0], [0.25]], requires_grad=True)
+    DorefaQuantizer(Grid(8, per_channel=False))(weight).sum().backward()
+    want = (1 - torch.tanh(weight.detach()) ** 2) / math.tanh(1.0)
+    torch.testing.assert_close(weight.grad, want)
+
+
+@pytest.mark.parametrize(("even", "zero"), [(True, 126), (False, 127)])
+def test_a_zero_point_is_rounded_as_values_are(even, zero):
+    found = scale_of(torch.tensor(-126.5), torch.tensor(128.5), dataclasses.replace(U8, half_even=even))
+    assert found.scale == 1 and found.zero == zero
+
+
 def test_ties():
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
     assert rounded(x).tolist() == [-2, -2, 0, 0, 2, 2]

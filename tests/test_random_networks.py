@@ -222,6 +222,21 @@ def test_constants_are_taken_up_exactly_through_weighted_sums(kind, normalizatio
     assert difference(heads(model_of(*compact(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
+@pytest.mark.parametrize("section", [
+    "[route]\nlayers=-1\ngroups=2\ngroup_id=0\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",
+    "[shortcut]\nfrom=-2\nactivation=leaky\n",
+])  # fmt: skip
+def test_constants_are_taken_up_exactly_through_halves_and_activations(section):
+    graph = graph_of(conv(8), conv(8), section, conv(4))
+    arrays = random_arrays(graph.network, 1)
+    keep = np.ones(graph.count, np.bool_)
+    keep[graph.labels[1][[1, 5]]] = False
+    removal = Removal(keep)
+    want = heads(model_of(graph.network, without_gamma(graph, arrays, removal)), SIDE)
+    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
+    assert difference(heads(model_of(*compact(graph, arrays, removal)), SIDE), want) > 1e-3
+
+
 @examples(200)
 @given(networks(), st.integers(1, 3), SEEDS)
 def test_a_unit_that_adds_nothing_can_go(network, count, seed):

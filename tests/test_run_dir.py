@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_any_plain_name_works(tmp_path, name):
 @pytest.mark.parametrize("project", ["file", "file/below"])
 def test_a_project_that_is_a_file_is_refused(tmp_path, project):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is no folder; choose another --project"):
+    with pytest.raises(InputError, match="is no folder that can be written; choose another"):
         RunDirectory.create(tmp_path / project)
 
 
@@ -96,6 +97,15 @@ def test_plain_values_hold_nothing_but_plain_types():
     got = plain({"policy": Policy(0.5, frozenset({3, 1})), "array": np.arange(2), 7: np.bool_(True)})
     assert got == {"policy": {"percent": 0.5, "layers": [1, 3]}, "array": [0, 1], "7": True}
     assert type(got["7"]) is bool
+
+
+def test_a_run_says_how_it_was_called(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(root / "train.py"), "--no-ema", "--name", "a b"])
+    RunDirectory(tmp_path).describe(args={})
+    assert json.loads((tmp_path / "env.json").read_text())["command"] == ["train.py", "--no-ema", "--name", "a b"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", "-q"])
+    RunDirectory(tmp_path).describe(args={})
+    assert json.loads((tmp_path / "env.json").read_text())["command"] is None
 
 
 def test_the_environment_is_json():

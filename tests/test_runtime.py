@@ -19,9 +19,11 @@ import export
 from tests.nets import TINY, tiny
 from tests.test_export import eager
 from tests.test_models import lively
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import load_model, write_checkpoint
+from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.cfg import parse
+from utils.darknet.adapt import adapt_classes
+from utils.darknet.cfg import format_network, parse
 from utils.data.images import write_image
 from utils.errors import InputError, SuiteError, WeightsError
 from utils.evaluation import detect as decoded
@@ -227,7 +229,7 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
     (("--weights", "alone.param"), "alone.json: no such file, and it says what alone.param is"),
     (("--weights", "a.pt", "--runtime", "onnxruntime"), "a.pt is no file for it; it runs .onnx files"),
     (("--weights", "a.pt", "--runtime", "opencv"), "--runtime opencv: a.pt is a .pt file"),
-    (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made from another network than other.cfg"),
+    (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made for another network ("),
     (("--weights", "none.onnx"), "none.onnx: no such file"),
     ((*DARKNET, "--runtime", "opencv", "--half"), "--half: opencv computes"),
 ])  # fmt: skip
@@ -239,6 +241,16 @@ def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, 
         request.getfixturevalue(call)(*flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["a.pt", "a.onnx", "a.ncnn.param"])
+def test_a_cfg_of_another_class_count_is_adapted_and_said(folder, found, file):
+    """As one cfg serves every data set."""
+    (folder / "eighty.cfg").write_text(format_network(adapt_classes(tiny(), 80)))
+    files = choose_runtime(cfg_file.load(folder / "eighty.cfg"), file, None)
+    notes = (*files.notes, *(load_model(files).notes if file == "a.pt" else ()))
+    assert f"eighty.cfg: adapted from 80 to 2 classes, the classes in {file}" in " ".join(notes)
+    assert_same_detections(found("--weights", file), found("--weights", file, "--cfg", str(folder / "eighty.cfg")))
 
 
 def test_data_of_another_class_count_is_refused(folder, script, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,9 @@ class TestRates:
         pressed = self.factors("dynamic", 4)
         assert sorted(pressed.tolist()) == pytest.approx([0.01] * 35 + [1.0] * 65)
         assert self.scores[pressed == 1].max() < self.scores[pressed < 1].min()
+
+    def test_the_share_is_rounded_down(self):
+        assert SCHEDULES["dynamic"].pressed(9, 10, 12) == 7
 
     def test_constant_and_global(self):
         assert (self.factors("constant", 9) == 1).all()
@@ -257,6 +261,12 @@ class TestRun:
         run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2", "--nominal-batch", "6")
         assert calls == [0, 0, 1, 1, 2, 2]
         assert all(seen)
+
+    def test_no_worker_outlives_it(self, run, no_plots):
+        """What watches the trainer is held by it; workers that wait for the garbage collector die by a signal."""
+        before = set(active_children())
+        run(*self.FLAGS[:-1], "1", "--workers", "1")
+        assert set(active_children()) == before
 
     def test_what_is_kept_is_sparse_and_the_last_epoch(self, run, capsys):
         document = run(*self.FLAGS, "--s", "auto", "--s-solver", "proximal", "--tensorboard")

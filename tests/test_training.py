@@ -112,8 +112,10 @@ class TestHyperparameters:
             ("momentum: 2", "momentum 2.0: allowed is 0 <= value <= 1"),
             ("mosaic: 3", "mosaic"),
             ("- 1", "a mapping"),
-            ("a: [", "not YAML"),
-            ("!!python/object/apply:os.system ['x']", "not YAML"),
+            ("a: [", r"\.yaml:\d: not valid YAML"),
+            ("!!python/object/apply:os.system ['x']", "not valid YAML"),
+            ("lr0: 2001-99-99", "not valid YAML"),
+            ("lr0: " + "[" * 5000, "not valid YAML"),
         ],
     )
     def test_a_bad_file_is_refused_in_one_line(self, tmp_path, text, match):

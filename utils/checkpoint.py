@@ -25,7 +25,15 @@ from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.errors import InputError, WeightsError
 from utils.files import atomic_path, sha256
-from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, same_network, with_anchors_of
+from utils.model_files import (
+    WAY_OUT,
+    ModelFiles,
+    adaptation,
+    check_archive,
+    other_network,
+    same_network,
+    with_anchors_of,
+)
 from utils.quantization.attach import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 
@@ -104,10 +112,7 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     if files.network is None:
         return stored, ()
     if not same_network(stored, files.network):
-        raise WeightsError(
-            f"{files.weights}: made for another network ({_size(stored)}) than {files.network.path} "
-            f"({_size(files.network)}); leave the cfg out to use the one inside"
-        )
+        raise other_network(files.weights, stored, files.network)
     network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
     notes = list(adaptation(files.network, network, f"the classes in {files.weights}"))
     if network.yolos != adapt_classes(files.network, stored.classes).yolos:
@@ -117,10 +122,6 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
         notes.append(f"{files.weights}: trained for {trained[0]} × {trained[1]}, {files.network.path} says "
                      f"{given[0]} × {given[1]}; --img_size or leaving --cfg out chooses")  # fmt: skip
     return network, tuple(notes)
-
-
-def _size(network: Network) -> str:
-    return f"{len(network.blocks)} blocks, {weights_file.parameter_count(network)} parameters"
 
 
 def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:

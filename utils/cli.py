@@ -228,6 +228,8 @@ def _report(failure: Exception) -> tuple[str, int] | None:
         return str(failure), failure.exit_status
     if isinstance(failure, MemoryError) or "can't allocate memory" in str(failure) or "out of memory" in str(failure):
         return f"out of memory; use a smaller --batch-size or --img_size ({failure})", 5
+    if isinstance(failure, RuntimeError) and str(failure).startswith("DataLoader worker"):  # torch's words
+        return f"a process that reads pictures was ended from outside (memory short?); fewer --workers ({failure})", 5
     if isinstance(failure, OSError) and failure.errno in OUT_OF_RESOURCES:
         return f"{failure.filename or 'writing'}: {failure.strerror}", 5
     if isinstance(failure, OSError) and failure.filename is not None:

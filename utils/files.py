@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import OUT_OF_RESOURCES, InputError, ResourceError
+from utils.errors import OUT_OF_RESOURCES, InputError, ResourceError, SuiteError
 
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
@@ -27,6 +27,27 @@ def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.s
     if not stat.S_ISREG(status.st_mode):
         raise error(f"{path}: not a regular file")
     return status
+
+
+@contextmanager
+def reading_yaml(path: Path | str, error: type[InputError] = InputError) -> Iterator[None]:
+    """Refuse a file whose text PyYAML cannot read, with the line where it says one.
+
+    Raises:
+        InputError: or the class given.
+    """
+    import yaml
+
+    try:
+        yield
+    except SuiteError:
+        raise
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        problem = getattr(failure, "problem", None) or str(failure).partition("\n")[0]
+        raise error(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as failure:
+        raise error(f"{path}: not valid YAML: {type(failure).__name__}") from None  # a scalar PyYAML trips over
 
 
 def read_text(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> str:

@@ -57,7 +57,7 @@ def add_evaluator_flag(group: Group) -> None:
 def add_cache_flags(group: Group) -> None:
     """--cache and --cache-dir; `cache_choice` reads them."""
     add = group.add_argument
-    kept = "decode pictures once: ram keeps them for this run, disk in a file for later ones, too"
+    kept = "decode pictures once: ram keeps them for this run, disk in a file for later ones, too (default: every time)"
     add("--cache", choices=("ram", "disk"), help=kept)
     add("--cache-dir", metavar="DIR", help="folder of --cache disk (default: the user's cache folder)")
 

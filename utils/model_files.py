@@ -74,12 +74,13 @@ def choose_model(
 
 
 def newest_best(network: Network | None, runs: Path, classes: int | None = None) -> Path:
-    """The newest `runs/*/*/weights/best.pt` whose run's model.cfg is `network` up to the class count.
+    """The newest `weights/best.pt` of a run, or of a stage of a run, whose model.cfg is `network` up to the classes.
 
     Raises:
         InputError: there is none, or none of `classes` classes.
     """
-    found = sorted(runs.glob("*/*/weights/best.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = [path for depth in ("*/*", "*/*/*") for path in runs.glob(f"{depth}/weights/best.pt")]
+    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         cfg = path.parent.parent / "model.cfg"
         stored = _readable(cfg)
@@ -87,7 +88,7 @@ def newest_best(network: Network | None, runs: Path, classes: int | None = None)
             return path
     wanted = f"fits {network.path}" if network else "exists"
     wanted += "" if classes is None else f" with {classes} classes"
-    raise InputError(f"--weights left out, and no {runs}/*/*/weights/best.pt {wanted}; train first or give --weights")
+    raise InputError(f"--weights left out, and no weights/best.pt of a run in {runs} {wanted}; train first or give one")
 
 
 def _readable(cfg: Path) -> Network | None:
@@ -101,6 +102,16 @@ def _readable(cfg: Path) -> Network | None:
 def same_network(a: Network, b: Network) -> bool:
     """Whether weights of one network are weights of the other, once their class counts agree; anchors may differ."""
     return len(a.blocks) == len(b.blocks) and differs_only_in_classes(a, with_anchors_of(b, a))
+
+
+def other_network(path: Path, stored: Network, given: Network) -> WeightsError:
+    """The error of a file that holds another network than --cfg."""
+    return WeightsError(f"{path}: made for another network ({_size(stored)}) than {given.path} ({_size(given)}); "
+                        "leave the cfg out to use the one inside")  # fmt: skip
+
+
+def _size(network: Network) -> str:
+    return f"{len(network.blocks)} blocks, {weights_file.parameter_count(network)} parameters"
 
 
 def with_anchors_of(network: Network, other: Network) -> Network:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -221,7 +222,15 @@ def python(arguments: Sequence[str]) -> str:
         except subprocess.TimeoutExpired:
             process.kill()
         raise
-    if process.returncode:
-        raise StageError(f"{script} ended with status {process.returncode}; when that is mended, the same command of "
-                         "compress.py goes on from there", process.returncode)  # fmt: skip
+    if status := process.returncode:
+        ended, status = (f"with status {status}", status) if status > 0 else _by_signal(-status)
+        raise StageError(f"{script} ended {ended}; when that is mended, the same command of compress.py goes on from "
+                         "there", status)  # fmt: skip
     return output
+
+
+def _by_signal(number: int) -> tuple[str, int]:
+    """How a script ended that could say nothing, and an exit status for it: that of a shell, 5 if memory was short."""
+    if number == signal.SIGKILL:
+        return "by SIGKILL, as when memory is short", 5
+    return f"by signal {number}", 128 + number

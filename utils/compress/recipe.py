@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, reading_yaml
 from utils.quantization.scheme import TARGETS
 
 MAKERS = ("train", "slim_prune", "shortcut_prune", "normal_prune", "regular_prune", "layer_prune",
@@ -146,15 +146,10 @@ def _document(path: Path) -> Any:
     import yaml
 
     text = read_text(path, max_bytes=LARGEST_FILE)
-    try:
+    with reading_yaml(path):
         for name, line in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
             raise InputError(f"{path}:{line}: {name} stands there twice; give the second another name")
         return yaml.safe_load(text)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as failure:
-        reason = " ".join(str(failure).split())[:160]
-        raise InputError(f"{path}: is no YAML ({reason})") from None
 
 
 def _repeated(node: Any) -> Iterator[tuple[str, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from utils.errors import DataError
-from utils.files import read_text, regular_file
+from utils.files import read_text, reading_yaml, regular_file
 
 Source = Path | tuple[Path, ...]
 """A list file, folder or glob, or several of them."""
@@ -144,14 +144,8 @@ def _from_yaml(path: Path, text: str) -> DataConfig:
 
 def _yaml_mapping(path: Path, text: str) -> Mapping[Any, Any]:
     """The document, which must be a mapping."""
-    try:
+    with reading_yaml(path, DataError):
         document = yaml.safe_load(text)
-    except yaml.YAMLError as failure:
-        mark = getattr(failure, "problem_mark", None)
-        problem = getattr(failure, "problem", None) or str(failure).partition("\n")[0]
-        raise DataError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as failure:
-        raise DataError(f"{path}: not valid YAML: {type(failure).__name__}") from None  # a scalar PyYAML trips over
     if not isinstance(document, dict):
         raise DataError(f"{path}: keys like train:, val: and names: were expected; got {_shown(document)}")
     return document

@@ -111,6 +111,18 @@ def strides(network: Network) -> tuple[int, ...]:
     return tuple(max(1, round(max(every[head]))) for head in network.heads)
 
 
+def normalised_cell(network: Network, height: int, width: int) -> int | None:
+    """The first block with batch normalisation whose map is a single cell: one picture gives it no variance."""
+    return next(
+        (
+            number
+            for number, (block, shape) in enumerate(zip(network.blocks, trace(network, height, width), strict=True))
+            if getattr(block, "batch_normalize", False) and (shape.height, shape.width) == (1, 1)
+        ),
+        None,
+    )
+
+
 def max_stride(network: Network) -> int:
     """Stride of the coarsest head; input sizes are multiples of it."""
     return max(strides(network))

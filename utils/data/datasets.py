@@ -218,6 +218,12 @@ class Loader(DataLoader[Batch]):
                     del batch  # else error and frame hold each other, and the workers are not told to stop
             yield batch
 
+    def close(self) -> None:
+        """End the workers. Those that live until the interpreter ends are killed by it, which torch reports."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # torch has no other way
+
 
 def make_loader(
     dataset: DetectionDataset,

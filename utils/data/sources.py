@@ -61,6 +61,8 @@ def find(text: str) -> Source:
     Raises:
         InputError: nothing of the kind is there.
     """
+    if not text:
+        raise InputError("--source: is empty; give a picture, video, folder, list, webcam number or address")
     if _is_stream(text, "--source"):
         return Source(streams=(text,))
     if os.path.isdir(text):

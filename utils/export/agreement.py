@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models import Darknet
 from utils.detection.decode import decode
 from utils.detection.nms import MAX_DETECTIONS, non_max_suppression
-from utils.errors import InfeasibleError
+from utils.errors import InfeasibleError, NumericsError
 from utils.export import integers
 from utils.export.codes import Codes
 from utils.export.request import OnnxOptions
@@ -84,8 +84,15 @@ def parts(rows: NDArray[np.floating]) -> Arrays:
 
 @torch.inference_mode()
 def raw_heads(model: Darknet, images: torch.Tensor) -> Arrays:
-    """Heads of the model in PyTorch."""
-    return [head.numpy() for head in model(images).heads]
+    """Heads of the model in PyTorch.
+
+    Raises:
+        NumericsError: they are not finite, so that nothing can be compared.
+    """
+    heads = model(images).heads
+    if not all(head.isfinite().all() for head in heads):
+        raise NumericsError("the network puts out NaN or infinity; its weights overflow, take other ones")
+    return [head.numpy() for head in heads]
 
 
 def onnx_agreement(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Network
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, normalised_cell
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.removal import Removal
@@ -35,8 +35,8 @@ class Certificate:
     compact_vs_silenced: float
     """Without absorption, in float32: the pruned network and the one whose removed channels put out 0."""
     compact_vs_silenced_float64: float
-    """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture,
-    which keep the signals of an untrained network alive."""
+    """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture
+    (of two, where one has a single value to normalise), which keep the signals of an untrained network alive."""
     compact_vs_keep_size: float
     """The pruned network that is written and the one of full size with the same constants absorbed, in float32."""
     border: float
@@ -83,13 +83,16 @@ def certify(
     side = max(SMALLEST_SIDE, CELLS * max_stride(network))
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, network.net.channels, side, side, generator=generator)
+    images = image.double()
+    if normalised_cell(network, side, side) is not None:
+        images = torch.cat([images, torch.rand(image.shape, generator=generator).double()])
     small, large = _model(*bare), _model(network, arrays)
     with silenced(large, graph, removal):
         float32 = difference(small(image).heads, large(image).heads)
         with in_float64(small), in_float64(large):
             float64 = difference(small(image.double()).heads, large(image.double()).heads)
             with batch_statistics(small), batch_statistics(large):
-                normalised = difference(small(image.double()).heads, large(image.double()).heads)
+                normalised = difference(small(images).heads, large(images).heads)
     final = _model(*written)(image).heads
     large = _model(network, absorbed)
     with silenced(large, graph, removal):

@@ -24,7 +24,7 @@ from utils.pruning.ranking import MERGES
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.target import Kind, Target
 from utils.pruning.units import check_units, residual_units
-from utils.report.run_dir import check_name
+from utils.report.run_dir import check_run
 
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
@@ -164,7 +164,7 @@ def _add_width_flag(group: argparse._ArgumentGroup, channels: ChannelPolicy | No
     widths = "round widths up to multiples of N, to powers of two with `powers`, or with `auto` to multiples of 1, 4, "
     widths += "8 or 16, whichever is fastest when layers are timed on --device (default: %(default)s)"
     if channels is None:
-        widths = "as in the other scripts; whole units leave widths as they are, so it changes nothing here"
+        widths = "as in the other scripts; changes nothing here, where whole units go (default: %(default)s)"
     default = 1 if channels is None else channels.multiple_of
     group.add_argument("--multiple-of", type=multiple, default=default, metavar="N", help=widths)
 
@@ -181,7 +181,7 @@ def _add_check_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     absorbed = "do not give the constants of removed channels to the convolutions that read them"
     add("--no-absorb", dest="absorb", action="store_false", help=absorbed)
-    anew = "take batch statistics anew from N batches of training pictures, in place of absorbing constants"
+    anew = "take batch statistics anew from N batches of training pictures, not absorbed constants (default: 0)"
     add("--recalibrate", type=positive_int, default=0, metavar="N", help=anew)
     add("--no-test", dest="test", action="store_false", help="measure neither accuracy nor time; --data is not needed")
     add("--dry-run", action="store_true", help="print what would be left and write nothing")
@@ -194,7 +194,7 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         InputError: flags that exclude each other, files that cannot be used or do not fit.
     """
     amounts, auto = _amounts(strategy, args), _auto(args)
-    check_name(args.name)
+    check_run(Path(args.project), args.name)
     data = load_data(args.data) if args.data else None
     network = cfg_file.load(args.cfg) if args.cfg else None
     if network is not None and strategy.units:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.darknet.blocks import Upsample
-from utils.darknet.shapes import trace
+from utils.darknet.shapes import steps
 from utils.errors import InputError
 from utils.graph import ChannelGraph
 
@@ -44,8 +44,8 @@ def pruning_groups(graph: ChannelGraph) -> tuple[Group, ...]:
         graph: of the network.
     """
     network = graph.network
-    blocks, rows = network.blocks, network.net.height
-    strides = [rows / shape.height for shape in trace(network)]
+    blocks = network.blocks
+    strides = [max(step) for step in steps(blocks)]
     upsampled = next((i for i, block in enumerate(blocks) if isinstance(block, Upsample)), len(blocks) + 1)
     neck = max(0, upsampled - 1)
     heads = [i for i in network.heads if i > upsampled]

@@ -27,7 +27,7 @@ from utils.pruning.surgery import Arrays, Compacted, compact
 from utils.pruning.survey import survey
 from utils.pruning.trials import Trials
 from utils.pruning.units import residual_units
-from utils.report.run_dir import RunDirectory, check_project
+from utils.report.run_dir import RunDirectory
 
 Size = tuple[int, int]
 
@@ -43,7 +43,6 @@ def prune(asked: PruneRequest) -> None:
         NumericsError: a γ is not finite.
     """
     device = select_device(asked.device)
-    check_project(asked.project)
     loaded = load_model(asked.files)
     if loaded.quantization is not None:
         raise InputError(f"{asked.files.weights}: is quantized, which comes after pruning; give the weights it was "

@@ -29,7 +29,7 @@ from utils.quantization.recipe import Recipe, prepare
 from utils.quantization.request import AUTO, PICTURES, QuantRequest
 from utils.quantization.scheme import check, notes, rounded_convolutions
 from utils.quantization.sensitivity import block_noise, head_noise, ranking, whole_noise
-from utils.report.run_dir import RunDirectory, check_project
+from utils.report.run_dir import RunDirectory
 
 LOOKED_AT = 16
 """Calibration pictures on which noise is measured and biases are corrected, the first ones."""
@@ -95,7 +95,6 @@ def carry_out(asked: QuantRequest) -> None:
         NumericsError: the network puts out what is not finite.
     """
     device = select_device(asked.device)
-    check_project(asked.project)
     loaded = load_float(asked)
     lineage = list(loaded.lineage())
     lineage[-1] = {**lineage[-1], "command": asked.command}

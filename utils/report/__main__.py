@@ -15,7 +15,7 @@ from utils.cli import Parser, non_negative_int, positive_int, print_json, run
 from utils.flags import add_device_flags
 from utils.report.journey.report import DOCUMENT, MARKDOWN, write_report
 
-EXAMPLE = "python -m utils.report runs/demo/train --out runs/demo/report"
+EXAMPLE = "python -m utils.report runs/demo/journey/train runs/demo/journey/prune --out runs/demo/page"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

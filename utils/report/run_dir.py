@@ -21,6 +21,9 @@ from typing import Any
 from utils.errors import InputError
 from utils.files import atomic_write_bytes, atomic_write_text, read_text
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the suite's scripts are."""
+
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
 MOST_RUNS = 100_000
 """Numbers tried for one name before giving up."""
@@ -46,7 +49,7 @@ class RunDirectory:
             InputError: `name` is no plain folder name, or `project` cannot hold folders.
         """
         project = Path(project)
-        check_name(name)
+        check_run(project, name)
         try:
             project.mkdir(parents=True, exist_ok=True)
             return cls(_reserve(project, name, exist_ok))
@@ -109,7 +112,7 @@ class RunDirectory:
             data: what data.yaml holds: `train`, `val`, `nc`, `names`.
         """
         self.write_yaml("args.yaml", args)
-        self.write_json("env.json", environment())
+        self.write_json("env.json", {"command": called(), **environment()})
         for name, values in (("hyp.yaml", hyp), ("data.yaml", data)):
             if values is not None:
                 self.write_yaml(name, values)
@@ -117,25 +120,22 @@ class RunDirectory:
             self.write_text("model.cfg", cfg)
 
 
-def check_project(project: Path) -> None:
-    """Refuse a folder of runs that cannot be written, before work is done for it.
+def check_run(project: Path, name: str) -> None:
+    """Refuse a place for a run that cannot be had, before work is done for it.
+
+    Args:
+        project: of --project.
+        name: of --name.
 
     Raises:
-        InputError: neither it nor the nearest folder above it that exists can be written.
-    """
-    nearest = next(folder for folder in (project.absolute(), *project.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--project {project}: {nearest} is no folder that can be written; choose another one")
-
-
-def check_name(name: str) -> None:
-    """Refuse what is no plain folder name.
-
-    Raises:
-        InputError: it is empty, `.` or `..`, or has a slash or a null.
+        InputError: the name is empty, `.` or `..`, or has a slash or a null; neither `project` nor the nearest folder
+            above it that exists can be written.
     """
     if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
         raise InputError(f"--name {name!r}: not a plain folder name; folders above it go to --project")
+    nearest = next(folder for folder in (project.absolute(), *project.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--project {project}: {nearest} is no folder that can be written; choose another one")
 
 
 def _reserve(project: Path, name: str, exist_ok: bool) -> Path:
@@ -170,6 +170,12 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def called() -> list[str] | None:
+    """The script and flags that this process was started with; None where it is no script of the suite."""
+    script = Path(sys.argv[0]).resolve()
+    return [script.name, *sys.argv[1:]] if script.parent == ROOT else None
+
+
 def environment() -> dict[str, Any]:
     """What a run ran on: Python, packages, machine, threads, devices, and the suite's git commit if there is one."""
     torch = sys.modules.get("torch")
@@ -182,7 +188,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch else [],
-        "git_commit": git_commit(Path(__file__).resolve().parents[2]),
+        "git_commit": git_commit(ROOT),
     }
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from utils.darknet.blocks import Network
 from utils.darknet.opencv import opencv_warning
-from utils.errors import InputError, WeightsError
+from utils.errors import InputError
 from utils.flags import Group
-from utils.model_files import ModelFiles, choose_model, same_network
+from utils.model_files import ModelFiles, adaptation, choose_model, other_network, same_network
 from utils.runtime.exported import ExportedFile
 from utils.runtime.ncnn_file import read_ncnn
 from utils.runtime.onnx_file import read_onnx
@@ -137,10 +137,14 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
     stored = file.metadata.network
     if file.metadata.output == "detections":
         raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
-    if network is not None and (not same_network(stored, network) or stored.classes != network.classes):
-        raise WeightsError(f"{path}: made from another network than {network.path}; leave the cfg out")
-    notes = (*file.notes, *_saturates(file, path)) if runtime == "openvino" and path.suffix == ".onnx" else file.notes
-    return RuntimeFiles(stored, path, False, notes, runtime, file)
+    notes = list(file.notes)
+    if network is not None:
+        if not same_network(stored, network):
+            raise other_network(path, stored, network)
+        notes += adaptation(network, stored, f"the classes in {path}")
+    if runtime == "openvino" and path.suffix == ".onnx":
+        notes += _saturates(file, path)
+    return RuntimeFiles(stored, path, False, tuple(notes), runtime, file)
 
 
 def _saturates(file: ExportedFile, path: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
-from utils.darknet.shapes import max_stride, trace
+from utils.darknet.shapes import max_stride, normalised_cell
 from utils.data.sampling import Size, rectangle
 from utils.errors import InputError
 from utils.training.settings import TrainSettings
@@ -37,12 +37,11 @@ def check_batches(
     if batch_size > 1 and len(shapes) >= 2 * processes:  # a last batch of one picture joins the one before it
         return
     for height, width in sorted(_sizes(network, settings, shapes, rect)):
-        for number, (block, shape) in enumerate(zip(network.blocks, trace(network, height, width), strict=True)):
-            if getattr(block, "batch_normalize", False) and (shape.height, shape.width) == (1, 1):
-                raise InputError(
-                    f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
-                    "picture; batch normalisation needs two values: use a larger --img_size or more pictures"
-                )
+        if (number := normalised_cell(network, height, width)) is not None:
+            raise InputError(
+                f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
+                "picture; batch normalisation needs two values: use a larger --img_size or more pictures"
+            )
 
 
 def _sizes(network: Network, settings: TrainSettings, shapes: NDArray[np.int64], rect: bool) -> set[Size]:

@@ -70,16 +70,10 @@ def _positive(text: str, largest: float) -> float:
     return value
 
 
-def fill_in_strategy(args: argparse.Namespace) -> None:
-    """Enter the strategy that measured best into the flags where there is a teacher and no strategy, and say so."""
-    if (args.t_cfg or args.t_weights) and args.KDstr is None and args.AT_str is None:
-        args.KDstr = DEFAULT
-        log(f"--KDstr left out: taking {DEFAULT}, which measured best ({KD[DEFAULT].what}); there are --KDstr "
-            f"{', '.join(KD)} and --AT_str {', '.join(AT)}")  # fmt: skip
-
-
 def distillation(args: argparse.Namespace) -> Distillation | None:
     """What the flags ask for; None without a teacher.
+
+    With a teacher and no strategy, the one that measured best is entered into `args`, and that is said.
 
     Raises:
         InputError: flags that mean nothing without a teacher, a teacher without weights, files that do not fit.
@@ -93,6 +87,10 @@ def distillation(args: argparse.Namespace) -> Distillation | None:
     if args.t_weights is None:
         raise InputError(f"--t_cfg {args.t_cfg}: a teacher needs what it has learnt; add --t_weights")
     files = _teacher(args)
+    if args.KDstr is None and args.AT_str is None:
+        args.KDstr = DEFAULT
+        log(f"--KDstr left out: taking {DEFAULT}, which measured best ({KD[DEFAULT].what}); there are --KDstr "
+            f"{', '.join(KD)} and --AT_str {', '.join(AT)}")  # fmt: skip
     chosen = lesson(
         args.KDstr,
         args.AT_str,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from utils.cli import log
 from utils.darknet.data_file import DataConfig
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.datasets import DetectionDataset, Loader, make_loader
 from utils.data.index import Index, index
 from utils.data.store import CacheKind, PictureStore
 from utils.errors import DataError
@@ -50,7 +48,7 @@ def loaders(
     batch_size: int,
     workers: int,
     team: Team,
-) -> tuple[DataLoader, DataLoader | None]:
+) -> tuple[Loader, Loader | None]:
     """Loaders of the training pictures, augmented, and of those to evaluate on; the latter in the first process only.
 
     Args:

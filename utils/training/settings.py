@@ -18,7 +18,7 @@ import yaml
 from utils.data.augment import Augmentation
 from utils.detection.settings import LossSettings
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, reading_yaml
 from utils.pruning.sparsity import SparseSettings
 from utils.quantization.scheme import QuantSettings
 
@@ -175,12 +175,8 @@ def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) 
         InputError: the file cannot be read, is no flat mapping, or `hyperparameters` refuses a value.
     """
     text = read_text(path, max_bytes=LARGEST_HYP)
-    try:
+    with reading_yaml(path):
         values = yaml.safe_load(text)
-    except yaml.YAMLError as failure:
-        mark = getattr(failure, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{place}: not YAML: {getattr(failure, 'problem', None) or 'unreadable'}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a mapping 'key: value' is needed, found {type(values).__name__}")
     return hyperparameters(values, str(path), base)

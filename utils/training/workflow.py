@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
 from utils.data.anchors import auto_anchors
-from utils.data.datasets import Batch
+from utils.data.datasets import Batch, Loader
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index
@@ -102,11 +103,13 @@ def run_training(plan: TrainPlan, watch: Callable[[int, Mapping[str, float]], No
     Returns:
         The values of `train.py --json`.
     """
-    with joined(plan.device) as team:
-        return _train(plan, team, watch)
+    with joined(plan.device) as team, ExitStack() as ending:
+        return _train(plan, team, watch, ending)
 
 
-def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, Any]:
+def _train(
+    plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float]], None] | None, ending: ExitStack
+) -> dict[str, Any]:
     with team.one_by_one():
         train, valid = indices(plan.data, strict=plan.strict, single_class=plan.single_class)
     files = _fitted(plan, train)
@@ -133,7 +136,7 @@ def _train(plan: TrainPlan, team: Team, watch: Callable[[int, Mapping[str, float
         lineage = lineage if plan.resume else (*lineage, teacher)
     if plan.resume is not None:
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
-    train_loader, val_loader = _loaders(plan, train, valid, files.network, team)
+    train_loader, val_loader = _loaders(plan, train, valid, files.network, team, ending)
     settings = dataclasses.replace(
         plan.settings,
         accumulate=_accumulate(plan, len(train_loader), team.size),
@@ -219,8 +222,8 @@ def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _loaders(
-    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
-) -> tuple[DataLoader, DataLoader | None]:
+    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team, ending: ExitStack
+) -> tuple[Loader, Loader | None]:
     shared = {
         "channels": network.net.channels,
         "rect": plan.rect,
@@ -229,7 +232,7 @@ def _loaders(
     }
     if len(train) < team.size:
         raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
-    return loaders(
+    made = loaders(
         train,
         valid,
         shared=shared,
@@ -241,6 +244,10 @@ def _loaders(
         workers=plan.workers,
         team=team,
     )
+    for loader in made:
+        if loader is not None:
+            ending.callback(loader.close)
+    return made
 
 
 def _memory_format(plan: TrainPlan, model: Darknet, team: Team) -> str:
