@@ -97,12 +97,14 @@ class Bench(Clock):
     names: tuple[str, ...]
 
     def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, list[tuple[NDArray, NDArray]]]:
-        """AP over all pictures; of the first ones, each picture and what is found in it with some confidence."""
+        """AP over all pictures; of some from the first to the last, each one and what is found in it surely enough."""
         drawn: list[tuple[NDArray, NDArray]] = []
+        shown = set(np.linspace(0, len(self.loader.dataset) - 1, DRAWN_PICTURES).round().tolist())
 
         def keep(number: int, batch: Batch, found: list[Tensor]) -> None:
-            for image, rows in islice(zip(batch.images, found, strict=True), DRAWN_PICTURES - len(drawn)):
-                drawn.append((image.numpy(), rows[rows[:, 4] >= DRAWN_CONFIDENCE].numpy()))
+            for position, image, rows in zip(batch.positions.tolist(), batch.images, found, strict=True):
+                if position in shown:
+                    drawn.append((image.numpy(), rows[rows[:, 4] >= DRAWN_CONFIDENCE].numpy()))
 
         result = evaluate(model, self.loader, self.names, device=self.device, by_size=False, on_batch=keep)
         log(f"{name}: AP50 {result.metrics.map50:.3f}, AP50-95 {result.metrics.map50_95:.3f}")
