@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,12 @@ class Source(NamedTuple):
     @property
     def is_test(self) -> bool:
         return self.path.startswith("tests/")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """What runs in the background ignores Ctrl-C, and so do its children; some tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -582,5 +582,5 @@ def test_a_quantized_checkpoint_is_refused(call, tmp_path, monkeypatch):
 def test_a_network_without_names_or_weights_is_refused(call):
     with pytest.raises(WeightsError, match=r"nothing\.weights"):
         call("--cfg", "a.cfg", "--weights", "nothing.weights")
-    with pytest.raises(InputError, match="--weights left out, and no runs"):
+    with pytest.raises(InputError, match=r"--weights left out, and no run in runs fits a\.cfg"):
         call("--cfg", "a.cfg")

@@ -88,7 +88,7 @@ def newest_best(network: Network | None, runs: Path, classes: int | None = None)
             return path
     wanted = f"fits {network.path}" if network else "exists"
     wanted += "" if classes is None else f" with {classes} classes"
-    raise InputError(f"--weights left out, and no weights/best.pt of a run in {runs} {wanted}; train first or give one")
+    raise InputError(f"--weights left out, and no run in {runs} {wanted}; train first or give --weights")
 
 
 def _readable(cfg: Path) -> Network | None:

@@ -160,6 +160,11 @@ def _train(
     evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
     if record is not None:
         record.finish(trainer.state.kept)
+    return _document(run, progress, evaluation)
+
+
+def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The values of `train.py --json`."""
     scores = {key: evaluation and getattr(evaluation.metrics, key) for key in ("map50", "map50_95")}
     return {
         "epochs": progress.epoch,
