@@ -20,7 +20,7 @@ import yaml
 
 from utils.cli import Parser, image_side, input_size, log, print_json, run
 from utils.compress.journey import Journey, python
-from utils.compress.recipe import ROOT, Recipe, read_recipe
+from utils.compress.recipe import Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
@@ -28,6 +28,7 @@ from utils.darknet.shapes import max_stride
 from utils.data.index import list_images
 from utils.errors import InputError
 from utils.export.request import PACKAGES
+from utils.files import ROOT
 from utils.model_files import choose_model
 from utils.pruning.command import parse_args as parse_prune_args
 from utils.report.run_dir import check_run
@@ -109,8 +110,8 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
         raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
                          "give --weights")  # fmt: skip
     data = load_data(args.data)
-    for source in (data.train, data.valid):
-        for part in source if isinstance(source, tuple) else (source,) if source else ():
+    for source in filter(None, (data.train, data.valid)):
+        for part in [source] if isinstance(source, Path) else source:
             list_images(part)
     network = cfg_file.load(args.cfg) if args.cfg is not None else None
     if args.weights is not None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from utils.errors import OUT_OF_RESOURCES, InputError, ResourceError, SuiteError
 
+ROOT = Path(__file__).resolve().parent.parent
+"""Folder of the suite's scripts."""
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
 

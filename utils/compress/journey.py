@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import log
-from utils.compress.recipe import ROOT, START, Recipe, Stage
+from utils.compress.recipe import START, Recipe, Stage
 from utils.errors import InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
-from utils.files import atomic_write_text, read_text, sha256
+from utils.files import ROOT, atomic_write_text, read_text, sha256
 
 STATE = "journey.json"
 LOCK = ".journey.lock"

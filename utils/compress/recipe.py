@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import read_text, reading_yaml
+from utils.files import ROOT, read_text, reading_yaml
 from utils.quantization.scheme import TARGETS
 
 MAKERS = ("train", "slim_prune", "shortcut_prune", "normal_prune", "regular_prune", "layer_prune",
@@ -42,8 +42,6 @@ INTEGRAL = {"tensorrt": ("tensorrt",), "fpga": ("fpga",)}
 INTEGERS = tuple(name for name in TARGETS if name not in INTEGRAL)
 """--target of the networks that `--int8` takes."""
 LARGEST_FILE = 1 << 16
-ROOT = Path(__file__).resolve().parent.parent.parent
-"""Folder of the scripts."""
 
 
 @dataclass(frozen=True)

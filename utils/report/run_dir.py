@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import atomic_write_bytes, atomic_write_text, read_text
-
-ROOT = Path(__file__).resolve().parents[2]
-"""Where the suite's scripts are."""
+from utils.files import ROOT, atomic_write_bytes, atomic_write_text, read_text
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
 MOST_RUNS = 100_000
