@@ -42,6 +42,31 @@ def test_darknet_leaves_no_object_without_an_anchor():
     assert sum(len(part.image) for part in found(rows, "darknet", strict)) == 40
 
 
+def test_every_head_whose_mask_holds_the_best_anchor_number_answers():
+    """yolov4-tiny: 81 × 82 is number 3, in the masks of both heads."""
+    anchors = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+    yolos = [Yolo(mask=mask, anchors=anchors, classes=2) for mask in ((3, 4, 5), (1, 2, 3))]
+    rows = targets((0, 1, 0.3, 0.6, 80 / 416, 84 / 416), (0, 0, 0.3, 0.6, 24 / 416, 26 / 416))
+    coarse, fine = assign(rows, yolos, ((13, 13), (26, 26)), (416, 416), ASSIGNMENTS["darknet"])
+    assert (coarse.anchor.tolist(), coarse.row.tolist(), coarse.column.tolist()) == ([0], [7], [3])
+    assert (fine.anchor.tolist(), fine.row.tolist(), fine.column.tolist()) == ([2, 0], [15, 15], [7, 7])
+
+
+def test_an_anchor_that_is_in_no_mask_leaves_its_objects_to_the_next_best():
+    """10 × 14 is in neither mask of yolov4-tiny; 23 × 27 is the best of the others."""
+    anchors = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+    yolos = [Yolo(mask=mask, anchors=anchors, classes=2) for mask in ((3, 4, 5), (1, 2, 3))]
+    rows = targets((0, 1, 0.3, 0.6, 10 / 416, 14 / 416))
+    coarse, fine = assign(rows, yolos, ((13, 13), (26, 26)), (416, 416), ASSIGNMENTS["darknet"])
+    assert (len(coarse.anchor), fine.anchor.tolist()) == (0, [0])
+
+
+def test_heads_with_anchors_of_their_own_answer_each_for_itself():
+    yolos = [Yolo(mask=(0, 1), anchors=ANCHORS[2 * i : 2 * i + 2], classes=2) for i in (0, 1)]
+    parts = found(targets((0, 0, 0.5, 0.5, 17 / 64, 17 / 64)), "darknet", yolos)
+    assert [part.anchor.tolist() for part in parts] == [[1], [1]]
+
+
 def test_ratio_takes_every_anchor_within_four_times_the_sides():
     """12 × 12 px: 8 and 16 are within 4 ×, 40 as well (3.33), 60 × 20 is not (60 / 12 = 5)."""
     fine, coarse = found(targets((0, 0, 0.53, 0.53, 12 / 64, 12 / 64)), "ratio")

@@ -84,6 +84,43 @@ def test_two_objects_on_one_anchor_keep_the_better_objectness_target():
     once, again = loss(heads(0.0), OBJECTS[:1]), loss(heads(0.0), OBJECTS[:1].repeat(2, 1))
     torch.testing.assert_close(again.box, once.box)
     torch.testing.assert_close(again.objectness * 2, once.objectness)
+    torch.testing.assert_close(again.classes * 2, once.classes)
+
+
+@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
+def test_objects_of_two_classes_in_one_cell_have_one_target_of_both(rule):
+    """Their logits are pulled up alike, wherever they are; with two targets of one class each they would stop at 0."""
+    two = OBJECTS[:1].repeat(2, 1)
+    two[1, 1] = 1 - two[0, 1]
+    outputs = [head.requires_grad_() for head in heads()]
+    terms = loss(outputs, two, assignment=rule, box_gain=0.0, objectness_gain=0.0)
+    terms.total.backward()
+    slopes = torch.cat([head.grad.view(2, 3, 7, -1).transpose(2, 3)[..., 5:].reshape(-1, 2) for head in outputs])
+    slopes = slopes[slopes.any(dim=1)]
+    assert len(slopes) and (slopes < 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_the_focal_factor_has_a_gradient(gamma):
+    """Σ |σ(z) − y|^γ BCE(z, y) over cells without an object, y = 0: its slope by finite differences, at z = 0.3."""
+    outputs = [torch.full_like(head, 0.3).double().requires_grad_() for head in heads()]
+    loss(outputs, OBJECTS[:0], focal_gamma=gamma).total.backward()
+
+    def value(z: float) -> float:
+        p = 1 / (1 + math.exp(-z))
+        return -(p**gamma) * math.log1p(-p)
+
+    slope = (value(0.3 + 1e-5) - value(0.3 - 1e-5)) / 2e-5
+    grads = torch.cat([head.grad.view(2, 3, 7, -1)[:, :, 4].flatten() for head in outputs])
+    torch.testing.assert_close(grads, torch.full_like(grads, slope), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5])
+def test_the_focal_factor_of_a_perfect_prediction_has_a_finite_gradient(gamma):
+    yolo = Yolo(mask=(0,), anchors=((8.0, 8.0),), classes=1, new_coords=True, scale_x_y=2.0)
+    head = torch.zeros(1, 6, 8, 8, requires_grad=True)
+    detection_loss([head], OBJECTS[:0], [yolo], SIZE, LossSettings(focal_gamma=gamma)).total.backward()
+    assert torch.isfinite(head.grad).all()
 
 
 def test_new_coords_takes_probabilities():
@@ -146,11 +183,11 @@ class Plain:
                 objectness += cross_entropy(logits[4], max(overlap(found, objects[k][2]) for k in mine))
             elif all(overlap(found, box) <= 0.5 for box in others):
                 objectness += cross_entropy(logits[4], 0.0)
-            for k in mine:
-                box_loss += 1 - complete_overlap(found, objects[k][2])
-                for label, logit in enumerate(logits[5:]):
-                    wanted = (1 - self.SMOOTHING) * (label == objects[k][1]) + self.SMOOTHING / 2
-                    class_loss += cross_entropy(logit, wanted)
+            box_loss += sum(1 - complete_overlap(found, objects[k][2]) for k in mine)
+            labels = {objects[k][1] for k in mine}
+            for label, logit in enumerate(logits[5:] if mine else ()):
+                wanted = (1 - self.SMOOTHING) * (label in labels) + self.SMOOTHING / 2
+                class_loss += cross_entropy(logit, wanted)
         positives = sum(map(len, owned.values()))
         return box_loss / positives, objectness / positives, class_loss / positives
 
@@ -196,7 +233,7 @@ def cross_entropy(logit: float, wanted: float) -> float:
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_it_is_that_of_plain_numbers(classes, height, width):
-    """Inputs wider and higher than a square; a picture without objects; two objects of the same cells, nearly alike."""
+    """Inputs wider and higher than a square; a picture without objects; two objects of the same cells, of two classes."""
     plain = Plain(classes, height, width)
     generator = torch.Generator().manual_seed(classes)
     heads = [torch.randn(3, 2 * (5 + classes), height // stride, width // stride, generator=generator)
@@ -204,6 +241,7 @@ def test_it_is_that_of_plain_numbers(classes, height, width):
     targets = torch.tensor([[0, 0], [0, classes - 1], [2, 0], [0, 0]])
     targets = torch.cat([targets, 0.15 + 0.6 * torch.rand(4, 4, generator=generator)], 1)
     targets[3] = targets[0] * torch.tensor([1, 1, 1, 1, 1.05, 1.05])
+    targets[3, 1] = classes - 1
     got = detection_loss(heads, targets, plain.yolos, (height, width), plain.SETTINGS)
     box, objectness, of_classes = plain.terms(heads, targets)
     torch.testing.assert_close(got.box.item(), 5 * box, rtol=1e-4, atol=0)

@@ -120,10 +120,11 @@ def test_weighted_shortcut_follows_its_formula(kind, normalization):
     raw = torch.tensor([1.0, -3.0]) if kind == "per_feature" else torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
     layer.weights.data = raw
     columns = raw.view(2, -1).expand(2, 2)
+    powers = (columns - columns.amax(0)).exp()
     scale = {
         "none": columns,
         "relu": columns.clamp(min=0) / (columns.clamp(min=0).sum(0) + 1e-4),
-        "softmax": columns.exp() / columns.exp().sum(0),
+        "softmax": powers / (powers.sum(0) + 1e-4),
     }[normalization]
     first, second = torch.tensor([5.0, 7.0]), torch.tensor([11.0, 13.0])
     got = layer(first.view(1, 2, 1, 1), second.view(1, 2, 1, 1)).flatten()

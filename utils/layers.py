@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from utils.darknet.blocks import (
     BN_EPSILON,
+    SHORTCUT_EPSILON,
     Avgpool,
     Block,
     Convolutional,
@@ -233,11 +234,9 @@ class Concatenation(Computing):
 class Addition(Computing):
     """`[shortcut]`: the (weighted) sum of its inputs over the channels they have in common with the first.
 
-    Weighted sums follow AlexeyAB's `shortcut_multilayer_cpu`: relu normalisation divides the positive parts by their
-    sum plus 1e-4, softmax normalises the exponentials.
+    Weighted sums follow AlexeyAB's `shortcut_multilayer_cpu` (src/blas.c): relu normalisation divides the positive
+    parts by their sum plus 1e-4, softmax the exponentials of w − max w by theirs plus 1e-4.
     """
-
-    RELU_EPSILON = 1e-4
 
     def __init__(self, block: Shortcut, channels: int) -> None:
         super().__init__()
@@ -258,10 +257,13 @@ class Addition(Computing):
     def _scales(self) -> Tensor:
         """Normalised weights, [inputs, C or 1, 1, 1]."""
         weights = self.weights.view(len(self.weights), -1, 1, 1)
+        if self.normalization == "none":
+            return weights
         if self.normalization == "relu":
-            positive = weights.relu()
-            return positive / (positive.sum(dim=0, keepdim=True) + self.RELU_EPSILON)
-        return weights.softmax(dim=0) if self.normalization == "softmax" else weights
+            weights = weights.relu()
+        else:
+            weights = (weights - weights.amax(dim=0, keepdim=True)).exp()
+        return weights / (weights.sum(dim=0, keepdim=True) + SHORTCUT_EPSILON)
 
 
 def _add_common(total: Tensor, other: Tensor, scale: Tensor | None) -> Tensor:

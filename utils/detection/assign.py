@@ -49,18 +49,29 @@ def assign(
     Returns:
         One Positives a head; an object may have several positives or, without `rule.best`, none.
     """
-    scale = targets.new_tensor((size[1], size[0]))
-    anchors = [targets.new_tensor(yolo.head_anchors) for yolo in yolos]
-    scores = _similarity(targets[:, 4:6] * scale, torch.cat(anchors), rule.similarity)
-    limits = [yolo.iou_thresh if rule.threshold is None else rule.threshold for yolo in yolos]
-    chosen = scores > torch.cat([scores.new_full((len(a),), t) for a, t in zip(anchors, limits, strict=True)])
-    if rule.best and len(targets):
-        chosen[torch.arange(len(targets), device=targets.device), scores.argmax(dim=1)] = True
-    parts = chosen.split([len(a) for a in anchors], dim=1)
+    shapes = targets[:, 4:6] * targets.new_tensor((size[1], size[0]))
     return [
-        _positives(targets, part, grid, yolo, rule.neighbours)
-        for part, grid, yolo in zip(parts, grids, yolos, strict=True)
+        _positives(targets, _chosen(shapes, yolo, yolos, rule), grid, yolo, rule.neighbours)
+        for yolo, grid in zip(yolos, grids, strict=True)
     ]
+
+
+def _chosen(shapes: Tensor, yolo: Yolo, yolos: Sequence[Yolo], rule: Assignment) -> Tensor:
+    """Mask [N, A] of the objects and the anchors of a head that answer for them; shapes [N, 2] in pixels.
+
+    As in AlexeyAB/darknet `process_batch` the best anchor is a number in the list of all anchors, and every head whose
+    mask holds the number answers: yolov4-tiny's number 3 is in both masks. Heads with lists of their own are asked one
+    by one. Unlike there, a number that is in no mask does not compete: its objects would have no positive at all, such
+    as those of number 0 in yolov4-tiny, whose masks are 3, 4, 5 and 1, 2, 3.
+    """
+    mask = torch.tensor(yolo.mask, device=shapes.device)
+    scores = _similarity(shapes, shapes.new_tensor(yolo.anchors), rule.similarity)
+    chosen = scores[:, mask] > (yolo.iou_thresh if rule.threshold is None else rule.threshold)
+    if rule.best:
+        numbers = sorted({number for other in yolos if other.anchors == yolo.anchors for number in other.mask})
+        numbers = torch.tensor(numbers, device=shapes.device)
+        chosen |= numbers[scores[:, numbers].argmax(dim=1)][:, None] == mask
+    return chosen
 
 
 def _similarity(shapes: Tensor, anchors: Tensor, kind: str) -> Tensor:

@@ -17,6 +17,8 @@ from utils.detection.decode import box_offsets, grid, split_head
 from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
 
 AT_LEAST_ONE = partial(max, 1)
+LEAST_AWAY = 1e-6
+"""Least distance |p − y| whose power is taken: at 0 the slope of a power below 1 is infinite."""
 PAIRS = 1 << 20
 """Pairs of a prediction and an object that are compared at once."""
 
@@ -42,8 +44,10 @@ def detection_loss(
 
         L = (g_box Σ₊ (1 − s) + g_obj Σ BCE(obj, o*) + g_cls Σ₊ Σ_c BCE(cls_c, y_c)) / max(1, positives)
 
-    o* is the IoU of the decoded box with its object at a positive (no gradient), 0 elsewhere. Sums run over the whole
-    batch and all heads, so the gains depend on neither grid, picture size nor batch size.
+    o* is the IoU of the decoded box with its object at a positive (no gradient), 0 elsewhere. Where objects share an
+    anchor cell, the cell counts once in the class term, and its y has all their classes (AlexeyAB/darknet
+    `delta_yolo_class`). Sums run over the whole batch and all heads, so the gains depend on neither grid, picture size
+    nor batch size.
 
     Args:
         heads: raw outputs [B, A · (5 + C), H, W].
@@ -96,12 +100,36 @@ def _head_loss(
         weight[_overlapping(values, cell_anchors, targets, yolo)] = 0
         weight[at] = 1
     if settings.focal_gamma:
-        weight = weight * (_probability(values[..., 4], yolo) - wanted).abs() ** settings.focal_gamma
+        away = (_probability(confidence, yolo) - wanted).abs()
+        weight = weight * away.clamp(min=LEAST_AWAY) ** settings.focal_gamma
     objectness = (_cross_entropy(confidence, wanted, yolo) * weight).sum()
 
-    labels = F.one_hot(found.labels, yolo.classes).to(rows.dtype)
+    labels, once = _cell_classes(flat, found.labels, yolo.classes)
     labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-    return (1 - agreement).sum(), objectness, _cross_entropy(rows[:, 5:], labels, yolo).sum()
+    classes = _cross_entropy(rows[:, 5:], labels.to(rows.dtype), yolo) * once[:, None]
+    return (1 - agreement).sum(), objectness, classes.sum()
+
+
+def _cell_classes(cells: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The classes of all objects in the anchor cell of each positive, and which positive speaks for its cell.
+
+    Args:
+        cells: [P] number of the anchor cell.
+        labels: [P] class of the object.
+        classes: number of classes C.
+
+    Returns:
+        [P, C], 0 or 1, and bool [P], True for the first positive of every cell.
+    """
+    ordered, order = cells.sort(stable=True)
+    first = torch.cat((torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]))
+    group = torch.empty_like(order)
+    group[order] = first.cumsum(dim=0) - 1
+    present = cells.new_zeros(len(cells), classes)
+    present[group, labels] = 1
+    once = torch.empty_like(first)
+    once[order] = first
+    return present[group], once
 
 
 class _Taken(torch.autograd.Function):

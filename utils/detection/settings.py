@@ -19,7 +19,7 @@ class Assignment:
     threshold: float | None
     """Anchors whose similarity exceeds this are positive; None: `iou_thresh` of the head."""
     best: bool
-    """The best anchor of the whole network is positive whatever the threshold."""
+    """The best anchor number is positive whatever the threshold, in every head whose mask holds it."""
     neighbours: bool
     """A cell beside the object's is positive as well if the centre is within its reach."""
     ignore: bool

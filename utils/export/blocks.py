@@ -34,7 +34,8 @@ from utils.darknet.shapes import trace
 from utils.export.activations import Form
 from utils.export.codes import Codes, Kernel, Point
 from utils.export.graph import Graph
-from utils.layers import Addition, as_convolutional
+from utils.layers import as_convolutional
+from utils.pruning.constants import shortcut_scales
 
 Arrays = Mapping[str, NDArray[np.floating]]
 FLOAT = Codes({}, frozenset(), {})
@@ -179,20 +180,6 @@ def _shortcut(site: Site) -> str:
         output = site.linear if number == len(block.sources) else f"{site.name}/sum{number}"
         total = site.graph.add("Add", [total, tensor], output)
     return site.activate()
-
-
-def shortcut_scales(block: Shortcut, weights: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
-    """Normalised weights [inputs, C or 1] of a weighted shortcut, as `layers.Addition` computes them; None without."""
-    if weights is None:
-        return None
-    weights = weights.reshape(len(weights), -1)
-    if block.weights_normalization == "relu":
-        positive = np.maximum(weights, 0)
-        return positive / (positive.sum(axis=0) + Addition.RELU_EPSILON)
-    if block.weights_normalization == "softmax":
-        powers = np.exp(weights - weights.max(axis=0))
-        return powers / powers.sum(axis=0)
-    return weights
 
 
 def _scaled(site: Site, tensor: str, scale: NDArray[np.floating], output: str) -> str:

@@ -32,9 +32,10 @@ from utils.darknet.blocks import (
     Yolo,
 )
 from utils.darknet.shapes import trace
-from utils.export.blocks import Arrays, shortcut_scales
+from utils.export.blocks import Arrays
 from utils.export.ncnn_graph import NcnnFiles, NcnnGraph, Value
 from utils.layers import LEAKY_SLOPE, as_convolutional
+from utils.pruning.constants import shortcut_scales
 from utils.runtime.metadata import IMAGE
 
 ADD, MULTIPLY = 0, 2

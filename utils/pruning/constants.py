@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import (
     BN_EPSILON,
+    SHORTCUT_EPSILON,
     Avgpool,
     Block,
     Convolutional,
@@ -29,9 +30,6 @@ from utils.graph import IMAGE, ChannelGraph, is_depthwise
 from utils.pruning.activations import FUNCTIONS, Vector
 from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays
-
-SUM_EPSILON = 1e-4
-"""Added to the sum that relu normalisation divides by, as AlexeyAB/darknet does (`shortcut_multilayer_cpu`)."""
 
 
 def absorb(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, NDArray[np.floating]]:
@@ -95,7 +93,8 @@ def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], w
             parts = [np.split(source, block.groups)[block.group_id] for source in sources]
             return np.concatenate(parts)
         case Shortcut():
-            scales = np.broadcast_to(_scales(arrays, index, block), (len(sources), width))
+            scales = shortcut_scales(block, arrays.get(f"layers.{index}.weights"))
+            scales = np.broadcast_to(1.0 if scales is None else scales, (len(sources), width))
             total = np.zeros(width)
             for other, scale in zip(sources, scales, strict=True):
                 common = min(width, len(other))
@@ -104,17 +103,16 @@ def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], w
     return np.zeros(width)
 
 
-def _scales(arrays: Arrays, index: int, block: Shortcut) -> Vector:
-    """Factors of a shortcut's inputs, [inputs, C or 1], as `layers.Addition` computes them."""
-    weights = arrays.get(f"layers.{index}.weights", np.ones(1 + len(block.sources))).astype(np.float64)
+def shortcut_scales(block: Shortcut, weights: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
+    """Normalised weights [inputs, C or 1] of a shortcut, as `layers.Addition` computes them; None without weights."""
+    if weights is None:
+        return None
     weights = weights.reshape(len(weights), -1)
-    if block.weights_type == "none" or block.weights_normalization == "none":
+    if block.weights_normalization == "none":
         return weights
-    if block.weights_normalization == "relu":
-        positive = np.maximum(weights, 0)
-        return positive / (positive.sum(0) + SUM_EPSILON)
-    powers = np.exp(weights - weights.max(0))
-    return powers / powers.sum(0)
+    softmax = block.weights_normalization == "softmax"
+    weights = np.exp(weights - weights.max(axis=0)) if softmax else np.maximum(weights, 0)
+    return weights / (weights.sum(axis=0) + SHORTCUT_EPSILON)
 
 
 def _shifted(arrays: Arrays, index: int, block: Convolutional, width: int) -> Vector:
