@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import parse
+from utils.darknet.opencv import EPSILON
 
 PUBLIC_MODELS = (
     "MobileNetV2-YOLO-Fastest-voc",
@@ -128,3 +134,11 @@ def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
     head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
     net = f"[net]\nwidth={width}\nheight={width}\nchannels={channels}\n"
     return parse("\n".join((net, *sections, head)), "one.cfg")
+
+
+@contextmanager
+def opencv_epsilon() -> Iterator[None]:
+    """Models made within add to a variance what OpenCV's reader of Darknet files adds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.layers.BN_EPSILON", EPSILON)
+        yield

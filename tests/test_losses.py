@@ -233,7 +233,7 @@ def cross_entropy(logit: float, wanted: float) -> float:
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_it_is_that_of_plain_numbers(classes, height, width):
-    """Inputs wider and higher than a square; a picture without objects; two objects of the same cells, of two classes."""
+    """Inputs wider and higher than a square; a picture without objects; two objects of two classes in a cell."""
     plain = Plain(classes, height, width)
     generator = torch.Generator().manual_seed(classes)
     heads = [torch.randn(3, 2 * (5 + classes), height // stride, width // stride, generator=generator)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import Darknet, fuse
-from tests.nets import PUBLIC_MODELS
+from tests.nets import PUBLIC_MODELS, opencv_epsilon
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
 from utils.detection.decode import decode
@@ -25,7 +25,8 @@ def files(shared, name) -> tuple[str, str]:
 
 
 def load(shared, name) -> Darknet:
-    return load_model(choose_model(*files(shared, name))).model.eval()
+    with opencv_epsilon():
+        return load_model(choose_model(*files(shared, name))).model.eval()
 
 
 def dog(shared, network: Network) -> np.ndarray:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from models import Outputs, fuse
+from tests.nets import opencv_epsilon
 from utils.boxes import to_corners
 from utils.checkpoint import load_model
 from utils.darknet.data_file import load_data
@@ -80,7 +81,8 @@ def measured(request, shared, pictures):
     """Name of a model, and a function from thresholds to its AP50; the network runs once over the pictures."""
     folder, (found, names) = shared / "data/weights", pictures
     files = choose_model(str(folder / f"{request.param}.cfg"), str(folder / MODELS[request.param][0]))
-    model = Recording(fuse(load_model(files).model))
+    with opencv_epsilon():
+        model = Recording(fuse(load_model(files).model))
     size = model.network.net.height, model.network.net.width
     loader = make_loader(DetectionDataset(found, size=size, mode="stretch"), 16)
 

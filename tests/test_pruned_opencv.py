@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models import load_arrays
+from tests.nets import opencv_epsilon
 from tests.test_oracle_opencv import TOLERANCE, difference, dog
 from tests.test_pruning import gammas_of
 from tests.test_random_networks import random_arrays
@@ -93,7 +94,7 @@ def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tm
     assert opencv_warning(written) is None
     blob = dog(shared, written)
     tensors = {key: torch.from_numpy(array) for key, array in weights_file.read(weights, written).items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), opencv_epsilon():
         ours = load_arrays(written, tensors).eval()(torch.from_numpy(blob)).heads
     net = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
     net.setInput(blob)

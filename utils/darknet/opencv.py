@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Route, Se, Shortcut
 
+EPSILON = 1e-6
+"""Added to a variance there; Darknet and this suite add `BN_EPSILON`, 1e-5."""
 REFUSED_ACTIVATIONS = ("relu6", "h_swish", "hardsigmoid")
 
 
