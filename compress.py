@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,19 +23,24 @@ from typing import Any
 import yaml
 
 from utils.cli import Parser, image_side, input_size, log, print_json, run
-from utils.compress.journey import Journey, python
+from utils.compress.journey import Journey, made_by, python
 from utils.compress.recipe import Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
+from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
+from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
 from utils.darknet.shapes import max_stride
+from utils.darknet.weights import Header, file_bytes
 from utils.data.index import list_images
-from utils.errors import InputError
+from utils.errors import InputError, SuiteError
 from utils.export.request import PACKAGES
 from utils.files import ROOT
-from utils.model_files import choose_model
+from utils.model_files import cfg_of, choose_model
 from utils.pruning.command import parse_args as parse_prune_args
+from utils.pruning.command import request as prune_request
 from utils.report.run_dir import check_run
+from utils.runtime.choice import KINDS, runtime_of
 from utils.runtime.packages import require
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
@@ -44,7 +53,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what is compressed").add_argument
     add("--cfg", metavar="FILE", help="Darknet network description (default: the one inside a .pt)")
     add("--data", metavar="FILE", required=True, help="data set: .data or data.yaml")
-    start = "trained network, .pt or .weights; the recipe's first training is left out then (default: train it)"
+    start = "trained network, .pt, or .weights of --cfg; it takes the place of the recipe's first training, and is the "
+    start += "first row of the page (default: train it)"
     add("--weights", metavar="FILE", help=start)
     size = "side of the network input, the same in all stages (default: the cfg's width and height)"
     add("--img_size", type=image_side, metavar="N", help=size)
@@ -79,18 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = read_recipe(Path(args.recipe), args.set)
     if args.weights:
         whole, recipe = recipe, recipe.started()
-        if recipe is not whole:
+        if whole.stages[0].name not in (stage.name for stage in recipe.stages):
             log(f"stage {whole.stages[0].name}: is left out, its network is {args.weights}")
-    check_inputs(args, recipe)
-
+    network = check_inputs(args, recipe)
     name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"
     check_run(Path(args.project), name)
     journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, args.img_size)
-    planned = journey.planned()
-    for stage, command in zip(recipe.stages, planned, strict=True):
-        check_flags(args.recipe, stage.name, stage.script, command[1:])
+    check_stages(journey, network)
     if args.dry_run:
-        print("\n".join(f"python {' '.join(command)}" for command in planned))
+        print("\n".join(f"python {' '.join(command)}" for command in journey.planned()))
         return
     done = journey.finish(python)
     page = write_page(journey, done)
@@ -98,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_json(document) if args.json else print(text(document))
 
 
-def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
-    """Refuse files that cannot be used before the first stage begins.
+def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
+    """The network to begin with, of as many classes as the data set has; files that cannot be used are refused.
 
     Raises:
-        InputError: names the file, or the package that a stage needs.
+        InputError: names the file.
     """
     if args.cfg is None and args.weights is None:
         raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
@@ -110,14 +117,19 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> None:
         raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
                          "give --weights")  # fmt: skip
     data = load_data(args.data)
-    for source in filter(None, (data.train, data.valid)):
+    for key, source in (("train", data.train), ("valid", data.valid)):
+        if source is None:
+            raise InputError(f"{data.path}: no {key} = …; a journey needs pictures to train with and to measure on")
         for part in [source] if isinstance(source, Path) else source:
             list_images(part)
     network = cfg_file.load(args.cfg) if args.cfg is not None else None
-    if args.weights is not None:
-        network = trained_network(network, args.weights)
+    network = adapt_classes(network, data.classes) if args.weights is None else trained_network(network, args.weights)
+    if network.classes != data.classes:
+        raise InputError(f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
+                         f"{data.classes}; train it on these pictures first, by train.py -pt")  # fmt: skip
     if args.img_size is not None:
         input_size([args.img_size], max_stride(network), (network.net.height, network.net.width))
+    return network
 
 
 def trained_network(network: Network | None, weights: str) -> Network:
@@ -144,24 +156,54 @@ def trained_network(network: Network | None, weights: str) -> Network:
     return loaded.model.network
 
 
-def check_flags(recipe: str, name: str, script: str, flags: Sequence[str]) -> None:
-    """Let the script of a stage look at its flags.
+def check_stages(journey: Journey, network: Network) -> None:
+    """Let the script of every stage check its flags and files; stand-ins take the place of files not made yet.
+
+    Args:
+        journey: whose stages are checked.
+        network: the one that it begins with.
 
     Raises:
-        InputError: one is unknown, or has a value that is not allowed.
+        InputError: names the recipe, the stage, and what its script says.
+    """
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        weights = Path(folder) / "network.weights"
+        cfg_of(weights).write_text(format_network(network))
+        weights.write_bytes(Header().pack())
+        os.truncate(weights, file_bytes(network))
+        made: dict[str, Path] = {}
+        for stage in journey.recipe.stages:
+            _, *flags = journey.command(stage, made)
+            try:
+                check_stage(stage.script, flags)
+            except SuiteError as failure:
+                raise InputError(f"{journey.recipe.path}: stage {stage.name}: {failure}") from None
+            file = made_by(stage, Path(folder))
+            made[stage.name] = file if stage.script == "export" and file.suffix in KINDS else weights
+
+
+def check_stage(script: str, flags: Sequence[str]) -> None:
+    """Let one script check its flags and files, as far as it does so without torch.
+
+    Raises:
+        SuiteError: as of the script.
     """
     module = script_module(script)
-    try:
-        if script.endswith("_prune"):
-            parse_prune_args(module.STRATEGY, module.__doc__, flags)
-        else:
-            given = module.parse_args(flags)
-            if getattr(given, "hyp", None) and not Path(given.hyp).is_file():
-                raise InputError(f"--hyp {given.hyp}: there is no such file")
-            if script == "export":
-                require(f"--format {given.format}", *PACKAGES.get(given.format, ()))
-    except InputError as failure:
-        raise InputError(f"{recipe}: stage {name}: {failure}") from None
+    if script.endswith("_prune"):
+        prune_request(module.STRATEGY, parse_prune_args(module.STRATEGY, module.__doc__, flags))
+        return
+    args = module.parse_args(flags)
+    if script == "train":
+        module.planned(args)
+    elif script == "quantize":
+        module.request(args, flags)
+    elif script == "export":
+        require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
+        module.request(args)
+    elif Path(args.weights).suffix in KINDS:
+        runtime_of(Path(args.weights), args.runtime)
+    else:
+        module.load_inputs(args)
 
 
 def script_module(script: str) -> ModuleType:
@@ -175,27 +217,22 @@ def script_module(script: str) -> ModuleType:
 
 
 def write_page(journey: Journey, done: Sequence[dict[str, Any]]) -> Path:
-    """The page about the journey, and about the run that its first network is of."""
+    """The page about the journey; its first network is the one that was given, or else trained."""
     from utils.report.journey import write_report
 
     runs = [journey.folder / entry["name"] for entry in done if (journey.folder / entry["name"]).is_dir()]
-    start = Path(journey.weights).parent.parent if journey.weights else None
-    if start is not None and (start / "args.yaml").is_file():
-        runs.insert(0, start)
-    baselines = smaller_picture(runs[0], journey.side)
+    baselines = smaller_picture(Path(done[0]["made"]), runs[0] / "model.cfg", journey.side)
     return write_report(runs, journey.folder / "report", data=journey.data, baselines=baselines, exist_ok=True)
 
 
-def smaller_picture(run: Path, side: int | None) -> list[str]:
-    """The cheapest way to half of the multiply-adds: the network of a run as it is, on smaller pictures.
+def smaller_picture(weights: Path, cfg: Path, side: int | None) -> list[str]:
+    """The cheapest way to half of the multiply-adds: a network as it is, on smaller pictures.
 
     Args:
-        run: of train.py.
+        weights: of the network.
+        cfg: of the network.
         side: of the input; None: the one of its cfg, if it is square.
     """
-    weights, cfg = run / "weights" / "best.pt", run / "model.cfg"
-    if not weights.is_file() or not cfg.is_file():
-        return []
     network = cfg_file.load(cfg)
     side, stride = side or network.net.width, max_stride(network)
     smaller = round(side * math.sqrt(0.5) / stride) * stride

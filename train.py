@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the flags, train, print the result."""
     args = parse_args(argv)
     folder = _interrupted(args)
-    plan = _planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
+    plan = planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
     if is_search(folder) if folder else args.evolve:
         document, summary = run_search(plan), search_summary
     else:
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(summary(document))
 
 
-def _planned(args: argparse.Namespace) -> dict[str, Any]:
+def planned(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags ask for, as the fields of TrainPlan."""
     if args.data is None:
         raise InputError("--data: is needed; it names a .data or data.yaml file")
@@ -320,7 +320,7 @@ def _resumed(folder: Path, args: argparse.Namespace, given: Mapping[str, Any]) -
     stored |= changed_flags(folder, stored, given)
     own = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "no_flip": False}
     own |= {"hyp": f"{folder}/{START}"} if is_search(folder) else {"weights": None, "auto_anchors": False}
-    return _planned(argparse.Namespace(**{**vars(args), **stored, **own})) | {"resume": folder, "args": stored}
+    return planned(argparse.Namespace(**{**vars(args), **stored, **own})) | {"resume": folder, "args": stored}
 
 
 def _summary(document: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +22,11 @@ from tests.nets import TINY, one_head, tiny
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.compress.journey import STATE, Journey, StageError, only_one
 from utils.compress.recipe import Recipe, read_recipe
+from utils.darknet import weights as weights_file
+from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network
 from utils.errors import InputError
+from utils.files import sha256
 from utils.quantization.attach import quantize
 from utils.quantization.scheme import QuantSettings
 
@@ -65,17 +70,29 @@ def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
 
 
 def test_with_weights_the_first_training_is_left_out(tmp_path):
+    """Start, teacher and source of an export are one .pt, which --cfg and --weights are read into."""
     commands = Journey(recipe_of(tmp_path).started(), Path("j"), "d.data", "n.cfg", "w.weights").planned()
-    assert commands[0][0] == "train.py" and "-sr" in commands[0]
-    assert value(commands[0], "--weights") == "w.weights" and value(commands[0], "--cfg") == "n.cfg"
-    assert value(commands[2], "--t_weights") == "w.weights"
-    assert (value(commands[3], "--weights"), value(commands[3], "--cfg")) == ("w.weights", "n.cfg")
+    assert [commands[0][0], *(value(commands[0], flag) for flag in ("--cfg", "--weights", "--format", "--name"))] == [
+        "export.py", "n.cfg", "w.weights", "pt", "original",
+    ]  # fmt: skip
+    assert commands[1][0] == "train.py" and "-sr" in commands[1]
+    assert [value(commands[place], "--weights") for place in (1, 4)] == ["j/original/model.pt"] * 2
+    assert value(commands[3], "--t_weights") == "j/original/model.pt"
+    assert not any("w.weights" in command or "n.cfg" in command for command in commands[1:])
 
 
 @pytest.mark.parametrize("flags", ["sr: true, prune: 1", "quantized: 1"])
 def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
-    recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}")
-    assert recipe.started() is recipe
+    recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}").started()
+    assert [(stage.name, stage.source) for stage in recipe.stages] == [
+        ("original", None), ("a", "original"), ("b", "a"),
+    ]  # fmt: skip
+
+
+def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
+    text = "stages: {a: {script: train}, b: {script: export, format: darknet}, c: {script: test, from: b}}"
+    command = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()[2]
+    assert (value(command, "--cfg"), value(command, "--weights")) == ("j/b/model.cfg", "j/b/model.weights")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +107,20 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
         ("stages: {../a: {script: train}}", "a name has letters, digits, - and _"),
         ("stages: {a: {script: train, weights: x.pt}}", "weights is set by compress.py"),
         ("stages: {a: {script: train, exist-ok: true}}", "exist-ok is set by compress.py"),
-        ("stages: {a: {script: train, help: true}}", "with help nothing is made"),
-        ("stages: {a: {script: train}, b: {script: slim_prune, dry-run: true}}", "with dry-run nothing is made"),
+        ("stages: {a: {script: train, help: true}}", "with help no network is made"),
+        ("stages: {a: {script: train}, b: {script: slim_prune, dry-run: true}}", "with dry-run no network is made"),
         ("stages: {a: {script: train, 'weights=x.pt': true}}", "'weights=x.pt' is no flag"),
-        ("stages: {report: {script: train}}", "and is not report"),
+        ("stages: {report: {script: train}}", "and is not report or original"),
+        ("stages: {original: {script: train}}", "and is not report or original"),
+        ("stages: {a: {script: train, single-cls: true}}", "with single-cls no network is made that"),
+        (
+            "stages: {a: {script: train}, b: {script: export, format: torchscript}, c: {script: test, from: b}}",
+            r"c: b makes a file of format torchscript, which test\.py does not run",
+        ),
+        (
+            "stages: {a: {script: train}, b: {script: export, nms: true}, c: {script: test, from: b}}",
+            r"c: b makes a file with NMS, which test\.py does not run",
+        ),
         (
             "stages: {a: {script: train}, b: {script: export, int8: true}}",
             "b: makes integers of a, which is float",
@@ -160,6 +187,110 @@ def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, t
     with pytest.raises(InputError, match=r"--weights int\.pt: is quantized already"):
         compress.main([*common, "--weights", "int.pt"])
     assert not (tmp_path / "runs").exists()
+
+
+def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
+    """A trained network in a file of its own, .pt or .weights."""
+    torch.manual_seed(1)
+    model = Darknet(adapt_classes(tiny(), classes))
+    path = folder / f"start{suffix}"
+    if suffix == ".pt":
+        names = [str(number) for number in range(classes)]
+        write_checkpoint(path, {"model": model.state_dict(), "ema": None, "names": names, "lineage": [], "kept": None,
+                                "cfg": format_network(model.network)})  # fmt: skip
+    else:
+        weights_file.write(path, model.network, {key: value.numpy() for key, value in model.state_dict().items()})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tune.freeze=99", "stage tune: --freeze 99: nothing would be left to train"),
+        ("tune.hyp=none.yaml", r"stage tune: none\.yaml: no such file"),
+        ("tune.hyp=bad.yaml", r"stage tune: bad\.yaml: a mapping 'key: value' is needed"),
+        ("sparse.KDstr=3", "stage sparse: --KDstr: there is nobody to learn from"),
+        ("sparse.BN_Fold=true", "stage sparse: --BN_Fold: says how to quantize"),
+        ("prune.percent=[0.1, 0.2]", "stage prune: --percent, --shortcut: several values are compared with --dry-run"),
+        ("measure.runtime=ncnn", r"stage measure: --runtime ncnn: .*model\.onnx is run by onnxruntime, opencv"),
+    ],
+)
+@pytest.mark.parametrize("start", [None, ".weights", ".pt"])
+def test_scripts_check_all_stages_before_the_first_one_runs(folder, tmp_path, monkeypatch, start, change, message):
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path)
+    (tmp_path / "bad.yaml").write_text("[]\n")
+    flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml", "--set", change]
+    flags += ["--weights", start_file(tmp_path, start)] if start else []
+    with pytest.raises(InputError, match=message):
+        compress.main(flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_the_network_or_the_page_cannot_use_is_refused_first(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path)
+    flags = ["--cfg", str(folder / "n.cfg"), "--recipe", "r.yaml", "--data"]
+    for suffix in (".pt", ".weights"):
+        weights = start_file(tmp_path, suffix, classes=3)
+        with pytest.raises(InputError, match=r"--weights .*: a network of 3 classes, but .*d\.data has 2"):
+            compress.main([*flags, str(folder / "d.data"), "--weights", weights])
+    for missing in ("train", "valid"):
+        lines = (folder / "d.data").read_text().splitlines()
+        lines = [f"names={folder}/d.names" if line.startswith("names") else line for line in lines]
+        (tmp_path / "less.data").write_text("\n".join(line for line in lines if not line.startswith(missing)))
+        for name in ("train.txt", "val.txt"):
+            (tmp_path / name).write_text(f"{folder}/images/0.png\n")
+        with pytest.raises(InputError, match=rf"less\.data: no {missing} = …"):
+            compress.main([*flags, str(tmp_path / "less.data")])
+    assert not (tmp_path / "runs").exists()
+
+
+def in_process(command: list[str]) -> str:
+    """Runs a stage as `python` does, but in this process; what it printed."""
+    module = compress.script_module(command[0].removesuffix(".py"))
+    output = io.StringIO()
+    with redirect_stdout(output):
+        module.main(command[1:])
+    return output.getvalue()
+
+
+WHOLE = """
+stages:
+  train: {script: train, epochs: 1}
+  sparse: {script: train, sr: true, prune: 1, epochs: 1, batch-size: 4, workers: 0, device: cpu}
+  prune: {script: slim_prune, percent: 0.3, device: cpu}
+  tune: {script: train, epochs: 1, teacher: train, batch-size: 4, workers: 0, device: cpu}
+  unpruned: {script: export, from: train}
+  darknet: {script: export, from: tune, format: darknet}
+  file: {script: export, from: tune}
+"""
+
+
+def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, monkeypatch, no_plots):
+    """From a file alone to the page; its accuracy is what test.py finds, its time that of the runtime of the last."""
+    from utils.report.journey import measure
+
+    for name in ("SECONDS", "LEAST_SECONDS"):
+        monkeypatch.setattr(measure, name, 0.1)
+    monkeypatch.setattr(compress, "python", in_process)
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path, WHOLE)
+    data, weights = str(folder / "d.data"), start_file(tmp_path, ".weights")
+    flags = ["--cfg", str(folder / "n.cfg"), "--data", data, "--weights", weights]
+    compress.main([*flags, "--recipe", "r.yaml"])
+    run = tmp_path / "runs/compress/r-d"
+    document = json.loads((run / "report/report.json").read_text())
+    first, *others = document["runs"]
+    alone = json.loads(in_process(["test.py", *flags, "--json"]))
+    assert first["title"] == "original network" and first["lineage"][-1]["path"] == weights
+    assert first["measured"]["map50"][0] == pytest.approx(alone["map50"], abs=1e-9)
+    assert first["lineage"][-1]["sha256"] == sha256(Path(weights))
+    assert [row["name"] for row in others if row["measured"] is None] == []
+    assert document["baselines"][0]["name"].startswith("first @")
+    text = (run / "report/report.md").read_text()
+    assert f"from {first['measured']['map50'][0]:.3f}" in text
+    assert "A picture: " in text
 
 
 @pytest.mark.parametrize("name", ["quick", "balanced", "smallest", "demo"])

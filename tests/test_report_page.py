@@ -15,8 +15,9 @@ import yaml
 
 import export
 from tests.nets import TINY
-from utils.checkpoint import origin, write_checkpoint
+from utils.checkpoint import origin, read_checkpoint, write_checkpoint
 from utils.cli import run as run_script
+from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
 from utils.detection.bootstrap import Interval
 from utils.errors import InputError
@@ -315,12 +316,14 @@ def test_what_is_no_run_directory_is_one_line_and_nothing_is_written(tmp_path, c
         (["RUN", "--data", "none.data"], "none.data: no such file"),
         (["RUN", "--baselines", "FILE@0"], "outside 1..8192"),
         (["RUN", "--baselines", "FILE"], "measured with --data only"),
+        (["RUN", "--baselines", "LONE"], r"does not say its network; .*lone\.cfg is not there"),
         (["RUN/none"], "no folder"),
     ],
 )
 def test_flags_that_cannot_be_used_are_refused(tmp_path, chain, flags, match):
-    place = {"RUN": str(chain[0]), "FILE": str(chain[2] / "model.pt")}
-    flags = [re.sub("RUN|FILE", lambda found: place[found[0]], flag) for flag in flags]
+    (tmp_path / "lone.weights").write_bytes(b"")
+    place = {"RUN": str(chain[0]), "FILE": str(chain[2] / "model.pt"), "LONE": str(tmp_path / "lone.weights")}
+    flags = [re.sub("RUN|FILE|LONE", lambda found: place[found[0]], flag) for flag in flags]
     with pytest.raises(InputError, match=match):
         script.main([*flags, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -358,8 +361,11 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, network):
     """Two equal networks differ by nothing, whatever pictures are drawn; the JPEGs can be read."""
     base = training(tmp_path / "base", network)
     tuned = training(tmp_path / "tuned", network, [origin(base / "weights" / "best.pt")])
-    other = f"low={base / 'weights' / 'best.pt'}@32"
-    write_report([base, tuned], tmp_path / "out", folder / "d.data", baselines=[other], draws=20, pictures=1)
+    pair = tmp_path / "low.weights"
+    arrays = read_checkpoint(base / "weights" / "best.pt")["model"]
+    weights_file.write(pair, network, {key: value.numpy() for key, value in arrays.items()})
+    pair.with_suffix(".cfg").write_text(format_network(network))
+    write_report([base, tuned], tmp_path / "out", folder / "d.data", baselines=[f"low={pair}@32"], draws=20, pictures=1)
     page, text, document = read(tmp_path / "out")
     measured = [run["measured"] for run in document["runs"]]
     assert measured[0]["map50"] == measured[1]["map50"]

@@ -30,6 +30,11 @@ _ENTRY = re.compile(
 WAY_OUT = "convert it in the program that made it to a Darknet .weights file, or to tensors only"
 
 
+def cfg_of(weights: Path) -> Path | None:
+    """The cfg that goes with a Darknet .weights file, beside it; None for a file that holds its network."""
+    return weights.with_suffix(".cfg") if weights.suffix.lower() == ".weights" else None
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """A cfg and weights that were found to fit as far as their sizes tell."""

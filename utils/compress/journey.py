@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import log
-from utils.compress.recipe import START, Recipe, Stage
+from utils.compress.recipe import Recipe, Stage
 from utils.errors import InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
 from utils.files import ROOT, atomic_write_text, read_text, sha256
+from utils.model_files import cfg_of
 
 STATE = "journey.json"
 LOCK = ".journey.lock"
@@ -63,12 +64,15 @@ class Journey:
             made: the file that each stage before it made.
         """
         source = self.weights if stage.source is None else str(made[stage.source])
+        cfg = self.cfg if stage.source is None else cfg_of(made[stage.source])
         words = [f"{stage.script}.py", "--data", self.data]
-        words += ["--cfg", self.cfg] if stage.source is None and self.cfg else []
+        words += ["--cfg", str(cfg)] if cfg else []
         words += ["--weights", source] if source else []
         words += ["--img_size", str(self.side)] if self.side else []
         if stage.teacher is not None:
-            words += ["--t_weights", self.weights if stage.teacher == START else str(made[stage.teacher])]
+            teacher = made[stage.teacher]
+            words += ["--t_cfg", str(cfg)] if (cfg := cfg_of(teacher)) else []
+            words += ["--t_weights", str(teacher)]
         words += stage.flags
         if stage.script != "test":
             words += ["--project", str(self.folder), "--name", stage.name, "--exist-ok"]

@@ -8,8 +8,8 @@
       file:   {script: export, int8: true}
 
 A stage is a name, its script, and flags of the script. It begins with the network of the last stage before it that made
-one, or of the stage that `from` names; `teacher` names the stage whose network teaches (`--t_weights`). The first stage
-that trains from nothing is left out when there are weights to begin with.
+one, or of the stage that `from` names; `teacher` names the stage whose network teaches (`--t_weights`). Where there are
+weights to begin with, the network that they hold takes the place of a first stage that trains.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ OWN = ("script", "from", "teacher")
 """Keys of a stage that are no flags."""
 GIVEN = ("data", "cfg", "weights", "t_weights", "project", "name", "exist_ok", "json", "resume", "output", "img_size")
 """Flags that the journey itself sets."""
-ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "debug", "nosave")
-"""Flags with which a script makes no network."""
-RESERVED = ("report",)
-"""Folders of a journey that are no stage's."""
+ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "debug", "nosave", "single_cls")
+"""Flags with which a script makes no network, or one of other classes than the data set has."""
+ORIGINAL = "original"
+"""Stage that reads the network of --weights, with its cfg and names, into one .pt file for all others."""
+RESERVED = ("report", ORIGINAL)
+"""Names that no stage of a recipe has."""
 INTEGRAL = {"tensorrt": ("tensorrt",), "fpga": ("fpga",)}
 """Formats that are made of quantized networks only, and for which --target these must be quantized."""
 INTEGERS = tuple(name for name in TARGETS if name not in INTEGRAL)
 """--target of the networks that `--int8` takes."""
+UNMEASURED = ("torchscript", "fpga")
+"""Formats whose files test.py does not run."""
 LARGEST_FILE = 1 << 16
 
 
@@ -86,28 +90,25 @@ class Recipe:
     stages: tuple[Stage, ...]
 
     def started(self) -> Recipe:
-        """The recipe for a network that exists: without a first stage that trains one, neither sparse nor rounded.
+        """The recipe for a network that exists: it begins with the stage ORIGINAL.
 
-        Its network is then the one that is given.
+        This takes the place of a first stage that trains a network, neither sparse nor rounded.
         """
-        first, *others = self.stages
-        if first.script != "train" or "-sr" in first.flags or first.quantizes:
-            return self
-        if not others:
-            raise InputError(f"{self.path}: its only stage is left out where --weights is given")
-        stages = tuple(
+        first, others = self.stages[0], self.stages
+        names: dict[str | None, str] = {None: ORIGINAL}
+        if first.script == "train" and "-sr" not in first.flags and not first.quantizes:
+            names[first.name], others = ORIGINAL, others[1:]
+            if not others:
+                raise InputError(f"{self.path}: its only stage is left out where --weights is given")
+        stages = (
             dataclasses.replace(
                 stage,
-                source=None if stage.source == first.name else stage.source,
-                teacher=START if stage.teacher == first.name else stage.teacher,
+                source=names.get(stage.source, stage.source),
+                teacher=stage.teacher and names.get(stage.teacher, stage.teacher),
             )
             for stage in others
         )
-        return Recipe(self.path, stages)
-
-
-START = ""
-"""Stands for the network of --weights as a teacher."""
+        return Recipe(self.path, (Stage(ORIGINAL, "export", ("--format", "pt"), None), *stages))
 
 
 def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
@@ -164,7 +165,7 @@ def _repeated(node: Any) -> Iterator[tuple[str, int]]:
 def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage:
     where = f"{path}: stage {name}"
     if not _is_word(name) or name in RESERVED:
-        raise InputError(f"{where}: a name has letters, digits, - and _, and is not {RESERVED[0]}")
+        raise InputError(f"{where}: a name has letters, digits, - and _, and is not {' or '.join(RESERVED)}")
     if not isinstance(values, dict) or values.get("script") not in SCRIPTS:
         raise InputError(f"{where}: needs `script:` and one of {', '.join(SCRIPTS)}")
     makers = [stage.name for stage in before if stage.makes_network]
@@ -184,14 +185,14 @@ def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage
         if key.replace("-", "_") in GIVEN:
             raise InputError(f"{where}: {key} is set by compress.py; leave it out")
         if key.replace("-", "_") in ELSEWHERE and given[key] is not False:
-            raise InputError(f"{where}: with {key} nothing is made that a journey could go on with; leave it out")
+            raise InputError(f"{where}: with {key} no network is made that the next stages can take; leave it out")
     stage = Stage(name, values["script"], tuple(_tokens(where, given)), source, values.get("teacher"))
-    _check_integers(where, stage, next((other for other in before if other.name == source), None))
+    _check_source(where, stage, next((other for other in before if other.name == source), None))
     return stage
 
 
-def _check_integers(where: str, stage: Stage, source: Stage | None) -> None:
-    """Refuse integers of a float network, and what cannot begin with a quantized one."""
+def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
+    """Refuse integers of a float network, what cannot begin with a quantized one, and files that nothing here runs."""
     quantized = source is not None and source.quantizes
     if stage.script == "export" and source is not None:
         kind = stage.value("--format") or "onnx"
@@ -206,6 +207,12 @@ def _check_integers(where: str, stage: Stage, source: Stage | None) -> None:
         if quantized and source.target not in targets:
             raise InputError(f"{where}: {source.name} is quantized with target {source.target}; this file takes "
                              f"{', '.join(targets)}")  # fmt: skip
+    if stage.script == "test" and source is not None and source.script == "export":
+        kind = source.value("--format")
+        if kind in UNMEASURED or "--nms" in source.flags:
+            what = "with NMS" if "--nms" in source.flags else f"of format {kind}"
+            raise InputError(f"{where}: {source.name} makes a file {what}, which test.py does not run; name another "
+                             "stage by `from`")  # fmt: skip
     if quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 

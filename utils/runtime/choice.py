@@ -124,16 +124,8 @@ def choose_runtime(
 
 def _exported(network: Network | None, path: Path, runtime: str | None) -> RuntimeFiles:
     """Files of --weights FILE, where FILE is one of KINDS."""
-    kind = KINDS[path.suffix.lower()]
-    runtime = runtime or kind.runtimes[0]
-    if runtime not in kind.runtimes:
-        *others, last = kind.runtimes
-        told = f"{', '.join(others)} or {last}" if others else last
-        way = "give the .pt or .weights file" if runtime == "torch" else made_for(runtime)
-        raise InputError(f"--runtime {runtime}: {path} is run by {told}; {way}")
-    if runtime in PACKAGES:
-        require(str(path), PACKAGES[runtime])
-    file = kind.read(path)
+    runtime = runtime_of(path, runtime)
+    file = KINDS[path.suffix.lower()].read(path)
     stored = file.metadata.network
     if file.metadata.output == "detections":
         raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
@@ -145,6 +137,28 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
     if runtime == "openvino" and path.suffix == ".onnx":
         notes += _saturates(file, path)
     return RuntimeFiles(stored, path, False, tuple(notes), runtime, file)
+
+
+def runtime_of(path: Path, runtime: str | None) -> str:
+    """The one of RUNTIMES that runs an exported file, which need not exist.
+
+    Args:
+        path: ends in one of KINDS.
+        runtime: of --runtime; None: the usual one.
+
+    Raises:
+        InputError: the runtime does not run such files, or its package is missing.
+    """
+    kind = KINDS[path.suffix.lower()]
+    runtime = runtime or kind.runtimes[0]
+    if runtime not in kind.runtimes:
+        *others, last = kind.runtimes
+        told = f"{', '.join(others)} or {last}" if others else last
+        way = "give the .pt or .weights file" if runtime == "torch" else made_for(runtime)
+        raise InputError(f"--runtime {runtime}: {path} is run by {told}; {way}")
+    if runtime in PACKAGES:
+        require(str(path), PACKAGES[runtime])
+    return runtime
 
 
 def _saturates(file: ExportedFile, path: Path) -> tuple[str, ...]:

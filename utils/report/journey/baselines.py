@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from utils.cli import image_side
 from utils.errors import InputError
 from utils.files import read_text, regular_file
+from utils.model_files import cfg_of
 
 LARGEST_FILE = 16 << 20
 KEYS = ("network", "map50", "map50_interval", "map50_95", "parameters", "macs", "ms")
@@ -62,6 +63,8 @@ def named(text: str) -> Named:
     file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
     found = Named(name or rest, file if at else rest, _side(text, side) if at else None)
     regular_file(found.file, InputError)
+    if (cfg := cfg_of(Path(found.file))) is not None and not cfg.is_file():
+        raise InputError(f"--baselines {text}: a Darknet .weights file does not say its network; {cfg} is not there")
     return found
 
 

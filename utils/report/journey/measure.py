@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from utils.cli import input_size, log
+from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.shapes import max_stride
 from utils.data.datasets import DetectionDataset, make_loader
@@ -19,6 +21,7 @@ from utils.detection.coco import Matches
 from utils.device import select_device
 from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
+from utils.model_files import cfg_of
 from utils.report.cost import network_cost
 from utils.report.journey.baselines import Baseline, Named
 from utils.report.journey.gather import Journey, exported
@@ -145,8 +148,9 @@ def measure(
 def _runs(journey: Journey, place: int) -> bool:
     """Whether a stage made a network that can be compared; one that ends in NMS has thresholds of its own."""
     stage = journey.stages[place]
-    file = exported(stage)
-    return file.metadata.output != "detections" if file else stage.weights is not None and stage.weights.suffix == ".pt"
+    if (file := exported(stage)) is not None:
+        return file.metadata.output != "detections"
+    return stage.weights is not None and stage.weights.suffix in (".pt", ".weights")
 
 
 def _stage_network(journey: Journey, place: int, data: DataConfig, device: torch.device) -> _Network:
@@ -159,7 +163,8 @@ def _network(
     name: str, file: str, side: int | tuple[int, int] | None, data: DataConfig, device: torch.device
 ) -> _Network:
     """A network, its input size and how pictures are fitted."""
-    files = choose_runtime(None, file, None)
+    cfg = cfg_of(Path(file))
+    files = choose_runtime(cfg and cfg_file.load(cfg), file, None)
     for note in files.notes:
         log(note)
     loaded = load(files, device)

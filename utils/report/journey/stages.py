@@ -38,6 +38,7 @@ WEIGHTS = ("weights/best.pt", "weights/last.pt", "model.pt",
 FPGA = f"model{SUFFIXES['fpga']}"
 """Folder that export.py makes in place of a file."""
 TITLES = {
+    "original": "original network",
     "train": "training",
     "sparse": "sparse training",
     "prune": "pruning",
@@ -171,7 +172,9 @@ def _kind(path: Path, args: Mapping[str, Any], plan: Mapping[str, Any], document
             if args.get(flag):
                 return kind
         return "distil" if args.get("t_weights") else "train"
-    return "export" if "format" in args and any((path / name).exists() for name in (*WEIGHTS, FPGA)) else None
+    if "format" in args and any((path / name).exists() for name in (*WEIGHTS, FPGA)):
+        return "original" if args["format"] == "pt" else "export"
+    return None
 
 
 def _figures(stage: Stage) -> Figures:
