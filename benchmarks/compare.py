@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from models import Darknet
     from utils.darknet.blocks import Network
     from utils.data.index import Index
-    from utils.detection.bootstrap import Spread
-    from utils.detection.coco import Matches
+    from utils.detection.bootstrap import Matches, Spread
     from utils.detection.metrics import Metrics
     from utils.report.cost import Cost
     from utils.runtime.load import ForeignModel, Loaded

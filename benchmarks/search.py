@@ -28,8 +28,7 @@ from utils.cli import Parser, image_side, input_size, non_negative_int, positive
 from utils.darknet.data_file import load_data
 from utils.darknet.shapes import max_stride
 from utils.data.index import Index, index
-from utils.detection.bootstrap import average_precision, bootstrap
-from utils.detection.coco import Matches
+from utils.detection.bootstrap import Matches, average_precision, bootstrap
 from utils.device import select_device
 from utils.flags import add_device_flags
 from utils.graph import channel_graph

@@ -88,7 +88,7 @@ class Training:
         self.targets[:, 1] = (self.targets[:, 1] * network.classes).floor()
         self.targets[:, 4:] = 0.05 + 0.4 * self.targets[:, 4:]
         pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-        self.batch = Batch(pictures, self.targets, torch.arange(count), ())
+        self.batch = Batch(pictures, self.targets, self.targets[:0], torch.arange(count), ())
         self.images = (pictures.float() / 255).contiguous(memory_format=FORMATS[memory_format])
         settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), memory_format=memory_format)
         with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,8 @@ from utils.errors import DataError
 
 def index_of(*labels: np.ndarray) -> Index:
     shapes = np.array([(100, 200)] * len(labels))
-    return Index(
-        tuple(f"{n}.png" for n in range(len(labels))), labels, shapes, Report(len(labels), len(labels), 0, 0, ())
-    )
+    names, ignored = tuple(f"{n}.png" for n in range(len(labels))), (np.zeros((0, 5), np.float32),) * len(labels)
+    return Index(names, labels, ignored, shapes, Report(len(labels), len(labels), 0, 0, ()))
 
 
 def test_box_sizes_are_pixels_of_the_fitted_picture():

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import compare
 from models import Darknet
-from tests.test_coco import case, crowd
+from tests.test_coco import case, crowd, with_crowds
 from utils.darknet import cfg as cfg_file
 from utils.detection import bootstrap, coco
 from utils.detection.metrics import Evaluator
@@ -40,25 +40,30 @@ def repeated(boxes: coco.Boxes, weights: np.ndarray) -> coco.Boxes:
     rows = [np.flatnonzero(boxes.image == image) for image, times in enumerate(weights) for _ in range(times)]
     which = np.concatenate([np.zeros(0, int), *rows])
     numbers = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-    score = boxes.score[which] if len(boxes.score) else boxes.score
-    return coco.Boxes(numbers, boxes.category[which], boxes.xywh[which], score)
+    return taken(boxes, which)._replace(image=numbers)
 
 
-@pytest.mark.parametrize("boxes", [case, crowd, no_ties])
+def taken(boxes: coco.Boxes, which: np.ndarray) -> coco.Boxes:
+    return coco.Boxes(*(values[which] if len(values) else values for values in boxes))
+
+
+@pytest.mark.parametrize("boxes", [case, crowd, no_ties, with_crowds])
 @pytest.mark.parametrize("seed", range(3))
 def test_images_that_count_once_give_the_evaluators_ap_to_the_last_digit(boxes, seed):
     detections, truth = boxes(seed)
     images = 2 if boxes is crowd else IMAGES
-    (found,) = bootstrap.average_precision(coco.match(detections, truth, images), np.ones((1, images), int))
+    (found,) = bootstrap.average_precision(bootstrap.match(detections, truth, images), np.ones((1, images), int))
     assert found.tolist() == measured(detections, truth, images).tolist()
     assert 0 < found[1] <= found[0] < 1
 
 
+@pytest.mark.parametrize("ignored", [0, 0.3])
 @pytest.mark.parametrize("seed", range(3))
-def test_weights_are_repeated_images(seed):
+def test_weights_are_repeated_images(seed, ignored):
     detections, truth = no_ties(seed)
+    truth = truth._replace(ignored=np.random.default_rng(seed).random(len(truth.image)) < ignored)
     weights = np.concatenate([bootstrap.draw(IMAGES, 6, seed), np.eye(IMAGES, dtype=int)[:3] * 4])
-    found = bootstrap.average_precision(coco.match(detections, truth, IMAGES), weights)
+    found = bootstrap.average_precision(bootstrap.match(detections, truth, IMAGES), weights)
     wanted = [measured(repeated(detections, w), repeated(truth, w), int(w.sum())) for w in weights]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
     assert len({round(ap, 6) for ap in found[:6, 0]}) == 6
@@ -87,7 +92,7 @@ def test_a_class_counts_in_draws_that_have_its_objects_only():
 
 def test_many_draws_at_a_time_change_nothing(monkeypatch):
     detections, truth = case(1)
-    matches, weights = coco.match(detections, truth, IMAGES), bootstrap.draw(IMAGES, 40, 0)
+    matches, weights = bootstrap.match(detections, truth, IMAGES), bootstrap.draw(IMAGES, 40, 0)
     whole = bootstrap.average_precision(matches, weights)
     monkeypatch.setattr(bootstrap, "MOST_VALUES", 2**13)
     assert np.array_equal(bootstrap.average_precision(matches, weights), whole)
@@ -103,7 +108,7 @@ def test_a_draw_has_as_many_images_as_there_are_and_follows_from_the_seed():
 
 def test_a_network_does_not_differ_from_itself():
     detections, truth = case(2)
-    matches = coco.match(detections, truth, IMAGES)
+    matches = bootstrap.match(detections, truth, IMAGES)
     for spread in bootstrap.bootstrap([matches, matches], draws=50):
         assert spread.gain50 == spread.gain50_95 == (0, 0, 0)
         assert 0 <= spread.ap50.low < spread.ap50.high <= 1
@@ -112,13 +117,14 @@ def test_a_network_does_not_differ_from_itself():
 def without(detections: coco.Boxes, share: float) -> coco.Boxes:
     """Detections of which some are lost, any of them."""
     kept = np.random.default_rng(0).random(len(detections.score)) >= share
-    return coco.Boxes(*(values[kept] for values in detections))
+    return taken(detections, kept)
 
 
 def test_a_network_that_overlooks_objects_in_every_image_is_worse_in_nearly_all_draws():
     _, truth = case(2)
     seen = truth._replace(score=np.random.default_rng(1).random(len(truth.image)))
-    _, spread = bootstrap.bootstrap([coco.match(found, truth, IMAGES) for found in (seen, without(seen, 0.3))], 200)
+    networks = [bootstrap.match(found, truth, IMAGES) for found in (seen, without(seen, 0.3))]
+    _, spread = bootstrap.bootstrap(networks, 200)
     for gain in (spread.gain50, spread.gain50_95):
         assert -0.45 < gain.low < gain.value < gain.high < -0.1
         assert gain.value == pytest.approx(-0.3, abs=0.1)
@@ -126,7 +132,7 @@ def test_a_network_that_overlooks_objects_in_every_image_is_worse_in_nearly_all_
 
 def test_networks_that_find_nearly_the_same_differ_by_less_than_each_of_them_is_sure():
     detections, truth = case(2)
-    networks = [coco.match(found, truth, IMAGES) for found in (detections, without(detections, 0.05))]
+    networks = [bootstrap.match(found, truth, IMAGES) for found in (detections, without(detections, 0.05))]
     _, spread = bootstrap.bootstrap(networks, draws=200)
     assert 2 * (spread.gain50.high - spread.gain50.low) < spread.ap50.high - spread.ap50.low
 
@@ -158,8 +164,8 @@ def test_the_interval_mirrors_the_middle_of_the_draws():
 
 def test_networks_measured_on_other_objects_are_refused():
     detections, truth = case(0)
-    one = coco.match(detections, truth, IMAGES)
-    moved = coco.match(detections, truth._replace(image=np.sort((truth.image + 1) % IMAGES)), IMAGES)
+    one = bootstrap.match(detections, truth, IMAGES)
+    moved = bootstrap.match(detections, truth._replace(image=np.sort((truth.image + 1) % IMAGES)), IMAGES)
     with pytest.raises(ValueError, match="networks 0 and 1 were measured on different objects"):
         bootstrap.bootstrap([one, moved])
 

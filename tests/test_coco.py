@@ -45,6 +45,33 @@ def test_it_equals_pycocotools(seed, full):
         assert len(ours.scores[k]) == len(theirs.scores[k])
 
 
+def with_crowds(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+    """As `case`, but a third of the boxes are ignored, twice as large, and all of class 3; of class 0 none is."""
+    detections, truth = case(seed)
+    ignored = (np.random.default_rng(seed).random(len(truth.image)) < 1 / 3) & (truth.category > 0)
+    ignored |= truth.category == 3
+    grown = truth.xywh * np.where(ignored[:, None], [1, 1, 2, 2], 1)
+    return detections, truth._replace(xywh=grown, ignored=ignored)
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_ignored_boxes_are_pycocotools_crowds(seed, full):
+    detections, truth = with_crowds(seed)
+    ours, theirs = (measure(detections, truth, 25, full) for measure in coco.EVALUATORS.values())
+    assert ours.classes.tolist() == theirs.classes.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours.recall, theirs.recall, rtol=0, atol=1e-9)
+    for one, other in ((ours.scores, theirs.scores), (ours.hits, theirs.hits)):
+        assert [np.sort(values).tolist() for values in one] == [np.sort(values).tolist() for values in other]
+    blind = coco.evaluate(
+        detections, coco.Boxes(*(values[~truth.ignored] for values in truth[:3]), truth.score), 25, full
+    )
+    assert (
+        ours.precision[0, ..., 0] >= blind.precision[0, ..., 0]
+    ).all() and ours.precision.sum() > blind.precision.sum()
+
+
 def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
     """Two images of two classes with 40 objects and 500 detections, all from a few boxes and a few scores.
 
@@ -59,9 +86,11 @@ def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
     return tuple(coco.Boxes(*parts) for parts in zip(owner, category, place, score, strict=True))
 
 
+@pytest.mark.parametrize("ignored", [0, 0.3])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_equals_pycocotools_in_crowds_of_equal_boxes(seed):
+def test_it_equals_pycocotools_in_crowds_of_equal_boxes(seed, ignored):
     detections, truth = crowd(seed)
+    truth = truth._replace(ignored=np.random.default_rng(seed).random(40) < ignored)
     assert np.bincount(detections.image * 2 + detections.category).min() > coco.MOST_DETECTIONS[-1]
     ours, theirs = (measure(detections, truth, 2, True) for measure in coco.EVALUATORS.values())
     np.testing.assert_array_equal(ours.precision, theirs.precision)
@@ -102,19 +131,21 @@ def test_what_is_missing_gives_zeros(what):
     assert len(metrics.per_class) == (what == "no detections")
 
 
-def test_both_evaluators_give_the_same_metrics():
+@pytest.mark.parametrize("data", [case, with_crowds])
+def test_both_evaluators_give_the_same_metrics(data):
     metrics = []
     for name in coco.EVALUATORS:
         evaluator = Evaluator([str(k) for k in range(5)], evaluator=name)
-        detections, truth = case(5)
+        detections, truth = data(5)
         for image in range(25):
             mine, real = detections.image == image, truth.image == image
             corners, objects = (b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in (
                 (detections, mine), (truth, real)))  # fmt: skip
-            rows = np.column_stack([truth.category[real], objects])
+            rows = np.column_stack([truth.category[real], objects, truth.crowd[real]])
             evaluator.add(corners, detections.score[mine], detections.category[mine], rows)
         metrics.append(evaluator.result())
     assert metrics[0].per_class == metrics[1].per_class
     assert metrics[0].by_size == metrics[1].by_size
     assert metrics[0] == metrics[1]
     assert metrics[0].map50 > 0.1
+    assert metrics[0].objects == sum(size.objects for size in metrics[0].by_size) == (~truth.crowd).sum()

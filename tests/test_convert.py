@@ -93,6 +93,14 @@ def rows(output: Path, split: str) -> dict[str, list[list[float]]]:
     return found
 
 
+def ignored(output: Path) -> dict[str, list[list[float]]]:
+    """File of ignored boxes → its rows."""
+    files = {path.relative_to(output).as_posix(): path.read_text() for path in output.glob("ignored/**/*.txt")}
+    return {
+        name: [[float(field) for field in row.split()] for row in text.splitlines()] for name, text in files.items()
+    }
+
+
 def flaws(output: Path) -> dict[str, int]:
     """What the index finds in a result, but pictures without a box."""
     (path,) = output.glob("*.data")
@@ -131,18 +139,24 @@ def test_several_years_are_one_set_and_the_last_may_have_no_test(converted, tmp_
     }
     assert rows(output, "val") == {"images/test/b.jpg": []}
     assert document["splits"] == {
-        "train": {"pictures": 3, "boxes": 2, "backgrounds": 1},
-        "val": {"pictures": 1, "boxes": 0, "backgrounds": 1},
+        "train": {"pictures": 3, "boxes": 2, "backgrounds": 1, "ignored": 0},
+        "val": {"pictures": 1, "boxes": 0, "backgrounds": 1, "ignored": 0},
     }
     assert flaws(output) == {}
 
 
-@pytest.mark.parametrize(("flag", "boxes", "notes"), [("skip", 1, {"difficult, left out": 1}), ("keep", 2, {})])
-def test_difficult_objects_are_skipped_or_kept(flag, boxes, notes, converted, tmp_path):
-    text = xml(thing("cat", 1, 1, 9, 9), thing("cat", 20, 1, 30, 9, difficult=1))
-    _, document = converted("voc", voc_root(tmp_path / "v", {"a": text}, trainval="a", test=""), "--difficult", flag)
-    assert document["splits"]["train"]["boxes"] == boxes
-    assert document["notes"] == notes
+@pytest.mark.parametrize(("flags", "boxes"), [((), 1), (("--difficult", "ignore"), 1), (("--difficult", "keep"), 2)])
+def test_difficult_objects_are_ignored_boxes_or_objects(flags, boxes, converted, tmp_path):
+    text = xml(thing("cat", 1, 1, 9, 9), thing("cat", 21, 1, 41, 9, difficult=1))
+    root = voc_root(tmp_path / "v", {"a": text, "b": xml(thing("cat", 1, 1, 9, 9))}, trainval="a b", test="")
+    output, document = converted("voc", root, *flags)
+    assert document["splits"]["train"] == {"pictures": 2, "boxes": boxes + 1, "ignored": 2 - boxes, "backgrounds": 0}
+    row = [0, 30 / 80, 4 / 40, 20 / 80, 8 / 40]
+    if boxes == 1:
+        assert ignored(output) == {"ignored/train/a.txt": [row]}
+    else:
+        assert not (output / "ignored").exists() and row in rows(output, "train")["images/train/a.jpg"]
+    assert document["notes"] == {} and flaws(output) == {}
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
@@ -272,12 +286,13 @@ def test_coco_categories_become_classes_in_the_order_of_their_ids(converted, tmp
     assert flaws(output) == {}
 
 
-def test_crowds_are_left_out_and_counted(converted, tmp_path):
-    document = coco_document((8, 0, 32, 20), (1, 1, 5, 5))
+def test_crowds_are_ignored_boxes(converted, tmp_path):
+    document = coco_document((8, 0, 32, 20), (8, 0, 32, 20))
     document["annotations"][1]["iscrowd"] = 1
-    _, result = converted("coco", "--train", coco_file(tmp_path, document))
-    assert result["splits"]["train"]["boxes"] == 1
-    assert result["notes"] == {"crowd, left out": 1}
+    output, result = converted("coco", "--train", coco_file(tmp_path, document))
+    assert result["splits"]["train"] == {"pictures": 1, "boxes": 1, "ignored": 1, "backgrounds": 0}
+    assert ignored(output) == {"ignored/train/a.txt": rows(output, "train")["images/train/a.jpg"]}
+    assert result["notes"] == {} and flaws(output) == {}
 
 
 @pytest.mark.parametrize(
@@ -538,7 +553,7 @@ def test_coco_annotations_of_coco_mini_give_its_labels(converted, shared, root):
     folder = shared / "data" / "coco_mini"
     files = ["--train", folder / "annotations/instances_train.json", "--val", folder / "annotations/instances_val.json"]
     output, document = converted("coco", *files, "--names", root / "data" / "coco.names")
-    assert document["notes"] == {"crowd, left out": 21}
+    assert sum(split["ignored"] for split in document["splits"].values()) == 21 and document["notes"] == {}
     assert document["names"] == (folder / "coco_mini.names").read_text().splitlines()
     assert flaws(output) == {}
     assert differences(output, folder) <= 5.01e-5

@@ -22,17 +22,22 @@ EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Nine grey pictures of several shapes, each with a white rectangle that is its box; class = number % 3."""
+    """Nine grey pictures of several shapes, each with a white rectangle that is its box; class = number % 3.
+
+    The even ones have an ignored box of class 2 - number % 3 in the same place.
+    """
     root = tmp_path_factory.mktemp("data")
-    for folder in ("images", "labels"):
+    for folder in ("images", "labels", "ignored"):
         (root / folder).mkdir()
     for number in range(9):
         height, width = 40 + 8 * (number % 4), 48 + 8 * (number % 3)
         image = np.full((height, width, 3), 20 * number, np.uint8)
         image[8:24, 16:40] = 255
         write_image(root / "images" / f"{number}.png", image)
-        row = (number % 3, 28 / width, 16 / height, 24 / width, 16 / height)
-        (root / "labels" / f"{number}.txt").write_text(" ".join(map(str, row)))
+        box = f"{28 / width} {16 / height} {24 / width} {16 / height}"
+        (root / "labels" / f"{number}.txt").write_text(f"{number % 3} {box}")
+        if number % 2 == 0:
+            (root / "ignored" / f"{number}.txt").write_text(f"{2 - number % 3} {box}")
     return index(root / "images", "abc", cache_dir=None)
 
 
@@ -46,7 +51,7 @@ def epoch(dataset, batch_size=4, epoch=0, **options) -> list:
 
 
 def same(batch, other) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True)) and batch.fits == other.fits
+    return all(torch.equal(a, b) for a, b in zip(batch[:4], other[:4], strict=True)) and batch.fits == other.fits
 
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
@@ -72,11 +77,37 @@ def test_a_sample_is_what_it_promises(found, augment, channels):
 
 
 def test_sample_and_index_share_no_memory(found):
-    before = [rows.copy() for rows in found.labels]
+    before = [rows.copy() for rows in (*found.labels, *found.ignored)]
     for sample in (data_set(found)[0], data_set(found, augment=Augmentation())[0]):
-        sample.targets[:] = 9
+        sample.targets[:] = sample.ignored[:] = 9
         sample.image[:] = 9
-    assert all(np.array_equal(a, b) for a, b in zip(before, found.labels, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, (*found.labels, *found.ignored), strict=True))
+
+
+@pytest.mark.parametrize("augment", [None, Augmentation(), EVERYTHING], ids=["plain", "mosaic", "everything"])
+def test_ignored_boxes_lie_where_labels_at_their_place_do(found, augment):
+    """A picture's two boxes are one place: every ignored box that no cut has made small has a label that equals it."""
+    seen = 0
+    for position in range(len(found)):
+        sample = data_set(found, augment=augment)[position]
+        assert sample.ignored.dtype == np.float32 and (sample.ignored[:, 1:] > 0).all()
+        assert augment is not None or len(sample.ignored) == (position % 2 == 0)
+        for label, *box in sample.ignored:
+            same_place = [row for row in sample.targets if np.allclose(row[1:], box, atol=1e-6)]
+            assert any(row[0] == 2 - label for row in same_place) or min(box[2:]) < 0.1
+            seen += len(same_place)
+    assert seen >= 5
+
+
+def test_ignored_boxes_change_nothing_about_samples(found):
+    """A data set without them gives the same pictures and labels, bit for bit, and has another fingerprint."""
+    without = replace(found, ignored=tuple(rows[:0] for rows in found.ignored))
+    for augment in (None, EVERYTHING):
+        for position in range(len(found)):
+            one, other = (data_set(index, augment=augment)[position] for index in (found, without))
+            assert np.array_equal(one.image, other.image) and np.array_equal(one.targets, other.targets)
+            assert one.targets.dtype == other.targets.dtype == np.float32 and not len(other.ignored)
+    assert found.fingerprint() != without.fingerprint()
 
 
 @pytest.mark.parametrize("cache", [None, "ram"])
@@ -161,6 +192,8 @@ def test_a_batch_numbers_its_targets_by_picture(found):
     assert batch.targets[:, 0].tolist() == list(range(9))
     assert batch.targets[:, 1].tolist() == [number % 3 for number in range(9)]
     assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
+    assert batch.ignored.dtype == torch.float32
+    assert batch.ignored[:, :2].tolist() == [[number, 2 - number % 3] for number in range(0, 9, 2)]
 
 
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["plain", "augmented"])
@@ -171,8 +204,9 @@ def test_samples_made_as_a_batch_are_those_made_one_by_one(found, augment):
 
 
 def test_a_batch_without_a_box_has_an_empty_target(found):
-    sample = data_set(found)[0]._replace(targets=np.zeros((0, 5), np.float32))
-    assert collate([sample, sample]).targets.shape == (0, 6)
+    empty = np.zeros((0, 5), np.float32)
+    sample = data_set(found)[0]._replace(targets=empty, ignored=empty)
+    assert collate([sample, sample]).targets.shape == collate([sample, sample]).ignored.shape == (0, 6)
 
 
 # Rectangles

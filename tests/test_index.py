@@ -188,6 +188,45 @@ def test_labels_and_shapes_belong_to_their_pictures(data_set):
         assert path.stem == str(width - 10)
 
 
+def ignored(data_set, text: str) -> None:
+    (data_set.root / "ignored").mkdir(exist_ok=True)
+    (data_set.root / "ignored" / "a.txt").write_text(text)
+
+
+def test_ignored_boxes_are_read_beside_the_labels(data_set):
+    source = data_set("a.png", encoded())
+    before = index(source, NAMES, cache_dir=None)
+    assert [len(rows) for rows in before.ignored] == [0] and "ignored" not in before.report.summary()
+    ignored(data_set, "")
+    assert index(source, NAMES, cache_dir=None).fingerprint() == before.fingerprint()
+    ignored(data_set, "2 0.5 0.5 1 1\n")
+    found = index(source, NAMES, cache_dir=None)
+    assert found.ignored[0].tolist() == [[2, 0.5, 0.5, 1, 1]] and found.single_class().ignored[0][0, 0] == 0
+    assert np.array_equal(found.labels[0], before.labels[0]) and found.fingerprint() != before.fingerprint()
+    assert (found.report.boxes, found.report.ignored, len(found.report.findings)) == (1, 1, 0)
+    assert "1 boxes, 1 ignored ones, 0 images without a box" in found.report.summary()
+    assert found.subset([0, 0]).ignored == found.ignored * 2
+
+
+def test_a_data_set_without_ignored_boxes_keeps_its_fingerprint(data_set):
+    """Runs that were begun by an earlier version resume; the sum was written down with that version."""
+    found = index(data_set("a.png", encoded()), NAMES, cache_dir=None)
+    assert found.fingerprint() == "5c4daac23e3864693c2346d79b24e631d5df2d3fc61fb8208165699b79c99155"
+
+
+def test_a_wrong_line_among_the_ignored_boxes_is_named_and_leaves_the_picture_out(data_set):
+    source = data_set("a.png", encoded())
+    ignored(data_set, "9 0.5 0.5 1 1\n")
+    found = index(source, NAMES, cache_dir=None, require=False)
+    assert len(found) == 0 and found.report.places("class beyond names") == (str(data_set.root / "ignored/a.txt:1"),)
+
+
+def test_labels_beside_their_pictures_are_not_ignored_boxes(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "a.txt").write_text(GOOD)
+    assert index(tmp_path / "a.png", NAMES, cache_dir=None).report.ignored == 0
+
+
 def test_single_class_changes_the_class_only(data_set):
     found = index(data_set("a.png", encoded()), NAMES, cache_dir=None)
     assert found.single_class().labels[0].tolist() == [[0, *found.labels[0][0, 1:].tolist()]]

@@ -177,6 +177,26 @@ def test_confusion_pairs_the_closest_first_and_each_box_once():
     )
 
 
+def test_what_lies_in_an_ignored_box_of_its_class_is_neither_found_nor_false():
+    """A cat hit, two cats in an ignored cat box, a dog in it, which is false, and a fox in an ignored fox box."""
+    truth = [(0, 0, 0, 50, 50, 0), (0, 100, 0, 300, 200, 1), (1, 400, 0, 450, 50, 0), (2, 0, 300, 90, 390, 1)]
+    detections = [
+        (0, 0, 0, 50, 50, 0.7),
+        (0, 100, 0, 150, 50, 0.9),
+        (0, 120, 20, 170, 90, 0.8),
+        (1, 200, 100, 250, 150, 0.6),
+        (2, 10, 310, 50, 350, 0.9),
+    ]
+    arguments = (np.array(detections)[:, 1:5], *np.array(detections)[:, :4:-1].T, np.array(detections)[:, 0])
+    arguments = (*arguments[:2], arguments[-1], np.array(truth, float))
+    metrics = evaluated(arguments)
+    assert (metrics.objects, [(row.name, row.objects) for row in metrics.per_class]) == (2, [("cat", 1), ("dog", 1)])
+    assert [row.ap50 for row in metrics.per_class] == pytest.approx([1, 0])
+    assert metrics.curves.precision[:, 0].tolist() == pytest.approx([1, 0])
+    want = [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    np.testing.assert_array_equal(metrics.confusion, want)
+
+
 def test_confusion_counts_every_object_and_every_confident_detection_once(images):
     matrix = evaluated(*images).confusion
     objects = np.bincount(np.concatenate([t[:, 0] for *_, t in images]).astype(int), minlength=3)
@@ -200,9 +220,8 @@ def perturbed(annotations, size, rng):
 
 
 def coco_truth(path):
-    """COCO's own JSON as an API object, as labels know it: without crowds, and with the area of the box."""
+    """COCO's own JSON as an API object, as labels know it: with the area of the box."""
     document = json.loads(path.read_text())
-    document["annotations"] = [a for a in document["annotations"] if not a["iscrowd"]]
     for annotation in document["annotations"]:
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]  # most are areas of the outline
     coco = COCO()
@@ -227,13 +246,15 @@ def test_metrics_equal_a_direct_run_of_pycocotools(shared):
             found = perturbed(annotations, (picture["width"], picture["height"]), rng)
             rows += [{"image_id": key, "category_id": int(d[0]), "bbox": d[1:5].tolist(), "score": d[5]} for d in found]
             labels = np.array([index[a["category_id"]] for a in annotations])
-            truth = np.column_stack([labels, corners([a["bbox"] for a in annotations])])
+            crowd = np.array([a["iscrowd"] for a in annotations])
+            truth = np.column_stack([labels, corners([a["bbox"] for a in annotations]), crowd])
             evaluator.add(corners(found[:, 1:5]), found[:, 5], [index[int(d)] for d in found[:, 0]], truth)
         direct = COCOeval(coco, coco.loadRes(rows), "bbox")
         direct.evaluate()
         direct.accumulate()
         direct.summarize()
     metrics = evaluator.result()
+    assert metrics.objects == sum(not a["iscrowd"] for a in coco.anns.values()) < len(coco.anns)
     assert 0.2 < metrics.map50_95 < metrics.map50 < 0.9
     got = [metrics.map50_95, metrics.map50, *(size.ap50_95 for size in metrics.by_size)]
     np.testing.assert_allclose(got, direct.stats[[0, 1, 3, 4, 5]], rtol=0, atol=1e-12)

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from models import Outputs, fuse
@@ -23,8 +25,11 @@ from tests.nets import opencv_epsilon
 from utils.boxes import to_corners
 from utils.checkpoint import load_model
 from utils.darknet.data_file import load_data
+from utils.data import convert
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
+from utils.detection.coco import EVALUATORS
+from utils.detection.coco_json import category_ids, image_id
 from utils.detection.metrics import Evaluator
 from utils.detection.nms import non_max_suppression
 from utils.evaluation import evaluate
@@ -114,6 +119,46 @@ def test_the_script_gives_the_same(shared, root, tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert json.loads(done.stdout)["map50"] == pytest.approx(MODELS[name][1][0], abs=TOLERANCE)
+
+
+def test_converted_coco_measures_as_its_own_json_does_in_pycocotools(shared, root, tmp_path):
+    """Crowds included; pycocotools takes the area of a box here, since labels do not know that of an outline."""
+    folder = shared / "data/coco_mini/annotations"
+    flags = ["--train", folder / "instances_train.json", "--val", folder / "instances_val.json"]
+    flags += ["--names", root / "data/coco.names", "--output", tmp_path / "mini"]
+    convert.main(["coco", *map(str, flags)])
+    data = load_data(tmp_path / "mini/mini.data")
+    found, weights = index(data.valid, data.names, cache_dir=None), shared / "data/weights/yolo-fastest-1.1"
+    model = Recording(fuse(load_model(choose_model(f"{weights}.cfg", f"{weights}.weights")).model))
+    loader = make_loader(DetectionDataset(found, size=(320, 320)), 16)
+    ours, theirs = (
+        evaluate(model.rewind(), loader, data.names, device="cpu", keep_detections=True, evaluator=name)
+        for name in EVALUATORS
+    )
+    assert ours.metrics == theirs.metrics and found.report.ignored == 7
+
+    coco = COCO(str(folder / "instances_val.json"))
+    for annotation in coco.dataset["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    coco.createIndex()
+    ids = category_ids(data.names)
+    rows = [
+        {"image_id": image_id(found.images[image.position]), "category_id": ids[c], "bbox": box, "score": score}
+        for image in ours.detections
+        for box, score, c in zip(to_xywh(image.boxes), image.scores.tolist(), image.classes, strict=True)
+    ]
+    direct = COCOeval(coco, coco.loadRes(rows), "bbox")
+    direct.evaluate()
+    direct.accumulate()
+    direct.summarize()
+    metrics = ours.metrics
+    got = [metrics.map50_95, metrics.map50, *(size.ap50_95 for size in metrics.by_size)]
+    np.testing.assert_allclose(got, direct.stats[[0, 1, 3, 4, 5]], rtol=0, atol=1e-9)
+
+
+def to_xywh(boxes):
+    """[n, 4] corners → rows of left, top, width, height."""
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).tolist()
 
 
 def opencv_rows(folder, name, paths, size):

@@ -21,8 +21,7 @@ from tests.test_percent_sweep import emptied, random_gammas
 from tests.test_random_networks import examples
 from tests.test_targets import POLICIES, measured, prune  # noqa: F401 - fixtures
 from utils.darknet import cfg as cfg_file
-from utils.detection.bootstrap import matches
-from utils.detection.coco import Matches
+from utils.detection.bootstrap import Matches, matches
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
 from utils.pruning import measure

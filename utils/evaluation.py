@@ -78,7 +78,7 @@ class Evaluation:
     detections: tuple[ImageDetections, ...]
     """One a picture, if they were asked for."""
     truth: tuple[np.ndarray, ...] = ()
-    """[m, 5] a picture, class, x1, y1, x2, y2 in pixels of the original picture; with the detections."""
+    """[m, 6] a picture, as `Evaluator.add` takes it; with the detections."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +204,18 @@ def _compared(
 ) -> Iterator[tuple[ImageDetections, np.ndarray]]:
     """Detections and labels of each picture of a batch, in pixels of the original.
 
-    Labels are [m, 5]: class, x1, y1, x2, y2; detections come as [n, 6] in pixels of the network input.
+    Labels are [m, 6]: class, x1, y1, x2, y2, 1 if the box is ignored; detections come as [n, 6] in pixels of the
+    network input.
     """
-    targets = batch.targets.double()
+    targets = torch.cat((F.pad(batch.targets, (0, 1)), F.pad(batch.ignored, (0, 1), value=1))).double()
     height, width = batch.images.shape[2:]
-    boxes = (to_corners(targets[:, 2:]) * targets.new_tensor([width, height, width, height])).numpy()
-    images, classes = targets[:, 0].numpy(), targets[:, 1].numpy() * (not single_class)
+    boxes = (to_corners(targets[:, 2:6]) * targets.new_tensor([width, height, width, height])).numpy()
+    images, classes, ignored = targets.numpy()[:, [0, 1, 6]].T
+    classes = classes * (not single_class)
     for number, (position, fit) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
         rows, own = found[number].double().numpy(), images == number
         detections = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
-        yield detections, np.column_stack([classes[own], unfit(boxes[own], fit)])
+        yield detections, np.column_stack([classes[own], unfit(boxes[own], fit), ignored[own]])
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class Box(NamedTuple):
     y1: float
     x2: float
     y2: float
+    ignored: bool = False
+    """A crowd or a difficult object: what is detected in it is neither right nor wrong."""
 
 
 class Note(NamedTuple):

@@ -173,6 +173,8 @@ def _warp(view: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placemen
 def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Placement]) -> NDArray[np.float64]:
     """Boxes of the pictures of a sample, clipped to their regions; what a cut has left of no use is dropped.
 
+    An ignored box, of class < 0, is kept as long as anything is left: a part of a crowd is a crowd.
+
     Args:
         labels: for each picture [n, 5]: class, cx, cy, w, h as shares of the picture.
         placements: where each picture lies.
@@ -193,4 +195,5 @@ def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Place
     sides = high - low
     keep = (sides.min(1) >= MIN_SIDE) & (sides.max(1) <= MAX_ASPECT * sides.min(1))
     keep &= sides.prod(1) >= MIN_AREA * 4 * half.prod(1)
+    keep |= (rows[:, 0] < 0) & (sides.min(1) > 0)
     return np.concatenate([rows[:, :1], low, high], 1)[keep]

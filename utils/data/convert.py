@@ -30,7 +30,7 @@ FORMATS = {
         "voc VOCdevkit/VOC2007 VOCdevkit/VOC2012 --output data/voc",
     ),
     "coco": (
-        "COCO: instances_*.json. Classes are the categories in the order of their ids; crowd regions are left out.",
+        "COCO: instances_*.json. Classes are the categories in the order of their ids; crowds are ignored boxes.",
         "coco --train coco/annotations/instances_train2017.json --val coco/annotations/instances_val2017.json "
         "--output data/coco2017",
     ),
@@ -69,10 +69,10 @@ def _add_voc(parser: Parser) -> None:
     group.add_argument("--images", type=Path, metavar="DIR", help="the pictures (default: ROOT/JPEGImages)")
     group.add_argument(
         "--difficult",
-        choices=("skip", "keep"),
-        default="skip",
+        choices=("ignore", "keep"),
+        default="ignore",
         metavar="WHAT",
-        help="objects marked difficult: skip or keep (default: %(default)s)",
+        help="objects marked difficult: ignore or keep, as objects like others (default: %(default)s)",
     )
     group.add_argument(
         "--first-pixel",
@@ -158,6 +158,7 @@ def _read(args: argparse.Namespace) -> Annotated:
 def _lines(made: PictureSet) -> list[str]:
     parts = [
         f"{name} {split.pictures} pictures ({split.backgrounds} without a box), {split.boxes} boxes"
+        + f", {split.ignored} ignored boxes" * bool(split.ignored)
         for name, split in made.splits.items()
     ]
     lines = [f"{made.data}: {'; '.join(parts)}; {len(made.names)} classes", *note_lines(made.notes)]

@@ -48,6 +48,8 @@ class Sample(NamedTuple):
     """[C, h, w], RGB or grey, contiguous."""
     targets: NDArray[np.float32]
     """[n, 5]: class, cx, cy, w, h as shares of the input."""
+    ignored: NDArray[np.float32]
+    """[m, 5]: the same of the ignored boxes."""
     position: int
     """In the index."""
     fit: Fit | None
@@ -61,6 +63,8 @@ class Batch(NamedTuple):
     """uint8 [B, C, h, w]."""
     targets: Tensor
     """float32 [N, 6]: picture in the batch, class, cx, cy, w, h as shares of the input."""
+    ignored: Tensor
+    """float32 [M, 6]: the same of the ignored boxes."""
     positions: Tensor
     """int64 [B]: positions in the index."""
     fits: tuple[Fit | None, ...]
@@ -146,12 +150,12 @@ class DetectionDataset(Dataset[Sample]):
     def _plain(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
         placed = self._place(request.position, request.size)
         image = paste(self.store.read(request.position), placed)
-        targets = self.index.labels[request.position].copy()
+        targets = self._boxes(request.position)
         # In pixels of the input, then as shares of it.
         targets[:, 1:] *= inner_size(placed)[::-1] * 2
         targets[:, 1:3] += placed.left, placed.top
         targets[:, 1:] /= request.size[::-1] * 2
-        return Sample(split_planes(image, planes), targets, request.position, placed)
+        return Sample(split_planes(image, planes), *_divided(targets), request.position, placed)
 
     def _varied(self, request: Request, augment: Augmentation, planes: NDArray[np.uint8]) -> Sample:
         rng = sample_generator(self.seed, request.epoch, request.position)
@@ -163,12 +167,15 @@ class DetectionDataset(Dataset[Sample]):
         jitter_colours(rng, augment, image, planes)
         if rng.random() < augment.fence:
             hide_behind_fence(rng, planes)
-        return Sample(planes, _as_shares(boxes, request.size), request.position, None)
+        return Sample(planes, *_divided(_as_shares(boxes, request.size)), request.position, None)
 
     def _composed(
         self, rng: Generator, augment: Augmentation, position: int, size: Size
     ) -> tuple[Image, NDArray[np.float64]]:
-        """One picture, or a mosaic of it and three others, and their boxes [n, 5]: class, x1, y1, x2, y2 in pixels."""
+        """One picture, or a mosaic of it and three others, and their boxes [n, 5]: class, x1, y1, x2, y2 in pixels.
+
+        Ignored boxes among them are marked.
+        """
         positions, regions = [position], ((0, 0, size[1], size[0]),)
         if rng.random() < augment.mosaic:
             positions += rng.integers(len(self), size=3).tolist()
@@ -178,7 +185,22 @@ class DetectionDataset(Dataset[Sample]):
         for at, region in zip(positions, regions, strict=True):
             placement = random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
             placements.append(draw(canvas, self.store.read(at), placement))
-        return canvas, move_boxes([self.index.labels[at] for at in positions], placements)
+        return canvas, move_boxes([self._boxes(at) for at in positions], placements)
+
+    def _boxes(self, position: int) -> NDArray[np.float32]:
+        """Labels and marked ignored boxes of a picture [n, 5], so that both are moved alike."""
+        return np.concatenate([self.index.labels[position], _marked(self.index.ignored[position])])
+
+
+def _marked(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Ignored boxes with -1 - c for their class c, or the class again."""
+    return np.concatenate([-1 - boxes[:, :1], boxes[:, 1:]], 1)
+
+
+def _divided(boxes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Labels and ignored boxes: the parts of what `_boxes` puts together."""
+    ignored = boxes[:, 0] < 0
+    return boxes[~ignored], _marked(boxes[ignored])
 
 
 def _as_shares(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float32]:
@@ -194,11 +216,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def _batch(images: Tensor, samples: Sequence[Sample]) -> Batch:
     """A batch of samples whose pictures are `images`."""
-    counts = [len(sample.targets) for sample in samples]
-    numbers = np.repeat(np.arange(len(samples), dtype=np.float32), counts)
-    targets = np.column_stack([numbers, np.concatenate([sample.targets for sample in samples])])
+    targets, ignored = _numbered([sample.targets for sample in samples]), _numbered([s.ignored for s in samples])
     positions = torch.tensor([sample.position for sample in samples])
-    return Batch(images, torch.from_numpy(targets), positions, tuple(sample.fit for sample in samples))
+    return Batch(images, targets, ignored, positions, tuple(sample.fit for sample in samples))
+
+
+def _numbered(boxes: Sequence[NDArray[np.float32]]) -> Tensor:
+    """[n, 5] of every picture → [N, 6] with the number of the picture before them."""
+    numbers = np.repeat(np.arange(len(boxes), dtype=np.float32), [len(rows) for rows in boxes])
+    return torch.from_numpy(np.column_stack([numbers, np.concatenate(boxes)]))
 
 
 class Loader(DataLoader[Batch]):

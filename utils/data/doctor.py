@@ -140,11 +140,7 @@ def lines(
 ) -> Iterator[str]:
     """The report for people: totals, classes and boxes, then a line a problem."""
     for split, found in splits.items():
-        totals = found.report
-        yield (
-            f"{split}: {totals.usable} of {totals.listed} images usable, {totals.boxes} boxes, "
-            f"{totals.backgrounds} images without a box"
-        )
+        yield f"{split}: {found.report.totals()}"
     counts = [class_counts(found, data.classes).tolist() for found in splits.values()]
     if counts:
         shown = [f"{one_line(name)} {'/'.join(map(str, row))}" for name, *row in zip(data.names, *counts, strict=True)]
@@ -210,6 +206,7 @@ def document(
                 "usable": found.report.usable,
                 "backgrounds": found.report.backgrounds,
                 "boxes": found.report.boxes,
+                "ignored": found.report.ignored,
                 "boxes_per_class": class_counts(found, data.classes).tolist(),
                 **_statistics(found, setting),
             }

@@ -71,6 +71,8 @@ class Report:
     boxes: int
     """Boxes in the usable images."""
     findings: tuple[Finding, ...]
+    ignored: int = 0
+    """Ignored boxes in the usable images."""
 
     def places(self, kind: str) -> tuple[str, ...]:
         """Where findings of one kind are, in the order of the source."""
@@ -85,11 +87,17 @@ class Report:
         """The findings because of which an image or a row was left out."""
         return tuple(finding for finding in self.findings if KINDS[finding.kind] is not Effect.NOTED)
 
+    def totals(self) -> str:
+        """Line for people: how many images and boxes there are."""
+        ignored = f"{self.ignored} ignored ones, " if self.ignored else ""
+        return (
+            f"{self.usable} of {self.listed} images usable, {self.boxes} boxes, {ignored}"
+            f"{self.backgrounds} images without a box"
+        )
+
     def summary(self) -> str:
         """Lines for people: the totals, then each kind with its count, its effect and the first places."""
-        lines = [
-            f"{self.usable} of {self.listed} images usable, {self.boxes} boxes, {self.backgrounds} images without a box"
-        ]
+        lines = [self.totals()]
         for kind, count in self.counts().items():
             places = self.places(kind)
             more = f" and {count - EXAMPLES} more" if count > EXAMPLES else ""
@@ -100,5 +108,5 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """The same for machines: totals, and `findings` {kind: [place, …]}."""
         findings = {kind: list(self.places(kind)) for kind in self.counts()}
-        totals = {name: getattr(self, name) for name in ("listed", "usable", "backgrounds", "boxes")}
+        totals = {name: getattr(self, name) for name in ("listed", "usable", "backgrounds", "boxes", "ignored")}
         return {**totals, "findings": findings}

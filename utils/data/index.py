@@ -28,6 +28,8 @@ Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
 IMAGE_FOLDERS = frozenset({"images", "JPEGImages"})
 """Folders that have a folder `labels` beside them; the second is that of Pascal VOC."""
+IGNORED = "ignored"
+"""Folder beside `labels` with the boxes that are ignored: crowds and difficult objects."""
 LARGEST_LIST = 1 << 28
 LARGEST_LABEL = 1 << 24
 """Largest list and label file read, in bytes."""
@@ -40,6 +42,8 @@ class Index:
     images: tuple[Path, ...]
     labels: tuple[NDArray[np.float32], ...]
     """For each picture [n, 5]: class, cx, cy, w, h; the last four as shares of the picture."""
+    ignored: tuple[NDArray[np.float32], ...]
+    """The same of the boxes that evaluation and training ignore."""
     shapes: NDArray[np.int64]
     """[N, 2], height and width of each picture as decoded."""
     report: Report
@@ -54,12 +58,24 @@ class Index:
         digest = hashlib.sha256(np.ascontiguousarray(self.shapes).tobytes())
         for image, rows in zip(self.images, self.labels, strict=True):
             digest.update(os.fsencode(image.name) + b"\0" + rows.tobytes() + b"\0")
+        for place, rows in enumerate(self.ignored):
+            digest.update(b"ignored %d\0" % place + rows.tobytes() if len(rows) else b"")
         return digest.hexdigest()
+
+    def subset(self, places: Sequence[int]) -> Index:
+        """The same data set with some of its pictures only."""
+        chosen = {
+            name: tuple(getattr(self, name)[place] for place in places) for name in ("images", "labels", "ignored")
+        }
+        return replace(self, **chosen, shapes=self.shapes[list(places)])
 
     def single_class(self) -> Index:
         """The same data set with class 0 for every box."""
-        labels = tuple(np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in self.labels)
-        return replace(self, labels=labels)
+        labels, ignored = (
+            tuple(np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in part)
+            for part in (self.labels, self.ignored)
+        )
+        return replace(self, labels=labels, ignored=ignored)
 
 
 def index(
@@ -74,6 +90,7 @@ def index(
     """Find and check the pictures and labels of a data set.
 
     The label file of a picture is told by `label_path`; if there is none, or an empty one, the picture is a background.
+    Where `images` becomes `ignored` in place of `labels`, a file of the same kind may hold boxes that are ignored.
 
     Args:
         source: a picture, list file, folder or glob, or several of them. The paths in a list file are relative to the
@@ -93,21 +110,26 @@ def index(
     findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
     folder = default_folder() if cache_dir == "default" else cache_dir
     cache = VerdictCache(folder, "\n".join(os.path.abspath(one) for one in sources), max_pixels)
-    images, labels, shapes = [], [], []
+    images, labels, ignored, shapes = [], [], [], []
     for path, verdict in zip(paths, _verdicts(paths, cache, max_pixels), strict=True):
         if verdict.kind:
             findings.append(Finding(verdict.kind, path, verdict.detail))
             continue
         rows, found = _read_labels(label_path(path), len(names))
+        passed, more = _read_ignored(path, len(names))
+        found += more
         findings += found
         if all(KINDS[finding.kind] is not Effect.IMAGE for finding in found):
             images.append(Path(path))
             labels.append(rows)
+            ignored.append(passed)
             shapes.append((verdict.height, verdict.width))
     backgrounds = sum(not len(rows) for rows in labels)
-    report = Report(len(listed), len(images), backgrounds, sum(map(len, labels)), tuple(findings))
+    counts = sum(map(len, labels)), tuple(findings), sum(map(len, ignored))
+    report = Report(len(listed), len(images), backgrounds, *counts)
     _refuse(report, sources, strict=strict, require=require)
-    return Index(tuple(images), tuple(labels), np.array(shapes, np.int64).reshape(-1, 2), report, max_pixels)
+    sizes = np.array(shapes, np.int64).reshape(-1, 2)
+    return Index(tuple(images), tuple(labels), tuple(ignored), sizes, report, max_pixels)
 
 
 def list_images(source: Source) -> list[str]:
@@ -125,8 +147,8 @@ def list_images(source: Source) -> list[str]:
     return list(_read_list(text)) if text.lower().endswith(".txt") else [text]
 
 
-def label_path(image: str) -> str:
-    """The label file of a picture: the same path with the suffix .txt and `labels` for the last folder `images`.
+def label_path(image: str, kind: str = "labels") -> str:
+    """The label file of a picture: the same path with the suffix .txt and `kind` for the last folder `images`.
 
     `JPEGImages` counts as `images`. Where the path has neither, the label file lies beside the picture.
     """
@@ -134,7 +156,7 @@ def label_path(image: str) -> str:
     parts = folder.split(os.sep)
     for place in reversed(range(len(parts))):
         if parts[place] in IMAGE_FOLDERS:
-            parts[place] = "labels"
+            parts[place] = kind
             break
     return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
 
@@ -224,6 +246,15 @@ def _read_labels(path: str, classes: int) -> tuple[NDArray[np.float32], list[Fin
         return nothing, [Finding("empty label file", path)]
     boxes, flaws = parse_labels(data, classes)
     return boxes, [Finding(flaw.kind, f"{path}:{flaw.line}", flaw.detail) for flaw in flaws]
+
+
+def _read_ignored(image: str, classes: int) -> tuple[NDArray[np.float32], list[Finding]]:
+    """Ignored boxes of a picture [n, 5], and what is wrong with them; a picture without a file has none."""
+    path = label_path(image, IGNORED)
+    if path == label_path(image) or not os.path.lexists(path):  # the first: labels lie beside the pictures
+        return np.zeros((0, 5), np.float32), []
+    rows, found = _read_labels(path, classes)
+    return rows, [finding for finding in found if KINDS[finding.kind] is not Effect.NOTED]
 
 
 def _refuse(report: Report, sources: Sequence[Source], *, strict: bool, require: bool) -> None:

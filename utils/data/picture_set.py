@@ -1,4 +1,4 @@
-"""Writer of a data set as train.py reads it: images/, labels/, train.txt, val.txt, NAME.names and NAME.data."""
+"""Writer of a data set as train.py reads it: images/, labels/, ignored/, train.txt, val.txt, NAME.names, NAME.data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.data.annotations import Annotated, Box, Note, Picture
 from utils.data.headers import HeaderError, picture_size
 from utils.data.images import MAX_PIXELS, PictureError, Shrink, read_image
+from utils.data.index import IGNORED
 from utils.errors import DataError
 
 HEAD = 1 << 16
@@ -37,6 +38,8 @@ class Split:
     boxes: int
     backgrounds: int
     """Pictures without a box."""
+    ignored: int
+    """Boxes that evaluation and training ignore; not among `boxes`."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,10 @@ class _Writer:
         folder.mkdir()
 
     def split(self, name: str, part: str, pictures: Sequence[Picture]) -> Split:
-        """Write one split into images/PART and labels/PART, and its list."""
+        """Write one split into images/PART, labels/PART and, where boxes are ignored, ignored/PART; and its list."""
         for top in ("images", "labels"):
             (self.folder / top / part).mkdir(parents=True, exist_ok=True)
-        entries, counts = [], []
+        entries, counts, ignored = [], [], 0
         seen: set[str] = set()
         for picture in tqdm(pictures, f"writing {name}", delay=2, disable=None):
             source = os.path.abspath(picture.path)
@@ -154,14 +157,18 @@ class _Writer:
             size = self._size(picture)
             if size is None:
                 continue
-            rows = self._rows(picture, size)
+            rows, passed = (self._rows(picture, size, ignored=kind) for kind in (False, True))
             target = self._target(part, picture.path)
             (self.folder / "labels" / part / f"{target.stem}.txt").write_text("".join(rows))
+            if passed:
+                (self.folder / IGNORED / part).mkdir(parents=True, exist_ok=True)
+                (self.folder / IGNORED / part / f"{target.stem}.txt").write_text("".join(passed))
             self._place(source, self.folder / "images" / part / target)
             entries.append(f"images/{part}/{target}\n")
             counts.append(len(rows))
+            ignored += len(passed)
         (self.folder / f"{name}.txt").write_bytes(os.fsencode("".join(entries)))
-        return Split(len(counts), sum(counts), counts.count(0))
+        return Split(len(counts), sum(counts), counts.count(0), ignored)
 
     def _size(self, picture: Picture) -> tuple[int, int] | None:
         """Size of a picture; None if it cannot be used, which is noted."""
@@ -176,10 +183,10 @@ class _Writer:
             return None
         return size
 
-    def _rows(self, picture: Picture, size: tuple[int, int]) -> list[str]:
-        """Lines of the label file; each box is cut to the picture."""
+    def _rows(self, picture: Picture, size: tuple[int, int], *, ignored: bool) -> list[str]:
+        """Lines of the label file, or of the one of ignored boxes; each box is cut to the picture."""
         rows: dict[str, None] = {}
-        for box in picture.boxes:
+        for box in (box for box in picture.boxes if box.ignored is ignored):
             if box.name not in self.classes:
                 self.notes.append(Note("class not in --names, box left out", f"{picture.place}: {box.name}"))
                 continue

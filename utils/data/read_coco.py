@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.data.annotations import Annotated, Box, Note, Picture
+from utils.data.annotations import Annotated, Box, Picture
 from utils.errors import DataError
 from utils.files import read_text
 
@@ -17,7 +17,7 @@ LARGEST_JSON = 1 << 30
 
 
 def read_coco(train: Path, val: Path | None, images: Path | None = None) -> Annotated:
-    """Pictures and objects of one or two files; crowd regions are left out.
+    """Pictures and objects of one or two files; crowd regions are ignored boxes.
 
     Classes are the categories in the order of their ids. Pictures are looked for below `images`, else where COCO's own
     archives and other exporters put them.
@@ -30,20 +30,17 @@ def read_coco(train: Path, val: Path | None, images: Path | None = None) -> Anno
     Raises:
         DataError: a file is malformed, or the two name other categories.
     """
-    notes: list[Note] = []
     files = [path for path in (train, val) if path is not None]
     documents = [_document(path) for path in files]
     categories = [_categories(path, document) for path, document in zip(files, documents, strict=True)]
     if categories[-1] != categories[0]:
         raise DataError(f"{files[-1]}: its categories are not those of {files[0]}; both files must have the same")
     parts = [
-        tuple(_pictures(path, document, categories[0], images, notes))
-        for path, document in zip(files, documents, strict=True)
+        tuple(_pictures(path, document, categories[0], images)) for path, document in zip(files, documents, strict=True)
     ]
     folders = (_split(train), _split(val) if val is not None and _split(val) != _split(train) else "val")
-    return Annotated(
-        parts[0], parts[1] if val is not None else None, tuple(categories[0].values()), tuple(notes), folders
-    )
+    names = tuple(categories[0].values())
+    return Annotated(parts[0], parts[1] if val is not None else None, names, folders=folders)
 
 
 def _split(path: Path) -> str:
@@ -92,11 +89,7 @@ def _categories(path: Path, document: dict[str, list[dict[str, Any]]]) -> dict[i
 
 
 def _pictures(
-    path: Path,
-    document: dict[str, list[dict[str, Any]]],
-    categories: dict[int, str],
-    images: Path | None,
-    notes: list[Note],
+    path: Path, document: dict[str, list[dict[str, Any]]], categories: dict[int, str], images: Path | None
 ) -> list[Picture]:
     boxes: dict[int, list[Box]] = {}
     for at, item in enumerate(document["images"]):
@@ -110,11 +103,9 @@ def _pictures(
         if owner not in boxes or category not in categories:
             what = f"image_id {owner}" if owner not in boxes else f"category_id {category}"
             raise DataError(f"{path}: annotations[{at}]: {what} is not in the file")
-        if item.get("iscrowd"):
-            notes.append(Note("crowd, left out", f"{path}: annotations[{at}]"))
-        else:
-            x, y, width, height = _bbox(path, at, item)
-            boxes[owner].append(Box(categories[category], x, y, x + width, y + height))
+        x, y, width, height = _bbox(path, at, item)
+        crowd = bool(item.get("iscrowd"))
+        boxes[owner].append(Box(categories[category], x, y, x + width, y + height, crowd))
     names = [_value(path, "images", at, item, "file_name", str) for at, item in enumerate(document["images"])]
     folder = images or _folder(path, names)
     return [

@@ -29,7 +29,7 @@ class VocRules:
     """What is taken from a VOC annotation."""
 
     difficult: bool = False
-    """Keep objects marked difficult, which VOC's own evaluation does not count."""
+    """Objects marked difficult are objects like others; else, as VOC's own evaluation has them, they are ignored."""
     first_pixel: int = 1
     """Number of the leftmost pixel of a row: 1 in VOC itself, 0 as other tools write."""
 
@@ -162,23 +162,21 @@ def _pictures(
             notes.append(Note("no annotation, picture left out", str(path)))
             continue
         folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
-        pictures.append(_picture(path, folder, rules, notes))
+        pictures.append(_picture(path, folder, rules))
     return pictures
 
 
-def _picture(path: Path, folder: Path, rules: VocRules, notes: list[Note]) -> Picture:
+def _picture(path: Path, folder: Path, rules: VocRules) -> Picture:
     root = read_xml(path)
     size = root.first("size")
     sides = [int(_number(path, size, key)) if size and size.first(key) else 0 for key in ("height", "width")]
     boxes = []
     for element in root.all("object"):
-        if not rules.difficult and (_text(element, "difficult") or "0") != "0":
-            notes.append(Note("difficult, left out", f"{path}:{element.line}"))
-            continue
+        ignored = not rules.difficult and (_text(element, "difficult") or "0") != "0"
         name, box = _text(element, "name"), element.first("bndbox")
         if not name or box is None:
             raise DataError(f"{path}:{element.line}: an object needs a name and a bndbox")
-        boxes.append(Box(name, *(_number(path, box, key) - rules.first_pixel for key in _CORNERS)))
+        boxes.append(Box(name, *(_number(path, box, key) - rules.first_pixel for key in _CORNERS), ignored))
     return Picture(_image(path, folder, root), tuple(sides) if min(sides) > 0 else None, tuple(boxes), str(path))
 
 

@@ -21,17 +21,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from utils.detection.coco import IOUS, RECALLS, Floats, Integers, Matches, match, mean
+from utils.detection.coco import (
+    IOUS,
+    RECALLS,
+    Boxes,
+    Floats,
+    Integers,
+    match_pairs,
+    mean,
+    near_pairs,
+    sort_boxes,
+)
 from utils.detection.metrics import coco_boxes
 
 SHARE = 0.95
 """Of the draws, make an interval."""
 MOST_VALUES = 2**21
 """Numbers in one array; so many draws are done at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Which detections match an object, over all areas, of the K classes that have objects; T = 10 IoUs."""
+
+    images: int
+    """Number of images."""
+    classes: Integers
+    """[K]."""
+    objects: tuple[Integers, ...]
+    """For each class the image of each of its objects, rising."""
+    found: tuple[Integers, ...]
+    """For each class the image of each of its n detections, the best score first."""
+    hits: tuple[NDArray[np.bool_], ...]
+    """For each class [T, n], whether they match."""
+    passed: tuple[NDArray[np.bool_], ...]
+    """For each class [T, n], whether they match an ignored object and count nowhere."""
 
 
 class Interval(NamedTuple):
@@ -53,14 +83,31 @@ class Spread:
     gain50_95: Interval
 
 
+def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
+    """What `evaluate` computes AP from; arguments as there."""
+    classes, objects, found, _, order, starts = sort_boxes(detections, truth, images, False)
+    crowd = objects.crowd
+    matched, passed = match_pairs(near_pairs(found, objects, images), len(found.score), crowd, crowd)
+    place, hits, passed = found.image[order], (matched & ~passed)[:, order], passed[:, order]
+    owned = np.searchsorted(objects.category[~crowd], np.arange(len(classes) + 1))
+    wanted = objects.image[~crowd]
+    return Matches(
+        images, classes,
+        objects=tuple(wanted[start:end] for start, end in pairwise(owned)),
+        found=tuple(place[start:end] for start, end in pairwise(starts)),
+        hits=tuple(hits[:, start:end] for start, end in pairwise(starts)),
+        passed=tuple(passed[:, start:end] for start, end in pairwise(starts)),
+    )  # fmt: skip
+
+
 def matches(detections: Sequence[Floats], truth: Sequence[Floats]) -> Matches:
     """Match what a network found in every picture.
 
     Args:
         detections: [n, 6] a picture: class, x1, y1, x2, y2, confidence.
-        truth: [m, 5] a picture: class, x1, y1, x2, y2.
+        truth: [m, 5 or 6] a picture, as `metrics.Evaluator.add` takes it.
     """
-    return match(coco_boxes(detections, 6), coco_boxes(truth, 5), len(truth))
+    return match(coco_boxes(detections, scored=True), coco_boxes(truth, scored=False), len(truth))
 
 
 def bootstrap(networks: Sequence[Matches], draws: int = 1000, seed: int = 0) -> tuple[Spread, ...]:
@@ -101,19 +148,23 @@ def average_precision(found: Matches, weights: Integers) -> Floats:
     """
     weights = weights.astype(np.float64)  # sums of integers are exact
     ap = np.full((len(weights), len(IOUS), len(found.classes)), -1.0)
-    for k, (objects, images, hits) in enumerate(zip(found.objects, found.found, found.hits, strict=True)):
+    parts = zip(found.objects, found.found, found.hits, found.passed, strict=True)
+    for k, (objects, images, hits, passed) in enumerate(parts):
         at = np.flatnonzero(hits.any(0))  # precision can rise nowhere else
         images = images[: at[-1] + 1 if len(at) else 0]
+        passed = passed[:, : len(images)] if passed.any() else np.zeros((1, len(images)), np.bool_)
         step = max(1, MOST_VALUES // max(len(images), len(IOUS) * max(len(at), len(RECALLS))))
         for start in range(0, len(weights), step):
             part = weights[start : start + step]
             count = part[:, objects].sum(1)
             there = np.flatnonzero(count)
-            ap[start + there, :, k] = _of_class(part[there], count[there], images, at, hits[:, at])
+            ap[start + there, :, k] = _of_class(part[there], count[there], images, at, hits[:, at], passed)
     return np.array([(mean(values[0]), mean(values)) for values in ap])
 
 
-def _of_class(weights: Floats, count: Floats, images: Integers, at: Integers, hits: np.ndarray) -> Floats:
+def _of_class(
+    weights: Floats, count: Floats, images: Integers, at: Integers, hits: np.ndarray, passed: np.ndarray
+) -> Floats:
     """AP of one class, from the same numbers by the same operations as in `coco.evaluate`.
 
     Args:
@@ -122,6 +173,7 @@ def _of_class(weights: Floats, count: Floats, images: Integers, at: Integers, hi
         images: [n], of the detections, the best first, up to the last hit.
         at: [U], which of them are hits at any IoU.
         hits: [T, U], at which IoUs they are.
+        passed: [T, n] or, where it is the same at all IoUs, [1, n]: detections that count nowhere.
 
     Returns:
         [D, T].
@@ -129,7 +181,8 @@ def _of_class(weights: Floats, count: Floats, images: Integers, at: Integers, hi
     if not len(at):
         return np.zeros((len(weights), len(hits)))
     pieces = np.concatenate([[0], at[:-1] + 1])
-    seen = np.add.reduceat(weights[:, images], pieces, axis=1).cumsum(1)[:, None]
+    counted = (weights[:, images] * ~skipped for skipped in passed)
+    seen = np.stack([np.add.reduceat(part, pieces, axis=1).cumsum(1) for part in counted], axis=1)  # [D, T or 1, U]
     true = (weights[:, None, images[at]] * hits).cumsum(2)  # [D, T, U]
     envelope = np.maximum.accumulate((true / (seen + np.spacing(1)))[..., ::-1], axis=2)[..., ::-1]
     reached = np.searchsorted(RECALLS, true / count[:, None, None], side="right")

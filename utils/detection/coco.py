@@ -12,7 +12,6 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +41,18 @@ class Boxes(NamedTuple):
     """[N, 4], left, top, width, height in pixels."""
     score: Floats
     """[N]; of detections only."""
+    ignored: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    """[N], COCO's crowds; of objects only, and empty if there are none."""
+
+    @property
+    def crowd(self) -> NDArray[np.bool_]:
+        """[N], which objects are ignored: a detection that lies in one is neither a hit nor a miss."""
+        return self.ignored if len(self.ignored) else np.zeros(len(self.image), np.bool_)
+
+    @property
+    def classes(self) -> Integers:
+        """[K], classes with objects that count."""
+        return np.unique(self.category[~self.crowd])
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +66,7 @@ class Result:
     recall: Floats
     """[T, K, A, M], -1 likewise; only the last M is filled unless all areas were asked for."""
     scores: tuple[Floats, ...]
-    """For each class the scores of its detections."""
+    """For each class the scores of its detections, without those that match an ignored object at IoU 0.5."""
     hits: tuple[NDArray[np.bool_], ...]
     """For each class whether they match an object at IoU 0.5."""
 
@@ -65,22 +76,6 @@ class Result:
         ap += [mean(self.precision[..., a]) for a in (1, 2, 3)]
         ar = [mean(self.recall[:, :, 0, m]) for m in range(3)] + [mean(self.recall[:, :, a, 2]) for a in (1, 2, 3)]
         return np.array(ap + ar)
-
-
-@dataclass(frozen=True, eq=False)
-class Matches:
-    """Which detections match an object, over all areas, of the K classes that have objects; T = 10 IoUs."""
-
-    images: int
-    """Number of images."""
-    classes: Integers
-    """[K]."""
-    objects: tuple[Integers, ...]
-    """For each class the image of each of its objects, rising."""
-    found: tuple[Integers, ...]
-    """For each class the image of each of its n detections, the best score first."""
-    hits: tuple[NDArray[np.bool_], ...]
-    """For each class [T, n], whether they match."""
 
 
 def mean(values: Floats) -> float:
@@ -98,43 +93,30 @@ def evaluate(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result
         images: number of images.
         full: all areas and recalls; otherwise AP and AP50 over all areas only.
     """
-    classes, objects, found, rank, order, starts = _sorted(detections, truth, images, full)
-    pairs = _pairs(found, objects, images)
+    classes, objects, found, rank, order, starts = sort_boxes(detections, truth, images, full)
+    pairs = near_pairs(found, objects, images)
     object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, found))
+    crowd = objects.crowd
     ranges = list(AREAS.values()) if full else [AREAS["all"]]
     shape = len(IOUS), len(classes), len(ranges)
     precision, recall = np.full((*shape, len(RECALLS)), -1.0), np.full((*shape, len(MOST_DETECTIONS)), -1.0)
     for a, (low, high) in enumerate(ranges):
-        ignored = (object_area < low) | (object_area > high)
-        matched, left_out = _match(pairs, len(found.score), ignored)
-        if a == 0:
-            hits = matched[0, order]
+        ignored = crowd | (object_area < low) | (object_area > high)
+        matched, left_out = match_pairs(pairs, len(found.score), crowd, ignored)
         left_out |= ~matched & ((area < low) | (area > high))
+        if a == 0:
+            counted, hits = order[~left_out[0, order]], matched[0]
         counts = np.bincount(objects.category[~ignored], minlength=len(classes))
         true, passed = (matched & ~left_out)[:, order], left_out[:, order] if left_out.any() else None
         _accumulate(true, passed, rank[order] if full else None, starts, counts, precision[:, :, a], recall[:, :, a])
-    cuts = starts[1:-1]
-    scores, hits = np.split(found.score[order], cuts), np.split(hits, cuts)
+    cuts = np.searchsorted(found.category[counted], np.arange(1, len(classes)))
+    scores, hits = np.split(found.score[counted], cuts), np.split(hits[counted], cuts)
     known = len(classes)  # without classes np.split returns one part all the same
     precision = np.ascontiguousarray(precision.transpose(0, 3, 1, 2))
     return Result(classes, precision, recall, tuple(scores[:known]), tuple(hits[:known]))
 
 
-def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
-    """What `evaluate` computes AP from; arguments as there."""
-    classes, objects, found, _, order, starts = _sorted(detections, truth, images, False)
-    matched, _ = _match(_pairs(found, objects, images), len(found.score), np.zeros(len(objects.image), np.bool_))
-    owned = np.searchsorted(objects.category, np.arange(len(classes) + 1))
-    place, hits = found.image[order], matched[:, order]
-    return Matches(
-        images, classes,
-        objects=tuple(objects.image[start:end] for start, end in pairwise(owned)),
-        found=tuple(place[start:end] for start, end in pairwise(starts)),
-        hits=tuple(hits[:, start:end] for start, end in pairwise(starts)),
-    )  # fmt: skip
-
-
-def _sorted(
+def sort_boxes(
     detections: Boxes, truth: Boxes, images: int, ranked: bool
 ) -> tuple[Integers, Boxes, Boxes, Integers, Integers, Integers]:
     """The K classes with objects; what can match, `category` being the position in them; order of the detections.
@@ -143,7 +125,7 @@ def _sorted(
         classes [K], objects by class and image, detections and ranks as of `_best`, order of the detections by class
         and falling score, [K + 1] where the classes start in it, and the end.
     """
-    classes = np.unique(truth.category)
+    classes = truth.classes
     found, rank = _best(_of_classes(detections, classes), images, ranked)
     objects = _of_classes(truth, classes)
     objects = _taken(objects, np.argsort(objects.category * images + objects.image, kind="stable"))
@@ -184,7 +166,7 @@ def _places(group: Integers) -> Integers:
     return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Pairs of a detection and an object of its image and class, by round, detection, object."""
 
     found: Integers
@@ -194,7 +176,7 @@ class _Pairs(NamedTuple):
     """Where each round starts, and the end."""
 
 
-def _pairs(found: Boxes, objects: Boxes, images: int) -> _Pairs:
+def near_pairs(found: Boxes, objects: Boxes, images: int) -> Pairs:
     """The pairs that overlap enough to match at some threshold."""
     group, other = (boxes.category * images + boxes.image for boxes in (found, objects))
     objects_of = np.bincount(other, minlength=int(group.max(initial=0)) + 1)
@@ -203,7 +185,7 @@ def _pairs(found: Boxes, objects: Boxes, images: int) -> _Pairs:
     count, first = objects_of[group[which]], (np.cumsum(objects_of) - objects_of)[group[which]]
     one = np.repeat(which, count)
     two = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    iou = _iou(found.xywh[one], objects.xywh[two])
+    iou = _iou(found.xywh[one], objects.xywh[two], objects.crowd[two])
     near = iou >= IOUS[0]
     one, two, iou = one[near], two[near], iou[near]
     new = np.diff(one, prepend=-1) != 0
@@ -211,19 +193,24 @@ def _pairs(found: Boxes, objects: Boxes, images: int) -> _Pairs:
     turn = _places(group[one[new]])[number]
     order = np.argsort(turn, kind="stable")
     rounds = np.searchsorted(turn[order], np.arange(int(turn.max(initial=-1)) + 2))
-    return _Pairs(one[order], two[order], iou[order], rounds)
+    return Pairs(one[order], two[order], iou[order], rounds)
 
 
-def _iou(one: Floats, two: Floats) -> Floats:
-    """IoU of pairs of boxes, with the operations of COCO's bbIou in their order."""
+def _iou(one: Floats, two: Floats, crowd: NDArray[np.bool_]) -> Floats:
+    """IoU of pairs of boxes, of a crowd the share of `one` inside it, with the operations of COCO's bbIou in order."""
     size = np.minimum(one[:, :2] + one[:, 2:], two[:, :2] + two[:, 2:]) - np.maximum(one[:, :2], two[:, :2])
     overlap = np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0.0)
-    union = one[:, 2] * one[:, 3] + two[:, 2] * two[:, 3] - overlap
+    area = one[:, 2] * one[:, 3]
+    union = np.where(crowd, area, area + two[:, 2] * two[:, 3] - overlap)
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
 
 
-def _match(pairs: _Pairs, count: int, ignored: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def match_pairs(
+    pairs: Pairs, count: int, crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Detections to objects, the best first: each takes the object of the highest IoU that is free, ignored ones last.
+
+    A crowd is always free. Objects outside the range of areas are ignored as well, but match once.
 
     Returns:
         [T, N] whether a detection is matched, and whether its object is ignored.
@@ -241,7 +228,7 @@ def _match(pairs: _Pairs, count: int, ignored: NDArray[np.bool_]) -> tuple[NDArr
             best = np.where(best < 0, second, best)
         t, d = np.nonzero(best >= 0)
         taken = wanted[best[t, d]]
-        free[t, taken] = False
+        free[t, taken] = crowd[taken]
         matched[t, found[first[d]]] = True
         left_out[t, found[first[d]]] = ignored[taken]
     return matched, left_out
@@ -298,7 +285,7 @@ def _accumulate(
 
 def evaluate_by_pycocotools(detections: Boxes, truth: Boxes, images: int, full: bool) -> Result:
     """The same by pycocotools; arguments and result as `evaluate`."""
-    classes = np.unique(truth.category)
+    classes = truth.classes
     coco = pycocotools_evaluation(detections, truth, images)
     if not full:
         coco.params.maxDets = [MOST_DETECTIONS[-1]]
@@ -312,14 +299,15 @@ def evaluate_by_pycocotools(detections: Boxes, truth: Boxes, images: int, full: 
     stride = len(coco.params.areaRng) * images  # evalImgs is class by area by image; area 0 is all
     for k in range(len(classes)):
         found = [e for e in coco.evalImgs[k * stride : k * stride + images] if e is not None]
-        scores.append(np.concatenate([e["dtScores"] for e in found]))
-        hits.append(np.concatenate([e["dtMatches"][0] for e in found]) > 0)
+        counted = ~np.concatenate([e["dtIgnore"][0] for e in found])
+        scores.append(np.concatenate([e["dtScores"] for e in found])[counted])
+        hits.append(np.concatenate([e["dtMatches"][0] for e in found])[counted] > 0)
     return Result(classes, coco.eval["precision"][..., -1], recall, tuple(scores), tuple(hits))
 
 
 def pycocotools_evaluation(detections: Boxes, truth: Boxes, images: int) -> COCOeval:
     """Pycocotools' own evaluation of the classes that have objects, not yet run; it prints as it runs."""
-    classes = np.unique(truth.category)
+    classes = truth.classes
     with contextlib.redirect_stdout(io.StringIO()):
         return COCOeval(_indexed(truth, images, classes), _indexed(detections, images, classes), "bbox")
 
@@ -328,14 +316,14 @@ def _indexed(boxes: Boxes, images: int, classes: Integers) -> COCO:
     """Boxes as COCO annotations; ids begin at 1, since COCOeval takes 0 for "not matched"."""
     area = boxes.xywh[:, 2] * boxes.xywh[:, 3]
     columns = [boxes.image.tolist(), boxes.category.tolist(), boxes.xywh.tolist(), area.tolist()]
-    columns.append(boxes.score.tolist() or [0.0] * len(area))
+    columns += [boxes.score.tolist() or [0.0] * len(area), boxes.crowd.astype(int).tolist()]
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in range(images)],
         "categories": [{"id": index} for index in classes.tolist()],
         "annotations": [
-            {"id": n, "image_id": i, "category_id": c, "bbox": box, "area": a, "score": score, "iscrowd": 0}
-            for n, (i, c, box, a, score) in enumerate(zip(*columns, strict=True), 1)
+            {"id": n, "image_id": i, "category_id": c, "bbox": box, "area": a, "score": score, "iscrowd": crowd}
+            for n, (i, c, box, a, score, crowd) in enumerate(zip(*columns, strict=True), 1)
         ],
     }
     coco.createIndex()

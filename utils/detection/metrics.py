@@ -3,7 +3,8 @@
 The matching and the averages are pycocotools' (Lin et al., "Microsoft COCO: Common Objects in Context",
 arXiv:1405.0312): 101 recall points under the precision envelope, IoU 0.50:0.05:0.95, at most 100 detections of a class
 an image, small < 32², medium 32²..96², large > 96² pixels of the original picture. A class without ground truth enters
-no mean. Every value is a fraction, 0..1; what has nothing to be measured on is 0.
+no mean. Ignored boxes, COCO's crowds, are no objects, and a detection that lies in one of its class is neither hit nor
+miss. Every value is a fraction, 0..1; what has nothing to be measured on is 0.
 """
 
 from __future__ import annotations
@@ -111,13 +112,14 @@ class Evaluator:
             boxes: [n, 4], x1, y1, x2, y2 in pixels of the original picture; n may be 0.
             scores: [n], confidences.
             classes: [n], class indices.
-            truth: [m, 5], class, x1, y1, x2, y2 in pixels of the original picture; m may be 0.
+            truth: [m, 6], class, x1, y1, x2, y2 in pixels of the original picture, 1 if the box is ignored; m may be 0,
+                and [m, 5] ignores none.
 
         Raises:
             ValueError: a class index is outside the names.
         """
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        truth = np.asarray(truth, dtype=np.float64).reshape(-1, 5)
+        truth = np.asarray(truth, dtype=np.float64)
         for what, values in (("detection", np.asarray(classes)), ("object", truth[:, 0])):
             if len(values) and not (values.min() >= 0 and values.max() < len(self.names)):
                 raise ValueError(f"{what} of class {int(values.max())}, but there are {len(self.names)} names")
@@ -127,9 +129,10 @@ class Evaluator:
 
     def result(self) -> Metrics:
         """Evaluate what was added so far."""
-        truth = coco_boxes(self._truth, 5)
+        truth = coco_boxes(self._truth, scored=False)
+        found = self._evaluate(coco_boxes(self._detections, scored=True), truth, len(self._truth), self.by_size)
+        truth = Boxes(*(values[~truth.crowd] for values in truth[:3]), truth.score)
         objects = np.bincount(truth.category, minlength=len(self.names))
-        found = self._evaluate(coco_boxes(self._detections, 6), truth, len(self._truth), self.by_size)
         ap = found.precision.mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
         curves = _curves(found, objects[found.classes])
         best = int(curves.f1.mean(axis=0).argmax()) if len(found.classes) else 0
@@ -175,13 +178,14 @@ def confusion_matrix(
     """Which class was taken for which, in one image.
 
     Detections with at least `conf_thres` are paired with objects of any class: of all pairs with an IoU of at least
-    `iou_thres` the closest first, each box once.
+    `iou_thres` the closest first, each box once. A detection without a partner is left out if at least `iou_thres` of
+    its area lies in an ignored box of its class.
 
     Args:
         boxes: [n, 4], x1, y1, x2, y2.
         scores: [n].
         classes: [n].
-        truth: [m, 5], class, x1, y1, x2, y2.
+        truth: [m, 5 or 6], class, x1, y1, x2, y2, 1 if the box is ignored.
         count: number of classes.
         conf_thres: smallest confidence that counts.
         iou_thres: smallest overlap that is a pair.
@@ -193,17 +197,23 @@ def confusion_matrix(
     matrix = np.zeros((count + 1, count + 1), dtype=np.int64)
     kept = np.asarray(scores) >= conf_thres
     boxes, classes = boxes[kept], np.asarray(classes)[kept].astype(int)
+    crowd = truth[truth[:, 5:].any(axis=1)]
+    truth = truth[~truth[:, 5:].any(axis=1)]
     true_classes = truth[:, 0].astype(int)
     partner = np.full(len(truth), -1)
     if len(boxes) and len(truth):
-        iou = coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:]), [0] * len(truth))  # [n, m]
+        iou = coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:5]), [0] * len(truth))  # [n, m]
         found, wanted = np.nonzero(iou >= iou_thres)
         for pair in np.argsort(-iou[found, wanted], kind="stable"):
             if partner[wanted[pair]] < 0 and found[pair] not in partner:
                 partner[wanted[pair]] = found[pair]
     predicted = np.append(classes, count)[partner]  # index -1: background
     np.add.at(matrix, (true_classes, predicted), 1)
-    np.add.at(matrix, (count, np.delete(classes, partner[partner >= 0])), 1)
+    stray = np.delete(np.arange(len(boxes)), partner[partner >= 0])
+    if len(stray) and len(crowd):
+        inside = coco_mask.iou(_xywh(boxes[stray]), _xywh(crowd[:, 1:5]), [1] * len(crowd)) >= iou_thres
+        stray = stray[~(inside & (classes[stray, None] == crowd[:, 0])).any(axis=1)]
+    np.add.at(matrix, (count, classes[stray]), 1)
     return matrix
 
 
@@ -212,11 +222,17 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), dtype=np.float64)
 
 
-def coco_boxes(images: Sequence[np.ndarray], columns: int) -> Boxes:
-    """Rows [n, columns] of each image, class, x1, y1, x2, y2 and perhaps score, as COCO has them."""
-    rows = np.concatenate([np.zeros((0, columns)), *images])
+def coco_boxes(images: Sequence[np.ndarray], *, scored: bool) -> Boxes:
+    """Rows of each image as COCO has them.
+
+    Args:
+        images: [n, 6] each: class, x1, y1, x2, y2, and the score or whether the box is ignored. [n, 5] ignores none.
+        scored: the last column is the score.
+    """
+    rows = np.concatenate([np.zeros((0, 6)), *(np.pad(part, ((0, 0), (0, 6 - part.shape[1]))) for part in images)])
     image = np.repeat(np.arange(len(images)), [len(part) for part in images])
-    return Boxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), rows[:, 5] if columns > 5 else np.zeros(0))
+    last = (rows[:, 5], np.zeros(0, np.bool_)) if scored else (np.zeros(0), rows[:, 5] > 0)
+    return Boxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), *last)
 
 
 def _curves(found: Result, objects: np.ndarray) -> Curves:

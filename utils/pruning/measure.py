@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -114,8 +114,7 @@ class Bench(Clock):
 def make_bench(asked: PruneRequest, channels: int, size: Size, device: torch.device, most: int | None = None) -> Bench:
     """The validation pictures of a request, or the first `most` of them; `channels` of the network input."""
     pictures = index(asked.data.valid, asked.data.names)
-    pictures = replace(pictures, images=pictures.images[:most], labels=pictures.labels[:most],
-                       shapes=pictures.shapes[:most])  # fmt: skip
+    pictures = pictures.subset(range(len(pictures))[:most])
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
     return Bench(device, size, make_loader(dataset, asked.batch_size), asked.data.names)
 

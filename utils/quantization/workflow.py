@@ -186,9 +186,7 @@ def calibration_pictures(
     if asked.pictures is None and count < PICTURES:
         log(f"--calib: the calibration takes all {count} train pictures")
     places = np.random.default_rng(asked.seed).permutation(len(found))[:count].tolist()
-    some = replace(found, images=tuple(found.images[i] for i in places), labels=tuple(found.labels[i] for i in places),
-                   shapes=found.shapes[places])  # fmt: skip
-    dataset = DetectionDataset(some, size=size, mode=asked.mode, channels=network.net.channels)
+    dataset = DetectionDataset(found.subset(places), size=size, mode=asked.mode, channels=network.net.channels)
     batches = list(make_loader(dataset, asked.batch_size))
     return Pictures(torch.cat([batch.images for batch in batches]), asked.batch_size, device)
 

@@ -106,8 +106,9 @@ def most_changed(
 
 
 def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after: Rows) -> ComparedPicture:
-    """One picture; `truth` is [m, 5]: class, x1, y1, x2, y2."""
-    objects = np.column_stack([truth[:, 1:], np.full(len(truth), np.nan), truth[:, 0]])
+    """One picture; `truth` is [m, 5 or 6]: class, x1, y1, x2, y2, 1 if the box is ignored and so no object."""
+    truth = truth[~truth[:, 5:].any(axis=1)]
+    objects = np.column_stack([truth[:, 1:5], np.full(len(truth), np.nan), truth[:, 0]])
     return ComparedPicture(path, objects, before, after, found(objects, before), found(objects, after))
 
 

@@ -16,8 +16,7 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.shapes import max_stride
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import Index, index
-from utils.detection.bootstrap import SHARE, Interval, bootstrap, matches
-from utils.detection.coco import Matches
+from utils.detection.bootstrap import SHARE, Interval, Matches, bootstrap, matches
 from utils.device import select_device
 from utils.errors import DataError, InputError
 from utils.evaluation import Evaluation, evaluate
