@@ -72,6 +72,43 @@ def test_ignored_predictions_have_no_objectness_gradient():
     assert touched == 1
 
 
+@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
+def test_predictions_in_an_ignored_box_are_no_negatives(rule):
+    """The left half of picture 0 is ignored, and boxes as large as the anchors are predicted around all cells' centres.
+
+    Without an object each has a gradient, unless more than 0.7 of it lies in the left half.
+    """
+    outputs = [head.requires_grad_() for head in heads(0.0)]
+    yolos = [dataclasses.replace(yolo, ignore_thresh=0.7) for yolo in NETWORK.yolos]
+    ignored = torch.tensor([[0, 1, 0.25, 0.5, 0.5, 5.0]])
+    settings = LossSettings(assignment=rule)
+    detection_loss(outputs, OBJECTS[:0], yolos, SIZE, settings, ignored=ignored).total.backward()
+    for head, yolo in zip(outputs, yolos, strict=True):
+        side = head.shape[-1]
+        touched = head.grad.view(2, 3, 7, side, side)[:, :, 4] != 0
+        centre = (torch.arange(side) + 0.5) * 64 / side
+        for anchor, (width, _) in enumerate(yolo.head_anchors):
+            inside = (centre + width / 2).clamp(max=32) - (centre - width / 2).clamp(min=0)
+            spared = inside / width > 0.7
+            assert spared.any() and not spared.all()
+            assert (touched[0, anchor] == ~spared).all() and touched[1].all()
+
+
+@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
+def test_objects_in_an_ignored_box_are_learnt_as_without_it(rule):
+    whole = torch.tensor([[0, 0, 0.5, 0.5, 9, 9], [1, 0, 0.5, 0.5, 9, 9.0]])
+    gradients = []
+    for ignored in (None, whole):
+        outputs = [head.requires_grad_() for head in heads()]
+        terms = detection_loss(outputs, OBJECTS, NETWORK.yolos, SIZE, LossSettings(assignment=rule), ignored=ignored)
+        terms.total.backward()
+        gradients.append([head.grad.view(2, 3, 7, *head.shape[2:]).transpose(1, 2) for head in outputs])
+    for plain, spared in zip(*gradients, strict=True):
+        positive = plain[:, 5:].any(dim=1)
+        assert torch.equal(plain[:, :4], spared[:, :4]) and torch.equal(plain[:, 5:], spared[:, 5:])
+        assert torch.equal(spared[:, 4], torch.where(positive, plain[:, 4], 0.0))
+
+
 def test_pictures_do_not_see_one_another():
     """The loss of a batch of one picture twice is the loss of the picture: sums grow with the positives."""
     single = [head[:1] for head in heads()]

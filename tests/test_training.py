@@ -160,6 +160,22 @@ class TestRun:
             rows = list(csv.DictReader(file))
         assert float(rows[-1]["box_loss"]) < 0.8 * float(rows[0]["box_loss"])
 
+    def test_ignored_boxes_take_their_negatives_from_a_run_and_nothing_else(self, run, folder, tmp_path):
+        """One step over pictures that are ignored as a whole, or not: the other two terms of the loss are equal."""
+        (tmp_path / "hyp.yaml").write_text("mosaic: 0\nscale: 0\ntranslate: 0\n")
+        shutil.copytree(folder, tmp_path / "set")
+        (tmp_path / "set/ignored").mkdir()
+        for number in range(9):
+            (tmp_path / f"set/ignored/{number}.txt").write_text("0 0.5 0.5 1 1\n")
+        rows = []
+        for data in (folder / "d.data", tmp_path / "set/d.data"):
+            flags = ["--epochs", "1", "--batch-size", "9", "--notest", "--hyp", str(tmp_path / "hyp.yaml")]
+            with open(f"{run(*flags, '--data', str(data))['run_dir']}/results.csv") as file:
+                rows += csv.DictReader(file)
+        plain, spared = rows
+        assert float(spared["objectness_loss"]) < 0.7 * float(plain["objectness_loss"])
+        assert [plain[key] for key in ("box_loss", "class_loss")] == [spared[key] for key in ("box_loss", "class_loss")]
+
     def test_same_seed_same_weights_and_another_seed_others(self, run):
         first, second, other = (run("--epochs", "1", "--seed", seed)["last"] for seed in ("3", "3", "4"))
         assert same(first, second)

@@ -35,14 +35,16 @@ def similarity(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
     Args:
         a: [..., 4], cx, cy, w, h.
         b: the same; the two shapes broadcast.
-        kind: "iou", "giou", "diou" or "ciou".
+        kind: "iou", "giou", "diou", "ciou", or "inside": the share of the area of `a` that lies in `b`.
 
     Returns:
-        [...], at most 1; IoU at least 0, GIoU and DIoU above −1.
+        [...], at most 1; IoU and share at least 0, GIoU and DIoU above −1.
     """
     a_low, a_high = a[..., :2] - a[..., 2:4] / 2, a[..., :2] + a[..., 2:4] / 2
     b_low, b_high = b[..., :2] - b[..., 2:4] / 2, b[..., :2] + b[..., 2:4] / 2
     overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(dim=-1)
+    if kind == "inside":
+        return overlap / (a[..., 2:4].prod(dim=-1) + EPSILON)
     union = a[..., 2:4].prod(dim=-1) + b[..., 2:4].prod(dim=-1) - overlap
     iou = overlap / (union + EPSILON)
     if kind == "iou":

@@ -14,7 +14,7 @@ from utils.boxes import similarity
 from utils.darknet.blocks import Yolo
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, grid, split_head
-from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
+from utils.detection.settings import ASSIGNMENTS, LossSettings
 
 AT_LEAST_ONE = partial(max, 1)
 LEAST_AWAY = 1e-6
@@ -39,6 +39,7 @@ def detection_loss(
     size: tuple[int, int],
     settings: LossSettings,
     divisor: Callable[[int], float] = AT_LEAST_ONE,
+    ignored: Tensor | None = None,
 ) -> LossTerms:
     """Loss of a batch.
 
@@ -57,13 +58,19 @@ def detection_loss(
         settings: gains and variants.
         divisor: what the sums are divided by, from the number of positives in this batch; several processes that share
             a batch count all of them.
+        ignored: [M, 6] as `targets`: boxes in which nobody knows what is right. A prediction that lies in one by more
+            than `ignore_thresh` of its own area is no negative, whatever the assignment. Its area is what counts, as in
+            evaluation: the box of a crowd is much larger than each of its members.
     """
     rule = ASSIGNMENTS[settings.assignment]
     heads = [head.float() for head in heads]
     grids = [tuple(head.shape[-2:]) for head in heads]
     positives = assign(targets, yolos, grids, size, rule)
+    unsure = [(targets, "iou")] if rule.ignore else []
+    if ignored is not None and len(ignored):
+        unsure.append((ignored, "inside"))
     terms = [
-        _head_loss(head, yolo, found, targets, size, settings, rule)
+        _head_loss(head, yolo, found, unsure, size, settings)
         for head, yolo, found in zip(heads, yolos, positives, strict=True)
     ]
     count = divisor(sum(len(found.image) for found in positives))
@@ -77,12 +84,11 @@ def _head_loss(
     head: Tensor,
     yolo: Yolo,
     found: Positives,
-    targets: Tensor,
+    unsure: Sequence[tuple[Tensor, str]],
     size: tuple[int, int],
     settings: LossSettings,
-    rule: Assignment,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the three terms of one head."""
+    """Sums of the three terms of one head; `unsure`: boxes [N, 6] that spare negatives, and the kind of similarity."""
     values = split_head(head.detach(), yolo)
     height, width = head.shape[-2:]
     cell_anchors = head.new_tensor(yolo.head_anchors) * head.new_tensor((width / size[1], height / size[0]))
@@ -96,9 +102,9 @@ def _head_loss(
     flat = ((found.image * len(yolo.mask) + found.anchor) * height + found.row) * width + found.column
     wanted.view(-1).scatter_reduce_(0, flat, iou, "amax")
     weight = torch.ones_like(wanted)
-    if rule.ignore:
-        weight[_overlapping(values, cell_anchors, targets, yolo)] = 0
-        weight[at] = 1
+    for objects, kind in unsure:
+        weight[_overlapping(values, cell_anchors, objects, yolo, kind)] = 0
+    weight[at] = 1
     if settings.focal_gamma:
         away = (_probability(confidence, yolo) - wanted).abs()
         weight = weight * away.clamp(min=LEAST_AWAY) ** settings.focal_gamma
@@ -156,8 +162,8 @@ class _Taken(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yolo) -> Tensor:
-    """Mask [B, A, H, W] of the predictions whose IoU with any object of their picture exceeds `ignore_thresh`.
+def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yolo, kind: str) -> Tensor:
+    """Mask [B, A, H, W] of the predictions whose similarity to any box of their picture exceeds `ignore_thresh`.
 
     Darknet also asks for some class probability above 0.25; with independent class scores that early training has not
     separated yet this only delays the rule, and is left out.
@@ -170,7 +176,7 @@ def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yo
     hits = values.new_zeros(boxes.shape[:2])
     for some in torch.arange(len(targets), device=targets.device).split(max(1, PAIRS // boxes.shape[1])):
         picture = targets[some, 0].long()
-        overlap = similarity(boxes[picture], objects[some, None])
+        overlap = similarity(boxes[picture], objects[some, None], kind)
         hits.index_add_(0, picture, (overlap > yolo.ignore_thresh).to(hits.dtype))
     return (hits > 0).view(batch, anchors, height, width)
 

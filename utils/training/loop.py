@@ -175,7 +175,8 @@ class Trainer:
         if self.rounding is not None:
             self.rounding.begin(done.step)
         with self.objective.unsynchronised(alone=not closes):
-            terms = self.objective(images, batch.targets.to(self.team.device))
+            targets, ignored = (boxes.to(self.team.device) for boxes in (batch.targets, batch.ignored))
+            terms = self.objective(images, targets, ignored)
             values = {name: float(value.detach()) for name, value in terms.items()}
             self._check(values, position, batch)
             first = position - position % self.settings.accumulate

@@ -47,12 +47,13 @@ class Objective:
         self.columns: Mapping[str, str] = COLUMNS | {_learnt(term): f"{_learnt(term)}_loss" for term in taught}
         """Column of results.csv for every term."""
 
-    def __call__(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor, ignored: Tensor | None = None) -> dict[str, Tensor]:
         """`total`, which is minimised, and its terms: those of `detection_loss`, and weighted ones of a distillation.
 
         Args:
             images: [B, C, H, W], 0…1.
             targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+            ignored: the same of the ignored boxes, see `detection_loss`.
         """
         device = self.team.device.type
         images = images.contiguous(memory_format=self.format)
@@ -60,7 +61,8 @@ class Objective:
         with torch.autocast(device, torch.float16, enabled=device == "cuda"):
             outputs = self._parallel(images, *self._wanted)
         size = (images.shape[-2], images.shape[-1])
-        terms = detection_loss(outputs.heads, targets, self.network.yolos, size, self.settings, self.team.positives)
+        network, positives = self.network, self.team.positives
+        terms = detection_loss(outputs.heads, targets, network.yolos, size, self.settings, positives, ignored)
         found = terms._asdict()
         if taught is None:
             return found
