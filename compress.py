@@ -30,7 +30,7 @@ from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, picture_channels
 from utils.darknet.weights import Header, file_bytes
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
@@ -127,6 +127,7 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     if network.classes != data.classes:
         raise InputError(f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
                          f"{data.classes}; train it on these pictures first, by train.py -pt")  # fmt: skip
+    picture_channels(network)
     if args.img_size is not None:
         input_size([args.img_size], max_stride(network), (network.net.height, network.net.width))
     return network

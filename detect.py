@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from utils import cli
 from utils.darknet import cfg as cfg_file
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, picture_channels
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
 from utils.errors import InputError
@@ -174,12 +174,14 @@ def input_size(sides: Sequence[int] | None, network: Network) -> tuple[int, int]
 
 
 def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Network, files: RuntimeFiles) -> None:
-    """Compare the classes of the network with --classes and with the names.
+    """Compare the classes of the network with --classes and with the names, and its channels with those of pictures.
 
     Raises:
+        CfgError: it takes no pictures.
         InputError: a class is wanted that the network does not have.
         DataError: there are more or fewer names than classes.
     """
+    picture_channels(network)
     check_names(given, network, files.weights or network.path)
     for label in wanted or ():
         if label >= network.classes:

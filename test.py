@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from utils.cli import Parser, input_size, log, non_negative_int, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.shapes import max_stride, trace
+from utils.darknet.shapes import max_stride, picture_channels, trace
 from utils.errors import DataError, InputError
 from utils.flags import (
     MOST_PARALLEL,
@@ -196,7 +196,8 @@ def input_sizes(
 
 
 def check_classes(network: Network, files: ModelFiles, data: DataConfig, *, single_class: bool) -> None:
-    """Refuse weights of another class count than the data set's; where all classes are one, any count will do."""
+    """Refuse a network that takes no pictures, or of other classes than the data set's, unless all count as one."""
+    picture_channels(network)
     if network.classes != data.classes and not single_class:
         raise InputError(
             f"{files.weights}: a network of {network.classes} classes, but {data.path} has {data.classes}; "

@@ -28,7 +28,7 @@ from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.layout import tensors
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, picture_channels
 from utils.errors import InputError
 from utils.flags import (
     MOST_PARALLEL,
@@ -227,6 +227,7 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
     data = load_data(args.data)
     hyp = _hyperparameters(args)
     files = _model_files(args, given, 1 if args.single_cls else data.classes, data)
+    picture_channels(files.network)
     distilled = distillation(args)
     return {
         "files": files,

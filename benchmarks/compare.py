@@ -17,7 +17,7 @@ from benchmarks.runtimes import total_bytes
 from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, picture_channels
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
 from utils.report.tables import markdown_table
@@ -186,7 +186,7 @@ def measure(
     from utils.report.cost import network_cost
 
     network = network or model.network
-    loader = make_loader(DetectionDataset(pictures, size=size, channels=network.net.channels), batch_size)
+    loader = make_loader(DetectionDataset(pictures, size=size, channels=picture_channels(network)), batch_size)
     if isinstance(model, Darknet):
         model = fuse(model).to(device, memory_format=torch.channels_last)
     log(f"{name}: {len(pictures)} pictures at {size[0]} × {size[1]}")

@@ -128,6 +128,21 @@ def max_stride(network: Network) -> int:
     return max(strides(network))
 
 
+def picture_channels(network: Network) -> int:
+    """Channels of the pictures that a network takes.
+
+    Raises:
+        CfgError: they are not those of a picture.
+    """
+    channels = network.net.channels
+    if channels not in (1, 3):
+        raise CfgError(
+            f"{network.path or 'network'}: [net] channels={channels}: pictures have 1 (grey) or 3 (RGB); change the "
+            "cfg, or take what reads no pictures: info, export.py, pruning with --no-test"
+        )
+    return channels
+
+
 def check_sides(image: Shape, stride: int) -> None:
     """Refuse an input with a side that is no multiple of `stride`."""
     for key, side in (("width", image.width), ("height", image.height)):

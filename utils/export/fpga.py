@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models import Darknet, fuse
 from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
 from utils.darknet.cfg import format_network
+from utils.darknet.shapes import picture_channels
 from utils.data.fit import fit
 from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError
@@ -70,9 +71,9 @@ def sample(path: Path, metadata: Metadata) -> Tensor:
     """A picture as the network sees it, [1, C, H, W], 0…1.
 
     Raises:
-        DataError: it cannot be read.
+        DataError, CfgError: it cannot be read, or not as the network takes it.
     """
-    pixels, _ = fit(read_image(path, metadata.network.net.channels), metadata.size, metadata.mode)
+    pixels, _ = fit(read_image(path, picture_channels(metadata.network)), metadata.size, metadata.mode)
     return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from models import Darknet, fuse, load_arrays
 from utils.cli import log
 from utils.darknet.blocks import Network
+from utils.darknet.shapes import picture_channels
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
 from utils.data.index import index
 from utils.evaluation import evaluate, network_input
@@ -111,8 +112,11 @@ class Bench(Clock):
         return Accuracy(result.metrics.map50, result.metrics.map50_95), drawn
 
 
-def make_bench(asked: PruneRequest, channels: int, size: Size, device: torch.device, most: int | None = None) -> Bench:
-    """The validation pictures of a request, or the first `most` of them; `channels` of the network input."""
+def make_bench(
+    asked: PruneRequest, network: Network, size: Size, device: torch.device, most: int | None = None
+) -> Bench:
+    """The validation pictures of a request as a network takes them, or the first `most` of them."""
+    channels = picture_channels(network)
     pictures = index(asked.data.valid, asked.data.names)
     pictures = pictures.subset(range(len(pictures))[:most])
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
@@ -150,12 +154,13 @@ def compare(
     return Comparison(accuracy, latency, bench.runtime(), pictures, *found, bench.names)
 
 
-def training_batches(asked: PruneRequest, channels: int, size: Size, device: torch.device) -> tuple[Iterator, int]:
+def training_batches(asked: PruneRequest, network: Network, size: Size, device: torch.device) -> tuple[Iterator, int]:
     """Batches of training pictures, not augmented, in an order that is the same every time; and how many there are.
 
     Returns:
         float images [B, C, H, W], 0…1, on the device; `asked.recalibrate` batches, or all if there are fewer.
     """
+    channels = picture_channels(network)
     pictures = index(asked.data.train, asked.data.names)
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
     loader = make_loader(dataset, asked.batch_size, shuffle=True, seed=0)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
+from utils.darknet.shapes import picture_channels
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.pruning.policy import ChannelPolicy
@@ -119,11 +120,13 @@ class PruneRequest:
             raise InputError("--search: has to measure; leave out --dry-run")
 
     def check_classes(self, network: Network) -> None:
-        """Refuse weights of another class count than the data set's.
+        """Refuse weights of another class count than the data set's, or of other channels than its pictures have.
 
         Raises:
-            InputError: says both numbers.
+            InputError, CfgError: says both numbers.
         """
+        if self.test and not self.dry_run:
+            picture_channels(network)
         if self.data is not None and network.classes != self.data.classes:
             raise InputError(
                 f"{self.files.weights}: a network of {network.classes} classes, but {self.data.path} has "

@@ -35,12 +35,12 @@ class Trials:
     @cached_property
     def bench(self) -> Bench:
         """The validation pictures."""
-        return make_bench(self.asked, self.graph.network.net.channels, self.size, self.device, self.pictures)
+        return make_bench(self.asked, self.graph.network, self.size, self.device, self.pictures)
 
     @cached_property
     def batches(self) -> list[Tensor]:
         """The pictures for new batch statistics."""
-        return list(training_batches(self.asked, self.graph.network.net.channels, self.size, self.device)[0])
+        return list(training_batches(self.asked, self.graph.network, self.size, self.device)[0])
 
     @cached_property
     def original(self) -> Darknet:

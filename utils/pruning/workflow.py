@@ -133,13 +133,13 @@ def carry_out(
     certificate = certify(graph, arrays, absorbed, removal, bare, written)
     del bare
     certificate.check()
-    batches, channels = 0, graph.network.net.channels
+    batches = 0
     if asked.recalibrate:
-        pictures, batches = training_batches(asked, channels, size, device)
+        pictures, batches = training_batches(asked, graph.network, size, device)
         written = Compacted(written.network, recalibrate(*written, pictures, device))
     comparison = None
     if asked.test:
-        bench = make_bench(asked, channels, size, device)
+        bench = make_bench(asked, graph.network, size, device)
         comparison = compare(bench, graph, arrays, absorbed if asked.absorb else None, removal, written)
     return written, comparison, {"certificate": dataclasses.asdict(certificate), "recalibrated": batches}
 

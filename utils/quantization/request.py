@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
+from utils.darknet.shapes import picture_channels
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import QuantSettings
@@ -82,11 +83,12 @@ class QuantRequest:
         return self.sensitivity or self.keep_float > 0 or self.max_drop is not None
 
     def check_classes(self, network: Network) -> None:
-        """Refuse weights of another class count than the data set's.
+        """Refuse weights of another class count than the data set's, or of other channels than its pictures have.
 
         Raises:
-            InputError: says both numbers.
+            InputError, CfgError: says both numbers.
         """
+        picture_channels(network)
         if network.classes != self.data.classes:
             raise InputError(
                 f"{self.files.weights}: a network of {network.classes} classes, but {self.data.path} has "

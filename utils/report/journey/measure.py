@@ -13,7 +13,7 @@ import torch
 from utils.cli import input_size, log
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
-from utils.darknet.shapes import max_stride
+from utils.darknet.shapes import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import Index, index
 from utils.detection.bootstrap import SHARE, Interval, Matches, bootstrap, matches
@@ -182,7 +182,7 @@ def _evaluate(
 ) -> Evaluation:
     """All that is found in the pictures."""
     loaded, size = network.loaded, network.size
-    channels = loaded.network.net.channels
+    channels = picture_channels(loaded.network)
     dataset = DetectionDataset(found, size=size, mode=network.mode, channels=channels)
     loader = make_loader(dataset, batch_size)
     log(f"{network.name}: {len(found)} pictures at {size[0]} × {size[1]}")
