@@ -204,8 +204,6 @@ def build_detector(
     from utils.runtime.load import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
-    if args.half and device.type == "cpu" and files.runtime == "torch":
-        raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
     loaded = load(files, device)
     for note in loaded.notes:
         cli.log(note)
@@ -221,7 +219,6 @@ def build_detector(
         classes=args.classes,
         agnostic=args.agnostic_nms,
         augment=args.augment,
-        half=args.half and files.runtime == "torch",
     )
     return detector, (given and given.names) or loaded.names or tuple(map(str, range(network.classes)))
 

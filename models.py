@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from utils.attention import attended
 from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Shape, Upsample, Yolo
 from utils.darknet.shapes import trace
+from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock, as_convolutional, build_layer
 
 _SPECIAL = re.compile(r"(^|\.)(bn|quantize_\w+)\.")
@@ -60,7 +61,10 @@ class Darknet(nn.Module):
         )
         self.quantize_image: nn.Module | None = None
         """Slot of a quantized network: maps pictures to the values they may take."""
+        self.input_type: torch.dtype | None = None
+        """Type that pictures are given, of a network with weights of 16 bits (`reduced`); None: they stay."""
         self._inputs = inputs
+        self._before_heads = {inputs[head][0] for head in network.heads}
         self._last_reader = {source: i for i, reads in enumerate(inputs) for source in reads}
         self._fresh = {i for i in self._last_reader if self._computes_gradient(i)}
         if initialize:
@@ -84,10 +88,12 @@ class Darknet(nn.Module):
             features: numbers of the blocks whose outputs are wanted beside the heads.
             maps: numbers of the blocks whose attention maps are wanted.
         """
+        images = images if self.input_type is None else images.to(self.input_type)
         alive: dict[int, Tensor] = {-1: images if self.quantize_image is None else self.quantize_image(images)}
         heads, wanted, seen = [], {}, {}
         for i, layer in enumerate(self.layers):
-            x = layer(*(alive[source] for source in self._inputs[i]))
+            sources = [alive[source] for source in self._inputs[i]]
+            x = _in_float32(layer, *sources) if i in self._before_heads else layer(*sources)
             if isinstance(self.blocks[i], Yolo):
                 heads.append(x)
             if i in maps:
@@ -109,6 +115,12 @@ class Darknet(nn.Module):
                 nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
             if isinstance(self.blocks[i], Yolo):
                 _initialize_head(self.layers[i - 1].conv, self.blocks[i])
+
+
+def _in_float32(layer: nn.Module, *sources: Tensor) -> Tensor:
+    """The output of a layer without autocast: 11 or 8 bits of a logit or an offset would move boxes by pixels."""
+    with torch.autocast(sources[0].device.type, enabled=False):
+        return layer(*(source.float() if source.element_size() < 4 else source for source in sources))
 
 
 def _initialize_head(conv: nn.Conv2d, yolo: Yolo) -> None:
@@ -178,3 +190,21 @@ def fuse(model: Darknet) -> Darknet:
         if hasattr(layer, "activation"):  # a quantized network may have another slope
             own.activation = copy.deepcopy(layer.activation)
     return fused.eval().requires_grad_(False)
+
+
+def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
+    """The model, which is changed, with weights and feature maps of 16 bits, for inference.
+
+    The convolutions in front of heads stay in float32, as under autocast.
+
+    Raises:
+        NumericsError: a weight is too large for the type.
+    """
+    for key, value in model.state_dict().items():
+        if value.abs().amax() > torch.finfo(dtype).max:
+            raise NumericsError(f"{key} has the value {value.abs().amax():.4g}, which {dtype} cannot hold; use float32")
+    model.to(dtype)
+    for block in model._before_heads:
+        model.layers[block].float()
+    model.input_type = dtype
+    return model

@@ -252,8 +252,6 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles,
     from utils.runtime.load import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
-    if args.half and device.type == "cpu" and files.runtime == "torch":
-        raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
     if args.threads:
         torch.set_num_threads(args.threads)
     loaded = load(files, device)
@@ -280,7 +278,6 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles,
             "augment": args.augment,
             "max_nms": args.max_nms,
             "evaluator": args.evaluator,
-            "half": args.half and files.runtime == "torch",
         },
     )
 

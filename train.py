@@ -29,6 +29,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import max_stride, picture_channels
+from utils.device import AMP
 from utils.errors import InputError
 from utils.flags import (
     MOST_PARALLEL,
@@ -53,6 +54,11 @@ from utils.training.sparse_flags import add_sparse_flags, sparse_settings
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"
 PROJECT = "runs/train"
 TRIALS = 30
+GONE = {
+    "bucket": "nothing is uploaded. Copy the run directory when the training is over",
+    "memory_format": "tensors are channels-last, always",
+}
+"""Flags of older versions, and what to know instead."""
 
 
 def _parser() -> Parser:
@@ -81,8 +87,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         require_tensorboard()
     if args.evolve:
         require_optuna()
-    if args.bucket is not None:
-        raise InputError("--bucket: is gone; nothing is uploaded. Copy the run directory when the training is over")
+    for flag, reason in GONE.items():
+        if getattr(args, flag) is not None:
+            raise InputError(f"--{flag.replace('_', '-')}: is gone; {reason}")
     return args
 
 
@@ -186,10 +193,11 @@ def _add_run_flags(parser: Parser) -> None:
     )
     add_device_flags(group, half=False)
     group.add_argument(
-        "--memory-format",
-        choices=("auto", "channels_last", "contiguous"),
+        "--amp",
+        choices=AMP,
         default="auto",
-        help="how tensors lie in memory; auto times two steps (default: %(default)s)",
+        help="type that a GPU computes in: auto is bf16 where the GPU has it, else fp16; off is float32, as always on "
+        "a CPU, with --quantized and in front of heads (default: %(default)s)",
     )
     add_evaluator_flag(group)
     group.add_argument(
@@ -197,7 +205,8 @@ def _add_run_flags(parser: Parser) -> None:
     )
     group.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard into the run directory")
     group.add_argument("--json", action="store_true", help="print one JSON document")
-    group.add_argument("--bucket", help=argparse.SUPPRESS)
+    for flag in GONE:
+        group.add_argument(f"--{flag.replace('_', '-')}", help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -236,7 +245,7 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
         "settings": _settings(args, files.network),
         "batch_size": args.batch_size,
         "nominal_batch": args.nominal_batch,
-        "args": {key: value for key, value in vars(args).items() if key not in ("bucket", "debug", "json")}
+        "args": {key: value for key, value in vars(args).items() if key not in (*GONE, "debug", "json")}
         | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]},
         "resume": None,
         "project": Path(args.project),
@@ -300,7 +309,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         test=not args.notest,
         save=not args.nosave,
         save_period=args.save_period,
-        memory_format=args.memory_format,
+        amp=args.amp,
         evaluator=args.evaluator,
         sparse=sparse_settings(args),
         quant=quant_plan(args, network),

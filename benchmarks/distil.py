@@ -105,8 +105,8 @@ class School:
         Then the term that takes longest, and its share of that sum.
         """
         distiller = self.distiller(chosen)
-        plain = Objective(self.student, SETTINGS, FORMAT, Team(torch.device("cpu")))
-        taught = Objective(self.student, SETTINGS, FORMAT, Team(torch.device("cpu")), distiller)
+        plain = Objective(self.student, SETTINGS, None, Team(torch.device("cpu")))
+        taught = Objective(self.student, SETTINGS, None, Team(torch.device("cpu")), distiller)
         runs = {
             "step": lambda: self._step(plain),
             "teacher": lambda: self.teacher(self.images),

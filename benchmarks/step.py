@@ -27,7 +27,6 @@ from utils.data.datasets import Batch
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import Column, markdown_table
 from utils.training.loop import Trainer
-from utils.training.probe import FORMATS
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.state import Source
 from utils.training.team import Team
@@ -46,7 +45,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--img_size", type=image_side, default=224, metavar="N", help="side of the input (default: %(default)s)")
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures (default: %(default)s)")
     add("--rounds", type=positive_int, default=20, metavar="N", help="steps of each kind (default: %(default)s)")
-    add("--memory-format", choices=tuple(FORMATS), default="channels_last", help="of both (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -58,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [(Path(path).name, *measure(path, args)) for path in args.cfg]
     print(markdown_table(columns, rows))
     print(f"least of {args.rounds} rounds, {args.img_size} x {args.img_size}, batch {args.batch_size}, "
-          f"{args.memory_format}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")  # fmt: skip
+          f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}")  # fmt: skip
 
 
 def measure(path: str, args: argparse.Namespace) -> list[float]:
     """Least milliseconds of stack, model and loss, and step; the ratios of the last two to the first."""
-    training = Training(path, args.img_size, args.batch_size, args.memory_format)
+    training = Training(path, args.img_size, args.batch_size)
     kinds = {"stack": training.stack, "model": training.model_and_loss, "step": training.step}
     least = [min(times) for times in training.laps(kinds, args.rounds).values()]
     return [*least, *(value / least[0] for value in least[1:])]
@@ -76,21 +74,20 @@ class Training:
         path: cfg.
         side: of a picture, in pixels.
         count: pictures in a batch.
-        memory_format: of pictures and weights, a key of FORMATS.
     """
 
-    def __init__(self, path: str, side: int, count: int, memory_format: str = "channels_last") -> None:
+    def __init__(self, path: str, side: int, count: int) -> None:
         torch.manual_seed(0)
         network = cfg_file.load(path)
-        self.net = Darknet(network).train().to(memory_format=FORMATS[memory_format])
+        self.net = Darknet(network).train().to(memory_format=torch.channels_last)
         self.targets = torch.rand(count * OBJECTS, 6)
         self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
         self.targets[:, 1] = (self.targets[:, 1] * network.classes).floor()
         self.targets[:, 4:] = 0.05 + 0.4 * self.targets[:, 4:]
         pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
         self.batch = Batch(pictures, self.targets, self.targets[:0], torch.arange(count), ())
-        self.images = (pictures.float() / 255).contiguous(memory_format=FORMATS[memory_format])
-        settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), memory_format=memory_format)
+        self.images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
+        settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side))
         with tempfile.TemporaryDirectory() as folder:
             self.trainer = Trainer(self.net, _Hundred(), None, Hyperparameters(), settings, RunDirectory(Path(folder)),
                                    Source((), (), {}, {}, {}), Team(torch.device("cpu")))  # fmt: skip

@@ -124,15 +124,12 @@ def no_plots(monkeypatch):
 
 @pytest.fixture
 def run(folder, tmp_path, capsys):
-    """Call train.py in this process with fast settings; returns its JSON document.
-
-    The memory format is given, because the one found by timing depends on what else the machine does.
-    """
+    """Call train.py in this process with fast settings; returns its JSON document."""
 
     def call(*flags: str):
         defaults = ["--workers", "0", "--device", "cpu", "--project", str(tmp_path / "runs"), "--json"]
         files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-        quick = ["--batch-size", "4", "--memory-format", "channels_last"]
+        quick = ["--batch-size", "4"]
         capsys.readouterr()
         train.main([*defaults, *(() if "--resume" in flags else (*files, *quick)), *flags])
         return json.loads(capsys.readouterr().out)

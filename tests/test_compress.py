@@ -480,9 +480,9 @@ def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
 
 SHORT = """
 stages:
-  train: {script: train, epochs: 4, batch-size: 4, memory-format: channels_last, workers: 0, device: cpu}
+  train: {script: train, epochs: 4, batch-size: 4, workers: 0, device: cpu}
   prune: {script: slim_prune, percent: 0.3, device: cpu}
-  tune: {script: train, epochs: 4, teacher: train, batch-size: 4, memory-format: channels_last, workers: 0, device: cpu}
+  tune: {script: train, epochs: 4, teacher: train, batch-size: 4, workers: 0, device: cpu}
   quantize: {script: quantize, device: cpu}
   int8: {script: export, int8: true}
   measure: {script: test, from: int8}

@@ -404,7 +404,7 @@ class TestTeachers:
         ("--rect",),
         ("-sr", "--prune", "1", "--s", "auto", "--s-solver", "proximal"),
         ("--adam", "--no-ema", "--batch-size", "1", "--freeze", "3"),
-        ("--KDstr", "pkd", "--kd-weighting", "original", "--memory-format", "contiguous"),
+        ("--KDstr", "pkd", "--kd-weighting", "original"),
     ],
     ids=lambda flags: " ".join(flags),
 )
@@ -443,7 +443,7 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, kind,
     (folder / "eight.txt").write_text("".join(f"images/{i}.png\n" for i in range(8)))
     (folder / "eight.data").write_text("classes=2\ntrain=eight.txt\nvalid=val.txt\nnames=d.names\n")
     files = ("--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "eight.data"), "--t_weights", path)
-    flags = (*files, *FLAGS, "--memory-format", "channels_last", *strategy)
+    flags = (*files, *FLAGS, *strategy)
     done = torchrun(*flags, "--batch-size", "2", "--project", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)

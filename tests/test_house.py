@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from utils.darknet.data_file import load_data
 
-LONGEST_MODULE = 350
+LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60
 EIGHT = {"torch", "torchvision", "numpy", "opencv-python", "matplotlib", "pycocotools", "tqdm", "pyyaml"}
 OPTIONAL = tuple(f"requirements-{name}.txt" for name in ("convert", "dev", "export", "openvino", "search"))

@@ -153,7 +153,7 @@ def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
     capsys.readouterr()
     train.main(["--weights", weights, "--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"),
                 "--quantized", "1", "--BN_Fold", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--device",
-                "cpu", "--memory-format", "channels_last", "--project", str(tmp_path / "t"), "--json"])  # fmt: skip
+                "cpu", "--project", str(tmp_path / "t"), "--json"])  # fmt: skip
     checkpoint = read_checkpoint(Path(json.loads(capsys.readouterr().out)["best"]))
     assert [Path(entry["path"]).name for entry in checkpoint["lineage"]] == ["n.weights", "model.pt"]
     assert checkpoint["quantization"]["fold"]

@@ -25,7 +25,7 @@ from utils.training import loop, objective, optim
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7",
-         "--memory-format", "channels_last", "-sr", "--prune", "1", "--s", "auto")  # fmt: skip
+         "-sr", "--prune", "1", "--s", "auto")  # fmt: skip
 """Four batches in two steps an epoch: three batches and one; γ under pressure, whose rate turns after two epochs."""
 KILLED = """
 import os, signal, sys

@@ -10,7 +10,7 @@ from tests.nets import TINY
 
 def test_every_part_of_a_step_can_be_measured(tmp_path):
     (tmp_path / "n.cfg").write_text(TINY)
-    args = argparse.Namespace(img_size=64, batch_size=2, rounds=1, memory_format="channels_last")
+    args = argparse.Namespace(img_size=64, batch_size=2, rounds=1)
     stack, model, whole, *ratios = step.measure(str(tmp_path / "n.cfg"), args)
     assert min(stack, model, whole) > 0
     assert ratios == [model / stack, whole / stack]

@@ -295,6 +295,7 @@ class TestRun:
         (["--freeze", "15"], "at most 14"),
         (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
         (["--bucket", "b"], "--bucket: is gone"),
+        (["--memory-format", "auto"], "--memory-format: is gone; tensors are channels-last"),
         (["--weights", "no.pt"], r"no\.pt: no such file"),
         (["--hyp", "no.yaml"], r"no\.yaml"),
         (["--device", "7"], "--device 7"),

@@ -38,8 +38,6 @@ class Detector:
     """Boxes drop one another across classes."""
     augment: bool = False
     """Merge what is found in `utils.evaluation.VIEWS`."""
-    half: bool = False
-    """float16, on a GPU."""
     max_nms: int = MAX_CANDIDATES
     """Boxes of a picture that enter suppression."""
 
@@ -67,7 +65,7 @@ class Detector:
         fitted, placed = fit(image, self.size, self.mode)
         images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
         _lap(moments, device)
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self.half):
+        with torch.inference_mode():
             rows = (detect_views if self.augment else detect)(self.model, images)
         if rows.isnan().any():
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")

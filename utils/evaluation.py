@@ -95,8 +95,6 @@ class DetectionSettings:
     """All classes count as one, in labels and detections."""
     augment: bool = False
     """Merge what is found in VIEWS of every picture."""
-    half: bool = False
-    """float16 on CUDA, by autocast."""
     max_nms: int = MAX_CANDIDATES
     """Boxes of a picture that enter suppression."""
 
@@ -106,8 +104,7 @@ class DetectionSettings:
         Raises:
             NumericsError: the network returns NaN.
         """
-        with torch.autocast("cuda", torch.float16, enabled=self.half):
-            rows = detect_views(model, images) if self.augment else detect(model, images)
+        rows = detect_views(model, images) if self.augment else detect(model, images)
         if rows.isnan().any():
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
         return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if self.single_class else rows

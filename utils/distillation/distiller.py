@@ -66,9 +66,7 @@ class Distiller(nn.Module):
 
         Best called before the student sees them: what the student computes then is still at hand in its backward pass.
         """
-        device = images.device.type
-        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            return self.teacher(images, *self._wanted("teacher"))
+        return self.teacher(images, *self._wanted("teacher"))
 
     def forward(self, taught: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """The weighted terms of a batch, scalars in float32.

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from models import Darknet, Outputs, fuse
+from models import Darknet, Outputs, fuse, reduced
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import max_stride
 from utils.errors import InputError
@@ -19,13 +19,14 @@ class Teacher:
     Args:
         model: with its weights; it is left as it is.
         device: where it runs.
-        memory_format: how its weights lie in memory.
+        dtype: of 16 bits, for its weights; None: float32, as always for a quantized network.
     """
 
-    def __init__(
-        self, model: Darknet, device: torch.device, memory_format: torch.memory_format = torch.channels_last
-    ) -> None:
-        self._model = fuse(model).to(device, memory_format=memory_format)
+    def __init__(self, model: Darknet, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self._model = fuse(model)
+        if dtype is not None and model.quantize_image is None:
+            self._model = reduced(self._model, dtype)
+        self._model.to(device, memory_format=torch.channels_last)
         self.network: Network = model.network
         """The blocks as they were before folding; their numbers are the same."""
         self._stride = max_stride(self.network)

@@ -124,10 +124,10 @@ class Folding:
 
 def _statistics(sums: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a batch, [C] each; the running ones are moved as batch normalisation does it."""
-    variance, mean = torch.var_mean(sums, dim=(0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(sums.float(), dim=(0, 2, 3), correction=0)  # float16 would overflow
     with torch.no_grad():
         count = sums.numel() // sums.shape[1]
         bn.running_mean += bn.momentum * (mean - bn.running_mean)
-        bn.running_var += bn.momentum * (variance * count / max(1, count - 1) - bn.running_var)
+        bn.running_var += bn.momentum * (variance * (count / max(1, count - 1)) - bn.running_var)
         bn.num_batches_tracked += 1
     return mean, variance

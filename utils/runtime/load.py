@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Darknet, Outputs, fuse
+from models import Darknet, Outputs, fuse, reduced
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
-from utils.errors import WeightsError
+from utils.errors import InputError, WeightsError
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import (
     Engine,
@@ -82,11 +82,20 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
 
     Raises:
         WeightsError: damaged, or the runtime cannot read it.
+        InputError: --half on a CPU, or of a quantized network.
     """
     threads = torch.get_num_threads()
     if files.runtime == "torch":
+        if files.half and device.type == "cpu":
+            raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
         loaded = load_model(files)
-        model = fuse(loaded.model).to(device, memory_format=torch.channels_last)
+        if files.half and loaded.quantization is not None:
+            raise InputError(f"--half: {files.weights} is quantized, and float16 has other values than its grids; "
+                             "leave --half out")  # fmt: skip
+        model = fuse(loaded.model)
+        if files.half:
+            model = reduced(model, torch.float16)
+        model.to(device, memory_format=torch.channels_last)
         gpu = device.type == "cuda"
         where = torch.cuda.get_device_name(device) if gpu else f"CPU, threads: {threads}"
         return Loaded(model, loaded.model.network, loaded.names, f"PyTorch {torch.__version__}, {where}", loaded.notes)

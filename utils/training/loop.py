@@ -17,10 +17,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models import Darknet, fuse
+from models import Darknet, fuse, reduced
 from utils.cli import log
 from utils.darknet.shapes import max_stride
 from utils.detection.metrics import Metrics
+from utils.device import training_type
 from utils.distillation.distiller import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.evaluation import evaluate, network_input
@@ -30,7 +31,6 @@ from utils.training.ema import AveragedModel
 from utils.training.multiscale import rescaled
 from utils.training.objective import Objective
 from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
-from utils.training.probe import FORMATS
 from utils.training.rounding import Rounding
 from utils.training.settings import Hyperparameters, TrainSettings, fitness
 from utils.training.sparse import sparsity
@@ -80,14 +80,15 @@ class Trainer:
         self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
         self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
         _freeze(model, settings.freeze)
-        self.objective = Objective(model, hyp.loss, FORMATS[settings.memory_format], team, distiller)
+        self.dtype = training_type(settings.precision, team.device)
+        self.objective = Objective(model, hyp.loss, self.dtype, team, distiller)
         adapters = None if distiller is None else distiller.adapters
         average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
         self.state = State(
             model,
             average,
             build_optimizer(model, hyp.optimizer, settings.adam, adapters),
-            torch.amp.GradScaler(team.device.type, enabled=team.device.type == "cuda"),
+            torch.amp.GradScaler(team.device.type, enabled=self.dtype is torch.float16),
             Progress(),
             adapters,
         )
@@ -191,29 +192,51 @@ class Trainer:
         return (position + 1) % self.settings.accumulate == 0 or position + 1 == len(self.train_loader)
 
     def _step(self) -> None:
-        """One optimizer step with the gradient that has been added up."""
-        optimizer, scaler = self.state.optimizer, self.state.scaler
-        set_step(optimizer, self.schedule, self.progress.step)
+        """One optimizer step with the gradient that has been added up, or none if the gradient is not finite.
+
+        With float16 the first steps often have such a gradient, until the scaler has found its scale. They count
+        nowhere: not in the schedule, the averaged weights, the sparse training, or the phases of a quantization.
+        """
+        optimizer, scaler, done = self.state.optimizer, self.state.scaler, self.progress
+        set_step(optimizer, self.schedule, done.step)
         scaler.unscale_(optimizer)
         norm = clip_gradient(_parameters(optimizer), self.hyp.optimizer.clip_norm)
-        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        if self._skipped and (self._skipped >= MOST_SKIPPED or not scaler.is_enabled()):
-            raise NumericsError(
-                f"step {self.progress.step + 1}: the gradient is not finite; the last checkpoint is intact"
-            )
-        done = self.progress
-        if self.sparsity is not None:
-            self.sparsity.add_gradient(done.epoch)
-        scaler.step(optimizer)  # with a scaler, a gradient that is not finite is skipped
+        finite = math.isfinite(norm)
+        # Not scaler.step: it calls a fused optimizer for a skipped step, too, which then goes on from a momentum that
+        # was allocated and never written.
+        if finite:
+            if self.sparsity is not None:
+                self.sparsity.add_gradient(done.epoch)
+            optimizer.step()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if self.sparsity is not None and not self._skipped:
+        if not finite:
+            self._skip()
+            return
+        self._skipped = 0
+        if self.sparsity is not None:
             self.sparsity.shrink(done.epoch, done.step)
         done.step += 1
         if self.state.average is not None:
             self.state.average.update()
             if self.sparsity is not None:
                 self.sparsity.keep_zeros(self.state.average.model)
+
+    def _skip(self) -> None:
+        """Count a step that was not taken.
+
+        Raises:
+            NumericsError: there is no scaler that could help, or it did not in MOST_SKIPPED steps.
+        """
+        self._skipped += 1
+        if self._skipped >= MOST_SKIPPED or not self.state.scaler.is_enabled():
+            place = f"step {self.progress.step + 1}"
+            raise NumericsError(f"{place}: the gradient is not finite{self._computed()}; the last checkpoint is intact")
+        _add(self.progress.sums, {"skipped": 1})
+
+    def _computed(self) -> str:
+        """In which type a loss or gradient was computed, where that may be why it is not finite."""
+        return f", computed in {self.dtype} (--amp off computes in float32)" if self.dtype else ""
 
     def _check(self, terms: Mapping[str, float], position: int, batch: Any) -> None:
         """Stop all processes before a step that would spoil the weights."""
@@ -225,12 +248,14 @@ class Trainer:
             raise NumericsError(f"{place}: loss is not finite in another process; the last checkpoint is intact")
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions)
-        raise NumericsError(f"{place}: loss is not finite ({values}); pictures {files}; the last checkpoint is intact; "
-                            "try a smaller lr0")  # fmt: skip
+        raise NumericsError(f"{place}: loss is not finite ({values}){self._computed()}; pictures {files}; the last "
+                            "checkpoint is intact; try a smaller lr0")  # fmt: skip
 
     def _close_epoch(self, row: dict[str, float]) -> bool:
         """Evaluate, record and save; whether the run ends here."""
         last = self.progress.epoch + 1 == self.settings.epochs
+        if self.team.leads and (skipped := self.progress.sums.get("skipped")):
+            log(f"epoch {self.progress.epoch + 1}: {skipped:g} steps skipped; in float16 their gradient was not finite")
         metrics = None
         if self.team.leads and self.val_loader is not None and (self.settings.test or last):
             started = time.perf_counter()
@@ -253,9 +278,11 @@ class Trainer:
             if self.stop:
                 raise _Abandoned
 
+        model = fuse(self.state.kept)
+        model = model if self.dtype is None else reduced(model, self.dtype)
         try:
             return evaluate(
-                fuse(self.state.kept).to(memory_format=torch.channels_last),
+                model.to(memory_format=torch.channels_last),
                 self.val_loader,
                 self.source.names,
                 device=self.team.device,

@@ -24,7 +24,7 @@ class Objective:
     Args:
         model: on the team's device; what is frozen of it is frozen already, as processes exchange the rest only.
         settings: of the detection loss.
-        memory_format: of the pictures.
+        dtype: of 16 bits, that autocast computes in; None: float32 throughout.
         team: the processes that train together.
         distiller: what else is learnt; None: nothing.
     """
@@ -33,11 +33,11 @@ class Objective:
         self,
         model: Darknet,
         settings: LossSettings,
-        memory_format: torch.memory_format,
+        dtype: torch.dtype | None,
         team: Team,
         distiller: Distiller | None = None,
     ) -> None:
-        self.network, self.settings, self.format, self.team = model.network, settings, memory_format, team
+        self.network, self.settings, self.dtype, self.team = model.network, settings, dtype, team
         self._parallel = team.parallel(model)
         self._wanted = () if distiller is None else distiller.wanted
         trains = distiller is not None and len(distiller.adapters)
@@ -56,9 +56,9 @@ class Objective:
             ignored: the same of the ignored boxes, see `detection_loss`.
         """
         device = self.team.device.type
-        images = images.contiguous(memory_format=self.format)
+        images = images.contiguous(memory_format=torch.channels_last)
         taught = None if self._distiller is None else self._distiller.teach(images)
-        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+        with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
             outputs = self._parallel(images, *self._wanted)
         size = (images.shape[-2], images.shape[-1])
         network, positives = self.network, self.team.positives

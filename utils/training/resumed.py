@@ -20,9 +20,9 @@ PARTS = {
     True: ("args.yaml", START, "model.cfg", STUDY),
 }
 """Files without which a run, or a search (True), cannot go on."""
-MAY_CHANGE = ("device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
+MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
-OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket")
+OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket", "memory_format")
 SPELLED = {"img_size": "--img_size", "sr": "-sr", "t_cfg": "--t_cfg", "t_weights": "--t_weights", "AT_str": "--AT_str"}
 """Flags that are not written as their names are."""
 PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp", "cache_dir")

@@ -119,12 +119,17 @@ class TrainSettings:
     iou_thres: float = 0.6
     evaluator: str = "numpy"
     """What computes AP, a key of `coco.EVALUATORS`."""
-    memory_format: str = "channels_last"
-    """A key of `probe.FORMATS`; "auto": the one that is found to be faster."""
+    amp: str = "auto"
+    """Type that a GPU computes in, one of `device.AMP`."""
     sparse: SparseSettings | None = None
     """Press on γ; the last epoch, the sparsest, is then the one that is kept."""
     quant: QuantPlan | None = None
     """Train with rounded weights and activations."""
+
+    @property
+    def precision(self) -> str:
+        """`amp`, but "off" with quantization: 16 bits do not hold the values of the grids of evaluations and files."""
+        return "off" if self.quant else self.amp
 
 
 @dataclass(frozen=True)

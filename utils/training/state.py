@@ -47,8 +47,8 @@ class Source(NamedTuple):
     args: Mapping[str, Any]
     hyp: Mapping[str, Any]
     plan: Mapping[str, Any]
-    """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), `format`, with a
-    teacher its digest, with sparse training `s`."""
+    """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), with a teacher its
+    digest, with sparse training `s`."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
     quantization: Mapping[str, Any] | None = None
@@ -66,6 +66,8 @@ class State:
     progress: Progress
     adapters: torch.nn.Module | None = None
     """What a distillation trains beside the model; it is saved for a resume only."""
+    _scale: dict[str, Any] = field(default_factory=dict, init=False)
+    """State of the scaler that a resumed run had, kept for the next GPU while it computes without one."""
 
     @property
     def kept(self) -> Darknet:
@@ -79,7 +81,9 @@ class State:
             self.average.model.load_state_dict(checkpoint["ema"])
             self.average.updates = checkpoint["ema_updates"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        self._scale = checkpoint["scaler"]
+        if self.scaler.is_enabled() and self._scale:  # empty where no process before this one had a scaler
+            self.scaler.load_state_dict(self._scale)
         self.progress = Progress(**checkpoint["progress"])
         if self.adapters is not None:
             self.adapters.load_state_dict(checkpoint["adapters"])
@@ -117,7 +121,7 @@ class State:
             "ema": None if self.average is None else _tensors(self.average.model),
             "ema_updates": 0 if self.average is None else self.average.updates,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict() or self._scale,
             "adapters": {} if self.adapters is None else _tensors(self.adapters),
         }
 

@@ -12,6 +12,7 @@ from utils.cli import log
 from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride
 from utils.detection.settings import ASSIGNMENTS
+from utils.device import training_type
 from utils.distillation.distiller import Distiller
 from utils.distillation.pair import Kept, rebased
 from utils.distillation.strategies import See
@@ -62,7 +63,7 @@ def taught(
     for note in loaded.notes:
         log(note)
     _check_sizes(student, loaded.model, settings, rect, str(loaded.path))
-    teacher = Teacher(loaded.model, team.device)
+    teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
     distiller = Distiller(student, teacher, asked.lesson, ASSIGNMENTS[hyp.loss.assignment], kept, team.positives)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models import Darknet, fuse
+from models import fuse
 from utils.checkpoint import load_model
 from utils.cli import log
 from utils.darknet.blocks import Network
@@ -41,7 +41,6 @@ from utils.training.distil_flags import Distillation
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.pictures import indices, loaders
-from utils.training.probe import FORMATS, faster_format
 from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.sparse_record import SparseRecord
 from utils.training.start import initial_model, resumable
@@ -123,12 +122,10 @@ def _train(
         quantize(start.model, plan.settings.quant.settings)
     if plan.resume is None:
         log(start.note)
-        batches["format"] = _memory_format(plan, start.model, team)
     else:
         with team.one_by_one():
             checkpoint = resumable(plan.resume / "weights", start.model)
         lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
-        batches["format"] = checkpoint["plan"]["format"]
         sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
     distiller, teacher, digest = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
     if teacher is not None:
@@ -140,11 +137,10 @@ def _train(
     settings = dataclasses.replace(
         plan.settings,
         accumulate=_accumulate(plan, len(train_loader), team.size),
-        memory_format=batches["format"],
         sparse=sparse,
     )
     run = _run_directory(plan, files, team)
-    model = start.model.to(team.device, memory_format=FORMATS[settings.memory_format])
+    model = start.model.to(team.device, memory_format=torch.channels_last)
     quant = plan.settings.quant and plan.settings.quant.settings.document()
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
@@ -253,15 +249,6 @@ def _loaders(
         if loader is not None:
             ending.callback(loader.close)
     return made
-
-
-def _memory_format(plan: TrainPlan, model: Darknet, team: Team) -> str:
-    """The format asked for, or the one that the first process finds to be faster."""
-    settings = plan.settings
-    if settings.memory_format != "auto":
-        return settings.memory_format
-    found = faster_format(model, settings.size, plan.batch_size, team.device) if team.leads else ""
-    return team.share(found)
 
 
 def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:

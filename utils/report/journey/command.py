@@ -12,7 +12,7 @@ SWITCHES = {"pretrain": "-pt", "sr": "-sr", "single_cls": "--single_cls", "adam"
             "BN_Fold": "--BN_Fold", "FPGA": "--FPGA", "decode": "--decode", "nms": "--nms", "half": "--half",
             "int8": "--int8", "dynamic_batch": "--dynamic-batch"}  # fmt: skip
 """Flags without a value that change what is made."""
-LEFT_OUT = ("project", "name", "workers", "device", "memory_format", "evaluator", "mode", "cache", "cache_dir",
+LEFT_OUT = ("project", "name", "workers", "device", "evaluator", "mode", "cache", "cache_dir",
             "resume", "sensitivity_pictures", "save_period", "nominal_batch", "output", "opset")  # fmt: skip
 """Flags that say where and how a run was done, not what came of it."""
 LINE = 96

@@ -1,0 +1,170 @@
+"""What computes in 16 bits, what must not, and steps whose gradient is not finite; on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.step import Training
+from models import Darknet, reduced
+from tests.nets import TINY, tiny
+from utils.darknet.blocks import Convolutional
+from utils.detection.losses import detection_loss
+from utils.detection.settings import LossSettings
+from utils.device import training_type
+from utils.errors import InputError, NumericsError
+from utils.layers import ConvBlock
+from utils.quantization.fold import Folding
+from utils.quantization.grid import Grid
+from utils.quantization.quantizers import WeightQuantizer
+from utils.quantization.scheme import QuantSettings
+from utils.training.settings import QuantPlan, TrainSettings
+from utils.training.state import Progress, State
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A trainer of the tiny network, with a scaler as a GPU has it."""
+    (tmp_path / "n.cfg").write_text(TINY)
+    made = Training(str(tmp_path / "n.cfg"), 64, 2)
+    made.trainer.state.scaler = torch.amp.GradScaler("cpu")
+    return made
+
+
+def spoiled(training):
+    """Let the next gradient of the first weight be infinite."""
+    weight = training.net.layers[0].conv.weight
+
+    def infinite(gradient):
+        handle.remove()
+        return gradient * torch.inf
+
+    handle = weight.register_hook(infinite)
+
+
+def test_a_skipped_first_step_leaves_nothing_behind(training, monkeypatch):
+    """New memory is NaN here: momentum that is allocated by the skipped step and read by the next would show."""
+    plain = torch.empty_like
+
+    def garbage(like, **options):
+        made = plain(like, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty_like", garbage)
+    before = [parameter.clone() for parameter in training.net.parameters()]
+    spoiled(training)
+    training.step()
+    assert all(map(torch.equal, before, training.net.parameters()))
+    training.step()
+    momenta = [state["momentum_buffer"] for state in training.trainer.state.optimizer.state.values()]
+    assert momenta and all(torch.isfinite(momentum).all() for momentum in momenta)
+    assert all(torch.isfinite(parameter).all() for parameter in training.net.parameters())
+    assert not all(map(torch.equal, before, training.net.parameters()))
+
+
+def test_a_skipped_step_counts_nowhere_but_in_the_log(training):
+    trainer = training.trainer
+    spoiled(training)
+    training.step()
+    assert (trainer.progress.step, trainer.state.average.updates, trainer.progress.sums) == (0, 0, {"skipped": 1})
+    assert trainer.state.scaler.get_scale() == 2.0**15
+    training.step()
+    assert (trainer.progress.step, trainer.state.average.updates) == (1, 1)
+
+
+def test_without_a_scaler_the_run_ends(training):
+    training.trainer.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    spoiled(training)
+    with pytest.raises(NumericsError, match="step 1: the gradient is not finite; the last checkpoint"):
+        training.step()
+
+
+def test_the_state_of_a_scaler_survives_a_stretch_on_a_cpu(training):
+    trained = training.trainer.state
+    trained.scaler.load_state_dict({**trained.scaler.state_dict(), "scale": 1024.0})
+    saved = trained._complete(training.trainer.source)
+
+    def passed(checkpoint, *, scaled: bool):
+        other = State(trained.model, trained.average, trained.optimizer,
+                      torch.amp.GradScaler("cpu", enabled=scaled), Progress())  # fmt: skip
+        other.restore(checkpoint)
+        return other._complete(training.trainer.source)
+
+    on_cpu = passed(saved, scaled=False)
+    assert passed(on_cpu, scaled=True)["scaler"]["scale"] == 1024.0
+    never = passed({**saved, "scaler": {}}, scaled=True)  # a run that began on a CPU
+    assert never["scaler"]["scale"] == 2.0**16
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_heads_and_all_behind_them_are_float32_under_autocast(dtype):
+    network, images = tiny(), torch.rand(2, 3, 64, 64)
+    model = Darknet(network)
+    before = {network.blocks[head].reads(head)[0] - 1 for head in network.heads}
+    with torch.autocast("cpu", dtype):
+        outputs = model(images, before)
+    assert {head.dtype for head in outputs.heads} == {torch.float32}
+    assert {feature.dtype for feature in outputs.features.values()} == {dtype}
+    targets = torch.tensor([[0, 0, 0.5, 0.5, 0.2, 0.2]])
+    assert detection_loss(outputs.heads, targets, network.yolos, (64, 64), LossSettings()).total.dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_reduced_weights_compute_nearly_the_same(dtype):
+    network, images = tiny(), torch.rand(2, 3, 64, 64)
+    model = Darknet(network).eval()
+    with torch.inference_mode():
+        want = model(images).heads
+        heads = reduced(model, dtype)(images).heads
+    assert model.layers[0].conv.weight.dtype is dtype
+    for one, other in zip(want, heads, strict=True):
+        assert other.dtype is torch.float32
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused():
+    model = Darknet(tiny())
+    model.layers[0].conv.weight.data.view(-1)[3] = 1e5
+    with pytest.raises(NumericsError, match=r"layers\.0\.conv\.weight has the value 1e\+05"):
+        reduced(model, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_folding_finds_statistics_of_many_cells_under_autocast(dtype):
+    """4 pictures of 128 × 128 cells with a variance of 4: variance · count is 262 144, above float16's 65 504."""
+    layer = ConvBlock(Convolutional(filters=2, size=1, batch_normalize=True), 3).train()
+    layer.quantize_weight, layer.fold = WeightQuantizer(Grid(8)), Folding()
+    images = 2 * torch.randn(4, 3, 128, 128)
+    with torch.autocast("cpu", dtype):
+        layer(images)
+    assert torch.isfinite(layer.bn.running_var).all()
+    want = torch.nn.functional.conv2d(images, layer.conv.weight).var(dim=(0, 2, 3))
+    torch.testing.assert_close((layer.bn.running_var - 0.97) / 0.03, want, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("amp", "native", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float16),
+        ("bf16", True, torch.bfloat16),
+        ("fp16", True, torch.float16),
+        ("off", True, None),
+    ],
+)
+def test_amp_chooses_the_type(monkeypatch, amp, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    settings = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp)
+    assert training_type(settings.precision, GPU) is expected
+    assert training_type(settings.precision, CPU) is None
+    quantized = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp, quant=QuantPlan(QuantSettings()))
+    assert training_type(quantized.precision, GPU) is None
+
+
+def test_bfloat16_is_refused_where_the_gpu_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(InputError, match="--amp bf16: this GPU has no bfloat16; --amp fp16 and --amp off work"):
+        training_type("bf16", GPU)
