@@ -203,8 +203,8 @@ def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
     for key, value in model.state_dict().items():
         if value.abs().amax() > torch.finfo(dtype).max:
             raise NumericsError(f"{key} has the value {value.abs().amax():.4g}, which {dtype} cannot hold; use float32")
-    model.to(dtype)
-    for block in model._before_heads:
-        model.layers[block].float()
+    for block, layer in enumerate(model.layers):
+        if block not in model._before_heads:
+            layer.to(dtype)
     model.input_type = dtype
     return model

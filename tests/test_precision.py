@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -115,11 +117,13 @@ def test_heads_and_all_behind_them_are_float32_under_autocast(dtype):
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_reduced_weights_compute_nearly_the_same(dtype):
     network, images = tiny(), torch.rand(2, 3, 64, 64)
-    model = Darknet(network).eval()
+    plain = Darknet(network).eval()
+    model = reduced(copy.deepcopy(plain), dtype)
     with torch.inference_mode():
-        want = model(images).heads
-        heads = reduced(model, dtype)(images).heads
+        want, heads = plain(images).heads, model(images).heads
+    before = network.blocks[network.heads[0]].reads(network.heads[0])[0]
     assert model.layers[0].conv.weight.dtype is dtype
+    assert torch.equal(model.layers[before].conv.weight, plain.layers[before].conv.weight)
     for one, other in zip(want, heads, strict=True):
         assert other.dtype is torch.float32
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)

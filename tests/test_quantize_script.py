@@ -23,6 +23,8 @@ from utils.errors import DataError, InfeasibleError, InputError
 from utils.model_files import choose_model
 from utils.quantization import record, workflow
 from utils.quantization.scheme import QuantSettings
+from utils.runtime.choice import choose_runtime
+from utils.runtime.load import load
 
 FILES = {"args.yaml", "env.json", "layers.csv", "model.cfg", "model.pt", "quantize.json", "sqnr.png"}
 CONVOLUTIONS = [0, 1, 2, 3, 6, 8, 11, 14]
@@ -81,6 +83,12 @@ def test_the_checkpoint_says_where_it_comes_from(call, files):
     )
     assert QuantSettings(**checkpoint["quantization"]) == QuantSettings(fold=True)
     assert document["before"] is document["map50"]["after"] is None
+
+
+def test_float16_of_a_quantized_network_is_refused(call):
+    files = choose_runtime(None, call("--no-test")["weights"], None, half=True)
+    with pytest.raises(InputError, match="--half: .* is quantized, and float16 has other values"):
+        load(files, torch.device("cuda"))
 
 
 def test_the_seed_chooses_the_pictures_and_nothing_else_is_random(call):
