@@ -87,7 +87,7 @@ def test_the_checkpoint_says_where_it_comes_from(call, files):
 
 def test_float16_of_a_quantized_network_is_refused(call):
     files = choose_runtime(None, call("--no-test")["weights"], None, half=True)
-    with pytest.raises(InputError, match="--half: .* is quantized, and float16 has other values"):
+    with pytest.raises(InputError, match=r"--half: .* is quantized, and float16 has other values"):
         load(files, torch.device("cuda"))
 
 
