@@ -120,7 +120,8 @@ HEAD = """# Results of real runs
 Written by `python -m benchmarks.results` from the files in benchmarks/results; do not edit. AP by COCO's protocol
 on the validation pictures, best epoch, averaged weights. Minutes are those of the training steps on a
 machine shared with other work. bccd: blood cells, 3 classes, 292 training and 72 validation pictures (MIT licence,
-github.com/Shenggan/BCCD_Dataset). roadsigns: 21 classes, 1197 and 315 pictures (Roboflow 100 "road signs",
+github.com/Shenggan/BCCD_Dataset). Rows that begin with bccd-yolov4-tiny and have an older commit begin with
+bccd-yolov4-tiny-before. roadsigns: 21 classes, 1197 and 315 pictures (Roboflow 100 "road signs",
 https://rf100.org, CC BY 4.0; made smaller here and split anew: [data.md](data.md)).
 """
 

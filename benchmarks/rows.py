@@ -44,6 +44,8 @@ FROM_COCO = ("-pt", "--no-flip", "--weights")
 ROWS = {
     "bccd-yolov4-tiny": Row("from scratch", V4, BCCD, 60, publish=True),
     "bccd-yolov4-tiny-seed1": Row("from scratch, another seed", V4, BCCD, 60, 1),
+    "bccd-yolov4-tiny-before": Row("older rules: one head for a shared anchor, ε 1e-6", V4, BCCD, 60),
+    "bccd-yolov4-tiny-before-seed1": Row("older rules, another seed", V4, BCCD, 60, 1),
     "roadsigns-yolov3-tiny": Row(
         "from COCO weights, no flips", V3, ROADSIGNS, 15,
         flags=(*FROM_COCO, "{shared}/data/weights/yolov3-tiny.weights"), publish=True,
