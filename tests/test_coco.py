@@ -72,6 +72,20 @@ def test_ignored_boxes_are_pycocotools_crowds(seed, full):
     ).all() and ours.precision.sum() > blind.precision.sum()
 
 
+def test_pycocotools_counts_what_is_marked_ignore_but_no_crowd():
+    """So difficult objects are ignored as crowds are: there is no other rule to follow."""
+    detections, truth = case(1)
+    stats = []
+    for ignore in (0, 1):
+        reference = coco.pycocotools_evaluation(detections, truth, 25)
+        for annotation in reference.cocoGt.dataset["annotations"]:
+            annotation["ignore"] = ignore
+        reference.evaluate()
+        reference.accumulate()
+        stats.append(reference.eval["precision"])
+    assert np.array_equal(*stats)
+
+
 def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
     """Two images of two classes with 40 objects and 500 detections, all from a few boxes and a few scores.
 

@@ -396,8 +396,9 @@ def test_lost_and_gained_boxes_are_marked_in_the_last_panel_only(tmp_path):
     from utils.data.images import write_image
 
     write_image(tmp_path / "a.png", np.full((400, 400, 3), 120, np.uint8))
-    truth = np.array([[0, 20, 20, 120, 120], [0, 220, 220, 380, 380]], float)
-    first, second = (np.array([[*row[1:], 0.9, 0.0]]) for row in truth)
+    truth = np.array([[0, 20, 20, 120, 120, 0], [0, 220, 220, 380, 380, 0], [0, 20, 220, 120, 380, 1]], float)
+    first, second, ignored = (np.array([[*row[1:5], 0.9, 0.0]]) for row in truth)
+    first = np.concatenate([first, ignored])
     picture = compare_picture(str(tmp_path / "a.png"), truth, first, second)
     assert (len(picture.lost), len(picture.gained)) == (1, 1)
     seen, before, after = panels(picture, ["a"])
