@@ -15,7 +15,7 @@ ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", 
 
 BN_EPSILON = 1e-5
 """Added to the variance, as AlexeyAB/darknet does (src/blas.c, `normalize_cpu`). OpenCV's Darknet importer adds 1e-6,
-which moves raw heads of public weights by up to 8e-3 of their scale; where batch normalisation is folded the two agree."""
+which moves raw heads of public weights by up to 8e-3 of their scale; folded, the two agree."""
 SHORTCUT_EPSILON = 1e-4
 """Added to the sum that normalised weights of a shortcut are divided by (src/blas.c, `shortcut_multilayer_cpu`)."""
 
