@@ -154,12 +154,12 @@ def test_large_pictures_leave_no_grey_in_a_mosaic_and_small_ones_touch_the_cut()
     assert (canvas[top:bottom, left:right] == 255).sum() == 5 * 7 * 3
 
 
-def moved(box: list[float], region: tuple[int, int, int, int] = (0, 0, 100, 100)) -> list[list[float]]:
+def moved(box: list[float], region: tuple[int, int, int, int] = (0, 0, 100, 100), label: int = 0) -> list[list[float]]:
     """A box x1, y1, x2, y2 in a picture of 100 x 100 pixels that is drawn as it is, as seen in a region."""
     x1, y1, x2, y2 = np.array(box) / 100
-    label = np.array([[0, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]])
+    row = np.array([[label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]])
     placement = Placement(region, np.array([[100.0, 0, 0], [0, 100, 0]]))
-    return move_boxes([label], [placement])[:, 1:].round(6).tolist()
+    return move_boxes([row], [placement])[:, 1:].round(6).tolist()
 
 
 def test_a_box_reaching_out_of_its_region_is_clipped():
@@ -176,8 +176,9 @@ def test_a_box_reaching_out_of_its_region_is_clipped():
         ([0, 10, 90, 14], (0, 0, 100, 100)),  # 22.5 times as long as high
     ],
 )
-def test_what_is_left_of_a_box_must_be_of_use(box, region):
+def test_what_is_left_of_a_box_must_be_of_use_and_of_an_ignored_box_be_there(box, region):
     assert len(moved(box, region)) == 0
+    assert len(moved(box, region, label=-1)) == (region[0] < box[2])
 
 
 def test_no_boxes_are_no_problem():

@@ -84,6 +84,21 @@ def test_a_network_that_reads_the_labels_scores_one(pictures, mode, batch_size):
     assert [image.position for image in found.detections] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("mode", ["letterbox", "stretch"])
+@pytest.mark.parametrize("evaluator", ["numpy", "pycocotools"])
+def test_what_is_found_in_ignored_boxes_counts_nowhere(pictures, mode, evaluator):
+    """Of each picture the first object counts; the others are ignored, in boxes 1.2 times as large, and found."""
+    batches, grown = loader(pictures, mode), np.array([1, 1, 1, 1.2, 1.2], np.float32)
+    labels, ignored = (tuple(rows[part] for rows in pictures.labels) for part in (slice(1), slice(1, None)))
+    some = dataclasses.replace(pictures, labels=labels, ignored=tuple(rows * grown for rows in ignored))
+    for one_class in (False, True):
+        options = {"device": "cpu", "single_class": one_class, "evaluator": evaluator}
+        metrics = evaluate(LabelReader(batches), loader(some, mode), NAMES, **options).metrics
+        assert (metrics.objects, sum(size.objects for size in metrics.by_size)) == (3, 3)
+        assert metrics.map50_95 == pytest.approx(1, abs=1e-9) and metrics.precision == pytest.approx(1)
+        assert metrics.confusion.sum() == metrics.confusion.trace() == 3
+
+
 def test_sizes_are_those_in_the_original_picture(pictures):
     """Boxes of 20 × 12 up to 40 × 38 pixels: none reaches COCO's 96² at any input size."""
     batches = loader(pictures, size=(192, 192))
