@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, log, non_negative_int, points, positive_int, run
+from utils.cli import Parser, log, points, positive_int, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
@@ -52,7 +52,7 @@ def _add_range_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     many = f"train pictures that the bounds come from (default: {PICTURES}, or all if there are fewer)"
     add("--calib", type=positive_int, metavar="N", help=many)
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="of their choice (default: %(default)s)")
+    add("--seed", type=random_seed, default=0, metavar="N", help="of their choice (default: %(default)s)")
     kinds = "; ".join(f"{name}: {what}" for name, what in OBSERVED.items())
     kinds += f"; {AUTO}: the one that leaves least noise in the heads"
     ends = f"what ends a range; {kinds} (default: %(default)s)"

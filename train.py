@@ -12,16 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import (
-    Parser,
-    image_side,
-    leads,
-    log,
-    non_negative_int,
-    positive_int,
-    print_json,
-    run,
-)
+from utils.cli import Parser, image_side, leads, log, non_negative_int, positive_int, print_json, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
@@ -152,7 +143,7 @@ def _add_schedule_flags(parser: Parser) -> None:
         help="stop after N epochs without a better fitness (default: never)",
     )
     seed = "all that is random follows from it (default: %(default)s)"
-    group.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help=seed)
+    group.add_argument("--seed", type=random_seed, default=0, metavar="N", help=seed)
 
 
 def _add_picture_flags(parser: Parser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.runtimes import total_bytes
-from utils.cli import Parser, image_side, input_size, log, non_negative_int, positive_int, print_json, run
+from utils.cli import Parser, image_side, input_size, log, positive_int, print_json, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride, picture_channels
@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_device_flags(group, half=False)
     add = parser.add_argument_group("intervals and result").add_argument
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--seed", type=random_seed, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
     add("--time", action="store_true", help="measure the time of a picture, all networks in turn; --plot does, too")
     plot = "draw AP50 against parameters, multiply-adds and time; networks whose names begin alike share a colour"

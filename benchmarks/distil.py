@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models import Darknet, Outputs, load_arrays
-from utils.cli import Parser, fraction, image_side, log, non_negative_int, positive_int, run
+from utils.cli import Parser, fraction, image_side, log, positive_int, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.detection.settings import ASSIGNMENTS, LossSettings
@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--img_size", type=image_side, default=256, metavar="N", help="side of the input (default: %(default)s)")
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures (default: %(default)s)")
     add("--rounds", type=positive_int, default=20, metavar="N", help="of each strategy (default: %(default)s)")
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="of everything random (default: %(default)s)")
+    add("--seed", type=random_seed, default=0, metavar="N", help="of everything random (default: %(default)s)")
     args = parser.parse_args(argv)
     if not args.KDstr and not args.AT_str:
         args.KDstr, args.AT_str = list(KD), list(AT)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.cli import Parser, image_side, positive_int, print_json, run
+from utils.cli import Parser, image_side, positive_int, print_json, random_seed, run
 from utils.darknet.data_file import load_data
 from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset
@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="FILE", help="data set whose training pictures are used (default: drawn ones)")
     add("--img_size", type=image_side, default=416, metavar="N", help="side of the input (default: %(default)s)")
     add("--rounds", type=positive_int, default=9, metavar="N", help="times each is timed (default: %(default)s)")
-    add("--seed", type=positive_int, default=1, metavar="N", help="of pictures and samples (default: %(default)s)")
+    add("--seed", type=random_seed, default=1, metavar="N", help="of pictures and samples (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.compare import Measured, describe, measure, signed, text
 from models import load_arrays
 from utils.checkpoint import load_model
-from utils.cli import Parser, image_side, input_size, non_negative_int, positive_int, run
+from utils.cli import Parser, image_side, input_size, positive_int, random_seed, run
 from utils.darknet.data_file import load_data
 from utils.darknet.shapes import max_stride
 from utils.data.index import Index, index
@@ -82,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
     add("--halves", type=positive_int, default=200, metavar="N", help="times the pictures are halved (default: 200)")
     seed = "of the candidates, the draws and the halves; slim_prune.py has 0 (default: %(default)s)"
-    add("--seed", type=non_negative_int, default=0, metavar="N", help=seed)
+    add("--seed", type=random_seed, default=0, metavar="N", help=seed)
     return parser.parse_args(argv)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from numpy.random import SeedSequence, default_rng
 
 from utils import cli
 from utils.errors import CheckpointError, InfeasibleError, InputError, NumericsError, ResourceError
@@ -49,6 +52,27 @@ def test_a_wrong_flag_is_one_line(given, message):
     with pytest.raises(InputError) as caught:
         parser().parse_args(given)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["0", "20261129", str(2**63 - 1)])
+def test_a_seed_has_63_bits(text):
+    """Of everything that draws: what numpy and PyTorch take."""
+    value = cli.random_seed(text)
+    assert value == int(text)
+    default_rng([value, 1, 2]), SeedSequence([value, 1]), default_rng(value), torch.manual_seed(value)
+    for bad, message in (("-1", "outside 0..9223372036854775807"), (str(2**63), "outside"), ("1e3", "not an integer")):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            cli.random_seed(bad)
+
+
+@pytest.mark.parametrize(
+    "call", ["train", "quantize", "utils.data.toy", "utils.data.convert voc", "utils.report.__main__"]
+)
+def test_scripts_that_draw_refuse_a_longer_seed(call):
+    module, *words = call.split()
+    script = importlib.import_module(module)
+    with pytest.raises(InputError, match=r"--seed: 9223372036854775808 is outside 0\.\.9223372036854775807"):
+        script.main([*words, "--seed", str(2**63)])
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("0.25", 0.25), (".5", 0.5), ("1e-3", 0.001)])

@@ -181,6 +181,23 @@ class TestRun:
         assert same(first, second)
         assert not same(first, other)
 
+    def test_a_step_draws_from_seed_epoch_and_position(self, run, monkeypatch):
+        """The seed of a step is (10⁶ + 3)² · seed + (10⁶ + 3) · epoch + position, as runs of before have it."""
+        drawn = []
+        monkeypatch.setattr("utils.training.loop.torch.manual_seed", drawn.append)
+        run("--epochs", "2", "--seed", "9")
+        factor = 1_000_003
+        assert drawn == [9, *((9 * factor + epoch) * factor + place for epoch in (0, 1) for place in (0, 1))]
+
+    @pytest.mark.parametrize("seed", [20261129, 2**63 - 1])
+    def test_a_seed_may_be_a_date_or_have_63_bits(self, run, tmp_path, seed):
+        whole = run("--epochs", "2", "--seed", str(seed), "--multi-scale", "--auto-anchors", "--save-period", "1")
+        weights = Path(whole["run_dir"]) / "weights"
+        last = {key: value.clone() for key, value in tensors(weights / "last.pt").items()}  # the file is overwritten
+        shutil.copy(weights / "epoch1.pt", weights / "last.pt")
+        resumed = tensors(run("--resume", whole["run_dir"])["last"])
+        assert all(torch.equal(last[key], resumed[key]) for key in last)
+
     def test_resumed_is_bit_identical_to_not_interrupted(self, run, tmp_path):
         flags = ["--epochs", "3", "--multi-scale", "--seed", "5"]
         whole = run(*flags)

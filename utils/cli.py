@@ -24,6 +24,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a script as an exception would, so that it tidies up."""
+LARGEST_SEED = 2**63 - 1
+"""That a flag may ask for, as PyTorch's generators take."""
 LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
 
@@ -93,6 +95,15 @@ def integer(text: str) -> int:
     if not _INTEGER.match(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer")
     return int(text)
+
+
+def random_seed(text: str) -> int:
+    """A seed of what is random, 0 <= value <= LARGEST_SEED; argparse type."""
+    if not re.fullmatch("[+-]?[0-9]{1,99}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer")
+    if not 0 <= (value := int(text)) <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0..{LARGEST_SEED}")
+    return value
 
 
 def number(text: str) -> float:

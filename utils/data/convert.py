@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, fraction, non_negative_int, print_json, run
+from utils.cli import Parser, fraction, print_json, random_seed, run
 from utils.darknet.data_file import load_names
 from utils.data.annotations import Annotated, note_lines, selected_names, with_split
 from utils.data.picture_set import PictureSet, check_output, write_set
@@ -117,9 +117,7 @@ def _add_output(parser: Parser) -> None:
         metavar="P",
         help="draw a share of the training pictures for validation, and read no validation list",
     )
-    group.add_argument(
-        "--seed", type=non_negative_int, default=0, metavar="N", help="of --val-share (default: %(default)s)"
-    )
+    group.add_argument("--seed", type=random_seed, default=0, metavar="N", help="of --val-share (default: %(default)s)")
     group.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 

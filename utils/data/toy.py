@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.cli import Parser, non_negative_int, positive_int, print_json, run
+from utils.cli import Parser, positive_int, print_json, random_seed, run
 from utils.data.toy_scene import OUTLINES, draw_scene
 from utils.errors import DataError, InputError
 from utils.files import read_text
@@ -143,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ("train", positive_int, "training pictures"),
         ("val", positive_int, "validation pictures"),
         ("size", positive_int, "side of a picture in pixels, 64..1024"),
-        ("seed", non_negative_int, "another seed draws another set"),
+        ("seed", random_seed, "another seed draws another set"),
     ):
         parser.add_argument(
             f"--{flag}", type=kind, default=getattr(default, flag), metavar="N", help=f"{text} (default: %(default)s)"

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, non_negative_int, positive_int, print_json, run
+from utils.cli import Parser, non_negative_int, positive_int, print_json, random_seed, run
 from utils.flags import add_device_flags
 from utils.report.journey.report import DOCUMENT, MARKDOWN, write_report
 
@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "the figures are those of the runs)")  # fmt: skip
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--seed", type=random_seed, default=0, metavar="N", help="of the draws (default: %(default)s)")
     most = "most pictures shown with what was lost and gained (default: %(default)s)"
     add("--pictures", type=non_negative_int, default=6, metavar="N", help=most)
     add_device_flags(group, half=False)

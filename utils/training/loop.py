@@ -168,7 +168,8 @@ class Trainer:
     def _batch(self, batch: Any, position: int) -> dict[str, float]:
         """Gradient of one batch, and the step if it closes one; the loss terms."""
         done = self.progress
-        torch.manual_seed((self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position)
+        number = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position
+        torch.manual_seed(number % 2**64)  # it takes no more bits
         images = network_input(batch.images, self.team.device)
         if self.settings.sizes is not None:
             images = rescaled(images, self.settings, max_stride(self.model.network), done.epoch, position)
