@@ -9,12 +9,12 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_fourcc(args.fourcc)
     for note in files.notes:
         cli.log(note)
-    with closing(frames(source, limits)) as reading:
+    with ExitStack() as ending, closing(frames(source, limits)) as reading:
         first = [] if source.streams else [next(reading)]  # an unreadable picture ends here, before torch is loaded
         detector, names = build_detector(args, files, given)
-        make = partial(make_folder, args.output, args.project, args.name, args.exist_ok, vars(args))
+        make = partial(make_folder, args, ending)
         writing = DetectionFiles(make, names, kinds, args.fourcc)
         with DetectionReport(names, args.layout) as report, closing(writing):
             detect_all(chain(first, reading), detector, names, report, writing, view=args.view_img)
@@ -242,14 +242,15 @@ def detect_all(
             return
 
 
-def make_folder(output: str | None, project: str, name: str, exist_ok: bool, args: Mapping[str, Any]) -> Path:
+def make_folder(args: argparse.Namespace, ending: ExitStack) -> Path:
     """The folder of the results, which exists then: --output, or a run directory that says how it was made."""
-    if output is not None:
-        folder = Path(output)
+    if args.output is not None:
+        folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    run = RunDirectory.create(project, name, exist_ok=exist_ok)
-    run.describe(args=args)
+    run = RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok)
+    ending.enter_context(run.until())
+    run.describe(args=vars(args))
     return run.path
 
 

@@ -33,6 +33,7 @@ from utils.flags import (
     cache_choice,
 )
 from utils.model_files import ModelFiles
+from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from utils.data.datasets import DetectionDataset
     from utils.data.index import Index
     from utils.evaluation import Evaluation, ImageDetections
-    from utils.report.run_dir import RunDirectory
     from utils.runtime.load import ForeignModel
 
 EXAMPLE = "python test.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --verbose"
@@ -68,6 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.task == "benchmark" and args.save_json:
         raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
+    if args.save_json:
+        check_run(Path(args.project), args.name)
     cache_choice(args)
     for flag, value in (("--threads", args.threads), ("--workers", args.workers)):
         if value is not None and value > MOST_PARALLEL:
@@ -139,12 +141,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = build_bench(args, data, files, pictures)
     sizes = input_sizes(args.img_size, args.task, bench.network, files)
     settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))
-    directory = start_run(args, data, bench) if args.save_json else None
     evaluations = [bench.measure(*setting, keep_detections=args.save_json) for setting in settings]
 
     document = describe(args, files, bench, settings, evaluations)
-    if directory is not None:
-        document["detections"] = str(save_detections(directory, bench, evaluations[0].detections))
+    if args.save_json:
+        document["detections"] = str(save_detections(args, data, bench, evaluations[0].detections))
         log(f"detections: {document['detections']}")
     print_result(document, evaluations, as_json=args.json, verbose=args.verbose)
 
@@ -282,31 +283,24 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles,
     )
 
 
-def start_run(args: argparse.Namespace, data: DataConfig, bench: Bench) -> RunDirectory:
-    """Make the run directory of --save-json and note what the run is started with."""
+def save_detections(args: argparse.Namespace, data: DataConfig, bench: Bench, found: Sequence[ImageDetections]) -> Path:
+    """Write the detections of all pictures in COCO's results format, in a run directory."""
     from utils.darknet.cfg import format_network
-    from utils.report.run_dir import RunDirectory
+    from utils.detection.coco_json import category_ids, image_id, results
 
-    directory = RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok)
     pictures = {
         "path": str(data.path),
         args.split: str(getattr(data, args.split)),
         "nc": data.classes,
         "names": data.names,
     }
-    directory.describe(args=vars(args), cfg=format_network(bench.network), data=pictures)
-    return directory
-
-
-def save_detections(directory: RunDirectory, bench: Bench, found: Sequence[ImageDetections]) -> Path:
-    """Write the detections of all pictures in COCO's results format."""
-    from utils.detection.coco_json import category_ids, image_id, results
-
     ids, paths = category_ids(bench.names), bench.pictures.images
     if len({image_id(path) for path in paths}) < len(paths):
         log(f"{DETECTIONS}: pictures of the same file name have the same image_id")
     rows = [row for image in found for row in results(paths[image.position], *image[1:], ids)]
-    return directory.write_text(DETECTIONS, json.dumps(rows))
+    with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until() as directory:
+        directory.describe(args=vars(args), cfg=format_network(bench.network), data=pictures)
+        return directory.write_text(DETECTIONS, json.dumps(rows))
 
 
 def describe(

@@ -214,7 +214,8 @@ def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path,
 
 @pytest.mark.parametrize("kind", ["model.weights", "model.pt", "model.cfg"])
 def test_a_run_that_cannot_write_leaves_no_cfg_without_its_weights(prune, tmp_path, monkeypatch, kind):
-    """Whatever cannot be written, at the moment its temporary file becomes the file."""
+    """Whatever cannot be written, at the moment its temporary file becomes the file; a folder that was there stays."""
+    (tmp_path / "runs" / "exp").mkdir(parents=True)
     real = os.replace
 
     def full(source, target, *more, **flags):
@@ -224,7 +225,7 @@ def test_a_run_that_cannot_write_leaves_no_cfg_without_its_weights(prune, tmp_pa
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ResourceError):
-        prune("slim", "--percent", "0.2", "--no-test")
+        prune("slim", "--percent", "0.2", "--no-test", "--exist-ok")
     left = {path.name for path in (tmp_path / "runs" / "exp").iterdir()}
     assert {"model.cfg", kind}.isdisjoint(left)
     assert not any(name.endswith(".tmp") for name in left)

@@ -25,6 +25,7 @@ from utils.errors import InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
 from utils.files import ROOT, atomic_write_text, read_text, sha256
 from utils.model_files import cfg_of
+from utils.report.run_dir import RunDirectory
 
 STATE = "journey.json"
 LOCK = ".journey.lock"
@@ -96,8 +97,9 @@ class Journey:
             InputError: the folder holds another journey, or one of its files was changed.
             StageError: a stage failed.
         """
+        new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with only_one(self.folder):
+        with RunDirectory(self.folder, new).until("*/**/*"), only_one(self.folder):
             return self._finish(call)
 
     def _finish(self, call: Call) -> list[dict[str, Any]]:

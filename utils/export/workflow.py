@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,18 @@ def sized(network: Network, size: tuple[int, int]) -> Network:
 
 def write(asked: ExportRequest, network: Network, made: Made) -> Path:
     """Write the file, and its cfg where it needs one: last, so that a cfg is never without its weights."""
-    path = asked.path
-    if path is None:
-        run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
-        run.describe(args=asked.flags)
-        path = run.file(f"model{SUFFIXES[asked.format]}")
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    made.write(path)
-    if asked.format in PAIRS:
-        atomic_write_text(path.with_suffix(".cfg"), format_network(made.network or network))
+    with ExitStack() as ending:
+        path = asked.path
+        if path is None:
+            run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
+            ending.enter_context(run.until())
+            run.describe(args=asked.flags)
+            path = run.file(f"model{SUFFIXES[asked.format]}")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        made.write(path)
+        if asked.format in PAIRS:
+            atomic_write_text(path.with_suffix(".cfg"), format_network(made.network or network))
     return path
 
 

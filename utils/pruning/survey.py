@@ -30,9 +30,9 @@ def survey(trials: Trials, gammas: Gammas) -> None:
     map50, channels = quick.map50, asked.channels
     parts = [*group_parts(graph, gammas, channels), *layer_parts(graph, gammas, channels)]
     curves = [measure_part(graph, part, quick.drop, trials.size) for part in parts]
-    run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
-    run.describe(args=asked.flags)
-    run.write_text("sensitivity.csv", curve_table(curves, map50))
+    with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until() as run:
+        run.describe(args=asked.flags)
+        run.write_text("sensitivity.csv", curve_table(curves, map50))
     kinds = {kind: [curve for curve in curves if curve.part.kind == kind] for kind in ("group", "layer")}
     drawn = [{_title(curve): curve.drops for curve in of} for of in kinds.values()]
     plot_sensitivity(SHARES, *drawn, map50, run.file("sensitivity.png"))

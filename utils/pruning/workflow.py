@@ -72,14 +72,15 @@ def prune(asked: PruneRequest) -> None:
     document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
     written, comparison, found = carry_out(asked, plan, arrays, size, device)
     document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)
-    run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
-    document |= {"run_dir": str(run.path), "cfg": str(run.file("model.cfg")), "weights": str(run.file("model.weights"))}
-    document["data"] = str(asked.data.path) if asked.data else None
-    names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
-    write(run, asked, plan, gammas, comparison, document)
-    for name, text in tables.items():
-        run.write_text(name, text)
-    record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
+    with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until("model.cfg") as run:
+        document["run_dir"] = str(run.path)
+        document |= {key: str(run.file(f"model.{key}")) for key in ("cfg", "weights")}
+        document["data"] = str(asked.data.path) if asked.data else None
+        names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
+        write(run, asked, plan, gammas, comparison, document)
+        for name, text in tables.items():
+            run.write_text(name, text)
+        record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
 
 

@@ -112,18 +112,18 @@ def carry_out(asked: QuantRequest) -> None:
     chosen = choose(asked, recipe, ranking(alone), bench, before)
     made = recipe.made(chosen.kept)
     decibels = block_noise(made, pictures.first(LOOKED_AT, AT_ONCE))
-    run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
     calibration = {"observer": observer, "pictures": len(pictures.images), "seed": asked.seed,
                    "size": list(size), "mode": asked.mode, "equalized": [list(pair) for pair in pairs.usable],
                    "bias_correction": asked.correct}  # fmt: skip
-    document = {
-        "weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path),
-        "from": str(asked.files.weights), "target": asked.settings.target, "calibration": calibration,
-        "kept": sorted(chosen.kept), "layers": record.layer_entries(made, decibels, alone),
-        **_accuracies(before, chosen.accuracy)}  # fmt: skip
-    run.describe(args=asked.flags)
-    names = loaded.names or asked.data.names
-    record.write(run, made, recipe.keeping(chosen.kept), loaded, names, lineage, document)
+    with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until("model.cfg") as run:
+        document = {
+            "weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path),
+            "from": str(asked.files.weights), "target": asked.settings.target, "calibration": calibration,
+            "kept": sorted(chosen.kept), "layers": record.layer_entries(made, decibels, alone),
+            **_accuracies(before, chosen.accuracy)}  # fmt: skip
+        run.describe(args=asked.flags)
+        names = loaded.names or asked.data.names
+        record.write(run, made, recipe.keeping(chosen.kept), loaded, names, lineage, document)
     print_json(document) if asked.as_json else print("\n".join(record.lines(document)))
 
 

@@ -1,7 +1,8 @@
 """The folder of one run, `runs/<stage>/<name>/`, and the table of its epochs.
 
 A run gets a folder nobody else has: `exp`, `exp2`, `exp3` …, made in one step, so that two runs started at once never
-share one. Nothing that was there is deleted, and nothing outside the folder is written.
+share one. Nothing that was there is deleted, and nothing outside the folder is written. A run that fails before its
+first result removes its new folder.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timezone
 from numbers import Integral
 from pathlib import Path
@@ -22,6 +24,8 @@ from utils.errors import InputError
 from utils.files import ROOT, atomic_write_bytes, atomic_write_text, read_text
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
+DESCRIBED = ("args.yaml", "env.json", "hyp.yaml", "data.yaml", "model.cfg")
+"""Files that say what a run was started with."""
 MOST_RUNS = 100_000
 """Numbers tried for one name before giving up."""
 
@@ -31,6 +35,8 @@ class RunDirectory:
     """An existing folder that belongs to one run."""
 
     path: Path
+    new: bool = field(default=False, compare=False)
+    """Whether it was made for this run by this process."""
 
     @classmethod
     def create(cls, project: Path | str, name: str = "exp", *, exist_ok: bool = False) -> RunDirectory:
@@ -49,7 +55,7 @@ class RunDirectory:
         check_run(project, name)
         try:
             project.mkdir(parents=True, exist_ok=True)
-            return cls(_reserve(project, name, exist_ok))
+            return cls(*_reserve(project, name, exist_ok))
         except (FileExistsError, NotADirectoryError) as failure:
             raise InputError(
                 f"{failure.filename}: exists and is no folder; choose another --project or --name"
@@ -61,6 +67,24 @@ class RunDirectory:
         folder = self.path / "weights"
         folder.mkdir(exist_ok=True)
         return folder
+
+    @contextmanager
+    def until(self, *results: str) -> Iterator[RunDirectory]:
+        """Inside, a failure removes the folder, if it is new and has no result yet.
+
+        Args:
+            results: patterns of files; none: every file but those of `describe`.
+        """
+        try:
+            yield self
+        except BaseException:
+            found = (path for pattern in results or ("**/[!.]*",) for path in self.path.glob(pattern))
+            if self.new and not any(path.is_file() and (results or path.name not in DESCRIBED) for path in found):
+                with suppress(OSError):  # the failure itself is what counts
+                    for path in sorted(self.path.rglob("*"), reverse=True):  # what is in a folder before the folder
+                        path.rmdir() if path.is_dir() else path.unlink()
+                    self.path.rmdir()
+            raise
 
     def sweep(self) -> None:
         """Remove the unfinished files that a killed run has left; call it when no other process writes here."""
@@ -135,7 +159,8 @@ def check_run(project: Path, name: str) -> None:
         raise InputError(f"--project {project}: {nearest} is no folder that can be written; choose another one")
 
 
-def _reserve(project: Path, name: str, exist_ok: bool) -> Path:
+def _reserve(project: Path, name: str, exist_ok: bool) -> tuple[Path, bool]:
+    """A folder that exists then, and whether it is new."""
     for number in range(1, MOST_RUNS + 1):
         path = project / (name if number == 1 else f"{name}{number}")
         try:
@@ -145,7 +170,8 @@ def _reserve(project: Path, name: str, exist_ok: bool) -> Path:
                 continue
             if not path.is_dir():
                 raise
-        return path
+            return path, False
+        return path, True
     raise InputError(f"{project / name}: {MOST_RUNS} runs have this name; choose another --name")
 
 

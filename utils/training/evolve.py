@@ -33,16 +33,17 @@ def run_search(plan: Mapping[str, Any]) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
     settings = plan["settings"]
-    search = Search(
-        _folder(plan), plan["hyp"], plan["args"]["evolve"], settings.epochs, settings.seed, prune=settings.test
-    )
 
     def train(hyp: Hyperparameters, folder: Path, watch: Watch) -> dict[str, Any]:
         from utils.training.workflow import TrainPlan, run_training
 
         return run_training(TrainPlan(**{**plan, **_trial(hyp, folder)}), watch)
 
-    return search.run(train)
+    with _run(plan).until("trial-*/results.csv", "trial-*/weights/last.pt") as run:
+        _describe(run, plan)
+        trials = plan["args"]["evolve"]
+        search = Search(run.path, plan["hyp"], trials, settings.epochs, settings.seed, prune=settings.test)
+        return search.run(train)
 
 
 def search_summary(document: Mapping[str, Any]) -> str:
@@ -56,16 +57,21 @@ def search_summary(document: Mapping[str, Any]) -> str:
     )
 
 
-def _folder(plan: Mapping[str, Any]) -> Path:
-    """The run directory, with all that an interrupted search goes on from."""
+def _run(plan: Mapping[str, Any]) -> RunDirectory:
+    """The run directory of the search, a new one or that of --resume."""
     if plan["resume"] is not None:
-        RunDirectory(plan["resume"]).write_yaml("args.yaml", plan["args"])
-        return plan["resume"]
-    run = RunDirectory.create(plan["project"], plan["name"], exist_ok=plan["exist_ok"])
+        return RunDirectory(plan["resume"])
+    return RunDirectory.create(plan["project"], plan["name"], exist_ok=plan["exist_ok"])
+
+
+def _describe(run: RunDirectory, plan: Mapping[str, Any]) -> None:
+    """Write all that an interrupted search goes on from."""
+    if plan["resume"] is not None:
+        run.write_yaml("args.yaml", plan["args"])
+        return
     values = plan["hyp"].flat
     run.describe(args=plan["args"], hyp=values, cfg=cfg_file.format_network(plan["files"].network))
     run.write_yaml(START, values)
-    return run.path
 
 
 def _trial(hyp: Hyperparameters, folder: Path) -> dict[str, Any]:

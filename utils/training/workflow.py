@@ -139,7 +139,7 @@ def _train(
         accumulate=_accumulate(plan, len(train_loader), team.size),
         sparse=sparse,
     )
-    run = _run_directory(plan, files, team)
+    run = _run_directory(plan, files, team, ending)
     model = start.model.to(team.device, memory_format=torch.channels_last)
     quant = plan.settings.quant and plan.settings.quant.settings.document()
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept, quant)
@@ -261,17 +261,18 @@ def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
     return count
 
 
-def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team) -> RunDirectory:
+def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team, ending: ExitStack) -> RunDirectory:
     """The folder of the run, made and described by the first process."""
     if plan.resume is not None:
         run = RunDirectory(plan.resume)
         if team.leads:
             run.sweep()
         return run
-    made = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok).path if team.leads else ""
-    run = RunDirectory(Path(team.share(str(made))))
-    if not team.leads:
-        return run
+    run = RunDirectory.create(plan.project, plan.name, exist_ok=plan.exist_ok) if team.leads else None
+    path = Path(team.share(str(run and run.path)))
+    if run is None:
+        return RunDirectory(path)
+    ending.enter_context(run.until("results.csv", "weights/last.pt"))
     run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
     if warning := opencv_warning(files.network):
         log(f"{run.path}: {warning}")
