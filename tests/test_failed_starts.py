@@ -42,7 +42,7 @@ def test_a_new_folder_goes_unless_it_has_a_result(tmp_path):
     assert (tmp_path / "e" / "mine").exists()
 
 
-TRAIN = ["--batch-size", "4", "--workers", "0", "--memory-format", "channels_last", "--device", "cpu"]
+TRAIN = ["--batch-size", "4", "--workers", "0", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("place", ["Trainer", "_draw_start", "_watch", "Trainer.train", "Darknet.to"])
