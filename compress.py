@@ -125,8 +125,10 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     network = cfg_file.load(args.cfg) if args.cfg is not None else None
     network = adapt_classes(network, data.classes) if args.weights is None else trained_network(network, args.weights)
     if network.classes != data.classes:
-        raise InputError(f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
-                         f"{data.classes}; train it on these pictures first, by train.py -pt")  # fmt: skip
+        raise InputError(
+            f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
+            f"{data.classes}; train it on these pictures first, by train.py -pt"
+        )
     picture_channels(network)
     if args.img_size is not None:
         input_size([args.img_size], max_stride(network), (network.net.height, network.net.width))

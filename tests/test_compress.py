@@ -73,8 +73,12 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
     """Start, teacher and source of an export are one .pt, which --cfg and --weights are read into."""
     commands = Journey(recipe_of(tmp_path).started(), Path("j"), "d.data", "n.cfg", "w.weights").planned()
     assert [commands[0][0], *(value(commands[0], flag) for flag in ("--cfg", "--weights", "--format", "--name"))] == [
-        "export.py", "n.cfg", "w.weights", "pt", "original",
-    ]  # fmt: skip
+        "export.py",
+        "n.cfg",
+        "w.weights",
+        "pt",
+        "original",
+    ]
     assert commands[1][0] == "train.py" and "-sr" in commands[1]
     assert [value(commands[place], "--weights") for place in (1, 4)] == ["j/original/model.pt"] * 2
     assert value(commands[3], "--t_weights") == "j/original/model.pt"
@@ -85,8 +89,10 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
 def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
     recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}").started()
     assert [(stage.name, stage.source) for stage in recipe.stages] == [
-        ("original", None), ("a", "original"), ("b", "a"),
-    ]  # fmt: skip
+        ("original", None),
+        ("a", "original"),
+        ("b", "a"),
+    ]
 
 
 def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
@@ -196,8 +202,17 @@ def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
     path = folder / f"start{suffix}"
     if suffix == ".pt":
         names = [str(number) for number in range(classes)]
-        write_checkpoint(path, {"model": model.state_dict(), "ema": None, "names": names, "lineage": [], "kept": None,
-                                "cfg": format_network(model.network)})  # fmt: skip
+        write_checkpoint(
+            path,
+            {
+                "model": model.state_dict(),
+                "ema": None,
+                "names": names,
+                "lineage": [],
+                "kept": None,
+                "cfg": format_network(model.network),
+            },
+        )
     else:
         weights_file.write(path, model.network, {key: value.numpy() for key, value in model.state_dict().items()})
     return str(path)

@@ -121,3 +121,19 @@ class TestResume:
         assert read_results(directory / "results.csv")["epoch"] == [1, 2]
         assert run("--resume", str(directory))["epochs"] == 2
         assert read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"] == 2
+
+
+def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tmp_path, monkeypatch, no_plots):
+    """Only those that differ from Darknet's defaults, with what --hyp has in their place."""
+    told: list[str] = []
+    monkeypatch.setattr("utils.training.workflow.log", told.append)
+    run("--epochs", "1")
+    assert not [line for line in told if "does not use" in line]
+    more = "iou_loss=giou\niou_normalizer=0.07\ncls_normalizer=1.0\nmax_delta=5\nnms_kind=greedynms\n"
+    (tmp_path / "k.cfg").write_text((folder / "n.cfg").read_text().replace("[yolo]\n", f"[yolo]\n{more}"))
+    run("--epochs", "1", "--cfg", str(tmp_path / "k.cfg"))
+    keys = "iou_loss=giou, iou_normalizer=0.07, max_delta=5.0, nms_kind=greedynms"
+    way = "in their place --hyp has iou_loss, box_gain, clip_norm"
+    assert [line for line in told if "does not use" in line] == [
+        f"{tmp_path}/k.cfg: training does not use {keys}; {way}"
+    ]

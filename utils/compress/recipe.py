@@ -211,8 +211,9 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
         kind = source.value("--format")
         if kind in UNMEASURED or "--nms" in source.flags:
             what = "with NMS" if "--nms" in source.flags else f"of format {kind}"
-            raise InputError(f"{where}: {source.name} makes a file {what}, which test.py does not run; name another "
-                             "stage by `from`")  # fmt: skip
+            raise InputError(
+                f"{where}: {source.name} makes a file {what}, which test.py does not run; name another stage by `from`"
+            )
     if quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from utils.darknet.blocks import Network, Yolo
 from utils.data.augment import Augmentation
 from utils.detection.settings import LossSettings
 from utils.errors import InputError
@@ -23,6 +24,34 @@ from utils.pruning.sparsity import SparseSettings
 from utils.quantization.scheme import QuantSettings
 
 LARGEST_HYP = 1 << 20
+
+
+INSTEAD = {
+    "iou_loss": "iou_loss",
+    "iou_normalizer": "box_gain",
+    "cls_normalizer": "class_gain",
+    "obj_normalizer": "objectness_gain",
+    "label_smooth_eps": "label_smoothing",
+    "max_delta": "clip_norm",
+    "nms_kind": None,
+    "beta_nms": None,
+}
+"""Keys of `[yolo]` that Darknet uses and a training here does not, and those of --hyp in their place."""
+
+
+def unused_keys(network: Network) -> str | None:
+    """One line on keys of the heads that a training does not use, with their values; None if all are defaults."""
+    told, instead = [], []
+    for key, own in INSTEAD.items():
+        default = next(entry.default for entry in dataclasses.fields(Yolo) if entry.name == key)
+        values = [getattr(yolo, key) for yolo in network.yolos]
+        if any(value != default for value in values):
+            told.append(f"{key}={'/'.join(dict.fromkeys(map(str, values)))}")
+            instead += [own] if own else []
+    if not told:
+        return None
+    way = f"in their place --hyp has {', '.join(instead)}" if instead else "suppression is the same for all networks"
+    return f"{network.path}: training does not use {', '.join(told)}; {way}"
 
 
 def fitness(map50: float, map50_95: float) -> float:

@@ -41,7 +41,7 @@ from utils.training.distil_flags import Distillation
 from utils.training.loop import Trainer
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.pictures import indices, loaders
-from utils.training.settings import Hyperparameters, TrainSettings
+from utils.training.settings import Hyperparameters, TrainSettings, unused_keys
 from utils.training.sparse_record import SparseRecord
 from utils.training.start import initial_model, resumable
 from utils.training.state import Progress, Source
@@ -276,6 +276,8 @@ def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team, ending: ExitS
     run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
     if warning := opencv_warning(files.network):
         log(f"{run.path}: {warning}")
+    if warning := unused_keys(files.network):
+        log(warning)
     cost = network_cost(files.network, *plan.settings.size)
     log(f"{run.path}: {cost.parameters} parameters, {cost.macs / 1e9:.3f} GMACs at {plan.settings.size}")
     return run
