@@ -29,7 +29,11 @@ more than so many times the largest of them, it may leave nothing."""
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """Which channels are pressed with s, and which with `DECAY` · s, in the course of a training."""
+    """Which channels are pressed with s, and which with `DECAY` · s, in the course of a training.
+
+    Where `turn` is a whole number of epochs, the code of arXiv:2306.01526 turns one epoch later: there s is for
+    epoch <= 0.4 · epochs, from 0. The paper's abstract does not decide it; here it is for exactly that share.
+    """
 
     turn: float
     """Share of the epochs in which all are pressed with s."""

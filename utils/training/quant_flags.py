@@ -19,7 +19,8 @@ ALSO_GOOGLE = 3
 def add_quant_flags(parser: Parser) -> None:
     """--quantized and what goes with it."""
     group = parser.add_argument_group("quantization-aware training")
-    schemes = "1: Google (Jacob et al.), 2: DoReFa; 0 or -1: off"
+    schemes = "1: Google (Jacob et al.), 2: DoReFa's weights, with Google's bounds of activations in place of DoReFa's "
+    schemes += "clamp to 0…1; 0 or -1: off"
     group.add_argument("--quantized", type=int, choices=(*OFF, *SCHEMES, ALSO_GOOGLE), default=-1,
                        metavar="{1,2}", help=f"round weights and activations as integer arithmetic does: {schemes} "
                        "(default: off)")  # fmt: skip

@@ -31,7 +31,8 @@ def add_sparse_flags(parser: Parser) -> None:
             "global: all a hundredth from --s-turn on (default: dynamic)"  # fmt: skip
     group.add_argument("--s-schedule", choices=tuple(SCHEDULES), help=kinds)
     turns = ", ".join(f"{name} {rates.turn:g}" for name, rates in SCHEDULES.items() if rates.turn < 1)
-    turn = f"share of the epochs after which the rate turns (default: {turns})"
+    turn = "share of the epochs after which the rate turns; where it is a whole number of epochs, the authors' code of "
+    turn += f"dynamic turns one epoch later (default: {turns})"
     group.add_argument("--s-turn", type=threshold, metavar="P", help=turn)
     keep = f"share of the channels that dynamic keeps under pressure (default: {SCHEDULES['dynamic'].weakest:g})"
     group.add_argument("--s-keep", type=threshold, metavar="P", help=keep)
