@@ -1,0 +1,338 @@
+"""The scripts on a pretend GPU: PyTorch's own code for CUDA, with the CPU's kernels on memory that begins as NaN.
+
+tests/pretend_cuda says what that shows and what it cannot. A process that has the device keeps it, so that scripts run
+in one of their own, which imports torch once.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.nets import TINY
+from utils.checkpoint import read_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
+
+QUICK = """
+from utils.pruning import report
+from utils.quantization import record
+from utils.report import gamma_log, plots
+
+def nothing(*_):
+    pass
+
+for module in (plots, gamma_log, report, record):
+    for name in vars(module):
+        if name.startswith("plot_"):
+            setattr(module, name, nothing)
+"""
+"""Plots take longer than a tiny run."""
+
+
+class Gpu:
+    """A process with pretend GPUs that runs scripts one after the other."""
+
+    def __init__(self, library: Path, root: Path) -> None:
+        paths = os.pathsep.join(map(str, (root / "tests/pretend_cuda", root)))
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "PRETEND_CUDA": str(library),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.root, self.log, self.kernels, self.pinnings = root, "", 0, 0
+        self.process = subprocess.Popen(
+            [sys.executable, root / "tests/pretend_cuda/serve.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env=self.environment,
+            text=True,
+        )
+        self.library = library
+        self.execute(QUICK)
+
+    def __call__(self, *command: object, status: int = 0) -> Any:
+        """Run a script, which has to end with `status`; returns the JSON document that it printed."""
+        print(json.dumps([str(part) for part in command]), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline())
+        self.log, self.kernels, self.pinnings = (answer[key] for key in ("stderr", "kernels", "pinnings"))
+        assert answer["status"] == status, self.log
+        return json.loads(answer["stdout"]) if "--json" in command else None
+
+    def execute(self, *lines: str) -> None:
+        """Run Python code there."""
+        path = self.library.with_name(f"code{os.getpid()}.py")
+        path.write_text("\n".join(lines))
+        self(path)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+class Run(NamedTuple):
+    """What a training left."""
+
+    document: dict[str, Any]
+    last: dict[str, Any]
+    """The last checkpoint."""
+    losses: list[float]
+    """Box loss of each epoch."""
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory, root) -> Path:
+    """The pretend device, compiled by the first of the processes that run tests."""
+    pinned = next(Requirement(line) for line in (root / "constraints.txt").read_text().splitlines() if "torch=" in line)
+    if not pinned.specifier.contains(Version(torch.__version__).public) or torch.version.cuda is None:
+        pytest.skip(f"the pretend GPU is made for {pinned} with CUDA; this is torch {torch.__version__}")
+    if shutil.which("g++") is None:
+        pytest.skip("the pretend GPU is compiled by g++, which is not there; on Debian and Ubuntu: apt install g++")
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "libpretend.so"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_device(root / "tests/pretend_cuda/device.cpp", path)
+    return path
+
+
+def compile_device(source: Path, library: Path) -> None:
+    parts = Path(torch.__file__).parent
+    folders = [f"-I{parts / folder}" for folder in ("include", "include/torch/csrc/api/include")]
+    torch_libraries = [f"-L{parts / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    command = ["g++", "-O0", "-w", "-std=c++20", "-fPIC", "-shared", abi, *folders, source, *torch_libraries]
+    done = subprocess.run([*command, "-o", library], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def gpu(library, root):
+    """A process with two pretend GPUs."""
+    process = Gpu(library, root)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def train(gpu, folder, tmp_path):
+    """Train the network of tests/nets.py."""
+
+    def call(*flags: object) -> Run:
+        quick = ("--workers", "0", "--project", tmp_path / "runs", "--json")
+        files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--batch-size", "4", "--epochs", "2")
+        files += ("--memory-format", "channels_last")
+        document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
+        with (Path(document["run_dir"]) / "results.csv").open() as file:
+            losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
+        return Run(document, read_checkpoint(Path(document["last"])), losses)
+
+    return call
+
+
+def momentum(run: Run) -> list[torch.Tensor]:
+    return [state["momentum_buffer"] for _, state in sorted(run.last["optimizer"]["state"].items())]
+
+
+def assert_same(one: Run, other: Run, tolerance: float) -> None:
+    """Weights, averaged weights and momentum agree to `tolerance` of the largest value of a tensor, or of 1."""
+    pairs = [(one.last[part][key], other.last[part][key]) for part in ("model", "ema") for key in one.last["model"]]
+    for ours, theirs in (*pairs, *zip(momentum(one), momentum(other), strict=True)):
+        difference = (ours.double() - theirs.double()).abs().max()
+        assert difference <= tolerance * max(1.0, theirs.abs().max())  # false for NaN, too
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--amp", "off"),
+        ("--amp", "off", "-sr", "--prune", "1", "--s", "auto"),
+        ("--amp", "off", "--multi-scale"),
+        ("--amp", "off", "--KDstr", "4"),
+        ("--quantized", "1", "--a_bit", "14"),
+        ("--quantized", "1", "--BN_Fold"),
+        ("--quantized", "1", "--FPGA"),
+    ],
+    ids=["plain", "sparse", "sizes", "distilled", "quantized", "folded", "fpga"],
+)
+def test_in_float32_a_gpu_trains_what_the_cpu_trains(train, gpu, files, folder, flags):
+    """Quantized training is in float32 whatever --amp says: what it rounds are the grids of the evaluation."""
+    if "--KDstr" in flags:
+        flags += ("--t_cfg", files[1], "--t_weights", files[3])
+    if "--FPGA" in flags:
+        (folder / "leaky.cfg").write_text(TINY.replace("mish", "leaky"))
+        flags += ("--cfg", folder / "leaky.cfg")
+    one = train("--device", "cpu", *flags)
+    assert (gpu.kernels, gpu.pinnings) == (0, 0)
+    other = train("--device", "1", *flags)
+    assert gpu.kernels > 1000 and gpu.pinnings > 0
+    assert_same(other, one, 1e-5)
+    assert other.document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-6)
+
+
+def test_sixteen_bits_train_nearly_what_float32_trains(train):
+    """bfloat16 needs no scaler. Losses of an epoch differ by its 8 bits, or the 11 of float16, in every product."""
+    whole, half, brain = (train("--device", "0", "--amp", kind) for kind in ("off", "fp16", "bf16"))
+    assert not whole.last["scaler"] and not brain.last["scaler"] and half.last["scaler"]["scale"] > 0
+    for run in (half, brain):
+        assert run.losses == pytest.approx(whole.losses, rel=0.05)
+        assert run.losses != whole.losses
+        assert all(buffer.isfinite().all() for buffer in momentum(run))
+
+
+def test_auto_takes_bfloat16_where_the_gpu_computes_it_and_float16_where_not(train, gpu):
+    """PyTorch says of older GPUs, too, that they support bfloat16: they emulate it."""
+    assert_same(train("--device", "0"), train("--device", "0", "--amp", "bf16"), 0)
+    gpu.execute("import torch", "torch.cuda.pretend.capability = (7, 5)")
+    try:
+        assert_same(train("--device", "0"), train("--device", "0", "--amp", "fp16"), 0)
+    finally:
+        gpu.execute("import torch", "torch.cuda.pretend.capability = (8, 0)")
+
+
+def vector(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in tensors])
+
+
+def test_a_step_that_overflows_is_not_taken_and_leaves_nothing_behind(train, gpu, tmp_path):
+    """One step an epoch, in float16, at scales from 65536 down. The first that is taken is that of an untouched run.
+
+    Momentum is then the gradient. A CPU that goes on from the checkpoint before computes it in float32.
+    """
+    flags = ("--batch-size", "9", "--epochs", "5", "--save-period", "1", "--notest")
+    run = Path(train("--device", "0", "--amp", "fp16", *flags).document["run_dir"])
+    assert "skipped" in gpu.log
+    epochs = {epoch: read_checkpoint(run / f"weights/epoch{epoch}.pt") for epoch in range(1, 6)}
+    taken = next(epoch for epoch, checkpoint in epochs.items() if checkpoint["progress"]["step"])
+    assert taken > 1
+    before, after = epochs[taken - 1], epochs[taken]
+    assert (before["ema_updates"], after["ema_updates"], after["progress"]["step"]) == (0, 1, 1)
+    assert after["scaler"]["scale"] == 2 ** (17 - taken)
+    weights = [key for key in before["model"] if key.endswith("weight")]
+    assert all(torch.equal(before["model"][key], epochs[1]["model"][key]) for key in weights)
+    shutil.copy(run / f"weights/epoch{taken - 1}.pt", run / "weights/last.pt")
+    train("--resume", run, "--device", "cpu")
+    expected = read_checkpoint(run / f"weights/epoch{taken}.pt")
+    ours, theirs = (
+        vector(state["momentum_buffer"] for _, state in sorted(checkpoint["optimizer"]["state"].items()))
+        for checkpoint in (after, expected)
+    )
+    assert (ours - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_public_weights_are_trained_on_through_a_first_overflow(train, gpu, shared):
+    """Nothing is left of the steps that overflow: weights stay near those that were given, momentum is a gradient's."""
+    files = shared / "data/weights/yolov3-tiny.cfg", shared / "data/weights/yolov3-tiny.weights"
+    flags = ("--cfg", files[0], "--weights", files[1], "-pt", "--img_size", "160", "--amp", "fp16", "--nosave")
+    run = train("--device", "0", *flags, "--batch-size", "3", "--epochs", "2")
+    assert "skipped" in gpu.log
+    assert run.last["scaler"]["scale"] < 65536 and run.last["progress"]["step"] < 6
+    arrays = weights_file.read(files[1], cfg_file.load(files[0]))
+    for key in ("layers.0.conv.weight", "layers.12.conv.weight"):
+        given = torch.from_numpy(arrays[key])
+        assert 0 < (run.last["model"][key] - given).norm() < 0.1 * given.norm()
+    assert all(buffer.isfinite().all() for buffer in momentum(run))
+
+
+def test_a_run_moves_between_devices(train, tmp_path):
+    """After each epoch to another device: CPU, GPU, CPU, GPU. The weights are those of a run that stayed."""
+    flags = ("--amp", "off", "--epochs", "4", "--save-period", "1")
+    whole = train("--device", "cpu", *flags)
+    run = tmp_path / "runs/moved"
+    shutil.copytree(whole.document["run_dir"], run)
+    for epoch, device in ((1, "0"), (2, "cpu"), (3, "1")):
+        shutil.copy(run / f"weights/epoch{epoch}.pt", run / "weights/last.pt")
+        moved = train("--resume", run, "--device", device)
+    assert_same(moved, whole, 1e-5)
+
+
+def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train):
+    """Epochs on GPU, CPU, GPU: the last one goes on with the scale that the first one left."""
+    first = train("--device", "0", "--amp", "fp16", "--epochs", "3", "--save-period", "1", "--notest")
+    run = Path(first.document["run_dir"])
+    scaler = read_checkpoint(run / "weights/epoch1.pt")["scaler"]
+    for epoch, device in ((1, "cpu"), (2, "0")):
+        shutil.copy(run / f"weights/epoch{epoch}.pt", run / "weights/last.pt")
+        last = train("--resume", run, "--device", device).last
+        assert read_checkpoint(run / "weights/epoch2.pt")["scaler"] == scaler
+    assert 0 < last["scaler"]["scale"] < 65536
+
+
+def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
+    """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
+    flags = ("--amp", "off", "--seed", "3")
+    one = train("--device", "0", *flags)
+    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
+    options = ("--batch-size", "2", "--sync-bn", "--project", tmp_path / "two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    command = [*launch, *map(str, (*files, *flags, *options))]
+    done = subprocess.run(command, cwd=gpu.root, env=gpu.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    two = Run(document, read_checkpoint(Path(document["last"])), [])
+    assert_same(two, one, 1e-4)
+    assert document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-3)
+
+
+@pytest.mark.parametrize("flags", [(), ("--augment",)], ids=["plain", "augmented"])
+def test_a_gpu_measures_what_the_cpu_measures(gpu, files, folder, flags):
+    """With --half, weights have 16 bits, too."""
+    call = ("test.py", *files, "--data", folder / "d.data", "--json", *flags)
+    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("cuda:1",), ("1", "--half")))
+    assert gpu.kernels > 100
+    for key in ("map50", "map50_95", "precision", "recall"):
+        assert whole[key] == pytest.approx(cpu[key], abs=1e-6)
+        assert half[key] == pytest.approx(cpu[key], abs=0.1)
+
+
+def test_a_gpu_detects_what_the_cpu_detects(gpu, files, folder, tmp_path):
+    call = ("detect.py", *files, "--source", folder / "images", "--conf-thres", "0.1", "--json", "--nosave")
+    call += ("--project", tmp_path / "runs")
+    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("0",), ("cuda:0", "--half")))
+    assert gpu.kernels > 100
+    for frame, same, near in zip(cpu, whole, half, strict=True):
+        for one, other in zip(frame["detections"], same["detections"], strict=True):
+            assert (other["class"], other["box"]) == (one["class"], pytest.approx(one["box"], abs=1e-3))
+        best = max(frame["detections"], key=lambda detection: detection["confidence"])
+        assert near["detections"][0]["confidence"] == pytest.approx(best["confidence"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("slim_prune.py", ("--percent", "0.3", "--recalibrate", "4")), ("quantize.py", ("--calib", "8"))],
+)
+def test_a_gpu_writes_the_network_that_the_cpu_writes(gpu, files, folder, tmp_path, script, flags):
+    call = (script, *files, "--data", folder / "d.data", "--project", tmp_path / "runs", "--json", *flags)
+    cpu, cuda = (
+        read_checkpoint(Path(gpu(*call, "--device", device)["run_dir"]) / "model.pt")["model"]
+        for device in ("cpu", "1")
+    )
+    assert gpu.kernels > 100
+    assert all((cpu[key].double() - cuda[key].double()).abs().max() <= 1e-5 for key in cpu)
+
+
+def test_a_compression_runs_on_the_gpu(gpu, folder, tmp_path):
+    """Its stages are processes of their own."""
+    stages = "train: {script: train, epochs: 1, workers: 0}", "quantize: {script: quantize, calib: 4}"
+    (tmp_path / "recipe.yaml").write_text("stages:\n" + "".join(f"  {stage}\n" for stage in stages))
+    call = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--recipe", tmp_path / "recipe.yaml")
+    document = gpu("compress.py", *call, "--project", tmp_path / "runs", "--json")
+    run = Path(document["run_dir"])
+    for stage in ("train", "quantize"):
+        assert json.loads((run / stage / "env.json").read_text())["gpus"] == ["pretend GPU"] * 2
+    assert "pretend GPU" in (run / "report/report.html").read_text()
