@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
 from utils.detection.nms import non_max_suppression
 
@@ -75,3 +76,18 @@ def test_the_best_candidates_are_those_that_are_kept(limit):
     rows = torch.rand(1, 60, 7) * torch.tensor([1000, 1000, 1, 1, 1, 1, 1])  # none overlaps another of its class
     best = run(rows, conf=0.1, iou=0.99, multi_label=True)[:limit]
     assert torch.equal(run(rows, conf=0.1, iou=0.99, multi_label=True, max_nms=limit), best)
+
+
+@pytest.mark.parametrize("vanilla", [False, True])
+def test_equal_confidences_keep_the_order_of_rows(vanilla, monkeypatch):
+    """A quantized network has many; how torchvision groups classes depends on the device and the number of boxes."""
+    way = torchvision.ops.boxes._batched_nms_vanilla if vanilla else torchvision.ops.boxes._batched_nms_coordinate_trick
+    monkeypatch.setattr(torchvision.ops, "batched_nms", way)
+    rows = torch.zeros(1, 400, 7)
+    rows[0, :, 0] = torch.arange(400) * 10
+    rows[0, :, 2:4] = 5
+    rows[0, :, 4] = 0.9
+    rows[0, :, 5:] = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)).gt(0.5) * 0.5 + 0.25
+    expected = sorted(range(400), key=lambda row: -float(rows[0, row, 5:].amax()))
+    assert run(rows, max_det=150)[:, 0].tolist() == [row * 10 - 2.5 for row in expected[:150]]
+    assert run(rows, max_det=400, max_nms=150)[:, 0].tolist() == [row * 10 - 2.5 for row in expected[:150]]

@@ -65,8 +65,9 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Col
 def _suppress(candidates: Tensor, iou_thres: float, agnostic: bool, max_nms: int, max_det: int) -> Tensor:
     from torchvision.ops import batched_nms  # half a second that a plan or an export need not wait for
 
-    if len(candidates) > max_nms:
-        candidates = candidates[candidates[:, 4].topk(max_nms).indices]
+    candidates = candidates[candidates[:, 4].argsort(descending=True, stable=True)[:max_nms]]
     groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]
     boxes, confidence = candidates[:, :4].float(), candidates[:, 4].float()
-    return candidates[batched_nms(boxes, confidence, groups, iou_thres)[:max_det]]
+    kept = batched_nms(boxes, confidence, groups, iou_thres)
+    # torchvision takes one of two ways, by the device and the number of boxes; one leaves the order of ties open.
+    return candidates[kept.sort().values[:max_det]]
