@@ -136,7 +136,6 @@ def train(gpu, folder, tmp_path):
     def call(*flags: object) -> Run:
         quick = ("--workers", "0", "--project", tmp_path / "runs", "--json")
         files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--batch-size", "4", "--epochs", "2")
-        files += ("--memory-format", "channels_last")
         document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
         with (Path(document["run_dir"]) / "results.csv").open() as file:
             losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
@@ -178,11 +177,11 @@ def test_in_float32_a_gpu_trains_what_the_cpu_trains(train, gpu, files, folder, 
         (folder / "leaky.cfg").write_text(TINY.replace("mish", "leaky"))
         flags += ("--cfg", folder / "leaky.cfg")
     one = train("--device", "cpu", *flags)
-    assert (gpu.kernels, gpu.pinnings) == (0, 0)
+    assert gpu.kernels == 0
     other = train("--device", "1", *flags)
     assert gpu.kernels > 1000 and gpu.pinnings > 0
-    assert_same(other, one, 1e-5)
-    assert other.document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-6)
+    assert_same(other, one, 0)
+    assert other.document["map50_95"] == one.document["map50_95"]
 
 
 def test_sixteen_bits_train_nearly_what_float32_trains(train):
@@ -205,19 +204,30 @@ def test_auto_takes_bfloat16_where_the_gpu_computes_it_and_float16_where_not(tra
         gpu.execute("import torch", "torch.cuda.pretend.capability = (8, 0)")
 
 
+@pytest.fixture
+def overflowing(tmp_path):
+    """Flags of float16 whose gradients do not fit it at the first scales; the gain of the boxes is 5 otherwise."""
+
+    def flags(gain: int) -> tuple[object, ...]:
+        (tmp_path / "hyp.yaml").write_text(f"box_gain: {gain}")
+        return ("--amp", "fp16", "--hyp", tmp_path / "hyp.yaml", "--notest")
+
+    return flags
+
+
 def vector(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten().double() for tensor in tensors])
 
 
-def test_a_step_that_overflows_is_not_taken_and_leaves_nothing_behind(train, gpu, tmp_path):
-    """One step an epoch, in float16, at scales from 65536 down. The first that is taken is that of an untouched run.
+def test_a_step_that_overflows_is_not_taken_and_leaves_nothing_behind(train, gpu, overflowing):
+    """One step an epoch, at scales from 65536 down. The first that is taken is that of an untouched run.
 
     Momentum is then the gradient. A CPU that goes on from the checkpoint before computes it in float32.
     """
-    flags = ("--batch-size", "9", "--epochs", "5", "--save-period", "1", "--notest")
-    run = Path(train("--device", "0", "--amp", "fp16", *flags).document["run_dir"])
+    flags = ("--batch-size", "9", "--epochs", "6", "--save-period", "1")
+    run = Path(train("--device", "0", *overflowing(1000), *flags).document["run_dir"])
     assert "skipped" in gpu.log
-    epochs = {epoch: read_checkpoint(run / f"weights/epoch{epoch}.pt") for epoch in range(1, 6)}
+    epochs = {epoch: read_checkpoint(run / f"weights/epoch{epoch}.pt") for epoch in range(1, 7)}
     taken = next(epoch for epoch, checkpoint in epochs.items() if checkpoint["progress"]["step"])
     assert taken > 1
     before, after = epochs[taken - 1], epochs[taken]
@@ -235,11 +245,11 @@ def test_a_step_that_overflows_is_not_taken_and_leaves_nothing_behind(train, gpu
     assert (ours - theirs).norm() < 0.05 * theirs.norm()
 
 
-def test_public_weights_are_trained_on_through_a_first_overflow(train, gpu, shared):
+def test_public_weights_are_trained_on_through_a_first_overflow(train, gpu, shared, overflowing):
     """Nothing is left of the steps that overflow: weights stay near those that were given, momentum is a gradient's."""
     files = shared / "data/weights/yolov3-tiny.cfg", shared / "data/weights/yolov3-tiny.weights"
-    flags = ("--cfg", files[0], "--weights", files[1], "-pt", "--img_size", "160", "--amp", "fp16", "--nosave")
-    run = train("--device", "0", *flags, "--batch-size", "3", "--epochs", "2")
+    flags = ("--cfg", files[0], "--weights", files[1], "-pt", "--img_size", "160", "--nosave", "--batch-size", "3")
+    run = train("--device", "0", *flags, *overflowing(40))
     assert "skipped" in gpu.log
     assert run.last["scaler"]["scale"] < 65536 and run.last["progress"]["step"] < 6
     arrays = weights_file.read(files[1], cfg_file.load(files[0]))
@@ -261,16 +271,16 @@ def test_a_run_moves_between_devices(train, tmp_path):
     assert_same(moved, whole, 1e-5)
 
 
-def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train):
+def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
     """Epochs on GPU, CPU, GPU: the last one goes on with the scale that the first one left."""
-    first = train("--device", "0", "--amp", "fp16", "--epochs", "3", "--save-period", "1", "--notest")
+    first = train("--device", "0", *overflowing(1000), "--epochs", "3", "--save-period", "1")
     run = Path(first.document["run_dir"])
     scaler = read_checkpoint(run / "weights/epoch1.pt")["scaler"]
     for epoch, device in ((1, "cpu"), (2, "0")):
         shutil.copy(run / f"weights/epoch{epoch}.pt", run / "weights/last.pt")
         last = train("--resume", run, "--device", device).last
         assert read_checkpoint(run / "weights/epoch2.pt")["scaler"] == scaler
-    assert 0 < last["scaler"]["scale"] < 65536
+    assert scaler["scale"] < 65536 and last["scaler"] != scaler
 
 
 def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
