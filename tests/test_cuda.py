@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,19 +130,27 @@ def gpu(library, root):
     process.close()
 
 
+def run_training(gpu: Gpu, folder: Path, project: Path, *flags: object) -> Run:
+    quick = ("--workers", "0", "--project", project, "--json")
+    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--batch-size", "4", "--epochs", "2")
+    document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
+    with (Path(document["run_dir"]) / "results.csv").open() as file:
+        losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
+    return Run(document, read_checkpoint(Path(document["last"])), losses)
+
+
 @pytest.fixture
 def train(gpu, folder, tmp_path):
     """Train the network of tests/nets.py."""
+    return partial(run_training, gpu, folder, tmp_path)
 
-    def call(*flags: object) -> Run:
-        quick = ("--workers", "0", "--project", tmp_path / "runs", "--json")
-        files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--batch-size", "4", "--epochs", "2")
-        document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
-        with (Path(document["run_dir"]) / "results.csv").open() as file:
-            losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
-        return Run(document, read_checkpoint(Path(document["last"])), losses)
 
-    return call
+@pytest.fixture(scope="module")
+def trained(gpu, folder, tmp_path_factory) -> tuple[object, ...]:
+    """A trained network and the pictures, as flags."""
+    run = run_training(gpu, folder, tmp_path_factory.mktemp("trained"), "--device", "0")
+    assert run.document["map50"] > 0.1
+    return ("--weights", run.document["best"], "--data", folder / "d.data", "--json")
 
 
 def momentum(run: Run) -> list[torch.Tensor]:
@@ -263,7 +272,7 @@ def test_a_run_moves_between_devices(train, tmp_path):
     """After each epoch to another device: CPU, GPU, CPU, GPU. The weights are those of a run that stayed."""
     flags = ("--amp", "off", "--epochs", "4", "--save-period", "1")
     whole = train("--device", "cpu", *flags)
-    run = tmp_path / "runs/moved"
+    run = tmp_path / "moved"
     shutil.copytree(whole.document["run_dir"], run)
     for epoch, device in ((1, "0"), (2, "cpu"), (3, "1")):
         shutil.copy(run / f"weights/epoch{epoch}.pt", run / "weights/last.pt")
@@ -284,11 +293,12 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
 
 
 def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
-    """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
-    flags = ("--amp", "off", "--seed", "3")
+    """Without batch normalisation, whose statistics are those of a process's own pictures."""
+    (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
+    flags = ("--amp", "off", "--seed", "3", "--cfg", tmp_path / "plain.cfg")
     one = train("--device", "0", *flags)
-    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
-    options = ("--batch-size", "2", "--sync-bn", "--project", tmp_path / "two")
+    files = ("--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
+    options = ("--batch-size", "2", "--project", tmp_path / "two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     command = [*launch, *map(str, (*files, *flags, *options))]
     done = subprocess.run(command, cwd=gpu.root, env=gpu.environment, capture_output=True, text=True, check=False)
@@ -300,40 +310,38 @@ def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [(), ("--augment",)], ids=["plain", "augmented"])
-def test_a_gpu_measures_what_the_cpu_measures(gpu, files, folder, flags):
+def test_a_gpu_measures_what_the_cpu_measures(gpu, trained, flags):
     """With --half, weights have 16 bits, too."""
-    call = ("test.py", *files, "--data", folder / "d.data", "--json", *flags)
-    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("cuda:1",), ("1", "--half")))
+    cpu, whole, half = (
+        gpu("test.py", *trained, *flags, "--device", *device) for device in (("cpu",), ("1",), ("1", "--half"))
+    )
     assert gpu.kernels > 100
     for key in ("map50", "map50_95", "precision", "recall"):
-        assert whole[key] == pytest.approx(cpu[key], abs=1e-6)
-        assert half[key] == pytest.approx(cpu[key], abs=0.1)
+        assert whole[key] == cpu[key]
+        assert half[key] == pytest.approx(cpu[key], abs=0.05)
 
 
-def test_a_gpu_detects_what_the_cpu_detects(gpu, files, folder, tmp_path):
-    call = ("detect.py", *files, "--source", folder / "images", "--conf-thres", "0.1", "--json", "--nosave")
-    call += ("--project", tmp_path / "runs")
-    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("0",), ("cuda:0", "--half")))
+def test_a_gpu_detects_what_the_cpu_detects(gpu, trained, folder, tmp_path):
+    call = ("detect.py", *trained[:2], "--source", folder / "images", "--conf-thres", "0.001", "--json", "--nosave")
+    call += ("--project", tmp_path)
+    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("0",), ("0", "--half")))
     assert gpu.kernels > 100
-    for frame, same, near in zip(cpu, whole, half, strict=True):
-        for one, other in zip(frame["detections"], same["detections"], strict=True):
-            assert (other["class"], other["box"]) == (one["class"], pytest.approx(one["box"], abs=1e-3))
-        best = max(frame["detections"], key=lambda detection: detection["confidence"])
-        assert near["detections"][0]["confidence"] == pytest.approx(best["confidence"], abs=0.02)
+    assert whole == cpu
+    for frame, near in zip(cpu, half, strict=True):
+        best, other = frame["detections"][0], near["detections"][0]
+        assert other["confidence"] == pytest.approx(best["confidence"], rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("script", "flags"),
     [("slim_prune.py", ("--percent", "0.3", "--recalibrate", "4")), ("quantize.py", ("--calib", "8"))],
 )
-def test_a_gpu_writes_the_network_that_the_cpu_writes(gpu, files, folder, tmp_path, script, flags):
-    call = (script, *files, "--data", folder / "d.data", "--project", tmp_path / "runs", "--json", *flags)
-    cpu, cuda = (
-        read_checkpoint(Path(gpu(*call, "--device", device)["run_dir"]) / "model.pt")["model"]
-        for device in ("cpu", "1")
-    )
+def test_a_gpu_writes_the_network_that_the_cpu_writes(gpu, trained, tmp_path, script, flags):
+    call = (script, *trained, "--project", tmp_path, *flags)
+    runs = [Path(gpu(*call, "--device", device)["run_dir"]) for device in ("cpu", "1")]
     assert gpu.kernels > 100
-    assert all((cpu[key].double() - cuda[key].double()).abs().max() <= 1e-5 for key in cpu)
+    cpu, cuda = (read_checkpoint(run / "model.pt")["model"] for run in runs)
+    assert cpu.keys() == cuda.keys() and all(torch.equal(cpu[key], cuda[key]) for key in cpu)
 
 
 def test_a_compression_runs_on_the_gpu(gpu, folder, tmp_path):
