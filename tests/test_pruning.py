@@ -308,8 +308,47 @@ class TestCertificate:
             Certificate(nan, 0.0, 0.0, 0.0, 64).check()
 
     def test_a_wrong_one_is_refused(self):
+        certificate = self.made(spoil=True)
+        assert certificate.allowed_float64 == 1e-9  # the network does not enlarge rounding
         with pytest.raises(InfeasibleError, match="compact_vs_silenced is"):
-            self.made(spoil=True).check()
+            certificate.check()
+
+
+class TestRounding:
+    """A network that enlarges rounding: values of 1e8 ± 1, normalised by what they are in the batch."""
+
+    @pytest.fixture
+    def made(self):
+        graph = graph_of(conv(24), conv(24), conv(24))
+        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
+        arrays["layers.0.bn.bias"] += 1e8
+        arrays["layers.1.bn.running_var"][:] = 1e16
+        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
+        return graph, arrays, removal, compact(graph, arrays, removal)
+
+    def certified(self, made, **changes):
+        graph, arrays, removal, bare = made
+        return certify(graph, arrays, arrays, removal, bare._replace(arrays={**bare.arrays, **changes}), bare)
+
+    def test_another_order_of_summation_passes(self, made):
+        pruned = made[3].arrays
+        turned = {name: pruned[name][::-1].copy() for name in pruned if name.startswith("layers.0.")}
+        turned["layers.1.conv.weight"] = pruned["layers.1.conv.weight"][:, ::-1].copy()
+        certificate = self.certified(made, **turned)
+        certificate.check()
+        assert 1e-9 < certificate.compact_vs_silenced_float64 < certificate.allowed_float64 < 1e-4
+
+    @pytest.mark.parametrize("fault", ["a wrong channel", "a missing constant", "a wrong weight"])
+    def test_faults_are_refused(self, made, fault):
+        pruned = {name: array.copy() for name, array in made[3].arrays.items()}
+        if fault == "a wrong channel":
+            pruned["layers.2.conv.weight"][:, :2] = pruned["layers.2.conv.weight"][:, 1::-1]
+        elif fault == "a missing constant":
+            pruned["layers.1.bn.bias"][0] = 0
+        else:
+            pruned["layers.1.conv.weight"][0, 0] *= 1 + 1e-4
+        with pytest.raises(InfeasibleError, match="certificate: compact_vs_silenced"):
+            self.certified(made, **pruned).check()
 
 
 class TestUnits:

@@ -23,7 +23,14 @@ from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays, Compacted
 
 FLOAT32, FLOAT64 = 1e-4, 1e-9
-"""Largest difference between a network and its compact form that passes."""
+"""Largest difference between a network and its compact form that always passes."""
+ROUNDINGS = 30
+"""In float64 so many times what noise of one unit in the last place does to the heads passes, too, up to FLOAT32.
+
+Sums in another order move heads by up to 4.6 times that noise: measured on five networks of Darknet, with contiguous
+and channels-last tensors, one thread and two. A fault changes a layer by far more than 30 units in the last place, and
+a network that enlarges noise enlarges the fault as well.
+"""
 SMALLEST_SIDE, CELLS = 64, 2
 """The input has this side at least, and this many cells of the coarsest head."""
 
@@ -44,6 +51,8 @@ class Certificate:
     constants, and where a gate depends on the picture."""
     side: int
     """Side of the input, in pixels."""
+    allowed_float64: float = FLOAT64
+    """Largest difference in float64 that rounding explains in this network."""
 
     def check(self) -> None:
         """Refuse a pruned network that is not what was to be made.
@@ -54,7 +63,7 @@ class Certificate:
         """
         limits = {
             "compact_vs_silenced": FLOAT32,
-            "compact_vs_silenced_float64": FLOAT64,
+            "compact_vs_silenced_float64": self.allowed_float64,
             "compact_vs_keep_size": FLOAT32,
         }
         for name, limit in limits.items():
@@ -62,7 +71,7 @@ class Certificate:
             if math.isnan(value):
                 raise NumericsError("certificate: the heads are not finite; the weights overflow, take other ones")
             if not value <= limit:
-                raise InfeasibleError(f"certificate: {name} is {value:.1e}, allowed is {limit:.0e}; nothing is written")
+                raise InfeasibleError(f"certificate: {name} is {value:.1e}, allowed is {limit:.2g}; nothing is written")
 
 
 @torch.no_grad()
@@ -90,16 +99,28 @@ def certify(
     with silenced(large, graph, removal):
         float32 = difference(small(image).heads, large(image).heads)
         with in_float64(small), in_float64(large):
-            float64 = difference(small(image.double()).heads, large(image.double()).heads)
+            pairs = [_in_float64(small, large, image.double())]
             with batch_statistics(small), batch_statistics(large):
-                normalised = difference(small(images).heads, large(images).heads)
+                pairs.append(_in_float64(small, large, images))
+    float64, allowed = max(pairs, key=lambda pair: np.nan_to_num(pair[0] / pair[1], nan=np.inf))
     final = _model(*written)(image).heads
     large = _model(network, absorbed)
     with silenced(large, graph, removal):
         keep_size = difference(final, large(image).heads)
     constant = _model(network, without_gamma(graph, arrays, removal))
     border = difference(final, constant(image).heads)
-    return Certificate(float32, float(np.maximum(float64, normalised)), keep_size, border, side)
+    return Certificate(float32, float64, keep_size, border, side, allowed)
+
+
+def _in_float64(pruned: Darknet, full: Darknet, images: Tensor) -> tuple[float, float]:
+    """Difference of the heads of two networks in float64, and the largest that rounding explains."""
+    heads = full(images).heads
+    value = difference(pruned(images).heads, heads)
+    if value <= FLOAT64:
+        return value, FLOAT64
+    with rounding_noise(full):
+        noise = difference(full(images).heads, heads)
+    return value, float(np.clip(np.nan_to_num(ROUNDINGS * noise), FLOAT64, FLOAT32))
 
 
 def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
@@ -123,6 +144,21 @@ def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[
                     lambda _, inputs, output, factor=factor: output * factor.to(output.device)
                 )
                 hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def rounding_noise(model: Darknet) -> Iterator[None]:
+    """While it lasts, what a block puts out is off by up to one unit in the last place, at random."""
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(layer: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.rand(output.shape, generator=generator, dtype=output.dtype)
+        return output * (1 + torch.finfo(output.dtype).eps * (2 * noise - 1))
+
+    with ExitStack() as hooks:
+        for layer in model.layers:
+            hooks.callback(layer.register_forward_hook(disturb).remove)
         yield
 
 
