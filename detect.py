@@ -220,6 +220,7 @@ def build_detector(
         agnostic=args.agnostic_nms,
         augment=args.augment,
     )
+    detector.warm_up()
     return detector, (given and given.names) or loaded.names or tuple(map(str, range(network.classes)))
 
 

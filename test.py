@@ -239,9 +239,10 @@ class Bench:
             self.datasets[size] = DetectionDataset(
                 self.pictures, size=size, mode=self.mode, channels=self.network.net.channels, **self.cache
             )
-        loader = make_loader(self.datasets[size], self.batch_size, workers=self.workers)
+        few = len(self.pictures) < 2 * self.batch_size  # no length of a batch comes twice
+        loader = make_loader(self.datasets[size], self.batch_size, workers=0 if few else self.workers)
         options = {"device": self.device, "iou_thres": iou_thres, "keep_detections": keep_detections, **self.options}
-        return evaluate(self.model, loader, self.names, **options)
+        return evaluate(self.model, loader, self.names, warm=few, **options)
 
 
 def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles, pictures: Index) -> Bench:

@@ -14,6 +14,7 @@ import pytest
 
 import detect
 from tests.nets import PUBLIC_MODELS, opencv_epsilon
+from tests.test_evaluation import STAGES, FirstUse
 from utils import cli
 from utils.darknet import cfg, weights
 from utils.data.images import read_image, write_image
@@ -121,6 +122,14 @@ def tree(folder: str) -> list[str]:
 def length(path: str) -> int:
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
     return sum(1 for _ in iter(lambda: capture.read()[0], False))
+
+
+def test_first_uses_are_in_no_time(net, capsys, monkeypatch):
+    FirstUse(monkeypatch, *(f"utils.detector.{name}" for name in STAGES))
+    detect.main([*net, "--source", picture("a.png"), "--nosave"])
+    frame, summary = capsys.readouterr().out.splitlines()
+    assert frame.endswith("(3.0 ms)")
+    assert summary == "1 frame, 3.0 ms each (preprocess 1.0, inference 1.0, nms 1.0)"
 
 
 def test_boxes_are_in_pixels_of_the_picture(net, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 
 import cv2
@@ -186,6 +187,44 @@ def test_times_are_those_of_every_stage(pictures):
     times = evaluate(Darknet(tiny()), loader(pictures), NAMES, device="cpu").times
     assert times._fields == ("preprocess", "inference", "nms")
     assert all(0 < value < 10_000 for value in times)
+
+
+class FirstUse:
+    """A clock that stands still, but that whatever is done the first time with tensors of a shape takes 5 seconds."""
+
+    def __init__(self, monkeypatch, *places):
+        self.now, self.done = 0.0, set()
+        for module in ("utils.evaluation", "utils.detector"):
+            monkeypatch.setattr(f"{module}.time.perf_counter", lambda: self.now)
+        for place in places:
+            module, name = place.rsplit(".", 1)
+            monkeypatch.setattr(place, self.slow(name, getattr(importlib.import_module(module), name)))
+
+    def slow(self, name, function):
+        """The function, which takes a millisecond, or 5 seconds more."""
+
+        def call(first, *more, **options):
+            tensor = next((one for one in (first, *more) if isinstance(one, torch.Tensor)), None)
+            key = name, None if tensor is None or name == "non_max_suppression" else tensor.shape
+            self.now += 0.001 + 5 * (key not in self.done)
+            self.done.add(key)
+            return function(first, *more, **options)
+
+        return call
+
+
+STAGES = ("network_input", "detect", "non_max_suppression")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("warm", [True, False])
+def test_what_is_done_the_first_time_is_in_no_time(pictures, monkeypatch, batch_size, warm):
+    """Three pictures: of batches of one the first is not counted; others are passed through before."""
+    FirstUse(monkeypatch, *(f"utils.evaluation.{name}" for name in STAGES))
+    times = evaluate(Darknet(tiny()), loader(pictures, batch_size=batch_size), NAMES, device="cpu", warm=warm).times
+    assert (max(times) < 5) == (warm or batch_size == 1)
+    if max(times) < 5:
+        assert times == pytest.approx([1000 * 0.001 * math.ceil(3 / batch_size) / 3] * 3)
 
 
 class Bright(nn.Module):

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 
 from models import Darknet
 from tests.nets import TINY, tiny
+from tests.test_evaluation import STAGES, FirstUse
 from utils.checkpoint import write_checkpoint
 from utils.darknet import weights
 from utils.data.images import write_image
@@ -58,6 +59,15 @@ def checkpoint(path, cfg=TINY, names=("cat", "dog"), state=None):
     (path.parent.parent / "model.cfg").write_text(cfg)
     state = Darknet(tiny()).state_dict() if state is None else state
     write_checkpoint(path, {"model": state, "ema": None, "cfg": cfg, "names": list(names), "lineage": []})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_first_uses_are_in_no_time(folder, script, capsys, monkeypatch, count):
+    """Such as the import of torchvision, in the only batch or in the first ones."""
+    Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(count)))
+    FirstUse(monkeypatch, *(f"utils.evaluation.{name}" for name in STAGES))
+    script.main([*FLAGS, "--json", "--batch-size", "2"])
+    assert max(json.loads(capsys.readouterr().out)["ms"].values()) <= 1
 
 
 def test_the_table_has_a_row_for_all_classes_and_sizes(folder, script, capsys):

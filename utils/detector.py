@@ -76,6 +76,12 @@ class Detector:
         _lap(moments, device)
         return found, Times(*(1000 * np.diff(moments)))
 
+    def warm_up(self) -> None:
+        """Pass a blank picture and two boxes through the whole chain: first passes import, allocate and compile."""
+        height, width = self.size
+        self.detect(np.zeros((2 * height, 2 * width, 3), np.uint8))
+        non_max_suppression(torch.ones(1, 2, 6, device=self.device), self.conf_thres, self.iou_thres)
+
 
 def _lap(moments: list[float], device: torch.device) -> None:
     """Add the moment at which all that was asked of the device is done."""

@@ -47,7 +47,7 @@ VIEWS = (View(1.0, False), View(0.83, True), View(0.67, False))
 
 
 class Times(NamedTuple):
-    """Mean milliseconds an image; the first batch is left out, unless there is no other."""
+    """Mean milliseconds an image, without first passes: see `warm` of `evaluate`."""
 
     preprocess: float
     """Until a batch is there: reading, decoding, fitting (what the loader's workers do not hide), to the device."""
@@ -125,6 +125,7 @@ def evaluate(
     by_size: bool = True,
     evaluator: str = "numpy",
     keep_detections: bool = False,
+    warm: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -138,12 +139,17 @@ def evaluate(
         by_size: measure small, medium and large objects too.
         evaluator: a key of `coco.EVALUATORS`.
         keep_detections: return them, and the objects they were compared with.
+        warm: pass blank batches through before, so that all times count; else those of the first batch of each length,
+            which is slow, do not.
         on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
         settings: fields of DetectionSettings.
     """
-    how, clock, kept, truths = DetectionSettings(**settings), _Clock(device), [], []
+    how, clock, kept, truths = DetectionSettings(**settings), _Clock(device, warm=warm), [], []
     scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
     with _evaluation_mode(model):
+        if warm:
+            _warm_up(how, model, loader, device)
+        clock.restart()
         for number, batch in enumerate(tqdm(loader, "test", unit="batch", file=sys.stderr, disable=None, leave=False)):
             images = clock.timed("preprocess", batch, network_input, batch.images, device)
             rows = clock.timed("inference", batch, how.rows, model, images)
@@ -156,6 +162,14 @@ def evaluate(
                 on_batch(number, batch, found)
             clock.restart()
     return Evaluation(scores.result(), clock.times(), tuple(kept), tuple(truths))
+
+
+def _warm_up(how: DetectionSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:
+    """Pass a blank batch of every length through the whole chain, with boxes for the suppression."""
+    channels = loader.dataset.channels
+    for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
+        rows = how.rows(model, network_input(torch.zeros(shape, dtype=torch.uint8), device))
+        how.suppress(torch.ones_like(rows[:, :2]))
 
 
 def network_input(images: Tensor, device: torch.device | str) -> Tensor:
@@ -229,10 +243,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Clock:
-    """Sums the time of the stages of every batch."""
+    """Sums the time of the stages of every batch; where nothing is warm, the first batch of each length is left out."""
 
-    def __init__(self, device: torch.device | str) -> None:
-        self._device = torch.device(device)
+    def __init__(self, device: torch.device | str, *, warm: bool) -> None:
+        self._device, self._warm = torch.device(device), warm
         self._laps: dict[str, list[tuple[float, int]]] = {stage: [] for stage in Times._fields}
         self.restart()
 
@@ -252,7 +266,13 @@ class _Clock:
 
     def times(self) -> Times:
         """Milliseconds an image."""
-        return Times(*(_per_image(laps[1:] or laps) for laps in self._laps.values()))
+        return Times(*(_per_image(laps if self._warm else _repeated(laps) or laps) for laps in self._laps.values()))
+
+
+def _repeated(laps: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Laps but the first of each number of images."""
+    numbers = [images for _, images in laps]
+    return [lap for place, lap in enumerate(laps) if numbers.index(lap[1]) < place]
 
 
 def _per_image(laps: Sequence[tuple[float, int]]) -> float:

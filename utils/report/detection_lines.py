@@ -69,8 +69,8 @@ class DetectionReport:
         print(one_line(text), file=sys.stdout if self._layout == "text" else sys.stderr, flush=True)
 
     def summary(self) -> str:
-        """Number of frames and mean times; the first frame, which warms up, is left out if there are others."""
-        mean = Times(*np.mean(self._times[1:] or self._times, axis=0))
+        """Number of frames and mean times."""
+        mean = Times(*np.mean(self._times, axis=0))
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in mean._asdict().items())
         return f"{len(self._times)} frame{'s' * (len(self._times) > 1)}, {sum(mean):.1f} ms each ({stages})"
 
