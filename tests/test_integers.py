@@ -258,7 +258,8 @@ def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tm
 def test_tensorrt_names_the_command(call):
     document = call(of_target("tensorrt"), "--format", "tensorrt")
     words = shlex.split(document["command"])
-    assert words[0] == "trtexec" and "--int8" in words
+    assert words[0] == "trtexec" and "--stronglyTyped" in words  # TensorRT 10 and 11
+    assert not {"--int8", "--fp16", "--best"} & set(words)  # which 11 refuses
     assert Path(words[1].removeprefix("--onnx=")) == Path(document["path"]) and Path(document["path"]).is_file()
 
 

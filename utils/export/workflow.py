@@ -130,8 +130,10 @@ def describe(asked: ExportRequest, metadata: Metadata, made: Made, path: Path) -
     files = [str(path.with_suffix(suffix)) for suffix in COMPANIONS.get(asked.format, ())]
     document |= {"files": files} if files else {}
     if asked.format == "tensorrt":
+        # Tensors have the types of the graph: in TensorRT 10 with this flag, in 11 always, where the flag has no effect
+        # and --int8 and --fp16 are errors (NVIDIA, "Migrating trtexec Usage from TensorRT 10.x to 11.x").
         document["command"] = shlex.join(
-            ["trtexec", f"--onnx={path}", "--int8", f"--saveEngine={path.with_suffix('.engine')}"]
+            ["trtexec", f"--onnx={path}", "--stronglyTyped", f"--saveEngine={path.with_suffix('.engine')}"]
         )
     return document | {"output": metadata.output, "precision": metadata.precision, **made.facts}
 
