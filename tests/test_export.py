@@ -35,7 +35,7 @@ from utils.detection.decode import decode
 from utils.detection.nms import non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
 from utils.export.activations import MISH
-from utils.export.agreement import Agreement, compare
+from utils.export.agreement import Agreement
 from utils.export.blocks import EMITTERS
 from utils.export.onnx_model import onnx_model
 from utils.export.request import MISH_FORMS, OPSETS, OnnxOptions
@@ -45,6 +45,7 @@ from utils.quantization.scheme import QuantSettings
 from utils.runtime.engines import darknet_heads, onnxruntime_engine
 from utils.runtime.metadata import Metadata, read_metadata
 from utils.runtime.onnx_file import read_onnx
+from utils.runtime.reference import compare
 
 CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-csp",
         "yolov4-leaky", "yolov4-leaky-spp557", "yolov4-tiny")  # fmt: skip

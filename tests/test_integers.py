@@ -241,13 +241,14 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
 
 def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    from utils.export import openvino_format
+    from utils.runtime import reference
 
     document = call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "a.xml")
     assert document["layers"] > 4 and document["runtime"].startswith("OpenVINO")
     found = choose_runtime(None, "a.xml", None).exported.metadata
     assert found.precision == "int8" and QuantSettings(**found.quantization) == of_target("cpu")
-    monkeypatch.setattr(openvino_format, "MOST_INT8", 0.0)
+    monkeypatch.setattr(reference, "FLOORS", {"int8": 0.0})
+    monkeypatch.setattr(reference, "MOST", 0.0)
     with pytest.raises(
         InfeasibleError, match=r"--format openvino: its integers differ from the simulation by 0.*nothing"
     ):

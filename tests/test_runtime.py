@@ -25,14 +25,16 @@ from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network, parse
 from utils.data.images import write_image
-from utils.errors import InputError, SuiteError, WeightsError
+from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
 from utils.evaluation import detect as decoded
 from utils.model_files import ModelFiles
+from utils.runtime import load as load_module
 from utils.runtime.choice import KINDS as KINDS_OF
 from utils.runtime.choice import RuntimeFiles, choose_runtime
-from utils.runtime.engines import Engine
-from utils.runtime.load import ForeignModel, load
+from utils.runtime.engines import Engine, opencv_onnx_engine
+from utils.runtime.load import ENGINES, ForeignModel, load
 from utils.runtime.onnx_file import read_onnx
+from utils.runtime.reference import picture, read_reference, reference, sample
 
 NAMES = ("cat", "dog")
 COUNT = 5
@@ -351,6 +353,85 @@ def test_a_changed_weight_is_noticed(folder, tmp_path):
     assert "is not as export.py wrote it" in note
 
 
+RUNS = {"a.onnx": ("onnxruntime", "opencv"), "rows.onnx": ("onnxruntime", "opencv"), "a.ncnn.param": ("ncnn",)}
+if HAS_OPENVINO:
+    RUNS |= {"a.xml": ("openvino",), "rows.xml": ("openvino",), "a.onnx": (*RUNS["a.onnx"], "openvino")}
+PAIRS = [(name, runtime) for name, runtimes in RUNS.items() for runtime in runtimes]
+
+
+def wrong(files, file, threads) -> Engine:
+    """The engine of a file, one of whose values in a thousand is off by a hundredth of the largest."""
+    right = ENGINES[files.runtime](files, file, threads)
+
+    def run(images):
+        outputs = [np.array(output) for output in right.run(images)]
+        for output in outputs:
+            output.reshape(-1)[::7] += 0.01 * np.abs(output).max()
+        return outputs
+
+    return replace(right, run=run)
+
+
+@pytest.mark.parametrize(("name", "runtime"), PAIRS)
+def test_a_runtime_that_computes_something_else_is_refused(folder, monkeypatch, name, runtime):
+    files = choose_runtime(None, name, runtime)
+    engine = load(files, CPU).runtime
+    monkeypatch.setattr("utils.runtime.load.ENGINES", {runtime: wrong})
+    with pytest.raises(InfeasibleError) as caught:
+        load(files, CPU)
+    assert caught.value.exit_status == 6
+    assert str(caught.value).startswith(f"{name}: {engine} computes another network than the file was made of")
+
+
+@NEEDS_IMPORTER
+def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
+    files = choose_runtime(cfg_file.load("a.cfg"), "a.weights", "opencv")
+    load(files, CPU, (64, 96))
+    right = load_module.opencv_darknet_engine
+    monkeypatch.setattr(load_module, "opencv_darknet_engine", lambda *given: (
+        replace(right(*given), run=lambda images: [1.01 * head for head in right(*given).run(images)])))  # fmt: skip
+    with pytest.raises(InfeasibleError, match=r"a\.weights: OpenCV .* computes another network"):
+        load(files, CPU)
+
+
+def test_a_file_of_a_version_before_is_not_compared(folder, monkeypatch):
+    files = choose_runtime(None, "a.onnx", None)
+    before = replace(files.exported, metadata=replace(files.exported.metadata, reference=None))
+    assert read_reference(None) is None
+    monkeypatch.setattr("utils.runtime.load.ENGINES", {"onnxruntime": wrong})
+    load(replace(files, exported=before), CPU)
+
+
+def test_a_reference_is_what_pytorch_puts_out(folder):
+    """Values of the heads, spread over all of them; the picture does not depend on how many there are."""
+    metadata = choose_runtime(None, "a.onnx", None).exported.metadata
+    images = picture(metadata.network, 2)
+    np.testing.assert_array_equal(images[:1], picture(metadata.network))
+    with torch.inference_mode():
+        heads = load_model(ModelFiles(None, Path("a.pt"), True)).model.eval()(torch.from_numpy(images)).heads
+    for head, values in zip(heads, metadata.reference.values, strict=True):
+        np.testing.assert_allclose(values, sample(head[:1].numpy()), rtol=1e-5, atol=1e-5)
+        assert len(set(values)) > 200
+
+
+def test_integers_may_differ_by_a_multiple_of_what_the_proof_differed_by():
+    """√(Σ(a − b)² / Σa²) of 0.05 at the proof lets 0.15 pass; one of 0.01 lets the least limit pass."""
+    want = [np.ones((1, 100))]
+    for gap, limit in ((0.05, 0.15), (0.01, 0.1)):
+        found = reference(want, [want[0] * (1 + gap)], "int8")
+        assert found.gap == pytest.approx(gap)
+        assert found.limit("int8") == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(("integers", "classic"), [(True, True), (False, False)])
+def test_opencv_5_gets_int8_files_in_its_classic_engine(folder, monkeypatch, integers, classic):
+    read, given = cv2.dnn.readNetFromONNX, []
+    monkeypatch.setattr(cv2.dnn, "ENGINE_CLASSIC", 1, raising=False)
+    monkeypatch.setattr(cv2.dnn, "readNetFromONNX", lambda path, **options: given.append(options) or read(path))
+    opencv_onnx_engine(Path("a.onnx"), ["head0"], 1, integers=integers)
+    assert given == [{"engine": 1} if classic else {}]
+
+
 def test_what_onnxruntime_cannot_read_is_one_line(folder, tmp_path):
     def spoil(model):
         model.graph.node[0].op_type = "Nonsense"
@@ -376,7 +457,8 @@ def copied(folder, tmp_path):
 
 
 def metadata_of(path: str):
-    return replace(KINDS_OF[Path(path).suffix].read(Path(path)).metadata, lineage=())
+    found = KINDS_OF[Path(path).suffix].read(Path(path)).metadata
+    return replace(found, lineage=(), reference=replace(found.reference, gap=0.0))  # how far the runtime was off
 
 
 @pytest.mark.parametrize("name", ["a.ncnn.param", pytest.param("a.xml", marks=NEEDS_OPENVINO)])

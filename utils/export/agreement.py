@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +18,18 @@ from utils.errors import InfeasibleError, NumericsError
 from utils.export import integers
 from utils.export.codes import Codes
 from utils.export.request import OnnxOptions
+from utils.runtime import reference as references
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.metadata import Metadata
+from utils.runtime.reference import Arrays, Reference, compare, parts, reference
 
 if TYPE_CHECKING:
     import onnx
 
-Arrays = Sequence[NDArray[np.floating]]
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": None}
 """Largest max|a - b| / max(1, max|a|) of a head. The 11 bits of float16 leave 4e-4 to 6e-3.
 
 Integers are compared layer by layer (`integers.layer_gaps`): a step in one layer is carried on to the next."""
-BOX_COLUMNS = 4
 MOST_OTHER = 0.01
 """Share of detections that may differ: two programs round an overlap at the threshold each in its way."""
 EVERYTHING = 10**9
@@ -49,6 +49,8 @@ class Agreement:
     """What ran it."""
     layers: integers.Gap | None = None
     """Of a file with integers."""
+    reference: Reference | None = None
+    """What the file keeps of it."""
 
     def check(self, what: str) -> None:
         """Refuse a file that is too far off.
@@ -63,23 +65,8 @@ class Agreement:
 
 
 def picture(metadata: Metadata, count: int) -> torch.Tensor:
-    """Random pictures [count, C, H, W], the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((count, metadata.network.net.channels, *metadata.size), generator=generator)
-
-
-def compare(want: Arrays, found: Arrays) -> tuple[float, float]:
-    """max|a - b|, and the largest max|a - b| / max(1, max|a|) of one array; infinite where shapes differ."""
-    if [array.shape for array in want] != [array.shape for array in found]:
-        return float("inf"), float("inf")
-    gaps = [np.abs(a - b).max(initial=0) for a, b in zip(want, found, strict=True)]
-    errors = [gap / max(1, np.abs(a).max(initial=0)) for gap, a in zip(gaps, want, strict=True)]
-    return float(np.max(gaps)), float(np.max(errors))  # NaN stays NaN
-
-
-def parts(rows: NDArray[np.floating]) -> Arrays:
-    """Boxes, and scores, which are much smaller numbers."""
-    return rows[..., :BOX_COLUMNS], rows[..., BOX_COLUMNS:]
+    """`reference.picture` of a file's size: [count, C, H, W]."""
+    return torch.from_numpy(references.picture(metadata.network, count))
 
 
 @torch.inference_mode()
@@ -129,11 +116,13 @@ def onnx_agreement(
     found = dict(zip([*outputs, *inner], engine.run(images.numpy()), strict=True))
     gap = None if codes is None else integers.layer_gaps(model, codes, {name: found[name] for name in inner})
     heads = [found[name] for name in outputs if name.startswith("head")]
-    gaps, tolerance = compare(raw_heads(model, images), heads), TOLERANCES[metadata.precision]
-    agreement = Agreement(*gaps, tolerance, engine.name, gap)
+    want, tolerance = raw_heads(model, images), TOLERANCES[metadata.precision]
+    kept = reference(want, heads, metadata.precision)
+    agreement = Agreement(*compare(want, heads), tolerance, engine.name, gap, kept)
     agreement.check("--format onnx")
     if metadata.output == "heads":
         return agreement
+    agreement = replace(agreement, reference=rows_reference(want, found["rows"], metadata))
     rows = decode([torch.from_numpy(head) for head in heads], metadata.network.yolos, metadata.size).numpy()
     _check_rows(rows, found["rows"], engine.name)
     last = onnxruntime_engine(made.SerializeToString(), metadata.tensors, batch, threads, wide=metadata.wide)
@@ -143,6 +132,12 @@ def onnx_agreement(
     else:
         _check_detections(torch.from_numpy(found["rows"]), final, metadata, options)
     return agreement
+
+
+def rows_reference(want: Arrays, rows: NDArray[np.floating], metadata: Metadata) -> Reference:
+    """The reference of a file of decoded rows, from the heads in PyTorch and the rows of a program."""
+    decoded = decode([torch.from_numpy(head) for head in want], metadata.network.yolos, metadata.size).numpy()
+    return reference(parts(decoded), parts(rows), metadata.precision)
 
 
 def _check_rows(want: NDArray[np.floating], found: NDArray[np.floating], runtime: str) -> None:

@@ -12,10 +12,11 @@ from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Network
 from utils.darknet.opencv import EPSILON, opencv_warning
-from utils.export.agreement import TOLERANCES, Agreement, compare, picture, raw_heads
+from utils.export.agreement import TOLERANCES, Agreement, picture, raw_heads
 from utils.export.made import Made, Subject, check_same, read_back
 from utils.export.request import ExportRequest
 from utils.files import atomic_path
+from utils.runtime.reference import compare
 
 
 def make_darknet(subject: Subject, asked: ExportRequest) -> Made:

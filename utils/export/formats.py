@@ -16,12 +16,13 @@ from models import Darknet, fuse
 from utils.checkpoint import load_model, write_checkpoint
 from utils.darknet.cfg import format_network
 from utils.detection.decode import decode
-from utils.export.agreement import TOLERANCES, Agreement, compare, onnx_agreement, parts, picture, raw_heads
+from utils.export.agreement import TOLERANCES, Agreement, onnx_agreement, picture, raw_heads
 from utils.export.darknet_format import make_darknet
 from utils.export.made import Made, Subject, check_same, read_back
 from utils.export.request import ExportRequest
 from utils.files import atomic_path, atomic_write_bytes
 from utils.model_files import ModelFiles
+from utils.runtime.reference import compare, parts
 
 
 def emit_onnx(subject: Subject, asked: ExportRequest) -> tuple[bytes, Agreement, dict[str, object]]:
@@ -36,8 +37,9 @@ def emit_onnx(subject: Subject, asked: ExportRequest) -> tuple[bytes, Agreement,
     arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
     codes = codes_of(subject.model, explicit=asked.format == "tensorrt") if asked.options.int8 else None
     made = onnx_model(fused.network, arrays, subject.metadata, asked.options, codes)
-    made.metadata_props.append(onnx.StringStringEntryProto(key=DIGEST, value=digest(made)))
     agreement = onnx_agreement(made, subject.model, subject.metadata, asked.options, codes)
+    metadata = replace(subject.metadata, reference=agreement.reference)
+    onnx.helper.set_model_props(made, {**metadata.properties(), DIGEST: digest(made)})
     data = made.SerializeToString()
     batch = None if asked.options.dynamic_batch else 1
     facts = {"opset": asked.options.opset, "batch": batch, "mish": asked.options.mish}
@@ -58,7 +60,8 @@ def make_openvino(subject: Subject, asked: ExportRequest) -> Made:
 
     metadata = subject.metadata
     plain = replace(metadata, precision="float32") if metadata.precision == "float16" else metadata
-    data, _, facts = emit_onnx(subject._replace(metadata=plain), asked)
+    data, agreement, facts = emit_onnx(subject._replace(metadata=plain), asked)
+    subject = subject._replace(metadata=replace(metadata, reference=agreement.reference))
     return openvino_format.make_openvino(subject, asked, data, facts)
 
 

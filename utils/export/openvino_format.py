@@ -5,13 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError
-from utils.export.agreement import TOLERANCES, Agreement, Arrays, compare, parts, picture, raw_heads
+from utils.export.agreement import TOLERANCES, Agreement, picture, raw_heads
 from utils.export.made import Made, Subject
 from utils.export.request import ExportRequest
 from utils.files import atomic_write_bytes
@@ -19,11 +17,7 @@ from utils.runtime.engines import OPENVINO_PLACES, Engine, first_line, openvino_
 from utils.runtime.exported import DIGEST, sha256
 from utils.runtime.metadata import Metadata
 from utils.runtime.openvino_file import SECTION
-
-MOST_INT8 = 0.1
-"""Most of √(Σ(a − b)² / Σa²) of a head, between OpenVINO's integers and the simulation. Trained networks with weights
-of 7 bits have 0.006 to 0.045, like onnxruntime; sums that saturate, or signed activations computed wrong, more than
-0.2."""
+from utils.runtime.reference import compare, parts, relative
 
 
 def make_openvino(subject: Subject, asked: ExportRequest, onnx: bytes, facts: dict[str, object]) -> Made:
@@ -87,17 +81,9 @@ def agree(engine: Engine, subject: Subject, count: int) -> Agreement:
         want, found = parts(rows.numpy()), parts(found[0])
     agreement = Agreement(*compare(want, found), TOLERANCES[metadata.precision], engine.name)
     agreement.check("--format openvino")
-    if metadata.precision == "int8" and not (gap := relative(want, found)) <= MOST_INT8:
+    limit = metadata.reference.limit(metadata.precision)
+    if metadata.precision == "int8" and not (gap := relative(want, found)) <= limit:
         raise InfeasibleError(f"--format openvino: its integers differ from the simulation by {gap:.3g}, more than "
-                              f"{MOST_INT8:g} ({engine.name}); quantize with --target cpu, or take --format onnx; "
+                              f"{limit:.3g} ({engine.name}); quantize with --target cpu, or take --format onnx; "
                               "nothing is written")  # fmt: skip
     return agreement
-
-
-def relative(want: Arrays, found: Arrays) -> float:
-    """√(Σ(a − b)² / Σa²) of the worst array, of equal shapes."""
-    return max(_norm(a - b) / max(_norm(a), np.finfo(np.float32).tiny) for a, b in zip(want, found, strict=True))
-
-
-def _norm(values: NDArray[np.floating]) -> float:
-    return float(np.linalg.norm(values.astype(np.float64)))

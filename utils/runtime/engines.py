@@ -89,13 +89,21 @@ def onnxruntime_engine(
     return Engine(run, batch, f"onnxruntime {onnxruntime.__version__}, CPU, threads: {threads}")
 
 
-def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int) -> Engine:
+def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, integers: bool = False) -> Engine:
     """An ONNX file in OpenCV's dnn, on the CPU, picture by picture.
+
+    Args:
+        path: the file.
+        outputs: names of the tensors wanted.
+        threads: of the network.
+        integers: the file is int8, which the new engine of OpenCV 5.0 computes wrong: the classic one gets it.
 
     Raises:
         WeightsError: OpenCV cannot read the file.
     """
-    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path)), outputs, threads, str(path))
+    classic = integers and hasattr(cv2.dnn, "ENGINE_CLASSIC")  # OpenCV 4 has no other engine
+    options = {"engine": cv2.dnn.ENGINE_CLASSIC} if classic else {}
+    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, threads, str(path))
 
 
 def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int], threads: int) -> Engine:

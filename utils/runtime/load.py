@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import Darknet, Outputs, fuse, reduced
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
+from utils.darknet.opencv import EPSILON
 from utils.errors import InputError, WeightsError
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import (
@@ -23,6 +24,8 @@ from utils.runtime.engines import (
     openvino_engine,
 )
 from utils.runtime.exported import ExportedFile
+from utils.runtime.metadata import Metadata
+from utils.runtime.reference import check_engine, picture, reference
 
 
 class ForeignModel(nn.Module):
@@ -83,6 +86,7 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
     Raises:
         WeightsError: damaged, or the runtime cannot read it.
         InputError: --half on a CPU, or of a quantized network.
+        InfeasibleError: the runtime computes something else than the file was written with.
     """
     threads = torch.get_num_threads()
     if files.runtime == "torch":
@@ -103,17 +107,33 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
     if file is None:
         size = size or (network.net.height, network.net.width)
         engine = opencv_darknet_engine(network, files.weights, size, threads)
+        check_engine(engine, _darknet_files(files, size))
     else:
         engine = ENGINES[files.runtime](files, file, threads)
+        check_engine(engine, file, half=files.half)
     decodes = file is not None and file.metadata.output == "rows"
     return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
+
+
+@torch.inference_mode()
+def _darknet_files(files: RuntimeFiles, size: tuple[int, int]) -> ExportedFile:
+    """Darknet files with what PyTorch puts out for them, computed with OpenCV's epsilon, as their reference."""
+    network = replace(files.network, net=replace(files.network.net, height=size[0], width=size[1]))
+    model = load_model(files).model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = EPSILON
+    heads = [head.numpy() for head in model(torch.from_numpy(picture(network))).heads]
+    return ExportedFile(files.weights, Metadata(network, (), reference=reference(heads, heads, "float32")), 1)
 
 
 ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile, int], Engine]] = {
     "onnxruntime": lambda files, file, threads: onnxruntime_engine(
         file.path, file.metadata.tensors, file.batch, threads, wide=file.metadata.wide
     ),
-    "opencv": lambda files, file, threads: opencv_onnx_engine(file.path, file.metadata.tensors, threads),
+    "opencv": lambda files, file, threads: opencv_onnx_engine(
+        file.path, file.metadata.tensors, threads, integers=file.metadata.precision == "int8"
+    ),
     "ncnn": lambda files, file, threads: ncnn_engine(file.path, file.metadata.tensors, threads, half=files.half),
     "openvino": lambda files, file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),
 }

@@ -13,6 +13,7 @@ from utils.darknet.shapes import strides
 from utils.errors import CfgError, WeightsError
 from utils.flags import MODES
 from utils.quantization.scheme import QuantSettings
+from utils.runtime.reference import Reference, read_reference
 
 PRODUCER = "darknet-compression"
 SCHEMA = 1
@@ -48,6 +49,8 @@ class Metadata:
     """What the file was made from, oldest first."""
     quantization: Mapping[str, Any] | None = None
     """How an int8 network was quantized, as `QuantSettings.document` writes it."""
+    reference: Reference | None = None
+    """Outputs that runtimes are compared with; None in files of versions before."""
 
     @property
     def wide(self) -> bool:
@@ -88,6 +91,7 @@ class Metadata:
             "precision": self.precision,
             "lineage": [dict(entry) for entry in self.lineage],
             "quantization": self.quantization and dict(self.quantization),
+            "reference": self.reference and self.reference.document(),
         }
         return {"cfg": cfg_file.format_network(network)} | {
             name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()
@@ -118,6 +122,7 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
             float(thresholds["iou"]),
             tuple(map(dict, json.loads(properties["lineage"]))),
             _quantization(properties.get("quantization", "null")),
+            read_reference(json.loads(properties.get("reference", "null"))),
         )
     except CfgError:
         raise
