@@ -134,8 +134,6 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
         if not same_network(stored, network):
             raise other_network(path, stored, network)
         notes += adaptation(network, stored, f"the classes in {path}")
-    if runtime == "openvino" and path.suffix == ".onnx":
-        notes += _saturates(file, path)
     return RuntimeFiles(stored, path, False, tuple(notes), runtime, file)
 
 
@@ -159,15 +157,6 @@ def runtime_of(path: Path, runtime: str | None) -> str:
     if runtime in PACKAGES:
         require(str(path), PACKAGES[runtime])
     return runtime
-
-
-def _saturates(file: ExportedFile, path: Path) -> tuple[str, ...]:
-    """What is to be said of an int8 ONNX file that OpenVINO may compute otherwise than onnxruntime."""
-    target = (file.metadata.quantization or {}).get("target", "cpu")
-    if target == "cpu":
-        return ()
-    return (f"{path}: its integers are for --target {target}, which OpenVINO may compute otherwise; --target cpu is "
-            "computed alike, and `export.py --format openvino --int8` compares before it writes",)  # fmt: skip
 
 
 def made_for(runtime: str) -> str:
