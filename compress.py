@@ -180,23 +180,28 @@ def check_stages(journey: Journey, network: Network) -> None:
             try:
                 check_stage(stage.script, flags)
             except SuiteError as failure:
-                raise InputError(f"{journey.recipe.path}: stage {stage.name}: {failure}") from None
+                own, stand_in = (str(path.with_suffix("")) for path in (Path(network.path), weights))
+                told = str(failure).replace(stand_in, own)
+                raise InputError(f"{journey.recipe.path}: stage {stage.name}: {told}") from None
             file = made_by(stage, Path(folder))
             made[stage.name] = file if stage.script == "export" and file.suffix in KINDS else weights
 
 
 def check_stage(script: str, flags: Sequence[str]) -> None:
-    """Let one script check its flags and files, as far as it does so without torch.
+    """Let one script check its flags and files, as far as it does so without loading the network.
 
     Raises:
         SuiteError: as of the script.
     """
-    module = script_module(script)
-    if script.endswith("_prune"):
-        prune_request(module.STRATEGY, parse_prune_args(module.STRATEGY, module.__doc__, flags))
-        return
-    args = module.parse_args(flags)
-    if script == "train":
+    module, prunes = script_module(script), script.endswith("_prune")
+    args = parse_prune_args(module.STRATEGY, module.__doc__, flags) if prunes else module.parse_args(flags)
+    if getattr(args, "device", "") not in ("", "cpu"):
+        from utils.device import select_device  # imports torch, which few recipes need for it
+
+        select_device(args.device)
+    if prunes:
+        prune_request(module.STRATEGY, args)
+    elif script == "train":
         module.planned(args)
     elif script == "quantize":
         module.request(args, flags)

@@ -226,6 +226,7 @@ def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
         ("tune.hyp=bad.yaml", r"stage tune: bad\.yaml: a mapping 'key: value' is needed"),
         ("sparse.KDstr=3", "stage sparse: --KDstr: there is nobody to learn from"),
         ("sparse.BN_Fold=true", "stage sparse: --BN_Fold: says how to quantize"),
+        ("tune.device=99", "stage tune: --device 99: this machine has"),
         ("prune.percent=[0.1, 0.2]", "stage prune: --percent, --shortcut: several values are compared with --dry-run"),
         ("measure.runtime=ncnn", r"stage measure: --runtime ncnn: .*model\.onnx is run by onnxruntime, opencv"),
     ],
@@ -240,6 +241,14 @@ def test_scripts_check_all_stages_before_the_first_one_runs(folder, tmp_path, mo
     with pytest.raises(InputError, match=message):
         compress.main(flags)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_check_names_the_cfg_and_not_its_stand_in(root, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path, "stages: {a: {script: train}, b: {script: layer_prune, shortcut: 1}}")
+    cfg = str(root / "cfg" / "yolov3-tiny.cfg")
+    with pytest.raises(InputError, match=f"stage b: --shortcut: {cfg} has no residual unit"):
+        compress.main(["--cfg", cfg, "--data", str(folder / "d.data"), "--recipe", "r.yaml"])
 
 
 def test_data_that_the_network_or_the_page_cannot_use_is_refused_first(folder, tmp_path, monkeypatch):
