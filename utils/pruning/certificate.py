@@ -27,9 +27,9 @@ FLOAT32, FLOAT64 = 1e-4, 1e-9
 ROUNDINGS = 30
 """In float64 so many times what noise of one unit in the last place does to the heads passes, too, up to FLOAT32.
 
-Sums in another order move heads by up to 4.6 times that noise: measured on five networks of Darknet, with contiguous
-and channels-last tensors, one thread and two. A fault changes a layer by far more than 30 units in the last place, and
-a network that enlarges noise enlarges the fault as well.
+Sums in another order (contiguous or channels-last tensors, one thread or two) move heads by up to 4.6 times that noise:
+measured on csresnext50-panet-spp, yolov4-tiny and yolo-fastest with random weights. A fault changes a layer by far more
+than 30 units in the last place, and a network that enlarges noise enlarges the fault as well.
 """
 SMALLEST_SIDE, CELLS = 64, 2
 """The input has this side at least, and this many cells of the coarsest head."""
