@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, log, points, positive_int, random_seed, run
+from utils.cli import Parser, log, memory_for, points, positive_int, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(note)
     from utils.quantization.workflow import carry_out
 
-    carry_out(asked)
+    with memory_for(args.batch_size):
+        carry_out(asked)
 
 
 def request(args: argparse.Namespace, typed: Sequence[str]) -> QuantRequest:

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, input_size, log, non_negative_int, positive_int, print_json, run
+from utils.cli import Parser, input_size, log, memory_for, non_negative_int, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.shapes import max_stride, picture_channels, trace
@@ -141,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = build_bench(args, data, files, pictures)
     sizes = input_sizes(args.img_size, args.task, bench.network, files)
     settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))
-    evaluations = [bench.measure(*setting, keep_detections=args.save_json) for setting in settings]
+    with memory_for(args.batch_size):
+        evaluations = [bench.measure(*setting, keep_detections=args.save_json) for setting in settings]
 
     document = describe(args, files, bench, settings, evaluations)
     if args.save_json:
@@ -240,7 +241,8 @@ class Bench:
                 self.pictures, size=size, mode=self.mode, channels=self.network.net.channels, **self.cache
             )
         few = len(self.pictures) < 2 * self.batch_size  # no length of a batch comes twice
-        loader = make_loader(self.datasets[size], self.batch_size, workers=0 if few else self.workers)
+        workers = 0 if few else self.workers
+        loader = make_loader(self.datasets[size], self.batch_size, workers=workers, device=self.device)
         options = {"device": self.device, "iou_thres": iou_thres, "keep_detections": keep_detections, **self.options}
         return evaluate(self.model, loader, self.names, warm=few, **options)
 

@@ -12,7 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, image_side, leads, log, non_negative_int, positive_int, print_json, random_seed, run
+from utils.cli import (
+    Parser,
+    image_side,
+    leads,
+    log,
+    memory_for,
+    non_negative_int,
+    positive_int,
+    print_json,
+    random_seed,
+    run,
+)
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
@@ -205,12 +216,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     folder = _interrupted(args)
     plan = planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
-    if is_search(folder) if folder else args.evolve:
-        document, summary = run_search(plan), search_summary
-    else:
-        from utils.training.workflow import TrainPlan, run_training
+    with memory_for(plan["batch_size"]):
+        if is_search(folder) if folder else args.evolve:
+            document, summary = run_search(plan), search_summary
+        else:
+            from utils.training.workflow import TrainPlan, run_training
 
-        document, summary = run_training(TrainPlan(**plan)), _summary
+            document, summary = run_training(TrainPlan(**plan)), _summary
     if not leads():
         return
     if args.json:

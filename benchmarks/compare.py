@@ -186,7 +186,8 @@ def measure(
     from utils.report.cost import network_cost
 
     network = network or model.network
-    loader = make_loader(DetectionDataset(pictures, size=size, channels=picture_channels(network)), batch_size)
+    dataset = DetectionDataset(pictures, size=size, channels=picture_channels(network))
+    loader = make_loader(dataset, batch_size, device=device)
     if isinstance(model, Darknet):
         model = fuse(model).to(device, memory_format=torch.channels_last)
     log(f"{name}: {len(pictures)} pictures at {size[0]} × {size[1]}")

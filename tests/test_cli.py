@@ -104,6 +104,7 @@ def test_control_characters_are_escaped():
         (InfeasibleError("x"), 6), (MemoryError(), 5), (OSError(28, "No space left on device", "f"), 5),
         (FileNotFoundError(2, "No such file", "f"), 2), (KeyboardInterrupt(), 130),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 5),
     ],
 )  # fmt: skip
 def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):
@@ -114,6 +115,29 @@ def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys)
         cli.run(main)
     assert caught.value.code == status
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_a_lack_of_memory_names_the_batch_and_the_next_smaller_one(failure):
+    for batch, way_out in ((16, "--batch-size 8"), (3, "--batch-size 1"), (1, "a smaller --img_size")):
+        with pytest.raises(ResourceError, match=f"out of memory with --batch-size {batch}; try {way_out} "):
+            with cli.memory_for(batch):
+                raise failure
+
+
+def test_what_is_no_lack_of_memory_passes_as_it_is():
+    for failure in (KeyError("bug"), InputError("--name 'out of memory'")):
+        with pytest.raises(type(failure)) as caught, cli.memory_for(2):
+            raise failure
+        assert caught.value is failure
 
 
 def test_a_bug_keeps_its_traceback():

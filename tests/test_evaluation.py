@@ -160,6 +160,32 @@ def test_the_batch_size_does_not_matter(pictures):
         np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-5)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("rect", [False, True])
+def test_processes_that_share_the_pictures_measure_to_the_last_digit_what_one_measures(pictures, processes, rect):
+    """Three pictures twice in three batches: of seven processes some have none."""
+    twice = dataclasses.replace(
+        pictures, **{name: getattr(pictures, name) * 2 for name in ("images", "labels")},
+        shapes=np.concatenate([pictures.shapes] * 2),
+    )  # fmt: skip
+    dataset = DetectionDataset(twice, size=(64, 96), rect=rect)
+    torch.manual_seed(0)
+    model, options = Darknet(tiny()), {"device": "cpu", "conf_thres": 1e-4, "keep_detections": True}
+    one = evaluate(model, make_loader(dataset, 2), NAMES, **options)
+    loaders = [make_loader(dataset, 2, share=(rank, processes)) for rank in range(processes)]
+    assert sum(map(len, loaders)) == len(make_loader(dataset, 2))
+    parts = []
+    for part in loaders:
+        evaluate(model, part, NAMES, gather=lambda own: parts.append(own) or [own], **options)
+    assert sum(map(len, parts)) == 6
+    for part in loaders:
+        shared = evaluate(model, part, NAMES, gather=lambda _: parts, **options)
+        assert shared.metrics == one.metrics
+        assert np.array_equal(shared.metrics.confusion, one.metrics.confusion)
+        for ours, theirs in zip(shared.detections, one.detections, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_nan_is_an_error_and_not_a_bad_score(pictures):
     model = Darknet(tiny())
     with torch.no_grad():

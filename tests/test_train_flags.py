@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train
 from utils.checkpoint import read_checkpoint
 from utils.cli import Parser
+from utils.device import select_device
 from utils.errors import InputError, WeightsError
 from utils.model_files import choose_model
 from utils.report.run_dir import read_results
@@ -27,7 +29,11 @@ def no_training(monkeypatch):
     ("flags", "match"),
     [
         (["--name", "a/b"], r"--name 'a/b': not a plain folder name"),
-        (["--device", "0,1"], r"--device: '0,1' is not a device; allowed are cpu, cuda"),
+        (["--device", "gpu"], "--device: 'gpu' is not a device; allowed are cpu, cuda, .* 1 or cuda:1"),
+        *(
+            (["--device", text], r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py")
+            for text in ("0,2", "cuda:0,cuda:2")
+        ),
         (["--multi-scale", "--img_size", "32", "64"], "--multi-scale: --img_size MIN MAX gives the range already"),
     ],
 )
@@ -54,6 +60,18 @@ def test_a_file_that_holds_no_weights_is_told_so_with_and_without_a_cfg(folder, 
             choose_model(cfg, str(path))
     with pytest.raises(WeightsError, match=match):
         train.main(["--data", str(folder / "d.data"), "--weights", str(path)])
+
+
+def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    chosen = [select_device(text) for text in ("", "cuda", "0", "cuda:0", "1", "cuda:1")]
+    assert [str(device) for device in chosen] == ["cuda:0"] * 4 + ["cuda:1"] * 2
+    assert current == chosen
+    assert str(select_device("cpu")) == "cpu" and len(current) == 6
+    with pytest.raises(InputError, match="--device cuda:2: this machine has 2 GPUs"):
+        select_device("cuda:2")
 
 
 def test_given_flags_are_those_of_the_command_line_with_their_values():

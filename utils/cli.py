@@ -13,11 +13,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from utils import __version__
-from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, SuiteError
+from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
 from utils.memory import keep_freed_memory
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
@@ -204,6 +205,22 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps({"schema": 1, **document}, indent=2, allow_nan=False))
 
 
+@contextmanager
+def memory_for(batch: int) -> Iterator[None]:
+    """Context of work on batches of `batch` pictures, in which a lack of memory names the next smaller size to try.
+
+    Raises:
+        ResourceError: memory does not suffice.
+    """
+    try:
+        yield
+    except Exception as failure:
+        if isinstance(failure, SuiteError) or not is_out_of_memory(failure):
+            raise
+        smaller = f"--batch-size {batch // 2}" if batch > 1 else "a smaller --img_size"
+        raise ResourceError(f"out of memory with --batch-size {batch}; try {smaller} ({failure})") from failure
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
     for number in STOPS:
@@ -237,8 +254,8 @@ def _report(failure: Exception) -> tuple[str, int] | None:
     """Message and exit status of a failure; None for a bug."""
     if isinstance(failure, SuiteError):
         return str(failure), failure.exit_status
-    if isinstance(failure, MemoryError) or "can't allocate memory" in str(failure) or "out of memory" in str(failure):
-        return f"out of memory; use a smaller --batch-size or --img_size ({failure})", 5
+    if is_out_of_memory(failure):
+        return f"out of memory; use a smaller --img_size ({failure})", 5
     if isinstance(failure, RuntimeError) and str(failure).startswith("DataLoader worker"):  # torch's words
         return f"a process that reads pictures was ended from outside (memory short?); fewer --workers ({failure})", 5
     if isinstance(failure, OSError) and failure.errno in OUT_OF_RESOURCES:

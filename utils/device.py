@@ -12,28 +12,46 @@ if TYPE_CHECKING:
 
 AMP = ("auto", "bf16", "fp16", "off")
 """What --amp may say."""
-DEVICES = re.compile(r"cpu|cuda|[0-9]{1,3}|")
-ALLOWED = "allowed are cpu, cuda and the number of one GPU"
+DEVICES = re.compile(r"cpu|cuda|(cuda:)?[0-9]{1,3}|")
+SEVERAL = re.compile(r"[0-9]{1,3}(,[0-9]{1,3})+")
+ALLOWED = "allowed are cpu, cuda, and the number of one GPU, as 1 or cuda:1"
+
+
+def why_no_device(text: str) -> str:
+    """Reason why `--device` cannot say this; empty if it can. Whether the machine has the device is not looked at."""
+    if DEVICES.fullmatch(text):
+        return ""
+    numbers = text.replace("cuda:", "")
+    if SEVERAL.fullmatch(numbers):
+        count = numbers.count(",") + 1
+        return (
+            f"{text!r} is several GPUs, and a process has one; train.py takes them as "
+            f"CUDA_VISIBLE_DEVICES={numbers} torchrun --nproc-per-node {count} train.py …, without --device"
+        )
+    return f"{text!r} is not a device; {ALLOWED}"
 
 
 def select_device(text: str) -> torch.device:
-    """The device that `--device` names: "" (a GPU if there is one), "cpu", "cuda" (the first GPU), or a GPU's number.
+    """Device that `--device` names: "" (a GPU if there is one), "cpu", "cuda" (the first GPU), or a GPU's number.
+
+    A GPU becomes PyTorch's current one.
 
     Raises:
         InputError: no such device.
     """
     import torch
 
-    if not DEVICES.fullmatch(text):
-        raise InputError(f"--device {text}: {ALLOWED}")
+    if reason := why_no_device(text):
+        raise InputError(f"--device: {reason}")
     gpus = torch.cuda.device_count()
     if text == "cpu" or (text == "" and gpus == 0):
         return torch.device("cpu")
-    if text in ("", "cuda") and gpus:
-        return torch.device("cuda", 0)
-    if text == "cuda" or int(text) >= gpus:
+    index = 0 if text in ("", "cuda") else int(text.removeprefix("cuda:"))
+    if index >= gpus:
         raise InputError(f"--device {text}: this machine has {gpus} GPUs that PyTorch can use; --device cpu works")
-    return torch.device("cuda", int(text))
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # or pinned memory and whatever takes no device would make a context on the first GPU
+    return device
 
 
 def training_type(amp: str, device: torch.device) -> torch.dtype | None:

@@ -11,6 +11,10 @@ OUT_OF_RESOURCES = frozenset(
 """Numbers of an OSError that say nothing about the input: disk or memory is exhausted or broken."""
 
 
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "Insufficient memory", "ALLOC_FAILED")
+"""Words of PyTorch, OpenCV and cuDNN: only some raise a MemoryError, or a class that all their versions have."""
+
+
 class SuiteError(ValueError):
     """A failure the user can act on; printed as one `error: …` line, never as a traceback."""
 
@@ -57,6 +61,11 @@ class ResourceError(SuiteError):
     """Disk or memory is exhausted."""
 
     exit_status = 5
+
+
+def is_out_of_memory(failure: Exception) -> bool:
+    """Whether memory, of a GPU or of the machine, did not suffice."""
+    return isinstance(failure, MemoryError) or any(words in str(failure) for words in OUT_OF_MEMORY)
 
 
 class InfeasibleError(SuiteError):

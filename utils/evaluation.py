@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.boxes import to_corners
+from utils.cli import leads
 from utils.darknet.shapes import max_stride
 from utils.data.fit import GREY, unfit
 from utils.detection.decode import decode
@@ -127,6 +129,7 @@ def evaluate(
     keep_detections: bool = False,
     warm: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
+    gather: Callable[[list], list[list]] = lambda own: [own],
     **settings: Any,
 ) -> Evaluation:
     """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
@@ -142,26 +145,32 @@ def evaluate(
         warm: pass blank batches through before, so that all times count; else those of the first batch of each length,
             which is slow, do not.
         on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
+        gather: what it is given in each of the processes that share the pictures; all of them return the same.
         settings: fields of DetectionSettings.
     """
-    how, clock, kept, truths = DetectionSettings(**settings), _Clock(device, warm=warm), [], []
-    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
+    how, clock, compared = DetectionSettings(**settings), _Clock(device, warm=warm), []
+    hidden = None if leads() else True
     with _evaluation_mode(model):
         if warm:
             _warm_up(how, model, loader, device)
         clock.restart()
-        for number, batch in enumerate(tqdm(loader, "test", unit="batch", file=sys.stderr, disable=None, leave=False)):
+        for number, batch in enumerate(
+            tqdm(loader, "test", unit="batch", file=sys.stderr, disable=hidden, leave=False)
+        ):
             images = clock.timed("preprocess", batch, network_input, batch.images, device)
             rows = clock.timed("inference", batch, how.rows, model, images)
             found = clock.timed("nms", batch, how.suppress, rows)
-            for image, truth in _compared(batch, found, how.single_class):
-                scores.add(image.boxes, image.scores, image.classes, truth)
-                kept += [image] * keep_detections
-                truths += [truth] * keep_detections
+            compared += _compared(batch, found, how.single_class)
             if on_batch is not None:
                 on_batch(number, batch, found)
             clock.restart()
-    return Evaluation(scores.result(), clock.times(), tuple(kept), tuple(truths))
+    # In the order of the data set: between equal scores of two pictures COCO's protocol takes the earlier one first.
+    compared = sorted(itertools.chain(*gather(compared)), key=lambda pair: pair[0].position)
+    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
+    for image, truth in compared:
+        scores.add(image.boxes, image.scores, image.classes, truth)
+    kept, truths = zip(*compared, strict=True) if keep_detections and compared else ((), ())
+    return Evaluation(scores.result(), clock.times(), kept, truths)
 
 
 def _warm_up(how: DetectionSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:

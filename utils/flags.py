@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import image_side, positive_int, threshold
-from utils.device import ALLOWED, DEVICES
+from utils.device import why_no_device
 from utils.errors import InputError
 
 MOST_PARALLEL = 256
@@ -80,7 +80,7 @@ def cache_choice(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_device_flags(group: Group, *, half: bool = True) -> None:
     """--device and, where a network only runs, --half."""
-    text = "cpu, cuda, or the number of a GPU (default: a GPU if there is one)"
+    text = "cpu, cuda, or the number of a GPU, as 1 or cuda:1 (default: a GPU if there is one)"
     group.add_argument("--device", type=_device, default="", metavar="D", help=text)
     if half:
         group.add_argument("--half", action="store_true", help="float16, on a GPU or in ncnn")
@@ -88,8 +88,8 @@ def add_device_flags(group: Group, *, half: bool = True) -> None:
 
 def _device(text: str) -> str:
     """What --device may say; whether the machine has it is seen when PyTorch is loaded. Argparse type."""
-    if not DEVICES.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device; {ALLOWED}")
+    if reason := why_no_device(text):
+        raise argparse.ArgumentTypeError(reason)
     return text
 
 

@@ -259,6 +259,7 @@ def make_loader(
     shuffle: bool = False,
     seed: int | None = None,
     share: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
 ) -> Loader:
     """Loader of `Batch`es; call `dataset.set_epoch` before each pass.
 
@@ -271,12 +272,14 @@ def make_loader(
         workers: processes that make samples; 0: the calling one. They live as long as the loader.
         shuffle: in an order that follows from the seed and the epoch.
         seed: of the shuffling; None: the data set's.
-        share: rank and number of processes that train together; each gets `batch_size` pictures of a common batch.
+        share: rank and number of processes that work together. When shuffled each gets `batch_size` pictures of every
+            common batch, otherwise every so many-th batch of those that one process would have.
+        device: where the batches go; those for a GPU are pinned.
     """
     rank, processes = share
     plan = BatchPlan(
         dataset.index.shapes,
-        batch_size * processes,
+        batch_size * processes if shuffle else batch_size,
         dataset.size,
         stride=dataset.stride,
         shuffle=shuffle,
@@ -291,23 +294,29 @@ def make_loader(
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device is not None and device.type == "cuda",
     )
 
 
 class _Batches:
-    """This process's part of the plan's batches of the data set's current epoch, without the first `skip`."""
+    """This process's part of the plan's batches of the data set's current epoch, without the first `skip`.
+
+    A training shares each batch, whose pictures are drawn anyway. An evaluation shares whole batches: what is computed
+    of a picture depends, to rounding, on the batch that it is in, and must not on the number of processes.
+    """
 
     def __init__(self, dataset: DetectionDataset, plan: BatchPlan, rank: int, processes: int) -> None:
         self.dataset, self.plan, self.rank, self.processes = dataset, plan, rank, processes
         self.skip = 0
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.plan) if self.plan.shuffle else len(range(self.rank, len(self.plan), self.processes))
 
     def __iter__(self) -> Iterator[list[Request]]:
-        batches = itertools.islice(self.plan.batches(self.dataset.epoch), self.skip, None)
-        return (batch[self.rank :: self.processes] for batch in batches)
+        batches = self.plan.batches(self.dataset.epoch)
+        if not self.plan.shuffle:
+            return itertools.islice(batches, self.rank, None, self.processes)
+        return (batch[self.rank :: self.processes] for batch in itertools.islice(batches, self.skip, None))
 
 
 def _collated(made: Batch | SuiteError | list[Sample]) -> Batch | SuiteError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from utils.cli import Parser, fraction, integer, log, non_negative_int, points, positive_int, print_json
+from utils.cli import Parser, fraction, integer, log, memory_for, non_negative_int, points, positive_int, print_json
 from utils.cli import number as decimal
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
@@ -295,7 +295,8 @@ def script(strategy: Strategy, description: str) -> Callable[[Sequence[str] | No
         asked = request(strategy, args)
         from utils.pruning.workflow import prune
 
-        prune(asked)
+        with memory_for(args.batch_size):
+            prune(asked)
 
     return main
 

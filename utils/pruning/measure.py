@@ -120,7 +120,7 @@ def make_bench(
     pictures = index(asked.data.valid, asked.data.names)
     pictures = pictures.subset(range(len(pictures))[:most])
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
-    return Bench(device, size, make_loader(dataset, asked.batch_size), asked.data.names)
+    return Bench(device, size, make_loader(dataset, asked.batch_size, device=device), asked.data.names)
 
 
 def compare(
@@ -163,7 +163,7 @@ def training_batches(asked: PruneRequest, network: Network, size: Size, device: 
     channels = picture_channels(network)
     pictures = index(asked.data.train, asked.data.names)
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
-    loader = make_loader(dataset, asked.batch_size, shuffle=True, seed=0)
+    loader = make_loader(dataset, asked.batch_size, shuffle=True, seed=0, device=device)
     count = min(asked.recalibrate, len(loader))
     if count < asked.recalibrate:
         log(f"--recalibrate {asked.recalibrate}: the training pictures make {count} batches of {asked.batch_size}; "

@@ -206,7 +206,7 @@ def make_bench(asked: QuantRequest, network: Network, size: tuple[int, int], dev
     """The validation pictures."""
     pictures = index(asked.data.valid, asked.data.names)
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=network.net.channels)
-    return Bench(make_loader(dataset, asked.batch_size), asked.data.names, device)
+    return Bench(make_loader(dataset, asked.batch_size, device=device), asked.data.names, device)
 
 
 def choose(

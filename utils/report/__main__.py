@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, non_negative_int, positive_int, print_json, random_seed, run
+from utils.cli import Parser, memory_for, non_negative_int, positive_int, print_json, random_seed, run
 from utils.flags import add_device_flags
 from utils.report.journey.report import DOCUMENT, MARKDOWN, write_report
 
@@ -47,9 +47,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report and say where it is."""
     args = parse_args(argv)
-    page = write_report(args.runs, args.out, args.data, baselines=args.baselines, title=args.title, device=args.device,
-                        batch_size=args.batch_size, draws=args.draws, seed=args.seed, pictures=args.pictures,
-                        exist_ok=args.exist_ok)  # fmt: skip
+    with memory_for(args.batch_size):
+        page = write_report(args.runs, args.out, args.data, baselines=args.baselines, title=args.title,
+                            device=args.device, batch_size=args.batch_size, draws=args.draws, seed=args.seed,
+                            pictures=args.pictures, exist_ok=args.exist_ok)  # fmt: skip
     others = {key: str(Path(args.out) / name) for key, name in (("markdown", MARKDOWN), ("document", DOCUMENT))}
     print_json({"report": str(page), **others}) if args.json else print(page)
 

@@ -184,7 +184,7 @@ def _evaluate(
     loaded, size = network.loaded, network.size
     channels = picture_channels(loaded.network)
     dataset = DetectionDataset(found, size=size, mode=network.mode, channels=channels)
-    loader = make_loader(dataset, batch_size)
+    loader = make_loader(dataset, batch_size, device=device)
     log(f"{network.name}: {len(found)} pictures at {size[0]} × {size[1]}")
     return evaluate(loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
 
