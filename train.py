@@ -194,6 +194,8 @@ def _add_run_flags(parser: Parser) -> None:
         help="keep epochN.pt every N epochs (default: none)",
     )
     add_device_flags(group, half=False)
+    together = "batch normalisation over the pictures of all processes, with torchrun on GPUs"
+    group.add_argument("--sync-bn", action="store_true", help=together)
     group.add_argument(
         "--amp",
         choices=AMP,
@@ -296,9 +298,12 @@ def _model_files(args: argparse.Namespace, given: Network | None, classes: int, 
 def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
     stride = max_stride(network)
     size, test_size, sizes = input_sizes(args, (network.net.height, network.net.width), stride)
-    last = tensors(network)[-1].block
+    last, quant = tensors(network)[-1].block, quant_plan(args, network)
     if args.freeze > last:
         raise InputError(f"--freeze {args.freeze}: nothing would be left to train; at most {last}")
+    if args.sync_bn and quant is not None and quant.settings.fold:
+        raise InputError("--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own pictures; "
+                         "leave it out")  # fmt: skip
     return TrainSettings(
         epochs=args.epochs,
         size=size,
@@ -314,8 +319,9 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         save_period=args.save_period,
         amp=args.amp,
         evaluator=args.evaluator,
+        sync_bn=args.sync_bn,
         sparse=sparse_settings(args),
-        quant=quant_plan(args, network),
+        quant=quant,
     )
 
 

@@ -105,6 +105,7 @@ def test_control_characters_are_escaped():
         (FileNotFoundError(2, "No such file", "f"), 2), (KeyboardInterrupt(), 130),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 5),
+        (RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:41234"), 5),
     ],
 )  # fmt: skip
 def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):
@@ -128,9 +129,9 @@ def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys)
 )
 def test_a_lack_of_memory_names_the_batch_and_the_next_smaller_one(failure):
     for batch, way_out in ((16, "--batch-size 8"), (3, "--batch-size 1"), (1, "a smaller --img_size")):
-        with pytest.raises(ResourceError, match=f"out of memory with --batch-size {batch}; try {way_out} "):
-            with cli.memory_for(batch):
-                raise failure
+        message = f"out of memory with --batch-size {batch}; try {way_out} "
+        with pytest.raises(ResourceError, match=message), cli.memory_for(batch):
+            raise failure
 
 
 def test_what_is_no_lack_of_memory_passes_as_it_is():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,29 +12,69 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.nets import TINY
-from utils.checkpoint import read_checkpoint
+from models import Darknet, fuse
+from tests.nets import TINY, tiny
+from utils.checkpoint import load_model, read_checkpoint
+from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.index import index
 from utils.data.sampling import cut_batches
 from utils.errors import InputError
+from utils.evaluation import evaluate
+from utils.model_files import ModelFiles
 from utils.training.team import Team, joined
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--epochs", "2", "--workers", "0", "--device", "cpu", "--seed", "3", "--json")
-
+SPARSE = ("-sr", "--prune", "1", "--s-rate", "auto", "--s-solver", "proximal")
+"""--s-rate is --s, which torchrun takes for one of its own flags."""
 
 WATCHED = f"""
 import atexit, runpy, sys
 from pathlib import Path
+from torch.nn.parallel import DistributedDataParallel
+
+exchanges = []
+exchange = DistributedDataParallel._sync_buffers
+DistributedDataParallel._sync_buffers = lambda self: exchanges.append(exchange(self))
 
 def show():
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     print("of the group are left:", sum("gloo" in name for name in names), file=sys.stderr)
+    print("exchanges of buffers:", len(exchanges), file=sys.stderr)
 
 atexit.register(show)
 sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path("train.py", run_name="__main__")
 """
-"""train.py, and how many threads of the process group are there when the interpreter ends."""
+"""train.py, which says how many threads of the process group are left at its end, and how often it sent buffers."""
+STOPPED = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils.evaluation import DetectionSettings
+suppress = DetectionSettings.suppress
+
+def stopped(self, rows):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGINT)
+    return suppress(self, rows)
+
+DetectionSettings.suppress = stopped
+runpy.run_path("train.py", run_name="__main__")
+"""
+"""train.py, whose second process gets Ctrl-C while all evaluate."""
+FULL = f"""
+import os, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import utils.training.objective as objective
+
+def full(*_):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+if os.environ["RANK"] == "1":
+    objective.detection_loss = full
+runpy.run_path("train.py", run_name="__main__")
+"""
+"""train.py, whose second process runs out of memory in its first batch."""
 
 
 def torchrun(*flags: str, script: Path | str = "train.py") -> subprocess.CompletedProcess[str]:
@@ -41,14 +82,24 @@ def torchrun(*flags: str, script: Path | str = "train.py") -> subprocess.Complet
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 
+def state(path: Path | str) -> dict[str, torch.Tensor]:
+    """Tensors that a training goes on from."""
+    checkpoint = read_checkpoint(Path(path))
+    parts = checkpoint["optimizer"]["state"] | {part: checkpoint[part] for part in ("model", "ema")}
+    return {f"{part} {key}": value for part, tensors in parts.items() for key, value in tensors.items()}
+
+
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_plots):
-    """Without batch normalisation, whose statistics are those of a process's own pictures, to rounding."""
+    """Without batch normalisation, whose statistics are those of a process's own pictures, to rounding.
+
+    Two steps, with frozen blocks: an exchange that waits for gradients that never come fails at the second.
+    """
     (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
-    files = ["--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data")]
+    files = ["--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data"), "--freeze", "2"]
     done = torchrun(*files, *FLAGS, "--batch-size", "2", "--cache", "ram", "--project", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
@@ -60,15 +111,37 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
     assert done.stderr.count("epoch 2/2") == 1
 
 
-def test_two_processes_press_on_gamma_as_one(run, folder, tmp_path, no_plots):
-    """Once a step, in both alike; --s-rate is --s, which torchrun takes for one of its own flags."""
+def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(folder, tmp_path, run, no_plots):
+    """One gets Ctrl-C; the weights are bit for bit those of a run without. The last score is that of one process.
+
+    Running statistics are not exchanged. γ go as they go in one process. A thread of the process group that lets go of
+    a tensor while the interpreter ends aborts the process, now and then: none may be left.
+    """
+    for name, text in (("watched", WATCHED), ("stopped", STOPPED)):
+        (tmp_path / f"{name}.py").write_text(text)
     files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-    sparse = ("-sr", "--prune", "1", "--s-rate", "auto", "--s-solver", "proximal")
-    done = torchrun(*files, *FLAGS, *sparse, "--batch-size", "2", "--project", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("a γ can travel") == 1
-    two = read_checkpoint(Path(json.loads(done.stdout)["last"]))
-    one = read_checkpoint(Path(run(*files, *FLAGS, *sparse, "--batch-size", "4")["last"]))
+    flags = (*files, *FLAGS, *SPARSE, "--batch-size", "2", "--project", str(tmp_path / "two"))
+
+    straight = torchrun(*flags, script=tmp_path / "watched.py")
+    assert straight.returncode == 0, straight.stderr
+    assert straight.stderr.count("of the group are left: 0") == 2, straight.stderr
+    assert straight.stderr.count("exchanges of buffers: 0") == 2, straight.stderr
+    assert straight.stderr.count("a γ can travel") == 1
+    document = json.loads(straight.stdout)
+    stopped = torchrun(*flags, "--name", "stopped", script=tmp_path / "stopped.py")
+    assert stopped.returncode != 0
+    assert "after epoch 0, batch 2: saved; --resume" in stopped.stderr
+    resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = state(json.loads(resumed.stdout)["last"]), state(document["last"])
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+    loaded = load_model(ModelFiles(None, Path(document["best"]), True))
+    pictures = DetectionDataset(index(folder / "val.txt", ("a", "b")), size=(64, 64))
+    alone = evaluate(fuse(loaded.model), make_loader(pictures, 2), ("a", "b"), device="cpu").metrics
+    assert (document["map50"], document["map50_95"]) == (alone.map50, alone.map50_95)
+
+    two, one = (read_checkpoint(Path(last)) for last in (document["last"], run(*flags, "--batch-size", "4")["last"]))
     assert two["plan"]["s"] == one["plan"]["s"]
     means = [
         torch.cat([value for key, value in found["model"].items() if key.endswith("bn.weight")]).abs().mean().item()
@@ -79,12 +152,25 @@ def test_two_processes_press_on_gamma_as_one(run, folder, tmp_path, no_plots):
 
 
 @pytest.mark.slow
+def test_a_process_that_runs_out_of_memory_says_so_and_ends_all(folder, tmp_path):
+    (tmp_path / "full.py").write_text(FULL)
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--project", str(tmp_path / "two")]
+    done = torchrun(*files, *FLAGS, "--batch-size", "2", script=tmp_path / "full.py")
+    assert done.returncode != 0
+    assert "error: process 1: out of memory with --batch-size 2; try --batch-size 1 (CUDA" in done.stderr
+    assert "utils/training" not in done.stderr, "a traceback"
+
+
+@pytest.mark.slow
 def test_two_processes_round_alike(folder, tmp_path):
     """Bounds and statistics are the first one's, which writes them; the other has the same before every step."""
     files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
     quantized = ("--quantized", "1", "--BN_Fold", "--target", "arm")
-    done = torchrun(*files, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    (tmp_path / "watched.py").write_text(WATCHED)
+    flags = (*files, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    done = torchrun(*flags, script=tmp_path / "watched.py")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("exchanges of buffers: 4") == 2, "one before every step"
     checkpoint = read_checkpoint(Path(json.loads(done.stdout)["last"]))
     assert checkpoint["quantization"]["target"] == "arm"
     bounds = [value for key, value in checkpoint["model"].items() if key.endswith((".low", ".high"))]
@@ -97,9 +183,36 @@ def test_a_process_alone_is_a_team_of_one():
         assert team.total(2, 3) == [2, 3]
         assert team.any(False, True) == [False, True]
         assert [team.positives(count) for count in (0, 5)] == [1, 5]
-        assert team.share("a\udcff") == "a\udcff"
+        assert (team.share("a\udcff"), team.gather(3)) == ("a\udcff", [3])
         model = torch.nn.Linear(1, 1)
         assert team.parallel(model) is model
+
+
+def test_synchronised_batch_normalisation_changes_training_only():
+    """Tensors, evaluation and folding are those of the plain model."""
+    torch.manual_seed(0)
+    model, images = Darknet(tiny()).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith(("bn.weight", "running_mean")):
+                value.uniform_(0.5, 1)
+    team = Team(torch.device("cuda", 0), 0, 2)
+    changed = team.synchronised(copy.deepcopy(model))
+    pairs = [(a.bn, b.bn) for a, b in zip(model.layers, changed.layers, strict=True) if getattr(a, "bn", None)]
+    assert {type(b) for _, b in pairs} == {torch.nn.SyncBatchNorm}
+    assert all((b.eps, b.momentum) == (a.eps, a.momentum) for a, b in pairs)
+    ours, theirs = changed.state_dict(), model.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for one, other in ((changed, model), (fuse(changed), fuse(model))):
+        assert all(torch.equal(a, b) for a, b in zip(one(images).heads, other(images).heads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "match"), [("cuda:0", 1, "start train.py with torchrun"), ("cpu", 2, "works on GPUs only")]
+)
+def test_synchronised_batch_normalisation_is_refused_where_it_cannot_be(device, size, match):
+    with pytest.raises(InputError, match=f"--sync-bn: .*{match}"):
+        Team(torch.device(device), 0, size).synchronised(Darknet(tiny()))
 
 
 def test_positives_of_all_processes_are_counted(monkeypatch):
@@ -111,24 +224,11 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(InputError, match="with torchrun each process takes a GPU of its own"), joined("0"):
-        pass
+    for device in ("0", "cuda:0"):
+        with pytest.raises(InputError, match="with torchrun each process takes a GPU of its own"), joined(device):
+            pass
 
 
 def test_every_process_gets_a_picture_of_every_batch():
     assert cut_batches(list(range(9)), 4, least=2) == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
     assert cut_batches(list(range(10)), 8, least=4) == [list(range(10))]
-
-
-def test_frozen_blocks_are_left_out_of_what_processes_exchange(folder, tmp_path):
-    """Two steps: an exchange that waits for gradients that never come fails at the second.
-
-    A thread of the process group that lets go of a tensor while the interpreter ends aborts the process, now and
-    then: none may be left.
-    """
-    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-    (tmp_path / "watched.py").write_text(WATCHED)
-    flags = (*files, *FLAGS, "--batch-size", "2", "--freeze", "4", "--project", str(tmp_path / "two"))
-    done = torchrun(*flags, script=tmp_path / "watched.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("of the group are left: 0") == 2, done.stderr

@@ -34,6 +34,7 @@ def no_training(monkeypatch):
             (["--device", text], r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py")
             for text in ("0,2", "cuda:0,cuda:2")
         ),
+        (["--sync-bn", "--quantized", "1", "--BN_Fold"], "--sync-bn: with --BN_Fold and --FPGA each process folds"),
         (["--multi-scale", "--img_size", "32", "64"], "--multi-scale: --img_size MIN MAX gives the range already"),
     ],
 )

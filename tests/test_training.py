@@ -20,8 +20,15 @@ from utils.errors import CheckpointError, InputError, NumericsError, WeightsErro
 from utils.model_files import choose_model
 from utils.training import objective
 from utils.training.ema import AveragedModel
+from utils.training.multiscale import rescaled
 from utils.training.optim import Schedule, accumulation, build_optimizer, set_step
-from utils.training.settings import Hyperparameters, OptimizerSettings, hyperparameters, load_hyperparameters
+from utils.training.settings import (
+    Hyperparameters,
+    OptimizerSettings,
+    TrainSettings,
+    hyperparameters,
+    load_hyperparameters,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +45,21 @@ def tensors(path):
 def same(a, b) -> bool:
     a, b = tensors(a), tensors(b)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(("accumulate", "first"), [(1, 10), (4, 10), (16, 17)])
+def test_a_multi_scale_run_begins_with_its_largest_size_and_then_varies(accumulate, first):
+    """Until a batch follows the first optimizer step; all follows from the seed, the epoch and the position."""
+    settings = TrainSettings(3, (96, 64), (96, 64), sizes=(60, 130), seed=1, accumulate=accumulate)
+
+    def heights(epoch, positions):
+        images = torch.zeros(1, 3, 96, 64)
+        return [rescaled(images, settings, 32, epoch, position).shape[2] for position in positions]
+
+    assert heights(0, range(first)) == [128] * first
+    later = heights(0, range(first, 200)) + heights(1, range(200))
+    assert set(later) == {64, 96, 128}
+    assert heights(0, [3, 40]) == [128, heights(0, range(41))[40]]
 
 
 class TestSchedule:

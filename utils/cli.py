@@ -258,6 +258,8 @@ def _report(failure: Exception) -> tuple[str, int] | None:
         return f"out of memory; use a smaller --img_size ({failure})", 5
     if isinstance(failure, RuntimeError) and str(failure).startswith("DataLoader worker"):  # torch's words
         return f"a process that reads pictures was ended from outside (memory short?); fewer --workers ({failure})", 5
+    if isinstance(failure, RuntimeError) and "by peer" in str(failure):  # gloo's words: closed, or reset
+        return "another process of this training ended; its own message says why", 5
     if isinstance(failure, OSError) and failure.errno in OUT_OF_RESOURCES:
         return f"{failure.filename or 'writing'}: {failure.strerror}", 5
     if isinstance(failure, OSError) and failure.filename is not None:

@@ -258,7 +258,7 @@ class Trainer:
         if self.team.leads and (skipped := self.progress.sums.get("skipped")):
             log(f"epoch {self.progress.epoch + 1}: {skipped:g} steps skipped; in float16 their gradient was not finite")
         metrics = None
-        if self.team.leads and self.val_loader is not None and (self.settings.test or last):
+        if self.val_loader is not None and (self.settings.test or last):
             started = time.perf_counter()
             metrics = self._evaluate()
             row["test_seconds"] = time.perf_counter() - started
@@ -273,17 +273,21 @@ class Trainer:
         return self.team.any(ends)[0]
 
     def _evaluate(self) -> Metrics | None:
-        """Scores of the model that is kept; None if a signal came meanwhile."""
+        """Scores of the model that is kept, the first process's; None if a signal came to any process meanwhile.
 
-        def poll(*_: object) -> None:
-            if self.stop:
+        Only a copy is shared: parameters are the same in all processes, running statistics are not, and stay so.
+        """
+        rounds = len(self.val_loader.batch_sampler.plan) // self.team.size  # in which every process has a batch
+
+        def poll(number: int, *_: object) -> None:
+            if number < rounds and self.team.any(bool(self.stop))[0]:
                 raise _Abandoned
 
         model = fuse(self.state.kept)
         model = model if self.dtype is None else reduced(model, self.dtype)
         try:
             return evaluate(
-                model.to(memory_format=torch.channels_last),
+                self.team.share_model(model),
                 self.val_loader,
                 self.source.names,
                 device=self.team.device,
@@ -292,6 +296,7 @@ class Trainer:
                 evaluator=self.settings.evaluator,
                 by_size=False,
                 on_batch=poll,
+                gather=self.team.gather,
             ).metrics
         except _Abandoned:
             return None
@@ -302,6 +307,7 @@ class Trainer:
             return
         if self.team.leads:
             self.state.write_last(self.run, self.source)
+        self.team.total(0)  # all wait: as soon as one process ends, torchrun sends a signal to the others
         number = self.stop.signal or signal.SIGTERM
         done = self.progress
         raise Interrupted(

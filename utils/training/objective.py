@@ -38,7 +38,8 @@ class Objective:
         distiller: Distiller | None = None,
     ) -> None:
         self.network, self.settings, self.dtype, self.team = model.network, settings, dtype, team
-        self._parallel = team.parallel(model)
+        # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
+        self._parallel = team.parallel(model, buffers=model.quantize_image is not None)
         self._wanted = () if distiller is None else distiller.wanted
         trains = distiller is not None and len(distiller.adapters)
         self._distiller, self._distil = distiller, team.parallel(distiller) if trains else distiller

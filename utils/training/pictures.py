@@ -49,7 +49,7 @@ def loaders(
     workers: int,
     team: Team,
 ) -> tuple[Loader, Loader | None]:
-    """Loaders of the training pictures, augmented, and of those to evaluate on; the latter in the first process only.
+    """Loaders of the training pictures, augmented, and of those to evaluate on, for this process's share of both.
 
     Args:
         train: training pictures.
@@ -63,23 +63,20 @@ def loaders(
         workers: processes that read.
         team: the processes that train together.
     """
-    with team.one_by_one():
-        dataset = DetectionDataset(
-            train,
-            size=settings.size,
-            augment=augmentation,
-            seed=settings.seed,
-            plain_from=settings.epochs - round(plain_end * settings.epochs),
-            cache=cache if team.leads or cache == "disk" else None,
-            **shared,
-        )
-    if cache == "ram":
-        share_pictures(dataset.store, team)
-    loader = make_loader(dataset, batch_size, workers=workers, shuffle=True, share=(team.rank, team.size))
-    if valid is None or not team.leads:
-        return loader, None
-    plain = DetectionDataset(valid, size=settings.test_size, cache=cache, **shared)
-    return loader, make_loader(plain, batch_size, workers=workers)
+
+    def load(pictures: Index, shuffle: bool, **options: Any) -> Loader:
+        with team.one_by_one():
+            kept = cache if team.leads or cache == "disk" else None
+            dataset = DetectionDataset(pictures, cache=kept, **options, **shared)
+        if cache == "ram":
+            share_pictures(dataset.store, team)
+        part = {"share": (team.rank, team.size), "device": team.device}
+        return make_loader(dataset, batch_size, workers=workers, shuffle=shuffle, **part)
+
+    plain_from = settings.epochs - round(plain_end * settings.epochs)
+    varied = {"augment": augmentation, "seed": settings.seed, "plain_from": plain_from}
+    loader = load(train, True, size=settings.size, **varied)
+    return loader, None if valid is None else load(valid, False, size=settings.test_size)
 
 
 def share_pictures(store: PictureStore, team: Team) -> None:

@@ -150,6 +150,8 @@ class TrainSettings:
     """What computes AP, a key of `coco.EVALUATORS`."""
     amp: str = "auto"
     """Type that a GPU computes in, one of `device.AMP`."""
+    sync_bn: bool = False
+    """Batch normalisation takes the statistics of the pictures of all processes."""
     sparse: SparseSettings | None = None
     """Press on γ; the last epoch, the sparsest, is then the one that is kept."""
     quant: QuantPlan | None = None

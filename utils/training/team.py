@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.device import select_device
 from utils.errors import InputError
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others, e.g. while the first one evaluates."""
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others before it takes one for lost (one that ends is noticed at once, by torchrun).
+
+They share training and evaluation, so the longest that they wait for is what the first one does alone: it decodes all
+pictures for `--cache`. COCO's 118 000 take 20 minutes at 100 a second, and some disks are slower than that.
+"""
 
 
 @dataclass(frozen=True)
 class Team:
-    """One process among `size`; the first, rank 0, evaluates and writes."""
+    """One process among `size`; the first, rank 0, writes."""
 
     device: torch.device
     rank: int = 0
@@ -35,7 +41,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process evaluates and writes."""
+        """Whether this process writes."""
         return self.rank == 0
 
     def total(self, *values: float) -> list[float]:
@@ -57,18 +63,26 @@ class Team:
         """
         return max(1.0, self.total(count)[0]) / self.size
 
-    def share(self, text: str) -> str:
-        """The text that the first process gave."""
+    def share(self, value: T) -> T:
+        """The value that the first process gave."""
         if self.size == 1:
-            return text
-        data = text.encode("utf-8", "surrogateescape")
-        length = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(length, 0)
-        buffer = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.leads:
-            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(buffer, 0)
-        return bytes(buffer.tolist()).decode("utf-8", "surrogateescape")
+            return value
+        values = [value if self.leads else None]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def share_model(self, model: nn.Module | None) -> nn.Module:
+        """The model that the first process gave, with its buffers, on the device of each."""
+        if self.size > 1:
+            model = self.share(model.cpu() if self.leads else None)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def gather(self, own: T) -> list[T]:
+        """What each process gave, by rank."""
+        values = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, own)
+        return values
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -79,11 +93,31 @@ class Team:
         if self.leads:
             self.total(0)
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients averaged over the processes after every backward pass."""
+    def parallel(self, model: nn.Module, *, buffers: bool = False) -> nn.Module:
+        """The model, with gradients averaged over the processes after every backward pass.
+
+        Args:
+            model: on the team's device.
+            buffers: each optimizer step begins with the first process's buffers in all of them. Needed where a forward
+                pass in training reads them; running statistics are only written, so each process keeps its own.
+        """
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        parallel = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        parallel.broadcast_buffers = buffers  # the argument of this name warns in newer versions, and has no other yet
+        return parallel
+
+    def synchronised(self, model: nn.Module) -> nn.Module:
+        """The model, changed: its batch normalisations use the pictures of all processes. Its tensors keep their keys.
+
+        Raises:
+            InputError: a process alone, or on the CPU.
+        """
+        if self.size == 1:
+            raise InputError("--sync-bn: goes with several processes; start train.py with torchrun, or leave it out")
+        if self.device.type != "cuda":
+            raise InputError("--sync-bn: PyTorch's SyncBatchNorm works on GPUs only; leave it out")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     def unsynchronised(self, model: nn.Module, alone: bool) -> AbstractContextManager[None]:
         """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
@@ -107,15 +141,15 @@ def joined(device: str) -> Iterator[Team]:
     local, rank = int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"])
     if device not in ("", "cpu", "cuda"):
         raise InputError(f"--device {device}: with torchrun each process takes a GPU of its own; leave it out")
-    chosen = select_device(device)
-    if chosen.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise InputError(f"torchrun: {torch.cuda.device_count()} GPUs for process {local} of this machine; lower "
-                             "--nproc-per-node, or add --device cpu")  # fmt: skip
-        chosen = torch.device("cuda", local)
-        torch.cuda.set_device(chosen)
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and local >= gpus and (gpus or device):
+        raise InputError(f"torchrun: {gpus} GPUs for process {local} of this machine; lower --nproc-per-node, or add "
+                         "--device cpu")  # fmt: skip
+    chosen = select_device(str(local) if device != "cpu" and gpus else "cpu")
     importlib.import_module("torch.distributed.nn.functional")  # imported later, its defaults keep the group for ever
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    gpu = chosen if chosen.type == "cuda" else None
+    # With its GPU named, the group is connected here and not in the first exchange, and a wrong one shows at once.
+    dist.init_process_group("gloo" if gpu is None else "nccl", timeout=PATIENCE, device_id=gpu)
     try:
         yield Team(chosen, rank, size)
     finally:

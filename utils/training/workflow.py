@@ -120,6 +120,8 @@ def _train(
     lineage, kept = start.lineage, start.kept
     if plan.settings.quant is not None:
         quantize(start.model, plan.settings.quant.settings)
+    if plan.settings.sync_bn:
+        team.synchronised(start.model)
     if plan.resume is None:
         log(start.note)
     else:
@@ -153,7 +155,7 @@ def _train(
         _draw_start(run, train_loader, train, plan.names)
     record = _watch(plan, trainer, run, watch) if team.leads else None
     progress = trainer.train()
-    evaluation = _finish(plan, run, progress, val_loader, team) if team.leads else None
+    evaluation = _finish(plan, run, progress, val_loader, team)
     if record is not None:
         record.finish(trainer.state.kept)
     return _document(run, progress, evaluation)
@@ -316,21 +318,25 @@ def _finish(
     plan: TrainPlan, run: RunDirectory, progress: Progress, loader: DataLoader | None, team: Team
 ) -> Evaluation | None:
     """Draw the course of the run; evaluate the best weights as they lie on the disk, and draw what they find."""
-    plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
+    model = None
+    if team.leads:
+        plots.plot_results(read_results(run.file("results.csv")), run.file("results.png"), progress.best_epoch or None)
+        model = fuse(load_model(ModelFiles(None, run.weights / "best.pt", True)).model)
     if loader is None:
         return None
-    model = fuse(load_model(ModelFiles(None, run.weights / "best.pt", True)).model)
-    model.to(team.device, memory_format=torch.channels_last)
+    model = team.share_model(model)
 
     def draw(number: int, batch: Batch, found: list[Tensor]) -> None:
-        if number == 0:
+        if number == 0 and team.leads:
             _draw_batch(run.file("val_batch0_labels.jpg"), batch, plan.names)
             _draw_batch(run.file("val_batch0_pred.jpg"), batch, plan.names, found)
 
     settings = plan.settings
     thresholds = {key: getattr(settings, key) for key in ("conf_thres", "iou_thres", "evaluator")}
-    evaluation = evaluate(model, loader, plan.names, device=team.device, on_batch=draw, **thresholds)
-    plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
-    plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
-    plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))
+    shared = {"device": team.device, "gather": team.gather}
+    evaluation = evaluate(model, loader, plan.names, on_batch=draw, **shared, **thresholds)
+    if team.leads:
+        plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
+        plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
+        plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))
     return evaluation
