@@ -21,6 +21,7 @@ from utils.cli import (
     non_negative_int,
     positive_int,
     print_json,
+    processes,
     random_seed,
     run,
 )
@@ -301,9 +302,12 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
     last, quant = tensors(network)[-1].block, quant_plan(args, network)
     if args.freeze > last:
         raise InputError(f"--freeze {args.freeze}: nothing would be left to train; at most {last}")
+    if args.sync_bn and processes() == 1:
+        raise InputError("--sync-bn: goes with several processes; start train.py with torchrun, or leave it out")
     if args.sync_bn and quant is not None and quant.settings.fold:
-        raise InputError("--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own pictures; "
-                         "leave it out")  # fmt: skip
+        raise InputError(
+            "--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own pictures; leave it out"
+        )
     return TrainSettings(
         epochs=args.epochs,
         size=size,

@@ -34,7 +34,7 @@ def no_training(monkeypatch):
             (["--device", text], r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py")
             for text in ("0,2", "cuda:0,cuda:2")
         ),
-        (["--sync-bn", "--quantized", "1", "--BN_Fold"], "--sync-bn: with --BN_Fold and --FPGA each process folds"),
+        (["--sync-bn"], "--sync-bn: goes with several processes; start train.py with torchrun"),
         (["--multi-scale", "--img_size", "32", "64"], "--multi-scale: --img_size MIN MAX gives the range already"),
     ],
 )
@@ -42,6 +42,15 @@ def test_flags_that_cannot_be_used_are_refused_before_torch_is_loaded(run, tmp_p
     with pytest.raises(InputError, match=match):
         run("--epochs", "1", *flags)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("folds", ["--BN_Fold", "--FPGA"])
+def test_folding_has_no_statistics_of_all_processes(run, root, monkeypatch, folds):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    leaky = {"--FPGA": ["--cfg", str(root / "cfg/yolov4-tiny.cfg")]}.get(folds, [])
+    with pytest.raises(InputError, match="--sync-bn: with --BN_Fold and --FPGA each process folds"):
+        run("--sync-bn", "--quantized", "1", folds, *leaky)
 
 
 @pytest.mark.parametrize(

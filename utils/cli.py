@@ -178,6 +178,11 @@ def input_size(sides: Sequence[int] | None, stride: int, default: tuple[int, int
     return sides[0], sides[-1]
 
 
+def processes() -> int:
+    """Number of processes that torchrun started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def leads() -> bool:
     """Whether this process is alone, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"

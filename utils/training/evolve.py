@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.cli import processes
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles
@@ -30,7 +30,7 @@ def run_search(plan: Mapping[str, Any]) -> dict[str, Any]:
     """
     if plan["data"].valid is None:
         raise InputError(f"--evolve: {plan['data'].path} names no valid pictures; the trials are compared on them")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
     settings = plan["settings"]
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.cli import processes
 from utils.device import select_device
 from utils.errors import InputError
 
@@ -111,10 +112,8 @@ class Team:
         """The model, changed: its batch normalisations use the pictures of all processes. Its tensors keep their keys.
 
         Raises:
-            InputError: a process alone, or on the CPU.
+            InputError: they are on the CPU.
         """
-        if self.size == 1:
-            raise InputError("--sync-bn: goes with several processes; start train.py with torchrun, or leave it out")
         if self.device.type != "cuda":
             raise InputError("--sync-bn: PyTorch's SyncBatchNorm works on GPUs only; leave it out")
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -134,7 +133,7 @@ def joined(device: str) -> Iterator[Team]:
     Raises:
         InputError: a machine has fewer GPUs than processes, or `device` names one GPU for all of them.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = processes()
     if size == 1:
         yield Team(select_device(device))
         return

@@ -324,17 +324,15 @@ def _finish(
         model = fuse(load_model(ModelFiles(None, run.weights / "best.pt", True)).model)
     if loader is None:
         return None
-    model = team.share_model(model)
 
     def draw(number: int, batch: Batch, found: list[Tensor]) -> None:
         if number == 0 and team.leads:
             _draw_batch(run.file("val_batch0_labels.jpg"), batch, plan.names)
             _draw_batch(run.file("val_batch0_pred.jpg"), batch, plan.names, found)
 
-    settings = plan.settings
-    thresholds = {key: getattr(settings, key) for key in ("conf_thres", "iou_thres", "evaluator")}
-    shared = {"device": team.device, "gather": team.gather}
-    evaluation = evaluate(model, loader, plan.names, on_batch=draw, **shared, **thresholds)
+    options = {key: getattr(plan.settings, key) for key in ("conf_thres", "iou_thres", "evaluator")}
+    options |= {"device": team.device, "gather": team.gather}
+    evaluation = evaluate(team.share_model(model), loader, plan.names, on_batch=draw, **options)
     if team.leads:
         plots.plot_pr_curve(evaluation.metrics, run.file("PR_curve.png"))
         plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
