@@ -179,6 +179,13 @@ def test_every_picture_comes_once_and_no_batch_of_one_is_trained(found, batch_si
         assert batches == [list(range(9))[start : start + batch_size] for start in range(0, 9, batch_size)]
 
 
+def test_batches_are_pinned_for_a_gpu_and_for_nothing_else(found, monkeypatch):
+    """Also on a machine that has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices = (None, torch.device("cpu"), torch.device("cuda", 1))
+    assert [make_loader(data_set(found), 4, device=device).pin_memory for device in devices] == [False, False, True]
+
+
 def test_a_single_picture_is_a_batch():
     assert cut_batches([5], 4, least=2) == [[5]]
     assert cut_batches([], 4, least=2) == []

@@ -130,7 +130,7 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
     document = json.loads(straight.stdout)
     stopped = torchrun(*flags, "--name", "stopped", script=tmp_path / "stopped.py")
     assert stopped.returncode != 0
-    assert "after epoch 0, batch 2: saved; --resume" in stopped.stderr
+    assert "SIGINT after epoch 0, batch 2: saved; --resume" in stopped.stderr
     resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = state(json.loads(resumed.stdout)["last"]), state(document["last"])

@@ -307,8 +307,8 @@ class Trainer:
             return
         if self.team.leads:
             self.state.write_last(self.run, self.source)
-        self.team.total(0)  # all wait: as soon as one process ends, torchrun sends a signal to the others
-        number = self.stop.signal or signal.SIGTERM
+        # Behind the save, for which all wait: as soon as one process ends, torchrun sends the others a signal.
+        number = next(filter(None, self.team.gather(self.stop.signal)))
         done = self.progress
         raise Interrupted(
             number,
