@@ -196,9 +196,9 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
     module, prunes = script_module(script), script.endswith("_prune")
     args = parse_prune_args(module.STRATEGY, module.__doc__, flags) if prunes else module.parse_args(flags)
     if getattr(args, "device", "") not in ("", "cpu"):
-        from utils.device import select_device  # imports torch, which few recipes need for it
+        from utils.device import named_device  # imports torch, which few recipes need for it
 
-        select_device(args.device)
+        named_device(args.device)
     if prunes:
         prune_request(module.STRATEGY, args)
     elif script == "train":

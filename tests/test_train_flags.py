@@ -12,7 +12,7 @@ import yaml
 import train
 from utils.checkpoint import read_checkpoint
 from utils.cli import Parser
-from utils.device import select_device
+from utils.device import named_device, select_device
 from utils.errors import InputError, WeightsError
 from utils.model_files import choose_model
 from utils.report.run_dir import read_results
@@ -79,7 +79,7 @@ def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current
     chosen = [select_device(text) for text in ("", "cuda", "0", "cuda:0", "1", "cuda:1")]
     assert [str(device) for device in chosen] == ["cuda:0"] * 4 + ["cuda:1"] * 2
     assert current == chosen
-    assert str(select_device("cpu")) == "cpu" and len(current) == 6
+    assert str(select_device("cpu")) == "cpu" and str(named_device("1")) == "cuda:1" and len(current) == 6
     with pytest.raises(InputError, match="--device cuda:2: this machine has 2 GPUs"):
         select_device("cuda:2")
 

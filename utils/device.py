@@ -31,10 +31,8 @@ def why_no_device(text: str) -> str:
     return f"{text!r} is not a device; {ALLOWED}"
 
 
-def select_device(text: str) -> torch.device:
+def named_device(text: str) -> torch.device:
     """Device that `--device` names: "" (a GPU if there is one), "cpu", "cuda" (the first GPU), or a GPU's number.
-
-    A GPU becomes PyTorch's current one.
 
     Raises:
         InputError: no such device.
@@ -49,8 +47,20 @@ def select_device(text: str) -> torch.device:
     index = 0 if text in ("", "cuda") else int(text.removeprefix("cuda:"))
     if index >= gpus:
         raise InputError(f"--device {text}: this machine has {gpus} GPUs that PyTorch can use; --device cpu works")
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)  # or pinned memory and whatever takes no device would make a context on the first GPU
+    return torch.device("cuda", index)
+
+
+def select_device(text: str) -> torch.device:
+    """Device that `--device` names, to be worked on: a GPU becomes PyTorch's current one.
+
+    Raises:
+        InputError: no such device.
+    """
+    import torch
+
+    device = named_device(text)
+    if device.type == "cuda":  # or pinned memory and whatever takes no device would make a context on the first GPU
+        torch.cuda.set_device(device)
     return device
 
 
