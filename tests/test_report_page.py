@@ -221,6 +221,17 @@ def test_stages_are_ordered_and_proved_by_their_digests(chain):
     assert journey.stages[1].figures.ms == {"PyTorch, CPU, threads: 1": 5.0}
 
 
+def test_a_pt_of_a_file_outside_is_the_original_network(tmp_path, network):
+    def converted(name, lineage):
+        checkpoint(tmp_path / name / "model.pt", network, lineage)
+        (tmp_path / name / "args.yaml").write_text("format: pt\n")
+        return tmp_path / name
+
+    first = converted("first", [{"path": "a.weights", "sha256": "1"}])
+    second = converted("second", [{"path": "a.weights", "sha256": "1"}, origin(first / "model.pt")])
+    assert [stage.title for stage in gather([second, first]).stages] == ["original network", "export"]
+
+
 def test_a_file_that_was_changed_since_is_named(chain, network, tmp_path):
     (chain[0] / "weights" / "best.pt").unlink()
     checkpoint(chain[0] / "weights" / "best.pt", network, [{"path": "other", "sha256": "1"}])

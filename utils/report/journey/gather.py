@@ -181,8 +181,13 @@ def _ancestors(
 
 
 def _with_parent(stage: Stage, link: Link, stages: Sequence[Stage]) -> Stage:
-    """A training that began with a pruned network is called a fine-tuning."""
+    """The stage with the kind that its parent makes it.
+
+    A training that began with a pruned network is a fine-tuning; a .pt made from a file of no stage is the original.
+    """
     parent = None if link.parent is None or link.parent.stage is None else stages[link.parent.stage]
+    if parent is None and stage.kind == "export" and stage.args.get("format") == "pt":
+        return replace(stage, kind="original")
     return replace(stage, kind="tune") if stage.kind == "train" and parent and parent.kind == "prune" else stage
 
 

@@ -172,9 +172,7 @@ def _kind(path: Path, args: Mapping[str, Any], plan: Mapping[str, Any], document
             if args.get(flag):
                 return kind
         return "distil" if args.get("t_weights") else "train"
-    if "format" in args and any((path / name).exists() for name in (*WEIGHTS, FPGA)):
-        return "original" if args["format"] == "pt" else "export"
-    return None
+    return "export" if "format" in args and any((path / name).exists() for name in (*WEIGHTS, FPGA)) else None
 
 
 def _figures(stage: Stage) -> Figures:
