@@ -76,9 +76,11 @@ def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current
     current = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     chosen = [select_device(text) for text in ("", "cuda", "0", "cuda:0", "1", "cuda:1")]
     assert [str(device) for device in chosen] == ["cuda:0"] * 4 + ["cuda:1"] * 2
     assert current == chosen
+    assert not torch.backends.cudnn.allow_tf32  # TensorFloat-32 has 11 bits
     assert str(select_device("cpu")) == "cpu" and str(named_device("1")) == "cuda:1" and len(current) == 6
     with pytest.raises(InputError, match="--device cuda:2: this machine has 2 GPUs"):
         select_device("cuda:2")
