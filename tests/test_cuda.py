@@ -6,6 +6,7 @@ in one of their own, which imports torch once.
 
 from __future__ import annotations
 
+import ast
 import csv
 import fcntl
 import json
@@ -186,7 +187,7 @@ def test_in_float32_a_gpu_trains_what_the_cpu_trains(train, gpu, files, folder, 
         (folder / "leaky.cfg").write_text(TINY.replace("mish", "leaky"))
         flags += ("--cfg", folder / "leaky.cfg")
     one = train("--device", "cpu", *flags)
-    assert gpu.kernels == 0
+    assert (gpu.kernels, gpu.pinnings) == (0, 0)
     other = train("--device", "1", *flags)
     assert gpu.kernels > 1000 and gpu.pinnings > 0
     assert_same(other, one, 0)
@@ -293,12 +294,11 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
 
 
 def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
-    """Without batch normalisation, whose statistics are those of a process's own pictures."""
-    (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
-    flags = ("--amp", "off", "--seed", "3", "--cfg", tmp_path / "plain.cfg")
+    """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
+    flags = ("--amp", "off", "--seed", "3")
     one = train("--device", "0", *flags)
-    files = ("--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
-    options = ("--batch-size", "2", "--project", tmp_path / "two")
+    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
+    options = ("--batch-size", "2", "--sync-bn", "--project", tmp_path / "two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     command = [*launch, *map(str, (*files, *flags, *options))]
     done = subprocess.run(command, cwd=gpu.root, env=gpu.environment, capture_output=True, text=True, check=False)
@@ -309,11 +309,23 @@ def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
     assert document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-3)
 
 
+def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, folder, tmp_path):
+    """Room for the network, and not for a batch of 4 · 3 · 64 · 64 values."""
+    limit = "import torch; gpu = torch.cuda.pretend.library; gpu.pretend_limit({})"
+    gpu.execute(limit.format("gpu.pretend_held() + 150_000"))
+    try:
+        files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--workers", "0", "--project", tmp_path)
+        gpu("train.py", *files, "--batch-size", "4", "--device", "0", status=5)
+        assert gpu.log.splitlines()[-1].startswith("error: ") and "--batch-size 2" in gpu.log
+    finally:
+        gpu.execute(limit.format(1 << 34))
+
+
 @pytest.mark.parametrize("flags", [(), ("--augment",)], ids=["plain", "augmented"])
 def test_a_gpu_measures_what_the_cpu_measures(gpu, trained, flags):
     """With --half, weights have 16 bits, too."""
     cpu, whole, half = (
-        gpu("test.py", *trained, *flags, "--device", *device) for device in (("cpu",), ("1",), ("1", "--half"))
+        gpu("test.py", *trained, *flags, "--device", *device) for device in (("cpu",), ("cuda:1",), ("1", "--half"))
     )
     assert gpu.kernels > 100
     for key in ("map50", "map50_95", "precision", "recall"):
@@ -324,7 +336,7 @@ def test_a_gpu_measures_what_the_cpu_measures(gpu, trained, flags):
 def test_a_gpu_detects_what_the_cpu_detects(gpu, trained, folder, tmp_path):
     call = ("detect.py", *trained[:2], "--source", folder / "images", "--conf-thres", "0.001", "--json", "--nosave")
     call += ("--project", tmp_path)
-    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("0",), ("0", "--half")))
+    cpu, whole, half = (gpu(*call, "--device", *device) for device in (("cpu",), ("0",), ("cuda:0", "--half")))
     assert gpu.kernels > 100
     assert whole == cpu
     for frame, near in zip(cpu, half, strict=True):
@@ -354,3 +366,31 @@ def test_a_compression_runs_on_the_gpu(gpu, folder, tmp_path):
     for stage in ("train", "quantize"):
         assert json.loads((run / stage / "env.json").read_text())["gpus"] == ["pretend GPU"] * 2
     assert "pretend GPU" in (run / "report/report.html").read_text()
+
+
+def test_training_makes_tensors_on_the_device_that_it_is_told(sources):
+    """A tensor of the CPU among those of a GPU is refused there; this shows it where no pretend GPU can be compiled."""
+    makers = {
+        "arange",
+        "empty",
+        "eye",
+        "full",
+        "linspace",
+        "ones",
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "tensor",
+        "zeros",
+    }
+    rooms = ("utils/detection/", "utils/distillation/", "utils/training/")
+    wrong = [
+        f"{source.path}:{node.lineno}: {ast.unparse(node)}"
+        for source in sources
+        if source.path.startswith(rooms)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in makers}
+        if not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+    assert not wrong, "\n".join(wrong)

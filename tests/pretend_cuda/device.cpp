@@ -6,8 +6,7 @@
 // The rest is PyTorch's own code for CUDA: dispatch, autocast with its lists, GradScaler, autograd, DDP's reducer.
 //
 // It refuses, as CUDA does: tensors of two devices in one operation (a CPU scalar that is only read and CPU indices
-// pass), NumPy on a device tensor, CPU generators, devices that are not there, more memory than the limit. It refuses a
-// non-blocking copy to the host, too, because nothing waits for it.
+// pass), NumPy on a device tensor, CPU generators, devices that are not there, more memory than the limit.
 // New memory is filled with 0xFF, which is NaN, so that reading memory that nobody wrote shows.
 //
 // It is no model of time: every operation is finished when it returns, so that no race can show. It has no cuDNN and no
@@ -297,7 +296,7 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
-Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
+Tensor& copy_(Tensor& self, const Tensor& source, bool /* non_blocking */) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   impl::ExcludeDispatchKeyGuard below_autocast(c10::autocast_dispatch_keyset);
   MemoryViews to, from;

@@ -43,15 +43,11 @@ def install() -> None:
         "device_count": DEVICES,
         "get_device_name": NAME,
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
-        **dict.fromkeys(("_lazy_init", "init", "synchronize", "manual_seed_all", "empty_cache"), None),
+        **dict.fromkeys(("_lazy_init", "init", "synchronize", "manual_seed_all"), None),
     }
     for function, value in facts.items():
         setattr(torch.cuda, function, lambda *_, value=value, **__: value)
     torch.cuda.pretend = SimpleNamespace(library=library, capability=(8, 0), batch_norm=batch_norm.install())
-    torch.cuda.get_device_capability = lambda device=None: torch.cuda.pretend.capability
-    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(
-        name=NAME, major=torch.cuda.pretend.capability[0], minor=0, total_memory=MEMORY
-    )
     torch.cuda.is_bf16_supported = lambda including_emulation=True: (
         including_emulation or torch.cuda.pretend.capability >= (8, 0)
     )
