@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,18 @@ def test_a_lack_of_memory_names_the_batch_and_the_next_smaller_one(failure):
         message = f"out of memory with --batch-size {batch}; try {way_out} "
         with pytest.raises(ResourceError, match=message), cli.memory_for(batch):
             raise failure
+
+
+def test_scripts_that_lack_memory_name_their_batch(run, prune, monkeypatch):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("utils.training.workflow.run_training", full)
+    monkeypatch.setattr("utils.pruning.workflow.prune", full)
+    calls = (partial(run, "--epochs", "1"), partial(prune, "slim", "--percent", "0", "--no-test", "--batch-size", "4"))
+    for call in calls:
+        with pytest.raises(ResourceError, match="with --batch-size 4; try --batch-size 2 "):
+            call()
 
 
 def test_what_is_no_lack_of_memory_passes_as_it_is():
