@@ -256,7 +256,7 @@ class Trainer:
         """Evaluate, record and save; whether the run ends here."""
         last = self.progress.epoch + 1 == self.settings.epochs
         if self.team.leads and (skipped := self.progress.sums.get("skipped")):
-            log(f"epoch {self.progress.epoch + 1}: {skipped:g} steps skipped; in float16 their gradient was not finite")
+            log(f"epoch {self.progress.epoch + 1}: steps skipped, as float16 did not hold their gradient: {skipped:g}")
         metrics = None
         if self.val_loader is not None and (self.settings.test or last):
             started = time.perf_counter()
