@@ -124,7 +124,8 @@ class Folding:
 
 def _statistics(sums: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a batch, [C] each; the running ones are moved as batch normalisation does it."""
-    variance, mean = torch.var_mean(sums.float(), dim=(0, 2, 3), correction=0)  # float16 would overflow
+    sums = sums.to(torch.promote_types(sums.dtype, torch.float32))  # variance · count overflows float16
+    variance, mean = torch.var_mean(sums, dim=(0, 2, 3), correction=0)
     with torch.no_grad():
         count = sums.numel() // sums.shape[1]
         bn.running_mean += bn.momentum * (mean - bn.running_mean)
