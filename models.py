@@ -91,9 +91,8 @@ class Darknet(nn.Module):
         images = images if self.input_type is None else images.to(self.input_type)
         alive: dict[int, Tensor] = {-1: images if self.quantize_image is None else self.quantize_image(images)}
         heads, wanted, seen = [], {}, {}
-        for i, layer in enumerate(self.layers):
-            sources = [alive[source] for source in self._inputs[i]]
-            x = _in_float32(layer, *sources) if i in self._before_heads else layer(*sources)
+        for i in range(len(self.layers)):
+            x = self._output(i, [alive[source] for source in self._inputs[i]])
             if isinstance(self.blocks[i], Yolo):
                 heads.append(x)
             if i in maps:
@@ -106,6 +105,14 @@ class Darknet(nn.Module):
             if i in self._last_reader:
                 alive[i] = x
         return Outputs(tuple(heads), wanted, seen)
+
+    def _output(self, i: int, sources: list[Tensor]) -> Tensor:
+        """Output of block i, which reads `sources`; in float32 in front of a head."""
+        if i in self._before_heads:
+            return _in_float32(self.layers[i], *sources)
+        if self.input_type is not None and not isinstance(self.blocks[i], Yolo):  # what heads read others may read, too
+            sources = [source.to(self.input_type) for source in sources]
+        return self.layers[i](*sources)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -202,7 +209,7 @@ def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
     """
     for key, value in model.state_dict().items():
         if value.abs().amax() > torch.finfo(dtype).max:
-            raise NumericsError(f"{key} has the value {value.abs().amax():.4g}, which {dtype} cannot hold; use float32")
+            raise NumericsError(f"{key} has the value {value.abs().amax():.4g}, which {dtype} cannot hold")
     for block, layer in enumerate(model.layers):
         if block not in model._before_heads:
             layer.to(dtype)

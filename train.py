@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     folder = _interrupted(args)
     plan = planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
-    with memory_for(plan["batch_size"]):
+    with memory_for(plan["batch_size"], resumed=folder is not None):
         if is_search(folder) if folder else args.evolve:
             document, summary = run_search(plan), search_summary
         else:

@@ -133,6 +133,9 @@ def test_a_lack_of_memory_names_the_batch_and_the_next_smaller_one(failure):
         message = f"out of memory with --batch-size {batch}; try {way_out} "
         with pytest.raises(ResourceError, match=message), cli.memory_for(batch):
             raise failure
+    message = r"with --batch-size 16; resume it where .* last\.pt with --batch-size 8 "  # a run keeps its batch size
+    with pytest.raises(ResourceError, match=message), cli.memory_for(16, resumed=True):
+        raise failure
 
 
 def test_scripts_that_lack_memory_name_their_batch(run, prune, monkeypatch):

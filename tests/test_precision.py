@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from benchmarks.step import Training
 from models import Darknet, reduced
 from tests.nets import TINY, tiny
 from utils.darknet.blocks import Convolutional
+from utils.darknet.cfg import parse
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.errors import InputError, NumericsError
 from utils.layers import ConvBlock
+from utils.pruning.sparsity import SparseSettings
 from utils.quantization.fold import Folding
 from utils.quantization.grid import Grid
 from utils.quantization.quantizers import WeightQuantizer
 from utils.quantization.scheme import QuantSettings
 from utils.training.settings import QuantPlan, TrainSettings
+from utils.training.sparse import sparsity
 from utils.training.state import Progress, State
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -77,6 +81,41 @@ def test_a_skipped_step_counts_nowhere_but_in_the_log(training):
     assert (trainer.progress.step, trainer.state.average.updates) == (1, 1)
 
 
+def test_a_skipped_step_leaves_the_scales_that_sparse_training_shrinks(training):
+    trainer = training.trainer
+    trainer.sparsity = sparsity(training.net, SparseSettings(s=0.1, prune=1, proximal=True), trainer.schedule)
+    before = [gamma.clone() for gamma in trainer.sparsity.gammas()]
+    spoiled(training)
+    training.step()
+    assert all(map(torch.equal, before, trainer.sparsity.gammas()))
+    training.step()
+    assert not any(map(torch.equal, before, trainer.sparsity.gammas()))
+
+
+def test_a_loss_that_is_not_finite_says_in_which_type_it_was_computed(training):
+    trainer = training.trainer
+    trainer.dtype = torch.bfloat16
+    trainer.train_loader = SimpleNamespace(dataset=SimpleNamespace(index=SimpleNamespace(images=["a.jpg"])))
+    message = r"computed in torch\.bfloat16 \(--amp off computes in float32\); pictures a\.jpg"
+    with pytest.raises(NumericsError, match=message):
+        trainer._check({"total": torch.nan}, 0, SimpleNamespace(positions=[0]))
+
+
+def test_an_evaluation_that_overflows_is_done_in_float32(training, monkeypatch):
+    """float16 ends at 65 504; the weights are as healthy as before."""
+    dtypes = []
+
+    def measured(model, *_, **__):
+        dtypes.append(model.input_type)
+        if model.input_type is torch.float16:
+            raise NumericsError("the network returns NaN")
+        return SimpleNamespace(metrics="scores")
+
+    monkeypatch.setattr("utils.training.loop.evaluate", measured)
+    assert training.trainer._scores(torch.float16, lambda *_: None) == "scores"
+    assert dtypes == [torch.float16, None]
+
+
 def test_without_a_scaler_the_run_ends(training):
     training.trainer.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
     spoiled(training)
@@ -116,7 +155,11 @@ def test_heads_and_all_behind_them_are_float32_under_autocast(dtype):
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_reduced_weights_compute_nearly_the_same(dtype):
-    network, images = tiny(), torch.rand(2, 3, 64, 64)
+    """The first convolution in front of a head is read by others, too."""
+    curve = "[convolutional]\nfilters=14\nsize=1\nactivation=leaky\n"
+    head = "[yolo]\nmask=0,1\nanchors=4,4,8,8\nclasses=2\nnum=2\n"
+    text = f"[net]\nwidth=32\nheight=32\n{curve}{curve}{head}[route]\nlayers=-2\n{curve}{curve}{head}"
+    network, images = parse(text, "n.cfg"), torch.rand(2, 3, 32, 32)
     plain = Darknet(network).eval()
     model = reduced(copy.deepcopy(plain), dtype)
     with torch.inference_mode():

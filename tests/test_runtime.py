@@ -289,6 +289,17 @@ def test_heads_behind_an_activation_come_out_of_opencv(tmp_path, curve):
         torch.testing.assert_close(found.heads, model(images).heads)
 
 
+@NEEDS_IMPORTER
+def test_opencv_may_add_its_own_epsilon_to_tiny_variances(tmp_path):
+    head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
+    text = f"[net]\nwidth=16\nheight=16\n[convolutional]\nbatch_normalize=1\nfilters=4\nactivation=leaky\n{head}"
+    network = parse(text, "n.cfg")
+    model = lively(network)
+    model.layers[0].bn.running_var.fill_(1e-6)
+    weights_file.write(tmp_path / "w", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    load(choose_runtime(network, str(tmp_path / "w"), "opencv"), CPU)
+
+
 def foreign(path: Path, data: bytes = b"") -> Path:
     path.write_bytes(data)
     return path

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from models import Darknet, fuse
 from tests.nets import TINY, tiny
@@ -215,6 +217,21 @@ def test_synchronised_batch_normalisation_is_refused_on_the_cpu():
 def test_positives_of_all_processes_are_counted(monkeypatch):
     monkeypatch.setattr(Team, "total", lambda self, count: [count + 6])
     assert Team(torch.device("cpu"), 1, 2).positives(4) == 5
+
+
+def test_processes_with_gpus_are_joined_by_nccl_which_knows_the_gpu_of_each(monkeypatch):
+    """They wait for one another as long as the first one decodes the pictures of a large set."""
+    joined_with = {}
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("utils.training.team.select_device", lambda text: torch.device("cuda", int(text)))
+    monkeypatch.setattr(dist, "init_process_group", lambda kind, **how: joined_with.update(how, kind=kind))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with joined("") as team:
+        assert (team.rank, team.size, team.device) == (1, 2, torch.device("cuda", 1))
+    assert joined_with.pop("timeout") >= timedelta(hours=1)
+    assert joined_with == {"kind": "nccl", "device_id": torch.device("cuda", 1)}
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch):

@@ -211,8 +211,12 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def memory_for(batch: int) -> Iterator[None]:
+def memory_for(batch: int, *, resumed: bool = False) -> Iterator[None]:
     """Context of work on batches of `batch` pictures, in which a lack of memory names the next smaller size to try.
+
+    Args:
+        batch: of --batch-size.
+        resumed: it is that of a run that goes on, which cannot change it.
 
     Raises:
         ResourceError: memory does not suffice.
@@ -223,7 +227,10 @@ def memory_for(batch: int) -> Iterator[None]:
         if isinstance(failure, SuiteError) or not is_out_of_memory(failure):
             raise
         smaller = f"--batch-size {batch // 2}" if batch > 1 else "a smaller --img_size"
-        raise ResourceError(f"out of memory with --batch-size {batch}; try {smaller} ({failure})") from failure
+        way_out = f"try {smaller}"
+        if resumed:
+            way_out = f"resume it where there is more, or start a new run from its last.pt with {smaller}"
+        raise ResourceError(f"out of memory with --batch-size {batch}; {way_out} ({failure})") from failure
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -99,7 +99,7 @@ class Journey:
         """
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with RunDirectory(self.folder, new).until("*/**/*"), only_one(self.folder):
+        with only_one(self.folder), RunDirectory(self.folder, new).until("*/**/*"):
             return self._finish(call)
 
     def _finish(self, call: Call) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ class PruneRequest:
         Raises:
             InputError, CfgError: says both numbers.
         """
-        if self.test and not self.dry_run:
+        if (self.test or self.recalibrate) and not self.dry_run:
             picture_channels(network)
         if self.data is not None and network.classes != self.data.classes:
             raise InputError(

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,11 +125,24 @@ class Trainer:
                 self._save()
             if self.rounding is not None:  # a resumed run may begin with an evaluation
                 self.rounding.begin(max(0, self.progress.step - 1))
-            ends = self.finished
-            while not ends:
-                row = self._train_epoch()
-                ends = self._close_epoch(row)
+            with self._leaving_nothing():
+                ends = self.finished
+                while not ends:
+                    row = self._train_epoch()
+                    ends = self._close_epoch(row)
         return self.progress
+
+    @contextmanager
+    def _leaving_nothing(self) -> Iterator[None]:
+        """Inside, a failure before the first step is taken removes the `last.pt` of a new run: it is no result."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception:
+            if self.team.leads and self.run.new and self.progress.step == 0:
+                (self.run.weights / "last.pt").unlink(missing_ok=True)
+            raise
 
     def _train_epoch(self) -> dict[str, float]:
         """What is left of a pass over the training pictures; the epoch's means."""
@@ -283,11 +297,21 @@ class Trainer:
             if number < rounds and self.team.any(bool(self.stop))[0]:
                 raise _Abandoned
 
+        try:
+            return self._scores(self.dtype, poll)
+        except _Abandoned:
+            return None
+
+    def _scores(self, dtype: torch.dtype | None, poll: Callable[..., None]) -> Metrics:
+        """Scores of the model that is kept, with weights of a type; in float32 where 16 bits overflow.
+
+        Raises:
+            NumericsError: the network returns NaN, in float32 or in one of several processes.
+        """
         model = fuse(self.state.kept)
-        model = model if self.dtype is None else reduced(model, self.dtype)
         try:
             return evaluate(
-                self.team.share_model(model),
+                self.team.share_model(model if dtype is None else reduced(model, dtype)),
                 self.val_loader,
                 self.source.names,
                 device=self.team.device,
@@ -298,8 +322,13 @@ class Trainer:
                 on_batch=poll,
                 gather=self.team.gather,
             ).metrics
-        except _Abandoned:
-            return None
+        except NumericsError as failure:
+            if dtype is None:
+                raise
+            if self.team.size > 1:  # the others do not know of it
+                raise NumericsError(f"{failure}{self._computed()}") from None
+            log(f"evaluation in {dtype}: {failure}; float32 is taken")
+        return self._scores(None, poll)
 
     def _leave_if_asked(self) -> None:
         """Save and stop, all processes at the same step, if any of them got a signal."""
