@@ -113,6 +113,7 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
     assert done.stderr.count("epoch 2/2") == 1
 
 
+@pytest.mark.slow
 def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(folder, tmp_path, run, no_plots):
     """One gets Ctrl-C; the weights are bit for bit those of a run without. The last score is that of one process.
 
