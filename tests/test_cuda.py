@@ -159,7 +159,9 @@ def trained(gpu, folder, tmp_path_factory) -> tuple[object, ...]:
 
 
 def momentum(run: Run) -> list[torch.Tensor]:
-    return [state["momentum_buffer"] for _, state in sorted(run.last["optimizer"]["state"].items())]
+    """Of SGD, or of Adam."""
+    states = [state for _, state in sorted(run.last["optimizer"]["state"].items())]
+    return [state["exp_avg" if "exp_avg" in state else "momentum_buffer"] for state in states]
 
 
 def assert_same(one: Run, other: Run, tolerance: float) -> None:
@@ -174,6 +176,7 @@ def assert_same(one: Run, other: Run, tolerance: float) -> None:
     "flags",
     [
         ("--amp", "off"),
+        ("--amp", "off", "--adam"),
         ("--amp", "off", "-sr", "--prune", "1", "--s", "auto"),
         ("--amp", "off", "--multi-scale"),
         ("--amp", "off", "--KDstr", "4"),
@@ -181,7 +184,7 @@ def assert_same(one: Run, other: Run, tolerance: float) -> None:
         ("--quantized", "1", "--BN_Fold"),
         ("--quantized", "1", "--FPGA"),
     ],
-    ids=["plain", "sparse", "sizes", "distilled", "quantized", "folded", "fpga"],
+    ids=["plain", "adam", "sparse", "sizes", "distilled", "quantized", "folded", "fpga"],
 )
 def test_in_float32_a_gpu_trains_what_the_cpu_trains(train, gpu, files, folder, flags):
     """Quantized training is in float32 whatever --amp says: what it rounds are the grids of the evaluation."""
