@@ -46,6 +46,8 @@ ROWS = {
     "bccd-yolov4-tiny-seed1": Row("from scratch, another seed", V4, BCCD, 60, 1),
     "bccd-yolov4-tiny-before": Row("older rules: one head for a shared anchor, ε 1e-6", V4, BCCD, 60),
     "bccd-yolov4-tiny-before-seed1": Row("older rules, another seed", V4, BCCD, 60, 1),
+    "bccd-yolov4-tiny-416": Row("at 416 × 416, where most objects are of the shared anchor", V4, BCCD, 12, size=416),
+    "bccd-yolov4-tiny-416-before": Row("the same by the older rules", V4, BCCD, 12, size=416),
     "roadsigns-yolov3-tiny": Row(
         "from COCO weights, no flips", V3, ROADSIGNS, 15,
         flags=(*FROM_COCO, "{shared}/data/weights/yolov3-tiny.weights"), publish=True,
