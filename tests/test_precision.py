@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from benchmarks.step import Training
 from models import Darknet, reduced
 from tests.nets import TINY, tiny
+from utils.checkpoint import read_checkpoint
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.detection.losses import detection_loss
@@ -206,9 +208,18 @@ def test_amp_chooses_the_type(monkeypatch, amp, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     settings = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp)
     assert training_type(settings.precision, GPU) is expected
-    assert training_type(settings.precision, CPU) is None
+    assert training_type(settings.precision, CPU) is (torch.bfloat16 if amp == "bf16" else None)
     quantized = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp, quant=QuantPlan(QuantSettings()))
     assert training_type(quantized.precision, GPU) is None
+
+
+def test_a_cpu_trains_in_bfloat16_where_it_is_asked_to(run, no_plots):
+    """A whole run of the script: its weights are float32, and not the ones that float32 leaves."""
+    left = [read_checkpoint(Path(run("--epochs", "1", "--amp", amp)["best"]))["model"] for amp in ("off", "bf16")]
+    whole, brain = (torch.cat([value.flatten() for value in of.values() if value.is_floating_point()]) for of in left)
+    assert brain.dtype is torch.float32
+    assert not torch.equal(brain, whole)
+    assert torch.allclose(brain, whole, atol=0.05)
 
 
 def test_bfloat16_is_refused_where_the_gpu_has_none(monkeypatch):
