@@ -201,8 +201,8 @@ def _add_run_flags(parser: Parser) -> None:
         "--amp",
         choices=AMP,
         default="auto",
-        help="type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU; bf16 "
-        "works on a CPU, too, and halves the time where that has AMX; off is float32, as always with --quantized and "
+        help="type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU. "
+        "bf16 works on a CPU, too, in half the time where it has AMX. off is float32, as always with --quantized and "
         "in front of heads (default: %(default)s)",
     )
     add_evaluator_flag(group)
