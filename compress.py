@@ -2,7 +2,7 @@
 
 A recipe is a YAML file that names the scripts and their flags; data/recipes has some. Kill it whenever you like: the
 same command goes on where it was, and what is finished is not run again. It ends with a page that shows what each stage
-cost and gained (`python -m utils.report`).
+cost and gained (`python -m utils.report`). A stage that loses more AP50 than its `allow` ends it with status 6.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import yaml
 
 from utils.cli import Parser, image_side, input_size, log, print_json, run
 from utils.compress.journey import Journey, made_by, python
-from utils.compress.recipe import Recipe, read_recipe
+from utils.compress.recipe import ALL, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
@@ -37,7 +37,7 @@ from utils.errors import InputError, SuiteError
 from utils.export.request import PACKAGES
 from utils.files import ROOT
 from utils.model_files import cfg_of, choose_model
-from utils.pruning.command import parse_args as parse_prune_args
+from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import request as prune_request
 from utils.report.run_dir import check_run
 from utils.runtime.choice import KINDS, runtime_of
@@ -60,7 +60,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--img_size", type=image_side, metavar="N", help=size)
     add = parser.add_argument_group("how").add_argument
     add("--recipe", metavar="FILE", required=True, help="YAML file with the stages; see data/recipes")
-    change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3 or tune.epochs=40"
+    change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3, tune.epochs=40, tune.allow=15 for the "
+    change += f"points of AP50 that it may lose, or {ALL}.batch-size=8 for all stages whose script has the flag"
     add("--set", type=change_of, nargs="+", action="extend", default=[], metavar="STAGE.FLAG=VALUE", help=change)
     add("--dry-run", action="store_true", help="print the commands of the stages and do nothing")
     add = parser.add_argument_group("run").add_argument
@@ -86,7 +87,7 @@ def change_of(text: str) -> tuple[str, str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the recipe, run its stages, write the page."""
     args = parse_args(argv)
-    recipe = read_recipe(Path(args.recipe), args.set)
+    recipe = read_recipe(Path(args.recipe), knows, args.set)
     if args.weights:
         whole, recipe = recipe, recipe.started()
         if whole.stages[0].name not in (stage.name for stage in recipe.stages):
@@ -194,7 +195,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
         SuiteError: as of the script.
     """
     module, prunes = script_module(script), script.endswith("_prune")
-    args = parse_prune_args(module.STRATEGY, module.__doc__, flags) if prunes else module.parse_args(flags)
+    args = script_parser(script).parse_args(flags) if prunes else module.parse_args(flags)
     if getattr(args, "device", "") not in ("", "cpu"):
         from utils.device import named_device  # imports torch, which few recipes need for it
 
@@ -212,6 +213,19 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
         runtime_of(Path(args.weights), args.runtime)
     else:
         module.load_inputs(args)
+
+
+def knows(script: str, flag: str) -> bool:
+    """Whether a script has a flag."""
+    return script_parser(script).knows(flag)
+
+
+def script_parser(script: str) -> Parser:
+    """The parser of one of the suite's scripts."""
+    module = script_module(script)
+    if script.endswith("_prune"):
+        return make_prune_parser(module.STRATEGY, module.__doc__)
+    return module.make_parser()
 
 
 def script_module(script: str) -> ModuleType:

@@ -43,6 +43,14 @@ PROJECT = "runs/export"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
+    args = make_parser().parse_args(argv)
+    args.format = ALIASES.get(args.format, args.format)
+    check_flags(args)
+    return args
+
+
+def make_parser() -> Parser:
+    """The flags that the script takes."""
     parser = Parser(__doc__, EXAMPLE)
     _add_model_group(parser)
     _add_file_group(parser)
@@ -51,10 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--output", type=Path, metavar="PATH", help=place)
     add_run_flags(group, PROJECT)
     group.add_argument("--json", action="store_true", help="print one JSON document")
-    args = parser.parse_args(argv)
-    args.format = ALIASES.get(args.format, args.format)
-    check_flags(args)
-    return args
+    return parser
 
 
 def _add_model_group(parser: Parser) -> None:

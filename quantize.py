@@ -29,6 +29,11 @@ PROJECT = "runs/quantize"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
+    return make_parser().parse_args(argv)
+
+
+def make_parser() -> Parser:
+    """The flags that the script takes."""
     parser = Parser(__doc__, EXAMPLE)
     add_scheme_flags(parser.add_argument_group("how it is rounded"), folds=False)
     _add_range_flags(parser.add_argument_group("bounds and weights"))
@@ -45,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_flags(group, PROJECT)
     add_device_flags(group, half=False)
     group.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _add_range_flags(group: argparse._ArgumentGroup) -> None:

@@ -60,12 +60,7 @@ Size = tuple[int, int]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    parser = Parser(__doc__, EXAMPLE)
-    _add_input_flags(parser)
-    _add_measurement_flags(parser)
-    _add_machine_flags(parser)
-    _add_result_flags(parser)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.task == "benchmark" and args.save_json:
         raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
     if args.save_json:
@@ -75,6 +70,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if value is not None and value > MOST_PARALLEL:
             raise InputError(f"{flag} {value}: at most {MOST_PARALLEL} are allowed")
     return args
+
+
+def make_parser() -> Parser:
+    """The flags that the script takes."""
+    parser = Parser(__doc__, EXAMPLE)
+    for add in (_add_input_flags, _add_measurement_flags, _add_machine_flags, _add_result_flags):
+        add(parser)
+    return parser
 
 
 def _add_input_flags(parser: Parser) -> None:

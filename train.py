@@ -64,7 +64,8 @@ GONE = {
 """Flags of older versions, and what to know instead."""
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The flags that the script takes."""
     parser = Parser(__doc__, EXAMPLE)
     for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, add_distil_flags, add_quant_flags):
         add(parser)
@@ -75,7 +76,7 @@ def _parser() -> Parser:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     check_run(Path(args.project), args.name)
     if args.workers > MOST_PARALLEL:
         raise InputError(f"--workers {args.workers}: at most {MOST_PARALLEL} are allowed")
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the flags, train, print the result."""
     args = parse_args(argv)
     folder = _interrupted(args)
-    plan = planned(args) if folder is None else _resumed(folder, args, _parser().given(argv))
+    plan = planned(args) if folder is None else _resumed(folder, args, make_parser().given(argv))
     with memory_for(plan["batch_size"], resumed=folder is not None):
         if is_search(folder) if folder else args.evolve:
             document, summary = run_search(plan), search_summary

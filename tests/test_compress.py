@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from utils.compress.recipe import Recipe, read_recipe
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network
-from utils.errors import InputError
+from utils.errors import InfeasibleError, InputError
 from utils.files import sha256
 from utils.quantization.attach import quantize
 from utils.quantization.scheme import QuantSettings
@@ -42,9 +44,9 @@ stages:
 """
 
 
-def recipe_of(tmp_path: Path, text: str = CHAIN) -> Recipe:
+def recipe_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
     (tmp_path / "r.yaml").write_text(text)
-    return read_recipe(tmp_path / "r.yaml")
+    return read_recipe(tmp_path / "r.yaml", compress.knows, changes)
 
 
 def value(command: list[str], flag: str) -> str | None:
@@ -79,9 +81,9 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
         "pt",
         "original",
     ]
-    assert commands[1][0] == "train.py" and "-sr" in commands[1]
-    assert [value(commands[place], "--weights") for place in (1, 4)] == ["j/original/model.pt"] * 2
-    assert value(commands[3], "--t_weights") == "j/original/model.pt"
+    assert commands[1][0] == "test.py" and commands[2][0] == "train.py" and "-sr" in commands[2]
+    assert [value(commands[place], "--weights") for place in (1, 2, 5)] == ["j/original/model.pt"] * 3
+    assert value(commands[4], "--t_weights") == "j/original/model.pt"
     assert not any("w.weights" in command or "n.cfg" in command for command in commands[1:])
 
 
@@ -90,6 +92,7 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
     recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}").started()
     assert [(stage.name, stage.source) for stage in recipe.stages] == [
         ("original", None),
+        ("original-accuracy", "original"),
         ("a", "original"),
         ("b", "a"),
     ]
@@ -107,6 +110,14 @@ def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
         ("stages: [", "not valid YAML"),
         ("- a", "a recipe is `stages:`"),
         ("stages: {}", "a recipe is `stages:`"),
+        ("all: 3\nstages: {a: {script: train}}", "a recipe is `stages:`"),
+        ("all: {epoch: 3}\nstages: {a: {script: train}}", "all: no script of its stages has a flag --epoch"),
+        ("all: {teacher: a}\nstages: {a: {script: train}}", "all: teacher belongs to a stage"),
+        ("all: {weights: a.pt}\nstages: {a: {script: train}}", "all: weights is set by compress.py"),
+        ("stages: {all: {script: train}}", "and is not report or original or original-accuracy or all"),
+        ("stages: {a: {script: train, allow: x}}", "allow: x is outside 0 <= value <= 100, in points of AP50"),
+        ("stages: {a: {script: train, allow: 101}}", "allow: 101 is outside"),
+        ("stages: {a: {script: train}, b: {script: export, allow: 1}}", r"allow: export\.py measures no accuracy"),
         ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
         ("stages: {a: {script: rm}}", "stage a: needs `script:` and one of train, slim_prune"),
         ("stages: {a: train}", "stage a: needs `script:`"),
@@ -116,8 +127,8 @@ def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
         ("stages: {a: {script: train, help: true}}", "with help no network is made"),
         ("stages: {a: {script: train}, b: {script: slim_prune, dry-run: true}}", "with dry-run no network is made"),
         ("stages: {a: {script: train, 'weights=x.pt': true}}", "'weights=x.pt' is no flag"),
-        ("stages: {report: {script: train}}", "and is not report or original"),
-        ("stages: {original: {script: train}}", "and is not report or original"),
+        ("stages: {report: {script: train}}", "and is not report or original or"),
+        ("stages: {original: {script: train}}", "and is not report or original or"),
         ("stages: {a: {script: train, single-cls: true}}", "with single-cls no network is made that"),
         (
             "stages: {a: {script: train}, b: {script: export, format: torchscript}, c: {script: test, from: b}}",
@@ -280,11 +291,12 @@ def in_process(command: list[str]) -> str:
 
 
 WHOLE = """
+all: {batch-size: 4, workers: 0, device: cpu}
 stages:
   train: {script: train, epochs: 1}
-  sparse: {script: train, sr: true, prune: 1, epochs: 1, batch-size: 4, workers: 0, device: cpu}
-  prune: {script: slim_prune, percent: 0.3, device: cpu}
-  tune: {script: train, epochs: 1, teacher: train, batch-size: 4, workers: 0, device: cpu}
+  sparse: {script: train, sr: true, prune: 1, epochs: 1, allow: 100}
+  prune: {script: slim_prune, percent: 0.3}
+  tune: {script: train, epochs: 1, teacher: train, allow: 100}
   unpruned: {script: export, from: train}
   darknet: {script: export, from: tune, format: darknet}
   file: {script: export, from: tune}
@@ -335,11 +347,16 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class Scripts:
-    """Stands in for the scripts: a stage's file is made of its command, and a call may be a kill."""
+    """Stands in for the scripts: a stage's file is made of its command, and a call may be a kill.
 
-    def __init__(self, kill_at: int | None = None) -> None:
+    Args:
+        kill_at: number of the call that is a kill.
+        scores: what the document of a stage has beside, by the stage's name, or by the script where that has none.
+    """
+
+    def __init__(self, kill_at: int | None = None, scores: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.calls: list[str] = []
-        self.kill_at = kill_at
+        self.kill_at, self.scores = kill_at, scores or {}
 
     def __call__(self, command: list[str]) -> str:
         if len(self.calls) == self.kill_at:
@@ -351,7 +368,9 @@ class Scripts:
             path = run / names.get(command[0], "model.pt")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(" ".join(command))
-        return json.dumps({"schema": 1, "script": command[0]})
+        return json.dumps(
+            {"schema": 1, "script": command[0], **self.scores.get(value(command, "--name") or command[0], {})}
+        )
 
 
 @pytest.mark.parametrize("kill_at", range(7))
@@ -417,6 +436,107 @@ def test_a_training_that_was_begun_is_gone_on_with_as_it_was_begun(tmp_path):
     assert calls[0] == ["train.py", "--resume", str(tmp_path / "j/sparse"), "--json"]
 
 
+def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_the_last_word(tmp_path):
+    text = CHAIN.replace("stages:", "all: {batch-size: 4, workers: 1, no-flip: true}\nstages:").replace(
+        "sr: true", "sr: true, batch_size: 8, no-flip: false"
+    )
+    commands = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()
+    given = {value(command, "--name") or "measure": command for command in commands}
+    assert [name for name, command in given.items() if value(command, "--batch-size") == "4"] == [
+        "train", "prune", "tune", "int8", "measure",
+    ]  # fmt: skip
+    assert value(given["sparse"], "--batch_size") == "8" and "--batch-size" not in given["sparse"]
+    assert [name for name, command in given.items() if "--no-flip" in command] == ["train", "tune"]
+    assert [name for name, command in given.items() if "--workers" in command] == ["train", "sparse", "tune", "measure"]
+    recipe = recipe_of(tmp_path, text, [("all", "batch-size", 2), ("all", "device", "cpu")])
+    assert recipe.stages[0].value("--batch-size") == "2"
+    accuracy = recipe.started().stages[1]
+    assert (accuracy.name, accuracy.script, accuracy.source) == ("original-accuracy", "test", "original")
+    assert accuracy.flags == ("--batch-size", "2", "--workers", "1", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("stages", "measured"),
+    [
+        ("train: {script: train}, prune: {script: slim_prune, percent: 0.3}, tune: {script: train}", False),
+        ("train: {script: train}, int8: {script: quantize}, tune: {script: train, from: train}", False),
+        ("train: {script: train}, prune: {script: slim_prune, no-test: true}, tune: {script: train}", True),
+        ("sparse: {script: train, sr: true, prune: 1}, prune: {script: slim_prune}", True),
+        ("train: {script: train}, prune: {script: slim_prune}, int8: {script: quantize}", False),
+        ("train: {script: train}, file: {script: export}, measure: {script: test, from: file, allow: 2}", True),
+    ],
+)
+def test_the_original_is_measured_where_a_gate_needs_it_and_nothing_else_says_it(tmp_path, stages, measured):
+    names = [stage.name for stage in recipe_of(tmp_path, f"stages: {{{stages}}}").started().stages]
+    assert ("original-accuracy" in names) == measured
+
+
+SCORES = {
+    "train": {"map50": 0.9},
+    "sparse": {"map50": 0.81},
+    "prune": {"before": {"map50": 0.81}, "after": {"map50": 0.2}},
+    "tune": {"map50": 0.5},
+    "int8": {"before": {"map50": 0.5}, "after": {"map50": 0.1}, "map50": {"before": 0.5, "after": 0.1}},
+    "test.py": {"map50": 0.4},
+}
+
+
+def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes_on(tmp_path):
+    """To the best before it; a pruning and the other stages lose what they like, unless their recipe says otherwise."""
+    scripts = Scripts(scores=SCORES)
+
+    def finish(*changes: tuple[str, str, Any]) -> list[str]:
+        scripts.calls.clear()
+        Journey(recipe_of(tmp_path, CHAIN, changes), tmp_path / "j", "d.data", "n.cfg", None).finish(scripts)
+        return scripts.calls
+
+    with pytest.raises(InfeasibleError) as failure:
+        finish()
+    assert failure.value.exit_status == 6
+    message = str(failure.value)
+    assert message.startswith(
+        "stage tune: AP50 fell from 0.900 to 0.500, by 40.0 points; 10 are allowed. Try more epochs"
+    )
+    assert "--set tune.allow=40 accepts the loss" in message
+    assert scripts.calls == ["train.py", "train.py", "slim_prune.py", "train.py"]
+    with pytest.raises(InfeasibleError, match="39 are allowed"):
+        finish(("tune", "allow", 39))
+    assert not scripts.calls
+    with pytest.raises(
+        InfeasibleError, match=r"stage sparse: AP50 fell .* 0\.810, by 9\.0 points; 8 .*smaller s-share"
+    ):
+        finish(("sparse", "allow", 8), ("tune", "allow", 40))
+    with pytest.raises(InfeasibleError, match=r"stage int8: AP50 fell from 0\.900 to 0\.100.* Keep layers float"):
+        finish(("tune", "allow", 40), ("int8", "allow", 5))
+    assert scripts.calls == ["export.py", "quantize.py"]
+    assert finish(("tune", "allow", 40)) == ["test.py"]
+
+
+def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(tmp_path):
+    scripts = Scripts(scores=SCORES)
+
+    def journey(*changes: tuple[str, str, Any]) -> Journey:
+        return Journey(recipe_of(tmp_path, CHAIN, changes), tmp_path / "j", "d.data", "n.cfg", None)
+
+    for epochs in (2, 5, 6):
+        with pytest.raises(InfeasibleError, match="stage tune"):
+            journey(("tune", "epochs", epochs)).finish(scripts)
+    assert scripts.calls == ["train.py", "train.py", "slim_prune.py", *["train.py"] * 3]
+    made = [tmp_path / "j" / name / "weights/best.pt" for name in ("tune.refused1", "tune.refused2", "tune")]
+    assert [value(path.read_text().split(), "--epochs") for path in made] == ["2", "5", "6"]
+    with pytest.raises(InputError, match="holds another journey, whose stage sparse"):
+        journey(("sparse", "epochs", 9)).finish(scripts)
+    done = journey(("tune", "epochs", 6), ("tune", "allow", 50)).finish(scripts)
+    assert done[-1]["document"]["map50"] == 0.4
+    with pytest.raises(InputError, match="holds another journey, whose stage tune"):
+        journey(("tune", "epochs", 7), ("tune", "allow", 10)).finish(scripts)
+
+
+def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):
+    Journey(recipe_of(tmp_path), tmp_path / "j", "d.data", "n.cfg", None).finish(Scripts())
+    assert "stage tune: AP50 before or after it is not known, so `allow` is not checked" in capsys.readouterr().err
+
+
 def test_two_at_once_are_refused(tmp_path):
     journey = Journey(recipe_of(tmp_path), tmp_path / "j", "d.data", "n.cfg", None)
 
@@ -477,8 +597,7 @@ def test_ctrl_c_in_a_terminal_reaches_a_script_once(tmp_path, root):
 
 def test_flags_are_kept_to_the_last_digit_and_each_stage_has_its_own(tmp_path):
     text = "stages:\n  a: &a {script: train, epochs: 3, lr: 0.123456789}\n  b: *a\n"
-    (tmp_path / "r.yaml").write_text(text)
-    recipe = read_recipe(tmp_path / "r.yaml", [("b", "epochs", 9)])
+    recipe = recipe_of(tmp_path, text, [("b", "epochs", 9)])
     assert [stage.value("--epochs") for stage in recipe.stages] == ["3", "9"]
     assert recipe.stages[0].value("--lr") == "0.123456789"
     given = compress.parse_args(["--data", "d", "--recipe", "r", "--set", "a.x=1", "--set", "b.y=2"])
@@ -503,11 +622,12 @@ def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
 
 
 SHORT = """
+all: {batch-size: 4, workers: 0, device: cpu}
 stages:
-  train: {script: train, epochs: 4, batch-size: 4, workers: 0, device: cpu}
-  prune: {script: slim_prune, percent: 0.3, device: cpu}
-  tune: {script: train, epochs: 4, teacher: train, batch-size: 4, workers: 0, device: cpu}
-  quantize: {script: quantize, device: cpu}
+  train: {script: train, epochs: 4}
+  prune: {script: slim_prune, percent: 0.3}
+  tune: {script: train, epochs: 4, teacher: train, allow: 100}
+  quantize: {script: quantize}
   int8: {script: export, int8: true}
   measure: {script: test, from: int8}
 """

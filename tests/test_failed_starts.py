@@ -99,7 +99,7 @@ def test_a_script_that_cannot_write_its_result_leaves_no_folder(folder, files, t
 
 def test_a_journey_whose_first_stage_fails_leaves_no_folder(tmp_path):
     (tmp_path / "r.yaml").write_text("stages: {a: {script: train}}")
-    journey = Journey(read_recipe(tmp_path / "r.yaml"), tmp_path / "j" / "k", "d.data", "n.cfg", None)
+    journey = Journey(read_recipe(tmp_path / "r.yaml", compress.knows), tmp_path / "j" / "k", "d.data", "n.cfg", None)
     with pytest.raises(Broken):
         journey.finish(fails)
     assert list((tmp_path / "j").iterdir()) == []

@@ -71,6 +71,10 @@ class Parser(argparse.ArgumentParser):
             for action, default in defaults:
                 action.default = default
 
+    def knows(self, flag: str) -> bool:
+        """Whether a flag, with its dashes, is one of this script."""
+        return self._spelled(flag) in self._option_string_actions
+
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of argparse's usage block and exit."""
         match = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)

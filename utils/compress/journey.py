@@ -3,11 +3,16 @@
 What is done is in journey.json of the folder: the command of each stage, the sha256 of the files that it names, its
 JSON document, and what it made. A stage that is there with the same command and the same files is not run again. A
 training that was interrupted is resumed by train.py, bit for bit; the other stages are short and start anew.
+
+A stage that loses more AP50 than its gate allows ends the journey. With a higher `allow` the same command goes on; with
+other flags of this stage it is run anew.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,7 +26,7 @@ from typing import Any
 
 from utils.cli import log
 from utils.compress.recipe import Recipe, Stage
-from utils.errors import InputError, SuiteError
+from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.request import ALIASES, SUFFIXES
 from utils.files import ROOT, atomic_write_text, read_text, sha256
 from utils.model_files import cfg_of
@@ -31,6 +36,15 @@ STATE = "journey.json"
 LOCK = ".journey.lock"
 PATIENCE = 60.0
 """Seconds that a stage has to save what it did when the journey is stopped."""
+
+ADVICE = {
+    "sparse": "Try more epochs or a smaller s-share, or `importance: taylor` in the pruning without a sparse stage",
+    "train": "Try more epochs, or prune less",
+    "prune": "Prune less",
+    "quantize": "Keep layers float by max-drop",
+    "test": "Look at the stages that made the file",
+}
+"""Ways out where a stage loses too much AP50."""
 
 Call = Callable[[Sequence[str]], str]
 """Runs a script with its arguments; what it printed."""
@@ -96,6 +110,7 @@ class Journey:
         Raises:
             InputError: the folder holds another journey, or one of its files was changed.
             StageError: a stage failed.
+            InfeasibleError: a stage lost more AP50 than it may.
         """
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +124,8 @@ class Journey:
         for number, stage in enumerate(self.recipe.stages):
             command = self.command(stage, made)
             entry = kept[number] if number < len(kept) else None
+            if entry is not None and number == len(kept) - 1 and self._is_refused(stage, command, entry, done):
+                entry = self._set_aside(stage)
             if entry is None or not (entry["document"] or self._goes_on(stage)):
                 entry = {"name": stage.name, **_begun(command)}
             self._check(stage, command, entry)
@@ -120,6 +137,7 @@ class Journey:
                 self._keep([*done, entry])
             else:
                 log(f"{where}: is done")
+            self._check_gate(stage, entry, done)
             done.append(entry)
             if entry["made"]:
                 made[stage.name] = Path(entry["made"])
@@ -149,6 +167,41 @@ class Journey:
             if not Path(path).is_file() or sha256(Path(path)) != digest:
                 raise InputError(f"{path}: is missing or was changed since stage {stage.name}; choose another --name")
 
+    def _check_gate(self, stage: Stage, entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a stage that lost more AP50 than it may.
+
+        Raises:
+            InfeasibleError: says how much, and what to change.
+        """
+        best, after = accuracy(entry, done)
+        if not loses_too_much(stage, best, after):
+            if stage.gate is not None and None in (best, after):
+                log(f"stage {stage.name}: AP50 before or after it is not known, so `allow` is not checked")
+            return
+        lost = 100 * (best - after)
+        kind = "sparse" if "-sr" in stage.flags else "prune" if stage.script.endswith("_prune") else stage.script
+        raise InfeasibleError(
+            f"stage {stage.name}: AP50 fell from {best:.3f} to {after:.3f}, by {lost:.1f} points; {stage.gate:g} are "
+            f"allowed. {ADVICE[kind]}. --set {stage.name}.allow={min(100, math.ceil(lost))} accepts the loss. The same "
+            "command runs this stage again if its flags change; changes of earlier stages need another --name"
+        )
+
+    def _is_refused(
+        self, stage: Stage, command: Sequence[str], entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        """Whether a stage did not pass its gate and has other flags now."""
+        other = entry["name"] == stage.name and entry["document"] is not None and entry["command"] != list(command)
+        return other and loses_too_much(stage, *accuracy(entry, done))
+
+    def _set_aside(self, stage: Stage) -> None:
+        """Keep the folder of a stage under another name, so that the stage begins anew."""
+        run = self.folder / stage.name
+        if run.is_dir():
+            names = (f"{stage.name}.refused{number}" for number in itertools.count(1))
+            target = next(self.folder / name for name in names if not (self.folder / name).exists())
+            run.rename(target)
+            log(f"stage {stage.name}: begins anew; what was refused is in {target}")
+
     def _goes_on(self, stage: Stage) -> bool:
         """Whether a stage was begun and is gone on with; another than a training starts anew."""
         return stage.script == "train" and (self.folder / stage.name / "weights" / "last.pt").is_file()
@@ -174,6 +227,36 @@ def _begun(command: Sequence[str]) -> dict[str, Any]:
     """What is known of a stage before it is run: its command, and the digests of the files that this names."""
     files = {word: sha256(Path(word)) for word in command[1:] if Path(word).is_file()}
     return {"command": list(command), "files": files, **dict.fromkeys(ENTRY[3:])}
+
+
+def accuracy(entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """AP50 of the best network that was known before a stage, and of the one that it made; None: not known.
+
+    Args:
+        entry: of the stage.
+        done: of the stages before it.
+    """
+    own = entry["document"]
+    known = [
+        score for other in done for part in ("before", None, "after") for score in _scores(other["document"], part)
+    ]
+    after = [*_scores(own), *_scores(own, "after")]
+    return max([*known, *_scores(own, "before")], default=None), next(iter(after), None)
+
+
+def _scores(document: Mapping[str, Any], part: str | None = None) -> Iterator[float]:
+    """AP50 in a document of --json, or in a part of it; quantize.py has a table there."""
+    found = document if part is None else document.get(part)
+    score = found.get("map50") if isinstance(found, Mapping) else None
+    if isinstance(score, int | float):
+        yield float(score)
+
+
+def loses_too_much(stage: Stage, best: float | None, after: float | None) -> bool:
+    """Whether AP50 falls by more points than the gate of a stage allows."""
+    if stage.gate is None or best is None or after is None:
+        return False
+    return 100 * (best - after) > stage.gate + 1e-9  # 0.8 - 0.7 is more than 0.1 in binary
 
 
 @contextmanager

@@ -1,22 +1,24 @@
 """Recipes: YAML files that say which scripts compress a network, in which order and with which flags. No torch.
 
+    all: {batch-size: 16, no-flip: true}
     stages:
       train:  {script: train, epochs: 60}
       prune:  {script: slim_prune, target-macs: 0.5}
-      tune:   {script: train, epochs: 20, teacher: train}
+      tune:   {script: train, epochs: 20, teacher: train, allow: 5}
       int8:   {script: quantize}
       file:   {script: export, int8: true}
 
 A stage is a name, its script, and flags of the script. It begins with the network of the last stage before it that made
-one, or of the stage that `from` names; `teacher` names the stage whose network teaches (`--t_weights`). Where there are
-weights to begin with, the network that they hold takes the place of a first stage that trains.
+one, or of the stage that `from` names; `teacher` names the stage whose network teaches (`--t_weights`). `allow` is the
+number of points of AP50 that the stage may lose. The flags of `all` go to every stage whose script has them. Where
+there are weights to begin with, the network that they hold takes the place of a first stage that trains.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ MAKERS = ("train", "slim_prune", "shortcut_prune", "normal_prune", "regular_prun
           "layer_channel_prune", "group_prune", "quantize")  # fmt: skip
 """Scripts that make a network the next stage can begin with."""
 SCRIPTS = (*MAKERS, "export", "test")
-OWN = ("script", "from", "teacher")
+ALL = "all"
+"""Section of the flags that go to every stage whose script has them."""
+OWN = ("script", "from", "teacher", "allow")
 """Keys of a stage that are no flags."""
 GIVEN = ("data", "cfg", "weights", "t_weights", "project", "name", "exist_ok", "json", "resume", "output", "img_size")
 """Flags that the journey itself sets."""
@@ -37,7 +41,9 @@ ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "
 """Flags with which a script makes no network, or one of other classes than the data set has."""
 ORIGINAL = "original"
 """Stage that reads the network of --weights, with its cfg and names, into one .pt file for all others."""
-RESERVED = ("report", ORIGINAL)
+ACCURACY = "original-accuracy"
+"""Stage that measures that network where a gate has to know its AP50 and no other stage says it."""
+RESERVED = ("report", ORIGINAL, ACCURACY, ALL)
 """Names that no stage of a recipe has."""
 INTEGRAL = {"tensorrt": ("tensorrt",), "fpga": ("fpga",)}
 """Formats that are made of quantized networks only, and for which --target these must be quantized."""
@@ -45,7 +51,12 @@ INTEGERS = tuple(name for name in TARGETS if name not in INTEGRAL)
 """--target of the networks that `--int8` takes."""
 UNMEASURED = ("torchscript", "fpga")
 """Formats whose files test.py does not run."""
+ALLOWED = 10.0
+"""Points of AP50 that a training of a trained network may lose."""
 LARGEST_FILE = 1 << 16
+
+Knows = Callable[[str, str], bool]
+"""Whether a script, by its name, has a flag, with its dashes."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,20 @@ class Stage:
     """Stage whose network it begins with; None: the start of the journey."""
     teacher: str | None = None
     """Stage whose network teaches."""
+    allow: float | None = None
+    """Points of AP50 that it may lose to the best network before it; None: as `gate` says."""
+
+    @property
+    def gate(self) -> float | None:
+        """Points of AP50 that it may lose: ALLOWED of a training of a trained network; None: as many as it likes."""
+        trains = self.script == "train" and self.source is not None
+        return ALLOWED if self.allow is None and trains else self.allow
+
+    @property
+    def compares(self) -> bool:
+        """Whether its document has the AP50 of the network that it begins with."""
+        tested = "--no-test" not in (flag.replace("_", "-") for flag in self.flags)
+        return tested and (self.script.endswith("_prune") or self.script == "quantize")
 
     @property
     def makes_network(self) -> bool:
@@ -88,9 +113,11 @@ class Recipe:
 
     path: Path
     stages: tuple[Stage, ...]
+    test_flags: tuple[str, ...] = ()
+    """Flags of ALL that test.py has."""
 
     def started(self) -> Recipe:
-        """The recipe for a network that exists: it begins with the stage ORIGINAL.
+        """The recipe for a network that exists: it begins with the stage ORIGINAL, and ACCURACY if that is needed.
 
         This takes the place of a first stage that trains a network, neither sparse nor rounded.
         """
@@ -100,7 +127,7 @@ class Recipe:
             names[first.name], others = ORIGINAL, others[1:]
             if not others:
                 raise InputError(f"{self.path}: its only stage is left out where --weights is given")
-        stages = (
+        stages = tuple(
             dataclasses.replace(
                 stage,
                 source=names.get(stage.source, stage.source),
@@ -108,32 +135,58 @@ class Recipe:
             )
             for stage in others
         )
-        return Recipe(self.path, (Stage(ORIGINAL, "export", ("--format", "pt"), None), *stages))
+        start = [Stage(ORIGINAL, "export", ("--format", "pt"), None)]
+        for stage in stages:
+            if stage.compares and stage.source == ORIGINAL:
+                break
+            if stage.gate is not None:
+                start.append(Stage(ACCURACY, "test", self.test_flags, ORIGINAL))
+                break
+        return Recipe(self.path, (*start, *stages))
 
 
-def read_recipe(path: Path, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
+def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
     """A recipe.
 
     Args:
         path: YAML file.
-        changes: (stage, flag, value) to be put in place of what it says.
+        knows: which script has which flag.
+        changes: (stage or ALL, flag, value) to be put in place of what it says.
 
     Raises:
         InputError: it cannot be read, or a stage cannot be what it says.
     """
     document = _document(path)
-    stages = document.get("stages") if isinstance(document, dict) else None
-    if not isinstance(stages, dict) or not stages or set(document) != {"stages"}:
-        raise InputError(f"{path}: a recipe is `stages:` and below it a name and flags for each; see data/recipes")
+    stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
+    if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:
+        raise InputError(f"{path}: a recipe is `stages:` and below it a name and flags for each, and perhaps `{ALL}:` "
+                         "with flags for all of them; see data/recipes")  # fmt: skip
     stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
+    parts = {**stages, ALL: dict(shared)}
     for name, flag, value in changes:
-        if not isinstance(stages.get(name), dict):
+        if not isinstance(parts.get(name), dict):
             raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, stages))}")
-        stages[name][flag] = value
+        parts[name][flag] = value
+    _check_shared(path, parts[ALL])
+
+    def flags_for(script: str) -> dict[str, Any]:
+        return {key: value for key, value in parts[ALL].items() if knows(script, _dashed(key))}
+
     made: list[Stage] = []
     for name, values in stages.items():
-        made.append(_stage(path, name, values, made))
-    return Recipe(path, tuple(made))
+        made.append(_stage(path, name, values, made, flags_for))
+    for key in parts[ALL]:
+        if not any(knows(stage.script, _dashed(key)) for stage in made):
+            raise InputError(f"{path}: {ALL}: no script of its stages has a flag {_dashed(key)}")
+    return Recipe(path, tuple(made), tuple(_tokens(f"{path}: {ALL}", flags_for("test"))))
+
+
+def _check_shared(path: Path, shared: Mapping[Any, Any]) -> None:
+    """Refuse a section ALL with something else than flags of scripts."""
+    for key, value in shared.items():
+        if key in OWN:
+            raise InputError(f"{path}: {ALL}: {key} belongs to a stage")
+        _check_flag(f"{path}: {ALL}", key, value)
 
 
 def _document(path: Path) -> Any:
@@ -162,7 +215,10 @@ def _repeated(node: Any) -> Iterator[tuple[str, int]]:
         yield from _repeated(part)
 
 
-def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage:
+def _stage(
+    path: Path, name: Any, values: Any, before: Sequence[Stage], shared: Callable[[str], Mapping[str, Any]]
+) -> Stage:
+    """A stage; `shared` are the flags of ALL that a script has."""
     where = f"{path}: stage {name}"
     if not _is_word(name) or name in RESERVED:
         raise InputError(f"{where}: a name has letters, digits, - and _, and is not {' or '.join(RESERVED)}")
@@ -179,16 +235,40 @@ def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage]) -> Stage
     if before and source is None:
         raise InputError(f"{where}: there is no network to begin with")
     given = {str(key): value for key, value in values.items() if key not in OWN}
-    for key in given:
-        if not _is_word(key):
-            raise InputError(f"{where}: {key!r} is no flag")
-        if key.replace("-", "_") in GIVEN:
-            raise InputError(f"{where}: {key} is set by compress.py; leave it out")
-        if key.replace("-", "_") in ELSEWHERE and given[key] is not False:
-            raise InputError(f"{where}: with {key} no network is made that the next stages can take; leave it out")
-    stage = Stage(name, values["script"], tuple(_tokens(where, given)), source, values.get("teacher"))
+    for key, value in given.items():
+        _check_flag(where, key, value)
+    spelled = {key.replace("_", "-") for key in given}
+    others = {key: value for key, value in shared(values["script"]).items() if key.replace("_", "-") not in spelled}
+    allow = _allow(where, values["script"], values.get("allow"))
+    stage = Stage(name, values["script"], tuple(_tokens(where, others | given)), source, values.get("teacher"), allow)
     _check_source(where, stage, next((other for other in before if other.name == source), None))
     return stage
+
+
+def _check_flag(where: str, key: Any, value: Any) -> None:
+    """Refuse what is no flag, and flags that a recipe cannot have."""
+    if not _is_word(key):
+        raise InputError(f"{where}: {key!r} is no flag")
+    if key.replace("-", "_") in GIVEN:
+        raise InputError(f"{where}: {key} is set by compress.py; leave it out")
+    if key.replace("-", "_") in ELSEWHERE and value is not False:
+        raise InputError(f"{where}: with {key} no network is made that the next stages can take; leave it out")
+
+
+def _allow(where: str, script: str, value: Any) -> float | None:
+    """Points of AP50 that a stage may lose, as its recipe says."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise InputError(f"{where}: allow: {value} is outside 0 <= value <= 100, in points of AP50")
+    if script == "export":
+        raise InputError(f"{where}: allow: export.py measures no accuracy; give it to the `script: test` of the file")
+    return float(value)
+
+
+def _dashed(key: str) -> str:
+    """A flag as a command line has it."""
+    return f"-{key}" if key in ("sr", "pt") else f"--{key}"
 
 
 def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
@@ -237,6 +317,6 @@ def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
             raise InputError(f"{where}: {key}: {value}: a flag is true, a number, a text, or a list of these")
         if value is False:
             continue
-        tokens.append(f"-{key}" if key in ("sr", "pt") else f"--{key}")
+        tokens.append(_dashed(key))
         tokens += [] if value is True else [_placed(one) if key == "hyp" else str(one) for one in values]
     return tokens

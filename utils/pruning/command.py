@@ -79,6 +79,11 @@ def group_share(text: str) -> float | str:
 
 def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags of a pruning script."""
+    return make_parser(strategy, description).parse_args(argv)
+
+
+def make_parser(strategy: Strategy, description: str) -> Parser:
+    """The flags that a pruning script takes."""
     amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (strategy.channels is not None)
     example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
     parser = Parser(description, example, program=strategy.script)
@@ -104,7 +109,7 @@ def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None)
     add_run_flags(group, PROJECT)
     add_device_flags(group, half=False)
     group.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _add_unit_flags(group: argparse._ActionsContainer) -> None:
