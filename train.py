@@ -170,7 +170,11 @@ def _add_picture_flags(parser: Parser) -> None:
     )
     group.add_argument("--multi-scale", action="store_true", help="vary the side between 0.67 and 1.5 times --img_size")
     group.add_argument("--rect", action="store_true", help="batches of one shape each, as narrow as their pictures")
-    group.add_argument("--no-flip", action="store_true", help="no mirrored pictures, where left and right differ")
+    mirrored = "no mirrored pictures, where left and right differ (default: as in the training of a .pt of --weights, "
+    mirrored += "unless -pt is given)"
+    group.add_argument("--no-flip", action="store_true", default=None, help=mirrored)
+    again = "mirrored pictures, also for weights that were trained without"
+    group.add_argument("--flip", dest="no_flip", action="store_false", help=again)
     add_cache_flags(group)
     group.add_argument("--cache-images", action="store_true", help="the same as --cache ram")
     group.add_argument("--auto-anchors", action="store_true", help="cluster the anchors anew from the data's boxes")
@@ -242,7 +246,8 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--data: is needed; it names a .data or data.yaml file")
     given = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
-    hyp = _hyperparameters(args)
+    no_flip = _no_flip(args)
+    hyp = _hyperparameters(args.hyp, no_flip)
     files = _model_files(args, given, 1 if args.single_cls else data.classes, data)
     picture_channels(files.network)
     distilled = distillation(args)
@@ -254,7 +259,8 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "nominal_batch": args.nominal_batch,
         "args": {key: value for key, value in vars(args).items() if key not in (*GONE, "debug", "json")}
-        | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]},
+        | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]}
+        | {"no_flip": no_flip},
         "resume": None,
         "project": Path(args.project),
         "name": args.name,
@@ -272,9 +278,21 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(args: argparse.Namespace) -> Hyperparameters:
-    hyp = load_hyperparameters(args.hyp) if args.hyp else Hyperparameters()
-    return hyperparameters({"flip_lr": 0.0, "flip_ud": 0.0}, "--no-flip", hyp) if args.no_flip else hyp
+def _no_flip(args: argparse.Namespace) -> bool:
+    """Whether no picture is mirrored: as the flags say, else as in the training of a .pt of --weights."""
+    weights = None if args.weights is None or args.pretrain else Path(args.weights)
+    if args.no_flip is not None or weights is None or not is_checkpoint(weights):
+        return bool(args.no_flip)
+    from utils.checkpoint import read_checkpoint, without_flips
+
+    if found := without_flips(read_checkpoint(weights)):
+        log(f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures")
+    return found
+
+
+def _hyperparameters(hyp: str | None, no_flip: bool) -> Hyperparameters:
+    found = load_hyperparameters(hyp) if hyp else Hyperparameters()
+    return hyperparameters({"flip_lr": 0.0, "flip_ud": 0.0}, "--no-flip", found) if no_flip else found
 
 
 def _model_files(args: argparse.Namespace, given: Network | None, classes: int, data: DataConfig) -> ModelFiles:

@@ -58,6 +58,29 @@ def test_written_and_read_gives_the_same_tensors(checkpoint):
     assert entry == {"path": str(checkpoint), "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
 
 
+FLAGGED = {"path": "a.pt", "sha256": "0", "no_flip": True}
+
+
+@pytest.mark.parametrize(
+    ("more", "no_flip"),
+    [
+        ({}, False),
+        ({"hyp": {"flip_lr": 0.0, "flip_ud": 0.0}}, True),
+        ({"hyp": {"flip_lr": 0.5, "flip_ud": 0.0}, "lineage": [FLAGGED]}, False),
+        ({"hyp": {"flip_lr": 0.0, "flip_ud": 0.1}}, False),
+        ({"lineage": [FLAGGED]}, True),
+        ({"lineage": [FLAGGED, {"path": "b.pt", "sha256": "1"}]}, False),
+        ({"lineage": [FLAGGED, {"path": "t.pt", "sha256": "1", "teacher": "--KDstr 4"}]}, True),
+        ({"lineage": [FLAGGED | {"teacher": "--KDstr 4"}]}, False),
+    ],
+)
+def test_the_last_training_says_whether_pictures_were_mirrored(tmp_path, more, no_flip):
+    write_checkpoint(tmp_path / "m.pt", contents(Darknet(tiny()), **more))
+    loaded = load_model(choose_model(None, str(tmp_path / "m.pt")))
+    assert loaded.no_flip == no_flip
+    assert loaded.lineage()[-1].get("no_flip", False) == no_flip
+
+
 def test_averaged_weights_are_preferred(tmp_path):
     model, average = Darknet(tiny()), Darknet(tiny())
     write_checkpoint(tmp_path / "m.pt", contents(model, ema=average.state_dict()))

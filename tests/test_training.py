@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import train
 from models import Darknet
 from tests.nets import TINY, tiny
 from utils.checkpoint import load_model, read_checkpoint
@@ -181,6 +184,37 @@ class TestRun:
         with open(f"{document['run_dir']}/results.csv") as file:
             rows = list(csv.DictReader(file))
         assert float(rows[-1]["box_loss"]) < 0.8 * float(rows[0]["box_loss"])
+
+    def test_a_network_that_saw_no_mirrored_pictures_is_not_fine_tuned_with_them(self, run, folder, tmp_path, capsys):
+        """From a training, through a pruning and a .pt of export.py; unless --flip or -pt is given."""
+        files = ("--data", str(folder / "d.data"), "--project", str(tmp_path / "runs"), "--json")
+
+        def flips(weights: str, *flags: str) -> tuple[dict, float, bool, str]:
+            train.main([*files, "--weights", weights, "--epochs", "1", "--batch-size", "4", "--workers", "0", *flags])
+            output = capsys.readouterr()
+            document = json.loads(output.out)
+            hyp, args = (
+                yaml.safe_load(Path(document["run_dir"], name).read_text()) for name in ("hyp.yaml", "args.yaml")
+            )
+            return document, hyp["flip_lr"], args["no_flip"], output.err
+
+        def made(script: str, weights: str, *flags: str) -> str:
+            main = importlib.import_module(script).main
+            main([*files[: 4 if script == "export" else 5], "--weights", weights, "--name", script, *flags])
+            capsys.readouterr()
+            return str(tmp_path / "runs" / script / "model.pt")
+
+        base = run("--epochs", "1", "--no-flip")["best"]
+        pruned = made("slim_prune", base, "--percent", "0.2", "--no-test")
+        copy = made("export", pruned, "--format", "pt")
+        for weights in (base, pruned, copy):
+            document, flip, no_flip, told = flips(weights)
+            assert (flip, no_flip) == (0, True)
+            assert f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures" in told
+        document, flip, no_flip, told = flips(document["best"], "--flip")
+        assert (flip, no_flip) == (Hyperparameters().augmentation.flip_lr, False) and "taken over" not in told
+        assert flips(document["best"])[1] > 0
+        assert flips(base, "-pt")[1] > 0
 
     def test_ignored_boxes_take_their_negatives_from_a_run_and_nothing_else(self, run, folder, tmp_path):
         """One step over pictures that are ignored as a whole, or not: the other two terms of the loss are equal."""

@@ -57,10 +57,14 @@ class LoadedModel:
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
     quantization: QuantSettings | None = None
     """How its quantizers round; None for a float network."""
+    no_flip: bool = False
+    """Whether it was trained without mirrored pictures."""
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """The ancestors and the file itself, which is read once more for its sha256."""
-        return () if self.path is None else (*self.ancestors, origin(self.path))
+        if self.path is None:
+            return ()
+        return (*self.ancestors, origin(self.path) | ({"no_flip": True} if self.no_flip else {}))
 
 
 def load_model(files: ModelFiles) -> LoadedModel:
@@ -82,7 +86,20 @@ def load_model(files: ModelFiles) -> LoadedModel:
     ancestors = tuple(checkpoint.get("lineage", ()))
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
     names, kept = tuple(checkpoint["names"]), checkpoint.get("kept")
-    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings)
+    no_flip = without_flips(checkpoint)
+    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, no_flip)
+
+
+def without_flips(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the last training behind a checkpoint had no mirrored pictures.
+
+    A checkpoint of train.py has its hyper-parameters. What the other scripts make of it, e.g. a pruned network, has the
+    entry `no_flip` of `LoadedModel.lineage`.
+    """
+    if hyp := checkpoint.get("hyp"):
+        return hyp.get("flip_lr") == hyp.get("flip_ud") == 0
+    weights = [entry for entry in checkpoint.get("lineage", ()) if entry.get("teacher") is None]
+    return bool(weights) and weights[-1].get("no_flip") is True
 
 
 def _with_slots(
