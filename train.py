@@ -370,7 +370,11 @@ def _summary(document: dict[str, Any]) -> str:
     if document["map50"] is None:
         return f"{document['epochs']} epochs, none evaluated\n{document['best']}"
     score = f"AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
-    return f"best of {document['epochs']} epochs is {document['best_epoch']}: {score}\n{document['best']}"
+    lines = [f"best of {document['epochs']} epochs is {document['best_epoch']}: {score}"]
+    if count := document["median_epochs"]:
+        values = document["median_map50"], document["median_map50_95"]
+        lines.append("median of the last {}: AP50 {:.4f}, AP50-95 {:.4f}".format(count, *values))
+    return "\n".join([*lines, document["best"]])
 
 
 if __name__ == "__main__":

@@ -205,6 +205,22 @@ def test_page_markdown_and_json_tell_the_same(report, network):
         assert shown in page.text
     assert document["runs"][2]["channels"][1] == {"block": 1, "before": 8, "after": 3}
     assert document["runs"][3]["epochs"]["map50"] == [0.5, 0.5625]
+    keys = ("median_epochs", "median_map50", "median_map50_95")
+    assert [[run[key] for key in keys] for run in document["runs"]] == [
+        [3, 0.4375, 0.21875], [3, 0.4375, 0.21875], [0, None, None], [2, 0.53125, 0.265625],
+    ]  # fmt: skip
+    for shown in (
+        "is chosen on the pictures that its accuracy is reported on",
+        "the last 20% of the epochs, at least 3",
+    ):
+        assert shown in text
+        assert shown in page.text
+    kept = [line.split("|")[1:-1] for line in text.partition("their median AP50")[2].splitlines()[2:5]]
+    assert [[cell.strip() for cell in row[1:]] for row in kept] == [
+        ["2", "0.500", "0.250", "3", "0.438", "0.219"],
+        ["3", "0.438", "0.219", "3", "0.438", "0.219"],
+        ["2", "0.562", "0.281", "2", "0.531", "0.266"],
+    ]
     assert "+0.062 from 0.500" in page.text
     assert "+0.062 from 0.500" in text
 

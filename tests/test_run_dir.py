@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from utils.errors import InputError
-from utils.report.run_dir import Results, RunDirectory, environment, git_commit, plain, read_results
+from utils.report.run_dir import Results, RunDirectory, environment, git_commit, last_epochs, plain, read_results
 
 
 def test_names_are_numbered_from_the_second_run_on(tmp_path):
@@ -146,6 +146,26 @@ def test_results_read_back_what_was_written(tmp_path):
     read = read_results(results.path)
     assert read["epoch"] == [0, 1] and read["loss"] == [1.23457, 2]
     assert np.isnan(read["map50"][0]) and read["map50"][1] == 1e-9
+
+
+@pytest.mark.parametrize(
+    ("map50", "count", "median"),
+    [
+        ([], 0, None),
+        ([float("nan")] * 3, 0, None),
+        ([0.5], 1, 0.5),
+        ([0.1, 0.9, 0.2, 0.3], 3, 0.3),
+        ([0.1, 0.9, 0.2, 0.3, float("nan")], 3, 0.3),
+        ([0.0] * 16 + [0.1, 0.2, 0.4, 0.9], 4, 0.3),
+        ([0.0] * 16 + [0.1, 0.2, 0.4, 0.9, 0.5], 5, 0.4),
+    ],
+)
+def test_the_median_is_that_of_the_last_fifth_of_the_epochs_and_at_least_three(map50, count, median):
+    found = last_epochs({"map50": map50, "map50_95": [value / 2 for value in map50]})
+    assert found["median_epochs"] == count
+    assert found["median_map50"] == (None if median is None else pytest.approx(median))
+    assert found["median_map50_95"] == (None if median is None else pytest.approx(median / 2))
+    assert last_epochs({})["median_map50"] is None
 
 
 def test_a_resumed_run_leaves_the_same_table(tmp_path):

@@ -170,6 +170,9 @@ class TestRun:
         with open(f"{directory}/results.csv") as file:
             rows = list(csv.DictReader(file))
         assert [row["epoch"] for row in rows] == ["1", "2"]
+        assert document["median_epochs"] == 2
+        for key in ("map50", "map50_95"):
+            assert document[f"median_{key}"] == pytest.approx(sum(float(row[key]) for row in rows) / 2)
         network = cfg_file.load(f"{directory}/model.cfg")
         assert network.blocks == tiny().blocks
         assert (network.net.width, network.net.height) == (64, 64)

@@ -34,7 +34,7 @@ from utils.model_files import ModelFiles
 from utils.quantization.attach import quantize
 from utils.report import plots
 from utils.report.cost import network_cost
-from utils.report.run_dir import RunDirectory, read_results
+from utils.report.run_dir import RunDirectory, last_epochs, read_results
 from utils.report.scalars import Scalars
 from utils.training.batches import check_batches
 from utils.training.distil_flags import Distillation
@@ -158,7 +158,9 @@ def _train(
     evaluation = _finish(plan, run, progress, val_loader, team)
     if record is not None:
         record.finish(trainer.state.kept)
-    return _document(run, progress, evaluation)
+    return _document(run, progress, evaluation) | (
+        last_epochs(read_results(run.file("results.csv"))) if team.leads else {}
+    )
 
 
 def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | None) -> dict[str, Any]:

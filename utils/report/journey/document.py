@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.report.journey.gather import Ancestor, Journey
 from utils.report.journey.stages import Figures, Stage
+from utils.report.run_dir import last_epochs
 
 if TYPE_CHECKING:
     from utils.report.journey.lost import Comparison
@@ -46,6 +47,7 @@ def _run(journey: Journey, place: int) -> dict[str, Any]:
         "reported": _figures(stage.figures),
         "measured": None if row is None else _measured(row),
         "best_epoch": stage.best_epoch,
+        **last_epochs(stage.results),
         "epochs": {key: list(stage.results[key]) for key in ("epoch", "map50", "map50_95") if key in stage.results},
         "channels": [{"block": bar.block, "before": bar.before, "after": bar.kept} for bar in stage.channels],
         "certificate": certificate(stage),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from utils.report.journey.figures import drawing
 from utils.report.journey.gather import Journey
 from utils.report.journey.stages import Figures, Stage
 from utils.report.pareto_plots import ParetoPoint, plot_pareto
+from utils.report.run_dir import LAST_SHARE, LEAST_LAST, last_epochs
 from utils.report.tables import Column
 
 BUSY = 1.5
@@ -134,6 +135,7 @@ def course(journey: Journey) -> Iterator[Block]:
     if any(stage.results.get("map50") for stage in shown.values()):
         caption, words = "Average precision over the epochs of every stage.", "; ".join(map(_ends, shown.values()))
         yield drawing("course", partial(figures.plot_course, shown), caption, words, 680)
+        yield from _last_epochs(shown)
     groups: dict[int | None, list[Stage]] = {}
     for stage, link in zip(journey.stages, journey.links, strict=True):
         if stage.kind in RECOVERING and stage.results.get("map50"):
@@ -145,6 +147,22 @@ def course(journey: Journey) -> Iterator[Block]:
             draw = partial(figures.plot_recovery, stages, before, start)
             words = "; ".join(_ends(stage) for stage in stages)
             yield drawing(f"recovery{number}", draw, "What came back in trainings that began with one network.", words)
+
+
+def _last_epochs(stages: Mapping[int, Stage]) -> Iterator[Block]:
+    """The accuracy of every training's best epoch, and the median of its last ones."""
+    rows = []
+    for number, stage in stages.items():
+        found = last_epochs(stage.results)
+        if found["median_epochs"]:
+            rows.append((f"{number} {stage.name}", stage.best_epoch, stage.figures.map50, stage.figures.map50_95,
+                         *found.values()))  # fmt: skip
+    titles = ("training", "epoch kept", "AP50", "AP50-95", "last epochs", "their median AP50", "their median AP50-95")
+    yield Table("The epoch that was kept and the last ones", tuple(map(Column, titles)), tuple(rows))
+    yield Text(
+        "best.pt is chosen on the pictures that its accuracy is reported on, so this accuracy is a little too high. "
+        f"The median of the last {LAST_SHARE:.0%} of the epochs, at least {LEAST_LAST}, is not chosen."
+    )
 
 
 def _ends(stage: Stage) -> str:
