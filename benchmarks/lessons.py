@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.rows import BCCD, ROADSIGNS, Row, finish
 from benchmarks.trainings import RUNS
 from utils.report.tables import Column, markdown_table
 
-__all__ = ["LESSONS", "finish", "section"]
+__all__ = ["LESSONS", "finish", "section", "spread"]
 PLAIN = "plain"
 STRATEGIES: dict[str, tuple[str, ...]] = {
     PLAIN: (),
@@ -90,7 +90,7 @@ def section(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
                    Column("±", ".3f"), Column("train min", ".1f"))  # fmt: skip
         rows = []
         for name, documents in found.items():
-            figures = [figure for column in ("map50", "map50_95") for figure in _spread(documents, column)]
+            figures = [figure for column in ("map50", "map50_95") for figure in spread(documents, column)]
             minutes = mean(document["train_minutes"] for document in documents)
             rows.append((name, " ".join(STRATEGIES[name]) or "no teacher", len(documents), *figures, minutes))
         one = next(iter(found.values()))[0]
@@ -127,6 +127,7 @@ def _rows(key: str, name: str) -> list[str]:
     return [f"{key}-{name}", *(f"{key}-{name}-seed{seed}" for seed in (1, 2))]
 
 
-def _spread(documents: list[Mapping[str, Any]], column: str) -> tuple[float, float | None]:
+def spread(documents: Sequence[Mapping[str, Any]], column: str) -> tuple[float, float | None]:
+    """Mean of a figure over seeds, and its standard deviation; None for one seed."""
     values = [document[column] for document in documents]
     return mean(values), stdev(values) if len(values) > 1 else None

@@ -6,7 +6,7 @@ import importlib.util
 
 from utils.errors import InputError
 
-REQUIREMENTS = {"openvino": "requirements-openvino.txt"}
+REQUIREMENTS = {"openvino": "requirements-openvino.txt", "torch_pruning": "requirements-dev.txt"}
 """The file that a package is in, where that is not USUAL."""
 USUAL = "requirements-export.txt"
 

@@ -1,0 +1,133 @@
+"""Networks pruned by torch-pruning (github.com/VainF/Torch-Pruning, arXiv:2301.12900), to compare ours with.
+
+Its MetaPruner ranks the channels of the whole network, rounds widths to multiples and leaves the heads whole. It drops
+the constants of removed channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from models import Darknet, load_arrays
+from utils.darknet.blocks import Convolutional, Network, Route
+from utils.data.datasets import Batch
+from utils.detection.losses import detection_loss
+from utils.detection.settings import LossSettings
+from utils.errors import InfeasibleError
+from utils.evaluation import network_input
+from utils.graph import channel_graph
+from utils.report.cost import network_cost
+
+GRADIENT = "GroupTaylor"
+"""The criterion that needs gradients."""
+STEPS = 10
+"""Halvings of the interval of pruning ratios."""
+TOLERANCE = 1e-4
+"""Of the outputs, between the module that the peer pruned and the network that is made from its widths."""
+
+
+def gradients(model: Darknet, batches: Iterable[Batch]) -> None:
+    """Add up the gradients of the training loss over the batches in the model, batch statistics frozen."""
+    model.eval().zero_grad()
+    for batch in batches:
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        heads = model(network_input(batch.images, "cpu")).heads
+        boxes = (batch.targets, model.network.yolos, size, LossSettings())
+        detection_loss(heads, *boxes, ignored=batch.ignored).total.backward()
+
+
+def prune(model: Darknet, criterion: str, share: float, size: tuple[int, int], multiple: int = 8) -> Darknet:
+    """The largest network found whose share of multiply-adds is at most `share`; `model` is left as it is.
+
+    One cut at a pruning ratio that is found by halving an interval: in many small cuts, which the peer offers as well,
+    every criterion lost more of the accuracy at equal multiply-adds, or as much.
+
+    Args:
+        model: with the sums of `gradients`, if the criterion is GRADIENT.
+        criterion: an importance of torch-pruning, e.g. `LAMP` for its LAMPImportance.
+        share: of the multiply-adds, 0 < share < 1.
+        size: of the network input.
+        multiple: widths are rounded to its multiples.
+
+    Raises:
+        InfeasibleError: no ratio reaches the share, or the outputs are not those of the peer's module.
+    """
+    most = share * network_cost(model.network, *size).macs
+    low, high, best = 0.0, 1.0, None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        module = _cut(model, criterion, middle, size, multiple)
+        if network_cost(_network(module), *size).macs <= most:
+            best, high = module, middle
+        else:
+            low = middle
+    if best is None:
+        raise InfeasibleError(f"torch-pruning {criterion}: no pruning ratio leaves {share:g} of the multiply-adds")
+    return _rebuilt(best, size)
+
+
+def _cut(model: Darknet, criterion: str, ratio: float, size: tuple[int, int], multiple: int) -> Darknet:
+    """A copy that torch-pruning has cut; its blocks still say the widths before."""
+    import torch_pruning
+
+    module = copy.deepcopy(model).eval()
+    for own, parameter in zip(model.parameters(), module.parameters(), strict=True):
+        parameter.grad = None if own.grad is None else own.grad.clone()  # deepcopy leaves gradients out
+    network, layers = module.network, module.layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensors that belong to no layer; an empty layer is left whole
+        torch_pruning.pruner.MetaPruner(
+            module,
+            torch.rand(1, network.net.channels, *size, generator=torch.Generator().manual_seed(0)),
+            getattr(torch_pruning.importance, f"{criterion}Importance")(),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            round_to=multiple,
+            ignored_layers=[layers[head - 1].conv for head in network.heads],
+            in_channel_groups={},
+            out_channel_groups=_parts(module),
+            output_transform=lambda outputs: outputs.heads,
+        ).step()
+    return module
+
+
+def _parts(module: Darknet) -> dict[torch.nn.Module, int]:
+    """Convolutions whose channels a grouped route parts, and in how many: all parts must lose the same channels."""
+    graph = channel_graph(module.network)
+    return {
+        module.layers[maker].conv: block.groups
+        for block in module.blocks
+        if isinstance(block, Route) and block.groups > 1
+        for source in block.layers
+        for maker in graph.makers()
+        if set(graph.labels[maker]) & set(graph.output(source))
+    }
+
+
+def _network(module: Darknet) -> Network:
+    """The blocks with the widths of the module's convolutions."""
+    blocks = tuple(
+        dataclasses.replace(block, filters=layer.conv.out_channels, groups=layer.conv.groups)
+        if isinstance(block, Convolutional)
+        else block
+        for block, layer in zip(module.blocks, module.layers, strict=True)
+    )
+    return dataclasses.replace(module.network, blocks=blocks)
+
+
+def _rebuilt(module: Darknet, size: tuple[int, int]) -> Darknet:
+    """A network of its own with the widths and tensors of the module, proved on a random picture."""
+    network = _network(module)
+    model = load_arrays(network, {key: value.contiguous() for key, value in module.state_dict().items()}).eval()
+    image = torch.rand(1, network.net.channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(module(image).heads, model(image).heads, strict=True)
+        difference = max(float((ours - theirs).abs().max()) for theirs, ours in pairs)
+    if not difference <= TOLERANCE:
+        raise InfeasibleError(f"torch-pruning: outputs differ by {difference:g} from those of the module it pruned")
+    return model
