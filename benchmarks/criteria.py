@@ -143,6 +143,7 @@ def cut(args: argparse.Namespace, criterion: str, kept: float) -> dict[str, Any]
         if {key: document[key] for key in made_of} != made_of:
             raise InputError(f"{path}: of another network, data set or size; give another --project")
         return document
+    path.parent.mkdir(parents=True, exist_ok=True)
     program, _, what = criterion.partition(" ")
     started = time.perf_counter()
     files = (by_slim_prune if program == "slim_prune.py" else by_peer)(args, what, kept, name)
@@ -177,7 +178,7 @@ def by_peer(args: argparse.Namespace, criterion: str, kept: float, name: str) ->
         peers.gradients(model, make_loader(dataset, BATCH))
     pruned = peers.prune(model, criterion, kept, size, MULTIPLE)
     folder = Path(args.project) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     files = {key: folder / f"model.{key}" for key in ("cfg", "weights")}
     atomic_write_text(files["cfg"], format_network(pruned.network))
     write_darknet(files["weights"], pruned)
