@@ -122,7 +122,8 @@ on the validation pictures, best epoch, averaged weights. Minutes are those of t
 machine shared with other work. bccd: blood cells, 3 classes, 292 training and 72 validation pictures (MIT licence,
 github.com/Shenggan/BCCD_Dataset). Rows that begin with bccd-yolov4-tiny and have an older commit begin with
 bccd-yolov4-tiny-before. roadsigns: 21 classes, 1197 and 315 pictures (Roboflow 100 "road signs",
-https://rf100.org, CC BY 4.0; made smaller here and split anew: [data.md](data.md)).
+https://rf100.org, CC BY 4.0; made smaller here and split anew: [data.md](data.md)). chess: 13 classes, 202 and 87
+pictures (Roboflow 100 "chess pieces", CC BY 4.0; made smaller here).
 """
 
 
