@@ -510,6 +510,15 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
         finish(("tune", "allow", 40), ("int8", "allow", 5))
     assert scripts.calls == ["export.py", "quantize.py"]
     assert finish(("tune", "allow", 40)) == ["test.py"]
+    with pytest.raises(InfeasibleError, match="stage sparse"):
+        finish(("sparse", "allow", 8))
+    assert finish(("tune", "allow", 40)) == []
+    with pytest.raises(InfeasibleError, match="stage sparse"):
+        finish(("sparse", "allow", 8))
+    assert len(finish(("sparse", "epochs", 9), ("tune", "allow", 40))) == 6
+    assert sorted(path.name for path in (tmp_path / "j").glob("*.refused*")) == [
+        "int8.refused1", "prune.refused1", "sparse.refused1", "tune.refused1", "whole.refused1",
+    ]  # fmt: skip
 
 
 def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(tmp_path):
@@ -518,18 +527,20 @@ def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(
     def journey(*changes: tuple[str, str, Any]) -> Journey:
         return Journey(recipe_of(tmp_path, CHAIN, changes), tmp_path / "j", "d.data", "n.cfg", None)
 
-    for epochs in (2, 5, 6):
-        with pytest.raises(InfeasibleError, match="stage tune"):
-            journey(("tune", "epochs", epochs)).finish(scripts)
+    for epochs, allow in ((2, 10), (5, 10), (6, 39)):
+        with pytest.raises(InfeasibleError, match=f"stage tune: .*; {allow} are allowed"):
+            journey(("tune", "epochs", epochs), ("tune", "allow", allow)).finish(scripts)
     assert scripts.calls == ["train.py", "train.py", "slim_prune.py", *["train.py"] * 3]
     made = [tmp_path / "j" / name / "weights/best.pt" for name in ("tune.refused1", "tune.refused2", "tune")]
     assert [value(path.read_text().split(), "--epochs") for path in made] == ["2", "5", "6"]
     with pytest.raises(InputError, match="holds another journey, whose stage sparse"):
         journey(("sparse", "epochs", 9)).finish(scripts)
-    done = journey(("tune", "epochs", 6), ("tune", "allow", 50)).finish(scripts)
-    assert done[-1]["document"]["map50"] == 0.4
+    accepted = journey(("tune", "epochs", 7), ("tune", "allow", 50))
+    done = accepted.finish(scripts)
+    assert (tmp_path / "j/tune.refused3/weights/best.pt").is_file() and done[-1]["document"]["map50"] == 0.4
+    assert accepted.finish(scripts) == done
     with pytest.raises(InputError, match="holds another journey, whose stage tune"):
-        journey(("tune", "epochs", 7), ("tune", "allow", 10)).finish(scripts)
+        journey(("tune", "epochs", 8), ("tune", "allow", 50)).finish(scripts)
 
 
 def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):

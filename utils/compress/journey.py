@@ -124,8 +124,9 @@ class Journey:
         for number, stage in enumerate(self.recipe.stages):
             command = self.command(stage, made)
             entry = kept[number] if number < len(kept) else None
-            if entry is not None and number == len(kept) - 1 and self._is_refused(stage, command, entry, done):
-                entry = self._set_aside(stage)
+            if entry is not None and entry["refused"] and entry["command"] != command:
+                self._set_aside(kept[number:])
+                kept, entry = kept[:number], None
             if entry is None or not (entry["document"] or self._goes_on(stage)):
                 entry = {"name": stage.name, **_begun(command)}
             self._check(stage, command, entry)
@@ -137,8 +138,10 @@ class Journey:
                 self._keep([*done, entry])
             else:
                 log(f"{where}: is done")
-            self._check_gate(stage, entry, done)
-            done.append(entry)
+            if refusal := self._refusal(stage, entry, done):
+                self._keep([*done, {**entry, "refused": True}, *kept[number + 1 :]])
+                raise InfeasibleError(refusal)
+            done.append({**entry, "refused": False})
             if entry["made"]:
                 made[stage.name] = Path(entry["made"])
         return done
@@ -150,6 +153,7 @@ class Journey:
             return []
         try:
             stages = json.loads(read_text(path))["stages"]
+            stages = [{"refused": False, **entry} for entry in stages]
             return [{key: entry[key] for key in ENTRY} for entry in stages]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path}: is damaged; choose another --name") from None
@@ -167,40 +171,31 @@ class Journey:
             if not Path(path).is_file() or sha256(Path(path)) != digest:
                 raise InputError(f"{path}: is missing or was changed since stage {stage.name}; choose another --name")
 
-    def _check_gate(self, stage: Stage, entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse a stage that lost more AP50 than it may.
-
-        Raises:
-            InfeasibleError: says how much, and what to change.
-        """
+    def _refusal(self, stage: Stage, entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str | None:
+        """How much more AP50 a stage lost than it may, and what to change; None: it passes its gate."""
         best, after = accuracy(entry, done)
-        if not loses_too_much(stage, best, after):
-            if stage.gate is not None and None in (best, after):
-                log(f"stage {stage.name}: AP50 before or after it is not known, so `allow` is not checked")
-            return
+        if stage.gate is None:
+            return None
+        if best is None or after is None:
+            log(f"stage {stage.name}: AP50 before or after it is not known, so `allow` is not checked")
+            return None
         lost = 100 * (best - after)
+        if lost <= stage.gate + 1e-9:  # 0.8 - 0.7 is more than 0.1 in binary
+            return None
         kind = "sparse" if "-sr" in stage.flags else "prune" if stage.script.endswith("_prune") else stage.script
-        raise InfeasibleError(
+        return (
             f"stage {stage.name}: AP50 fell from {best:.3f} to {after:.3f}, by {lost:.1f} points; {stage.gate:g} are "
             f"allowed. {ADVICE[kind]}. --set {stage.name}.allow={min(100, math.ceil(lost))} accepts the loss. The same "
             "command runs this stage again if its flags change; changes of earlier stages need another --name"
         )
 
-    def _is_refused(
-        self, stage: Stage, command: Sequence[str], entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
-    ) -> bool:
-        """Whether a stage did not pass its gate and has other flags now."""
-        other = entry["name"] == stage.name and entry["document"] is not None and entry["command"] != list(command)
-        return other and loses_too_much(stage, *accuracy(entry, done))
-
-    def _set_aside(self, stage: Stage) -> None:
-        """Keep the folder of a stage under another name, so that the stage begins anew."""
-        run = self.folder / stage.name
-        if run.is_dir():
-            names = (f"{stage.name}.refused{number}" for number in itertools.count(1))
-            target = next(self.folder / name for name in names if not (self.folder / name).exists())
-            run.rename(target)
-            log(f"stage {stage.name}: begins anew; what was refused is in {target}")
+    def _set_aside(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the folders of a refused stage and of those behind it under other names, so that they begin anew."""
+        for name in (entry["name"] for entry in entries if (self.folder / entry["name"]).is_dir()):
+            targets = (self.folder / f"{name}.refused{number}" for number in itertools.count(1))
+            target = next(path for path in targets if not path.exists())
+            (self.folder / name).rename(target)
+            log(f"stage {name}: begins anew; what it made before is in {target}")
 
     def _goes_on(self, stage: Stage) -> bool:
         """Whether a stage was begun and is gone on with; another than a training starts anew."""
@@ -219,8 +214,8 @@ class Journey:
         }
 
 
-ENTRY = ("name", "command", "files", "seconds", "made", "sha256", "document")
-"""What is known of a stage; `document` is None of one that is not done."""
+ENTRY = ("name", "command", "files", "seconds", "made", "sha256", "document", "refused")
+"""What is known of a stage; `document` is None of one that is not done, `refused` says that it lost too much AP50."""
 
 
 def _begun(command: Sequence[str]) -> dict[str, Any]:
@@ -250,13 +245,6 @@ def _scores(document: Mapping[str, Any], part: str | None = None) -> Iterator[fl
     score = found.get("map50") if isinstance(found, Mapping) else None
     if isinstance(score, int | float):
         yield float(score)
-
-
-def loses_too_much(stage: Stage, best: float | None, after: float | None) -> bool:
-    """Whether AP50 falls by more points than the gate of a stage allows."""
-    if stage.gate is None or best is None or after is None:
-        return False
-    return 100 * (best - after) > stage.gate + 1e-9  # 0.8 - 0.7 is more than 0.1 in binary
 
 
 @contextmanager
