@@ -161,7 +161,7 @@ def _last_epochs(stages: Mapping[int, Stage]) -> Iterator[Block]:
     yield Table("The epoch that was kept and the last ones", tuple(map(Column, titles)), tuple(rows))
     yield Text(
         "best.pt is chosen on the pictures that its accuracy is reported on, so this accuracy is a little too high. "
-        f"The median of the last {LAST_SHARE:.0%} of the epochs, at least {LEAST_LAST}, is not chosen."
+        f"The median of the last {LAST_SHARE:.0%} of the epochs, at least {LEAST_LAST}, is not chosen in this way."
     )
 
 
