@@ -35,7 +35,7 @@ from utils.graph import channel_graph
 from utils.model_files import choose_model
 from utils.pruning.command import SEARCH_BATCHES, share
 from utils.pruning.plan import arrays_of, gammas_of, make_plan
-from utils.pruning.policy import ChannelPolicy, Gammas
+from utils.pruning.policy import ChannelPolicy, Importance
 from utils.pruning.removal import Removal
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.search import Drawer
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(gains(ways, args))
 
 
-def contest(name: str, trials: Trials, gammas: Gammas, seed: int, pictures: Index) -> Way:
+def contest(name: str, trials: Trials, gammas: Importance, seed: int, pictures: Index) -> Way:
     """Cut by the ranking, and by all candidates of the search; measure all."""
     asked, graph = trials.asked, trials.graph
     ranked = settle(replace(trials, asked=replace(asked, search=0)), gammas).asked

@@ -307,7 +307,7 @@ class TestScript:
         assert plan["groups"] == document["groups"]
         assert plan["policy"]["group_percents"] == [0.3, 0.5] and plan["policy"]["merge"] == "majority"
         assert plan["channels"]["removed"] == 15
-        assert drawn == [(40, 12, "gamma_1.png"), (6, 3, "gamma_2.png")]
+        assert drawn == [(40, 12, "importance_1.png"), (6, 3, "importance_2.png")]
         text = (run / "report.md").read_text()
         assert "| 1 backbone to stride 8" in text and "advised: --group-percent" in text
         assert cfg_file.load(document["cfg"]).blocks[11].filters == 3

@@ -40,7 +40,7 @@ AMOUNTS = {
     "layer_channel": ("--shortcut", "1", "--percent", "0.2"),
 }
 """What each script removes of the tiny network, which has one residual unit: blocks 2 to 4."""
-FILES = {"args.yaml", "channels.csv", "channels.png", "detections.jpg", "env.json", "gamma.png", "model.cfg",
+FILES = {"args.yaml", "channels.csv", "channels.png", "detections.jpg", "env.json", "importance.png", "model.cfg",
          "model.pt", "model.weights", "plan.json", "report.md"}  # fmt: skip
 FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 
@@ -82,7 +82,7 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(model(image).heads, stored(image).heads, strict=True))
     run = Path(document["run_dir"])
-    assert {path.name for path in run.iterdir()} == FILES - ({"gamma.png"} if name == "layer" else set())
+    assert {path.name for path in run.iterdir()} == FILES - ({"importance.png"} if name == "layer" else set())
     side = 2 * 64 + report.GAP
     assert read_image(run / "detections.jpg").shape == (3 * side, 2 * side, 3)
     again = importlib.import_module("slim_prune").main

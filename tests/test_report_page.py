@@ -105,7 +105,7 @@ def pruning(folder, network, lineage):
             "latency": {"height": 64, "width": 64, "runtime": "CPU, threads: 1"}}  # fmt: skip
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "args.yaml").write_text(yaml.safe_dump({"percent": [0.5], "weights": "best.pt"}))
-    header = "block,new_block,line,before,after,candidate,chain,unit,mean_gamma"
+    header = "block,new_block,line,before,after,candidate,chain,unit,mean_importance"
     (folder / "channels.csv").write_text(f"{header}\n0,0,5,8,8,1,,,0.5\n1,1,9,8,3,1,0,,0.25\n")
     return folder
 

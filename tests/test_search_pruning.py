@@ -108,7 +108,7 @@ def test_the_best_candidate_is_written_as_it_was_scored(prune, folder, monkeypat
     assert document["recalibrated"] == 2 and document["absorbed"] is None  # nine pictures make two batches
     plan = json.loads((run / "plan.json").read_text())
     assert plan["channels"]["removed"] > 0 and plan["target"] == target and plan["percent"] is None
-    assert not (run / "gamma.png").exists()
+    assert not (run / "importance.png").exists()
     assert f"candidate {best + 1} of 5, drawn at random" in (run / "report.md").read_text()
     again = prune(name, *flags)
     assert Path(again["weights"]).read_bytes() == Path(document["weights"]).read_bytes()

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class LoadedModel:
     """How its quantizers round; None for a float network."""
     no_flip: bool = False
     """Whether it was trained without mirrored pictures."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Flags of the training that made it; empty where no training did, as after pruning."""
+    hyp: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of that training."""
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """The ancestors and the file itself, which is read once more for its sha256."""
@@ -86,8 +90,10 @@ def load_model(files: ModelFiles) -> LoadedModel:
     ancestors = tuple(checkpoint.get("lineage", ()))
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
     names, kept = tuple(checkpoint["names"]), checkpoint.get("kept")
-    no_flip = without_flips(checkpoint)
-    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, no_flip)
+    made = {key: checkpoint.get(key) or {} for key in ("args", "hyp")}
+    return LoadedModel(
+        model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made
+    )
 
 
 def without_flips(checkpoint: Mapping[str, Any]) -> bool:

@@ -45,10 +45,10 @@ class Certificate:
     """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture
     (of two, where one has a single value to normalise), which keep the signals of an untrained network alive."""
     compact_vs_keep_size: float
-    """The pruned network that is written and the one of full size with the same constants absorbed, in float32."""
-    border: float
+    """The pruned network that is written and the one of full size whose readers make up as well, in float32."""
+    border: float | None
     """The pruned network and the one in which removed channels have γ = 0 and keep β: what zero padding makes of the
-    constants, and where a gate depends on the picture."""
+    constants, and where a gate depends on the picture. None where readers were fitted, who get more than constants."""
     side: int
     """Side of the input, in pixels."""
     allowed_float64: float = FLOAT64
@@ -76,17 +76,25 @@ class Certificate:
 
 @torch.no_grad()
 def certify(
-    graph: ChannelGraph, arrays: Arrays, absorbed: Arrays, removal: Removal, bare: Compacted, written: Compacted
+    graph: ChannelGraph,
+    arrays: Arrays,
+    whole: Arrays,
+    removal: Removal,
+    bare: Compacted,
+    written: Compacted,
+    *,
+    fitted: bool = False,
 ) -> Certificate:
     """Compare the networks on a random picture.
 
     Args:
         graph: of the network before.
         arrays: its tensors.
-        absorbed: its tensors with the constants taken up; the same without absorption.
+        whole: its tensors, in which readers make up for what goes; the same if they do not.
         removal: what went.
         bare: compact form of `arrays`.
-        written: compact form of `absorbed`.
+        written: compact form of `whole`.
+        fitted: readers were fitted to pictures, and do not just get the constants.
     """
     network = graph.network
     side = max(SMALLEST_SIDE, CELLS * max_stride(network))
@@ -104,11 +112,13 @@ def certify(
                 pairs.append(_in_float64(small, large, images))
     float64, allowed = max(pairs, key=lambda pair: np.nan_to_num(pair[0] / pair[1], nan=np.inf))
     final = _model(*written)(image).heads
-    large = _model(network, absorbed)
+    large = _model(network, whole)
     with silenced(large, graph, removal):
         keep_size = difference(final, large(image).heads)
-    constant = _model(network, without_gamma(graph, arrays, removal))
-    border = difference(final, constant(image).heads)
+    border = None
+    if not fitted:
+        constant = _model(network, without_gamma(graph, arrays, removal))
+        border = difference(final, constant(image).heads)
     return Certificate(float32, float64, keep_size, border, side, allowed)
 
 

@@ -8,11 +8,22 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from utils.cli import Parser, fraction, integer, log, memory_for, non_negative_int, points, positive_int, print_json
+from utils.cli import (
+    Parser,
+    fraction,
+    integer,
+    log,
+    memory_for,
+    non_negative_int,
+    points,
+    positive_int,
+    print_json,
+    random_seed,
+)
 from utils.cli import number as decimal
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
-from utils.darknet.data_file import load_data
+from utils.darknet.data_file import DataConfig, load_data
 from utils.errors import InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.graph import channel_graph
@@ -29,8 +40,8 @@ from utils.report.run_dir import check_run
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
 AUTO = "auto"
-SEARCH_BATCHES = 10
-"""Of --recalibrate in a search, unless it is given."""
+FITTED = 8
+"""Batches of --reconstruct, unless it is given."""
 TARGETS: dict[Kind, str] = {
     "params": "find how much has to go until at most this share of the parameters is left, 0 < S < 1",
     "macs": "the same of the multiply-adds, at the size of --img_size",
@@ -101,6 +112,7 @@ def make_parser(strategy: Strategy, description: str) -> Parser:
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
     _add_width_flag(group, strategy.channels)
+    _add_importance_flags(group, rounds=strategy.channels is not None and not strategy.units)
     why = "say why channels of a block of --cfg are tied or stay, and which scripts may remove them; do nothing else"
     group.add_argument("--explain", type=non_negative_int, metavar="BLOCK", help=why)
     _add_files_flags(parser.add_argument_group("model and data"))
@@ -120,7 +132,7 @@ def _add_unit_flags(group: argparse._ActionsContainer) -> None:
 
 
 def _add_percent_flag(group: argparse._ActionsContainer, channels: ChannelPolicy) -> None:
-    weakest = "share of the candidate channels to remove, the weakest |γ| first, 0 <= P < 1; several with --dry-run"
+    weakest = "share of the candidate channels to remove, the least important first, 0 <= P < 1; several with --dry-run"
     if channels.groups:
         weakest = weakest.replace("candidate channels", "candidate channels of every group")
     group.add_argument("--percent", type=fraction, nargs="+", metavar="P", help=weakest)
@@ -137,7 +149,7 @@ def _add_sensitivity_flags(group: argparse._ArgumentGroup, amounts: argparse._Ac
 
 def _add_search_flag(group: argparse._ArgumentGroup) -> None:
     best = "of N random networks at --target-macs write the one with the best AP50 on the valid pictures after "
-    best += f"--recalibrate (default then: {SEARCH_BATCHES}), whose layers lose shares of their own"
+    best += "--reconstruct, whose layers lose shares of their own"
     group.add_argument("--search", type=positive_int, default=0, metavar="N", help=best)
 
 
@@ -174,6 +186,18 @@ def _add_width_flag(group: argparse._ArgumentGroup, channels: ChannelPolicy | No
     group.add_argument("--multiple-of", type=multiple, default=default, metavar="N", help=widths)
 
 
+def _add_importance_flags(group: argparse._ArgumentGroup, *, rounds: bool) -> None:
+    add = group.add_argument
+    kinds = "what ranks channels and residual units. taylor: what silencing one does to the training loss; gamma: |γ|, "
+    kinds += "for networks of sparse training (default: gamma after train.py -sr, else taylor)"
+    add("--importance", choices=("taylor", "gamma"), help=kinds)
+    batches = "batches of training pictures that taylor is computed from (default: %(default)s)"
+    add("--importance-batches", type=positive_int, default=32, metavar="N", help=batches)
+    if rounds:
+        cuts = "reach the amount in N cuts, with importance computed anew after each (default: %(default)s)"
+        add("--rounds", type=positive_int, default=1, metavar="N", help=cuts)
+
+
 def _add_files_flags(group: argparse._ArgumentGroup) -> None:
     add_model_flags(group)
     add_picture_flags(group)
@@ -186,10 +210,12 @@ def _add_check_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     absorbed = "do not give the constants of removed channels to the convolutions that read them"
     add("--no-absorb", dest="absorb", action="store_false", help=absorbed)
-    anew = "take batch statistics anew from N batches of training pictures, not absorbed constants (default: 0)"
-    add("--recalibrate", type=positive_int, default=0, metavar="N", help=anew)
+    anew = "fit the convolutions that read removed channels to what they put out before, by least squares on N batches "
+    anew += f"of training pictures; 0: they only get the constants (default: {FITTED} where --data has train pictures)"
+    add("--reconstruct", type=non_negative_int, metavar="N", help=anew)
     add("--no-test", dest="test", action="store_false", help="measure neither accuracy nor time; --data is not needed")
     add("--dry-run", action="store_true", help="print what would be left and write nothing")
+    add("--seed", type=random_seed, default=0, metavar="N", help="of all that is random (default: %(default)s)")
 
 
 def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
@@ -216,7 +242,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
             if network is not None and percents:
                 check_percents(pruning_groups(channel_graph(network)), percents, network.path)
     search = getattr(args, "search", 0)
-    recalibrate = args.recalibrate or (SEARCH_BATCHES if search else 0)
     files = choose_model(network, args.weights, classes=data.classes if data else None)
     asked = PruneRequest(
         strategy.name,
@@ -235,8 +260,12 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         batch_size=args.batch_size,
         device=args.device,
         search=search,
-        absorb=args.absorb and not recalibrate,
-        recalibrate=recalibrate,
+        importance=args.importance,
+        importance_batches=args.importance_batches,
+        rounds=getattr(args, "rounds", 1),
+        seed=args.seed,
+        absorb=args.absorb,
+        reconstruct=_fitted(args, data),
         test=args.test,
         dry_run=args.dry_run,
         as_json=args.json,
@@ -248,8 +277,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         log(note)
     if not files.is_checkpoint:
         asked.check_classes(files.network)
-    if args.absorb and recalibrate and not args.dry_run:
-        log("--recalibrate: constants are not absorbed, because the means taken anew hold them")
     return asked
 
 
@@ -258,6 +285,14 @@ def _target(args: argparse.Namespace) -> Target | None:
     targets = (Target(kind, 0.0) for kind in TARGETS)
     given = ((target, getattr(args, target.flag[2:].replace("-", "_"))) for target in targets)
     return next((replace(target, bound=bound) for target, bound in given if bound is not None), None)
+
+
+def _fitted(args: argparse.Namespace, data: DataConfig | None) -> int:
+    """Batches of --reconstruct."""
+    if args.reconstruct and not args.absorb:
+        raise InputError("--reconstruct: fits what --no-absorb leaves as it is; leave one of them out")
+    trains = args.absorb and data is not None and data.train is not None
+    return args.reconstruct if args.reconstruct is not None else FITTED if trains else 0
 
 
 def _auto(args: argparse.Namespace) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.graph import ChannelGraph
 from utils.pruning.plan import Plan, Size, make_plan
-from utils.pruning.policy import ChannelPolicy, Gammas
+from utils.pruning.policy import ChannelPolicy, Importance
 from utils.pruning.request import Amount
 from utils.pruning.target import Kind
 from utils.pruning.units import check_units, most_units
@@ -26,7 +26,7 @@ class Ladder:
     """Amounts by steps: 0 removes nothing, or only the residual units that go in any case."""
 
     graph: ChannelGraph
-    gammas: Gammas
+    importance: Importance
     channels: ChannelPolicy | None
     """None: a step is a residual unit."""
     shortcut: int | None
@@ -49,17 +49,21 @@ class Ladder:
 
     def plan(self, step: int) -> Plan:
         """What goes by so many steps."""
-        return make_plan(self.graph, self.gammas, self.channels, self.amount(step))
+        return self.plan_of(self.amount(step))
+
+    def plan_of(self, amount: Amount) -> Plan:
+        """What goes by an amount."""
+        return make_plan(self.graph, self.importance, self.channels, amount)
 
 
 def make_ladder(
-    graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | None, shortcut: int | None, *, fine: bool
+    graph: ChannelGraph, importance: Importance, channels: ChannelPolicy | None, shortcut: int | None, *, fine: bool
 ) -> Ladder:
     """The steps from nothing to the most that works.
 
     Args:
         graph: of the network.
-        gammas: γ of every convolution with batch normalisation.
+        importance: of every convolution with batch normalisation.
         channels: which channels may go; one percentage of all groups, if there are.
         shortcut: residual units that go in any case.
         fine: channel by channel; otherwise hundredths of the candidates.
@@ -67,15 +71,15 @@ def make_ladder(
     Raises:
         InputError: there is no residual unit to remove.
         InfeasibleError: no convolution can be pruned.
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
     if channels is None:
         check_units(graph.network)
-        whole = steps = most_units(graph, gammas, np.ones(graph.count, np.bool_))
-        return Ladder(graph, gammas, None, None, whole, steps)
-    choice = make_plan(graph, gammas, channels, Amount(0.0, None)).choice
+        whole = steps = most_units(graph, importance, np.ones(graph.count, np.bool_))
+        return Ladder(graph, importance, None, None, whole, steps)
+    choice = make_plan(graph, importance, channels, Amount(0.0, None)).choice
     whole = choice.ranked if fine else HUNDREDTHS
-    return Ladder(graph, gammas, channels, shortcut, whole, math.floor(choice.max_percent * whole + 1e-9))
+    return Ladder(graph, importance, channels, shortcut, whole, math.floor(choice.max_percent * whole + 1e-9))
 
 
 def cost_share(before: Cost, plan: Plan, kind: Kind, size: Size) -> float:

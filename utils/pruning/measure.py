@@ -16,9 +16,10 @@ from models import Darknet, fuse, load_arrays
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import picture_channels
+from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
 from utils.data.index import index
-from utils.evaluation import evaluate, network_input
+from utils.evaluation import evaluate
 from utils.graph import ChannelGraph
 from utils.pruning.certificate import silenced
 from utils.pruning.removal import Removal
@@ -154,18 +155,20 @@ def compare(
     return Comparison(accuracy, latency, bench.runtime(), pictures, *found, bench.names)
 
 
-def training_batches(asked: PruneRequest, network: Network, size: Size, device: torch.device) -> tuple[Iterator, int]:
-    """Batches of training pictures, not augmented, in an order that is the same every time; and how many there are.
+def training_batches(
+    asked: PruneRequest, network: Network, size: Size, device: torch.device, augment: Augmentation | None, most: int
+) -> Iterator[Batch]:
+    """Batches of training pictures, in an order and with an augmentation that follow from the seed of the request.
 
-    Returns:
-        float images [B, C, H, W], 0…1, on the device; `asked.recalibrate` batches, or all if there are fewer.
+    Args:
+        asked: whose data, batch size and seed hold.
+        network: that reads the pictures.
+        size: of its input.
+        device: where they go.
+        augment: how they vary; None: not at all.
+        most: batches; fewer come if the pictures do not make so many.
     """
-    channels = picture_channels(network)
     pictures = index(asked.data.train, asked.data.names)
-    dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
-    loader = make_loader(dataset, asked.batch_size, shuffle=True, seed=0, device=device)
-    count = min(asked.recalibrate, len(loader))
-    if count < asked.recalibrate:
-        log(f"--recalibrate {asked.recalibrate}: the training pictures make {count} batches of {asked.batch_size}; "
-            "all are used")  # fmt: skip
-    return (network_input(batch.images, device) for batch in islice(loader, count)), count
+    options = {"augment": augment, "seed": asked.seed, "channels": picture_channels(network)}
+    dataset = DetectionDataset(pictures, size=size, mode=asked.mode, **options)
+    return islice(make_loader(dataset, asked.batch_size, shuffle=True, device=device), most)

@@ -15,7 +15,7 @@ from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph
 from utils.pruning.advice import advised_percent
 from utils.pruning.groups import owners
-from utils.pruning.policy import ChannelChoice, ChannelPolicy, Gammas, choose
+from utils.pruning.policy import ChannelChoice, ChannelPolicy, Importance, choose
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount
 from utils.pruning.surgery import Arrays, compact_network, numbers
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def advised(self) -> float | None:
-        """The percentage that costs little, as far as γ tell; of every group, if there are."""
+        """The percentage that costs little, as far as trained γ tell; of every group, if there are."""
         if self.choice is None:
             return None
         parts = (part.ranking.scores for part in self.choice.parts if part.ranked)
@@ -59,51 +59,53 @@ class Plan:
         return compact_network(self.graph, self.removal)
 
 
-def make_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | None, amount: Amount) -> Plan:
+def make_plan(graph: ChannelGraph, importance: Importance, channels: ChannelPolicy | None, amount: Amount) -> Plan:
     """Choose channels, and then residual units by the channels that stay.
 
     Args:
         graph: of the network.
-        gammas: γ of every convolution with batch normalisation.
+        importance: of every convolution with batch normalisation.
         channels: which channels; None: all stay.
         amount: how much; its percentage, if any, takes the place of that of `channels`.
 
     Raises:
         InputError: the network has no residual unit, or another number of groups than there are percentages.
         InfeasibleError: a convolution would lose all its channels, or there are not so many units.
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
     keep, choice, units = np.ones(graph.count, np.bool_), None, ()
     if channels is not None:
         if amount.percent is not None:
             channels = replace(channels, percent=amount.percent)
-        choice = choose(graph, gammas, channels)
+        choice = choose(graph, importance, channels)
         keep = choice.keep
     if amount.shortcut is not None:
         check_units(graph.network)
-        units = choose_units(graph, gammas, keep, amount.shortcut)
+        units = choose_units(graph, importance, keep, amount.shortcut)
     return Plan(graph, amount, Removal(keep, units), choice)
 
 
-def searched_plan(graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy, keep: Keep) -> Plan:
-    """A plan of the channels that a search chose; [L], the labels that stay.
+def searched_plan(
+    graph: ChannelGraph, importance: Importance, channels: ChannelPolicy, keep: Keep, amount: Amount
+) -> Plan:
+    """A plan of the channels that a search, or several rounds, chose; [L], the labels that stay.
 
     Raises:
         InfeasibleError: there is no candidate.
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
-    choice = choose(graph, gammas, replace(channels, percent=0.0, groups=False, group_percents=None))
-    return Plan(graph, Amount(None, None), Removal(keep), replace(choice, keep=keep), searched=True)
+    choice = choose(graph, importance, replace(channels, percent=0.0, groups=False, group_percents=None))
+    return Plan(graph, amount, Removal(keep), replace(choice, keep=keep), searched=True)
 
 
 def grid(
-    graph: ChannelGraph, gammas: Gammas, channels: ChannelPolicy | None, amounts: Iterable[Amount], size: Size
+    graph: ChannelGraph, importance: Importance, channels: ChannelPolicy | None, amounts: Iterable[Amount], size: Size
 ) -> Iterator[dict[str, Any]]:
     """A row for every amount, by the keys of --json: what is left, or why it cannot be done."""
     for amount in amounts:
         row = amount._asdict()
         try:
-            plan = make_plan(graph, gammas, channels, amount)
+            plan = make_plan(graph, importance, channels, amount)
             yield row | {"after": figures(plan.after(), size), "groups": group_figures(plan, size), "infeasible": None}
         except InfeasibleError as failure:
             yield row | {"after": None, "groups": None, "infeasible": str(failure)}
@@ -114,7 +116,7 @@ def arrays_of(model: Darknet) -> dict[str, NDArray[np.floating]]:
     return {name: value.cpu().numpy() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
-def gammas_of(network: Network, arrays: Arrays) -> Gammas:
+def gammas_of(network: Network, arrays: Arrays) -> Importance:
     """γ of every batch normalisation, by block number."""
     names = ((i, f"layers.{i}.bn.weight") for i in range(len(network.blocks)))
     return {i: arrays[name] for i, name in names if name in arrays}

@@ -1,8 +1,8 @@
-"""Which channels stay: candidates ranked by |γ|, residual chains merged, widths rounded; no torch.
+"""Which channels stay: candidates ranked by importance, residual chains merged, widths rounded; no torch.
 
-Channels are removed by their number under a total order (|γ|, layer, channel), never by a threshold, so equal γ and
-zeros are nothing special; all candidates together, or each group among themselves. Every pruning script is one
-`ChannelPolicy` given to `choose`.
+Channels are removed by their number under a total order (importance, layer, channel), never by a threshold, so equal
+ones and zeros are nothing special; all candidates together, or each group among themselves. Every pruning script is
+one `ChannelPolicy` given to `choose`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from utils.pruning.groups import Group, check_percents, pruning_groups
 from utils.pruning.ranking import MERGES, Family, Ranking, Scores, largest_removal, merge_masks, merge_means, rank
 from utils.pruning.removal import Keep
 
-Gammas = Mapping[int, NDArray[np.floating]]
-"""γ of batch normalisation [C], by block number."""
+Importance = Mapping[int, NDArray[np.floating]]
+"""Of the channels [C] of each convolution with batch normalisation, by block number: |γ|, or what silencing a channel
+does to the loss. A residual unit may have one [1], by the number of its shortcut."""
 POWERS = 0
 """`multiple_of` that stands for powers of two."""
 
@@ -63,7 +64,7 @@ class ChannelPolicy:
         return self.layer_keep is not None or self.multiple_of != 1
 
     def least(self, width: int) -> int:
-        """Channels that stay of so many, whatever their γ."""
+        """Channels that stay of so many, however unimportant."""
         return max(1, int(width * (self.layer_keep or 0)))
 
     def round_up(self, width: int) -> int:
@@ -106,7 +107,7 @@ class ChannelChoice:
     layers: tuple[int, ...]
     """The candidate convolutions."""
     scores: Scores
-    """Of each candidate's channels: |γ|, or its mean with that of the depthwise convolution behind it."""
+    """Of each candidate's channels: its importance, or the mean with that of the depthwise convolution behind it."""
     parts: tuple[Part, ...]
     """One, or as many as there are groups."""
     max_percent: float
@@ -130,23 +131,23 @@ class ChannelChoice:
         return min(part.threshold for part in self.parts if part.ranked)
 
 
-def choose(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> ChannelChoice:
+def choose(graph: ChannelGraph, importance: Importance, policy: ChannelPolicy) -> ChannelChoice:
     """The labels that stay under a policy.
 
     Args:
         graph: of the network.
-        gammas: γ of every convolution with batch normalisation.
+        importance: of every convolution with batch normalisation.
         policy: the strategy.
 
     Raises:
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
         InputError: the policy has percentages for another number of groups than there are.
         InfeasibleError: a convolution would lose all its channels, or there is no candidate.
     """
     layers = candidates(graph, policy.prune, policy.all_convs)
     if not layers:
         raise InfeasibleError(f"{graph.network.path or 'network'}: no convolution can be pruned this way")
-    scores = channel_scores(graph, gammas, layers)
+    scores = channel_scores(graph, importance, layers)
     parts = tuple(_parts(graph, scores, layers, policy))
     families = families_of(graph, layers)
     keep = np.ones(graph.count, np.bool_)
@@ -206,25 +207,27 @@ def _prune(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: 
         round_widths(graph, family, ranking.scores, policy, keep)
 
 
-def channel_scores(graph: ChannelGraph, gammas: Gammas, layers: Sequence[int]) -> dict[int, NDArray[np.float64]]:
-    """|γ| of each layer's channels; with depthwise convolutions behind it, the mean over them and itself.
+def channel_scores(
+    graph: ChannelGraph, importance: Importance, layers: Sequence[int]
+) -> dict[int, NDArray[np.float64]]:
+    """Importance of each layer's channels; with depthwise convolutions behind it, the mean over them and itself.
 
     Raises:
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
     scores = {}
     for layer, speak in voters(graph, layers).items():
-        known = [i for i in speak if i in gammas]
-        votes = np.abs(np.stack([np.asarray(gammas[i], np.float64) for i in known]))
+        known = [i for i in speak if i in importance]
+        votes = np.abs(np.stack([np.asarray(importance[i], np.float64) for i in known]))
         if not np.isfinite(votes).all():
             bad = next(i for i, row in zip(known, votes, strict=True) if not np.isfinite(row).all())
-            raise NumericsError(f"{graph.network.where(bad)}: a γ is not finite; take an earlier checkpoint")
+            raise NumericsError(f"{graph.network.where(bad)}: an importance is not finite; take an earlier checkpoint")
         scores[layer] = votes.mean(0)
     return scores
 
 
 def voters(graph: ChannelGraph, layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """For each candidate, the blocks whose γ speak for its channels: its own and depthwise convolutions behind it."""
+    """For each candidate, the blocks that speak for its channels: its own and depthwise convolutions behind it."""
     followers = _depthwise_followers(graph)
     return {layer: (layer, *followers.get(layer, ())) for layer in layers}
 

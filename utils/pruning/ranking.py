@@ -21,7 +21,7 @@ MERGES = {
     "majority": "what at least half of the chain's convolutions keep",
     "intersection": "what all convolutions of the chain keep",
     "minimum": "as that convolution of the chain says which keeps the fewest",
-    "mean": "what has a mean |γ| over the chain as high as the weakest channel that the ranking keeps",
+    "mean": "what has a mean importance over the chain as high as the weakest channel that the ranking keeps",
 }
 """How the masks of the convolutions that a shortcut ties become one."""
 LED = ("first", "minimum")

@@ -16,7 +16,7 @@ from utils.darknet.blocks import Convolutional, Depthwise
 from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
 from utils.pruning.plan import Plan
-from utils.pruning.policy import Gammas, kept_channels
+from utils.pruning.policy import Importance, kept_channels
 from utils.pruning.request import PruneRequest
 from utils.pruning.surgery import Compacted, numbers
 from utils.pruning.units import unit_scores
@@ -45,13 +45,15 @@ def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, An
     return found
 
 
-def plan_document(asked: PruneRequest, plan: Plan, gammas: Gammas, document: Mapping[str, Any]) -> dict[str, Any]:
+def plan_document(
+    asked: PruneRequest, plan: Plan, importance: Importance, document: Mapping[str, Any]
+) -> dict[str, Any]:
     """plan.json: the policy and how it was decided, what goes, and the figures of --json."""
     choice, graph, removal = plan.choice, plan.graph, plan.removal
     policy = None if asked.channels is None else dataclasses.replace(asked.channels, percent=plan.amount.percent)
-    scores = unit_scores(graph, gammas, removal.keep, removal.units)
+    scores = unit_scores(graph, importance, removal.keep, removal.units)
     units = [
-        {"source": unit.source, "blocks": list(unit.blocks), "mean_gamma": float(score)}
+        {"source": unit.source, "blocks": list(unit.blocks), "mean_importance": float(score)}
         for unit, score in zip(removal.units, scores, strict=True)
     ]
     decided = None if choice is None else {
@@ -62,8 +64,8 @@ def plan_document(asked: PruneRequest, plan: Plan, gammas: Gammas, document: Map
     return {"policy": policy, "channels": decided, "units": units, **document}
 
 
-def channel_table(plan: Plan, bars: Sequence[LayerBar], gammas: Gammas) -> str:
-    """CSV, a row for each convolution that makes channels: how many there were and are, and their |γ|.
+def channel_table(plan: Plan, bars: Sequence[LayerBar], importance: Importance) -> str:
+    """CSV, a row for each convolution that makes channels: how many there were and are, and their mean importance.
 
     `new_block` is empty for what goes, `unit` is the shortcut of the residual unit with which it goes.
     """
@@ -73,10 +75,10 @@ def channel_table(plan: Plan, bars: Sequence[LayerBar], gammas: Gammas) -> str:
     rows = []
     for bar in bars:
         i = bar.block
-        mean = f"{np.abs(gammas[i]).mean():.6g}" if i in gammas else ""
+        mean = f"{np.abs(importance[i]).mean():.6g}" if i in importance else ""
         rows.append([i, number.get(i), network.blocks[i].line, bar.before, bar.after, int(bar.candidate), bar.chain,
                      unit_of.get(i), mean])  # fmt: skip
-    titles = "block new_block line before after candidate chain unit mean_gamma"
+    titles = "block new_block line before after candidate chain unit mean_importance"
     return csv_table(titles.split(), rows)
 
 

@@ -43,6 +43,11 @@ class Removal:
         """Numbers of the blocks that go."""
         return frozenset(block for unit in self.units for block in unit.blocks)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether everything stays."""
+        return bool(self.keep.all()) and not self.units
+
     def stays(self, graph: ChannelGraph, block: int) -> Keep:
         """[C], which channels of a block's output are more than a constant when what goes is silent."""
         silent = any(block == unit.last for unit in self.units)

@@ -19,7 +19,7 @@ from utils.pruning.advice import FREE_SHARE
 from utils.pruning.alignment import words
 from utils.pruning.measure import Comparison
 from utils.pruning.plan import Plan
-from utils.pruning.policy import Gammas
+from utils.pruning.policy import Importance
 from utils.pruning.units import residual_units
 from utils.report.pruning_plots import LayerBar, plot_channels, plot_threshold
 from utils.report.run_dir import RunDirectory
@@ -52,7 +52,7 @@ def table(document: Document) -> tuple[list[Column], list[tuple[Cell, ...]]]:
 def _rows(document: Document) -> Iterator[tuple[Cell, ...]]:
     """The network before, the networks of full size, the one that is left."""
     latency = document["latency"] or {}
-    after = "compact, recalibrated" if document["recalibrated"] else "compact"
+    after = "compact, reconstructed" if document["reconstructed"] else "compact"
     for title, key, costs, timed in (
         ("original", "before", "before", "original"),
         ("silenced", "silenced", "before", None),
@@ -118,8 +118,8 @@ def remarks(document: Document) -> Iterator[str]:
     proof = document["certificate"]
     yield (
         f"certificate: compact = silenced to {proof['compact_vs_silenced']:.0e}, = keep-size to "
-        f"{proof['compact_vs_keep_size']:.0e}; border {proof['border']:.2g}"
-        + (f"; before {document['recalibrated']} batches gave it new statistics" if document["recalibrated"] else "")
+        f"{proof['compact_vs_keep_size']:.0e}"
+        + (f"; border {proof['border']:.2g}" if proof["border"] is not None else "")
     )
     yield from target_remark(document)
     if document["groups"]:
@@ -215,7 +215,7 @@ def _limits(document: Document) -> Iterator[str]:
         yield f"residual units: {document['residual_units']}"
 
 
-def layer_bars(plan: Plan, gammas: Gammas) -> list[LayerBar]:
+def layer_bars(plan: Plan, importance: Importance) -> list[LayerBar]:
     """What every convolution that makes channels keeps."""
     graph, removal = plan.graph, plan.removal
     chains = {i: number for number, chain in enumerate(graph.chains()) for i in chain}
@@ -231,12 +231,12 @@ def layer_bars(plan: Plan, gammas: Gammas) -> list[LayerBar]:
 
 
 def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
-    """The pictures of a run: channels.png, gamma.png of what is ranked together, detections.jpg where was measured."""
+    """Pictures: channels.png, importance.png of what is ranked together, detections.jpg where accuracy was measured."""
     plot_channels(bars, run.file("channels.png"))
     if plan.choice is not None and not plan.searched:
         for number, part in enumerate(plan.choice.parts, 1):
             if part.ranked:
-                name = "gamma.png" if part.group is None else f"gamma_{number}.png"
+                name = "importance.png" if part.group is None else f"importance_{number}.png"
                 plot_threshold(part.ranking.ordered, part.removed, run.file(name))
     if comparison is not None:
         write_image(run.file("detections.jpg"), side_by_side(comparison))

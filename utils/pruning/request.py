@@ -49,6 +49,14 @@ class PruneRequest:
     """Take percentages of the groups from their sensitivity."""
     search: int = 0
     """Random networks at the target, of which the best is written; 0: the ranking says what goes."""
+    importance: Literal["taylor", "gamma"] | None = None
+    """What ranks channels and units; None: gamma for a network of sparse training, else taylor."""
+    importance_batches: int = 32
+    """Batches of training pictures from which taylor is computed; all, if there are fewer."""
+    rounds: int = 1
+    """In how many cuts the amount is reached; importance is computed anew after each."""
+    seed: int = 0
+    """Of everything that is drawn at random."""
     sensitivity_pictures: int = 64
     """Valid pictures, the first ones, on which sensitivity is measured."""
     sides: tuple[int, ...] | None = None
@@ -58,8 +66,8 @@ class PruneRequest:
     device: str = ""
     absorb: bool = True
     """Give what removed channels added to the convolutions that read them."""
-    recalibrate: int = 0
-    """Batches of training pictures from which batch statistics are taken anew; 0: none."""
+    reconstruct: int = 0
+    """Batches of training pictures with which the convolutions that read removed channels are fitted; 0: none are."""
     test: bool = True
     """Measure accuracy and time."""
     dry_run: bool = False
@@ -68,35 +76,56 @@ class PruneRequest:
     name: str = "exp"
     exist_ok: bool = False
 
+    @property
+    def trains(self) -> bool:
+        """Whether there are training pictures, to compute importance from and to fit with."""
+        return self.data is not None and self.data.train is not None
+
     def __post_init__(self) -> None:
         if self.target is not None:
             self._check_target(self.target)
         self._check_sensitivity()
         self._check_search()
+        self._check_rounds()
+        self._check_pictures()
         if self.sensitivity:
             return
         if len(self.amounts) > 1 and not self.dry_run:
             raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
         if self.dry_run:
             return
-        if self.data is None and (self.test or self.recalibrate):
-            raise InputError(
-                "--recalibrate: needs --data, the pictures that the network was trained with"
-                if self.recalibrate
-                else "--data: is needed to measure the accuracy; or --no-test"
-            )
+        if self.data is None and self.test:
+            raise InputError("--data: is needed to measure the accuracy; or --no-test")
         if self.test and self.data.valid is None:
             raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
-        if self.recalibrate and self.data.train is None:
-            raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
+
+    def _check_pictures(self) -> None:
+        """Refuse what is computed from training pictures where there are none."""
+        if self.trains:
+            return
+        for flag, wanted in (("--importance taylor", self.importance == "taylor"), ("--reconstruct", self.reconstruct)):
+            if wanted and self.data is None:
+                raise InputError(f"{flag}: needs --data, the pictures that the network was trained with")
+            if wanted:
+                raise DataError(f"{self.data.path}: names no train pictures, which {flag} needs")
+
+    def _check_rounds(self) -> None:
+        if self.rounds == 1:
+            return
+        if self.target is not None and not self.target.counted:
+            raise InputError(
+                f"--rounds: goes with --percent, --target-macs and --target-params, not {self.target.flag}"
+            )
+        for flag, given in (("--search", self.search), ("--sensitivity", self.sensitivity), ("--dry-run", self.dry_run),
+                            ("--group-percent", self.group_auto or self.channels.group_percents)):  # fmt: skip
+            if given:
+                raise InputError(f"--rounds: does not go with {flag}; leave one of them out")
 
     def _check_target(self, target: Target) -> None:
         if len(self.amounts) > 1:
             raise InputError(f"{target.flag}: finds one network; give one --shortcut")
         if target.kind == "drop" and (self.data is None or self.data.valid is None):
             raise InputError("--max-drop: needs --data with valid pictures, on which AP50 is measured")
-        if target.kind in ("drop", "latency") and self.recalibrate and (self.data is None or self.data.train is None):
-            raise InputError("--recalibrate: needs --data with train pictures")
 
     def _check_sensitivity(self) -> None:
         flag = "--sensitivity" if self.sensitivity else "--group-percent auto"
@@ -106,8 +135,6 @@ class PruneRequest:
             raise InputError(f"{flag}: needs --target-macs or --target-params, which the percentages are to reach")
         if self.sensitivity and self.dry_run:
             raise InputError("--sensitivity: writes no network; leave out --dry-run")
-        if self.recalibrate and (self.sensitivity or self.group_auto) and self.data.train is None:
-            raise DataError(f"{self.data.path}: names no train pictures, which --recalibrate needs")
 
     def _check_search(self) -> None:
         if not self.search:
@@ -125,7 +152,7 @@ class PruneRequest:
         Raises:
             InputError, CfgError: says both numbers.
         """
-        if (self.test or self.recalibrate) and not self.dry_run:
+        if self.trains or (self.test and not self.dry_run):
             picture_channels(network)
         if self.data is not None and network.classes != self.data.classes:
             raise InputError(

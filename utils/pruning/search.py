@@ -1,7 +1,7 @@
 """Random networks at a budget of multiply-adds, the best of which is kept (EagleEye, arXiv:2007.02491); no torch.
 
-A vector has a share for every family of layers; within a layer the weakest |γ| go. The paper draws vectors until one
-has the budget; here every vector is stretched to it, so that budgets far from the mean cost no more draws.
+A vector has a share for every family of layers; within a layer the weakest channels go. The paper draws vectors until
+one has the budget; here every vector is stretched to it, so that budgets far from the mean cost no more draws.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph
 from utils.pruning.candidates import candidates
 from utils.pruning.plan import Size
-from utils.pruning.policy import ChannelPolicy, Gammas, channel_scores, families_of
+from utils.pruning.policy import ChannelPolicy, Importance, channel_scores, families_of
 from utils.pruning.ranking import Family
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.shares import keep_shares
@@ -53,7 +53,7 @@ class Drawer:
     """Draws candidates of one network."""
 
     graph: ChannelGraph
-    gammas: Gammas
+    importance: Importance
     policy: ChannelPolicy
     """Whose candidates, floors and widths hold."""
     size: Size
@@ -74,7 +74,7 @@ class Drawer:
         layers = candidates(self.graph, self.policy.prune, self.policy.all_convs)
         if not layers:
             raise InfeasibleError(f"{self.graph.network.path or 'network'}: no convolution can be pruned this way")
-        scores, families = channel_scores(self.graph, self.gammas, layers), families_of(self.graph, layers)
+        scores, families = channel_scores(self.graph, self.importance, layers), families_of(self.graph, layers)
         before, random = network_cost(self.graph.network, *self.size), np.random.default_rng(seed)
 
         def network(shares: NDArray) -> Candidate:

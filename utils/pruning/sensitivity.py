@@ -1,7 +1,7 @@
 """What each layer and each group is worth: accuracy when it alone loses channels; no torch.
 
-The analysis of Li et al. ("Pruning Filters for Efficient ConvNets", arXiv:1608.08710, 3.2), with |γ| for the order and
-families of tied layers as one layer, and of the groups of `pruning_groups`.
+The analysis of Li et al. ("Pruning Filters for Efficient ConvNets", arXiv:1608.08710, 3.2), with the importance for the
+order and families of tied layers as one layer, and of the groups of `pruning_groups`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from utils.graph import ChannelGraph
 from utils.pruning.candidates import candidates
 from utils.pruning.groups import pruning_groups
 from utils.pruning.plan import Size
-from utils.pruning.policy import ChannelPolicy, Gammas, channel_scores, choose, families_of
+from utils.pruning.policy import ChannelPolicy, Importance, channel_scores, choose, families_of
 from utils.pruning.ranking import Family
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.shares import keep_shares
@@ -58,17 +58,17 @@ class Curve:
     macs: tuple[float, ...]
 
 
-def layer_parts(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Iterator[Part]:
+def layer_parts(graph: ChannelGraph, importance: Importance, policy: ChannelPolicy) -> Iterator[Part]:
     """The families of a policy's candidates, in the order of the network."""
     layers = candidates(graph, policy.prune, policy.all_convs)
-    scores = channel_scores(graph, gammas, layers)
+    scores = channel_scores(graph, importance, layers)
     for family in families_of(graph, layers):
         keeps = tuple(keep_shares(graph, scores, {family: share}, policy) for share in SHARES)
         name = f"{family[0]}" + (f" and {len(family) - 1} tied" if len(family) > 1 else "")
         yield Part("layer", family[0], name, family, _width(graph, family), keeps)
 
 
-def group_parts(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> Iterator[Part]:
+def group_parts(graph: ChannelGraph, importance: Importance, policy: ChannelPolicy) -> Iterator[Part]:
     """The groups of the network that have candidates: what `choose` keeps when only this group has a percentage."""
     groups = pruning_groups(graph)
     grouped = replace(policy, groups=True, layer_keep=policy.layer_keep or 0.0)
@@ -77,7 +77,7 @@ def group_parts(graph: ChannelGraph, gammas: Gammas, policy: ChannelPolicy) -> I
         own = tuple(layer for layer in group.layers if layer in layers)
         if own:
             rows = (tuple(share * (place == other) for other in range(len(groups))) for share in SHARES)
-            keeps = tuple(choose(graph, gammas, replace(grouped, group_percents=row)).keep for row in rows)
+            keeps = tuple(choose(graph, importance, replace(grouped, group_percents=row)).keep for row in rows)
             yield Part("group", place + 1, group.name, own, _width(graph, own), keeps)
 
 

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli import log
+from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.allocation import allocate
 from utils.pruning.groups import pruning_groups
 from utils.pruning.ladder import Ladder, cost_share, make_ladder
 from utils.pruning.plan import Plan, make_plan
-from utils.pruning.policy import ChannelPolicy, Gammas
+from utils.pruning.policy import ChannelPolicy, Importance
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount, PruneRequest
+from utils.pruning.savings import ranked
 from utils.pruning.search import Drawer, candidate_table
 from utils.pruning.sensitivity import SHARES, curve_table, group_parts, measure_part
 from utils.pruning.target import Target
@@ -101,7 +103,7 @@ class Settled(NamedTuple):
     """[L], the labels that stay, if a search found them."""
 
 
-def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
+def auto_groups(trials: Trials, importance: Importance, target: Target) -> Settled:
     """Percentages of the groups that reach a target with the least predicted loss; see `allocation.allocate`.
 
     Raises:
@@ -110,7 +112,7 @@ def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
     """
     asked, graph, size = trials.asked, trials.graph, trials.size
     quick = replace(trials, pictures=asked.sensitivity_pictures)
-    parts = tuple(group_parts(graph, gammas, asked.channels))
+    parts = tuple(group_parts(graph, importance, asked.channels))
     curves = [measure_part(graph, part, quick.drop, size) for part in parts]
     before, every, known = network_cost(graph.network, *size), [0.0] * len(pruning_groups(graph)), {}
 
@@ -120,7 +122,7 @@ def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
 
     def left(percents: tuple[float, ...]) -> float:
         if percents not in known:
-            plan = make_plan(graph, gammas, policy(percents), asked.amounts[0])
+            plan = make_plan(graph, importance, policy(percents), asked.amounts[0])
             known[percents] = cost_share(before, plan, target.kind, size)
         return known[percents]
 
@@ -132,7 +134,7 @@ def auto_groups(trials: Trials, gammas: Gammas, target: Target) -> Settled:
     return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
 
 
-def search(trials: Trials, gammas: Gammas, target: Target) -> Settled:
+def search(trials: Trials, importance: Importance, target: Target) -> Settled:
     """The best of random networks at a budget, by AP50 on the valid pictures after their statistics are taken anew.
 
     Raises:
@@ -141,7 +143,7 @@ def search(trials: Trials, gammas: Gammas, target: Target) -> Settled:
     """
     asked = trials.asked
     before = trials.map50
-    found = list(Drawer(trials.graph, gammas, asked.channels, trials.size).draw(asked.search, target, SEED))
+    found = list(Drawer(trials.graph, importance, asked.channels, trials.size).draw(asked.search, target, SEED))
     if len(found) < asked.search:
         log(f"--search {asked.search}: {len(found)} different networks at this budget were found")
     drops = [trials.drop(f"candidate {number}", Removal(one.keep)) for number, one in enumerate(found, 1)]
@@ -155,7 +157,50 @@ def search(trials: Trials, gammas: Gammas, target: Target) -> Settled:
     return Settled(replace(asked, channels=channels), document, tables, found[best].keep)
 
 
-def settle(trials: Trials, gammas: Gammas) -> Settled:
+def in_rounds(trials: Trials, importance: Importance) -> Settled:
+    """Several cuts to a percentage or a target, with importance computed anew after each, on what is left then.
+
+    Every round leaves the same share of what the one before has left. Readers are always fitted to the first network.
+
+    Raises:
+        InfeasibleError: no amount reaches the target.
+    """
+    asked, first = trials.asked, trials.graph
+    target, percent, rounds = asked.target, asked.amounts[0].percent, asked.rounds
+    before, graph, keep = network_cost(first.network, *trials.size), first, np.ones(first.count, np.bool_)
+    left, tried = 1.0, 0
+    for number in range(1, rounds + 1):
+        if number > 1:
+            network, arrays = trials.cut(Removal(keep))
+            graph = channel_graph(network)
+            importance = ranked(asked, graph, trials.importance(network, arrays), trials.size)
+        if target is None:
+            plan = make_plan(graph, importance, asked.channels, Amount(1 - (1 - percent) ** (1 / rounds), None))
+        else:
+            bound = target.bound ** (number / rounds) / left
+            ladder = make_ladder(graph, importance, asked.channels, None, fine=True)
+            reached = reach(replace(target, bound=bound), ladder, trials) if bound < 1 else None
+            if reached is None:
+                continue
+            plan, tried = ladder.plan_of(reached.amount), tried + reached.tried
+        _take(first, keep, graph, plan.removal.keep)
+        if target is not None:
+            left = cost_share(before, Plan(first, asked.amounts[0], Removal(keep), None), target.kind, trials.size)
+        log(f"round {number} of {rounds}: {int(keep.sum())} of {first.count} channels stay")
+    document = None if target is None else {
+        "flag": target.flag, "bound": target.bound, "reached": left, "percent": None, "shortcut": None, "tried": tried,
+        "rounds": rounds}  # fmt: skip
+    return Settled(asked, document, {}, keep)
+
+
+def _take(first: ChannelGraph, keep: Keep, graph: ChannelGraph, stays: Keep) -> None:
+    """Write into `keep` [L], the labels of the first network that stay, those that go from what is left of it."""
+    old = keep.copy()
+    for before, now in zip(first.labels, graph.labels, strict=True):
+        keep[before[old[before]][~stays[now]]] = False
+
+
+def settle(trials: Trials, importance: Importance) -> Settled:
     """A request whose amount, or percentages of groups, are those which its target asks for.
 
     Raises:
@@ -163,14 +208,16 @@ def settle(trials: Trials, gammas: Gammas) -> Settled:
         InputError: the network before finds nothing, and AP50 is to be measured.
     """
     asked = trials.asked
+    if asked.rounds > 1:
+        return in_rounds(trials, importance)
     if (target := asked.target) is None:
         return Settled(asked, None, {})
     if asked.search:
-        return search(trials, gammas, target)
+        return search(trials, importance, target)
     if asked.group_auto:
-        return auto_groups(trials, gammas, target)
+        return auto_groups(trials, importance, target)
     shortcut = asked.amounts[0].shortcut
-    ladder = make_ladder(trials.graph, gammas, asked.channels, shortcut, fine=target.counted)
+    ladder = make_ladder(trials.graph, importance, asked.channels, shortcut, fine=target.counted)
     amount, figure, tried = reach(target, ladder, trials)
     found = {"flag": target.flag, "bound": target.bound, "reached": figure, **amount._asdict(), "tried": tried}
     return Settled(replace(asked, amounts=(amount,)), found, {})

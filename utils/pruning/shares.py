@@ -16,12 +16,12 @@ from utils.pruning.removal import Keep
 def keep_shares(graph: ChannelGraph, scores: Scores, shares: Mapping[Family, float], policy: ChannelPolicy) -> Keep:
     """[L], the labels that stay when every family loses a share of its own; families that are not named stay whole.
 
-    The weakest go: those with the smallest mean |γ| over the convolutions that have them. Widths are rounded and floors
-    kept as the policy says; one channel of every convolution stays.
+    The weakest go: those with the smallest mean importance over the convolutions that have them. Widths are rounded and
+    floors kept as the policy says; one channel of every convolution stays.
 
     Args:
         graph: of the network.
-        scores: |γ| of each convolution's channels.
+        scores: of each convolution's channels.
         shares: 0 <= share < 1.
         policy: whose `layer_keep` and `multiple_of` hold.
     """
@@ -34,7 +34,7 @@ def keep_shares(graph: ChannelGraph, scores: Scores, shares: Mapping[Family, flo
 
 
 def weakest(graph: ChannelGraph, scores: Scores, family: Sequence[int]) -> np.ndarray:
-    """The labels of a family from the smallest mean |γ| to the largest; equal ones by number."""
+    """The labels of a family from the smallest mean importance to the largest; equal ones by number."""
     total, voters = np.zeros((2, graph.count))
     for layer in family:
         np.add.at(total, graph.labels[layer], scores[layer])

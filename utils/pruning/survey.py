@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from utils.cli import print_json
-from utils.pruning.policy import Gammas
+from utils.pruning.policy import Importance
 from utils.pruning.sensitivity import SHARES, Curve, curve_table, group_parts, layer_parts, measure_part
 from utils.pruning.trials import Trials
 from utils.report.run_dir import RunDirectory
@@ -18,7 +18,7 @@ MOST_LAYERS = 10
 """Of the layers that are printed, those that lose most; the files have all."""
 
 
-def survey(trials: Trials, gammas: Gammas) -> None:
+def survey(trials: Trials, importance: Importance) -> None:
     """Measure the parts of a network one by one, write sensitivity.csv and .png, print what matters.
 
     Raises:
@@ -28,7 +28,7 @@ def survey(trials: Trials, gammas: Gammas) -> None:
     asked, graph = trials.asked, trials.graph
     quick = replace(trials, pictures=asked.sensitivity_pictures)
     map50, channels = quick.map50, asked.channels
-    parts = [*group_parts(graph, gammas, channels), *layer_parts(graph, gammas, channels)]
+    parts = [*group_parts(graph, importance, channels), *layer_parts(graph, importance, channels)]
     curves = [measure_part(graph, part, quick.drop, trials.size) for part in parts]
     with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until() as run:
         run.describe(args=asked.flags)

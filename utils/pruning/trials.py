@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models import Darknet
+from utils.cli import log
+from utils.darknet.blocks import Network
+from utils.data.augment import Augmentation
+from utils.detection.settings import LossSettings
 from utils.errors import InputError
+from utils.evaluation import network_input
 from utils.graph import ChannelGraph
 from utils.pruning.constants import absorb
+from utils.pruning.importance import taylor
 from utils.pruning.measure import Bench, Clock, make_bench, training_batches
-from utils.pruning.plan import Size
-from utils.pruning.recalibrate import recalibrate
+from utils.pruning.plan import Size, gammas_of
+from utils.pruning.policy import Importance
+from utils.pruning.reconstruct import most_pictures, reconstruct
 from utils.pruning.removal import Removal
 from utils.pruning.request import PruneRequest
 from utils.pruning.surgery import Arrays, Compacted, compact
@@ -29,6 +40,8 @@ class Trials:
     arrays: Arrays
     size: Size
     device: torch.device
+    hyp: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that the network was trained with; the defaults where they are not known."""
     pictures: int | None = None
     """Valid pictures that are looked at, the first ones; None: all."""
 
@@ -38,9 +51,27 @@ class Trials:
         return make_bench(self.asked, self.graph.network, self.size, self.device, self.pictures)
 
     @cached_property
-    def batches(self) -> list[Tensor]:
-        """The pictures for new batch statistics."""
-        return list(training_batches(self.asked, self.graph.network, self.size, self.device)[0])
+    def fitted(self) -> list[Tensor]:
+        """The training pictures of --reconstruct, in batches [B, C, H, W]."""
+        asked, network = self.asked, self.graph.network
+        wanted = asked.reconstruct * asked.batch_size
+        most = min(wanted, most_pictures(network, self.size))
+        batches = training_batches(asked, network, self.size, self.device, None, asked.reconstruct)
+        images = [network_input(batch.images, self.device) for batch in batches]
+        found = list(torch.cat(images)[:most].split(asked.batch_size))
+        if (count := sum(map(len, found))) < wanted:
+            why = "more would not fit into memory" if count == most else "there are no more"
+            log(f"--reconstruct {asked.reconstruct}: {count} pictures are used; {why}")
+        return [batch.contiguous(memory_format=torch.channels_last) for batch in found]
+
+    def importance(self, network: Network, arrays: Arrays) -> Importance:
+        """Importance of a network's channels and residual units, as the request computes it."""
+        if self.asked.importance == "gamma":
+            return {i: np.abs(gamma) for i, gamma in gammas_of(network, arrays).items()}
+        augment, loss = (_chosen(kind, self.hyp) for kind in (Augmentation, LossSettings))
+        asked = self.asked
+        batches = training_batches(asked, network, self.size, self.device, augment, asked.importance_batches)
+        return taylor(network, arrays, batches, loss, self.device)
 
     @cached_property
     def original(self) -> Darknet:
@@ -59,12 +90,15 @@ class Trials:
             raise InputError(f"{self.asked.files.weights}: finds nothing in {self.asked.data.valid}; its AP50 is 0")
         return found
 
+    def compensated(self, removal: Removal) -> Arrays:
+        """The tensors of the network before, in which readers make up for what goes."""
+        if self.asked.reconstruct and not removal.nothing:
+            return reconstruct(self.graph, self.arrays, removal, self.fitted, self.device, self.asked.seed)
+        return absorb(self.graph, self.arrays, removal) if self.asked.absorb else self.arrays
+
     def cut(self, removal: Removal) -> Compacted:
         """The network that would be written."""
-        absorbed = absorb(self.graph, self.arrays, removal) if self.asked.absorb else self.arrays
-        network, arrays = compact(self.graph, absorbed, removal)
-        return Compacted(network, recalibrate(network, arrays, self.batches, self.device) if self.asked.recalibrate
-                         else arrays)  # fmt: skip
+        return compact(self.graph, self.compensated(removal), removal)
 
     def drop(self, name: str, removal: Removal) -> float:
         """Points of AP50 that the network which would be written has lost; `name` for the progress."""
@@ -74,5 +108,11 @@ class Trials:
     def time_share(self, removal: Removal, **pace: int) -> float:
         """Median time of what is left, as a share of that of the network before; both run in turn."""
         clock = Clock(self.device, self.size)
-        times = clock.latency({"before": self.original, "after": clock.model(*self.cut(removal))}, **pace)
+        left = clock.model(*compact(self.graph, self.arrays, removal))
+        times = clock.latency({"before": self.original, "after": left}, **pace)
         return times["after"].median / times["before"].median
+
+
+def _chosen(kind: type, hyp: Mapping[str, Any]) -> Any:
+    """Settings with those values of a hyper-parameter file that are theirs."""
+    return kind(**{field.name: hyp[field.name] for field in dataclasses.fields(kind) if field.name in hyp})

@@ -65,40 +65,41 @@ def check_units(network: Network) -> None:
 
 
 def unit_scores(
-    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep, units: Sequence[Unit]
+    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep, units: Sequence[Unit]
 ) -> NDArray[np.float64]:
-    """Mean |γ| of each unit's last convolution, over the channels that stay.
+    """Importance of each unit: its own, or else the mean over those channels of its last convolution that stay.
 
     Raises:
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
     scores = np.zeros(len(units))
     for number, unit in enumerate(units):
-        stays = keep[graph.labels[unit.last]]
-        values = np.abs(np.asarray(gammas[unit.last], np.float64))[stays]
+        values = np.abs(np.asarray(importance.get(unit.shortcut, importance[unit.last]), np.float64))
+        values = values if unit.shortcut in importance else values[keep[graph.labels[unit.last]]]
         if not np.isfinite(values).all():
-            raise NumericsError(f"{graph.network.where(unit.last)}: a γ is not finite; take an earlier checkpoint")
+            raise NumericsError(f"{graph.network.where(unit.last)}: an importance is not finite; take "
+                                "an earlier checkpoint")  # fmt: skip
         scores[number] = values.mean() if len(values) else 0.0
     return scores
 
 
 def choose_units(
-    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep, count: int
+    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep, count: int
 ) -> tuple[Unit, ...]:
     """The `count` weakest residual units, by score and then by number; none lies within another one that goes.
 
     Args:
         graph: of the network.
-        gammas: γ of every convolution with batch normalisation.
+        importance: of every convolution with batch normalisation.
         keep: [L], the channels that stay; scores are means over them.
         count: how many units go.
 
     Raises:
         InfeasibleError: there are not so many.
-        NumericsError: a γ is NaN or infinite.
+        NumericsError: an importance is NaN or infinite.
     """
     most = 0
-    for chosen in _weakest_units(graph, gammas, keep):
+    for chosen in _weakest_units(graph, importance, keep):
         if len(chosen) == count:
             return tuple(sorted(chosen, key=lambda unit: unit.shortcut))
         most = max(most, len(chosen))
@@ -106,17 +107,17 @@ def choose_units(
                           f"units; the largest number that works is {most}")  # fmt: skip
 
 
-def most_units(graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep) -> int:
+def most_units(graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep) -> int:
     """The largest number that `choose_units` takes."""
-    return max(map(len, _weakest_units(graph, gammas, keep)))
+    return max(map(len, _weakest_units(graph, importance, keep)))
 
 
 def _weakest_units(
-    graph: ChannelGraph, gammas: Mapping[int, NDArray[np.floating]], keep: Keep
+    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep
 ) -> Iterator[Sequence[Unit]]:
     """None, the weakest unit, the two weakest …; one around others takes their place."""
     units = residual_units(graph.network)
-    scores = unit_scores(graph, gammas, keep, units)
+    scores = unit_scores(graph, importance, keep, units)
     chosen: list[Unit] = []
     yield chosen
     for number in sorted(range(len(units)), key=lambda number: (scores[number], number)):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import load_model
+from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.shapes import max_stride
 from utils.device import select_device
@@ -17,13 +17,13 @@ from utils.pruning import record, report
 from utils.pruning.alignment import TorchTimer, align, words
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
-from utils.pruning.measure import Clock, Comparison, compare, make_bench, training_batches
-from utils.pruning.plan import Plan, arrays_of, figures, gammas_of, grid, group_figures, make_plan, searched_plan
-from utils.pruning.policy import Gammas
-from utils.pruning.recalibrate import recalibrate
+from utils.pruning.measure import Clock, Comparison, compare
+from utils.pruning.plan import Plan, arrays_of, figures, grid, group_figures, make_plan, searched_plan
+from utils.pruning.policy import Importance
 from utils.pruning.request import PruneRequest
+from utils.pruning.savings import ranked
 from utils.pruning.settlement import settle
-from utils.pruning.surgery import Arrays, Compacted, compact
+from utils.pruning.surgery import Compacted, compact
 from utils.pruning.survey import survey
 from utils.pruning.trials import Trials
 from utils.pruning.units import residual_units
@@ -40,7 +40,7 @@ def prune(asked: PruneRequest) -> None:
             asked for.
         InfeasibleError: a layer would be emptied, a target is out of reach, or the certificate fails; nothing is
             written.
-        NumericsError: a γ is not finite.
+        NumericsError: an importance is not finite.
     """
     device = select_device(asked.device)
     loaded = load_model(asked.files)
@@ -54,34 +54,67 @@ def prune(asked: PruneRequest) -> None:
     asked.check_classes(network)
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = arrays_of(loaded.model)
-    graph, gammas = channel_graph(network), gammas_of(network, arrays)
-    asked, alignment = aligned(asked, graph, size, device)
-    trials = Trials(asked, graph, arrays, size, device)
+    graph = channel_graph(network)
+    asked, alignment = aligned(ranked_by(asked, loaded), graph, size, device)
+    trials = Trials(asked, graph, arrays, size, device, loaded.hyp)
+    importance = trials.importance(network, arrays)
     if asked.sensitivity:
-        survey(trials, gammas)
+        survey(trials, importance)
         return
-    asked, target, tables, chosen = settle(trials, gammas)
+    order = ranked(asked, graph, importance, size)
+    asked, target, tables, chosen = settle(trials, order)
     if asked.dry_run:
-        document = preview(asked, graph, gammas, size) | {"target": target, "alignment": alignment}
+        document = preview(asked, graph, order, size) | {"target": target, "alignment": alignment}
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
-    plan = (make_plan(graph, gammas, asked.channels, asked.amounts[0]) if chosen is None
-            else searched_plan(graph, gammas, asked.channels, chosen))  # fmt: skip
+    plan = (make_plan(graph, order, asked.channels, asked.amounts[0]) if chosen is None
+            else searched_plan(graph, order, asked.channels, chosen, asked.amounts[0]))  # fmt: skip
     document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target, "alignment": alignment}
+    document |= {"importance": asked.importance, "rounds": asked.rounds}
     document["before"] = figures(network, size)
-    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised, "groups": group_figures(plan, size)}
-    written, comparison, found = carry_out(asked, plan, arrays, size, device)
+    document |= {
+        "max_percent": plan.max_percent,
+        "advised_percent": advised(asked, plan),
+        "groups": group_figures(plan, size),
+    }
+    written, comparison, found = carry_out(trials, plan)
     document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)
     with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until("model.cfg") as run:
         document["run_dir"] = str(run.path)
         document |= {key: str(run.file(f"model.{key}")) for key in ("cfg", "weights")}
         document["data"] = str(asked.data.path) if asked.data else None
         names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
-        write(run, asked, plan, gammas, comparison, document)
+        write(run, asked, plan, importance, comparison, document)
         for name, text in tables.items():
             run.write_text(name, text)
         record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
+
+
+def ranked_by(asked: PruneRequest, loaded: LoadedModel) -> PruneRequest:
+    """A request that says what ranks channels: γ where they were pressed on, or where there are no pictures.
+
+    With taylor all convolutions are candidates: the classic rules leave out what sparse training did not press on.
+    """
+    kind = asked.importance
+    if kind is None:
+        kind, why = (
+            ("gamma", "sparse training has pressed on γ")
+            if loaded.args.get("sr")
+            else ("taylor", "what silencing a channel does to the loss; γ was not trained sparse")
+            if asked.trains
+            else ("gamma", "there are no training pictures to compute taylor from; give --data")
+        )
+        log(f"--importance {kind}: {why}")
+    channels = asked.channels and dataclasses.replace(
+        asked.channels, all_convs=asked.channels.all_convs or kind == "taylor"
+    )
+    return dataclasses.replace(asked, importance=kind, channels=channels)
+
+
+def advised(asked: PruneRequest, plan: Plan) -> float | None:
+    """The percentage that costs little; None where not γ rank the channels."""
+    return plan.advised if asked.importance == "gamma" else None
 
 
 def aligned(
@@ -98,27 +131,25 @@ def aligned(
     return dataclasses.replace(asked, channels=channels, flags=flags), document
 
 
-def preview(asked: PruneRequest, graph: ChannelGraph, gammas: Gammas, size: Size) -> dict[str, Any]:
+def preview(asked: PruneRequest, graph: ChannelGraph, importance: Importance, size: Size) -> dict[str, Any]:
     """The document of a dry run: what is left of the network, for one amount or for several.
 
     Raises:
         InfeasibleError: the only amount cannot be carried out.
     """
     least = asked.amounts[0]._replace(percent=None if asked.channels is None else 0.0, shortcut=None)
-    plan = make_plan(graph, gammas, asked.channels, least)
+    plan = make_plan(graph, importance, asked.channels, least)
     units = None if asked.amounts[0].shortcut is None else len(residual_units(graph.network))
     document = {"strategy": asked.strategy, "before": figures(graph.network, size), "residual_units": units}
-    document |= {"max_percent": plan.max_percent, "advised_percent": plan.advised}
+    document |= {"max_percent": plan.max_percent, "advised_percent": advised(asked, plan)}
     if len(asked.amounts) == 1:
-        make_plan(graph, gammas, asked.channels, asked.amounts[0])
-    document["grid"] = list(grid(graph, gammas, asked.channels, asked.amounts, size))
+        make_plan(graph, importance, asked.channels, asked.amounts[0])
+    document["grid"] = list(grid(graph, importance, asked.channels, asked.amounts, size))
     only = document["grid"][0] if len(asked.amounts) == 1 else {}
     return document | {key: only[key] for key in ("after", "groups") if only}
 
 
-def carry_out(
-    asked: PruneRequest, plan: Plan, arrays: Arrays, size: Size, device: torch.device
-) -> tuple[Compacted, Comparison | None, dict[str, Any]]:
+def carry_out(trials: Trials, plan: Plan) -> tuple[Compacted, Comparison | None, dict[str, Any]]:
     """Cut a network, prove that it was cut right, and measure it.
 
     Returns:
@@ -127,37 +158,34 @@ def carry_out(
     Raises:
         InfeasibleError: the certificate fails.
     """
-    graph, removal = plan.graph, plan.removal
-    absorbed = absorb(graph, arrays, removal) if asked.absorb else arrays
-    written = compact(graph, absorbed, removal)
-    bare = compact(graph, arrays, removal) if asked.absorb else written
-    certificate = certify(graph, arrays, absorbed, removal, bare, written)
-    del bare
+    asked, graph, arrays, removal = trials.asked, trials.graph, trials.arrays, plan.removal
+    whole = trials.compensated(removal)
+    written, bare = compact(graph, whole, removal), compact(graph, arrays, removal)
+    folded = absorb(graph, arrays, removal) if asked.absorb else None
+    fitted = bool(asked.reconstruct) and not removal.nothing
+    certificate = certify(graph, arrays, whole, removal, bare, written, fitted=fitted)
+    del bare, whole
     certificate.check()
-    batches = 0
-    if asked.recalibrate:
-        pictures, batches = training_batches(asked, graph.network, size, device)
-        written = Compacted(written.network, recalibrate(*written, pictures, device))
     comparison = None
     if asked.test:
-        bench = make_bench(asked, graph.network, size, device)
-        comparison = compare(bench, graph, arrays, absorbed if asked.absorb else None, removal, written)
-    return written, comparison, {"certificate": dataclasses.asdict(certificate), "recalibrated": batches}
+        comparison = compare(trials.bench, graph, arrays, folded, removal, written)
+    pictures = sum(map(len, trials.fitted)) if fitted else 0
+    return written, comparison, {"certificate": dataclasses.asdict(certificate), "reconstructed": pictures}
 
 
 def write(
     run: RunDirectory,
     asked: PruneRequest,
     plan: Plan,
-    gammas: Gammas,
+    importance: Importance,
     comparison: Comparison | None,
     document: dict[str, Any],
 ) -> None:
     """What the run says of itself."""
     run.describe(args=asked.flags)
-    bars = report.layer_bars(plan, gammas)
-    run.write_json("plan.json", record.plan_document(asked, plan, gammas, document))
-    run.write_text("channels.csv", record.channel_table(plan, bars, gammas))
+    bars = report.layer_bars(plan, importance)
+    run.write_json("plan.json", record.plan_document(asked, plan, importance, document))
+    run.write_text("channels.csv", record.channel_table(plan, bars, importance))
     run.write_text("report.md", report.markdown(document))
     report.draw(run, plan, bars, comparison)
 

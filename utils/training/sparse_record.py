@@ -14,7 +14,7 @@ from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.advice import FREE_SHARE, advised_percent
 from utils.pruning.candidates import SETS
 from utils.pruning.plan import arrays_of, gammas_of
-from utils.pruning.policy import Gammas, channel_scores, choose
+from utils.pruning.policy import Importance, channel_scores, choose
 from utils.pruning.sparsity import SparseSettings, outlook
 from utils.pruning.units import residual_units, unit_scores
 from utils.report.gamma_log import BELOW, GammaLog
@@ -88,7 +88,7 @@ class SparseRecord:
         log(f"prune: python {shlex.join([*words, *amount])}" if amount else NOTHING)
 
 
-def _amount(graph: ChannelGraph, gammas: Gammas, settings: SparseSettings) -> list[str]:
+def _amount(graph: ChannelGraph, gammas: Importance, settings: SparseSettings) -> list[str]:
     """The flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
     policy = script_policy(settings)
     if policy is None:
