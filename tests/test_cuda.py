@@ -352,7 +352,7 @@ def test_a_gpu_detects_what_the_cpu_detects(gpu, trained, folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [("slim_prune.py", ("--percent", "0.3", "--recalibrate", "4")), ("quantize.py", ("--calib", "8"))],
+    [("slim_prune.py", ("--percent", "0.3", "--reconstruct", "4")), ("quantize.py", ("--calib", "8"))],
 )
 def test_a_gpu_writes_the_network_that_the_cpu_writes(gpu, trained, tmp_path, script, flags):
     call = (script, *trained, "--project", tmp_path, *flags)

@@ -51,7 +51,7 @@ TORCH_FREE = (
     "utils.pruning.groups",
     "utils.pruning.ladder",
     "utils.pruning.ranking",
-    "utils.pruning.search",
+    "utils.pruning.savings",
     "utils.pruning.sensitivity",
     "utils.pruning.shares",
     "utils.pruning.target",

@@ -64,7 +64,7 @@ def measured(monkeypatch, folder):
 
     monkeypatch.setattr(measure.Bench, "accuracy", accuracy)
     monkeypatch.setattr(measure.Clock, "latency", latency)
-    return "--data", str(folder / "d.data")
+    return "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0"
 
 
 @given(figures=st.lists(st.floats(0, 1), min_size=1, max_size=40), bound=st.floats(0.01, 0.99), first=st.booleans())
@@ -228,13 +228,13 @@ def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_recalibration_is_part_of_what_is_tried(prune, measured, monkeypatch):
+def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
     from utils.pruning import trials
 
     seen = []
-    monkeypatch.setattr(trials, "recalibrate", lambda network, arrays, batches, device: (
-        seen.append(len(batches)), arrays)[1])  # fmt: skip
-    document = prune("slim", "--max-drop", "30", "--recalibrate", "2", "--batch-size", "4", "--dry-run", *measured)
+    monkeypatch.setattr(trials, "reconstruct", lambda graph, arrays, removal, pictures, *_: (
+        seen.append(len(pictures)), arrays)[1])  # fmt: skip
+    document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "2", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
 
 

@@ -106,8 +106,6 @@ def make_parser(strategy: Strategy, description: str) -> Parser:
         _add_percent_flag(amounts, strategy.channels)
         if not strategy.units:
             _add_sensitivity_flags(group, amounts)
-            if strategy.channels.layer_keep is not None:
-                _add_search_flag(group)
     _add_target_flags(amounts)
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
@@ -145,12 +143,6 @@ def _add_sensitivity_flags(group: argparse._ArgumentGroup, amounts: argparse._Ac
     amounts.add_argument("--sensitivity", action="store_true", help=alone)
     first = "valid pictures on which sensitivity is measured, the first ones (default: %(default)s)"
     group.add_argument("--sensitivity-pictures", type=positive_int, default=64, metavar="N", help=first)
-
-
-def _add_search_flag(group: argparse._ArgumentGroup) -> None:
-    best = "of N random networks at --target-macs write the one with the best AP50 on the valid pictures after "
-    best += "--reconstruct, whose layers lose shares of their own"
-    group.add_argument("--search", type=positive_int, default=0, metavar="N", help=best)
 
 
 def _add_target_flags(group: argparse._ActionsContainer) -> None:
@@ -241,7 +233,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
             channels = replace(channels, merge=args.merge, group_percents=percents)
             if network is not None and percents:
                 check_percents(pruning_groups(channel_graph(network)), percents, network.path)
-    search = getattr(args, "search", 0)
     files = choose_model(network, args.weights, classes=data.classes if data else None)
     asked = PruneRequest(
         strategy.name,
@@ -259,7 +250,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         mode=args.mode,
         batch_size=args.batch_size,
         device=args.device,
-        search=search,
         importance=args.importance,
         importance_batches=args.importance_batches,
         rounds=getattr(args, "rounds", 1),

@@ -37,9 +37,9 @@ class Plan:
     amount: Amount
     removal: Removal
     choice: ChannelChoice | None
-    """Of the channels; None if none were to be chosen. Of a search: the ranking of all, and what the search keeps."""
-    searched: bool = False
-    """Whether a search chose the channels, and not a percentage."""
+    """Of the channels; None if none were to be chosen. Of several rounds the ranking before the first."""
+    in_rounds: bool = False
+    """Whether several rankings chose the channels, and not one."""
 
     @property
     def max_percent(self) -> float | None:
@@ -85,17 +85,17 @@ def make_plan(graph: ChannelGraph, importance: Importance, channels: ChannelPoli
     return Plan(graph, amount, Removal(keep, units), choice)
 
 
-def searched_plan(
+def plan_of_rounds(
     graph: ChannelGraph, importance: Importance, channels: ChannelPolicy, keep: Keep, amount: Amount
 ) -> Plan:
-    """A plan of the channels that a search, or several rounds, chose; [L], the labels that stay.
+    """A plan of the channels that several rounds chose; `keep` [L], the labels that stay.
 
     Raises:
         InfeasibleError: there is no candidate.
         NumericsError: an importance is NaN or infinite.
     """
     choice = choose(graph, importance, replace(channels, percent=0.0, groups=False, group_percents=None))
-    return Plan(graph, amount, Removal(keep), replace(choice, keep=keep), searched=True)
+    return Plan(graph, amount, Removal(keep), replace(choice, keep=keep), in_rounds=True)
 
 
 def grid(

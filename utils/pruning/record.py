@@ -59,7 +59,7 @@ def plan_document(
     decided = None if choice is None else {
         "candidates": choice.ranked, "removed": choice.removed, "threshold": choice.threshold,
         "limiting": choice.limiting}  # fmt: skip
-    if plan.searched:
+    if plan.in_rounds:
         decided |= {"removed": int((~removal.keep).sum()), "threshold": None, "limiting": None}
     return {"policy": policy, "channels": decided, "units": units, **document}
 

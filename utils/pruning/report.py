@@ -145,8 +145,8 @@ def target_remark(document: Document) -> Iterator[str]:
     if percents := target.get("group_percents"):
         words.append(f"--group-percent {' '.join(map(str, percents))}")
         reached += f", {target['predicted_drop']:.2f} points of AP50 predicted to go"
-    if search := target.get("search"):
-        words.append(f"candidate {search['best']} of {search['candidates']}, drawn at random")
+    if rounds := target.get("rounds"):
+        words.append(f"{rounds} rounds")
     how = f"by {' '.join(words)}; networks tried: {target['tried']}"
     yield f"target {target['flag']} {target['bound']:g}: {reached}, {how}"
 
@@ -233,7 +233,7 @@ def layer_bars(plan: Plan, importance: Importance) -> list[LayerBar]:
 def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
     """Pictures: channels.png, importance.png of what is ranked together, detections.jpg where accuracy was measured."""
     plot_channels(bars, run.file("channels.png"))
-    if plan.choice is not None and not plan.searched:
+    if plan.choice is not None and not plan.in_rounds:
         for number, part in enumerate(plan.choice.parts, 1):
             if part.ranked:
                 name = "importance.png" if part.group is None else f"importance_{number}.png"

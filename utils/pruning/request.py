@@ -47,8 +47,6 @@ class PruneRequest:
     """Measure what every layer and group is worth, and write no network."""
     group_auto: bool = False
     """Take percentages of the groups from their sensitivity."""
-    search: int = 0
-    """Random networks at the target, of which the best is written; 0: the ranking says what goes."""
     importance: Literal["taylor", "gamma"] | None = None
     """What ranks channels and units; None: gamma for a network of sparse training, else taylor."""
     importance_batches: int = 32
@@ -85,7 +83,6 @@ class PruneRequest:
         if self.target is not None:
             self._check_target(self.target)
         self._check_sensitivity()
-        self._check_search()
         self._check_rounds()
         self._check_pictures()
         if self.sensitivity:
@@ -116,7 +113,7 @@ class PruneRequest:
             raise InputError(
                 f"--rounds: goes with --percent, --target-macs and --target-params, not {self.target.flag}"
             )
-        for flag, given in (("--search", self.search), ("--sensitivity", self.sensitivity), ("--dry-run", self.dry_run),
+        for flag, given in (("--sensitivity", self.sensitivity), ("--dry-run", self.dry_run),
                             ("--group-percent", self.group_auto or self.channels.group_percents)):  # fmt: skip
             if given:
                 raise InputError(f"--rounds: does not go with {flag}; leave one of them out")
@@ -135,16 +132,6 @@ class PruneRequest:
             raise InputError(f"{flag}: needs --target-macs or --target-params, which the percentages are to reach")
         if self.sensitivity and self.dry_run:
             raise InputError("--sensitivity: writes no network; leave out --dry-run")
-
-    def _check_search(self) -> None:
-        if not self.search:
-            return
-        if self.target is None or self.target.kind != "macs" or self.group_auto:
-            raise InputError("--search: needs --target-macs, the budget of the networks, and nothing else that says it")
-        if self.data is None or self.data.valid is None or self.data.train is None:
-            raise InputError("--search: needs --data with train and valid pictures, on which networks are compared")
-        if self.dry_run:
-            raise InputError("--search: has to measure; leave out --dry-run")
 
     def check_classes(self, network: Network) -> None:
         """Refuse weights of another class count than the data set's, or of other channels than its pictures have.

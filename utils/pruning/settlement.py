@@ -18,7 +18,6 @@ from utils.pruning.policy import ChannelPolicy, Importance
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.savings import ranked
-from utils.pruning.search import Drawer, candidate_table
 from utils.pruning.sensitivity import SHARES, curve_table, group_parts, measure_part
 from utils.pruning.target import Target
 from utils.pruning.trials import Trials
@@ -26,8 +25,6 @@ from utils.report.cost import network_cost
 
 QUICK_ROUNDS = 10
 """In which a network is timed while it is only a candidate."""
-SEED = 0
-"""Of the draws of a search."""
 MOST_MORE = 10
 """Steps beyond that of the quick rounds, before a time is given up."""
 
@@ -100,7 +97,7 @@ class Settled(NamedTuple):
     tables: dict[str, str]
     """Files that say how, by their names."""
     keep: Keep | None = None
-    """[L], the labels that stay, if a search found them."""
+    """[L], the labels that stay, if several rounds found them."""
 
 
 def auto_groups(trials: Trials, importance: Importance, target: Target) -> Settled:
@@ -132,29 +129,6 @@ def auto_groups(trials: Trials, importance: Importance, target: Target) -> Settl
                 "group_percents": list(channels.group_percents), "predicted_drop": found.drop,
                 "tried": len(known)}  # fmt: skip
     return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
-
-
-def search(trials: Trials, importance: Importance, target: Target) -> Settled:
-    """The best of random networks at a budget, by AP50 on the valid pictures after their statistics are taken anew.
-
-    Raises:
-        InfeasibleError: no network has the budget.
-        InputError: the network before finds nothing in the pictures.
-    """
-    asked = trials.asked
-    before = trials.map50
-    found = list(Drawer(trials.graph, importance, asked.channels, trials.size).draw(asked.search, target, SEED))
-    if len(found) < asked.search:
-        log(f"--search {asked.search}: {len(found)} different networks at this budget were found")
-    drops = [trials.drop(f"candidate {number}", Removal(one.keep)) for number, one in enumerate(found, 1)]
-    best = int(np.argmin(drops))
-    accuracies = [before - drop / 100 for drop in drops]
-    document = {"flag": target.flag, "bound": target.bound, "reached": found[best].macs, "percent": None,
-                "shortcut": None, "tried": sum(one.draws for one in found),
-                "search": {"candidates": len(found), "best": best + 1, "map50": accuracies[best]}}  # fmt: skip
-    channels = replace(asked.channels, groups=False)
-    tables = {"candidates.csv": candidate_table(found, accuracies)}
-    return Settled(replace(asked, channels=channels), document, tables, found[best].keep)
 
 
 def in_rounds(trials: Trials, importance: Importance) -> Settled:
@@ -212,8 +186,6 @@ def settle(trials: Trials, importance: Importance) -> Settled:
         return in_rounds(trials, importance)
     if (target := asked.target) is None:
         return Settled(asked, None, {})
-    if asked.search:
-        return search(trials, importance, target)
     if asked.group_auto:
         return auto_groups(trials, importance, target)
     shortcut = asked.amounts[0].shortcut

@@ -18,7 +18,7 @@ from utils.pruning.alignment import TorchTimer, align, words
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
 from utils.pruning.measure import Clock, Comparison, compare
-from utils.pruning.plan import Plan, arrays_of, figures, grid, group_figures, make_plan, searched_plan
+from utils.pruning.plan import Plan, arrays_of, figures, grid, group_figures, make_plan, plan_of_rounds
 from utils.pruning.policy import Importance
 from utils.pruning.request import PruneRequest
 from utils.pruning.savings import ranked
@@ -68,7 +68,7 @@ def prune(asked: PruneRequest) -> None:
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
     plan = (make_plan(graph, order, asked.channels, asked.amounts[0]) if chosen is None
-            else searched_plan(graph, order, asked.channels, chosen, asked.amounts[0]))  # fmt: skip
+            else plan_of_rounds(graph, order, asked.channels, chosen, asked.amounts[0]))  # fmt: skip
     document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target, "alignment": alignment}
     document |= {"importance": asked.importance, "rounds": asked.rounds}
     document["before"] = figures(network, size)
