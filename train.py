@@ -60,6 +60,8 @@ TRIALS = 30
 GONE = {
     "bucket": "nothing is uploaded. Copy the run directory when the training is over",
     "memory_format": "tensors are channels-last, always",
+    "s_coach": "--s auto measures AP50 after every epoch itself, see --s-drop",
+    "s_enough": "--s auto stops pressing on channels once --s-share of them are weak",
 }
 """Flags of older versions, and what to know instead."""
 
@@ -359,7 +361,7 @@ def _interrupted(args: argparse.Namespace) -> Path | None:
 
 def _resumed(folder: Path, args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
-    stored = stored_flags(folder, vars(args))
+    stored = stored_flags(folder, {key: value for key, value in vars(args).items() if key not in GONE})
     stored |= changed_flags(folder, stored, given)
     own = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "no_flip": False}
     own |= {"hyp": f"{folder}/{START}"} if is_search(folder) else {"weights": None, "auto_anchors": False}

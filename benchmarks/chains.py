@@ -101,7 +101,8 @@ CHAINS = {
     **{
         f"bccd-yolov4-tiny-{schedule}": Chain(
             f"15 sparse epochs, {schedule} s, slim at 0.5", TINY4, BCCD, 192, base=RUNS / "bccd-yolov4-tiny",
-            sparse=("--epochs", "15", *SPARSE, "--s-schedule", schedule), prune=("slim_prune.py", "--percent", "0.5"),
+            sparse=("--epochs", "15", *SPARSE[:-1], "0.03", "--s-schedule", schedule),
+            prune=("slim_prune.py", "--percent", "0.5"),
         )
         for schedule in ("dynamic", "constant")
     },

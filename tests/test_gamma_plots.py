@@ -109,7 +109,9 @@ def test_the_course_is_drawn_with_gaps_and_without_accuracy(tmp_path, recwarn, e
 def test_the_course_names_its_lines(tmp_path, drawn):
     results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
     shares = {limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}
-    plot_sparse_course(results, tmp_path / "course.png", turn=1, shares=shares)
-    top, bottom = ([text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[0].axes)
+    pressure = {"epoch": [0, 1, 2], "s": [0, 3, 0], "plan": [0, 0.2, 0.5], "weak": [0, 0.1, 0.5]}
+    plot_sparse_course(results, tmp_path / "course.png", turn=1, shares=shares, pressure=pressure)
+    top, bottom, s = ([text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[0].axes)
     assert top == ["AP50", "AP50-95", "rate turns"]
-    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "rate turns"]
+    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "weak", "weak by the plan", "rate turns"]
+    assert s == ["s", "rate turns"] and drawn[0].axes[2].get_ylim()[1] > 3

@@ -70,7 +70,10 @@ def straight(run):
 def state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint that a training goes on from."""
     checkpoint = read_checkpoint(path)
-    found = {f"{part} {key}": value for part in ("model", "ema") for key, value in checkpoint[part].items()}
+    control = torch.tensor([value or 0.0 for value in checkpoint["progress"]["control"].values()])
+    found = {"control": control} | {
+        f"{part} {key}": value for part in ("model", "ema") for key, value in checkpoint[part].items()
+    }
     for number, buffers in checkpoint["optimizer"]["state"].items():
         found |= {f"optimizer {number} {key}": value for key, value in buffers.items()}
     return found
@@ -131,7 +134,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_is_bit_identical(
 
 
 def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, straight, tmp_path, monkeypatch):
-    at_call(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM), "evaluate")
+    at_call(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), "evaluate")
     with pytest.raises(Interrupted, match="after epoch 1, batch 4"):
         run(*FLAGS, "--name", "cut")
     resumed = run("--resume", str(tmp_path / "runs" / "cut"))

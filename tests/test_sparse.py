@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shlex
 from multiprocessing import active_children
@@ -23,11 +24,13 @@ from utils.graph import channel_graph
 from utils.model_files import choose_model
 from utils.pruning.advice import advised_percent
 from utils.pruning.candidates import candidates
-from utils.pruning.sparsity import RESISTANCE, SCHEDULES, SparseSettings, needed, outlook
-from utils.training import optim
+from utils.pruning.sparsity import CEILING, SCHEDULES, START, Control, SparseSettings, outlook
+from utils.report.run_dir import read_results
+from utils.training import loop, optim
 from utils.training.optim import Schedule, set_step
 from utils.training.settings import OptimizerSettings
 from utils.training.sparse import Sparsity, sparsity
+from utils.training.state import Progress
 
 SCHEDULE = Schedule(OptimizerSettings(), epochs=10, batches=20, accumulate=1)
 
@@ -48,7 +51,7 @@ class TestRates:
         with torch.no_grad():
             gamma.copy_(torch.from_numpy(self.scores if scores is None else scores))
         gamma.grad = torch.zeros_like(gamma)
-        pressure(SparseSettings(1.0, schedule=SCHEDULES[name]), model).add_gradient(epoch)
+        pressure(SparseSettings(1.0, schedule=SCHEDULES[name]), model).add_gradient(Progress(epoch))
         return gamma.grad.numpy().round(6)
 
     def test_dynamic_presses_on_all_until_two_fifths_then_on_the_weakest(self):
@@ -83,7 +86,7 @@ class TestPressure:
             model.layers[0].bn.weight[:3] = torch.tensor([-0.5, 0.0, 0.5])
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.25)
-        pressure(SparseSettings(0.125, prune), model).add_gradient(0)
+        pressure(SparseSettings(0.125, prune), model).add_gradient(Progress())
         chosen = {f"layers.{i}.bn.weight" for i in candidates(channel_graph(model.network), prune)}
         assert chosen
         for name, parameter in model.named_parameters():
@@ -97,7 +100,7 @@ class TestPressure:
         press = pressure(SparseSettings(0.5, 1), model)
         for step in (1, 2):
             gamma.grad = torch.zeros_like(gamma)
-            press.add_gradient(0)
+            press.add_gradient(Progress())
             optimizer.step()
             assert gamma.tolist() == [1 - step * 0.5 * 0.0625] * len(gamma)
 
@@ -108,9 +111,9 @@ class TestPressure:
         with torch.no_grad():
             gamma.copy_(start)
         press = pressure(SparseSettings(1.0, 1, proximal=True), model)
-        press.add_gradient(0)
+        press.add_gradient(Progress())
         assert gamma.grad is None
-        press.shrink(0, 100)
+        press.shrink(Progress(step=100))
         step = SCHEDULE.pace(100)
         assert 0.05 < step < 0.3
         assert torch.allclose(gamma.detach(), start.sign() * (start.abs() - step).clamp(min=0))
@@ -127,9 +130,9 @@ class TestPressure:
         for step in range(schedule.steps):
             gamma.grad = torch.zeros_like(gamma)
             set_step(optimizer, schedule, step)
-            press.add_gradient(0)
+            press.add_gradient(Progress())
             optimizer.step()
-            press.shrink(0, step)
+            press.shrink(Progress(step=step))
         assert 0.3 < 0.002 * press.reach < 0.9
         assert 1 - float(gamma[0].detach()) == pytest.approx(0.002 * press.reach, rel=0.03)
 
@@ -143,7 +146,7 @@ class TestPressure:
         assert press.scores().tolist() == [2.0] * 4 + [1.0] * 4
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        press.add_gradient(0)
+        press.add_gradient(Progress())
         assert model.layers[1].bn.weight.grad.tolist() == [0.5] * 4
 
     def test_frozen_convolutions_are_left_out_and_none_at_all_is_refused(self):
@@ -160,16 +163,10 @@ class TestPressure:
 class TestOutlook:
     """What is said before the first step."""
 
-    def test_auto_is_the_s_that_brings_the_share_to_zero(self):
-        scores = np.linspace(0.1, 2, 50)
-        found = SparseSettings("auto", share=0.3).resolved(scores, reach=40.0)
-        assert 1 <= float(found.s) * 40 / np.quantile(scores, 0.3) / RESISTANCE < 1.02
-        assert found.s == needed(scores, 0.3, 40.0)
-
     def test_a_training_that_would_do_nothing_is_warned_of(self):
         """30 epochs of roadsigns with s = 0.001: γ travel 0.05, their median is 1.7."""
         text, warning = outlook(SparseSettings(0.001), np.full(9, 1.7), 50)
-        assert "can travel 0.05, their median |γ| is 1.7; s 0.0683" in text
+        assert "can travel 0.05, their median |γ| is 1.7; against no loss s 0.0342" in text
         assert "more than 2.9 % of the median" in warning
         assert outlook(SparseSettings(0.02), np.full(9, 1.7), 50)[1] is None
         assert "a larger lr0, or many more epochs" in outlook(SparseSettings(10.0), np.full(9, 1.7), 0.01)[1]
@@ -213,9 +210,13 @@ class TestFlags:
             (["-sr", "--patience", "3"], "--patience: a sparse training goes to its end"),
             (["-sr", "--adam", "--s-solver", "subgradient"], "--s-solver subgradient: Adam"),
             (["-sr", "--s-share", "0.3"], "--s-share: goes with --s auto"),
-            (
-                ["-sr", "--s", "auto", "--s-share", "0.8"],
-                r"--s-share 0.8: only 0.65 of the channels stay under pressure",
+            (["-sr", "--s", "0.1", "--s-drop", "2"], "--s-drop: goes with --s auto"),
+            (["-sr", "--s-drop", "-1"], "--s-drop"),
+            (["-sr", "--s-coach", "0"], "--s-coach: is gone; --s auto measures AP50"),
+            (["-sr", "--s-enough", "0.3"], "--s-enough: is gone; --s auto stops pressing"),
+            *(
+                (["-sr", "--s", "auto", f"--s-{flag}", value], f"--s-{flag}: --s auto chooses the channels itself")
+                for flag, value in (("schedule", "global"), ("turn", "0.3"), ("keep", "0.8"))
             ),
         ],
     )
@@ -228,6 +229,124 @@ class TestFlags:
     def test_s_is_a_number_or_auto(self, s):
         with pytest.raises(InputError, match="--s"):
             train.parse_args(["-sr", "--s", s])
+
+
+class TestControl:
+    """The s of --s auto."""
+
+    def trained(self, resist: float = 0.0, share: float = 0.5) -> tuple[np.ndarray, Control, list, list]:
+        """|γ| of a layer after 200 steps whose loss pulls every γ up by `resist` times the fair s; the course of s and
+        of the weak share."""
+        model = Darknet(graph_of(conv(100)).network)
+        gamma = model.layers[0].bn.weight
+        with torch.no_grad():
+            gamma.copy_(torch.linspace(0.5, 2, 100))
+        schedule = Schedule(OptimizerSettings(), epochs=20, batches=10, accumulate=1)
+        press = pressure(SparseSettings("auto", 1, proximal=True, share=share), model, schedule)
+        progress, course, weak = Progress(control=press.control()), [], []
+        for progress.step in range(schedule.steps):
+            with torch.no_grad():
+                gamma += resist * progress.control.fair * schedule.pace(progress.step) * (gamma > 0)
+            press.shrink(progress)
+            course.append(progress.control.s)
+            weak.append(float((press.scores() < progress.control.limit).mean()))
+        return press.scores(), progress.control, course, weak
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+    def test_the_share_is_weak_when_the_plan_ends_and_the_other_channels_are_as_they_were(self, share):
+        scores, _, course, weak = self.trained(share=share)
+        assert weak[-1] == pytest.approx(share, abs=0.01) and weak == sorted(weak)
+        others = slice(round(share * 100), None)
+        assert np.sort(scores)[others] == pytest.approx(np.linspace(0.5, 2, 100)[others])
+        assert not any(course[160:])
+
+    def test_s_begins_low_and_at_most_doubles_in_an_epoch(self):
+        _, control, course, _ = self.trained()
+        pressed = [s for s in course if s]
+        assert pressed[0] == START * control.fair
+        assert max(b / a for a, b in zip(pressed, pressed[10:], strict=False)) == pytest.approx(2)
+
+    def test_s_rises_while_gamma_resist_and_stays_below_its_ceiling(self):
+        free, resisting = (max(self.trained(resist)[2]) for resist in (0.0, 0.5))
+        assert resisting > free
+        _, control, course, weak = self.trained(resist=2 * CEILING)
+        assert max(course) == CEILING * control.fair and weak[-1] == 0
+
+    def test_what_is_weak_stays_so_and_the_others_are_let_go_once_the_share_is_reached(self):
+        model = Darknet(graph_of(conv(4)).network)
+        gamma = model.layers[0].bn.weight
+        press = pressure(SparseSettings("auto", 1, share=0.5), model)
+        progress = Progress(step=150, control=press.control())
+        for values, pressed in (([0.01, 0.5, 1, 1], [1, 1, 0, 0]), ([0.01, -0.01, 1, 1], [1, -1, 0, 0])):
+            with torch.no_grad():
+                gamma.copy_(torch.tensor(values))
+            gamma.grad = torch.zeros_like(gamma)
+            press.add_gradient(progress)
+            assert gamma.grad.sign().tolist() == pressed
+            assert abs(float(gamma.grad[0])) == pytest.approx(progress.control.hold) and progress.control.hold > 0
+
+    def control(self) -> Control:
+        """A plan of 100 travels; the next s is 0.1, the first was an eighth of 0.1."""
+        return Control(limit=0.05, reach=100.0, fair=0.1, hold=0.0, allowed=0.1)
+
+    def next_s(self, control: Control, weak: float = 0.0, left: float = 5.0) -> float:
+        """With half of the channels wanted, s doubling in each step, and 3 points to lose."""
+        return control.next_s(weak, left, SparseSettings("auto"), 1)[0]
+
+    def test_it_lets_go_at_once_when_ap50_falls_and_goes_on_from_half_when_it_is_back(self):
+        control, found = self.control(), []
+        for map50 in (0.5, 0.9, 0.871, 0.869, 0.4, 0.88):
+            control.see_ap50(map50, 3)
+            found.append(self.next_s(control))
+        assert found == pytest.approx([0.1, 0.2, 0.4, 0, 0, 0.2])
+        assert (control.best50, control.rested, control.hold) == (0.9, 2, 0.4)
+
+    def test_s_does_not_halve_below_the_first_one(self):
+        control, found = self.control(), []
+        for map50 in (0.9, 0.5) * 6:
+            control.see_ap50(map50, 3)
+            found.append(self.next_s(control, weak=0.49))
+        assert found[::2] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
+
+    def test_s_rises_only_while_fewer_channels_are_weak_than_planned(self):
+        """With 20 of 100 left the plan wants 0.8 of a half. A tenth of the half more than is weak feels s."""
+        control = self.control()
+        found = [control.next_s(weak, 20.0, SparseSettings("auto"), 1) for weak in (0.2, 0.39, 0.41, 0.47, 0.5)]
+        assert [s for s, _ in found] == [0.1, 0.2, 0.4, 0.4, 0]
+        assert [share for _, share in found] == pytest.approx([0.25, 0.44, 0.45, 0.45, 0.5])
+
+    def test_it_lets_go_within_an_epoch_when_the_loss_rises(self):
+        """Averaged over two of eight steps: 2, 2, 2.1, 2.25, 2.225, 2.11; 9 % above the lowest is 2.18."""
+        control, found = self.control(), []
+        for step, loss in enumerate((2, 2, 2.2, 2.4, 2.2, 2)):
+            control.see_loss(loss, step, 8)
+            found.append(self.next_s(control) > 0)
+        assert found == [True, True, True, False, False, True]
+
+    def test_where_ap50_is_measured_the_loss_does_not_matter(self):
+        control = self.control()
+        control.see_ap50(0.9, 3)
+        for step, loss in enumerate((2, 9)):
+            control.see_loss(loss, step, 4)
+        assert self.next_s(control) > 0
+
+    def test_one_batch_is_no_lowest_loss(self):
+        control = self.control()
+        control.see_loss(0.5, 0, 40)
+        for step in range(1, 40):
+            control.see_loss(1.0 + 0.02 * (step % 2), step, 40)
+        assert self.next_s(control) > 0
+
+    def test_networks_with_nothing_to_press_on_or_no_step_are_no_trouble(self):
+        for scores, reach in ((np.zeros(4), 10.0), (np.ones(4), 0.0)):
+            control = Control.begin(scores, reach)
+            assert control.next_s(0.0, reach, SparseSettings("auto"), 1)[0] == 0
+            assert control.planned(0.5, 0.0) == 0.5
+
+    def test_it_presses_by_soft_thresholding_as_a_sub_gradient_swings_around_zero(self):
+        for flags, proximal in ([], True), (["--s-solver", "subgradient"], False):
+            args = train.parse_args(["-sr", "--s", "auto", *flags])
+            assert train.sparse_settings(args).proximal is proximal
 
 
 def gammas(path: str | Path) -> torch.Tensor:
@@ -249,11 +368,11 @@ class TestRun:
         calls, seen = [], []
         real = Sparsity.add_gradient
 
-        def add_gradient(self: Sparsity, epoch: int) -> None:
+        def add_gradient(self: Sparsity, progress: Progress) -> None:
             flat = self.gammas()
             before = [gamma.grad.clone() for gamma in flat]
-            real(self, epoch)
-            calls.append(epoch)
+            real(self, progress)
+            calls.append(progress.epoch)
             seen.append(all(torch.equal(gamma.grad, old + gamma.detach().sign() * 0.02)
                             for gamma, old in zip(flat, before, strict=True)))  # fmt: skip
 
@@ -269,7 +388,7 @@ class TestRun:
         assert set(active_children()) == before
 
     def test_what_is_kept_is_sparse_and_the_last_epoch(self, run, capsys):
-        document = run(*self.FLAGS, "--s", "auto", "--s-solver", "proximal", "--tensorboard")
+        document = run(*self.FLAGS, "--s", "2", "--s-solver", "proximal", "--tensorboard")
         assert document["best_epoch"] == 3
         plain = gammas(run("--epochs", "3")["best"])
         sparse = gammas(document["best"])
@@ -288,9 +407,30 @@ class TestRun:
         medians = [float(row["median"]) for row in rows if row["block"] == "-1"]
         assert medians == sorted(medians, reverse=True)
         assert {path.name for path in (directory / "gamma").iterdir()} == {"histogram.png", "epochs.png", "course.png"}
+        assert not (directory / "pressure.csv").exists()
         with (directory / "gamma_histogram.csv").open() as file:
             counts = list(csv.reader(file))[1:]
         assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
+
+    def test_accuracy_that_falls_ends_the_pressure_and_is_in_the_table(self, run, monkeypatch, no_plots):
+        """Before the training, and after each epoch."""
+        scores, lines, real = iter((0.9, 0.8, 0.8, 0.8)), [], loop.evaluate
+
+        def evaluate(*args, **more):
+            found = real(*args, **more)
+            return dataclasses.replace(found, metrics=dataclasses.replace(found.metrics, map50=next(scores)))
+
+        monkeypatch.setattr(loop, "evaluate", evaluate)
+        monkeypatch.setattr("utils.training.sparse_record.log", lines.append)
+        document = run(*self.FLAGS, "--s", "auto")
+        table = read_results(Path(document["run_dir"]) / "pressure.csv")
+        assert table["epoch"] == [0, 1, 2, 3]
+        assert [s > 0 for s in table["s"]] == [False, True, False, False]
+        assert table["plan"][0] == 0 and table["plan"] == sorted(table["plan"]) and table["plan"][-1] == 0.5
+        assert table["rested"][1] == 0 < table["rested"][2]
+        (line,) = [line for line in lines if "were asked for" in line]
+        assert "50% were asked for: 3 optimizer steps were too few, and in 1 of them" in line
+        assert "--importance taylor, which needs no sparse training" in line
 
     def test_the_start_tells_the_travel_and_the_end_the_percentage(self, run, monkeypatch, no_plots):
         lines: list[str] = []
@@ -304,7 +444,7 @@ class TestRun:
         lines: list[str] = []
         monkeypatch.setattr("utils.training.sparse_record.log", lines.append)
         project = tmp_path / "my runs"
-        run(*self.FLAGS, "--s", "auto", "--s-solver", "proximal", "--project", str(project))
+        run(*self.FLAGS, "--s", "2", "--s-solver", "proximal", "--project", str(project))
         words = shlex.split(lines[-1])
         assert words[:3] == ["prune:", "python", "slim_prune.py"]
         capsys.readouterr()
@@ -325,13 +465,14 @@ class TestRun:
         (directory / "weights" / "prev.pt").replace(directory / "weights" / "last.pt")
         assert run("--resume", str(directory))["epochs"] == 3
 
-    def test_a_resumed_run_keeps_the_s_that_auto_found(self, run, no_plots):
+    def test_a_resumed_run_goes_on_with_the_same_control(self, run, no_plots):
         document = run(*self.FLAGS, "--s", "auto")
-        plan = read_checkpoint(Path(document["last"]))["plan"]
-        table = (Path(document["run_dir"]) / "gamma.csv").read_text()
+        control = read_checkpoint(Path(document["last"]))["progress"]["control"]
+        names = ("gamma.csv", "pressure.csv")
+        tables = [(Path(document["run_dir"]) / name).read_text() for name in names]
         state = read_checkpoint(Path(document["last"]))["model"]
         (Path(document["run_dir"]) / "weights" / "prev.pt").replace(document["last"])
         again = read_checkpoint(Path(run("--resume", document["run_dir"])["last"]))
-        assert again["plan"] == plan
+        assert again["progress"]["control"] == control
         assert all(torch.equal(again["model"][key], state[key]) for key in state)
-        assert (Path(document["run_dir"]) / "gamma.csv").read_text() == table
+        assert [(Path(document["run_dir"]) / name).read_text() for name in names] == tables

@@ -54,16 +54,18 @@ import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from utils.evaluation import DetectionSettings
 suppress = DetectionSettings.suppress
+calls = []
 
 def stopped(self, rows):
-    if os.environ["RANK"] == "1":
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) > 1:
         os.kill(os.getpid(), signal.SIGINT)
     return suppress(self, rows)
 
 DetectionSettings.suppress = stopped
 runpy.run_path("train.py", run_name="__main__")
 """
-"""train.py, whose second process gets Ctrl-C while all evaluate."""
+"""train.py, whose second process gets Ctrl-C while all evaluate after the first epoch."""
 FULL = f"""
 import os, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -129,7 +131,7 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
     assert straight.returncode == 0, straight.stderr
     assert straight.stderr.count("of the group are left: 0") == 2, straight.stderr
     assert straight.stderr.count("exchanges of buffers: 0") == 2, straight.stderr
-    assert straight.stderr.count("a γ can travel") == 1
+    assert straight.stderr.count("channels are to be weak") == 1
     document = json.loads(straight.stdout)
     stopped = torchrun(*flags, "--name", "stopped", script=tmp_path / "stopped.py")
     assert stopped.returncode != 0
@@ -145,13 +147,13 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
     assert (document["map50"], document["map50_95"]) == (alone.map50, alone.map50_95)
 
     two, one = (read_checkpoint(Path(last)) for last in (document["last"], run(*flags, "--batch-size", "4")["last"]))
-    assert two["plan"]["s"] == one["plan"]["s"]
+    assert two["progress"]["control"]["fair"] == one["progress"]["control"]["fair"]
     means = [
         torch.cat([value for key, value in found["model"].items() if key.endswith("bn.weight")]).abs().mean().item()
         for found in (one, two)
     ]
     assert means[1] == pytest.approx(means[0], rel=0.1)
-    assert max(means) < 0.7
+    assert two["progress"]["control"]["s"] == pytest.approx(one["progress"]["control"]["s"], rel=0.1) and means[0] < 1
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import train
 from utils.checkpoint import read_checkpoint
 from utils.cli import Parser
 from utils.device import named_device, select_device
-from utils.errors import InputError, WeightsError
+from utils.errors import CheckpointError, InputError, WeightsError
 from utils.model_files import choose_model
 from utils.report.run_dir import read_results
 
@@ -119,6 +119,13 @@ class TestResume:
     def test_a_flag_that_differs_from_the_runs_is_refused(self, run, done, flags, match):
         with pytest.raises(InputError, match=match):
             run("--resume", str(done), *flags)
+
+    def test_a_run_of_another_version_is_refused(self, run, done):
+        """Its last.pt has what this version does not know."""
+        with (done / "args.yaml").open("a") as file:
+            file.write("s_coach: null\n")
+        with pytest.raises(CheckpointError, match=r"unknown flag 's_coach'; it is of another version"):
+            run("--resume", str(done))
 
     def test_flags_that_equal_the_runs_are_fine_and_some_may_change(self, run, done, folder, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)

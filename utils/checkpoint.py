@@ -91,9 +91,7 @@ def load_model(files: ModelFiles) -> LoadedModel:
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
     names, kept = tuple(checkpoint["names"]), checkpoint.get("kept")
     made = {key: checkpoint.get(key) or {} for key in ("args", "hyp")}
-    return LoadedModel(
-        model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made
-    )
+    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made)
 
 
 def without_flips(checkpoint: Mapping[str, Any]) -> bool:

@@ -114,27 +114,36 @@ def plot_sparse_course(
     path: Path,
     turn: float | None = None,
     shares: Mapping[str, Sequence[float]] | None = None,
+    pressure: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw accuracy over the epochs of a sparse training and, below it, how many γ have fallen.
+    """Draw accuracy over the epochs of a sparse training; below it how many γ have fallen, and what s = auto did.
 
     Args:
         results: `epoch`, and `map50` and `map50_95` if there are any; NaN where an epoch was not evaluated.
         path: the picture, .png or .jpg.
         turn: epoch where the schedule turns; a dotted line.
         shares: by the limit, e.g. `0.01`: share of the γ whose magnitude is below it, one an epoch.
+        pressure: columns of pressure.csv.
     """
-    rows = 2 if shares else 1
+    rows = 1 + bool(shares) + bool(pressure)
     figure, axes = grid(rows, 1, (9, 1.4 + 2.8 * rows), sharex=True)
     names = [name for name in ("map50", "map50_95") if name in results]
     for name, colour in zip(names, colours(2), strict=False):
         draw_course(axes[0], results["epoch"], results[name], {"map50": "AP50", "map50_95": "AP50-95"}[name], colour)
     finish(axes[0], "average precision", "" if shares else "epoch", "")
-    for ax in axes[1:]:
+    for ax in axes[1:2]:
         for (limit, values), colour in zip(shares.items(), colours(len(shares)), strict=True):
             draw_course(ax, results["epoch"], values, f"|γ| < {limit}", colour)
-        finish(ax, "share of the γ that are small", "epoch", "")
-    for ax in axes:
+        if pressure:
+            draw_course(ax, pressure["epoch"], pressure["weak"], "weak", RED)
+            draw_course(ax, pressure["epoch"], pressure["plan"], "weak by the plan", "black")
+        finish(ax, "share of the γ that are small", "" if pressure else "epoch", "")
+    for ax in axes[2:]:
+        draw_course(ax, pressure["epoch"], pressure["s"], "s", BLUE)
+        finish(ax, "pressure on the γ that are not weak", "epoch", "")
+    for ax in axes[:2]:
         ax.set_ylim(0, 1)
+    for ax in axes:
         ax.xaxis.get_major_locator().set_params(integer=True)
         if turn is not None:
             ax.axvline(turn, color="black", linestyle=":", linewidth=1.2, label="rate turns")

@@ -94,6 +94,8 @@ class Trainer:
             adapters,
         )
         self.sparsity = None if settings.sparse is None else sparsity(model, settings.sparse, self.schedule)
+        if self.sparsity is not None:
+            self.progress.control = self.sparsity.control()
         models = [model] if average is None else [model, average.model]
         self.rounding = settings.quant and Rounding(models, settings.quant, self.schedule.steps)
         self.results = Results(run.file("results.csv"), (*self.objective.columns.values(), *COLUMNS))
@@ -101,6 +103,8 @@ class Trainer:
         """Called in the first process with the number and the row of each epoch, before it is saved."""
         self.stop = StopRequest()
         self._skipped = 0
+        self._losses: list[float] = []
+        """Of the batches of the step under way."""
 
     @property
     def progress(self) -> Progress:
@@ -110,7 +114,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left, or patience was at its end."""
-        return self.progress.epoch >= self.settings.epochs or self.progress.enough or self._out_of_patience()
+        return self.progress.epoch >= self.settings.epochs or self._out_of_patience()
 
     def train(self) -> Progress:
         """Run what is left of the epochs.
@@ -121,16 +125,34 @@ class Trainer:
             ResourceError: a checkpoint cannot be written; the one before it is intact.
         """
         with self.stop:
-            if self.settings.save and self.progress == Progress():
+            if self.settings.save and self.progress == Progress(control=self.progress.control):
                 self._save()
             if self.rounding is not None:  # a resumed run may begin with an evaluation
                 self.rounding.begin(max(0, self.progress.step - 1))
             with self._leaving_nothing():
                 ends = self.finished
+                self._measure_start()
                 while not ends:
                     row = self._train_epoch()
                     ends = self._close_epoch(row)
         return self.progress
+
+    def _measure_start(self) -> None:
+        """AP50 before the first step, the first that s = auto compares others with."""
+        if self.progress.control is not None and self.progress.step == 0 and self._tests_epochs:
+            metrics = self._evaluate()
+            self._leave_if_asked()
+            self._steer(metrics)
+
+    def _steer(self, metrics: Metrics) -> None:
+        """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
+        if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
+            self.progress.control.see_ap50(metrics.map50, self.settings.sparse.drop)
+
+    @property
+    def _tests_epochs(self) -> bool:
+        """Whether there is a score after every epoch."""
+        return self.val_loader is not None and self.settings.test
 
     @contextmanager
     def _leaving_nothing(self) -> Iterator[None]:
@@ -198,6 +220,7 @@ class Trainer:
             first = position - position % self.settings.accumulate
             group = min(self.settings.accumulate, len(self.train_loader) - first)
             self.state.scaler.scale(terms["total"] / group).backward()
+        self._losses.append(values["total"])
         if closes:
             self._step()
         return values
@@ -217,11 +240,15 @@ class Trainer:
         scaler.unscale_(optimizer)
         norm = clip_gradient(_parameters(optimizer), self.hyp.optimizer.clip_norm)
         finite = math.isfinite(norm)
+        losses, self._losses = self._losses, []
         # Not scaler.step: it calls a fused optimizer for a skipped step, too, which then goes on from a momentum that
         # was allocated and never written.
         if finite:
             if self.sparsity is not None:
-                self.sparsity.add_gradient(done.epoch)
+                if done.control is not None:
+                    loss = self.team.total(sum(losses) / len(losses))[0] / self.team.size
+                    done.control.see_loss(loss, done.step, self.schedule.steps_per_epoch)
+                self.sparsity.add_gradient(done)
             optimizer.step()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -230,7 +257,7 @@ class Trainer:
             return
         self._skipped = 0
         if self.sparsity is not None:
-            self.sparsity.shrink(done.epoch, done.step)
+            self.sparsity.shrink(done)
         done.step += 1
         if self.state.average is not None:
             self.state.average.update()
@@ -272,11 +299,13 @@ class Trainer:
         if self.team.leads and (skipped := self.progress.sums.get("skipped")):
             log(f"epoch {self.progress.epoch + 1}: steps skipped, as float16 did not hold their gradient: {skipped:g}")
         metrics = None
-        if self.val_loader is not None and (self.settings.test or last):
+        if self._tests_epochs or (self.val_loader is not None and last):
             started = time.perf_counter()
             metrics = self._evaluate()
             row["test_seconds"] = time.perf_counter() - started
         self._leave_if_asked()
+        if metrics is not None:
+            self._steer(metrics)
         self.progress.epoch, self.progress.batch, self.progress.sums = self.progress.epoch + 1, 0, {}
         ends = last
         if self.team.leads:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.pruning.candidates import SETS, candidates
 from utils.pruning.policy import voters
-from utils.pruning.sparsity import DECAY, SparseSettings
+from utils.pruning.sparsity import AUTO, DECAY, PLAN_END, Control, SparseSettings
 from utils.training.optim import Schedule
+from utils.training.state import Progress
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,19 @@ class Sparsity:
         return self._scores().cpu().numpy()
 
     @torch.no_grad()
-    def add_gradient(self, epoch: int) -> None:
+    def add_gradient(self, progress: Progress) -> None:
         """Add the sub-gradient s · sign(γ) to the gradients of γ, for the sub-gradient solver."""
         if not self.settings.proximal:
-            for gamma, rate in zip(self.gammas(), self._rates(epoch), strict=True):
+            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
                 if gamma.grad is not None:
                     gamma.grad.add_(gamma.sign() * rate)
 
     @torch.no_grad()
-    def shrink(self, epoch: int, step: int) -> None:
+    def shrink(self, progress: Progress) -> None:
         """Take s · pace off every |γ|, down to 0, after the step, for the proximal solver."""
         if self.settings.proximal:
-            pace = self.schedule.pace(step)
-            for gamma, rate in zip(self.gammas(), self._rates(epoch), strict=True):
+            pace = self.schedule.pace(progress.step)
+            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
                 gamma.copy_(gamma.sign() * (gamma.abs() - rate * pace).clamp_(min=0))
 
     @torch.no_grad()
@@ -75,6 +77,14 @@ class Sparsity:
             schedule.pace(step) * rates.least(step // per_epoch, schedule.epochs) for step in range(schedule.steps)
         )
 
+    def control(self) -> Control | None:
+        """The state of s = auto before the first step; None where s is a number."""
+        return Control.begin(self.scores(), self.planned_reach()) if self.settings.s == AUTO else None
+
+    def planned_reach(self, step: int = 0) -> float:
+        """How far a γ gets from a step on until the plan of s = auto ends, with s = 1."""
+        return float(self._paces[step:].sum())
+
     def gammas(self, model: Darknet | None = None) -> list[Tensor]:
         """The parameters γ that are pressed on, of the model or of another one of its kind."""
         layers = (self.model if model is None else model).layers
@@ -87,16 +97,32 @@ class Sparsity:
         ]
         return torch.cat(found)
 
-    def _rates(self, epoch: int) -> list[Tensor | float]:
+    @cached_property
+    def _paces(self) -> NDArray[np.float64]:
+        """Pace of each step of the plan of s = auto."""
+        return np.array([self.schedule.pace(step) for step in range(round(PLAN_END * self.schedule.steps))])
+
+    def _rates(self, progress: Progress) -> list[Tensor | float]:
         """For each γ, s for its channels; one number while all are pressed alike."""
         widths = [len(self.model.layers[layer].bn.weight) for layer in self.voters]
-        pressed = self.settings.schedule.pressed(epoch, self.schedule.epochs, sum(widths))
-        if pressed in (0, sum(widths)):
-            return [self.settings.s * (1.0 if pressed else DECAY)] * sum(map(len, self.voters.values()))
+        pressed, control = (
+            self.settings.schedule.pressed(progress.epoch, self.schedule.epochs, sum(widths)),
+            progress.control,
+        )
+        s, others = self.settings.s, DECAY
+        if control is None and pressed in (0, sum(widths)):
+            return [s * (1.0 if pressed else DECAY)] * sum(map(len, self.voters.values()))
         scores = self._scores()
+        if control is not None:
+            weak = float((scores < control.limit).double().mean())
+            left = self.planned_reach(progress.step)
+            s, share = control.next_s(weak, left, self.settings, self.schedule.steps_per_epoch)
+            pressed, others = math.ceil(share * len(scores)), 0.0
         ranks = torch.empty(len(scores), dtype=torch.long, device=scores.device)
         ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores), device=scores.device)
-        rates = torch.where(ranks < pressed, self.settings.s, self.settings.s * DECAY).float()
+        rates = torch.where(ranks < pressed, s, s * others).float()
+        if control is not None:
+            rates[scores < control.limit] = control.hold
         parts = zip(rates.split(widths), self.voters.values(), strict=True)
         return [part for part, blocks in parts for _ in blocks]
 
@@ -113,5 +139,4 @@ def sparsity(model: Darknet, settings: SparseSettings, schedule: Schedule) -> Sp
     if not free:
         raise InputError(f"--prune {settings.prune}: {model.network.path or 'the network'} has no such convolutions to "
                          f"train ({SETS[settings.prune]}); another --prune, or a smaller --freeze")  # fmt: skip
-    found = Sparsity(model, settings, schedule, free)
-    return dataclasses.replace(found, settings=settings.resolved(found.scores(), found.reach))
+    return Sparsity(model, settings, schedule, free)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from utils.cli import Parser, number, threshold
 from utils.errors import InputError
 from utils.pruning.candidates import SETS
-from utils.pruning.sparsity import AUTO, LARGEST_S, SCHEDULES, SparseSettings
+from utils.pruning.sparsity import AUTO, LARGEST_S, LOSS_RISE, SCHEDULES, SparseSettings
 
 SOLVERS = ("subgradient", "proximal")
 DEFAULT = SparseSettings()
@@ -21,7 +21,8 @@ def add_sparse_flags(parser: Parser) -> None:
     group = parser.add_argument_group("sparse training")
     squeeze = "press on γ of the channels that pruning may remove; best.pt is then the last epoch, the sparsest"
     group.add_argument("-sr", "--sparsity-regularization", dest="sr", action="store_true", help=squeeze)
-    rate = f"strength, or {AUTO}: what can bring --s-share of the channels to zero (default: {DEFAULT.s})"
+    rate = f"strength, or {AUTO}: rises while fewer channels are weak than planned, lets go when accuracy falls "
+    rate += f"(default: {DEFAULT.s})"
     group.add_argument("--s-rate", "--s", dest="s", type=rate_or_auto, metavar="S", help=rate)
     sets = "; ".join(f"{key}: {text}" for key, text in SETS.items())
     group.add_argument(
@@ -36,18 +37,14 @@ def add_sparse_flags(parser: Parser) -> None:
     group.add_argument("--s-turn", type=threshold, metavar="P", help=turn)
     keep = f"share of the channels that dynamic keeps under pressure (default: {SCHEDULES['dynamic'].weakest:g})"
     group.add_argument("--s-keep", type=threshold, metavar="P", help=keep)
-    solver = "how: a sub-gradient before the step, or soft thresholding behind it, which gives exact zeros (default: " \
-             "subgradient; with --adam proximal)"  # fmt: skip
+    solver = "how: a sub-gradient before the step, or soft thresholding behind it, which gives exact zeros (default: "
+    solver += f"subgradient; with --adam or --s {AUTO} proximal)"
     group.add_argument("--s-solver", choices=SOLVERS, help=solver)
-    share = f"share of the channels that --s {AUTO} brings to zero (default: {DEFAULT.share})"
+    share = f"share of the channels that --s {AUTO} makes weak (default: {DEFAULT.share})"
     group.add_argument("--s-share", type=threshold, metavar="P", help=share)
-    coach = "points of AP50 that the coach's trials may cost: every few epochs, in at most 5 %% of the time, it " \
-            "prunes copies of the network, measures them on 64 pictures and says how much could go (default: " \
-            f"{DEFAULT.coach:g}; 0: none)"  # fmt: skip
-    group.add_argument("--s-coach", type=points, metavar="X", help=coach)
-    enough = "end the training when the coach finds that this share of the channels could go; when it looks, and so " \
-             "the epoch, depends on how fast the machine is"  # fmt: skip
-    group.add_argument("--s-enough", type=threshold, metavar="P", help=enough)
+    drop = f"--s {AUTO} lets go while AP50 is more than X points below its best; where epochs are not evaluated, while "
+    drop += f"the training loss is X · {100 * LOSS_RISE:g} %% above its lowest (default: {DEFAULT.drop:g})"
+    group.add_argument("--s-drop", type=points, metavar="X", help=drop)
     beyond = "also convolutions before an upsampling, a spatial pyramid or a split route, as in the pruning scripts"
     group.add_argument("--all-convs", action="store_true", help=beyond)
 
@@ -74,7 +71,7 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
     Raises:
         InputError: flags that mean nothing without -sr or beside others.
     """
-    names = ("s", "prune", "s_schedule", "s_turn", "s_keep", "s_solver", "s_share", "s_coach", "s_enough")
+    names = ("s", "prune", "s_schedule", "s_turn", "s_keep", "s_solver", "s_share", "s_drop")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not args.sr:
         if given or args.all_convs:
@@ -91,21 +88,15 @@ def sparse_settings(args: argparse.Namespace) -> SparseSettings | None:
             flag = "--s-turn" if field == "turn" else "--s-keep"
             raise InputError(f"{flag}: goes with --s-schedule {' or '.join(allowed)}, not with {name}")
     schedule = dataclasses.replace(SCHEDULES[name], **changes)
-    share = given.get("s_share", DEFAULT.share)
-    if given.get("s") == AUTO and 0 < schedule.weakest < share:
-        raise InputError(
-            f"--s-share {share:g}: only {schedule.weakest:g} of the channels stay under pressure; a smaller share, or "
-            "a larger --s-keep"
-        )
     return SparseSettings(
         s=given.get("s", DEFAULT.s),
         prune=given.get("prune", DEFAULT.prune),
         schedule=schedule,
-        proximal=given.get("s_solver", "proximal" if args.adam else "subgradient") == "proximal",
-        share=share,
+        proximal=given.get("s_solver", "proximal" if args.adam or given.get("s") == AUTO else "subgradient")
+        == "proximal",
+        share=given.get("s_share", DEFAULT.share),
+        drop=given.get("s_drop", DEFAULT.drop),
         all_convs=args.all_convs,
-        coach=given.get("s_coach", DEFAULT.coach),
-        enough=given.get("s_enough"),
     )
 
 
@@ -117,7 +108,9 @@ def _check_combination(args: argparse.Namespace, given: Mapping[str, Any]) -> No
         raise InputError("--evolve: looks for the best training, which is none with -sr; leave one of them out")
     if args.adam and given.get("s_solver") == "subgradient":
         raise InputError("--s-solver subgradient: Adam would scale the pressure away; leave it or --adam out")
-    if "s_share" in given and given.get("s") != AUTO:
-        raise InputError(f"--s-share: goes with --s {AUTO}")
-    if "s_enough" in given and (given.get("s_coach") == 0 or given.get("prune") == 2):
-        raise InputError("--s-enough: is what the coach finds of channels; it goes with --prune 0 or 1 and a --s-coach")
+    for flag in ("schedule", "turn", "keep"):
+        if f"s_{flag}" in given and given.get("s") == AUTO:
+            raise InputError(f"--s-{flag}: --s {AUTO} chooses the channels itself; leave it out, or give --s a number")
+    for flag in ("share", "drop"):
+        if f"s_{flag}" in given and given.get("s") != AUTO:
+            raise InputError(f"--s-{flag}: goes with --s {AUTO}")

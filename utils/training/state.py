@@ -15,6 +15,7 @@ from utils.checkpoint import write_checkpoint
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network
 from utils.errors import NumericsError
+from utils.pruning.sparsity import Control
 from utils.report.run_dir import RunDirectory
 from utils.training.ema import AveragedModel
 
@@ -35,8 +36,12 @@ class Progress:
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best epoch."""
-    enough: bool = False
-    """The run has what was wanted, and ends before its last epoch."""
+    control: Control | None = None
+    """Of a sparse training with s = auto."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.control, dict):  # as a checkpoint holds it
+            self.control = Control(**self.control)
 
 
 class Source(NamedTuple):
@@ -48,7 +53,7 @@ class Source(NamedTuple):
     hyp: Mapping[str, Any]
     plan: Mapping[str, Any]
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), with a teacher its
-    digest, with sparse training `s`."""
+    digest."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
     quantization: Mapping[str, Any] | None = None

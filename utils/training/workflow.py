@@ -114,7 +114,6 @@ def _train(
     files = _fitted(plan, train)
     check_batches(files.network, plan.settings, train.shapes, plan.batch_size, rect=plan.rect, processes=team.size)
     batches: dict[str, Any] = {"data": train.fingerprint(), "batch": plan.batch_size * team.size}
-    sparse = plan.settings.sparse
     torch.manual_seed(plan.settings.seed)
     start = initial_model(files, plan.pretrained)
     lineage, kept = start.lineage, start.kept
@@ -128,7 +127,6 @@ def _train(
         with team.one_by_one():
             checkpoint = resumable(plan.resume / "weights", start.model)
         lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
-        sparse = sparse and dataclasses.replace(sparse, s=checkpoint["plan"]["s"])
     distiller, teacher, digest = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
     if teacher is not None:
         batches["teacher"] = digest
@@ -136,18 +134,12 @@ def _train(
     if plan.resume is not None:
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
     train_loader, val_loader = _loaders(plan, train, valid, files.network, team, ending)
-    settings = dataclasses.replace(
-        plan.settings,
-        accumulate=_accumulate(plan, len(train_loader), team.size),
-        sparse=sparse,
-    )
+    settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader), team.size))
     run = _run_directory(plan, files, team, ending)
     model = start.model.to(team.device, memory_format=torch.channels_last)
     quant = plan.settings.quant and plan.settings.quant.settings.document()
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
-    if trainer.sparsity is not None:
-        batches["s"] = trainer.sparsity.settings.s
     if plan.resume is not None:
         trainer.state.restore(checkpoint)
         log(_standing(trainer, run))
