@@ -33,7 +33,13 @@ from utils.report.tables import Column, markdown_table
 from utils.runtime.packages import require
 
 EXAMPLE = "python -m benchmarks.criteria --weights best.pt --data data/voc.data --img_size 256 --macs 0.5 --peers LAMP"
-OURS = ("--importance gamma", "--importance taylor", "--importance taylor --rounds 4")
+OURS = (
+    "--importance gamma --reconstruct 0",
+    "--importance gamma",
+    "--importance taylor --reconstruct 0",
+    "--importance taylor",
+    "--importance taylor --rounds 2",
+)
 PEERS = ("LAMP", "GroupTaylor", "BNScale", "GroupMagnitude")
 SHARES = (0.5, 0.33, 0.25)
 BATCH, MULTIPLE = 16, 8

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import chains, comparisons, criteria, integers, journeys, lessons, rows, speeds
+from benchmarks import chains, comparisons, criteria, goals, integers, journeys, lessons, rows, speeds
 from benchmarks.trainings import PICTURES, ROOT, STORED, Finished, publish
 from utils.cli import Parser, log, run
 from utils.errors import InputError
@@ -24,8 +24,8 @@ PAGE = ROOT / "docs" / "results.md"
 EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
 
-KINDS = ((rows.ROWS, rows), (journeys.ROWS, journeys), (speeds.ROWS, speeds), (comparisons.COMPARISONS, comparisons),
-         (criteria.ROWS, criteria), (chains.CHAINS, chains), (integers.ROWS, integers))  # fmt: skip
+KINDS = ((rows.ROWS, rows), (goals.ROWS, goals), (journeys.ROWS, journeys), (speeds.ROWS, speeds),
+         (comparisons.COMPARISONS, comparisons), (criteria.ROWS, criteria), (chains.CHAINS, chains), (integers.ROWS, integers))  # fmt: skip
 """Rows that have a section of their own each, and what finishes and describes them."""
 EVERY = {name: row for kind in (lessons.LESSONS, *(kind for kind, _ in KINDS)) for name, row in kind.items()}
 

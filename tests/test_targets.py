@@ -16,6 +16,7 @@ from tests.random_nets import networks
 from tests.test_percent_sweep import random_gammas
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
+from utils.darknet import weights as weights_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
 from utils.pruning import measure
@@ -151,6 +152,19 @@ def test_every_script_takes_a_counted_target(prune, tmp_path, name, kind):
     run = Path(document["run_dir"])
     assert json.loads((run / "plan.json").read_text())["target"] == target
     assert f"target --target-{kind} {bound}: {target['reached']:.4f}, by --" in (run / "report.md").read_text()
+
+
+def test_channels_that_cost_nothing_go_even_where_the_target_keeps_them(prune, files, capsys):
+    """By γ: a third of the channels have γ = 0, and the target alone takes one of them."""
+    network = tiny()
+    arrays = {name: array.copy() for name, array in weights_file.read(files[3], network).items()}
+    for name, array in arrays.items():
+        if name.endswith("bn.weight"):
+            array[1::3] = 0.0
+    weights_file.write(Path(files[3]), network, arrays)
+    document = prune("slim", "--target-params", "0.99", "--no-test")
+    assert document["percent"] == document["advised_percent"] > 0.2
+    assert document["after"]["parameters"] / document["before"]["parameters"] == document["target"]["reached"] < 0.9
 
 
 def test_what_is_out_of_reach_is_refused_with_what_works(prune, tmp_path):

@@ -131,6 +131,19 @@ def auto_groups(trials: Trials, importance: Importance, target: Target) -> Settl
     return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
 
 
+def _at_least_advised(
+    target: Target, ladder: Ladder, trials: Trials, amount: Amount, figure: float
+) -> tuple[Amount, float]:
+    """The amount, and what is left by it; what γ advise where that is more: those channels cost nothing."""
+    advised = ladder.plan_of(amount).advised
+    if advised <= amount.percent:
+        return amount, figure
+    before = network_cost(ladder.graph.network, *trials.size)
+    more = amount._replace(percent=advised)
+    log(f"{target.flag}: reached by --percent {amount.percent:g}; γ advise {advised:g}, which is taken")
+    return more, cost_share(before, ladder.plan_of(more), target.kind, trials.size)
+
+
 def in_rounds(trials: Trials, importance: Importance) -> Settled:
     """Several cuts to a percentage or a target, with importance computed anew after each, on what is left then.
 
@@ -191,5 +204,7 @@ def settle(trials: Trials, importance: Importance) -> Settled:
     shortcut = asked.amounts[0].shortcut
     ladder = make_ladder(trials.graph, importance, asked.channels, shortcut, fine=target.counted)
     amount, figure, tried = reach(target, ladder, trials)
+    if asked.importance == "gamma" and target.counted and amount.percent is not None:
+        amount, figure = _at_least_advised(target, ladder, trials, amount, figure)
     found = {"flag": target.flag, "bound": target.bound, "reached": figure, **amount._asdict(), "tried": tried}
     return Settled(replace(asked, amounts=(amount,)), found, {})
