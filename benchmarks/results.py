@@ -24,8 +24,16 @@ PAGE = ROOT / "docs" / "results.md"
 EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
 
 
-KINDS = ((rows.ROWS, rows), (goals.ROWS, goals), (journeys.ROWS, journeys), (speeds.ROWS, speeds),
-         (comparisons.COMPARISONS, comparisons), (criteria.ROWS, criteria), (chains.CHAINS, chains), (integers.ROWS, integers))  # fmt: skip
+KINDS = (
+    (rows.ROWS, rows),
+    (goals.ROWS, goals),
+    (journeys.ROWS, journeys),
+    (speeds.ROWS, speeds),
+    (comparisons.COMPARISONS, comparisons),
+    (criteria.ROWS, criteria),
+    (chains.CHAINS, chains),
+    (integers.ROWS, integers),
+)
 """Rows that have a section of their own each, and what finishes and describes them."""
 EVERY = {name: row for kind in (lessons.LESSONS, *(kind for kind, _ in KINDS)) for name, row in kind.items()}
 
