@@ -18,7 +18,7 @@ from utils.detection.settings import LossSettings
 from utils.errors import DataError, InputError, NumericsError
 from utils.evaluation import network_input
 from utils.graph import channel_graph
-from utils.pruning import importance, workflow
+from utils.pruning import importance, trials, workflow
 from utils.pruning.plan import Plan, arrays_of
 from utils.pruning.removal import Removal
 from utils.pruning.request import Amount
@@ -156,6 +156,19 @@ def test_taylor_is_the_default_and_gamma_that_of_sparse_training(prune, files, f
     )
     assert found["importance"] == "gamma" and found["advised_percent"] is not None
     assert prune("slim", "--percent", "0.2", "--no-test")["importance"] == "gamma"
+
+
+def test_pictures_vary_as_in_the_training_of_the_network(prune, folder, tmp_path, monkeypatch):
+    flags = ("--percent", "0.2", "--no-test", "--data", str(folder / "d.data"))
+    prune("slim", *flags)
+    network = ("--cfg", str(tmp_path / "runs/exp/model.cfg"), "--weights", str(tmp_path / "trained.pt"))
+    seen, plain = [], trials.training_batches
+    monkeypatch.setattr(trials, "training_batches", lambda *args: (seen.append(args[4]), plain(*args))[1])
+    pruned = read_checkpoint(tmp_path / "runs/exp/model.pt")
+    for more in ({"hyp": {"flip_lr": 0.0, "flip_ud": 0.0, "hsv_h": 0.25}}, {"lineage": [{"no_flip": True}]}, {}):
+        write_checkpoint(tmp_path / "trained.pt", pruned | more)
+        prune("slim", *network, *flags, "--reconstruct", "0")
+    assert [(how.flip_lr, how.hsv_h) for how in seen] == [(0.0, 0.25), (0.0, 0.015), (0.5, 0.015)]
 
 
 def test_the_reason_of_the_default_is_said(files, folder, tmp_path, capsys):

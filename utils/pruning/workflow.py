@@ -56,7 +56,8 @@ def prune(asked: PruneRequest) -> None:
     arrays = arrays_of(loaded.model)
     graph = channel_graph(network)
     asked, alignment = aligned(ranked_by(asked, loaded), graph, size, device)
-    trials = Trials(asked, graph, arrays, size, device, loaded.hyp)
+    hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
+    trials = Trials(asked, graph, arrays, size, device, hyp)
     importance = trials.importance(network, arrays)
     if asked.sensitivity:
         survey(trials, importance)
