@@ -260,7 +260,7 @@ def test_the_rows_of_the_table_are_those_networks(prune, folder, monkeypatch, na
 def test_readers_are_fitted_where_there_are_training_pictures(prune, folder):
     flags = ("--percent", "0.2", "--no-test", "--data", str(folder / "d.data"), "--batch-size", "4")
     fitted, few, constants = (
-        prune("slim", *flags, *more) for more in ((), ("--reconstruct", "1"), ("--reconstruct", "0"))
+        prune("slim", *flags, *more) for more in ((), ("--reconstruct", "4"), ("--reconstruct", "0"))
     )
     assert [document["reconstructed"] for document in (fitted, few, constants)] == [9, 4, 0]
     assert fitted["certificate"]["border"] is None and constants["certificate"]["border"] > 0
@@ -276,7 +276,7 @@ def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
     flags = ("--percent", "0.2", "--data", str(folder / "d.data"), "--project", str(tmp_path))
     slim_prune.main([*files, *flags])
     out, err = capsys.readouterr()
-    assert "--reconstruct 8: 9 pictures are used; there are no more" in err
+    assert "--reconstruct 128: 9 pictures are used; there are no more" in err
     assert "compact, reconstructed" in out and "border" not in out
 
 

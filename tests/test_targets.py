@@ -248,7 +248,7 @@ def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
     seen = []
     monkeypatch.setattr(trials, "reconstruct", lambda graph, arrays, removal, pictures, *_: (
         seen.append(len(pictures)), arrays)[1])  # fmt: skip
-    document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "2", "--batch-size", "4", "--dry-run")
+    document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
 
 

@@ -40,8 +40,8 @@ from utils.report.run_dir import check_run
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
 AUTO = "auto"
-FITTED = 8
-"""Batches of --reconstruct, unless it is given."""
+FITTED = 128
+"""Pictures of --reconstruct, unless it is given."""
 TARGETS: dict[Kind, str] = {
     "params": "find how much has to go until at most this share of the parameters is left, 0 < S < 1",
     "macs": "the same of the multiply-adds, at the size of --img_size",
@@ -202,8 +202,8 @@ def _add_check_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     absorbed = "do not give the constants of removed channels to the convolutions that read them"
     add("--no-absorb", dest="absorb", action="store_false", help=absorbed)
-    anew = "fit the convolutions that read removed channels to what they put out before, by least squares on N batches "
-    anew += f"of training pictures; 0: they only get the constants (default: {FITTED} where --data has train pictures)"
+    anew = "fit the convolutions that read removed channels to what they put out before, by least squares on N "
+    anew += f"training pictures; 0: they only get the constants (default: {FITTED} where --data has train pictures)"
     add("--reconstruct", type=non_negative_int, metavar="N", help=anew)
     add("--no-test", dest="test", action="store_false", help="measure neither accuracy nor time; --data is not needed")
     add("--dry-run", action="store_true", help="print what would be left and write nothing")
@@ -278,7 +278,7 @@ def _target(args: argparse.Namespace) -> Target | None:
 
 
 def _fitted(args: argparse.Namespace, data: DataConfig | None) -> int:
-    """Batches of --reconstruct."""
+    """Pictures of --reconstruct."""
     if args.reconstruct and not args.absorb:
         raise InputError("--reconstruct: fits what --no-absorb leaves as it is; leave one of them out")
     trains = args.absorb and data is not None and data.train is not None

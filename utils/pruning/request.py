@@ -65,7 +65,7 @@ class PruneRequest:
     absorb: bool = True
     """Give what removed channels added to the convolutions that read them."""
     reconstruct: int = 0
-    """Batches of training pictures with which the convolutions that read removed channels are fitted; 0: none are."""
+    """Training pictures with which the convolutions that read removed channels are fitted; 0: none are."""
     test: bool = True
     """Measure accuracy and time."""
     dry_run: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,12 +55,11 @@ class Trials:
     def fitted(self) -> list[Tensor]:
         """The training pictures of --reconstruct, in batches [B, C, H, W]."""
         asked, network = self.asked, self.graph.network
-        wanted = asked.reconstruct * asked.batch_size
-        most = min(wanted, most_pictures(network, self.size))
-        batches = training_batches(asked, network, self.size, self.device, None, asked.reconstruct)
+        most = min(asked.reconstruct, most_pictures(network, self.size))
+        batches = training_batches(asked, network, self.size, self.device, None, math.ceil(most / asked.batch_size))
         images = [network_input(batch.images, self.device) for batch in batches]
         found = list(torch.cat(images)[:most].split(asked.batch_size))
-        if (count := sum(map(len, found))) < wanted:
+        if (count := sum(map(len, found))) < asked.reconstruct:
             why = "more would not fit into memory" if count == most else "there are no more"
             log(f"--reconstruct {asked.reconstruct}: {count} pictures are used; {why}")
         return [batch.contiguous(memory_format=torch.channels_last) for batch in found]
