@@ -6,17 +6,24 @@ A step that is finished is not run again; a training that was interrupted goes o
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import BF16
 from benchmarks.trainings import RUNS, TRAIN, Finished, describe_environment, measure, python, shared, train
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Convolutional
 from utils.files import atomic_write_text, read_text
 from utils.report.run_dir import read_results
 from utils.report.tables import Column, markdown_table
 
-SHOWN = {"sparse": ("gamma/epochs.png", "gamma/course.png"), "pruned": ("channels.png", "gamma.png", "detections.jpg")}
+SHOWN = {
+    "sparse": ("gamma/epochs.png", "gamma/course.png"),
+    "pruned": ("channels.png", "importance.png", "detections.jpg"),
+}
 """Pictures of the steps that are copied into the documentation."""
+QUARTER = "a quarter of "
 COLUMNS = ("map50", "map50_95", "parameters", "macs")
 
 
@@ -44,9 +51,28 @@ class Chain:
         """The arguments of python for one of the trainings."""
         own = [flag.format(shared=shared()) for flag in getattr(self, step)]
         start = ["--weights", str(weights)] if weights else []
-        files = ["--cfg", cfg or self.cfg.format(shared=shared()), "--data", self.data.format(shared=shared())]
+        cfg = cfg or quarter(self.cfg).format(shared=shared())
+        files = ["--cfg", cfg, "--data", self.data.format(shared=shared())]
         return ["train.py", *files, *start, "--img_size", str(self.size), *TRAIN, *own,
                 "--project", str(folder), "--name", step]  # fmt: skip
+
+
+def quarter(path: str) -> str:
+    """The cfg itself, or behind QUARTER one with a quarter of its widths, in multiples of 8, which is written."""
+    if not path.startswith(QUARTER):
+        return path
+    network = cfg_file.load(path.removeprefix(QUARTER))
+    heads = {head - 1 for head in network.heads}
+    blocks = tuple(
+        replace(block, filters=max(8, round(block.filters / 32) * 8))
+        if isinstance(block, Convolutional) and i not in heads
+        else block
+        for i, block in enumerate(network.blocks)
+    )
+    narrow = RUNS / f"{Path(path).stem}-quarter.cfg"
+    narrow.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(narrow, cfg_file.format_network(replace(network, blocks=blocks)))
+    return str(narrow)
 
 
 ROADSIGNS, BCCD = "{shared}/data/roadsigns/roadsigns.data", "{shared}/data/bccd/bccd.data"
@@ -54,6 +80,20 @@ TINY3, TINY4 = "cfg/yolov3-tiny.cfg", "cfg/yolov4-tiny.cfg"
 NANO = "{shared}/data/weights/MobileNetV2-YOLOv3-Nano-coco"
 SPARSE = ("-sr", "--prune", "1", "--s", "auto")
 TUNED = ("--epochs", "8", "--no-flip")
+GAMMA = ("--importance", "gamma")
+PAPER = "roadsigns-yolov4-quarter"
+"""Rows in the setting of Chu et al. (arXiv:2306.01526), with a quarter of yolov4's widths."""
+TAUGHT = (
+    "--no-flip",
+    *BF16,
+    "--t_weights",
+    str(RUNS / PAPER / "base/weights/best.pt"),
+    "--KDstr",
+    "4",
+    "--AT_str",
+    "2",
+)
+GROUPS = ("group_prune.py", "--target-macs", "0.5", "--multiple-of", "8")
 CHAINS = {
     "roadsigns-yolov3-tiny-slim": Chain(
         "21 classes, from COCO weights", TINY3, ROADSIGNS, 224,
@@ -62,7 +102,7 @@ CHAINS = {
     ),
     "roadsigns-yolov3-tiny-slim-dense": Chain(
         "the same without sparse training", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-slim" / "base",
-        sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=TUNED,
+        sparse=(), prune=("slim_prune.py", *GAMMA, "--percent", "0.5"), tuned=TUNED,
     ),
     "roadsigns-yolov3-tiny-33-slim": Chain(
         "from the network that was trained to its end", TINY3, ROADSIGNS, 224, base=RUNS / "roadsigns-yolov3-tiny-33",
@@ -113,13 +153,23 @@ CHAINS = {
         )
         for script in ("slim", "regular", "group")
     },
+    PAPER: Chain(
+        "yolov4 with a quarter of its widths, group_prune.py by taylor, KDstr 4 and AT 2", f"{QUARTER}cfg/yolov4.cfg",
+        ROADSIGNS, 224, base=("--epochs", "60", "--no-flip", *BF16), sparse=(),
+        prune=(*GROUPS, "--importance", "taylor"), tuned=("--epochs", "40", *TAUGHT),
+    ),
+    f"{PAPER}-dynamic": Chain(
+        "the same by γ after dynamic sparse training, for as many epochs", f"{QUARTER}cfg/yolov4.cfg", ROADSIGNS, 224,
+        base=RUNS / PAPER / "base", sparse=("--epochs", "15", "--no-flip", *BF16, *SPARSE),
+        prune=(*GROUPS, *GAMMA), tuned=("--epochs", "25", *TAUGHT),
+    ),
     "bccd-yolov4-tiny-slim": Chain(
         "3 classes", TINY4, BCCD, 256, base=RUNS / "bccd-yolov4-tiny",
         sparse=("--epochs", "20", *SPARSE), prune=("slim_prune.py",), tuned=("--epochs", "15"), publish=True,
     ),
     "bccd-yolov4-tiny-slim-dense": Chain(
         "the same without sparse training", TINY4, BCCD, 256, base=RUNS / "bccd-yolov4-tiny",
-        sparse=(), prune=("slim_prune.py", "--percent", "0.5"), tuned=("--epochs", "15"),
+        sparse=(), prune=("slim_prune.py", *GAMMA, "--percent", "0.5"), tuned=("--epochs", "15"),
     ),
 }  # fmt: skip
 ORDER = ("base", "sparse", "pruned", "tuned")
