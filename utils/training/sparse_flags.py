@@ -40,7 +40,8 @@ def add_sparse_flags(parser: Parser) -> None:
     solver = "how: a sub-gradient before the step, or soft thresholding behind it, which gives exact zeros (default: "
     solver += f"subgradient; with --adam or --s {AUTO} proximal)"
     group.add_argument("--s-solver", choices=SOLVERS, help=solver)
-    share = f"share of the channels that --s {AUTO} makes weak (default: {DEFAULT.share})"
+    share = f"share of the channels that --s {AUTO} makes weak; each percent takes about 20 optimizer steps (default: "
+    share += f"{DEFAULT.share})"
     group.add_argument("--s-share", type=threshold, metavar="P", help=share)
     drop = f"--s {AUTO} lets go while AP50 is more than X points below its best; where epochs are not evaluated, while "
     drop += f"the training loss is X · {100 * LOSS_RISE:g} %% above its lowest (default: {DEFAULT.drop:g})"
