@@ -12,10 +12,12 @@ import torch
 from models import Darknet, load_arrays
 from tests.nets import TINY, one_head, tiny
 from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.data.datasets import Batch
 from utils.detection.settings import LossSettings
-from utils.errors import DataError, InputError, NumericsError
+from utils.errors import DataError, InfeasibleError, InputError, NumericsError
 from utils.evaluation import network_input
 from utils.graph import channel_graph
 from utils.pruning import importance, trials, workflow
@@ -27,10 +29,8 @@ from utils.pruning.units import residual_units
 from utils.report.cost import network_cost
 
 SIZE = (64, 64)
-DEPTHWISE = (
-    "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
-    "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\ngroups=4\nactivation=leaky\n"
-)
+CONV = "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
+DEPTHWISE = CONV + "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\ngroups=4\nactivation=leaky\n"
 
 
 def arrays_of_new(network) -> dict[str, np.ndarray]:
@@ -109,6 +109,19 @@ def test_taylor_changes_nothing_and_is_the_same_every_time():
     one, other = (importance.taylor(network, arrays, pictures, LossSettings()) for _ in range(2))
     assert all(np.array_equal(one[block], other[block]) for block in one)
     assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
+
+
+def test_what_no_head_reads_does_not_matter():
+    network = one_head(CONV, CONV, "[route]\nlayers=0\n")
+    batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
+    found = importance.taylor(network, arrays_of_new(network), [batch], LossSettings())
+    assert found[0].all() and not found[1].any()
+
+
+def test_a_network_without_batch_normalisation_has_nothing_to_rank():
+    network = one_head(CONV.replace("batch_normalize=1\n", ""))
+    batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
+    assert importance.taylor(network, arrays_of_new(network), [batch], LossSettings()) == {}
 
 
 def test_damaged_weights_are_refused():
@@ -242,6 +255,29 @@ def test_rounds_take_a_percentage_in_parts(prune, folder):
     once, twice = (prune("slim", *flags, "--rounds", count) for count in ("1", "2"))
     shares = [document["after"]["parameters"] / document["before"]["parameters"] for document in (once, twice)]
     assert max(shares) < 0.9 and abs(shares[0] - shares[1]) < 0.2
+
+
+@pytest.mark.parametrize(("name", "flags"), [
+    ("normal", ()), ("slim", ()), ("slim", ("--layer_keep", "0.5")), ("group", ()), ("regular", ("--multiple-of", "2")),
+])  # fmt: skip
+def test_rounds_remove_what_one_cut_does_where_importance_stays(prune, folder, name, flags):
+    """|γ| does not change with a cut that fits nothing anew; ten rounds, of which some are for less than a channel."""
+    common = ("--percent", "0.4", "--no-test", "--importance", "gamma", "--no-absorb", *flags)
+    weights = [Path(prune(name, *common, "--rounds", count)["weights"]).read_bytes() for count in ("1", "2", "10")]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_a_layer_keeps_its_share_of_the_first_width_in_all_rounds(prune):
+    flags = ("--percent", "0.9", "--no-test", "--layer_keep", "0.5", "--all-convs")
+    widths = cfg_file.load(prune("slim", *flags, "--rounds", "4")["cfg"])
+    assert [block.filters for block in widths.blocks if isinstance(block, Convolutional)] == [4, 4, 2, 4, 6, 21, 3, 21]
+
+
+@pytest.mark.parametrize(("name", "amount"), [("slim", ("--target-params", "0.05")), ("normal", ("--percent", "0.9"))])
+def test_a_round_that_cannot_do_its_part_names_what_was_asked_for(prune, tmp_path, name, amount):
+    with pytest.raises(InfeasibleError, match=f"^{' '.join(amount)} --rounds 3: round [123] cannot do its part"):
+        prune(name, *amount, "--no-test", "--rounds", "3")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_parsing_is_not_forgotten():

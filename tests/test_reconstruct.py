@@ -127,6 +127,30 @@ def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkey
     assert any(not np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
+    monkeypatch.setattr(module, "RIDGE", 1e-9)
+    network = one_head(CONV, "[convolutional]\nfilters=8\nsize=1\nbias=0\nactivation=linear\n")
+    graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures(side=16)
+    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), images)["layers.1.conv.weight"]
+    layer = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()}).eval().layers[0]
+    with torch.no_grad():
+        x = torch.cat([layer(image) for image in images]).permute(0, 2, 3, 1).reshape(-1, 8).double().numpy()
+    kept = np.delete(np.arange(8), 3)
+    best = np.linalg.lstsq(x[:, kept], x, rcond=None)[0]
+    expected = arrays["layers.1.conv.weight"][:, :, 0, 0] @ best.T
+    np.testing.assert_allclose(fitted[:, kept, 0, 0], expected, atol=1e-3)
+
+
+def test_a_reader_of_nothing_but_zeros_keeps_its_weights():
+    network = one_head(CONV, CONV)
+    graph, arrays = channel_graph(network), arrays_of_new(network)
+    for name in ("weight", "bias"):
+        arrays[f"layers.0.bn.{name}"][:] = 0
+    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), pictures(side=16))
+    kept = np.delete(np.arange(8), 3)
+    np.testing.assert_allclose(fitted["layers.1.conv.weight"][:, kept], arrays["layers.1.conv.weight"][:, kept])
+
+
 def test_damaged_weights_are_refused():
     network = tiny()
     graph, arrays = channel_graph(network), arrays_of_new(network)

@@ -54,7 +54,8 @@ def taylor(
         size = (batch.images.shape[-2], batch.images.shape[-1])
         boxes = (batch.targets.to(device), network.yolos, size, loss)
         total = detection_loss(outputs.heads, *boxes, ignored=batch.ignored.to(device)).total
-        gradients = torch.autograd.grad(total, parameters)
+        # of a convolution that no head reads it is 0; without parameters PyTorch refuses
+        gradients = torch.autograd.grad(total, parameters, materialize_grads=True) if parameters else ()
         change = {
             i: (bn.weight * of_gamma + bn.bias * of_beta).detach().double().cpu().numpy()
             for (i, bn), of_gamma, of_beta in zip(scaled.items(), gradients[::2], gradients[1::2], strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Literal
 
@@ -51,6 +51,8 @@ class ChannelPolicy:
     """Rank the channels of each of `pruning_groups` among themselves."""
     group_percents: tuple[float, ...] | None = None
     """Of each group; None: `percent` of all."""
+    wider: Mapping[int, float] = field(default_factory=dict)
+    """How many times as wide a layer was before the first of several cuts, by block number; 1 where it is not named."""
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
@@ -63,9 +65,9 @@ class ChannelPolicy:
         """Whether every layer keeps channels, however many go."""
         return self.layer_keep is not None or self.multiple_of != 1
 
-    def least(self, width: int) -> int:
-        """Channels that stay of so many, however unimportant."""
-        return max(1, int(width * (self.layer_keep or 0)))
+    def least(self, layer: int, width: int) -> int:
+        """Channels that stay of the `width` that a layer has, however unimportant."""
+        return max(1, int(width * self.wider.get(layer, 1.0) * (self.layer_keep or 0) + 1e-9))
 
     def round_up(self, width: int) -> int:
         """The next allowed width, from 1 channel up."""
@@ -202,7 +204,7 @@ def _prune(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: 
         if policy.merge == "mean":
             merge_means(graph, family, ranking, removed, keep)
         else:
-            masks = {layer: _floored(ranking.ranks[layer], removed, policy) for layer in family}
+            masks = {layer: _floored(layer, ranking.ranks[layer], removed, policy) for layer in family}
             merge_masks(graph, family, masks, policy.merge, keep)
         round_widths(graph, family, ranking.scores, policy, keep)
 
@@ -256,11 +258,11 @@ def families_of(graph: ChannelGraph, layers: Sequence[int]) -> list[Family]:
     return [family for family in families if family]
 
 
-def _floored(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
+def _floored(layer: int, ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
     """Mask [C] of one convolution: what the ranking keeps, and at least the floor of its strongest channels."""
     mask = ranks >= removed
     if policy.has_floor:
-        mask[np.argsort(-ranks)[: policy.least(len(ranks))]] = True
+        mask[np.argsort(-ranks)[: policy.least(layer, len(ranks))]] = True
     return mask
 
 
@@ -277,7 +279,7 @@ def round_widths(graph: ChannelGraph, family: Family, scores: Scores, policy: Ch
     for layer in sorted(family, key=lambda layer: len(graph.labels[layer])):
         labels = np.unique(graph.labels[layer])
         kept = int(keep[labels].sum())
-        floor = max(kept, policy.least(len(labels)))
+        floor = max(kept, policy.least(layer, len(labels)))
         gone = labels[~keep[labels]].tolist()
         gone.sort(key=lambda label: (label in settled, -total[label] / voters[label], label))
         free = sum(label not in settled for label in gone)

@@ -129,18 +129,21 @@ def _moments(
 
 def _refit(layer: nn.Module, square: Tensor, cross: Tensor, kept: Tensor) -> None:
     """Give a convolution the weights and the shift of the solution; see the head of this module."""
+    count = len(kept)
+    shifts = layer.bn is not None or layer.conv.bias is not None  # else nothing can take b, and the best A has none
+    square, cross = square[: count + shifts, : count + shifts], cross[: count + shifts]
     same = torch.zeros_like(cross)
-    same[torch.arange(len(kept)), kept] = 1.0
-    ridge = torch.full((len(square),), RIDGE * float(square.diagonal()[:-1].mean()), dtype=square.dtype)
-    ridge[-1] = 0.0
-    tiny = torch.finfo(square.dtype).eps  # channels that are 0 everywhere
-    solution = torch.linalg.solve(square + torch.diag(ridge + tiny), cross + ridge[:, None] * same)
+    same[torch.arange(count), kept] = 1.0
+    tiny = torch.finfo(square.dtype).eps  # where all channels are 0 in all pictures
+    ridge = torch.full((len(square),), RIDGE * float(square.diagonal()[:count].mean()) + tiny, dtype=square.dtype)
+    ridge[count:] = 0.0
+    solution = torch.linalg.solve(square + torch.diag(ridge), cross + ridge[:, None] * same)
     weight = layer.conv.weight
     exact = weight.double().cpu()
     weight.zero_()
-    weight[:, kept.to(weight.device)] = torch.einsum("ochw,kc->okhw", exact, solution[:-1]).to(weight)
-    shift = torch.einsum("ochw,c->o", exact, solution[-1])
+    weight[:, kept.to(weight.device)] = torch.einsum("ochw,kc->okhw", exact, solution[:count]).to(weight)
+    shift = torch.einsum("ochw,kc->o", exact, solution[count:])
     if layer.bn is not None:
         layer.bn.running_mean -= shift.to(layer.bn.running_mean)
-    elif layer.conv.bias is not None:
+    elif shifts:
         layer.conv.bias += shift.to(layer.conv.bias)

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli import log
+from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.allocation import allocate
 from utils.pruning.groups import pruning_groups
 from utils.pruning.ladder import Ladder, cost_share, make_ladder
 from utils.pruning.plan import Plan, make_plan
-from utils.pruning.policy import ChannelPolicy, Importance
+from utils.pruning.policy import ChannelPolicy, Importance, choose
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.savings import ranked
@@ -147,29 +148,42 @@ def _at_least_advised(
 def in_rounds(trials: Trials, importance: Importance) -> Settled:
     """Several cuts to a percentage or a target, with importance computed anew after each, on what is left then.
 
-    Every round leaves the same share of what the one before has left. Readers are always fitted to the first network.
+    After round k of n the share S^(k/n) is left, where S is left at the end. Shares and `layer_keep` are those of the
+    first network, so if importance did not change, rounds to a percentage would remove what one cut does. Readers are
+    always fitted to the first network.
 
     Raises:
-        InfeasibleError: no amount reaches the target.
+        InfeasibleError: a round cannot do its part.
     """
     asked, first = trials.asked, trials.graph
     target, percent, rounds = asked.target, asked.amounts[0].percent, asked.rounds
     before, graph, keep = network_cost(first.network, *trials.size), first, np.ones(first.count, np.bool_)
+    at_first, channels = _candidates(first, importance, asked.channels), asked.channels
     left, tried = 1.0, 0
     for number in range(1, rounds + 1):
         if number > 1:
             network, arrays = trials.cut(Removal(keep))
             graph = channel_graph(network)
             importance = ranked(asked, graph, trials.importance(network, arrays), trials.size)
-        if target is None:
-            plan = make_plan(graph, importance, asked.channels, Amount(1 - (1 - percent) ** (1 / rounds), None))
-        else:
-            bound = target.bound ** (number / rounds) / left
-            ladder = make_ladder(graph, importance, asked.channels, None, fine=True)
-            reached = reach(replace(target, bound=bound), ladder, trials) if bound < 1 else None
-            if reached is None:
-                continue
-            plan, tried = ladder.plan_of(reached.amount), tried + reached.tried
+            wider = {i: len(first.labels[i]) / len(graph.labels[i]) for i in first.makers()}
+            channels = replace(asked.channels, wider=wider)
+        try:
+            if target is None:
+                policy = _down_to(at_first, (1 - percent) ** (number / rounds), graph, importance, channels)
+                plan = make_plan(graph, importance, policy, Amount(None, None))
+            else:
+                bound = target.bound ** (number / rounds) / left
+                if bound >= 1:
+                    continue
+                ladder = make_ladder(graph, importance, channels, None, fine=True)
+                reached = reach(replace(target, bound=bound), ladder, trials)
+                plan, tried = ladder.plan_of(reached.amount), tried + reached.tried
+        except InfeasibleError as failure:
+            amount = f"--percent {percent:g}" if target is None else f"{target.flag} {target.bound:g}"
+            raise InfeasibleError(
+                f"{amount} --rounds {rounds}: round {number} cannot do its part ({failure}); ask for less, "
+                "or take fewer rounds"
+            ) from failure
         _take(first, keep, graph, plan.removal.keep)
         if target is not None:
             left = cost_share(before, Plan(first, asked.amounts[0], Removal(keep), None), target.kind, trials.size)
@@ -178,6 +192,23 @@ def in_rounds(trials: Trials, importance: Importance) -> Settled:
         "flag": target.flag, "bound": target.bound, "reached": left, "percent": None, "shortcut": None, "tried": tried,
         "rounds": rounds}  # fmt: skip
     return Settled(asked, document, {}, keep)
+
+
+def _candidates(graph: ChannelGraph, importance: Importance, channels: ChannelPolicy) -> tuple[int, ...]:
+    """Number of the candidate channels, all or of every group."""
+    return tuple(part.ranked for part in choose(graph, importance, replace(channels, percent=0.0)).parts)
+
+
+def _down_to(
+    at_first: Sequence[int], stays: float, graph: ChannelGraph, importance: Importance, channels: ChannelPolicy
+) -> ChannelPolicy:
+    """A policy with the percentages after which the share `stays` of the candidates `at_first` is left.
+
+    As in a single cut, candidates that shortcuts, floors or widths bring back count as removed.
+    """
+    now = _candidates(graph, importance, channels)
+    percents = tuple(max(0.0, 1 - stays * old / new) if new else 0.0 for old, new in zip(at_first, now, strict=True))
+    return replace(channels, group_percents=percents) if channels.groups else replace(channels, percent=percents[0])
 
 
 def _take(first: ChannelGraph, keep: Keep, graph: ChannelGraph, stays: Keep) -> None:
