@@ -1,4 +1,4 @@
-"""Remove whole residual units, those first whose last convolution has the smallest mean |γ|.
+"""Remove whole residual units, the least important first.
 
 Depth is what a GPU waits for, so fewer layers save more time than narrower ones. A unit is all that a shortcut leads
 around, of any length; the suites before this one know units of two convolutions only, and what they save as the pruned

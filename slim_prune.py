@@ -1,7 +1,7 @@
 """Remove the weakest channels; of what a shortcut ties together, those that no convolution of the chain keeps.
 
 Every layer keeps a share of its channels (SlimYOLOv3, arXiv:1907.11093, which keeps 10 %; Network Slimming,
-arXiv:1708.06519, for the ranking by |γ|). What removed channels added is given to all convolutions that read them; the
+arXiv:1708.06519, for one ranking of all). What removed channels added is given to all convolutions that read them; the
 suites before this one give it to the next block only.
 """
 

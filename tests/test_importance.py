@@ -270,7 +270,7 @@ def test_rounds_remove_what_one_cut_does_where_importance_stays(prune, folder, n
 def test_a_layer_keeps_its_share_of_the_first_width_in_all_rounds(prune):
     flags = ("--percent", "0.9", "--no-test", "--layer_keep", "0.5", "--all-convs")
     widths = cfg_file.load(prune("slim", *flags, "--rounds", "4")["cfg"])
-    assert [block.filters for block in widths.blocks if isinstance(block, Convolutional)] == [4, 4, 2, 4, 6, 21, 3, 21]
+    assert [block.filters for block in widths.blocks if isinstance(block, Convolutional)] == [4, 8, 2, 8, 6, 21, 3, 21]
 
 
 @pytest.mark.parametrize(("name", "amount"), [("slim", ("--target-params", "0.05")), ("normal", ("--percent", "0.9"))])

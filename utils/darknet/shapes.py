@@ -138,7 +138,7 @@ def picture_channels(network: Network) -> int:
     if channels not in (1, 3):
         raise CfgError(
             f"{network.path or 'network'}: [net] channels={channels}: pictures have 1 (grey) or 3 (RGB); change the "
-            "cfg, or take what reads no pictures: info, export.py, pruning with --no-test"
+            "cfg, or take what reads no pictures: info, export.py, pruning with --no-test and no --data"
         )
     return channels
 
