@@ -1,6 +1,6 @@
 """Remove the weakest channels of the convolutions that no shortcut ties (Network Slimming, arXiv:1708.06519).
 
-Channels are ranked by --importance over the whole network. A layer that would lose all its channels is refused, with the largest
+Channels are ranked over the whole network. A layer that would lose all its channels is refused, with the largest
 percentage that works. The suites before this one leave out convolutions before a depthwise one, too; here they count.
 """
 

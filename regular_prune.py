@@ -1,6 +1,6 @@
 """Remove the weakest channels of the convolutions that no shortcut ties, down to multiples of 8.
 
-Channels are ranked by --importance over the whole network (Network Slimming, arXiv:1708.06519). Widths are rounded up, and every
+Channels are ranked over the whole network (Network Slimming, arXiv:1708.06519). Widths are rounded up, and every
 layer keeps one multiple at least.
 """
 

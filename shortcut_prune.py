@@ -1,6 +1,6 @@
 """Remove the weakest channels; what a shortcut ties together takes the mask of the chain's first convolution.
 
-Channels are ranked by --importance over the whole network (Network Slimming, arXiv:1708.06519). A layer that would lose all its
+Channels are ranked over the whole network (Network Slimming, arXiv:1708.06519). A layer that would lose all its
 channels is refused, with the largest percentage that works.
 """
 
