@@ -224,7 +224,7 @@ class TestDegenerate:
         block = candidates(graph, policy.prune, policy.all_convs)[0]
         gammas = random_gammas(graph, 1)
         gammas[block][0] = value
-        with pytest.raises(NumericsError, match=rf"block {block} \(tiny.cfg:\d+\): a γ is not finite"):
+        with pytest.raises(NumericsError, match=rf"block {block} \(tiny.cfg:\d+\): an importance is not finite"):
             choose(graph, gammas, policy)
 
     @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

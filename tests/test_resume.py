@@ -70,7 +70,7 @@ def straight(run):
 def state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint that a training goes on from."""
     checkpoint = read_checkpoint(path)
-    control = torch.tensor([value or 0.0 for value in checkpoint["progress"]["control"].values()])
+    control = torch.tensor([value or 0.0 for value in (checkpoint["progress"]["control"] or {}).values()])
     found = {"control": control} | {
         f"{part} {key}": value for part in ("model", "ema") for key, value in checkpoint[part].items()
     }
