@@ -6,7 +6,11 @@ import importlib.util
 
 from utils.errors import InputError
 
-REQUIREMENTS = {"openvino": "requirements-openvino.txt", "torch_pruning": "requirements-dev.txt"}
+REQUIREMENTS = {
+    "openvino": "requirements-openvino.txt",
+    "torch_pruning": "requirements-dev.txt",
+    "nncf": "requirements-dev.txt",
+}
 """The file that a package is in, where that is not USUAL."""
 USUAL = "requirements-export.txt"
 
