@@ -49,8 +49,8 @@ def finish(name: str, row: goals.Goal) -> Finished:
         InputError: the row of the float network, or a peer's package, is missing.
     """
     require(name, "onnx", "onnxruntime", "nncf")
-    goal, folder, common = f"goal-{name.removesuffix('-int8')}", RUNS / name, ["--img_size", str(row.size), "--data"]
-    common.append(row.data.format(shared=shared()))
+    goal, folder = f"goal-{name.removesuffix('-int8')}", RUNS / name
+    common = ["--data", row.data.format(shared=shared()), "--img_size", str(row.size)]
     teacher = RUNS / row.source / "weights" / "best.pt"
     tuned = sorted((RUNS / goal / "balanced").glob("tune*/weights/best.pt"))
     if not tuned or not teacher.is_file():
@@ -100,15 +100,14 @@ def has_vnni() -> bool:
 
 
 def calibration_images(flags: Sequence[str]) -> NDArray[np.float32]:
-    """Images [N, 1, C, H, W], 0…1, that quantize.py with these flags calibrates with."""
+    """Images [N, 1, C, H, W], 0…1, that quantize.py with these flags calibrates with; --img_size is one side."""
     import torch
 
     import quantize
     from utils.quantization.workflow import calibration_pictures, load_float
 
     asked = quantize.request(quantize.parse_args([*flags, "exp"]), ())
-    size = asked.sides * 2 if len(asked.sides) == 1 else asked.sides
-    pictures = calibration_pictures(asked, load_float(asked).model.network, size, torch.device("cpu"))
+    pictures = calibration_pictures(asked, load_float(asked).model.network, asked.sides * 2, torch.device("cpu"))
     return torch.cat(list(pictures)).unsqueeze(1).numpy()
 
 
