@@ -69,7 +69,7 @@ def finish(name: str, row: goals.Goal) -> Finished:
         flags = ["--weights", str(weights), *common, *([] if label == "float" else ["--int8"])]
         _once(files[label], "export.py", *flags, "--output", str(files[label]))
     if missing := [label for label in PEERS if not files[label].exists()]:
-        images = calibration_images(start)
+        images = calibration_images(common[1], tuned[-1], row.size)
         for label in missing:
             atomic_write_bytes(files[label], with_metadata(PEERS[label](files["float"], images), files["float"]))
     named = [f"{label}={path}" for label, path in files.items()]
@@ -99,15 +99,18 @@ def has_vnni() -> bool:
     return flags.exists() and "vnni" in flags.read_text()
 
 
-def calibration_images(flags: Sequence[str]) -> NDArray[np.float32]:
-    """Images [N, 1, C, H, W], 0…1, that quantize.py with these flags calibrates with; --img_size is one side."""
+def calibration_images(data: str, weights: Path, size: int) -> NDArray[np.float32]:
+    """Images [N, 1, C, size, size], 0…1, that quantize.py calibrates with."""
     import torch
 
-    import quantize
+    from utils.darknet.data_file import load_data
+    from utils.model_files import choose_model
+    from utils.quantization.request import QuantRequest
+    from utils.quantization.scheme import QuantSettings
     from utils.quantization.workflow import calibration_pictures, load_float
 
-    asked = quantize.request(quantize.parse_args([*flags, "exp"]), ())
-    pictures = calibration_pictures(asked, load_float(asked).model.network, asked.sides * 2, torch.device("cpu"))
+    asked = QuantRequest(choose_model(None, str(weights)), load_data(data), QuantSettings(fold=True), {})
+    pictures = calibration_pictures(asked, load_float(asked).model.network, (size, size), torch.device("cpu"))
     return torch.cat(list(pictures)).unsqueeze(1).numpy()
 
 

@@ -11,6 +11,11 @@ from onnx import numpy_helper
 
 import export
 from benchmarks import integers, results
+from models import Darknet
+from tests.nets import tiny
+from tests.test_checkpoint import contents
+from utils.checkpoint import write_checkpoint
+from utils.data.images import read_image
 from utils.errors import InputError
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.onnx_file import read_onnx
@@ -46,10 +51,13 @@ def test_a_peers_file_opens_as_one_of_export_and_is_near_the_float_one(peer, vnn
         assert 0 < np.linalg.norm(head - other) < 0.1 * np.linalg.norm(other)
 
 
-def test_peers_get_the_pictures_of_quantize(files, folder):
-    found = integers.calibration_images([*files, "--data", str(folder / "d.data"), "--img_size", "64", "--name"])
-    assert found.shape == (9, 1, 3, 64, 64) and 0 <= found.min() < found.max() <= 1
-    assert len({image.tobytes() for image in found}) == 9
+def test_peers_get_the_pictures_of_quantize(folder, tmp_path):
+    """quantize.py calibrates with train pictures: all nine, once each, as there are fewer than 128."""
+    write_checkpoint(tmp_path / "n.pt", contents(Darknet(tiny())))
+    found = integers.calibration_images(str(folder / "d.data"), tmp_path / "n.pt", 64)
+    assert found.shape == (9, 1, 3, 64, 64) and len({image.tobytes() for image in found}) == 9
+    images = [read_image(folder / "images" / f"{number}.png") for number in range(9)]
+    assert found.mean() == pytest.approx(np.mean(images) / 255)
 
 
 def test_a_row_waits_for_its_float_network(tmp_path, monkeypatch):
@@ -84,7 +92,7 @@ def test_all_ways_begin_with_the_float_file_and_are_not_taken_twice(tmp_path, mo
 
     peers = {label: lambda source, images: (source.name, images) for label in integers.PEERS}
     monkeypatch.setattr(integers, "PEERS", peers)
-    monkeypatch.setattr(integers, "calibration_images", lambda flags: "pictures")
+    monkeypatch.setattr(integers, "calibration_images", lambda *_: "pictures")
     monkeypatch.setattr(integers, "with_metadata", lambda made, source: f"{made}".encode())
     monkeypatch.setattr(integers, "version", lambda package: "1")
     monkeypatch.setattr(integers, "python", python)
