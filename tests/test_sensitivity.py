@@ -50,7 +50,7 @@ def test_shares_leave_other_families_whole_and_no_layer_empty(network, seed, sha
         assert gone <= int(share * len(own) + 1e-9)
         if policy.multiple_of == 1 and len(family) == 1:
             width = len(own)
-            assert gone == min(int(share * width + 1e-9), width - policy.least(width))
+            assert gone == min(int(share * width + 1e-9), width - policy.least(family[0], width))
             assert not keep[own[:gone]].any() and keep[own[gone:]].all()
 
 
