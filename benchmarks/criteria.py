@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.lessons import spread
 from benchmarks.rows import BCCD, CHESS, ROADSIGNS
-from benchmarks.trainings import RUNS, TRAIN, Finished, python, shared, train
+from benchmarks.trainings import RUNS, TRAIN, Finished, python, shared, train, weights_of
 from utils.cli import Parser, image_side, input_size, non_negative_int, print_json, random_seed, run
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
@@ -226,9 +226,7 @@ def finish(name: str, row: Criteria) -> Finished:
     Raises:
         InputError: the row of the network before is missing.
     """
-    weights, data = RUNS / row.source / "weights" / "best.pt", row.data.format(shared=shared())
-    if not weights.is_file():
-        raise InputError(f"{weights}: is missing; run the row {row.source} first")
+    weights, data = weights_of(row.source), row.data.format(shared=shared())
     command = ["-m", "benchmarks.criteria", "--weights", str(weights), "--data", data, "--img_size", str(row.size),
                "--macs", *map(str, row.shares), "--project", str(RUNS / name.partition("-tuned")[0])]  # fmt: skip
     if row.trained:

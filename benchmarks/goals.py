@@ -17,9 +17,8 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, BF16, CHESS, ROADSIGNS
-from benchmarks.trainings import RUNS, STORED, TRAIN, Finished, python, shared, train
+from benchmarks.trainings import RUNS, STORED, TRAIN, Finished, python, shared, train, weights_of
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError
 from utils.files import read_text
 from utils.report.tables import Column, markdown_table
 
@@ -59,9 +58,7 @@ def finish(name: str, row: Goal) -> Finished:
     Raises:
         InputError: the row of the finished network is missing.
     """
-    source, folder, data = RUNS / row.source / "weights" / "best.pt", RUNS / name, row.data.format(shared=shared())
-    if not source.is_file():
-        raise InputError(f"{source}: is missing; run the row {row.source} first")
+    source, folder, data = weights_of(row.source), RUNS / name, row.data.format(shared=shared())
     common = ["--data", data, "--img_size", str(row.size)]
     commands = []
     for recipe in RECIPES:

@@ -12,8 +12,7 @@ from typing import Any
 
 from benchmarks.compare import signed
 from benchmarks.rows import BCCD, ROADSIGNS
-from benchmarks.trainings import RUNS, STORED, Finished, python, shared
-from utils.errors import InputError
+from benchmarks.trainings import RUNS, STORED, Finished, python, shared, weights_of
 from utils.files import read_text
 from utils.report.tables import Column, markdown_table
 
@@ -56,9 +55,7 @@ def finish(name: str, row: Journey) -> Finished:
     Raises:
         InputError: the row of the trained network is missing.
     """
-    source, data = RUNS / row.source / "weights" / "best.pt", row.data.format(shared=shared())
-    if not source.is_file():
-        raise InputError(f"{source}: is missing; run the row {row.source} first")
+    source, data = weights_of(row.source), row.data.format(shared=shared())
     size = ("--img_size", str(row.size))
     command = ["compress.py", "--data", data, "--weights", str(source), *size, "--recipe", row.recipe,
                "--project", str(RUNS), "--name", name]  # fmt: skip

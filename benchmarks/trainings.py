@@ -41,6 +41,18 @@ def shared() -> str:
     return os.environ.get("DARKNET_SHARED", "../shared")
 
 
+def weights_of(row: str) -> Path:
+    """The best weights of a training row.
+
+    Raises:
+        InputError: they are missing.
+    """
+    path = RUNS / row / "weights" / "best.pt"
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; run the row {row} first")
+    return path
+
+
 def train(folder: Path, command: list[str]) -> None:
     """Run a training, or what is left of it.
 

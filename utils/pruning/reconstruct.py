@@ -29,7 +29,7 @@ from utils.pruning.removal import Removal
 from utils.pruning.surgery import Arrays
 
 RIDGE = 1e-4
-"""Of the mean power of the inputs. 1e-5 and 1e-3 give the same accuracies (docs/pruning.md)."""
+"""Of the mean power of the inputs: enough where channels repeat one another, too little to move other solutions."""
 MEMORY = 4 << 30
 """Bytes that the outputs of blocks may take."""
 POSITIONS = 40_000

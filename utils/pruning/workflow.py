@@ -99,13 +99,12 @@ def ranked_by(asked: PruneRequest, loaded: LoadedModel) -> PruneRequest:
     """
     kind = asked.importance
     if kind is None:
-        kind, why = (
-            ("gamma", "sparse training has pressed on γ")
-            if loaded.args.get("sr")
-            else ("taylor", "what silencing a channel does to the loss; γ was not trained sparse")
-            if asked.trains
-            else ("gamma", "there are no training pictures to compute taylor from; give --data")
-        )
+        if loaded.args.get("sr"):
+            kind, why = "gamma", "sparse training has pressed on γ"
+        elif asked.trains:
+            kind, why = "taylor", "what silencing a channel does to the loss; γ was not trained sparse"
+        else:
+            kind, why = "gamma", "there are no training pictures to compute taylor from; give --data"
         log(f"--importance {kind}: {why}")
     channels = asked.channels and dataclasses.replace(
         asked.channels, all_convs=asked.channels.all_convs or kind == "taylor"
