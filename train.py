@@ -68,7 +68,7 @@ GONE = {
 
 def make_parser() -> Parser:
     """The flags that the script takes."""
-    parser = Parser(__doc__, EXAMPLE)
+    parser = Parser(__doc__, EXAMPLE, gone=GONE)
     for add in (_add_input_flags, _add_schedule_flags, add_sparse_flags, add_distil_flags, add_quant_flags):
         add(parser)
     for add in (_add_picture_flags, _add_run_flags):
@@ -93,9 +93,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         require_tensorboard()
     if args.evolve:
         require_optuna()
-    for flag, reason in GONE.items():
-        if getattr(args, flag) is not None:
-            raise InputError(f"--{flag.replace('_', '-')}: is gone; {reason}")
     return args
 
 
@@ -218,8 +215,6 @@ def _add_run_flags(parser: Parser) -> None:
     )
     group.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard into the run directory")
     group.add_argument("--json", action="store_true", help="print one JSON document")
-    for flag in GONE:
-        group.add_argument(f"--{flag.replace('_', '-')}", help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -260,7 +255,7 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
         "settings": _settings(args, files.network),
         "batch_size": args.batch_size,
         "nominal_batch": args.nominal_batch,
-        "args": {key: value for key, value in vars(args).items() if key not in (*GONE, "debug", "json")}
+        "args": {key: value for key, value in vars(args).items() if key not in ("debug", "json")}
         | {key: str(Path(vars(args)[key]).absolute()) for key in PATHS if vars(args)[key]}
         | {"no_flip": no_flip},
         "resume": None,
@@ -361,7 +356,7 @@ def _interrupted(args: argparse.Namespace) -> Path | None:
 
 def _resumed(folder: Path, args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
-    stored = stored_flags(folder, {key: value for key, value in vars(args).items() if key not in GONE})
+    stored = stored_flags(folder, vars(args), GONE)
     stored |= changed_flags(folder, stored, given)
     own = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "no_flip": False}
     own |= {"hyp": f"{folder}/{START}"} if is_search(folder) else {"weights": None, "auto_anchors": False}

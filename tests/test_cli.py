@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,29 @@ def test_underscore_and_hyphen_are_the_same(flag):
     assert parser().parse_args([flag, "320", "416"]).img_size == [320, 416]
     assert parser().parse_args(["--conf_thres=0.5"]).conf_thres == 0.5
     assert parser().parse_args(["-pt"]).pretrain
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Two flags, a switch, and a field without a flag."""
+
+    size: tuple[int, ...] | None = cli.flag(None, "sides", "--img_size", type=cli.image_side, nargs="+")
+    batch_size: int = cli.flag(16, "pictures", type=cli.positive_int)
+    rect: bool = cli.flag(False, "as narrow as its pictures")
+    classes: int = 1
+
+
+def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
+    made = cli.Parser("", gone={"old_flag": "take --rect"})
+    made.add_settings("pictures", Settings)
+    assert cli.settings_from(made.parse_args([]), Settings) == Settings()
+    args = made.parse_args(["--img_size", "64", "32", "--batch-size", "4", "--rect"])
+    assert cli.settings_from(args, Settings, classes=3) == Settings([64, 32], 4, True, 3)
+    assert "pictures (default: 16)" in made.format_help() and "(default: None)" not in made.format_help()
+    with pytest.raises(InputError, match="--old_flag: is gone; take --rect"):
+        made.parse_args(["--old_flag", "3"])
+    with pytest.raises(InputError, match="--batch-size: 0 is below 1"):
+        made.parse_args(["--batch-size", "0"])
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,13 @@ class TestResume:
         with pytest.raises(InputError, match=match):
             run("--resume", str(done), *flags)
 
-    def test_a_run_of_another_version_is_refused(self, run, done):
-        """Its last.pt has what this version does not know."""
+    def test_a_run_that_used_a_flag_which_is_gone_is_refused(self, run, done):
+        """Where the flag was left out, the run is resumed."""
         with (done / "args.yaml").open("a") as file:
             file.write("s_coach: null\n")
+        assert run("--resume", str(done))["epochs"] == 2
+        with (done / "args.yaml").open("a") as file:
+            file.write("s_coach: 0.5\n")
         with pytest.raises(CheckpointError, match=r"unknown flag 's_coach'; it is of another version"):
             run("--resume", str(done))
 

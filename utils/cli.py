@@ -15,7 +15,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import field, fields
+from typing import Any, NoReturn, TypeVar
 
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
@@ -29,6 +30,7 @@ LARGEST_SEED = 2**63 - 1
 """That a flag may ask for, as PyTorch's generators take."""
 LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
+Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +40,18 @@ class Parser(argparse.ArgumentParser):
         description: docstring of the script; its first paragraph opens the help.
         example: a command that runs as printed; closes the help.
         program: how the help calls the script; the file's name by default.
+        gone: flags of older versions, without dashes and with underscores, and what to do instead.
     """
 
-    def __init__(self, description: str | None, example: str = "", program: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        description: str | None,
+        example: str = "",
+        program: str | None = None,
+        gone: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.gone = gone or {}
         super().__init__(
             prog=program,
             description=description,
@@ -59,6 +70,18 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(self._unknown(unknown[0]))
         return parsed, unknown
+
+    def add_settings(self, title: str, *classes: type) -> None:
+        """Add a group with a flag for each field of the dataclasses that `flag` made; `settings_from` reads them."""
+        group = self.add_argument_group(title)
+        for setting in (setting for kind in classes for setting in fields(kind) if "flags" in setting.metadata):
+            options, default = dict(setting.metadata["options"]), setting.default
+            if default not in (None, False) and "(default" not in options["help"]:
+                options["help"] += " (default: %(default)s)"
+            if isinstance(default, bool) and "action" not in options:
+                options["action"] = "store_true"
+            names = setting.metadata["flags"] or (f"--{setting.name.replace('_', '-')}",)
+            group.add_argument(*names, dest=setting.name, default=default, **options)
 
     def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Values of the flags that a command line has, by their names, without those that have their default."""
@@ -91,8 +114,28 @@ class Parser(argparse.ArgumentParser):
         if not token.startswith("-"):
             return f"unexpected argument {token!r}; see --help"
         flag = token.partition("=")[0]
+        if reason := self.gone.get(flag.lstrip("-").replace("-", "_")):
+            return f"{flag}: is gone; {reason}"
         near = difflib.get_close_matches(flag.replace("_", "-"), list(self._option_string_actions), n=1)
         return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def flag(default: Any, text: str, *names: str, **options: Any) -> Any:
+    """Return a field of a settings dataclass that is a flag of the command line, too.
+
+    Args:
+        default: of the field and the flag; False makes a switch.
+        text: help; its default is added.
+        names: spellings of the flag; `--field-name` when left out.
+        options: of `ArgumentParser.add_argument`.
+    """
+    return field(default=default, metadata={"flags": names, "options": {"help": text, **options}})
+
+
+def settings_from(args: argparse.Namespace, kind: type[Settings], **others: Any) -> Settings:
+    """Return the dataclass filled from the flags of `Parser.add_settings`; `others` are fields without a flag."""
+    values = {setting.name: getattr(args, setting.name) for setting in fields(kind) if "flags" in setting.metadata}
+    return kind(**values, **others)
 
 
 def integer(text: str) -> int:

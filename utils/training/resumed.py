@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ PARTS = {
 """Files without which a run, or a search (True), cannot go on."""
 MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
-OF_NO_RUN = ("resume", "json", "debug", "exist_ok", "bucket", "memory_format")
+OF_NO_RUN = ("resume", "json", "debug", "exist_ok")
 SPELLED = {"img_size": "--img_size", "sr": "-sr", "t_cfg": "--t_cfg", "t_weights": "--t_weights", "AT_str": "--AT_str"}
 """Flags that are not written as their names are."""
 PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp", "cache_dir")
@@ -46,8 +46,13 @@ def is_search(folder: Path) -> bool:
     return (folder / STUDY).is_file()
 
 
-def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that the run in `folder` was started with.
+def stored_flags(folder: Path, known: Mapping[str, Any], gone: Collection[str] = ()) -> dict[str, Any]:
+    """Return the flags that the run in `folder` was started with.
+
+    Args:
+        folder: of the run.
+        known: flags of this version.
+        gone: flags of older versions, which are dropped where the run did not use them.
 
     Raises:
         CheckpointError: a file of the run is missing, or its args.yaml is none, or has a flag that is not in `known`.
@@ -61,6 +66,7 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         stored = None
     if not isinstance(stored, dict):
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
+    stored = {flag: value for flag, value in stored.items() if flag not in gone or value not in (None, False)}
     unknown = set(stored) - set(known)
     if unknown:
         raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")
