@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.nets import tiny
+from tests.random_nets import networks
+from tests.test_percent_sweep import emptied, random_gammas
+from tests.test_random_networks import examples
+from tests.test_targets import POLICIES
 from utils.cli import run as run_script
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional, Maxpool, Shape
@@ -21,7 +27,9 @@ from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.pruning import alignment, measure, report, workflow
 from utils.pruning.alignment import DRAWS, MULTIPLES, Layer, TorchTimer, align, draw, fastest, latency_table, words
-from utils.pruning.policy import ChannelPolicy
+from utils.pruning.candidates import candidates
+from utils.pruning.policy import ChannelPolicy, channel_scores, families_of
+from utils.pruning.shares import keep_shares, weakest
 
 POLICY = ChannelPolicy(0.0, layer_keep=0.01)
 SIZE = (64, 64)
@@ -202,3 +210,42 @@ def test_words_say_how_much_was_timed():
         "multiples of 8 1.50 ms; CPU, threads: 1; 8 where nothing else is clearly faster"
     )
     assert "operations" not in words(document | {"timed": 1.0})
+
+
+CHAIN = (
+    "[net]\nwidth=32\nheight=32\nchannels=3\n"
+    + 2 * ("[convolutional]\nbatch_normalize=1\nfilters=3\nsize=3\npad=1\nactivation=leaky\n")
+    + (
+        "[shortcut]\nfrom=-2\nactivation=linear\n"
+        "[convolutional]\nfilters=18\nsize=1\nactivation=linear\n"
+        "[yolo]\nmask=0,1,2\nanchors=1,2,3,4,5,6\nclasses=1\nnum=3\n"
+    )
+)
+
+
+@examples(60)
+@given(network=networks(), seed=st.integers(0, 9), share=st.floats(0, 0.99), name=st.sampled_from([*POLICIES]))
+def test_shares_leave_other_families_whole_and_no_layer_empty(network, seed, share, name):
+    graph, policy = channel_graph(network), POLICIES[name]
+    gammas, layers = random_gammas(graph, seed), candidates(graph, policy.prune)
+    if not layers:
+        return
+    scores = channel_scores(graph, gammas, layers)
+    for family in families_of(graph, layers):
+        keep = keep_shares(graph, scores, {family: share}, policy)
+        own = weakest(graph, scores, family)
+        assert keep[np.setdiff1d(np.arange(graph.count), own)].all() and not emptied(graph, keep)
+        gone = int((~keep[own]).sum())
+        assert gone <= int(share * len(own) + 1e-9)
+        if policy.multiple_of == 1 and len(family) == 1:
+            width = len(own)
+            assert gone == min(int(share * width + 1e-9), width - policy.least(family[0], width))
+            assert not keep[own[:gone]].any() and keep[own[gone:]].all()
+
+
+def test_a_channel_of_a_chain_is_as_weak_as_its_mean():
+    """Two layers tied: γ 1, 4, 2 and 5, 0, 0 have the means 3, 2, 1."""
+    graph = channel_graph(cfg_file.parse(CHAIN))
+    scores = {0: np.array([1.0, 4.0, 2.0]), 1: np.array([5.0, 0.0, 0.0])}
+    (family,) = families_of(graph, (0, 1))
+    assert weakest(graph, scores, family).tolist() == graph.labels[0][[2, 1, 0]].tolist()

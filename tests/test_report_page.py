@@ -268,7 +268,7 @@ def test_what_is_not_there_is_left_out(tmp_path, network):
     sections = [section["aria-labelledby"] for section in page.all("section")]
     assert len(sections) == 3
     assert document["runs"][0]["certificate"] is None
-    for word in ("None", "nan", "ertificate", "Channels", "Sensitivity", "ms,"):
+    for word in ("None", "nan", "ertificate", "Channels", "ms,"):
         assert word not in page.text
         assert word not in text
 
@@ -291,22 +291,6 @@ def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
     assert "31.2" in text
 
 
-def test_sensitivity_is_a_table_of_shares(tmp_path):
-    run = tmp_path / "sens"
-    run.mkdir()
-    (run / "sensitivity.csv").write_text(
-        "kind,number,name,layers,channels,share,removed,map50,drop,parameters,macs\nnetwork,,,,,0,0,0.5,0,1,1\n"
-        "group,1,backbone,0 1,16,0.1,1,0.45,5,0.9,0.9\ngroup,1,backbone,0 1,16,0.5,8,0.25,25,0.5,0.5\n"
-        "layer,1,1,1,8,0.1,1,0.49,1,0.9,0.9\nlayer,1,1,1,8,0.5,4,0.4,10,0.8,0.8\n"
-    )
-    write_report([run], tmp_path / "out")
-    page, _, document = read(tmp_path / "out")
-    assert document["runs"][0]["sensitivity"] == {
-        "map50": 0.5, "shares": [0.1, 0.5], "groups": {"1 backbone": [5.0, 25.0]}, "layers": {"1": [1.0, 10.0]},
-    }  # fmt: skip
-    assert "25.00" in page.text
-
-
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
@@ -315,8 +299,6 @@ def test_sensitivity_is_a_table_of_shares(tmp_path):
         ("plan.json", "{", "plan.json: no JSON"),
         ("args.yaml", "- 1", "args.yaml: flags and their values were expected"),
         ("results.csv", "epoch,map50\n1\n", "results.csv:2: 1 cells"),
-        ("sensitivity.csv", "kind,share\nlayer,x\n", "sensitivity.csv:2: not as this suite writes it"),
-        ("sensitivity.csv", "kind,share\n", "sensitivity.csv: holds no rows"),
     ],
 )
 def test_what_is_no_run_directory_is_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, name, text, match):

@@ -37,7 +37,7 @@ OWN = ("script", "from", "teacher", "allow")
 """Keys of a stage that are no flags."""
 GIVEN = ("data", "cfg", "weights", "t_weights", "project", "name", "exist_ok", "json", "resume", "output", "img_size")
 """Flags that the journey itself sets."""
-ELSEWHERE = ("dry_run", "evolve", "sensitivity", "explain", "help", "version", "debug", "nosave", "single_cls")
+ELSEWHERE = ("dry_run", "evolve", "explain", "help", "version", "debug", "nosave", "single_cls")
 """Flags with which a script makes no network, or one of other classes than the data set has."""
 ORIGINAL = "original"
 """Stage that reads the network of --weights, with its cfg and names, into one .pt file for all others."""

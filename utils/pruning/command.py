@@ -40,6 +40,11 @@ from utils.report.run_dir import check_run
 PROJECT = "runs/prune"
 LARGEST_MULTIPLE = 1024
 AUTO = "auto"
+GONE = {
+    "sensitivity": "compare amounts with --dry-run, or name what is to be left, as by --target-macs 0.5",
+    "sensitivity_pictures": "--max-drop measures AP50 on all valid pictures of --data",
+}
+"""Flags of older versions, and what to do instead."""
 FITTED = 128
 """Pictures of --reconstruct, unless it is given."""
 TARGETS: dict[Kind, str] = {
@@ -83,9 +88,11 @@ def share(text: str) -> float:
     return value
 
 
-def group_share(text: str) -> float | str:
-    """A share, 0 <= value < 1, or `auto`; argparse type."""
-    return AUTO if text == AUTO else fraction(text)
+def group_share(text: str) -> float:
+    """A share, 0 <= value < 1; argparse type."""
+    if text == AUTO:
+        raise argparse.ArgumentTypeError("auto is gone; give numbers, or --target-macs alone")
+    return fraction(text)
 
 
 def parse_args(strategy: Strategy, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,15 +104,13 @@ def make_parser(strategy: Strategy, description: str) -> Parser:
     """The flags that a pruning script takes."""
     amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (strategy.channels is not None)
     example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
-    parser = Parser(description, example, program=strategy.script)
+    parser = Parser(description, example, program=strategy.script, gone=GONE)
     group = parser.add_argument_group("what is removed")
     amounts = group.add_mutually_exclusive_group()
     if strategy.units:
         _add_unit_flags(group if strategy.channels is not None else amounts)
     if strategy.channels is not None:
         _add_percent_flag(amounts, strategy.channels)
-        if not strategy.units:
-            _add_sensitivity_flags(group, amounts)
     _add_target_flags(amounts)
     if strategy.channels is not None:
         _add_channel_flags(group, strategy.channels)
@@ -136,15 +141,6 @@ def _add_percent_flag(group: argparse._ActionsContainer, channels: ChannelPolicy
     group.add_argument("--percent", type=fraction, nargs="+", metavar="P", help=weakest)
 
 
-def _add_sensitivity_flags(group: argparse._ArgumentGroup, amounts: argparse._ActionsContainer) -> None:
-    alone = (
-        "write no network, but what AP50 each layer and each group loses when it alone loses 0.1 to 0.9 of its channels"
-    )
-    amounts.add_argument("--sensitivity", action="store_true", help=alone)
-    first = "valid pictures on which sensitivity is measured, the first ones (default: %(default)s)"
-    group.add_argument("--sensitivity-pictures", type=positive_int, default=64, metavar="N", help=first)
-
-
 def _add_target_flags(group: argparse._ActionsContainer) -> None:
     """What the network that is left is to keep; all of them set `target`."""
     for kind, of in TARGETS.items():
@@ -156,8 +152,7 @@ def _add_target_flags(group: argparse._ActionsContainer) -> None:
 def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) -> None:
     add = group.add_argument
     if channels.groups:
-        each = "the same by group, in place of --percent: as many shares as the network has groups; or `auto`, with "
-        each += "--target-macs or --target-params: those that reach it with the least loss that sensitivity predicts"
+        each = "the same by group, in place of --percent: as many shares as the network has groups"
         add("--group-percent", type=group_share, nargs="+", metavar="P", help=each)
         merges = "; ".join(f"{name}: {what}" for name, what in MERGES.items())
         tied = f"which channels of what a shortcut ties stay; {merges} (default: %(default)s)"
@@ -216,7 +211,7 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
     Raises:
         InputError: flags that exclude each other, files that cannot be used or do not fit.
     """
-    amounts, auto = _amounts(strategy, args), _auto(args)
+    amounts = _amounts(strategy, args)
     check_run(Path(args.project), args.name)
     data = load_data(args.data) if args.data else None
     network = cfg_file.load(args.cfg) if args.cfg else None
@@ -229,7 +224,7 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         if channels.layer_keep is not None:
             channels = replace(channels, layer_keep=args.layer_keep)
         if channels.groups:
-            percents = tuple(args.group_percent) if args.group_percent and not auto else None
+            percents = tuple(args.group_percent) if args.group_percent else None
             channels = replace(channels, merge=args.merge, group_percents=percents)
             if network is not None and percents:
                 check_percents(pruning_groups(channel_graph(network)), percents, network.path)
@@ -243,9 +238,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         vars(args),
         target=_target(args),
         align=align,
-        sensitivity=getattr(args, "sensitivity", False),
-        group_auto=auto,
-        sensitivity_pictures=getattr(args, "sensitivity_pictures", 1),
         sides=tuple(args.img_size) if args.img_size else None,
         mode=args.mode,
         batch_size=args.batch_size,
@@ -285,23 +277,17 @@ def _fitted(args: argparse.Namespace, data: DataConfig | None) -> int:
     return args.reconstruct if args.reconstruct is not None else FITTED if trains else 0
 
 
-def _auto(args: argparse.Namespace) -> bool:
-    """Whether percentages of groups are to be found."""
-    percents = getattr(args, "group_percent", None) or []
-    if AUTO in percents and len(percents) > 1:
-        raise InputError(f"--group-percent: {AUTO} stands for all of them")
-    return AUTO in percents
-
-
 def _amounts(strategy: Strategy, args: argparse.Namespace) -> tuple[Amount, ...]:
     """All combinations of what was asked for; None of what a target finds, or each group has for itself."""
     by_group, target = getattr(args, "group_percent", None) is not None, _target(args)
-    if by_group and (args.percent is not None or (target is not None and not _auto(args)) or args.sensitivity):
-        other = target.flag if target else "--sensitivity" if args.sensitivity else "--percent"
+    if by_group and (args.percent is not None or target is not None):
+        other = target.flag if target else "--percent"
         raise InputError(f"--group-percent: takes the place of {other}; give one of them")
-    channels, found = strategy.channels is not None, target is not None or getattr(args, "sensitivity", False)
-    wanted = {"shortcut": strategy.units and (channels or not found),
-              "percent": channels and not by_group and not found}  # fmt: skip
+    channels = strategy.channels is not None
+    wanted = {
+        "shortcut": strategy.units and (channels or target is None),
+        "percent": channels and not by_group and target is None,
+    }
     values = {key: getattr(args, key) if needed else [None] for key, needed in wanted.items()}
     for key, given in values.items():
         if given is None:

@@ -113,13 +113,10 @@ class Bench(Clock):
         return Accuracy(result.metrics.map50, result.metrics.map50_95), drawn
 
 
-def make_bench(
-    asked: PruneRequest, network: Network, size: Size, device: torch.device, most: int | None = None
-) -> Bench:
-    """The validation pictures of a request as a network takes them, or the first `most` of them."""
+def make_bench(asked: PruneRequest, network: Network, size: Size, device: torch.device) -> Bench:
+    """The validation pictures of a request as a network takes them."""
     channels = picture_channels(network)
     pictures = index(asked.data.valid, asked.data.names)
-    pictures = pictures.subset(range(len(pictures))[:most])
     dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=channels)
     return Bench(device, size, make_loader(dataset, asked.batch_size, device=device), asked.data.names)
 

@@ -142,9 +142,6 @@ def target_remark(document: Document) -> Iterator[str]:
         return
     reached = f"{target['reached']:.2f} points" if target["flag"] == "--max-drop" else f"{target['reached']:.4f}"
     words = [f"--{key} {target[key]}" for key in ("percent", "shortcut") if target[key] is not None]
-    if percents := target.get("group_percents"):
-        words.append(f"--group-percent {' '.join(map(str, percents))}")
-        reached += f", {target['predicted_drop']:.2f} points of AP50 predicted to go"
     if rounds := target.get("rounds"):
         words.append(f"{rounds} rounds")
     how = f"by {' '.join(words)}; networks tried: {target['tried']}"

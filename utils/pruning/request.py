@@ -43,10 +43,6 @@ class PruneRequest:
     """What decides how much goes; None: the amount says it."""
     align: bool = False
     """Take the multiple of widths from a latency table, and not from `channels`."""
-    sensitivity: bool = False
-    """Measure what every layer and group is worth, and write no network."""
-    group_auto: bool = False
-    """Take percentages of the groups from their sensitivity."""
     importance: Literal["taylor", "gamma"] | None = None
     """What ranks channels and units; None: gamma for a network of sparse training, else taylor."""
     importance_batches: int = 32
@@ -55,8 +51,6 @@ class PruneRequest:
     """In how many cuts the amount is reached; importance is computed anew after each."""
     seed: int = 0
     """Of everything that is drawn at random."""
-    sensitivity_pictures: int = 64
-    """Valid pictures, the first ones, on which sensitivity is measured."""
     sides: tuple[int, ...] | None = None
     """Of the network input, as `cli.input_size` takes them."""
     mode: Literal["letterbox", "stretch"] = "letterbox"
@@ -82,11 +76,8 @@ class PruneRequest:
     def __post_init__(self) -> None:
         if self.target is not None:
             self._check_target(self.target)
-        self._check_sensitivity()
         self._check_rounds()
         self._check_pictures()
-        if self.sensitivity:
-            return
         if len(self.amounts) > 1 and not self.dry_run:
             raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
         if self.dry_run:
@@ -113,8 +104,7 @@ class PruneRequest:
             raise InputError(
                 f"--rounds: goes with --percent, --target-macs and --target-params, not {self.target.flag}"
             )
-        for flag, given in (("--sensitivity", self.sensitivity), ("--dry-run", self.dry_run),
-                            ("--group-percent", self.group_auto or self.channels.group_percents)):  # fmt: skip
+        for flag, given in (("--dry-run", self.dry_run), ("--group-percent", self.channels.group_percents)):
             if given:
                 raise InputError(f"--rounds: does not go with {flag}; leave one of them out")
 
@@ -123,15 +113,6 @@ class PruneRequest:
             raise InputError(f"{target.flag}: finds one network; give one --shortcut")
         if target.kind == "drop" and (self.data is None or self.data.valid is None):
             raise InputError("--max-drop: needs --data with valid pictures, on which AP50 is measured")
-
-    def _check_sensitivity(self) -> None:
-        flag = "--sensitivity" if self.sensitivity else "--group-percent auto"
-        if (self.sensitivity or self.group_auto) and (self.data is None or self.data.valid is None):
-            raise InputError(f"{flag}: needs --data with valid pictures, on which AP50 is measured")
-        if self.group_auto and (self.target is None or not self.target.counted):
-            raise InputError(f"{flag}: needs --target-macs or --target-params, which the percentages are to reach")
-        if self.sensitivity and self.dry_run:
-            raise InputError("--sensitivity: writes no network; leave out --dry-run")
 
     def check_classes(self, network: Network) -> None:
         """Refuse weights of another class count than the data set's, or of other channels than its pictures have.

@@ -11,15 +11,12 @@ import numpy as np
 from utils.cli import log
 from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.allocation import allocate
-from utils.pruning.groups import pruning_groups
 from utils.pruning.ladder import Ladder, cost_share, make_ladder
 from utils.pruning.plan import Plan, make_plan
 from utils.pruning.policy import ChannelPolicy, Importance, choose
 from utils.pruning.removal import Keep, Removal
 from utils.pruning.request import Amount, PruneRequest
 from utils.pruning.savings import ranked
-from utils.pruning.sensitivity import SHARES, curve_table, group_parts, measure_part
 from utils.pruning.target import Target
 from utils.pruning.trials import Trials
 from utils.report.cost import network_cost
@@ -95,41 +92,8 @@ class Settled(NamedTuple):
     asked: PruneRequest
     target: dict[str, Any] | None
     """The part of the document that says what the target led to."""
-    tables: dict[str, str]
-    """Files that say how, by their names."""
     keep: Keep | None = None
     """[L], the labels that stay, if several rounds found them."""
-
-
-def auto_groups(trials: Trials, importance: Importance, target: Target) -> Settled:
-    """Percentages of the groups that reach a target with the least predicted loss; see `allocation.allocate`.
-
-    Raises:
-        InfeasibleError: the largest measured share of all groups does not reach the target.
-        InputError: the network before finds nothing in the pictures.
-    """
-    asked, graph, size = trials.asked, trials.graph, trials.size
-    quick = replace(trials, pictures=asked.sensitivity_pictures)
-    parts = tuple(group_parts(graph, importance, asked.channels))
-    curves = [measure_part(graph, part, quick.drop, size) for part in parts]
-    before, every, known = network_cost(graph.network, *size), [0.0] * len(pruning_groups(graph)), {}
-
-    def policy(percents: Sequence[float]) -> ChannelPolicy:
-        of = {part.number - 1: percent for part, percent in zip(parts, percents, strict=True)}
-        return replace(asked.channels, group_percents=tuple(of.get(place, 0.0) for place in range(len(every))))
-
-    def left(percents: tuple[float, ...]) -> float:
-        if percents not in known:
-            plan = make_plan(graph, importance, policy(percents), asked.amounts[0])
-            known[percents] = cost_share(before, plan, target.kind, size)
-        return known[percents]
-
-    found = allocate(SHARES, [curve.drops for curve in curves], left, target)
-    channels = policy(found.percents)
-    document = {"flag": target.flag, "bound": target.bound, "reached": found.left, "percent": None, "shortcut": None,
-                "group_percents": list(channels.group_percents), "predicted_drop": found.drop,
-                "tried": len(known)}  # fmt: skip
-    return Settled(replace(asked, channels=channels), document, {"sensitivity.csv": curve_table(curves, quick.map50)})
 
 
 def _at_least_advised(
@@ -191,7 +155,7 @@ def in_rounds(trials: Trials, importance: Importance) -> Settled:
     document = None if target is None else {
         "flag": target.flag, "bound": target.bound, "reached": left, "percent": None, "shortcut": None, "tried": tried,
         "rounds": rounds}  # fmt: skip
-    return Settled(asked, document, {}, keep)
+    return Settled(asked, document, keep)
 
 
 def _candidates(graph: ChannelGraph, importance: Importance, channels: ChannelPolicy) -> tuple[int, ...]:
@@ -229,13 +193,11 @@ def settle(trials: Trials, importance: Importance) -> Settled:
     if asked.rounds > 1:
         return in_rounds(trials, importance)
     if (target := asked.target) is None:
-        return Settled(asked, None, {})
-    if asked.group_auto:
-        return auto_groups(trials, importance, target)
+        return Settled(asked, None)
     shortcut = asked.amounts[0].shortcut
     ladder = make_ladder(trials.graph, importance, asked.channels, shortcut, fine=target.counted)
     amount, figure, tried = reach(target, ladder, trials)
     if asked.importance == "gamma" and target.counted and amount.percent is not None:
         amount, figure = _at_least_advised(target, ladder, trials, amount, figure)
     found = {"flag": target.flag, "bound": target.bound, "reached": figure, **amount._asdict(), "tried": tried}
-    return Settled(replace(asked, amounts=(amount,)), found, {})
+    return Settled(replace(asked, amounts=(amount,)), found)

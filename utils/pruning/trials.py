@@ -43,13 +43,11 @@ class Trials:
     device: torch.device
     hyp: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters that the network was trained with; the defaults where they are not known."""
-    pictures: int | None = None
-    """Valid pictures that are looked at, the first ones; None: all."""
 
     @cached_property
     def bench(self) -> Bench:
         """The validation pictures."""
-        return make_bench(self.asked, self.graph.network, self.size, self.device, self.pictures)
+        return make_bench(self.asked, self.graph.network, self.size, self.device)
 
     @cached_property
     def fitted(self) -> list[Tensor]:

@@ -24,7 +24,6 @@ from utils.pruning.request import PruneRequest
 from utils.pruning.savings import ranked
 from utils.pruning.settlement import settle
 from utils.pruning.surgery import Compacted, compact
-from utils.pruning.survey import survey
 from utils.pruning.trials import Trials
 from utils.pruning.units import residual_units
 from utils.report.run_dir import RunDirectory
@@ -59,11 +58,8 @@ def prune(asked: PruneRequest) -> None:
     hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
     trials = Trials(asked, graph, arrays, size, device, hyp)
     importance = trials.importance(network, arrays)
-    if asked.sensitivity:
-        survey(trials, importance)
-        return
     order = ranked(asked, graph, importance, size)
-    asked, target, tables, chosen = settle(trials, order)
+    asked, target, chosen = settle(trials, order)
     if asked.dry_run:
         document = preview(asked, graph, order, size) | {"target": target, "alignment": alignment}
         print_json(document) if asked.as_json else print(report.grid_text(document))
@@ -86,8 +82,6 @@ def prune(asked: PruneRequest) -> None:
         document["data"] = str(asked.data.path) if asked.data else None
         names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
         write(run, asked, plan, importance, comparison, document)
-        for name, text in tables.items():
-            run.write_text(name, text)
         record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
     print_json(document) if asked.as_json else print(report.text(document))
 

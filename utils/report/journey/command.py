@@ -13,14 +13,14 @@ SWITCHES = {"pretrain": "-pt", "sr": "-sr", "single_cls": "--single_cls", "adam"
             "int8": "--int8", "dynamic_batch": "--dynamic-batch"}  # fmt: skip
 """Flags without a value that change what is made."""
 LEFT_OUT = ("project", "name", "workers", "device", "evaluator", "mode", "cache", "cache_dir",
-            "resume", "sensitivity_pictures", "save_period", "nominal_batch", "output", "opset")  # fmt: skip
+            "resume", "save_period", "nominal_batch", "output", "opset")  # fmt: skip
 """Flags that say where and how a run was done, not what came of it."""
 LINE = 96
 """Characters of a line of a command, unless one flag has more."""
 _FLAG = re.compile(r"--?[A-Za-z]")
 ORIGINAL = ("img_size", "layer_keep", "t_cfg", "t_weights", "AT_str", "a_bit", "w_bit")
 """Flags that are documented with an underscore."""
-SCRIPTS = {"prune": "{strategy}_prune.py", "sensitivity": "slim_prune.py", "quantize": "quantize.py",
+SCRIPTS = {"prune": "{strategy}_prune.py", "quantize": "quantize.py",
            "export": "export.py"}  # fmt: skip
 """By kind of stage; all others are of train.py."""
 

@@ -52,7 +52,6 @@ def _run(journey: Journey, place: int) -> dict[str, Any]:
         "channels": [{"block": bar.block, "before": bar.before, "after": bar.kept} for bar in stage.channels],
         "certificate": certificate(stage),
         "sqnr": [asdict(row) for row in stage.sqnr],
-        "sensitivity": None if stage.sensitivity is None else asdict(stage.sensitivity),
     }
 
 

@@ -14,7 +14,6 @@ from utils.report.journey.gather import Journey
 from utils.report.journey.stages import Stage
 from utils.report.pruning_plots import plot_channels
 from utils.report.quantization_plots import LayerNoise, plot_noise
-from utils.report.sensitivity_plots import plot_sensitivity
 from utils.report.tables import Column
 
 FLOAT_BITS = 32
@@ -72,19 +71,6 @@ def gammas(journey: Journey) -> Iterator[Block]:
                        f"{number} {stage.name}: |γ| before and after.",
                        f"{share_below(edges, before, SMALL):.1%} below {SMALL:g} before, "
                        f"{share_below(edges, after, SMALL):.1%} after.")  # fmt: skip
-
-
-def sensitivity(journey: Journey) -> Iterator[Block]:
-    """What layers and groups are worth."""
-    for number, stage in _numbered(journey, lambda stage: stage.sensitivity):
-        found = stage.sensitivity
-        draw = partial(plot_sensitivity, found.shares, found.groups, found.layers, found.map50)
-        caption = f"{number} {stage.name}: what AP50 loses when one part alone loses channels."
-        yield drawing(f"sensitivity{number}", draw, caption, f"AP50 before: {found.map50:.3f}.", 760)
-        columns = (Column("part"), *(Column(f"{100 * share:.0f} %", ".2f") for share in found.shares))
-        parts = (*found.groups.items(), *((f"layer {name}", drops) for name, drops in found.layers.items()))
-        table = Table("Points of AP50 lost", columns, tuple((name, *drops) for name, drops in parts))
-        yield Folded("All parts in numbers", (table,))
 
 
 def sqnr(journey: Journey) -> Iterator[Block]:

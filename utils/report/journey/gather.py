@@ -86,7 +86,7 @@ class Journey:
     @property
     def networks(self) -> tuple[int, ...]:
         """Places of the stages that made a network."""
-        return tuple(place for place, stage in enumerate(self.stages) if stage.kind != "sensitivity")
+        return tuple(range(len(self.stages)))
 
 
 def gather(runs: Sequence[Path | str], title: str | None = None, baselines: tuple[Baseline, ...] = ()) -> Journey:

@@ -22,7 +22,6 @@ def sections(journey: Journey) -> tuple[Section, ...]:
         Section("Detections before and after", tuple(evidence.detections(journey))),
         Section("Channels", tuple(evidence.channels(journey))),
         Section("Scales of batch normalisation", tuple(evidence.gammas(journey))),
-        Section("Sensitivity", tuple(evidence.sensitivity(journey))),
         Section("Quantization noise", tuple(evidence.sqnr(journey))),
         Section("Certificates of pruning", tuple(evidence.certificates(journey))),
         Section("How every network was made", tuple(_lineage(journey))),

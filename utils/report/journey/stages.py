@@ -17,14 +17,12 @@ from utils.export.request import COMPANIONS, PAIRS, SUFFIXES
 from utils.report.cost import network_cost
 from utils.report.journey.command import shown_command
 from utils.report.journey.tables import (
-    Sensitivity,
     Sqnr,
     integer,
     number,
     read_bars,
     read_gammas,
     read_json,
-    read_sensitivity,
     read_yaml,
 )
 from utils.report.pruning_plots import LayerBar
@@ -47,7 +45,6 @@ TITLES = {
     "qat": "quantization-aware training",
     "quantize": "quantization",
     "export": "export",
-    "sensitivity": "sensitivity analysis",
 }
 """Kinds of stages."""
 TRAININGS = ("train", "sparse", "tune", "distil", "qat")
@@ -97,7 +94,6 @@ class Stage:
     plan: Mapping[str, Any] | None = None
     """plan.json."""
     channels: tuple[LayerBar, ...] = ()
-    sensitivity: Sensitivity | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
     """What quantize.py or export.py wrote down."""
 
@@ -143,8 +139,6 @@ def read_stage(path: Path) -> Stage:
                   document=document)  # fmt: skip
     if kind in TRAININGS:
         stage = replace(stage, best_epoch=_best_epoch(results, args), gammas=read_gammas(path / "gamma_histogram.csv"))
-    if kind == "sensitivity":
-        stage = replace(stage, sensitivity=read_sensitivity(path / "sensitivity.csv"))
     return replace(stage, figures=_figures(stage))
 
 
@@ -163,8 +157,6 @@ def _kind(path: Path, args: Mapping[str, Any], plan: Mapping[str, Any], document
         return "prune"
     if isinstance(document.get("layers"), list):
         return "quantize"
-    if (path / "sensitivity.csv").is_file():
-        return "sensitivity"
     if (path / "results.csv").is_file() or (path / "weights" / "best.pt").is_file():
         if args.get("quantized") not in (None, *OFF):
             return "qat"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,16 +42,6 @@ class Sqnr:
     """dB of the heads when it alone is rounded; None: not measured."""
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """What parts of a network are worth: points of AP50 lost at each share of removed channels."""
-
-    map50: float
-    shares: tuple[float, ...]
-    groups: Mapping[str, Sequence[float]]
-    layers: Mapping[str, Sequence[float]]
-
-
 def read_gammas(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
     """First and last row of gamma_histogram.csv; the top of the last bin is as far as the table goes."""
     if not path.is_file():
@@ -76,23 +66,6 @@ def read_bars(path: Path) -> tuple[LayerBar, ...]:
                         row["new_block"] == "")  # fmt: skip
 
     return tuple(_rows(path, bar))
-
-
-def read_sensitivity(path: Path) -> Sensitivity:
-    """What sensitivity.csv says."""
-    rows = tuple(_rows(path, lambda row: (row["kind"], f"{row['number']} {row['name']}".strip(), row["name"],
-                                          float(row["share"]), float(row["drop"]), float(row["map50"]))))  # fmt: skip
-    if not rows:
-        raise InputError(f"{path}: holds no rows")
-    parts: dict[str, dict[str, list[float]]] = {"group": {}, "layer": {}}
-    shares: dict[float, None] = {}
-    for kind, title, name, share, drop, _ in rows:
-        if kind in parts:
-            parts[kind].setdefault(title if kind == "group" else name, []).append(drop)
-            shares[share] = None
-    whole = {kind: {name: drops for name, drops in of.items() if len(drops) == len(shares)}
-             for kind, of in parts.items()}  # fmt: skip
-    return Sensitivity(rows[0][-1], tuple(shares), whole["group"], whole["layer"])
 
 
 def _rows(path: Path, read: Callable[[Mapping[str, str]], T]) -> Iterator[T]:
