@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from utils.cli import Parser, image_side, positive_int, print_json, random_seed, run
 from utils.darknet.data_file import load_data
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset
+from utils.data.datasets import DetectionDataset, Request
 from utils.data.images import write_image
 from utils.data.index import Index, index
-from utils.data.sampling import Request
 
 EXAMPLE = "python -m benchmarks.loader --rounds 5"
 COUNT = 64

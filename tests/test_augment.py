@@ -12,15 +12,19 @@ import pytest
 from utils.data.augment import (
     LIMITS,
     Augmentation,
+    Placement,
     blend,
+    draw,
     flip,
     hide_behind_fence,
     jitter_colours,
+    mosaic_regions,
+    move_boxes,
+    random_placement,
     sample_generator,
     split_planes,
 )
-from utils.data.compose import Placement, draw, mosaic_regions, move_boxes, random_placement
-from utils.data.fit import GREY
+from utils.data.images import GREY
 
 STILL = Augmentation(**dict.fromkeys((field.name for field in dataclasses.fields(Augmentation)), 0.0))
 """Nothing varies."""

@@ -16,8 +16,8 @@ import pytest
 from utils.cli import one_line
 from utils.darknet.data_file import load_data
 from utils.data import convert
+from utils.data.convert import shown_size
 from utils.data.index import index
-from utils.data.picture_set import shown_size
 from utils.errors import DataError, InputError
 
 SIZE = (40, 80)
@@ -253,7 +253,7 @@ def test_an_annotation_that_is_too_large_or_not_utf_8_is_refused(converted, tmp_
     (root / "Annotations" / "a.xml").write_bytes(xml().encode("utf-16"))
     with pytest.raises(DataError, match=r"a\.xml:1: byte 0xff is not UTF-8"):
         converted("voc", root)
-    monkeypatch.setattr("utils.data.read_voc.LARGEST_XML", 10)
+    monkeypatch.setattr("utils.data.annotations.LARGEST_XML", 10)
     with pytest.raises(DataError, match=r"a\.xml: .* at most 10 bytes"):
         converted("voc", root)
 

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, collate, make_loader
-from utils.data.fit import GREY
-from utils.data.images import write_image
+from utils.data.datasets import BatchPlan, DetectionDataset, Request, collate, cut_batches, make_loader, rectangle
+from utils.data.images import GREY, write_image
 from utils.data.index import index
-from utils.data.sampling import BatchPlan, Request, cut_batches, rectangle
 from utils.errors import DataError
 
 EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)

@@ -18,7 +18,7 @@ from tests.test_evaluation import STAGES, FirstUse
 from utils import cli
 from utils.darknet import cfg, weights
 from utils.data.images import read_image, write_image
-from utils.data.streams import silence_opencv
+from utils.data.sources import silence_opencv
 
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
 

@@ -16,9 +16,9 @@ import pytest
 from tests.nets import TINY
 from utils.darknet.data_file import load_data
 from utils.data import doctor
-from utils.data.diagnosis import PROBLEMS, SEVERITIES
-from utils.data.findings import KINDS, Effect
+from utils.data.doctor import PROBLEMS, SEVERITIES
 from utils.data.images import write_image
+from utils.data.labels import KINDS, Effect
 from utils.data.toy import Recipe, build
 from utils.errors import DataError, InputError
 

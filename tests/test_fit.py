@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.data.fit import GREY, fit, inner_size, paste, place, unfit
+from utils.data.images import GREY, fit, inner_size, paste, place, unfit
 
 SHAPES = [(480, 640), (640, 480), (33, 57), (1, 1), (9, 5000), (416, 416)]
 

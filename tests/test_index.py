@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.findings import EXAMPLES, KINDS
 from utils.data.index import index, label_path, list_images
-from utils.data.labels import parse_labels
+from utils.data.labels import EXAMPLES, KINDS, parse_labels
 from utils.errors import DataError
 
 NAMES = ("cat", "dog", "cow")

@@ -91,13 +91,7 @@ TORCH_FREE = (
     "utils.detection.bootstrap",
     "utils.data.annotations",
     "utils.data.convert",
-    "utils.data.diagnosis",
     "utils.data.doctor",
-    "utils.data.picture_set",
-    "utils.data.read_coco",
-    "utils.data.read_oxford",
-    "utils.data.pixels",
-    "utils.data.read_voc",
     "utils.data.store",
 )
 
@@ -144,7 +138,7 @@ def owned(name: str, modules: set[str]) -> str | None:
         ("utils.detection.nms", "utils.detection.decode", True),
         ("utils.pruning.workflow", "utils.pruning.surgery", True),
         ("utils.pruning.surgery", "utils.pruning.workflow", False),
-        ("utils.detection.nms", "utils.data.fit", False),
+        ("utils.detection.nms", "utils.data.images", False),
         ("utils.darknet.cfg", "models", False),
         ("utils.darknet.info", "utils.report.cost", True),
         ("utils.darknet.cfg", "utils.darknet.info", False),

@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from utils.checkpoint import read_checkpoint
-from utils.data import pixels, store
+from utils.data import store
 from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.fit import fit
-from utils.data.images import read_image, write_image
+from utils.data.images import fit, read_image, write_image
 from utils.data.index import Index, index
 from utils.data.store import PictureStore
 from utils.errors import DataError, InputError
@@ -217,8 +216,7 @@ def test_a_cache_is_not_used_for_another_input(root, change):
 def test_a_cache_of_another_version_is_not_used(root, monkeypatch):
     data_set(root, cache="disk")
     before = set((root / "cache").iterdir())
-    for module in (pixels, store):
-        monkeypatch.setattr(module, "MAGIC", b"DKPIXEL2")
+    monkeypatch.setattr(store, "MAGIC", b"DKPIXEL2")
     assert_same(data_set(root, cache="disk"), data_set(root))
     assert len(set((root / "cache").iterdir()) - before) == 1
 
@@ -307,9 +305,9 @@ def test_a_disk_that_fills_up_leaves_nothing(root, monkeypatch, capsys, cache, c
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call == "_table_end":
-        monkeypatch.setattr(pixels.PixelLayout, "header", full)
+        monkeypatch.setattr(store.PixelLayout, "header", full)
     else:
-        monkeypatch.setattr(pixels, call, full)
+        monkeypatch.setattr(store, call, full)
     kept = data_set(root, cache=cache)
     assert_said(capsys, "No space left on device")
     monkeypatch.undo()

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.images import read_image, write_image
-from utils.data.samples import COUNT, draw_samples
+from utils.data.images import write_image
 from utils.data.sources import Limits, Source, find, frames
 from utils.errors import InputError
 
@@ -207,12 +206,3 @@ def test_a_name_with_a_colon_or_a_percent_is_no_protocol_and_no_pattern(tmp_path
     monkeypatch.chdir(tmp_path)
     video(tmp_path / "concat:a%03d.avi", 2)
     assert read("concat:a%03d.avi") == [("concat:a%03d.avi", 0), ("concat:a%03d.avi", 1)]
-
-
-def test_the_samples_are_the_pictures_that_their_generator_draws(root):
-    """A few grey levels apart, since other versions of the libraries round and compress differently."""
-    paths = sorted((root / "data/samples").glob("*.jpg"))
-    assert len(paths) == COUNT
-    assert sum(path.stat().st_size for path in paths) < 200_000
-    for path, drawn in zip(paths, draw_samples(), strict=True):
-        assert np.abs(read_image(path).astype(int) - drawn).mean() < 8

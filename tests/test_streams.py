@@ -13,9 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data import streams
-from utils.data.sources import Limits, Source, frames
-from utils.data.streams import Clock, read_streams
+from utils.data.sources import Clock, Limits, Source, frames, read_streams, without_password
 from utils.errors import InputError
 
 PAUSE = 0.02
@@ -199,5 +197,5 @@ def test_the_clock_runs_from_its_start():
 
 
 def test_passwords_are_not_shown():
-    assert streams.without_password("rtsp://user:secret@camera.local/1") == "rtsp://camera.local/1"
-    assert streams.without_password("http://camera.local/@home") == "http://camera.local/@home"
+    assert without_password("rtsp://user:secret@camera.local/1") == "rtsp://camera.local/1"
+    assert without_password("http://camera.local/@home") == "http://camera.local/@home"

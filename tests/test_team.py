@@ -17,9 +17,8 @@ import torch.distributed as dist
 from models import Darknet, fuse
 from tests.nets import TINY, tiny
 from utils.checkpoint import load_model, read_checkpoint
-from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.datasets import DetectionDataset, cut_batches, make_loader
 from utils.data.index import index
-from utils.data.sampling import cut_batches
 from utils.errors import InputError
 from utils.evaluation import evaluate
 from utils.model_files import ModelFiles

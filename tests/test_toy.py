@@ -4,8 +4,18 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.toy import Recipe, build, main
-from utils.data.toy_scene import MIN_VISIBLE, OUTLINES, _all_visible, _area, _cover, _tight_box, draw_scene
+from utils.data.toy import (
+    MIN_VISIBLE,
+    OUTLINES,
+    Recipe,
+    _all_visible,
+    _area,
+    _cover,
+    _tight_box,
+    build,
+    draw_scene,
+    main,
+)
 from utils.errors import DataError, InputError
 
 SMALL = Recipe(train=3, val=2, size=96)

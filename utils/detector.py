@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import Darknet
-from utils.data.fit import FitMode, fit, unfit
+from utils.data.images import FitMode, fit, unfit
 from utils.detection.nms import non_max_suppression
 from utils.errors import NumericsError
 from utils.evaluation import detect, detect_views, network_input

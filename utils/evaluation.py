@@ -20,7 +20,7 @@ from tqdm import tqdm
 from utils.boxes import to_corners
 from utils.cli import leads
 from utils.darknet.shapes import max_stride
-from utils.data.fit import GREY, unfit
+from utils.data.images import GREY, unfit
 from utils.detection.decode import decode
 from utils.detection.metrics import Evaluator, Metrics
 from utils.detection.nms import non_max_suppression

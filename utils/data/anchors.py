@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network, Yolo
-from utils.data.fit import FitMode, place
+from utils.data.images import FitMode, place
 from utils.data.index import Index
 from utils.errors import DataError
 

@@ -16,8 +16,7 @@ from models import Darknet, fuse
 from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
 from utils.darknet.cfg import format_network
 from utils.darknet.shapes import picture_channels
-from utils.data.fit import fit
-from utils.data.images import read_image
+from utils.data.images import fit, read_image
 from utils.errors import InfeasibleError, InputError
 from utils.evaluation import network_input
 from utils.export.fpga_files import files, folder_bytes, write_folder

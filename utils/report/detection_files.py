@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.images import SUFFIXES, write_image
-from utils.data.streams import Frame, is_utf8, silence_opencv, without_password
+from utils.data.sources import Frame, is_utf8, silence_opencv, without_password
 from utils.errors import InputError
 from utils.files import atomic_path, atomic_write_text
 

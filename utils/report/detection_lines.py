@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.cli import one_line
-from utils.data.streams import Frame
+from utils.data.sources import Frame
 
 Layout = Literal["text", "array", "lines"]
 """What stdout gets: lines for people, one JSON array, or a JSON object a line; with JSON the lines go to stderr."""

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import max_stride, normalised_cell
-from utils.data.sampling import Size, rectangle
+from utils.data.datasets import rectangle
+from utils.data.images import Size
 from utils.errors import InputError
 from utils.training.settings import TrainSettings
 
