@@ -51,7 +51,6 @@ TORCH_FREE = (
     "utils.pruning.ladder",
     "utils.pruning.ranking",
     "utils.pruning.savings",
-    "utils.pruning.shares",
     "utils.pruning.target",
     "utils.quantization.flags",
     "utils.quantization.grid",

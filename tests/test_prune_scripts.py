@@ -326,6 +326,18 @@ def test_widths_are_rounded_and_more_convolutions_prune_if_asked_for(prune):
     assert every["after"]["parameters"] != classic["after"]["parameters"]
 
 
+def test_efficiency_is_the_gain_in_time_over_the_gain_in_operations(prune, folder, monkeypatch):
+    monkeypatch.setattr(report, "write_image", lambda *_: None)
+    document = prune("slim", "--percent", "0.5", "--data", str(folder / "d.data"))
+    before, after = document["before"], document["after"]
+    faster, less = before["ms"] / after["ms"], before["macs"] / after["macs"]
+    assert document["efficiency"] == pytest.approx(faster / less)
+    wanted = f"; efficiency {faster / less:.2f}: time ÷ {faster:.2f}, multiply-adds ÷ {less:.2f}\n"
+    assert wanted in report.text(document)
+    assert wanted in (Path(document["run_dir"]) / "report.md").read_text()
+    assert prune("slim", "--percent", "0.5", "--no-test")["efficiency"] is None
+
+
 def test_a_run_directory_is_used_again_if_asked_for(prune):
     first = prune("slim", "--percent", "0.2", "--no-test", "--name", "a")
     second = prune("slim", "--percent", "0.4", "--no-test", "--name", "a", "--exist-ok")
@@ -362,6 +374,8 @@ def test_explain_needs_no_torch(files, root):
         ("slim", ["--percent", "1"], "--percent: 1 is outside 0 <= value < 1"),
         ("slim", ["--percent", "0.5"], "--data: is needed"),
         ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "0"], "--multiple-of: 0: allowed are 1 to 1024"),
+        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "auto"], "--multiple-of: auto is gone; give 8"),
+        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "wide"], "--multiple-of: 'wide' is not an integer"),
         ("slim", ["--no-test"], "--percent: is needed"),
         ("slim", ["--percent", "0.5", "--shortcut", "1"], "unknown flag --shortcut"),
         ("slim", ["--percent", "0.1", "0.2", "--no-test"], "several values are compared with --dry-run"),

@@ -72,12 +72,14 @@ class Strategy:
         return f"{self.name}_prune.py"
 
 
-def multiple(text: str) -> int | str:
-    """A number that widths are rounded up to a multiple of, `powers` or `auto`; argparse type."""
-    if text in ("powers", AUTO):
-        return POWERS if text == "powers" else AUTO
+def multiple(text: str) -> int:
+    """A number that widths are rounded up to a multiple of, or `powers`; argparse type."""
+    if text == "powers":
+        return POWERS
+    if text == AUTO:
+        raise argparse.ArgumentTypeError("auto is gone; give 8, which its timings always answered")
     if not 1 <= (value := integer(text)) <= LARGEST_MULTIPLE:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are 1 to {LARGEST_MULTIPLE}, powers (of two) and auto")
+        raise argparse.ArgumentTypeError(f"{text}: allowed are 1 to {LARGEST_MULTIPLE}, and powers (of two)")
     return value
 
 
@@ -165,8 +167,7 @@ def _add_channel_flags(group: argparse._ArgumentGroup, channels: ChannelPolicy) 
 
 
 def _add_width_flag(group: argparse._ArgumentGroup, channels: ChannelPolicy | None) -> None:
-    widths = "round widths up to multiples of N, to powers of two with `powers`, or with `auto` to multiples of 1, 4, "
-    widths += "8 or 16, whichever is fastest when layers are timed on --device (default: %(default)s)"
+    widths = "round widths up to multiples of N, e.g. 8, or to powers of two with `powers` (default: %(default)s)"
     if channels is None:
         widths = "as in the other scripts; changes nothing here, where whole units go (default: %(default)s)"
     default = 1 if channels is None else channels.multiple_of
@@ -217,10 +218,9 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
     network = cfg_file.load(args.cfg) if args.cfg else None
     if network is not None and strategy.units:
         check_units(network)
-    channels, align = strategy.channels, strategy.channels is not None and args.multiple_of == AUTO
+    channels = strategy.channels
     if channels is not None:
-        multiple_of = channels.multiple_of if align else args.multiple_of
-        channels = replace(channels, multiple_of=multiple_of, all_convs=args.all_convs)
+        channels = replace(channels, multiple_of=args.multiple_of, all_convs=args.all_convs)
         if channels.layer_keep is not None:
             channels = replace(channels, layer_keep=args.layer_keep)
         if channels.groups:
@@ -237,7 +237,6 @@ def request(strategy: Strategy, args: argparse.Namespace) -> PruneRequest:
         data,
         vars(args),
         target=_target(args),
-        align=align,
         sides=tuple(args.img_size) if args.img_size else None,
         mode=args.mode,
         batch_size=args.batch_size,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from utils.data.draw import GAP, draw_grid
 from utils.data.images import write_image
 from utils.pruning.advice import FREE_SHARE
-from utils.pruning.alignment import words
 from utils.pruning.measure import Comparison
 from utils.pruning.plan import Plan
 from utils.pruning.policy import Importance
@@ -113,8 +112,6 @@ def remarks(document: Document) -> Iterator[str]:
             f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}; "
             + efficiency(document)
         )
-    if (alignment := document["alignment"]) is not None:
-        yield words(alignment)
     proof = document["certificate"]
     yield (
         f"certificate: compact = silenced to {proof['compact_vs_silenced']:.0e}, = keep-size to "

@@ -41,8 +41,6 @@ class PruneRequest:
     """Every flag and its value, for args.yaml."""
     target: Target | None = None
     """What decides how much goes; None: the amount says it."""
-    align: bool = False
-    """Take the multiple of widths from a latency table, and not from `channels`."""
     importance: Literal["taylor", "gamma"] | None = None
     """What ranks channels and units; None: gamma for a network of sparse training, else taylor."""
     importance_batches: int = 32

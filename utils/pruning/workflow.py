@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.shapes import max_stride
@@ -14,10 +12,9 @@ from utils.device import select_device
 from utils.errors import InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import record, report
-from utils.pruning.alignment import TorchTimer, align, words
 from utils.pruning.certificate import certify
 from utils.pruning.constants import absorb
-from utils.pruning.measure import Clock, Comparison, compare
+from utils.pruning.measure import Comparison, compare
 from utils.pruning.plan import Plan, arrays_of, figures, grid, group_figures, make_plan, plan_of_rounds
 from utils.pruning.policy import Importance
 from utils.pruning.request import PruneRequest
@@ -54,19 +51,19 @@ def prune(asked: PruneRequest) -> None:
     size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
     arrays = arrays_of(loaded.model)
     graph = channel_graph(network)
-    asked, alignment = aligned(ranked_by(asked, loaded), graph, size, device)
+    asked = ranked_by(asked, loaded)
     hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
     trials = Trials(asked, graph, arrays, size, device, hyp)
     importance = trials.importance(network, arrays)
     order = ranked(asked, graph, importance, size)
     asked, target, chosen = settle(trials, order)
     if asked.dry_run:
-        document = preview(asked, graph, order, size) | {"target": target, "alignment": alignment}
+        document = preview(asked, graph, order, size) | {"target": target}
         print_json(document) if asked.as_json else print(report.grid_text(document))
         return
     plan = (make_plan(graph, order, asked.channels, asked.amounts[0]) if chosen is None
             else plan_of_rounds(graph, order, asked.channels, chosen, asked.amounts[0]))  # fmt: skip
-    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target, "alignment": alignment}
+    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target}
     document |= {"importance": asked.importance, "rounds": asked.rounds}
     document["before"] = figures(network, size)
     document |= {
@@ -109,20 +106,6 @@ def ranked_by(asked: PruneRequest, loaded: LoadedModel) -> PruneRequest:
 def advised(asked: PruneRequest, plan: Plan) -> float | None:
     """The percentage that costs little; None where not γ rank the channels."""
     return plan.advised if asked.importance == "gamma" else None
-
-
-def aligned(
-    asked: PruneRequest, graph: ChannelGraph, size: Size, device: torch.device
-) -> tuple[PruneRequest, dict[str, Any] | None]:
-    """A request whose widths are multiples of a number, and the part of the document that says how it was chosen."""
-    if not asked.align:
-        return asked, None
-    found = align(graph, asked.channels, size, TorchTimer(device))
-    document = found.document(Clock(device, size).runtime())
-    log(words(document))
-    channels = dataclasses.replace(asked.channels, multiple_of=found.multiple_of)
-    flags = {**asked.flags, "multiple_of_chosen": found.multiple_of}
-    return dataclasses.replace(asked, channels=channels, flags=flags), document
 
 
 def preview(asked: PruneRequest, graph: ChannelGraph, importance: Importance, size: Size) -> dict[str, Any]:
