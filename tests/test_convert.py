@@ -16,7 +16,7 @@ import pytest
 from utils.cli import one_line
 from utils.darknet.data_file import load_data
 from utils.data import convert
-from utils.data.convert import shown_size
+from utils.data.images import shown_size
 from utils.data.index import index
 from utils.errors import DataError, InputError
 

@@ -35,13 +35,10 @@ from utils.data.annotations import (
     selected_names,
     with_split,
 )
-from utils.data.headers import HeaderError, picture_size
-from utils.data.images import MAX_PIXELS, PictureError, Shrink, read_image
+from utils.data.images import PictureError, shown_size
 from utils.data.index import IGNORED
 from utils.errors import DataError, InputError
 
-HEAD = 1 << 16
-"""Bytes in which the size of nearly every picture and its Exif block lie."""
 DIGITS = 6
 """Decimals of a label: 0.01 pixel in a picture of 10 000."""
 LEAST = 10.0**-DIGITS / 2
@@ -128,31 +125,6 @@ def check_output(output: Path) -> None:
     """Raise DataError unless `output` is new or an empty folder."""
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise DataError(f"{output}: holds other files or is no folder; name a new folder with --output")
-
-
-def shown_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is shown, by its header; with Exif data it is decoded to see if it is turned.
-
-    Raises:
-        PictureError: missing, no picture, or damaged.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-        height, width = picture_size(head)
-    except (OSError, ValueError, HeaderError):
-        return _decoded_size(path, 1)  # names what is wrong, and reads headers of any length
-    if b"Exif" not in head or height == width:
-        return height, width
-    rows, columns = _decoded_size(path, 8)
-    if (rows > columns) == (rows < columns):  # so near a square that an eighth does not tell
-        rows, columns = _decoded_size(path, 1)
-    return (height, width) if (rows > columns) == (height > width) else (width, height)
-
-
-def _decoded_size(path: Path, shrink: Shrink) -> tuple[int, int]:
-    height, width = read_image(path, 1, MAX_PIXELS, shrink=shrink).shape[:2]
-    return height, width
 
 
 class _Writer:

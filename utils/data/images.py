@@ -1,21 +1,26 @@
-"""Picture files in and out: RGB arrays of bytes, whatever the format, bit depth and file name.
+"""Picture files in and out, and pictures fitted to the input of the network.
 
 A picture is decoded as OpenCV does by default, Exif orientation applied: that is the picture people see and label.
+Before that, Pillow reads its header: a decoder allocates what the header asks for, and a PNG of 300 kB can ask for ten
+gigabytes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from utils.data.headers import HeaderError, UnknownFormatError, incomplete, picture_size
-from utils.errors import DataError, ResourceError
+from utils.errors import DataError, ResourceError, SuiteError
 from utils.files import atomic_write_bytes, regular_file
 
 Image = NDArray[np.uint8]
@@ -27,15 +32,15 @@ Size = tuple[int, int]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """What a folder is searched for; a file that is named itself may have any suffix."""
-GREY_FLAGS: Mapping[Shrink, int] = {
-    1: cv2.IMREAD_GRAYSCALE,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
-"""How OpenCV is asked for a grey picture at a fraction of its sides; with IMREAD_COLOR_RGB (OpenCV 4.11) for RGB."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+SIGNATURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*", re.DOTALL)
+"""First bytes of a file in one of FORMATS."""
+PNG_END = b"IEND\xaeB`\x82"
+"""Last chunk of a PNG file, with its checksum. Without it libpng itself prints an error."""
 MAX_PIXELS = 100_000_000
 """Largest picture decoded by default: 300 MB as RGB."""
+ORIENTATION, FIRST_TURNED = 0x0112, 5
+"""Exif tag, and its smallest value for a picture whose sides are swapped when it is shown."""
 
 
 class PictureError(DataError):
@@ -66,7 +71,9 @@ def read_image(path: Path | str, channels: Channels = 3, max_pixels: int = MAX_P
     Raises:
         PictureError: missing, no regular file, unreadable, of an unknown format, too large, or not decodable.
     """
-    return decode(_read(path, max_pixels), path, channels, max_pixels, shrink=shrink)
+    with _header(path, max_pixels) as (file, _):
+        file.seek(0)
+        return _decode(file.read(), path, channels, shrink)
 
 
 def check_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Size:
@@ -75,44 +82,30 @@ def check_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Size:
     Raises:
         PictureError: as `read_image`; or the file is cut off or fails its checksums.
     """
-    data = _read(path, max_pixels)
-    stated = _stated_size(data, path, max_pixels)
-    try:
-        flaw = incomplete(data)
-    except (ValueError, IndexError) as failure:
-        flaw = str(failure)
-    if flaw:
-        raise PictureError(path, "damaged image", flaw)
-    height, width = decode(data, path, 1, max_pixels).shape[:2]
-    if stated not in ((height, width), (width, height)):
-        raise PictureError(
-            path, "damaged image", f"the header says {stated[1]}x{stated[0]} pixels, the picture has {width}x{height}"
-        )
+    with _header(path, max_pixels) as (file, picture):
+        if picture.format == "PNG":
+            picture.verify()  # the checksum of every chunk but the last
+        elif picture.format in ("JPEG", "MPO"):
+            picture.draft("L", (1, 1))  # at an eighth of its sides; the whole file is read all the same
+            picture.load()
+        file.seek(0)
+        data = file.read()
+        if picture.format == "PNG" and PNG_END not in data:
+            raise PictureError(path, "damaged image", f"no IEND chunk in {len(data)} bytes")
+        height, width = _decode(data, path, 1).shape[:2]
     return height, width
 
 
-def decode(
-    data: bytes,
-    path: Path | str,
-    channels: Channels = 3,
-    max_pixels: int = MAX_PIXELS,
-    *,
-    shrink: Shrink = 1,
-) -> Image:
-    """Picture in the bytes of a file; `path` is for messages. Arguments, result and errors as `read_image`."""
-    _stated_size(data, path, max_pixels)
-    flag = GREY_FLAGS[shrink if data.startswith(b"\xff\xd8") else 1]
-    if channels == 3:
-        flag |= cv2.IMREAD_COLOR_RGB
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error as failure:
-        if failure.code == cv2.Error.StsNoMem:
-            raise ResourceError(f"{path}: not enough memory to decode it") from None
-        image = None
-    if image is None:
-        raise PictureError(path, "damaged image", "cannot be decoded")
-    return image if channels == 3 else image[..., None]
+def shown_size(path: Path | str) -> Size:
+    """Height and width of a picture as it is shown, by its header and its Exif orientation.
+
+    Raises:
+        PictureError: as `read_image`, but for what only decoding would show.
+    """
+    with _header(path, MAX_PIXELS) as (_, picture):
+        width, height = picture.size
+        turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
+    return (width, height) if turned else (height, width)
 
 
 def write_image(path: Path | str, image: Image) -> None:
@@ -135,8 +128,36 @@ def write_image(path: Path | str, image: Image) -> None:
     atomic_write_bytes(path, data.tobytes())
 
 
-def _read(path: Path | str, max_pixels: int) -> bytes:
-    """Bytes of a regular file that may hold a picture of at most `max_pixels` pixels."""
+@contextmanager
+def _header(path: Path | str, max_pixels: int) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
+    """An open picture file, and Pillow's view of its header; what Pillow raises in the block means damage.
+
+    Raises:
+        PictureError: as `read_image`.
+    """
+    with _opened(path, max_pixels) as file:
+        if not SIGNATURE.match(file.read(16)):
+            raise PictureError(path, "unknown image format", "not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
+        file.seek(0)
+        warnings.filterwarnings("ignore", module="PIL")  # damage is reported here, with the name of the file
+        PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is `max_pixels`
+        try:
+            with PIL.Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                if height * width > max_pixels:
+                    detail = f"{width}x{height} pixels; at most {max_pixels} pixels are decoded"
+                    raise PictureError(path, "oversized image", detail)
+                yield file, picture
+        except (SuiteError, MemoryError):
+            raise
+        except PIL.UnidentifiedImageError:
+            raise PictureError(path, "damaged image", "the header is cut off or contradicts itself") from None
+        except Exception as failure:  # Pillow raises many kinds on damaged files
+            raise PictureError(path, "damaged image", str(failure)) from None
+
+
+def _opened(path: Path | str, max_pixels: int) -> BinaryIO:
+    """A regular file that may hold a picture of at most `max_pixels` pixels."""
     try:
         size = regular_file(path, DataError).st_size
     except DataError as failure:
@@ -147,20 +168,25 @@ def _read(path: Path | str, max_pixels: int) -> bytes:
     if size > 8 * max_pixels + (1 << 24):  # 16-bit RGBA, uncompressed, and 16 MB of anything else
         raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {max_pixels} pixels")
     try:
-        return Path(path).read_bytes()
+        return open(path, "rb")
     except OSError as failure:
         raise PictureError(path, "unreadable image", (failure.strerror or "cannot be read").lower()) from None
 
 
-def _stated_size(data: bytes, path: Path | str, max_pixels: int) -> Size:
+def _decode(data: bytes, path: Path | str, channels: Channels, shrink: Shrink = 1) -> Image:
+    reduced = shrink > 1 and data.startswith(b"\xff\xd8")
+    flag = getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{shrink}") if reduced else cv2.IMREAD_GRAYSCALE
+    if channels == 3:
+        flag |= cv2.IMREAD_COLOR_RGB
     try:
-        height, width = picture_size(data)
-    except HeaderError as failure:
-        kind = "unknown image format" if isinstance(failure, UnknownFormatError) else "damaged image"
-        raise PictureError(path, kind, str(failure)) from None
-    if height * width > max_pixels:
-        raise PictureError(path, "oversized image", f"{width}x{height} pixels; at most {max_pixels} pixels are decoded")
-    return height, width
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as failure:
+        if failure.code == cv2.Error.StsNoMem:
+            raise ResourceError(f"{path}: not enough memory to decode it") from None
+        image = None
+    if image is None:
+        raise PictureError(path, "damaged image", "cannot be decoded")
+    return image if channels == 3 else image[..., None]
 
 
 FitMode = Literal["letterbox", "stretch"]
