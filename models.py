@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.attention import attended
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Shape, Upsample, Yolo
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Shape, Upsample, Yolo
 from utils.darknet.shapes import trace
 from utils.errors import NumericsError
-from utils.layers import Computing, ConvBlock, as_convolutional, build_layer
+from utils.layers import Computing, ConvBlock, build_layer
 
 _SPECIAL = re.compile(r"(^|\.)(bn|quantize_\w+)\.")
 """Tensors that folding takes in, or that belong to a quantizer."""
@@ -78,7 +78,7 @@ class Darknet(nn.Module):
     def _computes_gradient(self, source: int) -> bool:
         """Whether all that reads a block computes the gradient it gives back, and none hands on the one it got."""
         readers = [block for block, reads in zip(self.blocks, self._inputs, strict=True) if source in reads]
-        return all(isinstance(block, Convolutional | Depthwise | Maxpool | Upsample) for block in readers)
+        return all(isinstance(block, Convolutional | Maxpool | Upsample) for block in readers)
 
     def forward(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
         """Raw head outputs.
@@ -183,8 +183,7 @@ def fuse(model: Darknet) -> Darknet:
     for i, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
         if isinstance(layer, ConvBlock) and layer.bn is not None:
             state[f"layers.{i}.conv.weight"], state[f"layers.{i}.conv.bias"] = layer.fused()
-            convolution = as_convolutional(block, layer.conv.in_channels)
-            block = dataclasses.replace(convolution, batch_normalize=False, bias=True)
+            block = dataclasses.replace(block, batch_normalize=False, bias=True)
         elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
             own = zip(("weight", "bias"), layer.fused(), strict=True)
             state |= {f"layers.{i}.conv.{name}": value for name, value in own if value is not None}

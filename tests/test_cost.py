@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from utils.darknet.blocks import Convolutional, Depthwise, Maxpool, Net, Network, Se, Shortcut, Yolo
+from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Se, Shortcut, Yolo
 from utils.darknet.cfg import load
 from utils.darknet.layout import file_bytes, parameter_count
 from utils.report.cost import Cost, block_costs, network_cost, total
@@ -62,7 +62,7 @@ def test_each_kind_of_block_by_hand():
         Net(width=6, height=8, channels=2),
         (
             Convolutional(filters=8, size=3, stride_x=2, stride_y=2, padding=1, groups=2, batch_normalize=True),
-            Depthwise(size=3, padding=1),
+            Convolutional(filters=8, size=3, padding=1, groups=8),
             Se(filters=2),
             Maxpool(size=2, stride_x=1, stride_y=1, padding=1),
             Shortcut(sources=(2, 0), weights_type="per_feature"),

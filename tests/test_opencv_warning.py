@@ -18,7 +18,6 @@ CONV = "[convolutional]\nfilters=4\nsize=3\npad=1\n"
         (CONV + "activation=relu6\n", "refuses activation=relu6"),
         (CONV + "activation=leaky\ndilation=2\n", "ignores dilation"),
         (CONV + "activation=leaky\nstride_x=2\nstride_y=1\n", "ignores stride_x"),
-        ("[depthwise]\nsize=3\npad=1\nactivation=leaky\n", "refuses .depthwise."),
         ("[se]\nreduction=3\n", "refuses .se."),
     ],
 )

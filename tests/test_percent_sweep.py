@@ -19,7 +19,7 @@ from tests.test_random_networks import POLICIES as ANY_POLICY
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional, Depthwise
+from utils.darknet.blocks import Convolutional
 from utils.darknet.layout import key, tensors
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph, channel_graph
@@ -48,7 +48,7 @@ SPLIT = "[route]\nlayers=-1,-2\n[route]\nlayers=-1\ngroups=2\n"
 def normalised(graph: ChannelGraph) -> list[int]:
     """Blocks that have a γ."""
     blocks = graph.network.blocks
-    return [i for i, b in enumerate(blocks) if isinstance(b, Convolutional | Depthwise) and b.batch_normalize]
+    return [i for i, b in enumerate(blocks) if isinstance(b, Convolutional) and b.batch_normalize]
 
 
 def random_gammas(graph: ChannelGraph, seed: int, levels: int = 0) -> dict[int, np.ndarray]:

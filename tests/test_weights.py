@@ -12,7 +12,7 @@ import pytest
 
 from utils.darknet import weights
 from utils.darknet.adapt import adapt_classes, differs_only_in_classes
-from utils.darknet.blocks import Convolutional, Depthwise, Maxpool, Net, Network, Route, Se, Shortcut, Yolo
+from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Route, Se, Shortcut, Yolo
 from utils.darknet.cfg import load, parse
 from utils.darknet.weights import Contents, Header, TensorSpec
 from utils.errors import NumericsError, WeightsError
@@ -73,8 +73,8 @@ def every_kind() -> Network:
     """Each kind of block that has tensors, in each of its forms."""
     blocks = (
         Convolutional(filters=8, size=3, stride_x=2, stride_y=2, padding=1, batch_normalize=True, activation="leaky"),
-        Depthwise(size=3, padding=1, batch_normalize=True, activation="relu6"),
-        Depthwise(size=5, padding=2),
+        Convolutional(filters=8, size=3, padding=1, groups=8, batch_normalize=True, activation="relu6"),
+        Convolutional(filters=8, size=5, padding=2, groups=8),
         Se(filters=2),
         Shortcut(sources=(2,), weights_type="per_feature", weights_normalization="relu"),
         Shortcut(sources=(3, 2), weights_type="per_channel", weights_normalization="softmax"),

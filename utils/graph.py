@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from utils.darknet.blocks import (
     Block,
     Convolutional,
-    Depthwise,
     Network,
     Reorg,
     Route,
@@ -147,8 +146,6 @@ class ChannelGraph:
 
 def is_depthwise(block: Block, channels: int) -> bool:
     """Whether each channel of a block's output is made from the same channel of its `channels` inputs."""
-    if isinstance(block, Depthwise):
-        return True
     return isinstance(block, Convolutional) and block.groups > 1 and block.groups == channels == block.filters
 
 

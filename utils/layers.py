@@ -18,7 +18,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Dropout,
     Maxpool,
     Reorg,
@@ -83,13 +82,12 @@ class ConvBlock(Computing):
     `fold`, which takes the place of convolution and batch normalisation.
 
     Args:
-        block: `[convolutional]`, or `[depthwise]`, which is a convolution of one filter a channel.
+        block: the section.
         channels: width of the input.
     """
 
-    def __init__(self, block: Convolutional | Depthwise, channels: int) -> None:
+    def __init__(self, block: Convolutional, channels: int) -> None:
         super().__init__()
-        block = as_convolutional(block, channels)
         self.conv = nn.Conv2d(
             channels,
             block.filters,
@@ -143,24 +141,6 @@ def normalisation(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Gain and offset [C] of a batch normalisation with running statistics: γ / √(σ² + ε) and β − μ · gain."""
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     return gain, bn.bias - bn.running_mean * gain
-
-
-def as_convolutional(block: Convolutional | Depthwise, channels: int) -> Convolutional:
-    """A `[depthwise]` block on `channels` channels as the grouped convolution that it is."""
-    if isinstance(block, Convolutional):
-        return block
-    return Convolutional(
-        filters=channels,
-        size=block.size,
-        stride_x=block.stride,
-        stride_y=block.stride,
-        padding=block.padding,
-        groups=channels,
-        batch_normalize=block.batch_normalize,
-        activation=block.activation,
-        extra=block.extra,
-        line=block.line,
-    )
 
 
 class SqueezeExcite(Computing):
@@ -317,7 +297,6 @@ class Head(nn.Identity):
 
 LAYERS: dict[type[Block], Callable[[Block, int], nn.Module]] = {
     Convolutional: ConvBlock,
-    Depthwise: ConvBlock,
     Se: SqueezeExcite,
     Maxpool: MaxPool,
     Avgpool: GlobalAveragePool,

@@ -53,7 +53,7 @@ class Net(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutional(Block):
-    """Convolution, optional batch normalisation, activation."""
+    """Convolution, optional batch normalisation, activation. `[depthwise]` of the SpursLipu suite is read as one."""
 
     filters: int
     size: int = 1
@@ -67,17 +67,6 @@ class Convolutional(Block):
     bias: bool = True
     """Only looked at without batch normalisation, whose β is the bias otherwise."""
     activation: str = "logistic"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Depthwise(Block):
-    """One filter a channel (`[depthwise]` of the SpursLipu suite); the width stays."""
-
-    size: int = 3
-    stride: int = 1
-    padding: int = 0
-    batch_normalize: bool = False
-    activation: str = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)

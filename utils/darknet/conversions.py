@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Route, Sam, ScaleChannels, Se, Shortcut, Yolo
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Route, Sam, ScaleChannels, Se, Shortcut, Yolo
 from utils.darknet.values import SectionError
 
 Values = dict[str, Any]
@@ -53,17 +53,13 @@ def conv_values(block: Convolutional, place: Place) -> Values:
 
 
 def depthwise_fields(values: Values, place: Place) -> Values:
-    """`filters` and `groups` may be there if they are the channels; `pad=1` means (size - 1) // 2 in that suite."""
+    """`[depthwise]` is a convolution with one filter a channel; `pad=1` means (size - 1) // 2 in that suite."""
+    channels = place.channels
     for key in ("filters", "groups"):
-        if values[key] not in (None, place.channels):
-            raise SectionError(f"one filter a channel is allowed, and the block before has {place.channels}", key)
+        if values[key] not in (None, channels):
+            raise SectionError(f"one filter a channel is allowed, and the block before has {channels}", key)
     padding = (values["size"] - 1) // 2 if values["pad"] else values["padding"]
-    return _without(values, "filters", "groups", "pad") | {"padding": padding}
-
-
-def depthwise_values(block: Depthwise, place: Place) -> Values:
-    """`filters` is written, because the suite that made the section up asks for it."""
-    return vars(block) | _pad(block.padding, (block.size - 1) // 2) | {"filters": place.channels}
+    return conv_fields(values | {"filters": channels, "groups": channels, "pad": False, "padding": padding}, place)
 
 
 def se_fields(values: Values, place: Place) -> Values:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.cli import Parser, image_side, input_size, print_json, run
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Reorg, Route, Shape, Upsample
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, Route, Shape, Upsample
 from utils.darknet.cfg import load
 from utils.darknet.layout import file_bytes, grouped
 from utils.darknet.shapes import max_stride, strides, trace
@@ -113,8 +113,6 @@ def _kernel(block: Block) -> str:
             stride = f"{block.stride_x}" + (f"x{block.stride_y}" if block.stride_y != block.stride_x else "")
             groups = getattr(block, "groups", 1)
             return f"{block.size}/{stride}" + (f" groups {groups}" if groups > 1 else "")
-        case Depthwise():
-            return f"{block.size}/{block.stride}"
         case Upsample() | Reorg():
             return f"/{block.stride}"
     return ""

@@ -144,17 +144,20 @@ SECTIONS = (
     ),
     section(
         "depthwise",
-        blocks.Depthwise,
-        Key("batch_normalize", Flag(), default=False, optional=True),
+        blocks.Convolutional,
+        Key("batch_normalize", Flag(), default=False),
         Key("filters", COUNT, default=None),
-        Key("groups", COUNT, default=None),
         Key("size", SIZE, default=3),
         Key("stride", SIZE, default=1),
+        Key("stride_x", SIZE, default=None),
+        Key("stride_y", SIZE, default=None),
         Key("pad", Flag(any_number=True), default=False),
-        Key("padding", PADDING, default=0, optional=True),
+        Key("padding", PADDING, default=0),
+        Key("groups", COUNT, default=None),
+        Key("dilation", SIZE, default=1),
         Key("activation", ACTIVATION, default="linear"),
+        Key("bias", Flag(), default=True),
         fields=conversions.depthwise_fields,
-        values=conversions.depthwise_values,
     ),
     section(
         "se",
@@ -262,7 +265,7 @@ SECTIONS = (
 )
 
 BY_NAME = {kind.name: kind for kind in SECTIONS}
-BY_BLOCK = {kind.block: kind for kind in (NET, *SECTIONS)}
+BY_BLOCK = {kind.block: kind for kind in (NET, *SECTIONS) if kind.name != "depthwise"}
 ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool"}
 """Short names Darknet takes, too."""
 NET_NAMES = ("net", "network")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Network, Se, Shortcut
+from utils.darknet.blocks import Block, Convolutional, Network, Se, Shortcut
 from utils.darknet.shapes import trace
 
 FLOAT_BYTES = 4
@@ -83,8 +83,6 @@ def _block_tensors(block: Block, channels: int) -> list[tuple[str, tuple[int, ..
         case Convolutional():
             kernel = (block.filters, channels // block.groups, block.size, block.size)
             return _convolution(kernel, block.batch_normalize, block.bias)
-        case Depthwise():
-            return _convolution((channels, 1, block.size, block.size), block.batch_normalize, bias=True)
         case Se(filters=filters):
             return [("fc1.weight", (filters, channels)), ("fc2.weight", (channels, filters))]
         case Shortcut(weights_type="per_feature", sources=sources):

@@ -10,7 +10,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Maxpool,
     Network,
     Reorg,
@@ -162,7 +161,7 @@ def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]
         match block:
             case Convolutional() | Maxpool():
                 x, y = x * block.stride_x, y * block.stride_y
-            case Depthwise() | Reorg():
+            case Reorg():
                 x, y = x * block.stride, y * block.stride
             case Upsample():
                 x, y = Fraction(x, block.stride), Fraction(y, block.stride)
@@ -195,17 +194,6 @@ def _(block: Convolutional, trail: Trail) -> Shape:
         block.filters,
         _windows(height + padding, reach, block.stride_y),
         _windows(width + padding, reach, block.stride_x),
-    )
-
-
-@output_shape.register
-def _(block: Depthwise, trail: Trail) -> Shape:
-    channels, height, width = trail.before
-    padding = 2 * block.padding
-    return Shape(
-        channels,
-        _windows(height + padding, block.size, block.stride),
-        _windows(width + padding, block.size, block.stride),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from utils.darknet.blocks import Avgpool, Convolutional, Depthwise, Network, Reorg, Upsample, Yolo
+from utils.darknet.blocks import Avgpool, Convolutional, Network, Reorg, Upsample, Yolo
 from utils.darknet.shapes import trace
 from utils.distillation.strategies import SEES, Lesson, See
 from utils.errors import InputError
@@ -267,7 +267,7 @@ def _keyed(network: Network) -> list[tuple[str, Feature]]:
 def _kept_channels(student: Network, teacher: Network, mine: int, theirs: int, kept: Kept) -> tuple[int, ...] | None:
     """The teacher's channels that a block of the student has; None where the teacher is not what it was pruned from."""
     origin, block = kept.get(str(mine)), teacher.blocks[theirs]
-    if origin is None or origin["block"] != theirs or not isinstance(block, Convolutional | Depthwise):
+    if origin is None or origin["block"] != theirs or not isinstance(block, Convolutional):
         return None
     channels = tuple(origin["channels"])
     fits = len(channels) == trace(student)[mine].channels and max(channels) < trace(teacher)[theirs].channels

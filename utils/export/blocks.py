@@ -16,7 +16,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Dropout,
     Maxpool,
     Network,
@@ -34,7 +33,6 @@ from utils.darknet.shapes import trace
 from utils.export.activations import Form
 from utils.export.codes import Codes, Kernel, Point
 from utils.export.graph import Graph
-from utils.layers import as_convolutional
 from utils.pruning.constants import shortcut_scales
 
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -101,7 +99,7 @@ class Site:
 
 
 def _convolution(site: Site) -> str:
-    block = as_convolutional(site.block, site.shapes[0].channels)
+    block: Convolutional = site.block
     assert not block.batch_normalize, "batch normalisation is folded before"
     site.graph.add(
         "Conv",
@@ -210,7 +208,6 @@ def _pass(site: Site) -> str:
 
 EMITTERS: dict[type[Block], Callable[[Site], str]] = {
     Convolutional: _convolution,
-    Depthwise: _convolution,
     Se: _squeeze_excite,
     Maxpool: _maxpool,
     Avgpool: _avgpool,

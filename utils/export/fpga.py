@@ -21,7 +21,7 @@ from utils.errors import InfeasibleError, InputError
 from utils.evaluation import network_input
 from utils.export.fpga_files import files, folder_bytes, write_folder
 from utils.export.fpga_reference import EXACT_BITS, Codes, Program, Step, bits_needed
-from utils.layers import ConvBlock, as_convolutional
+from utils.layers import ConvBlock
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_PLACES, QuantSettings, passes
 from utils.runtime.metadata import Metadata
@@ -173,7 +173,7 @@ def _computed(own: _Grid, block: Block, layer: nn.Module, reads: tuple[int, ...]
         weight, bias, scale, bias_scale = layer.fold.folded(layer.conv, layer.bn, layer.quantize_weight)
         units = [sources[0].exponent + e for e in _exponents(scale.expand(len(weight)))]
         up = [] if bias is None else [e - unit for e, unit in zip(_exponents(bias_scale), units, strict=True)]
-        return own.step("convolution", as_convolutional(block, layer.conv.in_channels), reads, **leaky,
+        return own.step("convolution", block, reads, **leaky,
                         up=tuple(up), down=tuple(further - unit for unit in units),
                         weight=_integers(weight, scale.reshape(-1, 1, 1, 1)),
                         bias=None if bias is None else _integers(bias, bias_scale))  # fmt: skip

@@ -40,7 +40,7 @@ class Step:
     kind: str
     """convolution, shortcut, product, route, or what hands on: maxpool, upsample, reorg, pass."""
     block: object
-    """Its geometry; a `[depthwise]` block as the convolution that it is."""
+    """Its geometry."""
     reads: tuple[int, ...]
     exponent: int
     """Of what it puts out."""

@@ -17,7 +17,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Dropout,
     Maxpool,
     Network,
@@ -34,7 +33,7 @@ from utils.darknet.blocks import (
 from utils.darknet.shapes import trace
 from utils.export.blocks import Arrays
 from utils.export.ncnn_graph import NcnnFiles, NcnnGraph, Value
-from utils.layers import LEAKY_SLOPE, as_convolutional
+from utils.layers import LEAKY_SLOPE
 from utils.pruning.constants import shortcut_scales
 from utils.runtime.metadata import IMAGE
 
@@ -141,7 +140,7 @@ class Site:
 
 
 def _convolution(site: Site) -> str:
-    block = as_convolutional(site.block, site.shapes[0].channels)
+    block: Convolutional = site.block
     assert not block.batch_normalize, "batch normalisation is folded before"
     weight, bias = site.arrays["conv.weight"], site.arrays.get("conv.bias")
     return site.convolution(site.inputs[0], site.name, block, weight, bias)
@@ -233,7 +232,6 @@ def _pass(site: Site) -> str:
 
 EMITTERS: dict[type[Block], Callable[[Site], str]] = {
     Convolutional: _convolution,
-    Depthwise: _convolution,
     Se: _squeeze_excite,
     Maxpool: _maxpool,
     Avgpool: _avgpool,

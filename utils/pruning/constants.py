@@ -19,7 +19,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Dropout,
     Maxpool,
     Route,
@@ -46,7 +45,7 @@ def absorb(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict[str, N
     for index, block in enumerate(graph.network.blocks):
         sources = [_output(graph, outputs, source) for source in block.reads(index)]
         stays = removal.stays(graph, index)
-        if isinstance(block, Convolutional | Depthwise):
+        if isinstance(block, Convolutional):
             _take_up(changed, arrays, index, block, sources[0])
         if index in silent:
             constant = _shifted(arrays, index, block, len(stays))
@@ -75,14 +74,14 @@ def _take_up(changed: dict[str, NDArray[np.floating]], arrays: Arrays, index: in
 
 def _passed(block: Block, constant: Vector) -> Vector:
     """What is left of a constant in channels that stay: nothing behind a convolution, which takes it up, or a curve."""
-    plain = not isinstance(block, Convolutional | Depthwise) and getattr(block, "activation", "linear") == "linear"
+    plain = not isinstance(block, Convolutional) and getattr(block, "activation", "linear") == "linear"
     return constant if plain else np.zeros_like(constant)
 
 
 def _constant(arrays: Arrays, index: int, block: Block, sources: list[Vector], width: int) -> Vector:
     """What a block's channels put out when they are removed and what they read is constant."""
     match block:
-        case Convolutional() | Depthwise() if is_depthwise(block, len(sources[0])):
+        case Convolutional() if is_depthwise(block, len(sources[0])):
             kernel = arrays[f"layers.{index}.conv.weight"].astype(np.float64).sum((1, 2, 3))
             return _activated(block, _normalised(arrays, index, block, kernel * sources[0]))
         case Convolutional():

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import Convolutional, Depthwise, Dropout, Maxpool, Upsample
+from utils.darknet.blocks import Convolutional, Dropout, Maxpool, Upsample
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph, Labels, is_depthwise
 from utils.pruning.candidates import candidates
@@ -239,7 +239,7 @@ def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
     followers: dict[int, list[int]] = {}
     blocks = graph.network.blocks
     for i, block in enumerate(blocks):
-        if not (isinstance(block, Convolutional | Depthwise) and block.batch_normalize):
+        if not (isinstance(block, Convolutional) and block.batch_normalize):
             continue
         if not is_depthwise(block, len(graph.output(i - 1))):
             continue

@@ -12,7 +12,7 @@ import torch
 from utils.checkpoint import write_checkpoint
 from utils.cli import log
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional, Depthwise
+from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
 from utils.pruning.plan import Plan
@@ -38,7 +38,7 @@ def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, An
     graph, removal = plan.graph, plan.removal
     found = {}
     for old, new in numbers(graph.network, removal).items():
-        if isinstance(graph.network.blocks[old], Convolutional | Depthwise):
+        if isinstance(graph.network.blocks[old], Convolutional):
             channels = kept_channels(graph, removal.keep, old).tolist()
             origin = {"block": old, "channels": range(len(graph.labels[old]))} if before is None else before[str(old)]
             found[str(new)] = {"block": origin["block"], "channels": [origin["channels"][i] for i in channels]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import Convolutional, Depthwise
+from utils.darknet.blocks import Convolutional
 from utils.darknet.shapes import trace
 from utils.graph import ChannelGraph
 from utils.pruning.plan import Size
@@ -26,7 +26,7 @@ def savings(graph: ChannelGraph, kind: Kind, size: Size) -> NDArray[np.float64]:
     network = graph.network
     shapes, costs = trace(network, *size), block_costs(network, *size)
     for i, block in enumerate(network.blocks):
-        if isinstance(block, Convolutional | Depthwise):
+        if isinstance(block, Convolutional):
             own = costs[i].parameters if kind == "params" else costs[i].macs
             np.add.at(saved, graph.labels[i], own / len(graph.labels[i]))
             if graph.makes(i, block):

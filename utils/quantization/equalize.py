@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models import Darknet
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Dropout, Maxpool, Network, Route, Upsample
+from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Network, Route, Upsample
 from utils.errors import InputError
 from utils.layers import ConvBlock
 
@@ -50,11 +50,11 @@ def find_pairs(network: Network) -> Pairs:
             readers.setdefault(source, []).append(index)
     pairs = []
     for maker, block in enumerate(network.blocks):
-        if isinstance(block, Convolutional | Depthwise):
+        if isinstance(block, Convolutional):
             at = readers.get(maker, [])
             while len(at) == 1 and _passes(network.blocks[at[0]]):
                 at = readers.get(at[0], [])
-            if len(at) == 1 and isinstance(network.blocks[at[0]], Convolutional | Depthwise):
+            if len(at) == 1 and isinstance(network.blocks[at[0]], Convolutional):
                 pairs.append(Pair(maker, at[0]))
     straight = [network.blocks[pair.maker].activation in HOMOGENEOUS for pair in pairs]
     return Pairs(*(tuple(pair for pair, fits in zip(pairs, straight, strict=True) if fits is wanted)

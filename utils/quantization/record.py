@@ -7,7 +7,6 @@ from typing import Any
 
 from models import Darknet
 from utils.checkpoint import LoadedModel, write_checkpoint
-from utils.darknet.blocks import Block, Depthwise
 from utils.darknet.cfg import format_network
 from utils.layers import ConvBlock
 from utils.quantization.scheme import QuantSettings
@@ -36,14 +35,10 @@ def layer_entries(
         if isinstance(layer, ConvBlock):
             block, weights, output = model.blocks[index], layer.quantize_weight, layer.quantize_output
             bits = (FLOAT_BITS if module is None else module.grid.bits for module in (weights, output))
-            values = (index, _name(index, block), block.line, block.activation, *bits, decibels[index],
+            values = (index, f"{index} convolutional", block.line, block.activation, *bits, decibels[index],
                       alone.get(index))  # fmt: skip
             entries.append(dict(zip(TITLES, values, strict=True)))
     return entries
-
-
-def _name(index: int, block: Block) -> str:
-    return f"{index} {'depthwise' if isinstance(block, Depthwise) else 'convolutional'}"
 
 
 def write(

@@ -10,7 +10,6 @@ from utils.darknet.blocks import (
     Avgpool,
     Block,
     Convolutional,
-    Depthwise,
     Network,
     Route,
     Sam,
@@ -134,7 +133,7 @@ class Place:
 def place(network: Network, index: int, settings: QuantSettings) -> Place:
     """The grids of the convolution that is a block of the network."""
     block, kernels = network.blocks[index], settings.kernels
-    assert isinstance(block, Convolutional | Depthwise)
+    assert isinstance(block, Convolutional)
     head, first = index + 1 in network.heads, index == 0
     policy = settings.heads if head else settings.first if first else "all"
     if policy == "float" or index in settings.kept:
@@ -155,7 +154,7 @@ def rounded_convolutions(network: Network, settings: QuantSettings) -> tuple[int
     return tuple(
         index
         for index, block in enumerate(network.blocks)
-        if isinstance(block, Convolutional | Depthwise) and place(network, index, settings).weights is not None
+        if isinstance(block, Convolutional) and place(network, index, settings).weights is not None
     )
 
 
@@ -206,7 +205,7 @@ def notes(settings: QuantSettings) -> tuple[str, ...]:
 
 def passes(block: Block) -> bool:
     """Whether a block puts out values that it reads, so that they keep their grid."""
-    computes = (Convolutional, Depthwise, Se, Avgpool, Shortcut, ScaleChannels, Sam)
+    computes = (Convolutional, Se, Avgpool, Shortcut, ScaleChannels, Sam)
     return not isinstance(block, computes) and not (isinstance(block, Route) and len(block.layers) > 1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from utils.darknet.blocks import Block, Convolutional, Depthwise, Maxpool, Network, Se, Shape, Shortcut
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Se, Shape, Shortcut
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import trace
 
@@ -66,8 +66,6 @@ def _macs(block: Block, channels: int, output: Shape) -> int:
     match block:
         case Convolutional():
             return channels // block.groups * output.channels * block.size**2 * cells
-        case Depthwise():
-            return channels * block.size**2 * cells
         case Se():
             return 2 * channels * block.filters
     return 0
