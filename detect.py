@@ -35,7 +35,7 @@ from utils.runtime.names import Names, check_names, named_classes
 
 if TYPE_CHECKING:
     from utils.darknet.blocks import Network
-    from utils.detector import Detector
+    from utils.detection.detect import Detector
 
 EXAMPLE = "python detect.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --source data/samples"
 PROJECT = "runs/detect"
@@ -199,7 +199,7 @@ def build_detector(
     args: argparse.Namespace, files: RuntimeFiles, given: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
     """The loaded network and the names of its classes: as given, or those in the .pt, or the numbers."""
-    from utils.detector import Detector
+    from utils.detection.detect import Detector
     from utils.device import select_device
     from utils.runtime.load import load
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from utils.darknet.blocks import Network
     from utils.data.datasets import DetectionDataset
     from utils.data.index import Index
-    from utils.evaluation import Evaluation, ImageDetections
+    from utils.detection.evaluate import Evaluation, ImageDetections
     from utils.runtime.load import ForeignModel
 
 EXAMPLE = "python test.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --verbose"
@@ -237,7 +237,7 @@ class Bench:
     def measure(self, size: Size, iou_thres: float, *, keep_detections: bool = False) -> Evaluation:
         """Detect in all pictures at one input size and compare with the labels."""
         from utils.data.datasets import DetectionDataset, make_loader
-        from utils.evaluation import evaluate
+        from utils.detection.evaluate import evaluate
 
         if size not in self.datasets:
             self.datasets[size] = DetectionDataset(
@@ -254,8 +254,8 @@ def build_bench(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles,
     """Import torch, choose the device and load the model."""
     import torch
 
+    from utils.detection.evaluate import ONE_CLASS
     from utils.device import select_device
-    from utils.evaluation import ONE_CLASS
     from utils.runtime.load import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")

@@ -182,7 +182,7 @@ def measure(
     from models import Darknet, fuse
     from utils.data.datasets import DetectionDataset, make_loader
     from utils.detection.bootstrap import matches
-    from utils.evaluation import evaluate
+    from utils.detection.evaluate import evaluate
     from utils.report.cost import network_cost
 
     network = network or model.network

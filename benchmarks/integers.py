@@ -105,11 +105,11 @@ def calibration_images(data: str, weights: Path, size: int) -> NDArray[np.float3
 
     from utils.darknet.data_file import load_data
     from utils.model_files import choose_model
-    from utils.quantization.request import QuantRequest
     from utils.quantization.scheme import QuantSettings
+    from utils.quantization.settings import QuantRequest
     from utils.quantization.workflow import calibration_pictures, load_float
 
-    asked = QuantRequest(choose_model(None, str(weights)), load_data(data), QuantSettings(fold=True), {})
+    asked = QuantRequest(choose_model(None, str(weights)), load_data(data), QuantSettings(fold=True))
     pictures = calibration_pictures(asked, load_float(asked).model.network, (size, size), torch.device("cpu"))
     return torch.cat(list(pictures)).unsqueeze(1).numpy()
 

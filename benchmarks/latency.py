@@ -178,7 +178,7 @@ def ap50(loaded: Loaded, data: DataConfig, size: Size, files: RuntimeFiles) -> f
     """
     from utils.data.datasets import DetectionDataset, make_loader
     from utils.data.index import index
-    from utils.evaluation import evaluate
+    from utils.detection.evaluate import evaluate
 
     net = loaded.network
     if net.classes != data.classes:

@@ -16,10 +16,10 @@ import torch
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Convolutional, Network, Route
 from utils.data.datasets import Batch
+from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError
-from utils.evaluation import network_input
 from utils.graph import channel_graph
 from utils.report.cost import network_cost
 

@@ -16,8 +16,8 @@ from models import Darknet, Outputs
 from tests.nets import tiny
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
+from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
-from utils.evaluation import View, detect, detect_views, evaluate, network_input
 
 NAMES = ("cat", "dog")
 SHAPES = ((40, 100), (90, 60), (64, 64))
@@ -220,7 +220,7 @@ class FirstUse:
 
     def __init__(self, monkeypatch, *places):
         self.now, self.done = 0.0, set()
-        for module in ("utils.evaluation", "utils.detector"):
+        for module in ("utils.detection.evaluate", "utils.detection.detect"):
             monkeypatch.setattr(f"{module}.time.perf_counter", lambda: self.now)
         for place in places:
             module, name = place.rsplit(".", 1)
@@ -246,7 +246,7 @@ STAGES = ("network_input", "detect", "non_max_suppression")
 @pytest.mark.parametrize("warm", [True, False])
 def test_what_is_done_the_first_time_is_in_no_time(pictures, monkeypatch, batch_size, warm):
     """Three pictures: of batches of one the first is not counted; others are passed through before."""
-    FirstUse(monkeypatch, *(f"utils.evaluation.{name}" for name in STAGES))
+    FirstUse(monkeypatch, *(f"utils.detection.evaluate.{name}" for name in STAGES))
     times = evaluate(Darknet(tiny()), loader(pictures, batch_size=batch_size), NAMES, device="cpu", warm=warm).times
     assert (max(times) < 5) == (warm or batch_size == 1)
     if max(times) < 5:

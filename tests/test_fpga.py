@@ -29,7 +29,7 @@ from utils.export.fpga import program, prove
 from utils.export.fpga_reference import KINDS, Program, Step, accumulators, bits_needed, shift
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
-from utils.quantization.fold import MOST_SHIFT
+from utils.quantization.folding import MOST_SHIFT
 from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings, check
 
 LEAKY = TINY.replace("mish", "leaky")
@@ -157,9 +157,9 @@ def test_gradients_pass_through_rounded_biases():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("[se]\nreduction=2\n", r"block 1 .*\[se\] has no form in shifts"),
-        ("[shortcut]\nfrom=-1\nweights_type=per_feature\nactivation=linear\n", "a weighted shortcut has no form"),
-        ("[shortcut]\nfrom=-1\nactivation=swish\n", "swish has no form in shifts; --target fpga takes linear, relu"),
+        ("[se]\nreduction=2\n", r"block 1 .*\[se\] needs more than shifts"),
+        ("[shortcut]\nfrom=-1\nweights_type=per_feature\nactivation=linear\n", "a weighted shortcut needs more"),
+        ("[shortcut]\nfrom=-1\nactivation=swish\n", "swish needs more than shifts; --target fpga takes linear, relu"),
     ],
 )
 def test_blocks_that_need_more_than_shifts_are_refused(section, message):

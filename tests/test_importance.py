@@ -16,9 +16,9 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.data.datasets import Batch
+from utils.detection.evaluate import network_input
 from utils.detection.settings import LossSettings
 from utils.errors import DataError, InfeasibleError, InputError, NumericsError
-from utils.evaluation import network_input
 from utils.graph import channel_graph
 from utils.pruning import importance, trials, workflow
 from utils.pruning.plan import Plan, arrays_of

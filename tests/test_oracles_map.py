@@ -30,9 +30,9 @@ from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.coco import EVALUATORS
 from utils.detection.coco_json import category_ids, image_id
+from utils.detection.evaluate import evaluate
 from utils.detection.metrics import Evaluator
 from utils.detection.nms import non_max_suppression
-from utils.evaluation import evaluate
 from utils.model_files import choose_model
 
 OPENCV_THRESHOLD = 0.2

@@ -21,10 +21,9 @@ from utils.device import training_type
 from utils.errors import InputError, NumericsError
 from utils.layers import ConvBlock
 from utils.pruning.sparsity import SparseSettings
-from utils.quantization.fold import Folding
-from utils.quantization.grid import Grid
+from utils.quantization.folding import Folding
 from utils.quantization.quantizers import WeightQuantizer
-from utils.quantization.scheme import QuantSettings
+from utils.quantization.scheme import Grid, QuantSettings
 from utils.training.settings import QuantPlan, TrainSettings
 from utils.training.sparse import sparsity
 from utils.training.state import Progress, State

@@ -144,7 +144,7 @@ def test_float_weights_load_into_a_quantized_model_and_back():
 
 def test_mish_is_refused_where_there_are_only_shifts():
     network = one_head(CONV.format(4, "mish"))
-    with pytest.raises(InputError, match=r"block 0 .*mish has no form in shifts; .*leaky"):
+    with pytest.raises(InputError, match=r"block 0 .*mish needs more than shifts; .*leaky"):
         quantize(Darknet(network), QuantSettings(target="fpga"))
 
 

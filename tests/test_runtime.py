@@ -25,8 +25,8 @@ from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network, parse
 from utils.data.images import write_image
+from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
-from utils.evaluation import detect as decoded
 from utils.model_files import ModelFiles
 from utils.runtime import load as load_module
 from utils.runtime.choice import KINDS as KINDS_OF

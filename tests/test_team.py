@@ -19,8 +19,8 @@ from tests.nets import TINY, tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.data.datasets import DetectionDataset, cut_batches, make_loader
 from utils.data.index import index
+from utils.detection.evaluate import evaluate
 from utils.errors import InputError
-from utils.evaluation import evaluate
 from utils.model_files import ModelFiles
 from utils.training.team import Team, joined
 
@@ -51,7 +51,7 @@ runpy.run_path("train.py", run_name="__main__")
 STOPPED = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils.evaluation import DetectionSettings
+from utils.detection.evaluate import DetectionSettings
 suppress = DetectionSettings.suppress
 calls = []
 

@@ -65,7 +65,7 @@ def checkpoint(path, cfg=TINY, names=("cat", "dog"), state=None):
 def test_first_uses_are_in_no_time(folder, script, capsys, monkeypatch, count):
     """Such as the import of torchvision, in the only batch or in the first ones."""
     Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(count)))
-    FirstUse(monkeypatch, *(f"utils.evaluation.{name}" for name in STAGES))
+    FirstUse(monkeypatch, *(f"utils.detection.evaluate.{name}" for name in STAGES))
     script.main([*FLAGS, "--json", "--batch-size", "2"])
     assert max(json.loads(capsys.readouterr().out)["ms"].values()) <= 1
 

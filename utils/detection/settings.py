@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SIMILARITIES = ("iou", "giou", "diou", "ciou")
 
@@ -59,3 +60,13 @@ class LossSettings:
                 raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1000")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: allowed is 0 <= value < 1")
+
+
+class Times(NamedTuple):
+    """Milliseconds an image."""
+
+    preprocess: float
+    """Until a batch is there: reading, decoding, fitting (what the loader's workers do not hide), to the device."""
+    inference: float
+    """Forward and decoding."""
+    nms: float

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from models import Darknet
 from utils.layers import Computing, ConvBlock, normalisation
-from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer
-from utils.quantization.scheme import passes
+from utils.quantization.scheme import Grid, passes
 
 LARGEST_BIAS = 2**30
 """In codes; leaves sums of products as much again in 32 bits."""

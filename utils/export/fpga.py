@@ -17,8 +17,8 @@ from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
 from utils.darknet.cfg import format_network
 from utils.darknet.shapes import picture_channels
 from utils.data.images import fit, read_image
+from utils.detection.evaluate import network_input
 from utils.errors import InfeasibleError, InputError
-from utils.evaluation import network_input
 from utils.export.fpga_files import files, folder_bytes, write_folder
 from utils.export.fpga_reference import EXACT_BITS, Codes, Program, Step, bits_needed
 from utils.layers import ConvBlock

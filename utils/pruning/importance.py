@@ -19,10 +19,10 @@ from tqdm import tqdm
 from models import load_arrays
 from utils.darknet.blocks import Network
 from utils.data.datasets import Batch
+from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
-from utils.evaluation import network_input
 from utils.pruning.surgery import Arrays
 from utils.pruning.units import residual_units
 

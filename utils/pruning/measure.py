@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Darknet, fuse, load_arrays
-from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import picture_channels
 from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
 from utils.data.index import index
-from utils.evaluation import evaluate
+from utils.detection.evaluate import Accuracy, measure_accuracy
 from utils.graph import ChannelGraph
 from utils.pruning.certificate import silenced
 from utils.pruning.removal import Removal
@@ -30,13 +28,6 @@ from utils.report.latency import Latency, interleaved
 DRAWN_CONFIDENCE = 0.25
 DRAWN_PICTURES = 4
 Size = tuple[int, int]
-
-
-class Accuracy(NamedTuple):
-    """Average precisions, 0…1."""
-
-    map50: float
-    map50_95: float
 
 
 @dataclass(frozen=True)
@@ -108,9 +99,7 @@ class Bench(Clock):
                 if position in shown:
                     drawn.append((image.numpy(), rows[rows[:, 4] >= DRAWN_CONFIDENCE].numpy()))
 
-        result = evaluate(model, self.loader, self.names, device=self.device, by_size=False, on_batch=keep)
-        log(f"{name}: AP50 {result.metrics.map50:.3f}, AP50-95 {result.metrics.map50_95:.3f}")
-        return Accuracy(result.metrics.map50, result.metrics.map50_95), drawn
+        return measure_accuracy(name, model, self.loader, self.names, self.device, keep), drawn
 
 
 def make_bench(asked: PruneRequest, network: Network, size: Size, device: torch.device) -> Bench:

@@ -17,9 +17,9 @@ from models import Darknet
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.data.augment import Augmentation
+from utils.detection.evaluate import network_input
 from utils.detection.settings import LossSettings
 from utils.errors import InputError
-from utils.evaluation import network_input
 from utils.graph import ChannelGraph
 from utils.pruning.constants import absorb
 from utils.pruning.importance import taylor

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.quantization.grid import Grid
+from utils.quantization.scheme import Grid
 
 LEAST_SCALE = 2.0**-60
 """Scales of at most this are those of a tensor that is 0 everywhere, and are 1: dividing by less might overflow."""
@@ -144,14 +144,14 @@ class DorefaQuantizer(WeightQuantizer):
     arithmetic needs the 0, so the default has the 2^k − 1 levels of a symmetric grid.
     """
 
-    def __init__(self, grid: Grid, published: bool = False, restore: bool = True) -> None:
+    def __init__(self, grid: Grid, published: bool = False) -> None:
         super().__init__(grid)
-        self.published, self.restore = published, restore
+        self.published = published
 
     def scale(self, weight: Tensor, least: Tensor | float = 0.0) -> Scale:
-        """Scale of the restored weight."""
+        """Scale of ŵ."""
         unit = self._unit(weight, least)
-        return unit._replace(scale=unit.scale * self._restored(weight))
+        return unit._replace(scale=unit.scale * self._largest(weight))
 
     def codes(self, weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
         """The integers of a weight.
@@ -168,16 +168,16 @@ class DorefaQuantizer(WeightQuantizer):
         squeezed = torch.tanh(weight)
         return squeezed / squeezed.detach().abs().amax().clamp(min=LEAST_SCALE)
 
-    def _restored(self, weight: Tensor) -> Tensor:
-        """max|w|, or the power of two above it; 1 if that is left out, or 0."""
+    def _largest(self, weight: Tensor) -> Tensor:
+        """max|w|, or the power of two above it; 1 if it is 0."""
         largest = weight.detach().abs().amax().float()
-        largest = torch.where((largest > 0) & self.restore, largest, torch.ones_like(largest))
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
         return power_above(largest) if self.grid.power_of_two else largest
 
     def _unit(self, weight: Tensor, least: Tensor | float) -> Scale:
         """Scale of t."""
         one = torch.ones((), device=weight.device)
-        return _at_least(scale_of(-one, one, self.grid), least / self._restored(weight))
+        return _at_least(scale_of(-one, one, self.grid), least / self._largest(weight))
 
     def _rounded(self, weight: Tensor, least: Tensor | float) -> Tensor:
         squeezed = self._squeezed(weight)
@@ -188,7 +188,7 @@ class DorefaQuantizer(WeightQuantizer):
             values = 2 * unit / levels - 1
         else:
             values = fake_quantize(squeezed, self._unit(weight, least), self.grid)
-        return values * self._restored(weight).to(values.dtype) if self.restore else values
+        return values * self._largest(weight).to(values.dtype)
 
 
 class ActivationQuantizer(nn.Module):

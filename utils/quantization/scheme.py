@@ -1,10 +1,10 @@
-"""What can be chosen about quantization, as values; no torch."""
+"""Grids, targets and settings of quantization, as values; no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from utils.darknet.blocks import (
     Avgpool,
@@ -18,8 +18,8 @@ from utils.darknet.blocks import (
     Shortcut,
 )
 from utils.errors import InputError
-from utils.quantization.grid import LEAST_BITS, MOST_BITS, Grid
 
+LEAST_BITS, MOST_BITS = 2, 16
 RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
 SHIFTABLE = ("linear", "relu", "relu6", "leaky")
@@ -33,41 +33,73 @@ FILE_BITS = 8
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Integer codes q of a tensor x = scale · (q − zero point)."""
+
+    bits: int = 8
+    signed: bool = True
+    """Codes around 0; otherwise from 0 on."""
+    symmetric: bool = True
+    """The zero point is 0 (signed) and the range reaches as far down as up."""
+    per_channel: bool = False
+    """A scale for each channel of dimension 0."""
+    power_of_two: bool = False
+    """Scales are powers of two, so that rescaling is a shift."""
+    narrow: bool = True
+    """A symmetric grid leaves the most negative code out, so that −x is there for every x."""
+    half_even: bool = True
+    """Ties go to the even neighbour, as in ONNX; otherwise away from 0, as much hardware does."""
+
+    def __post_init__(self) -> None:
+        if not LEAST_BITS <= self.bits <= MOST_BITS:
+            raise ValueError(f"{self.bits} bits: allowed is {LEAST_BITS} <= bits <= {MOST_BITS}")
+        if self.symmetric and not self.signed:
+            raise ValueError("symmetric: needs signed codes")
+
+    @property
+    def low(self) -> int:
+        """Smallest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + (self.symmetric and self.narrow)
+
+    @property
+    def high(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+
+@dataclass(frozen=True)
 class Target:
-    """A runtime, and what its integer kernels want."""
+    """Runtime, and the numbers its integer kernels compute with."""
 
     what: str
     weight_bits: int
     activations: Grid
-    """With `bits` to be replaced."""
-    rounds_before: bool
+    """Bits are replaced by those of the settings."""
+    rounds_before: bool = True
     """An activation function that does not melt into the convolution is a kernel of its own, between two roundings."""
-    weights_per_channel: bool = True
-    power_of_two: bool = False
-    """Scales are powers of two, those of biases as well, and nothing is computed in float."""
     leaky_slope: float | None = None
     """Slope of leaky in place of the float network's."""
     head_bits: int = 8
-    """Least bits of what a head puts out, with policy 8."""
+    """Least bits of the output of a head, with policy 8."""
+
+    @property
+    def power_of_two(self) -> bool:
+        """Scales are powers of two, those of biases as well, and nothing is computed in float."""
+        return self.activations.power_of_two
 
 
-UNSIGNED = Grid(8, signed=False, symmetric=False)
-SIGNED = Grid(8, narrow=False)
+U8 = Grid(8, signed=False, symmetric=False)
+S8 = Grid(8, narrow=False)
 """As integer arithmetic saturates."""
+SHIFTS = replace(S8, power_of_two=True)
 TARGETS = {
-    "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, UNSIGNED, True),
-    "cpu-vnni": Target("x86 with VNNI", 8, UNSIGNED, True),
-    "arm": Target("ARM; signed activations", 8, Grid(8, symmetric=False), True),
-    "tensorrt": Target("TensorRT; symmetric activations", 8, SIGNED, False),
-    "fpga": Target(
-        "shifts in place of scales",
-        8,
-        replace(SIGNED, power_of_two=True),
-        False,
-        power_of_two=True,
-        leaky_slope=SHIFT_SLOPE,
-        head_bits=16,
-    ),
+    "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, U8),
+    "cpu-vnni": Target("x86 with VNNI", 8, U8),
+    "arm": Target("ARM; signed activations", 8, Grid(8, symmetric=False)),
+    "tensorrt": Target("TensorRT; symmetric activations", 8, S8, rounds_before=False),
+    "fpga": Target("shifts in place of scales", 8, SHIFTS, False, leaky_slope=SHIFT_SLOPE, head_bits=16),
 }
 """--target."""
 POLICIES = {
@@ -111,51 +143,49 @@ class QuantSettings:
 
     @property
     def kernels(self) -> Target:
-        """What the target wants."""
+        """The target itself."""
         return TARGETS[self.target]
 
     def document(self) -> dict[str, Any]:
         """Plain values for a checkpoint; `QuantSettings(**document)` is the same again."""
         return asdict(self)
 
+    def activations(self, bits: int | None = None) -> Grid:
+        """Grid of an activation; its bits unless `bits` says otherwise."""
+        return replace(self.kernels.activations, bits=bits or self.activation_bits, half_even=self.half_even)
 
-@dataclass(frozen=True)
-class Place:
-    """How one convolution is rounded; None: not at all."""
+
+class ConvGrids(NamedTuple):
+    """Grids of one convolution; None: not rounded."""
 
     weights: Grid | None
     output: Grid | None
-    before: bool
-    """Also before the activation function."""
+    before: bool = False
+    """The input of the activation function is rounded, too."""
     bias: Grid | None = None
 
 
-def place(network: Network, index: int, settings: QuantSettings) -> Place:
-    """The grids of the convolution that is a block of the network."""
+def conv_grids(network: Network, index: int, settings: QuantSettings) -> ConvGrids:
+    """Grids of the convolution that is block `index`."""
     block, kernels = network.blocks[index], settings.kernels
-    assert isinstance(block, Convolutional)
-    head, first = index + 1 in network.heads, index == 0
-    policy = settings.heads if head else settings.first if first else "all"
+    head = index + 1 in network.heads
+    policy = settings.heads if head else settings.first if index == 0 else "all"
     if policy == "float" or index in settings.kept:
-        return Place(None, None if head else activations(settings), False)
+        return ConvGrids(None, None if head else settings.activations())
     weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
     if policy == "8":
-        least = kernels.head_bits if head else 8
-        weight_bits, activation_bits = max(kernels.weight_bits, weight_bits), max(least, activation_bits)
-    weights = Grid(weight_bits, per_channel=kernels.weights_per_channel, power_of_two=kernels.power_of_two,
-                   half_even=settings.half_even)  # fmt: skip
+        weight_bits = max(kernels.weight_bits, weight_bits)
+        activation_bits = max(kernels.head_bits if head else 8, activation_bits)
+    weights = Grid(weight_bits, per_channel=True, power_of_two=kernels.power_of_two, half_even=settings.half_even)
     before = kernels.rounds_before and block.activation not in RELUS
-    bias = replace(weights, bits=settings.bias_bits, per_channel=True) if kernels.power_of_two else None
-    return Place(weights, activations(settings, activation_bits), before, bias)
+    bias = replace(weights, bits=settings.bias_bits) if kernels.power_of_two else None
+    return ConvGrids(weights, settings.activations(activation_bits), before, bias)
 
 
 def rounded_convolutions(network: Network, settings: QuantSettings) -> tuple[int, ...]:
-    """The convolutions whose weights are rounded."""
-    return tuple(
-        index
-        for index, block in enumerate(network.blocks)
-        if isinstance(block, Convolutional) and place(network, index, settings).weights is not None
-    )
+    """Blocks of the convolutions whose weights are rounded."""
+    convolutions = (index for index, block in enumerate(network.blocks) if isinstance(block, Convolutional))
+    return tuple(index for index in convolutions if conv_grids(network, index, settings).weights is not None)
 
 
 def check(network: Network, settings: QuantSettings) -> None:
@@ -170,45 +200,45 @@ def check(network: Network, settings: QuantSettings) -> None:
 
 
 def _needs_more_than_shifts(block: Block) -> str:
-    """What a block has that neither integers nor shifts compute; empty if nothing."""
+    """Part of a block that neither integers nor shifts compute; empty if there is none."""
     activation = getattr(block, "activation", "linear")
     if activation not in SHIFTABLE:
-        return (f"{activation} has no form in shifts; --target fpga takes {', '.join(SHIFTABLE)}; take a cfg with "
-                "leaky, such as cfg/yolov4-leaky.cfg, and train it")  # fmt: skip
+        allowed = ", ".join(SHIFTABLE)
+        return (
+            f"{activation} needs more than shifts; --target fpga takes {allowed}; take a cfg with leaky, such as "
+            "cfg/yolov4-leaky.cfg, and train it"
+        )
     if isinstance(block, Se | Avgpool) or (isinstance(block, Shortcut) and block.weights_type != "none"):
         kind = "a weighted shortcut" if isinstance(block, Shortcut) else f"[{type(block).__name__.lower()}]"
-        return f"{kind} has no form in shifts; take another --target, or a cfg without it"
+        return f"{kind} needs more than shifts; take another --target, or a cfg without it"
     return ""
 
 
 def simulated_only(settings: QuantSettings) -> str:
-    """Why no int8 file can hold a network so quantized; empty if one can."""
+    """Reason why no int8 file can hold a network so quantized; empty if one can."""
     if settings.published:
         return "has DoReFa's own levels, none of them 0; train it without --dorefa-grid"
     if settings.activation_bits != FILE_BITS or settings.weight_bits > FILE_BITS:
-        return (f"has activations of {settings.activation_bits} bits and weights of {settings.weight_bits}; ONNX's "
-                f"kernels take {FILE_BITS}, and weights of fewer")  # fmt: skip
+        return (
+            f"has activations of {settings.activation_bits} bits and weights of {settings.weight_bits}; ONNX's kernels "
+            f"take {FILE_BITS}, and weights of fewer"
+        )
     if not settings.half_even:
         return "rounds halves away from 0, ONNX to the even neighbour; quantize it with --round-half even"
     return ""
 
 
 def notes(settings: QuantSettings) -> tuple[str, ...]:
-    """What may surprise whoever chose the settings, one line each."""
+    """Lines on what may surprise whoever chose the settings."""
     if settings.kernels.power_of_two:
         slope = f"{SHIFT_FACTOR}/{2**SHIFT_PLACES} = {SHIFT_SLOPE}"
         return (f"--target fpga: leaky has the slope {slope} in place of 0.1; batch normalisation is folded",)
-    reason = simulated_only(settings)
-    return (f"test.py and detect.py will simulate this network, export.py --int8 will refuse it: it {reason}",
-            ) if reason else ()  # fmt: skip
+    if reason := simulated_only(settings):
+        return (f"test.py and detect.py will simulate this network, export.py --int8 will refuse it: it {reason}",)
+    return ()
 
 
 def passes(block: Block) -> bool:
-    """Whether a block puts out values that it reads, so that they keep their grid."""
+    """Tell whether a block puts out values that it reads, so that they keep their grid."""
     computes = (Convolutional, Se, Avgpool, Shortcut, ScaleChannels, Sam)
     return not isinstance(block, computes) and not (isinstance(block, Route) and len(block.layers) > 1)
-
-
-def activations(settings: QuantSettings, bits: int | None = None) -> Grid:
-    """The grid of an activation that is no convolution's, or of one with other `bits`."""
-    return replace(settings.kernels.activations, bits=bits or settings.activation_bits, half_even=settings.half_even)

@@ -1,47 +1,57 @@
-"""A quantization after training, from checked flags to the written network: calibrate, measure, choose, write."""
+"""Quantization after training: calibrate, measure, choose which blocks stay float, write."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models import Darknet, fuse
-from utils.checkpoint import LoadedModel, load_model
-from utils.cli import input_size, log, print_json
+from utils.checkpoint import LoadedModel, load_model, write_checkpoint
+from utils.cli import input_size, log
 from utils.darknet.blocks import Network
+from utils.darknet.cfg import format_network
 from utils.darknet.shapes import max_stride
-from utils.data.datasets import DetectionDataset, Loader, make_loader
+from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
+from utils.detection.evaluate import Accuracy, measure_accuracy, network_input
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
-from utils.evaluation import evaluate, network_input
-from utils.quantization import record
-from utils.quantization.equalize import Pairs, equalize
-from utils.quantization.observers import OBSERVERS
-from utils.quantization.recipe import Recipe, prepare
-from utils.quantization.request import AUTO, PICTURES, QuantRequest
-from utils.quantization.scheme import check, notes, rounded_convolutions
-from utils.quantization.sensitivity import block_noise, head_noise, ranking, whole_noise
+from utils.layers import ConvBlock
+from utils.quantization.attach import Phase, quantize, set_phase
+from utils.quantization.calibration import (
+    COSTS,
+    Cost,
+    Statistics,
+    block_noise,
+    correct_biases,
+    head_noise,
+    observe,
+    whole_noise,
+)
+from utils.quantization.scheme import QuantSettings, check, notes, rounded_convolutions
+from utils.quantization.settings import AUTO, PICTURES, QuantRequest
+from utils.report.quantization_plots import LayerNoise, plot_noise
 from utils.report.run_dir import RunDirectory
+from utils.report.tables import Column, csv_table, text_table
 
 LOOKED_AT = 16
 """Calibration pictures on which noise is measured and biases are corrected, the first ones."""
 AT_ONCE = 2
 """Pictures whose outputs of all blocks are held at once."""
+FLOAT_BITS = 32
+MOST_LAYERS = 10
+"""Convolutions that are printed, those with least SQNR; the files have all."""
+TITLES = ("block", "name", "line", "activation", "bits", "activation_bits", "sqnr_db", "alone_db")
 
-
-class Accuracy(NamedTuple):
-    """Average precisions, 0…1."""
-
-    map50: float
-    map50_95: float
+Measure = Callable[[str, Darknet], Accuracy]
+"""Measures a network; the name is for the progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,168 +72,300 @@ class Pictures:
         return list(replace(self, images=self.images[:count], batch_size=at_once))
 
 
-@dataclass(frozen=True)
-class Bench:
-    """The pictures that networks are measured with."""
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A float network and all that is known of it; it is quantized in one step, whatever is kept float."""
 
-    loader: Loader
-    names: tuple[str, ...]
-    device: torch.device
+    model: Darknet
+    """In evaluation mode; left as it is."""
+    settings: QuantSettings
+    statistics: Statistics
+    cost: Cost | None
+    """A value of COSTS."""
+    corrected_with: Tensor | None = None
+    """Pictures [B, C, H, W], 0…1, for the correction of biases; None: they are not corrected."""
 
-    def accuracy(self, name: str, model: Darknet) -> Accuracy:
-        """AP over all pictures; `name` for the progress."""
-        fused = fuse(model).to(self.device, memory_format=torch.channels_last)
-        found = evaluate(fused, self.loader, self.names, device=self.device, by_size=False).metrics
-        log(f"{name}: AP50 {found.map50:.3f}, AP50-95 {found.map50_95:.3f}")
-        return Accuracy(found.map50, found.map50_95)
+    def keeping(self, kept: Iterable[int]) -> QuantSettings:
+        """The settings with other blocks that stay float."""
+        return replace(self.settings, kept=tuple(sorted(kept)))
+
+    def quantized(self, kept: Sequence[int] = ()) -> Darknet:
+        """The quantized network, in evaluation mode and rounding; the convolutions of `kept` stay float."""
+        model = attached(self.model, self.keeping(kept))
+        self.statistics.calibrate(model, self.cost)
+        if self.corrected_with is not None:
+            correct_biases(model, self.corrected_with)
+        set_phase(model, Phase.FROZEN)
+        return model
 
 
-class Chosen(NamedTuple):
-    """Which blocks stay float, and what is known of the network then."""
+def attached(model: Darknet, settings: QuantSettings) -> Darknet:
+    """A copy with quantizers, in evaluation mode, where the model is."""
+    device = next(model.parameters()).device
+    return quantize(copy.deepcopy(model), settings).to(device).eval().requires_grad_(False)
 
-    kept: tuple[int, ...]
-    accuracy: Accuracy | None
+
+def prepare(
+    model: Darknet,
+    settings: QuantSettings,
+    batches: Iterable[Tensor],
+    cost: Cost | None = None,
+    corrected_with: Tensor | None = None,
+) -> Recipe:
+    """Look at a float model's activations.
+
+    Args:
+        model: left as it is.
+        settings: how it will be quantized.
+        batches: calibration pictures as of `calibration.observe`.
+        cost: of `Recipe`.
+        corrected_with: of `Recipe`.
+
+    Raises:
+        InputError: the target cannot compute the network.
+        NumericsError: an activation is not finite.
+    """
+    model = copy.deepcopy(model).eval()
+    return Recipe(model, settings, observe(attached(model, settings), batches), cost, corrected_with)
 
 
-def carry_out(asked: QuantRequest) -> None:
-    """Carry out a request and print what came of it.
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A network quantized after training, and what is said of it."""
+
+    model: Darknet
+    settings: QuantSettings
+    loaded: LoadedModel
+    """The float network."""
+    lineage: Sequence[Mapping[str, Any]]
+    """The files that it was made from, the float one last."""
+    names: Sequence[str]
+    document: Mapping[str, Any]
+    """Of --json, without the places of the files."""
+
+
+def quantize_network(request: QuantRequest) -> Quantized:
+    """Quantize the network of a request.
 
     Raises:
         InputError: no such device, a quantized network, one of other classes or that the target cannot compute, too
-            few pictures, nothing to equalize, more convolutions to keep than there are.
-        InfeasibleError: --max-drop is exceeded with every convolution float; nothing is written.
+            few pictures, more convolutions to keep than there are.
+        InfeasibleError: --max-drop is exceeded with every convolution float.
         NumericsError: the network puts out what is not finite.
     """
-    device = select_device(asked.device)
-    loaded = load_float(asked)
-    lineage = list(loaded.lineage())
-    lineage[-1] = {**lineage[-1], "command": asked.command}
+    device = select_device(request.device)
+    loaded = load_float(request)
+    lineage = loaded.lineage()
     network = loaded.model.network
-    size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
-    pictures = calibration_pictures(asked, network, size, device)
+    size = input_size(request.sides, max_stride(network), (network.net.height, network.net.width))
+    pictures = calibration_pictures(request, network, size, device)
     model = copy.deepcopy(loaded.model).eval().to(device, memory_format=torch.channels_last)
-    pairs = equalized(asked, model)
-    bench = make_bench(asked, network, size, device) if asked.test else None
-    before = bench.accuracy("float", loaded.model) if bench else None
-    corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if asked.correct else None
-    observer, recipe = observed(asked, prepare(model, asked.settings, pictures, OBSERVERS["minmax"], corrected_with),
-                                pictures)  # fmt: skip
-    alone = head_noise(recipe.made(), pictures.first(LOOKED_AT, asked.batch_size)) if asked.ranks else {}
-    chosen = choose(asked, recipe, ranking(alone), bench, before)
-    made = recipe.made(chosen.kept)
-    decibels = block_noise(made, pictures.first(LOOKED_AT, AT_ONCE))
-    calibration = {"observer": observer, "pictures": len(pictures.images), "seed": asked.seed,
-                   "size": list(size), "mode": asked.mode, "equalized": [list(pair) for pair in pairs.usable],
-                   "bias_correction": asked.correct}  # fmt: skip
-    with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until("model.cfg") as run:
-        document = {
-            "weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path),
-            "from": str(asked.files.weights), "target": asked.settings.target, "calibration": calibration,
-            "kept": sorted(chosen.kept), "layers": record.layer_entries(made, decibels, alone),
-            **_accuracies(before, chosen.accuracy)}  # fmt: skip
-        run.describe(args=asked.flags)
-        names = loaded.names or asked.data.names
-        record.write(run, made, recipe.keeping(chosen.kept), loaded, names, lineage, document)
-    print_json(document) if asked.as_json else print("\n".join(record.lines(document)))
+    measure = accuracy_on(request, network, size, device) if request.test else None
+    before = measure("float", loaded.model) if measure else None
+    corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if request.bias_correction else None
+    recipe = prepare(model, request.scheme, pictures, corrected_with=corrected_with)
+    observer, recipe = choose_observer(request.observer, recipe, pictures.first(LOOKED_AT, LOOKED_AT))
+    alone = head_noise(recipe.quantized(), pictures.first(LOOKED_AT, request.batch_size)) if request.ranks else {}
+    kept, after = choose_kept(request, recipe, ranking(alone), measure, before)
+    model = recipe.quantized(kept)
+    decibels = block_noise(model, pictures.first(LOOKED_AT, AT_ONCE))
+    accuracies = {"before": before and before._asdict(), "after": after and after._asdict()}
+    document = {
+        "from": str(request.files.weights),
+        "target": request.scheme.target,
+        "calibration": {
+            "observer": observer,
+            "pictures": len(pictures.images),
+            "seed": request.seed,
+            "size": list(size),
+            "mode": request.mode,
+            "bias_correction": request.bias_correction,
+        },
+        "kept": sorted(kept),
+        "layers": layer_entries(model, decibels, alone),
+        **accuracies,
+        "map50": {when: values and values["map50"] for when, values in accuracies.items()},
+    }
+    names = loaded.names or request.data.names
+    return Quantized(model, recipe.keeping(kept), loaded, lineage, names, document)
 
 
-def observed(asked: QuantRequest, recipe: Recipe, pictures: Pictures) -> tuple[str, Recipe]:
-    """The observer that was asked for, or the one that leaves least noise in the heads, and the recipe with it."""
-    if asked.observer != AUTO:
-        return asked.observer, replace(recipe, observer=OBSERVERS[asked.observer])
-    images = pictures.first(LOOKED_AT, LOOKED_AT)
-    recipes = {name: replace(recipe, observer=observer) for name, observer in OBSERVERS.items()}
-    noise = {name: whole_noise(one.made(), images) for name, one in recipes.items()}
-    best = max(noise, key=lambda name: math.inf if noise[name] is None else noise[name])
-    told = ", ".join(f"{name} {decibels:.1f}" for name, decibels in noise.items() if decibels is not None)
-    log(f"--observer auto: takes {best}; signal to noise in the heads, dB: {told}")
-    return best, recipes[best]
-
-
-def _accuracies(before: Accuracy | None, after: Accuracy | None) -> dict[str, Any]:
-    """The parts of the document that say what is found; None where nothing was measured."""
-    found = {"before": before and before._asdict(), "after": after and after._asdict()}
-    return found | {"map50": {when: values and values["map50"] for when, values in found.items()}}
-
-
-def load_float(asked: QuantRequest) -> LoadedModel:
+def load_float(request: QuantRequest) -> LoadedModel:
     """The network that is to be quantized.
 
     Raises:
         InputError: it is quantized, has other classes, fewer convolutions than --keep-float says, or the target cannot
             compute it.
     """
-    loaded = load_model(asked.files)
+    loaded = load_model(request.files)
     if loaded.quantization is not None:
-        raise InputError(f"{asked.files.weights}: is quantized already; give the float weights it was made from")
-    for note in loaded.notes:
-        log(note)
+        raise InputError(f"{request.files.weights}: is quantized already; give the float weights it was made from")
     network = loaded.model.network
-    asked.check_classes(network)
-    check(network, asked.settings)
-    blocks = rounded_convolutions(network, asked.settings)
-    if asked.keep_float > len(blocks):
-        raise InputError(f"--keep-float {asked.keep_float}: {len(blocks)} convolutions are rounded; allowed is 1 to "
-                         f"{len(blocks)}")  # fmt: skip
-    for note in notes(asked.settings):
+    request.check_classes(network)
+    check(network, request.scheme)
+    count = len(rounded_convolutions(network, request.scheme))
+    if request.keep_float > count:
+        allowed = f"{count} convolutions are rounded; allowed is 1 to {count}"
+        raise InputError(f"--keep-float {request.keep_float}: {allowed}")
+    for note in (*loaded.notes, *notes(request.scheme)):
         log(note)
     return loaded
 
 
 def calibration_pictures(
-    asked: QuantRequest, network: Network, size: tuple[int, int], device: torch.device
+    request: QuantRequest, network: Network, size: tuple[int, int], device: torch.device
 ) -> Pictures:
     """Some train pictures, fitted as for an evaluation; which ones follows from the seed.
 
     Raises:
-        InputError: there are fewer than were asked for.
+        InputError: there are fewer than --calib says.
     """
-    found = index(asked.data.train, asked.data.names)
-    if asked.pictures is not None and asked.pictures > len(found):
-        raise InputError(f"--calib {asked.pictures}: {asked.data.path} has {len(found)} train pictures; ask for no "
-                         "more")  # fmt: skip
-    count = min(asked.pictures or PICTURES, len(found))
-    if asked.pictures is None and count < PICTURES:
+    pictures = index(request.data.train, request.data.names)
+    if request.calib is not None and request.calib > len(pictures):
+        raise InputError(
+            f"--calib {request.calib}: {request.data.path} has {len(pictures)} train pictures; ask for no more"
+        )
+    count = min(request.calib or PICTURES, len(pictures))
+    if request.calib is None and count < PICTURES:
         log(f"--calib: the calibration takes all {count} train pictures")
-    places = np.random.default_rng(asked.seed).permutation(len(found))[:count].tolist()
-    dataset = DetectionDataset(found.subset(places), size=size, mode=asked.mode, channels=network.net.channels)
-    batches = list(make_loader(dataset, asked.batch_size))
-    return Pictures(torch.cat([batch.images for batch in batches]), asked.batch_size, device)
+    chosen = pictures.subset(np.random.default_rng(request.seed).permutation(len(pictures))[:count].tolist())
+    dataset = DetectionDataset(chosen, size=size, mode=request.mode, channels=network.net.channels)
+    images = torch.cat([batch.images for batch in make_loader(dataset, request.batch_size)])
+    return Pictures(images, request.batch_size, device)
 
 
-def equalized(asked: QuantRequest, model: Darknet) -> Pairs:
-    """The pairs of a model that were equalized, if that was asked for; the model is changed."""
-    if not asked.equalize:
-        return Pairs((), ())
-    pairs = equalize(model)
-    curves = ", ".join(sorted({model.blocks[pair.maker].activation for pair in pairs.curved}))
-    left = f"; {len(pairs.curved)} left as they are, as {curves} does not scale" if curves else ""
-    log(f"--equalize: {len(pairs.usable)} pairs of convolutions{left}")
-    return pairs
+def accuracy_on(request: QuantRequest, network: Network, size: tuple[int, int], device: torch.device) -> Measure:
+    """A function that measures networks on the validation pictures."""
+    pictures, names = index(request.data.valid, request.data.names), request.data.names
+    dataset = DetectionDataset(pictures, size=size, mode=request.mode, channels=network.net.channels)
+    loader = make_loader(dataset, request.batch_size, device=device)
+
+    def measure(name: str, model: Darknet) -> Accuracy:
+        fused = fuse(model).to(device, memory_format=torch.channels_last)
+        return measure_accuracy(name, fused, loader, names, device)
+
+    return measure
 
 
-def make_bench(asked: QuantRequest, network: Network, size: tuple[int, int], device: torch.device) -> Bench:
-    """The validation pictures."""
-    pictures = index(asked.data.valid, asked.data.names)
-    dataset = DetectionDataset(pictures, size=size, mode=asked.mode, channels=network.net.channels)
-    return Bench(make_loader(dataset, asked.batch_size, device=device), asked.data.names, device)
+def choose_observer(name: str, recipe: Recipe, images: Sequence[Tensor]) -> tuple[str, Recipe]:
+    """The observer of that name, or the one that leaves least noise in the heads, and the recipe with it."""
+    if name != AUTO:
+        return name, replace(recipe, cost=COSTS[name])
+    noise = {key: whole_noise(replace(recipe, cost=cost).quantized(), images) for key, cost in COSTS.items()}
+    best = max(noise, key=lambda key: math.inf if noise[key] is None else noise[key])
+    text = ", ".join(f"{key} {decibels:.1f}" for key, decibels in noise.items() if decibels is not None)
+    log(f"--observer auto: takes {best}; signal to noise in the heads, dB: {text}")
+    return best, replace(recipe, cost=COSTS[best])
 
 
-def choose(
-    asked: QuantRequest, recipe: Recipe, ranked: tuple[int, ...], bench: Bench | None, before: Accuracy | None
-) -> Chosen:
-    """Which blocks stay float: a number, or as many as it takes, those that do most harm first.
+def ranking(decibels: Mapping[int, float | None]) -> tuple[int, ...]:
+    """Blocks from the one that does most harm; what does none comes last."""
+    return tuple(sorted(decibels, key=lambda index: (math.inf if decibels[index] is None else decibels[index], index)))
+
+
+def choose_kept(
+    request: QuantRequest, recipe: Recipe, ranked: Sequence[int], measure: Measure | None, before: Accuracy | None
+) -> tuple[Sequence[int], Accuracy | None]:
+    """Blocks that stay float, those that do most harm first, and the accuracy then: a number, or as many as it takes.
 
     Raises:
         InfeasibleError: all of them are too few.
     """
-    kept = ranked[: asked.keep_float]
-    after = bench.accuracy("rounded", recipe.made(kept)) if bench else None
-    while asked.max_drop is not None and 100 * (before.map50 - after.map50) > asked.max_drop:
+    kept = ranked[: request.keep_float]
+    after = measure("rounded", recipe.quantized(kept)) if measure else None
+    while request.max_drop is not None and (lost := 100 * (before.map50 - after.map50)) > request.max_drop:
         if len(kept) == len(ranked):
-            raise InfeasibleError(f"--max-drop {asked.max_drop:g}: {100 * (before.map50 - after.map50):.2f} points of "
-                                  "AP50 are lost even with every convolution float; take more --a_bit, or a larger "
-                                  "drop")  # fmt: skip
+            raise InfeasibleError(
+                f"--max-drop {request.max_drop:g}: {lost:.2f} points of AP50 are lost even with every convolution "
+                "float; take more --a_bit, or a larger drop"
+            )
         kept = ranked[: len(kept) + 1]
-        after = bench.accuracy(f"blocks {', '.join(map(str, kept))} float", recipe.made(kept))
-    return Chosen(kept, after)
+        after = measure(f"blocks {', '.join(map(str, kept))} float", recipe.quantized(kept))
+    return kept, after
+
+
+def layer_entries(
+    model: Darknet, decibels: Mapping[int, float | None], alone: Mapping[int, float | None]
+) -> list[dict[str, Any]]:
+    """Row of each convolution of a quantized network, in its order.
+
+    Args:
+        model: the network.
+        decibels: of `calibration.block_noise`.
+        alone: of `calibration.head_noise`; empty if it was not measured.
+    """
+    entries = []
+    for number, layer in enumerate(model.layers):
+        if isinstance(layer, ConvBlock):
+            block = model.blocks[number]
+            name = f"{number} convolutional"
+            slots = (layer.quantize_weight, layer.quantize_output)
+            bits = (FLOAT_BITS if module is None else module.grid.bits for module in slots)
+            values = (number, name, block.line, block.activation, *bits, decibels[number], alone.get(number))
+            entries.append(dict(zip(TITLES, values, strict=True)))
+    return entries
+
+
+def write(run: RunDirectory, quantized: Quantized, command: str) -> dict[str, Any]:
+    """Write the network and the files about it; model.cfg comes last, a cfg is never without its weights.
+
+    Args:
+        run: where.
+        quantized: the network.
+        command: that made it, for the lineage.
+
+    Returns:
+        The document of --json.
+    """
+    files = {"weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path)}
+    document = files | quantized.document
+    entries = document["layers"]
+    run.write_json("quantize.json", document)
+    run.write_text("layers.csv", csv_table(TITLES, [[entry[title] for title in TITLES] for entry in entries]))
+    bars = []
+    for entry in entries:
+        is_float = entry["bits"] == FLOAT_BITS
+        bars.append(LayerNoise(str(entry["block"]), entry["sqnr_db"], entry["alone_db"], is_float))
+    plot_noise(bars, run.file("sqnr.png"))
+    text = format_network(quantized.model.network)
+    run.file("model.cfg").unlink(missing_ok=True)  # of an earlier quantization, with --exist-ok
+    *ancestors, parent = quantized.lineage
+    checkpoint = {
+        "model": {name: value.detach().cpu().contiguous() for name, value in quantized.model.state_dict().items()},
+        "ema": None,
+        "cfg": text,
+        "names": list(quantized.names),
+        "lineage": [*map(dict, ancestors), {**parent, "command": command}],
+        "kept": quantized.loaded.kept,
+        "quantization": quantized.settings.document(),
+        "calibration": document["calibration"],
+    }
+    write_checkpoint(run.file("model.pt"), checkpoint)
+    run.write_text("model.cfg", text)
+    return document
+
+
+def lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """The document for people."""
+    entries = document["layers"]
+    worst = sorted((entry for entry in entries if entry["sqnr_db"] is not None), key=lambda entry: entry["sqnr_db"])
+    keys = ["name", "bits", "activation_bits", "sqnr_db"]
+    columns = ["worst layers", "weights", "outputs", Column("SQNR, dB", ".1f")]
+    if any(entry["alone_db"] is not None for entry in entries):
+        keys.append("alone_db")
+        columns.append(Column("alone, dB", ".1f"))
+    rows = []
+    for entry in worst[:MOST_LAYERS]:
+        words = {key: _bits(entry[key]) for key in ("bits", "activation_bits")}
+        rows.append([(entry | words)[key] for key in keys])
+    yield text_table(columns, rows) + "\n"
+    if document["before"] is not None:
+        pairs = (("float", document["before"]), ("rounded", document["after"]))
+        yield text_table(("", "AP50", "AP50-95"), [(name, ap["map50"], ap["map50_95"]) for name, ap in pairs]) + "\n"
+    if document["kept"]:
+        yield f"float: blocks {', '.join(map(str, document['kept']))}"
+    yield f"written: {document['weights']}"
+
+
+def _bits(bits: int) -> str:
+    return "float" if bits == FLOAT_BITS else f"{bits} bits"

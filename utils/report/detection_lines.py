@@ -7,24 +7,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.cli import one_line
 from utils.data.sources import Frame
+from utils.detection.settings import Times
 
 Layout = Literal["text", "array", "lines"]
 """What stdout gets: lines for people, one JSON array, or a JSON object a line; with JSON the lines go to stderr."""
-
-
-class Times(NamedTuple):
-    """Milliseconds a frame."""
-
-    preprocess: float
-    inference: float
-    nms: float
 
 
 class DetectionReport:

@@ -1,4 +1,4 @@
-"""The network of `--weights` in the runtime that was chosen, ready for `utils.evaluation` and `utils.detector`."""
+"""The network of `--weights` in the runtime that was chosen, ready to evaluate and to detect."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from models import Darknet, fuse, reduced
 from utils.cli import log
 from utils.darknet.shapes import max_stride
+from utils.detection.evaluate import evaluate, network_input
 from utils.detection.metrics import Metrics
 from utils.device import training_type
 from utils.distillation.distiller import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
-from utils.evaluation import evaluate, network_input
 from utils.layers import Computing
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.ema import AveragedModel

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from models import Darknet
 from utils.quantization.attach import Phase, set_phase
-from utils.quantization.grid import MOST_BITS
 from utils.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from utils.quantization.scheme import MOST_BITS
 from utils.training.settings import QuantPlan
 
 

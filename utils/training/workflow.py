@@ -28,8 +28,8 @@ from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index
 from utils.data.store import CacheKind
+from utils.detection.evaluate import Evaluation, evaluate
 from utils.errors import DataError, InputError
-from utils.evaluation import Evaluation, evaluate
 from utils.model_files import ModelFiles
 from utils.quantization.attach import quantize
 from utils.report import plots

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from utils.data.draw import FONT, Image, draw_detections, ink_on, style_of
 from utils.data.images import read_image
 from utils.data.index import Index
-from utils.evaluation import Evaluation, ImageDetections
+from utils.detection.evaluate import Evaluation, ImageDetections
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""

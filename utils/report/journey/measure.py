@@ -17,9 +17,9 @@ from utils.darknet.shapes import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import Index, index
 from utils.detection.bootstrap import SHARE, Interval, Matches, bootstrap, matches
+from utils.detection.evaluate import Evaluation, evaluate
 from utils.device import select_device
 from utils.errors import DataError, InputError
-from utils.evaluation import Evaluation, evaluate
 from utils.model_files import cfg_of
 from utils.report.cost import network_cost
 from utils.report.journey.baselines import Baseline, Named

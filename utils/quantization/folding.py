@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.layers import normalisation
-from utils.quantization.grid import Grid
 from utils.quantization.quantizers import ActivationQuantizer, Scale, WeightQuantizer, fake_quantize, scale_of
+from utils.quantization.scheme import Grid
 
 MOST_SHIFT = 15
 """Most places that a bias is shifted to the left: with 16 bits it then leaves half of 32 to the sum of products."""
@@ -47,18 +47,19 @@ class BiasRounding:
         """Least scale of the weights."""
         if bias is None or not self.rounding or not bias.detach().any():
             return 0.0
-        return self._own(bias) / (self.source.scale().scale * 2**MOST_SHIFT)
+        return self._coarsest(bias) / (self.source.scale().scale * 2**MOST_SHIFT)
 
     def scale(self, bias: Tensor, weights: Tensor) -> Scale:
         """Scale of each bias, [O], beside weights of scale [O] or []."""
-        own = torch.maximum(self._own(bias), self.source.scale().scale * weights).expand(len(bias))
-        return Scale(own, torch.zeros_like(own, dtype=torch.int32))
+        scale = torch.maximum(self._coarsest(bias), self.source.scale().scale * weights).expand(len(bias))
+        return Scale(scale, torch.zeros_like(scale, dtype=torch.int32))
 
     def __call__(self, bias: Tensor, weights: Tensor) -> Tensor:
         """The biases as they are added."""
         return fake_quantize(bias, self.scale(bias, weights), self.grid) if self.rounding else bias
 
-    def _own(self, bias: Tensor) -> Tensor:
+    def _coarsest(self, bias: Tensor) -> Tensor:
+        """s_b."""
         low, high = bias.detach().aminmax()
         return scale_of(low, high, self.grid).scale
 
@@ -70,9 +71,9 @@ class Folded(NamedTuple):
     """[O, I, k, k], rounded."""
     bias: Tensor | None
     """[O], rounded if biases are."""
-    weight_scale: Tensor | None
+    weight_scale: Tensor | None = None
     """Of the weight, [O] or []; None: it is not rounded."""
-    bias_scale: Tensor | None
+    bias_scale: Tensor | None = None
     """[O]; None: biases are not rounded."""
 
 
@@ -111,14 +112,14 @@ class Folding:
 
     def _rounded(self, weight: Tensor, bias: Tensor | None, quantize_weight: WeightQuantizer | None) -> Folded:
         if quantize_weight is None:
-            return Folded(weight, bias, None, None)
+            return Folded(weight, bias)
         if self.bias is None:
-            return Folded(quantize_weight(weight), bias, None, None)
+            return Folded(quantize_weight(weight), bias)
         least = self.bias.least(bias)
         scale = quantize_weight.scale(weight, least).scale
         weight = quantize_weight(weight, least)
         if bias is None:
-            return Folded(weight, None, scale, None)
+            return Folded(weight, None, scale)
         return Folded(weight, self.bias(bias, scale), scale, self.bias.scale(bias, scale).scale)
 
 

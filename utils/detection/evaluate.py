@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.boxes import to_corners
-from utils.cli import leads
+from utils.cli import leads, log
 from utils.darknet.shapes import max_stride
 from utils.data.images import GREY, unfit
 from utils.detection.decode import decode
 from utils.detection.metrics import Evaluator, Metrics
 from utils.detection.nms import non_max_suppression
+from utils.detection.settings import Times
 from utils.errors import NumericsError
 from utils.flags import MAX_CANDIDATES
 from utils.runtime.load import ForeignModel
@@ -48,14 +49,11 @@ VIEWS = (View(1.0, False), View(0.83, True), View(0.67, False))
 """Views of `--augment`: the scales and the flip are those of the suites this one follows."""
 
 
-class Times(NamedTuple):
-    """Mean milliseconds an image, without first passes: see `warm` of `evaluate`."""
+class Accuracy(NamedTuple):
+    """Average precisions, 0…1."""
 
-    preprocess: float
-    """Until a batch is there: reading, decoding, fitting (what the loader's workers do not hide), to the device."""
-    inference: float
-    """Forward and decoding."""
-    nms: float
+    map50: float
+    map50_95: float
 
 
 class ImageDetections(NamedTuple):
@@ -171,6 +169,20 @@ def evaluate(
         scores.add(image.boxes, image.scores, image.classes, truth)
     kept, truths = zip(*compared, strict=True) if keep_detections and compared else ((), ())
     return Evaluation(scores.result(), clock.times(), kept, truths)
+
+
+def measure_accuracy(
+    name: str,
+    model: Darknet,
+    loader: DataLoader,
+    names: Sequence[str],
+    device: torch.device,
+    on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
+) -> Accuracy:
+    """AP over all pictures, which is logged under a name; arguments as of `evaluate`."""
+    metrics = evaluate(model, loader, names, device=device, by_size=False, on_batch=on_batch).metrics
+    log(f"{name}: AP50 {metrics.map50:.3f}, AP50-95 {metrics.map50_95:.3f}")
+    return Accuracy(metrics.map50, metrics.map50_95)
 
 
 def _warm_up(how: DetectionSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:

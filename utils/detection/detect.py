@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from models import Darknet
 from utils.data.images import FitMode, fit, unfit
+from utils.detection.evaluate import detect, detect_views, network_input
 from utils.detection.nms import non_max_suppression
+from utils.detection.settings import Times
 from utils.errors import NumericsError
-from utils.evaluation import detect, detect_views, network_input
 from utils.flags import MAX_CANDIDATES
-from utils.report.detection_lines import Times
 from utils.runtime.load import ForeignModel
 
 
@@ -37,7 +37,7 @@ class Detector:
     agnostic: bool = False
     """Boxes drop one another across classes."""
     augment: bool = False
-    """Merge what is found in `utils.evaluation.VIEWS`."""
+    """Merge what is found in `utils.detection.evaluate.VIEWS`."""
     max_nms: int = MAX_CANDIDATES
     """Boxes of a picture that enter suppression."""
 
