@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from utils.darknet.blocks import ACTIVATIONS, Network
+from utils.darknet.blocks.block import PLAIN_ACTIVATION
 from utils.darknet.cfg import parse
-from utils.darknet.keys import PLAIN_ACTIVATION
 from utils.quantization.scheme import SHIFTABLE
 
 WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from utils.cli import log, one_line
 from utils.darknet import sections
-from utils.darknet.blocks import Block, Net, Network, Shape
-from utils.darknet.conversions import Place
-from utils.darknet.keys import ALIASES, BY_BLOCK, BY_NAME, NET, NET_NAMES, REQUIRED, UNSUPPORTED, Key, SectionKind
+from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
+from utils.darknet.blocks.block import NET, REQUIRED, Key, Place, Trail
+from utils.darknet.blocks.values import Number, SectionError, nearest, shown
 from utils.darknet.sections import Entry, Section
-from utils.darknet.shapes import Trail, trace
+from utils.darknet.shapes import trace
 from utils.darknet.validate import check_network
-from utils.darknet.values import Number, SectionError, nearest, shown
 from utils.errors import CfgError
 from utils.files import read_text
 
 MAX_UNKNOWN_KEYS = 64
 """A file with more of them is no cfg."""
+NET_NAMES = ("net", "network")
 
 
 def load(path: Path | str, warn: Callable[[str], None] = log) -> Network:
@@ -67,14 +67,13 @@ def format_network(network: Network) -> str:
 
 
 def _format_block(block: Block, place: Place) -> str:
-    kind = BY_BLOCK[type(block)]
-    values = kind.values(block, place)
-    lines = [f"[{kind.name}]"]
-    for key in kind.keys:
-        value = values.get(key.name)
+    values = block.written(place)
+    lines = [f"[{block.SECTION}]"]
+    for name, key in block.KEYS.items():
+        value = values.get(name)
         if value is not None and not (key.optional and value == key.default):
-            lines.append(f"{key.name}={key.kind.write(value)}")
-    lines.extend(f"{key}={text}" for key, text in block.extra)
+            lines.append(f"{name}={key.kind.write(value)}")
+    lines.extend(f"{name}={text}" for name, text in block.extra)
     return "\n".join(lines) + "\n"
 
 
@@ -95,10 +94,13 @@ class _Reader:
         first, *rest = every = sections.read_sections(text, self.path, self.warn)
         section = first
         try:
-            net = self.net(first)
+            if first.name not in NET_NAMES:
+                raise SectionError("a cfg starts with [net], which gives width, height and channels")
+            net = self.block(first, Net, Place(NET, 0))
             trail = Trail(Shape(net.channels, net.height, net.width))
             for section in rest:
-                trail.add(self.block(section, self.kind(section), Place(len(trail.blocks), trail.before.channels)))
+                place = Place(len(trail.blocks), trail.before.channels)
+                trail.add(self.block(section, self.kind(section.name), place))
             network = Network(net, tuple(trail.blocks), self.file)
             check_network(network, trail.shapes)
         except SectionError as fault:
@@ -115,67 +117,62 @@ class _Reader:
             return f"{self.path}:{section.line}: [{name}] {key}{': ' * bool(key)}{fault}"
         return f"{self.path}:{entry.line}: [{name}] {key}={shown(entry.text)}: {fault}"
 
-    def net(self, section: Section) -> Net:
-        """`[net]`, which must be the first section."""
-        if section.name not in NET_NAMES:
-            raise SectionError("a cfg starts with [net], which gives width, height and channels")
-        return cast(Net, self.block(section, NET, Place(-1, 0)))
-
-    def kind(self, section: Section) -> SectionKind:
-        """What kind of section it is."""
-        name = ALIASES.get(section.name, section.name)
-        if name in BY_NAME:
-            return BY_NAME[name]
+    def kind(self, name: str) -> type[Block]:
+        """The kind of block that a section becomes."""
+        name = ALIASES.get(name, name)
+        if name in SECTIONS:
+            return SECTIONS[name]
         if name in NET_NAMES:
             raise SectionError("the input is described once, by the first section; delete this one")
         if name in UNSUPPORTED:
-            raise SectionError(f"this section is not supported; supported are {', '.join(BY_NAME)}")
-        near = nearest(name.lower(), BY_NAME)
-        hint = f"did you mean [{near}]?" if near else f"there are {', '.join(BY_NAME)}"
+            raise SectionError(f"this section is not supported; supported are {', '.join(SECTIONS)}")
+        near = nearest(name.lower(), SECTIONS)
+        hint = f"did you mean [{near}]?" if near else f"there are {', '.join(SECTIONS)}"
         raise SectionError(f"no such section; {hint}")
 
-    def block(self, section: Section, kind: SectionKind, place: Place) -> Block:
+    def block(self, section: Section, kind: type[Block], place: Place) -> Any:
         """Block of a section."""
-        extra = tuple((name, entry.text) for name, entry in section.entries.items() if name not in kind.used)
+        extra = tuple((name, entry.text) for name, entry in section.entries.items() if name not in kind.KEYS)
         for name, _ in extra:
             self.check_extra(section, kind, name)
-        values = {key.name: self.value(section, key) for key in kind.keys}
-        return kind.block(extra=extra, line=section.line, **kind.fields(values, place))
+        values = {name: self.value(section, name, key) for name, key in kind.KEYS.items()}
+        return kind.read(values | {"extra": extra, "line": section.line}, place)
 
-    def value(self, section: Section, key: Key) -> Any:
+    def value(self, section: Section, name: str, key: Key) -> Any:
         """Value of a key, or its default."""
-        entry = section.entries.get(key.name)
+        entry = section.entries.get(name)
         if entry is not None:
-            return self.read(section, key, entry)
+            return self.given(section, name, key, entry)
         if key.default is REQUIRED:
-            raise SectionError(f"{key.name} is missing and has no default; add a line {key.name}=...")
+            raise SectionError(f"{name} is missing and has no default; add a line {name}=...")
         if key.told:
             default = key.kind.write(key.default)
-            self.warn(f"{self.path}:{section.line}: [{section.name}] has no {key.name}; Darknet's default is {default}")
+            self.warn(f"{self.path}:{section.line}: [{section.name}] has no {name}; Darknet's default is {default}")
         return key.default
 
-    def read(self, section: Section, key: Key, entry: Entry) -> Any:
+    def given(self, section: Section, name: str, key: Key, entry: Entry) -> Any:
         """Value of a key that is there."""
         try:
             return key.kind.read(entry.text)
         except SectionError as fault:
-            where = f"{self.path}:{entry.line}: [{section.name}] {key.name}={shown(entry.text)}"
-            if key.name == "batch_normalize" and entry.text == "2":
+            where = f"{self.path}:{entry.line}: [{section.name}] {name}={shown(entry.text)}"
+            if name == "batch_normalize" and entry.text == "2":
                 self.warn(f"{where} (statistics over several batches) is read as 1")
                 return True
-            if key.name == "nms_kind":
+            if name == "nms_kind":
                 self.warn(f"{where} is read as default, as Darknet does; {fault}")
                 return key.default
-            raise SectionError(str(fault), key.name) from None
+            raise SectionError(str(fault), name) from None
 
-    def check_extra(self, section: Section, kind: SectionKind, name: str) -> None:
+    def check_extra(self, section: Section, kind: type[Block], name: str) -> None:
         """Refuse a key that makes no field and must not be there; note a key nobody knows."""
-        if name in kind.silent:
+        silent, fixed = kind.silent(), kind.fixed()
+        if name in silent:
             return
-        if name in kind.fixed:
-            self.check_fixed(section, name, kind.fixed[name])
+        if name in fixed:
+            self.check_fixed(section, name, fixed[name])
             return
-        if near := nearest(name, kind.known):
+        if near := nearest(name, silent | fixed.keys() | kind.KEYS.keys()):
             raise SectionError(f"no such key; did you mean {near}?", name)
         self.unknown.append(f"{shown(name)} of [{section.name}] in line {section.entries[name].line}")
         if len(self.unknown) > MAX_UNKNOWN_KEYS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Network, Se, Shortcut
+from utils.darknet.blocks import Network
 from utils.darknet.shapes import trace
 
 FLOAT_BYTES = 4
@@ -53,7 +53,7 @@ def tensors(network: Network) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(index, name, shape)
         for index, block in enumerate(network.blocks)
-        for name, shape in _block_tensors(block, widths[index])
+        for name, shape in block.tensors(widths[index])
     )
 
 
@@ -75,24 +75,3 @@ def file_bytes(network: Network) -> int:
 def grouped(number: int) -> str:
     """Digits of a large count in groups of three: 61 949 149."""
     return f"{number:,}".replace(",", " ")
-
-
-def _block_tensors(block: Block, channels: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors of a block that follows `channels` channels."""
-    match block:
-        case Convolutional():
-            kernel = (block.filters, channels // block.groups, block.size, block.size)
-            return _convolution(kernel, block.batch_normalize, block.bias)
-        case Se(filters=filters):
-            return [("fc1.weight", (filters, channels)), ("fc2.weight", (channels, filters))]
-        case Shortcut(weights_type="per_feature", sources=sources):
-            return [("weights", (1 + len(sources),))]
-        case Shortcut(weights_type="per_channel", sources=sources):
-            return [("weights", (1 + len(sources), channels))]
-    return []
-
-
-def _convolution(kernel: tuple[int, ...], batch_normalize: bool, bias: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """β, γ, μ, σ² or the bias, then the kernel [filters, inputs / groups, k, k]."""
-    vectors = ["bn.bias", "bn.weight", "bn.running_mean", "bn.running_var"] if batch_normalize else ["conv.bias"] * bias
-    return [*((name, kernel[:1]) for name in vectors), ("conv.weight", kernel)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from utils.darknet.values import shown
+from utils.darknet.blocks.values import shown
 from utils.errors import CfgError
 
 MAX_BYTES = 2_000_000

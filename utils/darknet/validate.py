@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.darknet.blocks import Network, Shape, Yolo
+from utils.darknet.blocks import Network, Shape
+from utils.darknet.blocks.block import NET
+from utils.darknet.blocks.values import SectionError
 from utils.darknet.layout import FLOAT_BYTES, tensors
-from utils.darknet.shapes import NET, check_sides, max_stride
-from utils.darknet.values import SectionError
+from utils.darknet.shapes import max_stride
 
 MAX_PARAMETER_BYTES = 4 << 30
 """Ten times yolov4x-mish, the largest network of the Darknet repository."""
@@ -31,13 +32,13 @@ def check_network(network: Network, shapes: Sequence[Shape]) -> None:
         raise SectionError("no block follows; a detector needs at least [convolutional] and [yolo]", block=NET)
     if not network.heads:
         raise SectionError("this is the last block, and there is no [yolo]; a detector ends in one", block=last)
-    if not isinstance(network.blocks[last], Yolo):
+    if not network.blocks[last].IS_HEAD:
         raise SectionError(
             "this is the last block, but no [yolo], so nothing reads it; delete it or add a head", block=last
         )
     _check_parameters(network)
     _check_features(network, shapes)
-    check_sides(Shape(network.net.channels, network.net.height, network.net.width), max_stride(network))
+    network.image.check_sides(max_stride(network))
 
 
 def _check_parameters(network: Network) -> None:
@@ -51,8 +52,7 @@ def _check_parameters(network: Network) -> None:
 
 def _check_features(network: Network, shapes: Sequence[Shape]) -> None:
     total = 0
-    image = Shape(network.net.channels, network.net.height, network.net.width)
-    for index, shape in enumerate((image, *shapes), NET):
+    for index, shape in enumerate((network.image, *shapes), NET):
         total += FLOAT_BYTES * shape.channels * shape.height * shape.width
         if total > MAX_FEATURE_BYTES:
             gib = f"{total / 2**30:.1f} GiB; at most {MAX_FEATURE_BYTES >> 30} GiB are allowed"

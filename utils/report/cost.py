@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Se, Shape, Shortcut
+from utils.darknet.blocks import Network, Shape
 from utils.darknet.layout import tensors
 from utils.darknet.shapes import trace
 
@@ -44,8 +44,8 @@ def block_costs(network: Network, height: int | None = None, width: int | None =
         parameters[spec.block] += spec.size if spec.trained else 0
     costs = []
     for block, source, output, count in zip(network.blocks, (image, *shapes), shapes, parameters, strict=False):
-        macs = _macs(block, source.channels, output)
-        costs.append(Cost(count, macs, 2 * macs + _other_operations(block, output)))
+        macs = block.macs(source.channels, output)
+        costs.append(Cost(count, macs, 2 * macs + block.operations(output)))
     return tuple(costs)
 
 
@@ -58,25 +58,3 @@ def total(costs: Iterable[Cost]) -> Cost:
 def network_cost(network: Network, height: int | None = None, width: int | None = None) -> Cost:
     """Cost of the whole network for an input of height × width pixels, the cfg's own size by default."""
     return total(block_costs(network, height, width))
-
-
-def _macs(block: Block, channels: int, output: Shape) -> int:
-    """Multiply-adds of a block that reads `channels` channels."""
-    cells = output.height * output.width
-    match block:
-        case Convolutional():
-            return channels // block.groups * output.channels * block.size**2 * cells
-        case Se():
-            return 2 * channels * block.filters
-    return 0
-
-
-def _other_operations(block: Block, output: Shape) -> int:
-    """What AlexeyAB/darknet counts beside convolutions."""
-    values = output.channels * output.height * output.width
-    match block:
-        case Maxpool():
-            return block.size**2 * values
-        case Shortcut():
-            return len(block.sources) * values
-    return 0

@@ -1,0 +1,324 @@
+"""What every block has: its keys in a cfg, and how channels, shapes and tensors pass through it.
+
+Blocks are numbered as Darknet numbers layers: `[net]` is not counted, `[dropout]` is. References between blocks
+(`Route.layers`, `Shortcut.sources`, …) are absolute block numbers in memory, whatever the file wrote.
+Semantics follow AlexeyAB/darknet, `src/parser.c`; only the SpursLipu suite has `[depthwise]` and `[se]`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field
+from fractions import Fraction
+from typing import Any, ClassVar, NamedTuple
+
+from utils.darknet.blocks.values import Choice, Integer, Kind, Reference, SectionError
+
+ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", "h_swish", "hardsigmoid")
+ACTIVATION = Choice(ACTIVATIONS)
+PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")))
+"""Darknet has no mish and swish after `[scale_channels]` and `[sam]`."""
+COUNT = Integer(1, 65536)
+"""Of channels and groups."""
+SIZE = Integer(1, 1024)
+"""Of kernels, strides, dilations."""
+PADDING = Integer(0, 1024)
+SOURCE = Reference(allow_zero=False)
+LONGEST_READ = 256
+"""Most blocks that one block reads."""
+REQUIRED = object()
+NET = -1
+"""Stands for `[net]` where a block is named."""
+EVERYWHERE = "burnin_update clip dont_update learning_rate onlyforward stopbackward train_only_bn"
+"""Training keys that any section may have."""
+FIXED_EVERYWHERE = "dontload=0 dontloadscales=0"
+"""They change the layout of the .weights file."""
+
+Values = dict[str, Any]
+
+
+def words(text: str) -> frozenset[str]:
+    """Words between blanks."""
+    return frozenset(text.split())
+
+
+class Key(NamedTuple):
+    """A key of a section; one that is not a field of the block is an attribute of the class body."""
+
+    kind: Kind
+    default: Any = REQUIRED
+    optional: bool = False
+    """Not written when the value is the default."""
+    told: bool = False
+    """Missing, it was probably forgotten: its default is told in a warning."""
+
+
+def key(
+    kind: Kind, absent: Any = REQUIRED, *, default: Any = MISSING, optional: bool = False, told: bool = False
+) -> Any:
+    """A field that a cfg has as a key of the same name.
+
+    Args:
+        kind: of the value.
+        absent: value of a key that is not in the cfg; None where it depends on other keys.
+        default: of the field, where that is not the same.
+        optional: as in `Key`.
+        told: as in `Key`.
+    """
+    if default is MISSING and absent is not REQUIRED and absent is not None:
+        default = absent
+    return field(default=default, metadata={"key": Key(kind, absent, optional, told)})
+
+
+class Shape(NamedTuple):
+    """Size of a feature map, in cells."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """Channels x height x width."""
+        return f"{self.channels} x {self.height} x {self.width}"
+
+    def check_sides(self, stride: int) -> None:
+        """Refuse an input with a side that is no multiple of `stride`."""
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side % stride:
+                near = max(1, round(side / stride)) * stride
+                raise SectionError(
+                    f"multiples of {stride}, the largest stride of the network, are allowed, e.g. {near}", name, NET
+                )
+
+
+class Place(NamedTuple):
+    """Where a block stands."""
+
+    index: int
+    """Its number; -1 for `[net]`."""
+    channels: int
+    """What the block before it puts out."""
+
+    def absolute(self, reference: int) -> int:
+        """Number of a block that a cfg names."""
+        return self.index + reference if reference < 0 else reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What every section has, and what holds for most kinds."""
+
+    extra: tuple[tuple[str, str], ...] = ()
+    """Keys the suite does not use, as written, in file order."""
+    line: int = field(default=0, compare=False)
+    """Line of the section's header in its cfg; 0 for a block that was not read from a file."""
+
+    SECTION: ClassVar[str]
+    IS_HEAD: ClassVar[bool] = False
+    KEYS: ClassVar[Mapping[str, Key]] = {}
+    """In the order they are written."""
+    SILENT: ClassVar[str] = ""
+    """Keys Darknet knows and this suite does not use: kept without a word."""
+    FIXED: ClassVar[str] = ""
+    """Keys with the one value that is supported; without one where the key itself is not."""
+
+    def __init_subclass__(cls) -> None:
+        """Name the section, and take its keys from the class body."""
+        cls.SECTION = re.sub(r"\B(?=[A-Z])", "_", cls.__name__).lower()
+        keys = {}
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, Field):
+                keys[name] = value.metadata["key"]
+            elif isinstance(value, Key):
+                keys[name.rstrip("_")] = value
+                delattr(cls, name)
+        cls.KEYS = {**cls.KEYS, **keys}
+
+    @classmethod
+    def silent(cls) -> frozenset[str]:
+        """Keys that are kept without a word."""
+        return words(EVERYWHERE) | words(cls.SILENT)
+
+    @classmethod
+    def fixed(cls) -> Mapping[str, float | None]:
+        """Keys that may have one value; None where they may have none."""
+        pairs = (word.partition("=") for word in words(FIXED_EVERYWHERE) | words(cls.FIXED))
+        return {name: float(value) if value else None for name, _, value in pairs}
+
+    @classmethod
+    def read(cls, values: Values, place: Place) -> Block:
+        """The block of a section.
+
+        Args:
+            values: of all its keys, defaults filled in, None for a key that has none; `extra` and `line` as well.
+            place: where it stands.
+        """
+        return cls(**values)
+
+    def written(self, place: Place) -> Values:
+        """Values of the keys that `read` makes an equal block of; None and keys left out are not written."""
+        return vars(self)
+
+    def reads(self, index: int) -> tuple[int, ...]:
+        """Numbers of the blocks whose outputs this one reads when it stands at `index`; -1 is the image."""
+        return (index - 1,)
+
+    def basis(self, index: int) -> int:
+        """The block it reads whose cells and channels it hands on."""
+        return self.reads(index)[0]
+
+    def step(self) -> tuple[Fraction | int, Fraction | int]:
+        """Cells of the input for one of the output, x and y. Global pooling is passed over."""
+        return 1, 1
+
+    def shape(self, trail: Trail) -> Shape:
+        """Shape that the block puts out after `trail`.
+
+        Raises:
+            SectionError: it cannot work there.
+        """
+        return trail.before
+
+    def tensors(self, channels: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of its tensors in file order when it follows `channels` channels."""
+        return []
+
+    def macs(self, channels: int, output: Shape) -> int:
+        """Multiply-adds."""
+        return 0
+
+    def operations(self, output: Shape) -> int:
+        """What AlexeyAB/darknet counts beside multiply-adds."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net(Block):
+    """`[net]` or `[network]`: the input."""
+
+    width: int = key(Integer(1, 65536), default=416)
+    height: int = key(Integer(1, 65536), default=416)
+    channels: int = key(Integer(1, 1024), 3)
+
+    SILENT = (
+        "B1 B2 adam adversarial_lr angle aspect attention augment_speed badlabels_rejection_percentage batch blur "
+        "burn_in contrastive contrastive_color contrastive_jit_flip cutmix decay dynamic_minibatch ema_alpha eps "
+        "equidistant_point exposure flip gamma gaussian_noise hue inputs label_smooth_eps learning_rate "
+        "learning_rate_min letter_box loss_scale max_batches max_chart_loss max_crop min_crop mixup momentum mosaic "
+        "mosaic_bound num_sigmas_reject_badlabels optimized_memory policy power resize_step saturation scale scales "
+        "seq_scales sequential_subdivisions sgdr_cycle sgdr_mult show_receptive_field step steps subdivisions "
+        "time_steps track try_fix_nan unsupervised use_cuda_graph weights_reject_freq workspace_size_limit_MB"
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A parsed cfg: the input and the blocks."""
+
+    net: Net
+    blocks: tuple[Block, ...]
+    path: str = field(default="", compare=False)
+    """File the blocks were read from, for messages."""
+
+    @property
+    def image(self) -> Shape:
+        """Shape of the input."""
+        return Shape(self.net.channels, self.net.height, self.net.width)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Block numbers of the `[yolo]` blocks, in the order of the cfg."""
+        return tuple(i for i, block in enumerate(self.blocks) if block.IS_HEAD)
+
+    @property
+    def yolos(self) -> tuple[Any, ...]:
+        """The `[yolo]` blocks, in the order of the cfg."""
+        return tuple(block for block in self.blocks if block.IS_HEAD)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; the same in every head."""
+        return self.yolos[0].classes
+
+    def where(self, block: int) -> str:
+        """Place of a block for a message: `block 84 (cfg/tiny.cfg:512)`."""
+        line = self.blocks[block].line
+        return f"block {block} ({self.path}:{line})" if self.path and line else f"block {block}"
+
+
+class Trail:
+    """The blocks passed so far and the shapes they put out."""
+
+    def __init__(self, image: Shape) -> None:
+        self.image = image
+        self.blocks: list[Block] = []
+        self.shapes: list[Shape] = []
+        self.classes: int | None = None
+        """Of the heads passed so far."""
+
+    @property
+    def before(self) -> Shape:
+        """What the next block reads unless it names its sources."""
+        return self.shapes[-1] if self.shapes else self.image
+
+    def add(self, block: Block) -> None:
+        """Pass a block.
+
+        Raises:
+            SectionError: it cannot work on what it reads.
+        """
+        if self.blocks and self.blocks[-1].IS_HEAD and block.SECTION != "route":
+            raise SectionError(f"block {len(self.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
+        self.shapes.append(block.shape(self))
+        self.blocks.append(block)
+        self.classes = block.classes if block.IS_HEAD else self.classes
+
+    def read(self, sources: Sequence[int], key: str) -> list[Shape]:
+        """Shapes of the blocks that the next block names in `key`; one that it cannot read is refused."""
+        index = len(self.blocks)
+        for source in sources:
+            if not 0 <= source < index:
+                allowed = f"blocks 0..{index - 1} can be read" if index else "the first block has none to read"
+                what = "the block itself" if source == index else "a later block" if source > index else "no block"
+                raise SectionError(f"block {index} reads block {source}, which is {what}; {allowed}", key)
+            if self.blocks[source].IS_HEAD:
+                raise SectionError(f"block {source} is a [yolo], which ends a branch; read the block before it", key)
+        return [self.shapes[source] for source in sources]
+
+    def check_cells(self, source: int, want: Shape, key: str) -> None:
+        """Refuse a source of another height and width than `want`; blame the input's size where that explains it."""
+        shape = self.shapes[source]
+        if shape[1:] == want[1:]:
+            return
+        self.image.check_sides(round(max(map(max, steps(self.blocks)))))
+        raise SectionError(
+            f"block {source} has {shape.height} x {shape.width} cells, but {want.height} x {want.width} are needed, "
+            "as only maps of one size go together",
+            key,
+        )
+
+
+def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]]:
+    """Pixels of the network input per cell of every block, x and y."""
+    passed: list[tuple[Fraction | int, Fraction | int]] = []
+    for index, block in enumerate(blocks):
+        basis = block.basis(index)
+        x, y = (1, 1) if basis < 0 else passed[basis]
+        step_x, step_y = block.step()
+        passed.append((x * step_x, y * step_y))
+    return passed
+
+
+def windows(cells: int, reach: int, stride: int) -> int:
+    """Positions of a window that reaches over `reach` of the padded cells."""
+    if cells < reach:
+        raise SectionError(f"the window reaches over {reach} cells, but the input has {cells} with its padding", "size")
+    return (cells - reach) // stride + 1
+
+
+def written_strides(block: Any) -> Values:
+    """`stride` for both where they are equal."""
+    if block.stride_x == block.stride_y:
+        return {"stride": block.stride_x, "stride_x": None, "stride_y": None}
+    return {}

@@ -1,0 +1,131 @@
+"""Blocks without weights that change the cells of a map or drop some: pooling, `[upsample]`, `[reorg]`, `[dropout]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from utils.darknet.blocks.block import (
+    PADDING,
+    SIZE,
+    Block,
+    Key,
+    Place,
+    Shape,
+    Trail,
+    Values,
+    key,
+    windows,
+    written_strides,
+)
+from utils.darknet.blocks.values import Number, SectionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maxpool(Block):
+    """Max pooling; Darknet pads `padding` cells in all, `padding // 2` of them before."""
+
+    size: int = key(SIZE, None)
+    stride = Key(SIZE, 1)
+    stride_x: int = key(SIZE, None)
+    stride_y: int = key(SIZE, None)
+    padding: int = key(PADDING, None)
+
+    SILENT = "out_channels"
+    FIXED = "antialiasing=0 maxpool_depth=0 maxpool_zero_nonmax=0"
+
+    @classmethod
+    def read(cls, values: Values, place: Place) -> Block:
+        """The size is the stride by default, the padding size - 1."""
+        stride = values.pop("stride")
+        for name in ("size", "stride_x", "stride_y"):
+            values[name] = values[name] or stride
+        if values["padding"] is None:
+            values["padding"] = values["size"] - 1
+        return cls(**values)
+
+    def written(self, place: Place) -> Values:
+        """`padding` only where it is not the default."""
+        padding = None if self.padding == self.size - 1 else self.padding
+        return vars(self) | written_strides(self) | {"padding": padding}
+
+    def step(self) -> tuple[int, int]:
+        """The strides."""
+        return self.stride_x, self.stride_y
+
+    def shape(self, trail: Trail) -> Shape:
+        """Windows that fit into the padded input."""
+        channels, height, width = trail.before
+        largest = 2 * (self.size - 1)
+        if self.padding > largest:
+            raise SectionError(
+                f"at most {largest} is allowed for size {self.size}; some windows would see padding only", "padding"
+            )
+        return Shape(
+            channels,
+            windows(height + self.padding, self.size, self.stride_y),
+            windows(width + self.padding, self.size, self.stride_x),
+        )
+
+    def operations(self, output: Shape) -> int:
+        """One for each cell it looks at."""
+        return self.size**2 * output.channels * output.height * output.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avgpool(Block):
+    """Global average pooling to 1 × 1."""
+
+    def shape(self, trail: Trail) -> Shape:
+        """One cell."""
+        return Shape(trail.before.channels, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upsample(Block):
+    """Nearest-neighbour upsampling."""
+
+    stride: int = key(SIZE, 2)
+
+    FIXED = "scale=1"
+
+    def step(self) -> tuple[Fraction, Fraction]:
+        """A part of a cell."""
+        return Fraction(1, self.stride), Fraction(1, self.stride)
+
+    def shape(self, trail: Trail) -> Shape:
+        """Every cell becomes stride × stride."""
+        channels, height, width = trail.before
+        return Shape(channels, height * self.stride, width * self.stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reorg(Block):
+    """Space to depth in the memory order of Darknet's `[reorg]`."""
+
+    stride: int = key(SIZE, 1)
+
+    FIXED = "reverse=0"
+
+    def step(self) -> tuple[int, int]:
+        """The stride."""
+        return self.stride, self.stride
+
+    def shape(self, trail: Trail) -> Shape:
+        """The cells of a square become channels."""
+        channels, height, width = trail.before
+        s = self.stride
+        if height % s or width % s:
+            raise SectionError(f"the {height} x {width} cells of the block before are no multiples of {s}", "stride")
+        if channels % s**2:
+            raise SectionError(f"the {channels} channels of the block before are no multiple of {s**2}", "stride")
+        return Shape(channels * s**2, height // s, width // s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(Block):
+    """Dropout; the identity outside training, but counted as a block."""
+
+    probability: float = key(Number(0, 0.999), 0.2)
+
+    SILENT = "dropblock dropblock_size_abs dropblock_size_rel"
