@@ -140,7 +140,7 @@ def test_a_thumbnail_does_not_end_a_jpeg(picture, tmp_path):
     path.write_bytes(data[:2] + segment + data[2:])
     assert check_image(path) == (30, 50)
     path.write_bytes((data[:2] + segment + data[2:])[: -len(data) // 2])
-    with pytest.raises(PictureError, match="(?i)truncated"):
+    with pytest.raises(PictureError, match=r"(?i)truncated"):
         check_image(path)
 
 

@@ -1,6 +1,9 @@
-"""The pictures of a data set at the size that samples are made from, decoded when asked for or kept for all processes.
+"""The pictures of a data set at the size that samples are made from, decoded when needed or kept for all processes.
 
-A picture is the same bytes whether it is kept or not, so a cache changes the speed of a training and nothing else.
+A picture is the same bytes whether it is kept or not, so a cache changes the speed of a training and nothing else. Kept
+pictures lie in one mapped file: in memory, or on the disk for the next run. The file is a header and the pixels of one
+picture after the other. Its header has a key of all that the pixels were made from, and their CRC-32; a file with
+another header or size is not used. What the file holds is taken as numbers and as nothing else.
 """
 
 from __future__ import annotations
@@ -8,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import shutil
-import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,37 +29,40 @@ from tqdm import tqdm
 from utils.cli import log
 from utils.data.images import Channels, FitMode, Image, Shrink, Size, inner_size, place, read_image
 from utils.data.index import Index, default_folder, stamp
-from utils.errors import OUT_OF_RESOURCES, DataError, ResourceError
+from utils.errors import DataError, ResourceError
 from utils.files import atomic_path, regular_file
 
-MAGIC = b"DKPIXEL1"
+CacheKind = Literal["ram", "disk"]
+MAGIC = b"DKPIXEL2"
 """First bytes of a file; the last of them is the version of this format."""
-HEADER = struct.Struct("<8s32sQQI")
-"""Magic, key, number of pictures, size of the file, CRC-32 of the table."""
-ALIGNMENT = 64
-"""Of every picture, in bytes: a cache line."""
+KEY_END, HEADER_SIZE = 40, 44
+"""Bytes up to the end of the key, and of the whole header: MAGIC, 32 bytes of key, CRC-32 of the pixels."""
 CHUNK = 256
 """Pictures decoded before they are written, so that a slow disk does not fill the memory."""
+FREE_SHARE = 0.9
+"""Share of the free memory or disk that pictures may take."""
+LEAST_SPARE = 2
+"""A JPEG is decoded at a fraction of its sides only if that is still this many times the size wanted."""
+STALE = 3600.0
+"""Seconds after which an unfinished file was left by a process that was killed: one at work writes all the time."""
 
 
-class PixelLayout:
-    """Where the pixels of each picture lie in a file.
+class PixelLayout(NamedTuple):
+    """Contents of a file of pictures."""
 
-    Args:
-        shapes: [N, 3], height, width and channels of the pictures.
-        key: 32 bytes that tell these pictures from all others.
-    """
+    shapes: NDArray[np.int64]
+    """[N, 3], height, width and channels of the pictures."""
+    key: bytes
+    """32 bytes that tell these pictures from all others."""
 
-    def __init__(self, shapes: NDArray[np.int64], key: bytes) -> None:
-        self.shapes, self.key = shapes, key
-        sizes = shapes.prod(1)
-        ends = _table_end(len(shapes)) + np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
-        self.starts: list[int] = np.concatenate([[_table_end(len(shapes))], ends]).tolist()
-        self.bytes: int = self.starts.pop()
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return HEADER_SIZE + int(self.shapes.prod(1).sum())
 
-    def header(self, table: bytes) -> bytes:
-        """The header of a file with this table of sums."""
-        return HEADER.pack(MAGIC, self.key, len(self.shapes), self.bytes, zlib.crc32(table))
+    def header(self, checksum: int) -> bytes:
+        """First bytes of the file when its pixels have this CRC-32."""
+        return MAGIC + self.key + checksum.to_bytes(4, "little")
 
 
 class PixelFile:
@@ -70,12 +75,14 @@ class PixelFile:
 
     def __init__(self, file: BinaryIO, layout: PixelLayout) -> None:
         self._file, self.layout = file, layout
-        self._bytes = np.frombuffer(mmap.mmap(file.fileno(), layout.bytes, access=mmap.ACCESS_READ), np.uint8)
+        self._bytes = np.frombuffer(mmap.mmap(file.fileno(), layout.size, access=mmap.ACCESS_READ), np.uint8)
         self._shapes: list[list[int]] = layout.shapes.tolist()
+        sizes = layout.shapes.prod(1)
+        self._starts: list[int] = (HEADER_SIZE + np.cumsum(sizes) - sizes).tolist()
 
     def __getitem__(self, position: int) -> Image:
         height, width, channels = self._shapes[position]
-        start = self.layout.starts[position]
+        start = self._starts[position]
         return self._bytes[start : start + height * width * channels].reshape(height, width, channels)
 
     @property
@@ -83,118 +90,18 @@ class PixelFile:
         """Path under which another process of this machine and user can open the file while this one has it open."""
         return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
-    def table(self) -> bytes:
-        """The sums that the file holds."""
-        return self._bytes[HEADER.size : HEADER.size + 4 * len(self._shapes)].tobytes()
+    def fits(self, *, check: bool) -> bool:
+        """Whether the header is that of the layout; with `check`, of the pixels, too, which are all read."""
+        header = self._bytes[:HEADER_SIZE].tobytes()
+        if not header.startswith(MAGIC + self.layout.key):
+            return False
+        return not check or header == self.layout.header(self._checksum())
 
-    def fits(self) -> bool:
-        """Whether the header is that of the layout."""
-        return self._bytes[: HEADER.size].tobytes() == self.layout.header(self.table())
-
-    def is_intact(self) -> bool:
-        """Whether the pixels have the sums of the table."""
-        sums = np.frombuffer(self.table(), "<u4")
-        with ThreadPoolExecutor(_threads()) as pool:
-            found = pool.map(lambda position: zlib.crc32(self[position]), range(len(self._shapes)))
-            progress = tqdm(found, "checking the picture cache", len(sums), delay=2, disable=None)
-            return all(one == known for one, known in zip(progress, sums.tolist(), strict=True))
-
-
-def opened(path: Path | str, layout: PixelLayout, *, check: bool = True) -> PixelFile | None:
-    """The file at a path; None if there is none, or it is not whole or of other pictures.
-
-    Args:
-        path: of a regular file.
-        layout: that it is expected to have.
-        check: read all of its pixels; False where another process has just done so.
-    """
-    try:
-        if regular_file(path, DataError).st_size != layout.bytes:
-            return None
-        file = open(path, "rb")  # noqa: SIM115
-        pixels = PixelFile(file, layout)
-    except (DataError, OSError, ValueError):
-        return None
-    return pixels if pixels.fits() and (not check or pixels.is_intact()) else None
-
-
-def made_in_memory(layout: PixelLayout, decode: Callable[[int], Image]) -> PixelFile:
-    """A file without a name, gone with the last process that uses it.
-
-    It lies in memory on Linux; elsewhere in the system's folder of temporary files.
-
-    Args:
-        layout: of the file.
-        decode: gives the picture at a position; called by several threads.
-
-    Raises:
-        OSError: there is no room.
-    """
-    in_memory = hasattr(os, "memfd_create")
-    file = os.fdopen(os.memfd_create("pictures"), "w+b") if in_memory else tempfile.TemporaryFile()  # noqa: SIM115
-    _fill(file, layout, decode)
-    return PixelFile(file, layout)
-
-
-def made_on_disk(path: Path, layout: PixelLayout, decode: Callable[[int], Image]) -> PixelFile:
-    """A file at `path`, written whole or not at all; arguments as `made_in_memory`.
-
-    Raises:
-        OSError, ResourceError: it cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        file = open(temporary, "w+b")  # noqa: SIM115
-        _fill(file, layout, decode)
-    return PixelFile(file, layout)
-
-
-def _fill(file: BinaryIO, layout: PixelLayout, decode: Callable[[int], Image]) -> None:
-    _reserve(file, layout.bytes)
-    sums = np.zeros(len(layout.shapes), "<u4")
-    progress = tqdm(desc="filling the picture cache", total=len(sums), delay=2, disable=None)
-    with progress, ThreadPoolExecutor(_threads()) as pool:
-        for chunk in _chunks(range(len(sums))):
-            for position, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                file.seek(layout.starts[position])
-                file.write(np.ascontiguousarray(image))
-                sums[position] = zlib.crc32(image)
-                progress.update()
-    file.seek(0)
-    file.write(layout.header(sums.tobytes()) + sums.tobytes())
-    file.flush()
-
-
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Give a file its size and, where that can be done, its blocks: a full disk is an error now and not half way."""
-    file.truncate(size)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as failure:
-        if failure.errno in OUT_OF_RESOURCES:
-            raise
-
-
-def _chunks(positions: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(positions), CHUNK):
-        yield positions[start : start + CHUNK]
-
-
-def _table_end(count: int) -> int:
-    return -(-(HEADER.size + 4 * count) // ALIGNMENT) * ALIGNMENT
-
-
-def _threads() -> int:
-    return min(8, os.cpu_count() or 1)
-
-
-CacheKind = Literal["ram", "disk"]
-FREE_SHARE = 0.9
-"""Share of the free memory or disk that pictures may take."""
-LEAST_SPARE = 2
-"""A JPEG is decoded at a fraction of its sides only if that is still this many times the size wanted."""
-STALE = 3600.0
-"""Seconds after which an unfinished file was left by a process that was killed: one at work writes all the time."""
+    def _checksum(self) -> int:
+        checksum = 0
+        for position in tqdm(range(len(self._shapes)), "checking the picture cache", delay=2, disable=None):
+            checksum = zlib.crc32(self[position], checksum)
+        return checksum
 
 
 class PictureStore:
@@ -216,7 +123,7 @@ class PictureStore:
         self._kept: PixelFile | None = None
 
     def keep(self, kind: CacheKind, folder: Path | None = None) -> None:
-        """Decode all pictures once. Where they cannot be kept, that is said, and they are decoded when asked for.
+        """Decode all pictures once. Where they cannot be kept, one line says so, and they are decoded when needed.
 
         Args:
             kind: "ram": in memory, until the last process ends that uses them; "disk": in a file, for later runs, too.
@@ -237,10 +144,10 @@ class PictureStore:
         """Where another process of this machine finds the pictures that this one keeps; empty: it keeps none."""
         return self._kept.address if self._kept is not None else ""
 
-    def join(self, address: str, layout: PixelLayout | None = None) -> None:
-        """Use the pictures that another process keeps; if they are not there, decode them when asked for."""
+    def join(self, address: str) -> None:
+        """Use the pictures that another process keeps; if they are not there, decode them when needed."""
         if address:
-            self._kept = opened(address, layout or self._layout(), check=False)
+            self._kept = _read_file(address, self._layout(), check=False)
 
     def read(self, position: int) -> Image:
         """Picture [H, W, C], shrunk to its fitted size if it is larger; not to be written to.
@@ -251,14 +158,8 @@ class PictureStore:
         return self._decoded(position) if self._kept is None else self._kept[position]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a process that is not forked: where the pictures are, not the pictures."""
-        kept = None if self._kept is None else (self.address, self._kept.layout)
-        return {**vars(self), "_kept": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _kept=None)
-        if state["_kept"] is not None:
-            self.join(*state["_kept"])
+        """For a process that is not forked, and decodes for itself."""
+        return {**vars(self), "_kept": None}
 
     def _shape(self, position: int) -> Size:
         height, width = self.index.shapes[position].tolist()
@@ -277,36 +178,72 @@ class PictureStore:
     def _layout(self) -> PixelLayout:
         """Shapes of the pictures, and a key of all that their pixels depend on."""
         shapes = np.array([(*self._shape(at), self.channels) for at in range(len(self.index))], np.int64)
-        digest = self._digest()
-        digest.update(shapes.tobytes() + cv2.__version__.encode())
-        for path in self.index.images:
-            digest.update(repr(stamp(str(path))).encode())
-        return PixelLayout(shapes.reshape(-1, 3), digest.digest())
+        stamps = [stamp(str(path)) for path in self.index.images]
+        versions = self._name(), MAGIC, cv2.__version__
+        key = hashlib.sha256(repr((versions, stamps)).encode() + shapes.tobytes()).digest()
+        return PixelLayout(shapes.reshape(-1, 3), key)
 
-    def _digest(self) -> Any:
-        """Of the paths and of what is wanted of them; names the file, so that an edited data set replaces its own."""
+    def _name(self) -> str:
+        """Name of the file: of the paths and the input, so that an edited data set replaces its own file."""
         paths = b"\0".join(os.path.abspath(os.fsencode(path)) for path in self.index.images)
-        wanted = (MAGIC, self.channels, *self.size, self.mode, self.exact)
-        return hashlib.sha256(repr(wanted).encode() + paths)
+        wanted = MAGIC, self.channels, *self.size, self.mode, self.exact
+        return f"pixels-{hashlib.sha256(repr(wanted).encode() + paths).hexdigest()[:32]}.bin"
 
     def _in_memory(self, layout: PixelLayout) -> PixelFile:
-        _check_room("memory", layout.bytes, _free_memory())
-        return made_in_memory(layout, self._decoded)
+        """A file without a name, gone with the last process that uses it; on Linux in memory."""
+        _check_room("memory", layout.size, _free_memory())
+        in_memory = hasattr(os, "memfd_create")
+        file = os.fdopen(os.memfd_create("pictures"), "w+b") if in_memory else tempfile.TemporaryFile()  # noqa: SIM115
+        self._fill(file, layout)
+        return PixelFile(file, layout)
 
     def _on_disk(self, layout: PixelLayout, folder: Path | None) -> PixelFile:
         folder = folder or default_folder()
         if folder is None:
             raise ResourceError("there is no home folder; name one with --cache-dir")
-        path = folder / f"pixels-{self._digest().hexdigest()[:32]}.bin"
-        kept = opened(path, layout)
-        if kept is not None:
+        path = folder / self._name()
+        if (kept := _read_file(path, layout, check=True)) is not None:
             return kept
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
-        _check_room(str(folder), layout.bytes, _free_disk(folder))
-        kept = made_on_disk(path, layout, self._decoded)
-        log(f"{path}: {layout.bytes / 1e6:.0f} MB of decoded pictures for this and later runs")
-        return kept
+        _check_room(str(folder), layout.size, _free_disk(folder))
+        with atomic_path(path) as temporary:
+            file = open(temporary, "w+b")  # noqa: SIM115
+            self._fill(file, layout)
+        log(f"{path}: {layout.size / 1e6:.0f} MB of decoded pictures for this and later runs")
+        return PixelFile(file, layout)
+
+    def _fill(self, file: BinaryIO, layout: PixelLayout) -> None:
+        file.write(bytes(HEADER_SIZE))  # a killed process leaves no header that fits
+        count, checksum = len(self.index), 0
+        progress = tqdm(desc="filling the picture cache", total=count, delay=2, disable=None)
+        with progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, count, CHUNK):
+                for image in pool.map(self._decoded, range(start, min(start + CHUNK, count))):
+                    image = np.ascontiguousarray(image)
+                    file.write(image)
+                    checksum = zlib.crc32(image, checksum)
+                    progress.update()
+        file.seek(0)
+        file.write(layout.header(checksum))
+        file.flush()
+
+
+def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> PixelFile | None:
+    """The file at a path; None if there is none, or it is not whole or of other pictures.
+
+    Args:
+        path: of the file.
+        layout: that it is expected to have.
+        check: read all of its pixels; False where another process has just done so.
+    """
+    try:
+        if regular_file(path, DataError).st_size != layout.size:
+            return None
+        pixels = PixelFile(open(path, "rb"), layout)  # noqa: SIM115
+    except (DataError, OSError, ValueError):
+        return None
+    return pixels if pixels.fits(check=check) else None
 
 
 def _check_room(where: str, needed: int, free: int) -> None:
@@ -320,12 +257,10 @@ def _free_disk(folder: Path) -> int:
 
 def _free_memory() -> int:
     """Bytes that can be had without swapping, as the kernel estimates."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError):
+        if match := re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
+            return int(match[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _remove_unfinished(path: Path) -> None:
