@@ -157,12 +157,6 @@ def test_from_a_given_epoch_on_samples_are_single_pictures(found):
         assert np.array_equal(dataset[4].image, single[4].image) is plain
 
 
-def test_the_pixel_cap_of_the_index_holds_for_its_samples(found):
-    assert len(data_set(replace(found, max_pixels=10_000))[0].image) == 3
-    with pytest.raises(DataError, match="at most 100 pixels are decoded"):
-        data_set(replace(found, max_pixels=100))[0]
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 9, 20])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("rect", [False, True])

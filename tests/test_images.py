@@ -211,11 +211,13 @@ def test_a_picture_over_the_pixel_cap_is_refused_by_its_header(data, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_the_cap_is_the_number_given(picture, tmp_path):
+def test_the_cap_is_the_number_of_pixels(picture, tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", picture)
-    assert check_image(tmp_path / "a.png", 1500) == (30, 50)
+    monkeypatch.setattr("utils.data.images.MAX_PIXELS", 1500)
+    assert check_image(tmp_path / "a.png") == (30, 50)
+    monkeypatch.setattr("utils.data.images.MAX_PIXELS", 1499)
     with pytest.raises(PictureError, match="50x30 pixels; at most 1499"):
-        read_image(tmp_path / "a.png", max_pixels=1499)
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("data", [b"a text", b"\x00\x00\x00\x18ftypheic", b"P6 2 2 255 " + b"0" * 12, b"\xff\xd8"])

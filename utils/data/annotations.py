@@ -17,13 +17,10 @@ from xml.parsers import expat
 
 import numpy as np
 
-from utils.cli import one_line
 from utils.data.images import SUFFIXES
+from utils.data.labels import first_places
 from utils.errors import DataError, InputError
 from utils.files import read_text, regular_file
-
-EXAMPLES = 3
-"""Places named for each kind of note."""
 
 
 class Box(NamedTuple):
@@ -131,12 +128,6 @@ def note_lines(notes: Iterable[Note]) -> list[str]:
     for note in notes:
         places.setdefault(note.kind, []).append(note.place)
     return [f"  {kind}: {len(found)}: {first_places(found)}" for kind, found in places.items()]
-
-
-def first_places(places: Sequence[str]) -> str:
-    """The first places, and how many more there are."""
-    more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
-    return ", ".join(map(one_line, places[:EXAMPLES])) + more
 
 
 LARGEST_JSON = 1 << 30

@@ -38,7 +38,7 @@ SIGNATURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM|RIFF....WEBP|GIF8[79
 PNG_END = b"IEND\xaeB`\x82"
 """Last chunk of a PNG file, with its checksum. Without it libpng itself prints an error."""
 MAX_PIXELS = 100_000_000
-"""Largest picture decoded by default: 300 MB as RGB."""
+"""Largest picture decoded: 300 MB as RGB."""
 ORIENTATION, FIRST_TURNED = 0x0112, 5
 """Exif tag, and its smallest value for a picture whose sides are swapped when it is shown."""
 
@@ -55,13 +55,12 @@ class PictureError(DataError):
         return DataError, (str(self),)
 
 
-def read_image(path: Path | str, channels: Channels = 3, max_pixels: int = MAX_PIXELS, *, shrink: Shrink = 1) -> Image:
+def read_image(path: Path | str, channels: Channels = 3, *, shrink: Shrink = 1) -> Image:
     """Decode a picture file.
 
     Args:
         path: a regular file; its name may hold any byte.
         channels: 3 for RGB, 1 for grey. 16-bit, palette, CMYK and transparent pictures are converted.
-        max_pixels: a header that states more is refused before decoding.
         shrink: decode a JPEG at a half, a quarter or an eighth of its sides, which takes less time; other formats come
             at their own size.
 
@@ -71,18 +70,18 @@ def read_image(path: Path | str, channels: Channels = 3, max_pixels: int = MAX_P
     Raises:
         PictureError: missing, no regular file, unreadable, of an unknown format, too large, or not decodable.
     """
-    with _header(path, max_pixels) as (file, _):
+    with _header(path) as (file, _):
         file.seek(0)
         return _decode(file.read(), path, channels, shrink)
 
 
-def check_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Size:
+def check_image(path: Path | str) -> Size:
     """Height and width of the decoded picture; stricter than `read_image`, since half a JPEG decodes without an error.
 
     Raises:
         PictureError: as `read_image`; or the file is cut off or fails its checksums.
     """
-    with _header(path, max_pixels) as (file, picture):
+    with _header(path) as (file, picture):
         if picture.format == "PNG":
             picture.verify()  # the checksum of every chunk but the last
         elif picture.format in ("JPEG", "MPO"):
@@ -102,7 +101,7 @@ def shown_size(path: Path | str) -> Size:
     Raises:
         PictureError: as `read_image`, but for what only decoding would show.
     """
-    with _header(path, MAX_PIXELS) as (_, picture):
+    with _header(path) as (_, picture):
         width, height = picture.size
         turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
     return (width, height) if turned else (height, width)
@@ -129,23 +128,23 @@ def write_image(path: Path | str, image: Image) -> None:
 
 
 @contextmanager
-def _header(path: Path | str, max_pixels: int) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
+def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
     """An open picture file, and Pillow's view of its header; what Pillow raises in the block means damage.
 
     Raises:
         PictureError: as `read_image`.
     """
-    with _opened(path, max_pixels) as file:
+    with _opened(path) as file:
         if not SIGNATURE.match(file.read(16)):
             raise PictureError(path, "unknown image format", "not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
         file.seek(0)
         warnings.filterwarnings("ignore", module="PIL")  # damage is reported here, with the name of the file
-        PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is `max_pixels`
+        PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
         try:
             with PIL.Image.open(file, formats=FORMATS) as picture:
                 width, height = picture.size
-                if height * width > max_pixels:
-                    detail = f"{width}x{height} pixels; at most {max_pixels} pixels are decoded"
+                if height * width > MAX_PIXELS:
+                    detail = f"{width}x{height} pixels; at most {MAX_PIXELS} pixels are decoded"
                     raise PictureError(path, "oversized image", detail)
                 yield file, picture
         except (SuiteError, MemoryError):
@@ -156,8 +155,8 @@ def _header(path: Path | str, max_pixels: int) -> Iterator[tuple[BinaryIO, PIL.I
             raise PictureError(path, "damaged image", str(failure)) from None
 
 
-def _opened(path: Path | str, max_pixels: int) -> BinaryIO:
-    """A regular file that may hold a picture of at most `max_pixels` pixels."""
+def _opened(path: Path | str) -> BinaryIO:
+    """A regular file that may hold a picture of at most MAX_PIXELS pixels."""
     try:
         size = regular_file(path, DataError).st_size
     except DataError as failure:
@@ -165,8 +164,8 @@ def _opened(path: Path | str, max_pixels: int) -> BinaryIO:
         raise PictureError(path, kind, str(failure).removeprefix(f"{path}: ")) from None
     if size == 0:
         raise PictureError(path, "empty image", "an empty file")
-    if size > 8 * max_pixels + (1 << 24):  # 16-bit RGBA, uncompressed, and 16 MB of anything else
-        raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {max_pixels} pixels")
+    if size > 8 * MAX_PIXELS + (1 << 24):  # 16-bit RGBA, uncompressed, and 16 MB of anything else
+        raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {MAX_PIXELS} pixels")
     try:
         return open(path, "rb")
     except OSError as failure:

@@ -1,4 +1,10 @@
-"""Which pictures and labels a data set has, each checked once; nothing of the data set is written or changed."""
+"""Which pictures and labels a data set has, each checked once; nothing of the data set is written or changed.
+
+What is known of a picture is kept, so that a large data set is decoded once and not at every start: its size or what is
+wrong with it, under its path, size, times and inode number. Labels are read each time, so an edited label cannot be
+missed. The file is JSON, lies in the user's cache folder and never in the data set. One that is missing, damaged or
+made by another version counts as empty, and a folder that cannot be written is no error.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,13 +25,24 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image
-from utils.data.labels import KINDS, Effect, Finding, Report, parse_labels
+from utils.data.labels import Boxes, Finding, Report, read_labels
 from utils.errors import DataError
 from utils.files import atomic_write_bytes, regular_file
 
-FORMAT = 1
-FOLDER = "darknet-compression"
-LARGEST = 1 << 30
+Source = str | Path
+"""A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
+Stamp = tuple[int, int, int, int]
+"""Size, modification time, change time (which no program can set back) and inode number of a file."""
+IMAGE_FOLDERS = frozenset({"images", "JPEGImages"})
+"""Folders that have a folder `labels` beside them; the second is that of Pascal VOC."""
+IGNORED = "ignored"
+"""Folder beside `labels` with the boxes that are ignored: crowds and difficult objects."""
+LARGEST_LIST = 1 << 28
+"""Largest list file read, in bytes."""
+CACHE_FOLDER = "darknet-compression"
+CACHE_KEY = [2, cv2.__version__, MAX_PIXELS]
+"""Version of the format, and what verdicts depend on beside the picture."""
+LARGEST_CACHE = 1 << 30
 """Bytes of a cache file that is still read; a million pictures take about 150 MB."""
 
 
@@ -39,100 +56,18 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-Stamp = tuple[int, int, int, int]
-"""Size, modification time, change time (which no program can set back) and inode number of a file."""
-
-
-def default_folder() -> Path | None:
-    """$XDG_CACHE_HOME/darknet-compression, by default under ~/.cache; None if there is no home."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / FOLDER
-    except RuntimeError:
-        return None
-
-
-def stamp(path: str) -> Stamp | None:
-    """What changes when a file does; None if there is no such file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-class VerdictCache:
-    """Verdicts on the pictures of one source, in one file of the cache folder.
-
-    Args:
-        folder: the cache folder, made when something is stored; None keeps nothing.
-        source: names the data set, and with it the file.
-        max_pixels: part of the key, as are the versions of this format and of OpenCV, since verdicts depend on them.
-    """
-
-    def __init__(self, folder: Path | None, source: str, max_pixels: int) -> None:
-        self._key = [FORMAT, cv2.__version__, max_pixels]
-        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:32]
-        self._path = folder / f"pictures-{digest}.json" if folder else None
-
-    def load(self) -> dict[str, tuple[Stamp, Verdict]]:
-        """Path → the file's stamp when it was checked, and the verdict. Empty if there is nothing usable."""
-        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-            if self._path and self._path.is_file() and self._path.stat().st_size <= LARGEST:
-                document = json.loads(self._path.read_bytes())
-                if document["key"] == self._key:
-                    return dict(_entries(document["pictures"]))
-        return {}
-
-    def store(self, entries: Mapping[str, tuple[Stamp, Verdict]]) -> None:
-        """Replace the file atomically; silently does nothing where that is impossible."""
-        if self._path is None:
-            return
-        pictures = {path: [*stamp, *verdict] for path, (stamp, verdict) in entries.items()}
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(self._path, json.dumps({"key": self._key, "pictures": pictures}).encode("ascii"))
-
-
-def _entries(pictures: Mapping[str, list]) -> Iterable[tuple[str, tuple[Stamp, Verdict]]]:
-    """The pictures of a cache document.
-
-    Raises:
-        ValueError: something is not of the kind that `VerdictCache.store` writes.
-    """
-    for path, values in pictures.items():
-        *stamp, height, width, kind, detail = values
-        numbers = (*stamp, height, width)
-        if len(stamp) != 4 or any(type(number) is not int for number in numbers) or min(height, width) < 0:
-            raise ValueError("a cache entry has other fields")
-        yield path, (tuple(stamp), Verdict(height, width, str(kind), str(detail)))
-
-
-Source = str | Path
-"""A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
-IMAGE_FOLDERS = frozenset({"images", "JPEGImages"})
-"""Folders that have a folder `labels` beside them; the second is that of Pascal VOC."""
-IGNORED = "ignored"
-"""Folder beside `labels` with the boxes that are ignored: crowds and difficult objects."""
-LARGEST_LIST = 1 << 28
-LARGEST_LABEL = 1 << 24
-"""Largest list and label file read, in bytes."""
-
-
 @dataclass(frozen=True)
 class Index:
     """The usable pictures of a data set, in the order of its source."""
 
     images: tuple[Path, ...]
-    labels: tuple[NDArray[np.float32], ...]
-    """For each picture [n, 5]: class, cx, cy, w, h; the last four as shares of the picture."""
-    ignored: tuple[NDArray[np.float32], ...]
+    labels: tuple[Boxes, ...]
+    """Of each picture."""
+    ignored: tuple[Boxes, ...]
     """The same of the boxes that evaluation and training ignore."""
     shapes: NDArray[np.int64]
     """[N, 2], height and width of each picture as decoded."""
     report: Report
-    max_pixels: int = MAX_PIXELS
-    """Larger pictures are not decoded, should one have changed."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,25 +75,24 @@ class Index:
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels; not of the folder that the pictures lie in, and not of their bytes."""
         digest = hashlib.sha256(np.ascontiguousarray(self.shapes).tobytes())
-        for image, rows in zip(self.images, self.labels, strict=True):
-            digest.update(os.fsencode(image.name) + b"\0" + rows.tobytes() + b"\0")
-        for place, rows in enumerate(self.ignored):
-            digest.update(b"ignored %d\0" % place + rows.tobytes() if len(rows) else b"")
+        for image, boxes in zip(self.images, self.labels, strict=True):
+            digest.update(os.fsencode(image.name) + b"\0" + boxes.tobytes() + b"\0")
+        for position, boxes in enumerate(self.ignored):
+            if len(boxes):
+                digest.update(b"ignored %d\0" % position + boxes.tobytes())
         return digest.hexdigest()
 
-    def subset(self, places: Sequence[int]) -> Index:
+    def subset(self, positions: Sequence[int]) -> Index:
         """The same data set with some of its pictures only."""
-        chosen = {
-            name: tuple(getattr(self, name)[place] for place in places) for name in ("images", "labels", "ignored")
-        }
-        return replace(self, **chosen, shapes=self.shapes[list(places)])
+        images, labels, ignored = (
+            tuple(values[position] for position in positions) for values in (self.images, self.labels, self.ignored)
+        )
+        return replace(self, images=images, labels=labels, ignored=ignored, shapes=self.shapes[list(positions)])
 
     def single_class(self) -> Index:
         """The same data set with class 0 for every box."""
-        labels, ignored = (
-            tuple(np.concatenate([np.zeros_like(rows[:, :1]), rows[:, 1:]], 1) for rows in part)
-            for part in (self.labels, self.ignored)
-        )
+        factors = np.array([0, 1, 1, 1, 1], np.float32)
+        labels, ignored = (tuple(boxes * factors for boxes in part) for part in (self.labels, self.ignored))
         return replace(self, labels=labels, ignored=ignored)
 
 
@@ -167,7 +101,6 @@ def index(
     names: Sequence[str],
     *,
     strict: bool = False,
-    max_pixels: int = MAX_PIXELS,
     cache_dir: Path | Literal["default"] | None = "default",
     require: bool = True,
 ) -> Index:
@@ -181,7 +114,6 @@ def index(
             folder that it lies in.
         names: names of the classes; only their number matters here.
         strict: refuse the data set if anything but a background was found.
-        max_pixels: larger pictures are refused before they are decoded.
         cache_dir: where verdicts on pictures are kept; "default" is the user's cache folder, None keeps nothing.
         require: refuse a data set without a usable picture.
 
@@ -192,28 +124,25 @@ def index(
     listed = [path for one in sources for path in list_images(one)]
     paths = list(dict.fromkeys(listed))
     findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
-    folder = default_folder() if cache_dir == "default" else cache_dir
-    cache = VerdictCache(folder, "\n".join(os.path.abspath(one) for one in sources), max_pixels)
     images, labels, ignored, shapes = [], [], [], []
-    for path, verdict in zip(paths, _verdicts(paths, cache, max_pixels), strict=True):
+    for path, verdict in zip(paths, _verdicts(paths, _cache_file(cache_dir, sources)), strict=True):
         if verdict.kind:
             findings.append(Finding(verdict.kind, path, verdict.detail))
             continue
-        rows, found = _read_labels(label_path(path), len(names))
-        passed, more = _read_ignored(path, len(names))
-        found += more
-        findings += found
-        if all(KINDS[finding.kind] is not Effect.IMAGE for finding in found):
+        boxes, flaws = read_labels(label_path(path), len(names))
+        ignored_boxes, ignored_flaws = _read_ignored(path, len(names))
+        findings += flaws + ignored_flaws
+        if all(finding.severity != "fatal" for finding in flaws + ignored_flaws):
             images.append(Path(path))
-            labels.append(rows)
-            ignored.append(passed)
+            labels.append(boxes)
+            ignored.append(ignored_boxes)
             shapes.append((verdict.height, verdict.width))
-    backgrounds = sum(not len(rows) for rows in labels)
+    backgrounds = sum(not len(boxes) for boxes in labels)
     counts = sum(map(len, labels)), tuple(findings), sum(map(len, ignored))
     report = Report(len(listed), len(images), backgrounds, *counts)
     _refuse(report, sources, strict=strict, require=require)
     sizes = np.array(shapes, np.int64).reshape(-1, 2)
-    return Index(tuple(images), tuple(labels), tuple(ignored), sizes, report, max_pixels)
+    return Index(tuple(images), tuple(labels), tuple(ignored), sizes, report)
 
 
 def list_images(source: Source) -> list[str]:
@@ -238,9 +167,9 @@ def label_path(image: str, kind: str = "labels") -> str:
     """
     folder, name = os.path.split(image)
     parts = folder.split(os.sep)
-    for place in reversed(range(len(parts))):
-        if parts[place] in IMAGE_FOLDERS:
-            parts[place] = kind
+    for position in reversed(range(len(parts))):
+        if parts[position] in IMAGE_FOLDERS:
+            parts[position] = kind
             break
     return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
 
@@ -274,25 +203,69 @@ def _read_list(path: str) -> Iterator[str]:
 
 
 def _repeated(listed: Sequence[str]) -> list[str]:
-    seen: set[str] = set()
-    return [path for path in listed if path in seen or seen.add(path)]
+    first: set[str] = set()
+    return [path for path in listed if path in first or first.add(path)]
 
 
-def _verdicts(paths: Sequence[str], cache: VerdictCache, max_pixels: int) -> list[Verdict]:
+def default_folder() -> Path | None:
+    """$XDG_CACHE_HOME/darknet-compression, by default under ~/.cache; None if there is no home."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / CACHE_FOLDER
+    except RuntimeError:
+        return None
+
+
+def stamp(path: str) -> Stamp | None:
+    """What changes when a file does; None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Source]) -> Path | None:
+    """File of the verdicts on a data set; None keeps nothing."""
+    folder = default_folder() if folder == "default" else folder
+    digest = hashlib.sha256(os.fsencode("\n".join(map(os.path.abspath, sources)))).hexdigest()[:32]
+    return folder / f"pictures-{digest}.json" if folder else None
+
+
+def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
     """One verdict a picture: from the cache where its stamp is unchanged, else by decoding it."""
-    known = cache.load()
+    known = _load_entries(cache) if cache else {}
     stamps = {path: stamp(path) for path in paths}
-    results: dict[str, tuple[Stamp | None, Verdict]] = {
-        path: known[path] for path in paths if path in known and known[path][0] == stamps[path]
-    }
-    unknown = [path for path in paths if path not in results]
+    verdicts = {path: Verdict(*known[path][4:]) for path in paths if _stamp_of(known.get(path)) == (stamps[path] or ())}
+    unknown = [path for path in paths if path not in verdicts]
     with _quiet_opencv(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
-        checked = pool.map(lambda path: _check(path, max_pixels), unknown)
-        progress = tqdm(checked, "checking pictures", len(unknown), delay=2, disable=None)
-        results |= {path: (stamps[path], verdict) for path, verdict in zip(unknown, progress, strict=True)}
-    if unknown:
-        cache.store({path: entry for path, entry in results.items() if entry[0] is not None})
-    return [results[path][1] for path in paths]
+        progress = tqdm(pool.map(_check, unknown), "checking pictures", len(unknown), delay=2, disable=None)
+        verdicts |= dict(zip(unknown, progress, strict=True))
+    if unknown and cache:
+        _store_entries(cache, {path: [*stamps[path], *verdicts[path]] for path in paths if stamps[path]})
+    return [verdicts[path] for path in paths]
+
+
+def _stamp_of(entry: object) -> Stamp | None:
+    """Stamp in an entry of a cache file, which may be damaged."""
+    return tuple(entry[:4]) if isinstance(entry, list) and len(entry) == 8 else None
+
+
+def _load_entries(cache: Path) -> dict[str, list]:
+    """Path → stamp and verdict. Empty if there is nothing usable."""
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        if cache.is_file() and cache.stat().st_size <= LARGEST_CACHE:
+            document = json.loads(cache.read_bytes())
+            if document["key"] == CACHE_KEY and isinstance(document["pictures"], dict):
+                return document["pictures"]
+    return {}
+
+
+def _store_entries(cache: Path, entries: Mapping[str, list]) -> None:
+    """Replace the file atomically; silently does nothing where that is impossible."""
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(cache, json.dumps({"key": CACHE_KEY, "pictures": entries}).encode("ascii"))
 
 
 @contextmanager
@@ -306,39 +279,20 @@ def _quiet_opencv() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _check(path: str, max_pixels: int) -> Verdict:
+def _check(path: str) -> Verdict:
     try:
-        return Verdict(*check_image(path, max_pixels))
+        return Verdict(*check_image(path))
     except PictureError as failure:
         return Verdict(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
 
 
-def _read_labels(path: str, classes: int) -> tuple[NDArray[np.float32], list[Finding]]:
-    """Boxes of one label file [n, 5], and what was found in it."""
-    nothing = np.zeros((0, 5), np.float32)
-    if not os.path.lexists(path):
-        return nothing, [Finding("no label file", path)]
-    try:
-        size = regular_file(path, DataError).st_size
-        if size > LARGEST_LABEL:
-            return nothing, [Finding("unreadable label file", path, f"{size} bytes")]
-        with open(path, "rb") as file:
-            data = file.read()
-    except (DataError, OSError) as failure:
-        return nothing, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
-    if not data.strip():
-        return nothing, [Finding("empty label file", path)]
-    boxes, flaws = parse_labels(data, classes)
-    return boxes, [Finding(flaw.kind, f"{path}:{flaw.line}", flaw.detail) for flaw in flaws]
-
-
-def _read_ignored(image: str, classes: int) -> tuple[NDArray[np.float32], list[Finding]]:
-    """Ignored boxes of a picture [n, 5], and what is wrong with them; a picture without a file has none."""
+def _read_ignored(image: str, classes: int) -> tuple[Boxes, list[Finding]]:
+    """Ignored boxes of a picture, and what is wrong with them; a picture without a file has none."""
     path = label_path(image, IGNORED)
-    if path == label_path(image) or not os.path.lexists(path):  # the first: labels lie beside the pictures
+    if path == label_path(image):  # labels lie beside the pictures
         return np.zeros((0, 5), np.float32), []
-    rows, found = _read_labels(path, classes)
-    return rows, [finding for finding in found if KINDS[finding.kind] is not Effect.NOTED]
+    boxes, findings = read_labels(path, classes)
+    return boxes, [finding for finding in findings if finding.severity != "note"]
 
 
 def _refuse(report: Report, sources: Sequence[Source], *, strict: bool, require: bool) -> None:

@@ -1,56 +1,90 @@
-"""Label files, and what was found in a data set: every flaw counted and named, in one summary."""
+"""Label files, one `class cx cy w h` a line, and the table of all that can be wrong with a data set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.cli import one_line
+from utils.errors import DataError
+from utils.files import regular_file
 
+Boxes = NDArray[np.float32]
+"""[n, 5]: class, cx, cy, w, h; the last four as shares of the picture's width and height, 0..1."""
+Severity = Literal["fatal", "warning", "note"]
+EFFECTS: Mapping[Severity, str] = {"fatal": "image left out", "warning": "left out", "note": "used"}
+"""Severities from the worst, and the effect on what was found."""
 EXAMPLES = 3
-"""Files named for each kind in the summary."""
+"""Places named for each kind of finding."""
+LARGEST_LABEL = 1 << 24
+"""Largest label file read, in bytes."""
+TWIN_IOU = 0.95
+"""Two boxes of a class that overlap by more are one object labelled twice."""
+LONG = 4.0
+"""Ratio of the sides of a picture from which a letterbox leaves less than a quarter of the input to it."""
 
 
-class Effect(Enum):
-    """What follows from a finding."""
+class Kind(NamedTuple):
+    """Severity of a kind of finding, and the way out."""
 
-    NOTED = "used"
-    """Nothing is wrong."""
-    ROW = "row left out"
-    IMAGE = "image left out"
+    severity: Severity
+    advice: str
 
 
-KINDS: Mapping[str, Effect] = {
-    "missing image": Effect.IMAGE,
-    "not a file": Effect.IMAGE,
-    "unreadable image": Effect.IMAGE,
-    "empty image": Effect.IMAGE,
-    "unknown image format": Effect.IMAGE,
-    "oversized image": Effect.IMAGE,
-    "damaged image": Effect.IMAGE,
-    "listed twice": Effect.IMAGE,
-    "no label file": Effect.NOTED,
-    "empty label file": Effect.NOTED,
-    "unreadable label file": Effect.IMAGE,
-    "not a text file": Effect.IMAGE,
-    "wrong column count": Effect.IMAGE,
-    "not a number": Effect.IMAGE,
-    "fractional class": Effect.IMAGE,
-    "negative class": Effect.IMAGE,
-    "class beyond names": Effect.IMAGE,
-    "out of range": Effect.IMAGE,
-    "negative size": Effect.IMAGE,
-    "zero-size box": Effect.ROW,
-    "duplicate row": Effect.ROW,
+_WRONG_LABEL = "correct the line: a wrong label leaves its whole picture out"
+_BAD_PICTURE = "save or fetch the picture again, or take it off the list"
+KINDS: Mapping[str, Kind] = {
+    "wrong path": Kind("fatal", "paths are relative to the file that names them"),
+    "no pictures": Kind("fatal", "name pictures in the list, folder or pattern"),
+    "nothing usable": Kind("fatal", "correct what is found below"),
+    "no boxes": Kind("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
+    "same file in train and val": Kind("fatal", "take it off one list: results on it say nothing"),
+    "identical pictures in train and val": Kind("fatal", "take one off its list: results on it say nothing"),
+    "missing image": Kind("fatal", "paths in a list are relative to the list"),
+    "not a file": Kind("fatal", "take it off the list"),
+    "unreadable image": Kind("fatal", "look at the file's permissions"),
+    "empty image": Kind("fatal", _BAD_PICTURE),
+    "unknown image format": Kind("fatal", "save it as PNG, JPEG, BMP, WebP, GIF or TIFF"),
+    "oversized image": Kind("fatal", "scale it down"),
+    "damaged image": Kind("fatal", _BAD_PICTURE),
+    "unreadable label file": Kind("fatal", "look at the file's permissions and size"),
+    "not a text file": Kind("fatal", "save it as UTF-8"),
+    "wrong column count": Kind("fatal", _WRONG_LABEL),
+    "not a number": Kind("fatal", _WRONG_LABEL),
+    "fractional class": Kind("fatal", _WRONG_LABEL),
+    "negative class": Kind("fatal", "classes count from 0"),
+    "class beyond names": Kind("fatal", "add the name, or correct the class; classes count from 0"),
+    "out of range": Kind("fatal", "boxes are shares of the picture, 0..1, not pixels"),
+    "negative size": Kind("fatal", _WRONG_LABEL),
+    "listed twice": Kind("warning", "it is used once"),
+    "zero-size box": Kind("warning", "the row is left out"),
+    "duplicate row": Kind("warning", "the second is left out"),
+    "no validation pictures": Kind("warning", "nothing is evaluated, and best.pt is the last epoch"),
+    "identical pictures in one split": Kind("warning", "they count twice; take one off the list"),
+    "most label files missing": Kind("warning", "these pictures teach that there is nothing; see where labels belong"),
+    "class without a box in train": Kind("warning", "it cannot be learnt"),
+    "class without a box in val": Kind("warning", "it is not measured; mAP is the mean over the others"),
+    "object labelled twice": Kind("warning", f"boxes of a class that overlap by more than {TWIN_IOU:g}; delete one"),
+    "box beyond the picture": Kind("warning", "it is cut to the picture; look whether boxes are of another size"),
+    "many boxes smaller than a cell": Kind("warning", "train at a larger --img_size, or with a head of finer stride"),
+    "anchors do not fit": Kind("warning", "train.py --auto-anchors clusters them again"),
+    "very long picture": Kind("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
+    "boxes smaller than a cell": Kind("note", "expect to miss them"),
+    "other class count": Kind("note", "train.py adapts the heads"),
+    "no label file": Kind("note", "a picture without objects"),
+    "empty label file": Kind("note", "a picture without objects"),
 }
-"""Every kind of finding. A label that says something else than it means leaves its image out: the picture without that
-box would teach that there is nothing. A row that says nothing (zero size, said before) only leaves itself out."""
+"""Every kind of finding of `index` and of the doctor, the worst first.
+
+A label that says something else than it means is fatal to its image: the picture without that box would teach that
+there is nothing. A row that says nothing (zero size, a duplicate) only leaves itself out.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +96,11 @@ class Finding:
     place: str
     """File, or FILE:LINE."""
     detail: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        """Severity of its kind."""
+        return KINDS[self.kind].severity
 
 
 @dataclass(frozen=True)
@@ -80,64 +119,61 @@ class Report:
     """Ignored boxes in the usable images."""
 
     def places(self, kind: str) -> tuple[str, ...]:
-        """Where findings of one kind are, in the order of the source."""
+        """Places of the findings of one kind, in the order of the source."""
         return tuple(finding.place for finding in self.findings if finding.kind == kind)
 
     def counts(self) -> dict[str, int]:
-        """How many findings there are of each kind that was found."""
-        found = [finding.kind for finding in self.findings]
-        return {kind: found.count(kind) for kind in KINDS if kind in found}
+        """Number of findings of each kind that occurs."""
+        kinds = [finding.kind for finding in self.findings]
+        return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
     def flaws(self) -> tuple[Finding, ...]:
         """The findings because of which an image or a row was left out."""
-        return tuple(finding for finding in self.findings if KINDS[finding.kind] is not Effect.NOTED)
-
-    def totals(self) -> str:
-        """Line for people: how many images and boxes there are."""
-        ignored = f"{self.ignored} ignored ones, " if self.ignored else ""
-        return (
-            f"{self.usable} of {self.listed} images usable, {self.boxes} boxes, {ignored}"
-            f"{self.backgrounds} images without a box"
-        )
+        return tuple(finding for finding in self.findings if finding.severity != "note")
 
     def summary(self) -> str:
         """Lines for people: the totals, then each kind with its count, its effect and the first places."""
-        lines = [self.totals()]
+        lines = [totals(vars(self))]
         for kind, count in self.counts().items():
-            places = self.places(kind)
-            more = f" and {count - EXAMPLES} more" if count > EXAMPLES else ""
-            names = ", ".join(one_line(place) for place in places[:EXAMPLES])
-            lines.append(f"  {kind}: {count} ({KINDS[kind].value}): {names}{more}")
+            effect = EFFECTS[KINDS[kind].severity]
+            lines.append(f"  {kind}: {count} ({effect}): {first_places(self.places(kind))}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, object]:
-        """The same for machines: totals, and `findings` {kind: [place, …]}."""
-        findings = {kind: list(self.places(kind)) for kind in self.counts()}
-        totals = {name: getattr(self, name) for name in ("listed", "usable", "backgrounds", "boxes", "ignored")}
-        return {**totals, "findings": findings}
+
+def totals(counts: Mapping[str, Any]) -> str:
+    """Line for people on how many images and boxes there are; takes the fields of a `Report`."""
+    ignored = f"{counts['ignored']} ignored ones, " if counts["ignored"] else ""
+    return (
+        f"{counts['usable']} of {counts['listed']} images usable, {counts['boxes']} boxes, {ignored}"
+        f"{counts['backgrounds']} images without a box"
+    )
 
 
-Row = tuple[float, float, float, float, float]
+def first_places(places: Sequence[str]) -> str:
+    """The first places, and how many more there are."""
+    more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
+    return ", ".join(map(one_line, places[:EXAMPLES])) + more
 
 
-class Flaw(NamedTuple):
-    """What is wrong in one line of a label file."""
+def read_labels(path: str, classes: int) -> tuple[Boxes, list[Finding]]:
+    """Boxes of one label file, and what was found in it."""
+    nothing = np.zeros((0, 5), np.float32)
+    if not os.path.lexists(path):
+        return nothing, [Finding("no label file", path)]
+    try:
+        size = regular_file(path, DataError).st_size
+        if size > LARGEST_LABEL:
+            return nothing, [Finding("unreadable label file", path, f"{size} bytes")]
+        with open(path, "rb") as file:
+            data = file.read()
+    except (DataError, OSError) as failure:
+        return nothing, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
+    if not data.strip():
+        return nothing, [Finding("empty label file", path)]
+    return parse_labels(data, path, classes)
 
-    kind: str
-    """A key of `labels.KINDS`."""
-    line: int
-    detail: str
 
-
-class Labels(NamedTuple):
-    """What one label file says."""
-
-    boxes: NDArray[np.float32]
-    """[n, 5]: class, cx, cy, w, h, the last four in 0..1; the rows without a flaw."""
-    flaws: tuple[Flaw, ...]
-
-
-def parse_labels(data: bytes, classes: int) -> Labels:
+def parse_labels(data: bytes, path: str, classes: int) -> tuple[Boxes, list[Finding]]:
     """Read the bytes of a label file; every line that cannot be used is named.
 
     A box may reach beyond the picture by its size, but its centre may not lie outside. Rows that say the same as an
@@ -145,40 +181,42 @@ def parse_labels(data: bytes, classes: int) -> Labels:
 
     Args:
         data: the whole file; UTF-8 with or without a byte order mark.
+        path: of the file, for the findings.
         classes: number of classes; ids count from 0.
     """
     if b"\0" in data:
-        return Labels(np.zeros((0, 5), np.float32), (Flaw("not a text file", 1, "holds zero bytes; UTF-16?"),))
-    rows: dict[Row, int] = {}
-    flaws = []
-    for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        fields = text.split()
-        if not fields:
+        return np.zeros((0, 5), np.float32), [Finding("not a text file", f"{path}:1", "holds zero bytes; UTF-16?")]
+    lines: dict[tuple[float, ...], int] = {}
+    findings = []
+    for number, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        if not text.strip():
             continue
-        row = None if b"_" in text else _numbers(fields)  # Python would read 1_0 as 10
-        kind, detail = _flaw(fields, row, classes)
-        if kind is None and row in rows:
-            kind, detail = "duplicate row", f"the same as line {rows[row]}"
+        row = _numbers(text)
+        kind, detail = _flaw(text, row, classes)
+        if kind is None and row in lines:
+            kind, detail = "duplicate row", f"the same as line {lines[row]}"
         if kind is None:
-            rows[row] = line
+            lines[row] = number
         else:
-            flaws.append(Flaw(kind, line, detail))
-    return Labels(np.array(list(rows), np.float32).reshape(-1, 5), tuple(flaws))
+            findings.append(Finding(kind, f"{path}:{number}", detail))
+    return np.array(list(lines), np.float32).reshape(-1, 5), findings
 
 
-def _numbers(fields: list[bytes]) -> Row | None:
-    """The fields as numbers, or None if one is none."""
+def _numbers(text: bytes) -> tuple[float, ...] | None:
+    """The fields of a line as finite numbers, or None if one is none."""
     try:
-        return tuple(map(float, fields))
+        row = tuple(map(float, text.split()))
     except ValueError:
         return None
+    return row if all(map(math.isfinite, row)) and b"_" not in text else None  # Python would read 1_0 as 10
 
 
-def _flaw(fields: list[bytes], row: Row | None, classes: int) -> tuple[str | None, str]:
+def _flaw(text: bytes, row: tuple[float, ...] | None, classes: int) -> tuple[str | None, str]:
     """Kind and detail of what is wrong with one row; the kind is None if nothing is."""
+    fields = text.split()
     if len(fields) != 5:
         return "wrong column count", f"{len(fields)} columns; a row is: class cx cy w h"
-    if row is None or not all(map(math.isfinite, row)):
+    if row is None:
         return "not a number", f"{b' '.join(fields)[:60]!r}"
     index, cx, cy, width, height = row
     if index != int(index):

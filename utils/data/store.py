@@ -170,7 +170,7 @@ class PictureStore:
         height, width = self._shape(position)
         spare = (self.index.shapes[position] / (height, width)).min() / LEAST_SPARE
         shrink: Shrink = 1 if self.exact else next((by for by in (8, 4, 2) if spare >= by), 1)
-        image = read_image(self.index.images[position], self.channels, self.index.max_pixels, shrink=shrink)
+        image = read_image(self.index.images[position], self.channels, shrink=shrink)
         if image.shape[:2] == (height, width):
             return image
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, self.channels)
