@@ -6,21 +6,18 @@ gives for convolutional networks on x86.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import goals
-from benchmarks.compare import signed
-from benchmarks.trainings import RUNS, TRAIN, Finished, python, shared, train
-from utils.errors import InputError
+from benchmarks import goals, suite
+from benchmarks.compare import table
+from benchmarks.suite import RUNS, TRAIN, Document, Finished, Section
 from utils.files import atomic_write_bytes
-from utils.report.tables import Column, markdown_table
 from utils.runtime.exported import DIGEST
 from utils.runtime.metadata import IMAGE
 from utils.runtime.packages import require
@@ -38,55 +35,59 @@ CALIBRATED = {
 """Flags of quantize.py. Boxes, objectness and classes share the tensor of a head and differ in range."""
 TRAINED = "train.py --quantized 1"
 AWARE = ("--quantized", "1", "--BN_Fold", "--KDstr", "4", "--epochs", "5", "--hyp", "data/hyp.quantize.yaml")
-DIFFERENCES = ("map50_difference", "map50_95_difference")
-ROWS = {f"{key}-int8": goals.ROWS[f"goal-{key}"] for key in goals.SETS}
 
 
-def finish(name: str, row: goals.Goal) -> Finished:
-    """Quantize in every way what is not quantized yet, then compare.
+@dataclass(frozen=True)
+class Integers:
+    """A float network that is quantized in all ways."""
 
-    Raises:
-        InputError: the row of the float network, or a peer's package, is missing.
-    """
-    require(name, "onnx", "onnxruntime", "nncf")
-    goal, folder = f"goal-{name.removesuffix('-int8')}", RUNS / name
-    common = ["--data", row.data.format(shared=shared()), "--img_size", str(row.size)]
-    teacher = RUNS / row.source / "weights" / "best.pt"
-    tuned = sorted((RUNS / goal / "balanced").glob("tune*/weights/best.pt"))
-    if not tuned or not teacher.is_file():
-        raise InputError(f"{RUNS / goal / 'balanced'}: has no float network; run the row {goal} first")
-    networks, commands = {"float": tuned[-1]}, []
-    start = [*common, "--weights", str(tuned[-1]), "--project", str(folder), "--name"]
-    for label, flags in CALIBRATED.items():
-        networks[label] = folder / _slug(label) / "model.pt"
-        commands.append(["quantize.py", *start, _slug(label), *flags])
-        _once(networks[label], *commands[-1])
-    commands.append(["train.py", *start, _slug(TRAINED), "--t_weights", str(teacher), *AWARE, *TRAIN])
-    train(folder / _slug(TRAINED), commands[-1])
-    networks[TRAINED] = folder / _slug(TRAINED) / "weights" / "best.pt"
-    files = {label: folder / f"{_slug(label)}.onnx" for label in (*networks, *PEERS)}
-    for label, weights in networks.items():
-        flags = ["--weights", str(weights), *common, *([] if label == "float" else ["--int8"])]
-        _once(files[label], "export.py", *flags, "--output", str(files[label]))
-    if missing := [label for label in PEERS if not files[label].exists()]:
-        images = calibration_images(common[1], tuned[-1], row.size)
-        for label in missing:
-            atomic_write_bytes(files[label], with_metadata(PEERS[label](files["float"], images), files["float"]))
-    named = [f"{label}={path}" for label, path in files.items()]
-    compared = json.loads(python("-m", "benchmarks.compare", *common, "--time", *named, "--json"))
-    document = {
-        "commands": [" ".join(["python", *command]).replace(shared(), "../shared") for command in commands],
-        **compared,
-        "data": row.data.format(shared="../shared"),
-        "peers": {package: version(package) for package in ("onnxruntime", "nncf")},
-        "vnni": has_vnni(),
-    }
-    return Finished(document)
+    goal: goals.Goal
+
+    @property
+    def what(self) -> str:
+        """Its data set and network."""
+        return f"{self.goal.what}, 8 bits"
+
+    def finish(self, name: str) -> Finished:
+        """Quantize in every way what is not quantized yet, then compare.
+
+        Raises:
+            InputError: the row of the float network, or a peer's package, is missing.
+        """
+        require(name, "onnx", "onnxruntime", "nncf")
+        goal, folder = self.goal, RUNS / name
+        common = ["--data", goal.data.file, "--img_size", str(goal.size)]
+        weights = suite.tuned(f"goal-{goal.data.key}")
+        networks, commands = {"float": weights}, []
+        start = [*common, "--weights", str(weights), "--project", str(folder), "--name"]
+        for label, flags in CALIBRATED.items():
+            networks[label] = folder / _slug(label) / "model.pt"
+            commands.append(["quantize.py", *start, _slug(label), *flags])
+            suite.once(networks[label], *commands[-1])
+        teacher = ["--t_weights", str(suite.weights_of(goal.source))]
+        commands.append(["train.py", *start, _slug(TRAINED), *teacher, *AWARE, *TRAIN])
+        suite.train(folder / _slug(TRAINED), *commands[-1])
+        networks[TRAINED] = folder / _slug(TRAINED) / "weights" / "best.pt"
+        files = {label: folder / f"{_slug(label)}.onnx" for label in (*networks, *PEERS)}
+        for label, path in networks.items():
+            precision = [] if label == "float" else ["--int8"]
+            suite.once(
+                files[label], "export.py", "--weights", str(path), *common, *precision, "--output", str(files[label])
+            )
+        if missing := [label for label in PEERS if not files[label].exists()]:
+            images = calibration_images(suite.shared(goal.data.file), weights, goal.size)
+            for label in missing:
+                atomic_write_bytes(files[label], with_metadata(PEERS[label](files["float"], images), files["float"]))
+        document = {
+            "commands": [suite.shown(command) for command in commands],
+            **suite.compare(common, files, "--time"),
+            "peers": {package: version(package) for package in ("onnxruntime", "nncf")},
+            "vnni": has_vnni(),
+        }
+        return Finished(document)
 
 
-def _once(made: Path, *command: str) -> None:
-    if not made.exists():
-        python(*command)
+ROWS = {f"{goal.data.key}-int8": Integers(goal) for goal in goals.GOALS}
 
 
 def _slug(label: str) -> str:
@@ -136,9 +137,14 @@ def quantize_static(source: Path, images: NDArray[np.float32]) -> onnx.ModelProt
     with TemporaryDirectory() as folder:
         prepared, made = Path(folder, "prepared.onnx"), Path(folder, "made.onnx")
         quant_pre_process(source, prepared)
-        quantization.quantize_static(prepared, made, SimpleNamespace(get_next=lambda: next(feeds, None)),
-                                     per_channel=True, activation_type=quantization.QuantType.QUInt8,
-                                     reduce_range=not has_vnni())  # fmt: skip
+        quantization.quantize_static(
+            prepared,
+            made,
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            reduce_range=not has_vnni(),
+        )
         return onnx.load(made)
 
 
@@ -161,52 +167,26 @@ def quantize_nncf(source: Path, images: NDArray[np.float32]) -> onnx.ModelProto:
 PEERS = {"onnxruntime quantize_static": quantize_static, "nncf.quantize": quantize_nncf}
 
 
-def section(name: str, document: Mapping[str, Any]) -> list[str]:
-    """Lines of docs/results.md for a row."""
-    columns = ("", Column("AP50", ".3f"), "to the first", Column("AP50-95", ".3f"), "to the first",
-               Column("MB", ".2f"), Column("ms", ".1f"))  # fmt: skip
-    rows = [
-        (n["network"], n["map50"], signed(n["map50_difference"]) if number else None, n["map50_95"],
-         signed(n["map50_95_difference"]) if number else None, n["bytes"] / 1e6, n["ms"])
-        for number, n in enumerate(document["networks"])
-    ]  # fmt: skip
-    bits = "8-bit weights, as the processor has VNNI" if document.get("vnni") else "7-bit weights, without VNNI"
-    peers = [f"{package} {number}" for package, number in document.get("peers", {}).items()]
-    return [
-        f"## {name}", "",
-        f"{ROWS[name].what} @{ROWS[name].size}, pruned and distilled; the float network is --weights of the commands. "
-        "8-bit activations, 7-bit weights (--target cpu) where nothing else is said.", "",
-        markdown_table(columns, rows), "", *(f"    {command}" for command in document["commands"]), "",
-        *([f"{' and '.join(peers)}: the same float file and calibration pictures; {bits}.", ""] if peers else []),
-        f"{document['images']} pictures; {100 * document['share']:g} % intervals of a bootstrap over the pictures, "
-        f"{document['draws']} draws, seed {document['seed']}. Milliseconds: median of forward passes of one picture, "
-        f"all networks in turn. {document['machine']}, {document['threads']} threads, PyTorch {document['torch']}, "
-        f"commit {(document['commit'] or 'unknown')[:9]}.", "",
-    ]  # fmt: skip
+def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+    """A section for each float network."""
+    for name in [name for name in ROWS if name in stored]:
+        document = stored[name]
+        yield Section(
+            name,
+            f"{ROWS[name].goal.what}, pruned and distilled; the float network is --weights of the commands. 8-bit "
+            "activations, 7-bit weights (--target cpu) where nothing else is said.",
+            *table(document),
+            commands=document["commands"],
+            note=f"{_peers(document)}{document['images']} pictures; {100 * document['share']:g} % intervals of a "
+            f"bootstrap over the pictures, {document['draws']} draws, seed {document['seed']}. Milliseconds: median "
+            f"of forward passes of one picture, all networks in turn. {suite.place(document)}",
+        )
 
 
-def mean_section(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines of docs/results.md for the mean over the rows that compare the same networks as the first."""
-    names = [name for name in ROWS if name in stored]
-    labels = {name: [network["network"] for network in stored[name]["networks"]] for name in names}
-    names = [name for name in names if labels[name] == labels[names[0]]]
-    if len(names) < 2:
-        return []
-    rows = []
-    for networks in zip(*(stored[name]["networks"] for name in names), strict=True):
-        figures = [mean_difference([network[key] for network in networks]) for key in DIFFERENCES]
-        rows.append((networks[0]["network"], *(signed(figure) if any(figure) else None for figure in figures)))
-    what = (f"Differences to the float network, mean of {', '.join(names)}. Their bootstraps are independent: the "
-            "distances from a mean to the ends of its interval are the roots of the sums of squares, over their "
-            "number.")  # fmt: skip
-    return ["## int8: mean of the data sets", "", what, "", markdown_table(("", "AP50", "AP50-95"), rows), ""]
-
-
-def mean_difference(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Mean of independent figures [value, low, high], and its interval."""
-    count = len(differences)
-    value = sum(difference[0] for difference in differences) / count
-    below, above = (
-        math.hypot(*(difference[end] - difference[0] for difference in differences)) / count for end in (1, 2)
-    )
-    return value, value - below, value + above
+def _peers(document: Document) -> str:
+    """The settings of the peers; empty for rows of older code, which had none."""
+    if "peers" not in document:
+        return ""
+    bits = "8-bit weights, as the processor has VNNI" if document["vnni"] else "7-bit weights, without VNNI"
+    peers = " and ".join(f"{package} {number}" for package, number in document["peers"].items())
+    return f"{peers}: the same float file and calibration pictures; {bits}. "

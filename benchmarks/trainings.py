@@ -1,107 +1,190 @@
-"""What the real runs have in common: how a training is started or goes on, how a network is measured, what is kept."""
+"""Trainings that stand alone, and the same pruned network fine-tuned with each distillation strategy."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
 
-import cv2
-
-from utils.cli import log
-from utils.errors import InputError
-from utils.files import atomic_write_bytes, read_text
+from benchmarks import suite
+from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
+from utils.files import read_text
 from utils.report.run_dir import read_results
+from utils.report.tables import Column
 
-ROOT = Path(__file__).resolve().parent.parent
-STORED = ROOT / "benchmarks" / "results"
-PICTURES = ROOT / "docs" / "images"
-RUNS = Path("runs/results")
-TRAIN = ("--batch-size", "16", "--workers", "1", "--cache-images")
-"""Flags of all trainings."""
-PUBLISHED_SIDE = 1024
-"""Longer side of a picture in docs/images, in pixels."""
+FIGURES = ("map50", "map50_95", "precision", "recall", "f1", "parameters", "macs")
 
 
-class Finished(NamedTuple):
-    """What a row found."""
+@dataclass(frozen=True)
+class Training:
+    """One training."""
 
-    document: dict[str, Any]
-    """Its figures, as they are stored."""
-    pictures: Mapping[str, Path] = {}
-    """Pictures for docs/images, by their names there."""
+    what: str
+    cfg: str
+    data: DataSet
+    epochs: int
+    seed: int = 0
+    size: int = 256
+    flags: tuple[str, ...] = ()
+    """Of train.py, beside the above."""
 
+    def command(self, name: str) -> list[str]:
+        """Arguments of python."""
+        command = ["train.py", "--cfg", self.cfg, "--data", self.data.file, *self.flags]
+        command += ["--img_size", str(self.size), "--epochs", str(self.epochs), "--seed", str(self.seed), *TRAIN]
+        return [*command, "--project", str(RUNS), "--name", name]
 
-def shared() -> str:
-    """The folder of the real data."""
-    return os.environ.get("DARKNET_SHARED", "../shared")
-
-
-def weights_of(row: str) -> Path:
-    """The best weights of a training row.
-
-    Raises:
-        InputError: they are missing.
-    """
-    path = RUNS / row / "weights" / "best.pt"
-    if not path.is_file():
-        raise InputError(f"{path}: is missing; run the row {row} first")
-    return path
-
-
-def train(folder: Path, command: list[str]) -> None:
-    """Run a training, or what is left of it.
-
-    Args:
-        folder: its run directory.
-        command: the arguments of python that start it, with --epochs.
-    """
-    epochs = int(command[command.index("--epochs") + 1])
-    if epochs_done(folder) < epochs:
-        begun = (folder / "weights" / "last.pt").exists()
-        python("train.py", "--resume", str(folder)) if begun else python(*command)
-
-
-def measure(data: str, size: int, weights: Path) -> dict[str, Any]:
-    """What test.py finds."""
-    flags = ("--data", data, "--img_size", str(size), "--json", "--weights", str(weights))
-    return json.loads(python("test.py", *flags))
+    def finish(self, name: str) -> Finished:
+        """Train, or go on, and measure the best weights."""
+        folder, command = RUNS / name, self.command(name)
+        suite.train(folder, *command)
+        weights = str(folder / "weights" / "best.pt")
+        size = ("--img_size", str(self.size))
+        figures = json.loads(suite.python("test.py", "--data", self.data.file, *size, "--json", "--weights", weights))
+        environment = json.loads(read_text(folder / "env.json"))
+        document = {
+            "command": suite.shown(command),
+            "seed": self.seed,
+            "machine": environment["cpu"],
+            "threads": environment["threads"],
+            "torch": environment["packages"]["torch"],
+            "commit": environment["git_commit"],
+            "train_minutes": round(sum(read_results(folder / "results.csv")["seconds"]) / 60, 1),
+            **{key: figures[key] for key in FIGURES},
+        }
+        return Finished(document, folder / "val_batch0_pred.jpg" if name == PICTURED else None)
 
 
-def describe_environment(run: Path) -> dict[str, Any]:
-    """Machine, threads, version and commit of a run."""
-    environment = json.loads(read_text(run / "env.json"))
-    return {
-        "machine": environment["cpu"],
-        "threads": environment["threads"],
-        "torch": environment["packages"]["torch"],
-        "commit": environment["git_commit"],
-    }
+def seeded(name: str, seed: int) -> str:
+    """The row of another seed."""
+    return f"{name}-seed{seed}" if seed else name
 
 
-def publish(picture: Path, target: Path) -> None:
-    """Copy a picture of a run into the documentation, small enough for a repository."""
-    image = cv2.imread(str(picture))
-    scale = min(1, PUBLISHED_SIDE / max(image.shape[:2]))
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(target.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 85] if target.suffix == ".jpg" else [])
-    atomic_write_bytes(target, data.tobytes())
+PICTURED = "bccd-yolov4-tiny"
+"""The row whose picture is in docs/images; its data's licence allows it."""
+V4, V3 = "cfg/yolov4-tiny.cfg", "cfg/yolov3-tiny.cfg"
+COCO = ("-pt", "--weights", "{shared}/data/weights/yolov3-tiny.weights", *BF16)
+BEGUN = {
+    "bccd-yolov4-tiny": Training("from scratch", V4, BCCD, 60),
+    "roadsigns-yolov3-tiny-33": Training(
+        "from COCO weights, no flips", V3, ROADSIGNS, 33, size=224, flags=("--no-flip", *COCO)
+    ),
+    "chess-yolov3-tiny": Training("from COCO weights", V3, CHESS, 60, flags=COCO),
+}
+RATIO = ("--hyp", "benchmarks/hyp/ratio.yaml")
+ALONE = {
+    **{seeded(name, seed): replace(row, seed=seed) for name, row in BEGUN.items() for seed in SEEDS},
+    "bccd-yolov4-tiny-seed2": replace(BEGUN[PICTURED], what="from scratch, in bfloat16", seed=2, flags=BF16),
+    "bccd-assignment-darknet": Training("assignment: darknet, older rules", V4, BCCD, 20),
+    "bccd-assignment-ratio": Training("assignment: ratio, older rules", V4, BCCD, 20, flags=RATIO),
+}
+
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    **{f"kd{name}": ("--KDstr", name) for name in ("1", "2", "3", "4", "5")},
+    **{f"at{name}": ("--AT_str", name) for name in ("1", "2", "3")},
+    **{name: ("--KDstr", name) for name in ("cwd", "pkd")},
+    "at2x10": ("--AT_str", "2", "--kd-weight", "10"),
+}
 
 
-def epochs_done(folder: Path) -> int:
-    """Epochs in a run's results.csv."""
-    table = folder / "results.csv"
-    return len(read_results(table)["epoch"]) if table.exists() else 0
+@dataclass(frozen=True)
+class Student:
+    """A pruned network that is fine-tuned with and without its teacher."""
+
+    row: str
+    """Whose pruned network it is."""
+    teacher: str
+    """Row of the network before."""
+    epochs: int
+    seeds: Mapping[str, int]
+    """How many seeds each strategy has, if not one."""
+    strategies: tuple[str, ...] = tuple(STRATEGIES)
+    flags: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[tuple[str, Training]]:
+        """Every training."""
+        before, pruned = BEGUN[self.teacher], RUNS / self.row / "pruned"
+        student = ("--weights", str(pruned / "model.pt"), "--hyp", "data/hyp.finetune.yaml", *self.flags)
+        teacher = ("--t_weights", str(RUNS / self.teacher / "weights" / "best.pt"))
+        for strategy in self.strategies:
+            flags = (*teacher, *STRATEGIES[strategy]) if STRATEGIES[strategy] else ()
+            for seed in SEEDS[: self.seeds.get(strategy, 1)]:
+                name = seeded(f"{before.data.key}-{strategy}", seed)
+                what = f"distillation: {strategy}"
+                row = replace(before, what=what, cfg=str(pruned / "model.cfg"), epochs=self.epochs, seed=seed)
+                yield name, replace(row, flags=(*student, *flags))
 
 
-def python(*arguments: str) -> str:
-    """Run one of the suite's scripts; its output, while its progress goes to stderr."""
-    log(f"python {' '.join(arguments)}")
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"python {' '.join(arguments)}: ended with status {done.returncode}")
-    return done.stdout
+STUDENTS = {
+    "bccd": Student("bccd-yolov4-tiny-slim", "bccd-yolov4-tiny", 10, {"plain": 3, "kd3": 3, "kd4": 3, "at3": 3}),
+    "roadsigns": Student(
+        "roadsigns-yolov3-tiny-33-gentle",
+        "roadsigns-yolov3-tiny-33",
+        8,
+        {"plain": 3, "kd4": 3},
+        ("plain", "kd3", "kd4"),
+        ("--no-flip",),
+    ),
+}
+ROWS = ALONE | {name: row for student in STUDENTS.values() for name, row in student.rows()}
+
+
+def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+    """The trainings in one table, the distillations in another."""
+    lines = []
+    for name in [name for name in ALONE if name in stored]:
+        row, document = ALONE[name], stored[name]
+        accuracy = [document[key] for key in ("map50", "map50_95", "precision", "recall", "parameters")]
+        costs = (document["macs"] / 1e9, document["train_minutes"])
+        lines.append([name, row.what, row.epochs, *accuracy, *costs])
+    columns = ("row", "what", "epochs", "AP50", "AP50-95", "P", "R", "parameters", "GMACs", Column("train min", ".1f"))
+    yield Section(
+        "Trainings",
+        "Best epoch, averaged weights; minutes are those of the training steps.",
+        columns,
+        lines,
+        commands=[stored[name]["command"] for name in BEGUN],
+        note=f"Other seeds alike, with --seed. {suite.place(stored[PICTURED])}",
+        picture=("boxes found in validation pictures", f"{PICTURED}_val_batch0_pred.jpg"),
+    )
+    lines = [_strategy(name, stored) for name in STRATEGIES]
+    columns = ("", "flags", *(f"{key} {figure}" for key in STUDENTS for figure in ("seeds", "AP50", "AP50-95")))
+    plain = [stored[f"{key}-plain"] for key in STUDENTS]
+    yield Section(
+        "Distillation",
+        "A pruned network, fine-tuned without a teacher and with the network before. ± is the standard deviation over "
+        "the seeds; the mean is over both data sets.",
+        (*columns, "mean AP50", "AP50-95"),
+        lines,
+        commands=[document["command"] for document in plain],
+        note=f"The others with the flags of the table and --t_weights. {suite.place(plain[0])}",
+    )
+
+
+def _strategy(name: str, stored: Mapping[str, Document]) -> list[Any]:
+    """The line of a strategy: its figures on each data set, and their mean where all seeds are there."""
+    line: list[Any] = [name, " ".join(STRATEGIES[name]) or "no teacher"]
+    sets = []
+    for key in STUDENTS:
+        names = [seeded(f"{key}-{name}", seed) for seed in SEEDS]
+        sets.append([stored[row] for row in names if row in stored])
+        line += [len(sets[-1]) or None, *accuracies(sets[-1])]
+    if any(len(documents) < len(SEEDS) for documents in sets):
+        return [*line, None, None]
+    means = []
+    for pair in zip(*sets, strict=True):
+        means.append({key: mean(document[key] for document in pair) for key in ("map50", "map50_95")})
+    return [*line, *accuracies(means)]
+
+
+def accuracies(documents: Sequence[Document]) -> list[str | None]:
+    """AP50 and AP50-95 over seeds: the mean, and the standard deviation where there are several."""
+    cells: list[str | None] = []
+    for key in ("map50", "map50_95"):
+        values = [document[key] for document in documents]
+        spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+        cells.append(f"{mean(values):.3f}{spread}" if values else None)
+    return cells

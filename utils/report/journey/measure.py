@@ -27,7 +27,7 @@ from utils.report.journey.gather import Journey, exported
 from utils.report.journey.lost import Comparison, most_changed
 from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import environment
-from utils.runtime.choice import choose_runtime
+from utils.runtime.choice import RuntimeFiles, choose_runtime
 from utils.runtime.load import Loaded, load
 
 SECONDS, LEAST_SECONDS = 30.0, 10.0
@@ -75,7 +75,7 @@ class Measurement:
     """Of the draws, make an interval."""
 
 
-class _Network(NamedTuple):
+class LoadedNetwork(NamedTuple):
     """A network that is ready to run."""
 
     name: str
@@ -119,16 +119,15 @@ def measure(
     if not places:
         raise InputError(f"--data {data.path}: no stage has a network that can be measured")
     networks = [_stage_network(journey, place, data, chosen) for place in places]
-    networks += [_network(other.name, other.file, other.side, data, chosen) for other in others]
+    networks += [load_network(other.name, _files(other.file), other.side, data, chosen) for other in others]
     compared = places[0], journey.goal if journey.goal in places else places[-1]
     hits, kept = [], {}
     for number, network in enumerate(networks):
-        evaluation = _evaluate(network, found, data.names, chosen, batch_size)
-        rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in evaluation.detections]
-        hits.append(matches(rows, evaluation.truth))
+        evaluation = evaluate_network(network, found, data.names, chosen, batch_size)
+        hits.append(matched(evaluation))
         if number < len(places) and places[number] in compared:
             kept[places[number]] = evaluation
-    times = _times(networks, chosen)
+    times = network_times(networks, chosen)
     measured = _measured(networks, hits, times, draws, seed)
     pair = [kept[place] for place in compared]
     comparison = most_changed(*pair, found, data.names, pictures) if len(kept) == 2 else None
@@ -152,33 +151,48 @@ def _runs(journey: Journey, place: int) -> bool:
     return stage.weights is not None and stage.weights.suffix in (".pt", ".weights")
 
 
-def _stage_network(journey: Journey, place: int, data: DataConfig, device: torch.device) -> _Network:
+def _stage_network(journey: Journey, place: int, data: DataConfig, device: torch.device) -> LoadedNetwork:
     """The network of a stage at the size that its run worked at."""
     stage = journey.stages[place]
-    return _network(stage.name, str(stage.weights), stage.figures.size, data, device)
+    return load_network(stage.name, _files(str(stage.weights)), stage.figures.size, data, device)
 
 
-def _network(
-    name: str, file: str, side: int | tuple[int, int] | None, data: DataConfig, device: torch.device
-) -> _Network:
-    """A network, its input size and how pictures are fitted."""
+def _files(file: str) -> RuntimeFiles:
+    """A file; the cfg of a .weights file is beside it."""
     cfg = cfg_of(Path(file))
     files = choose_runtime(cfg and cfg_file.load(cfg), file, None)
     for note in files.notes:
         log(note)
+    return files
+
+
+def load_network(
+    name: str, files: RuntimeFiles, side: int | tuple[int, int] | None, data: DataConfig, device: torch.device
+) -> LoadedNetwork:
+    """A network, its input size and how pictures are fitted.
+
+    Raises:
+        InputError: it has another number of classes than the data set, or cannot work at that side.
+    """
     loaded = load(files, device)
     net = loaded.network.net
     if loaded.network.classes != data.classes:
-        raise InputError(f"--data {data.path}: has {data.classes} classes, but {file} is a network of "
+        raise InputError(f"--data {data.path}: has {data.classes} classes, but {files.weights} is a network of "
                          f"{loaded.network.classes}")  # fmt: skip
     own = files.exported.metadata.size if files.exported else (net.height, net.width)
     sides = list(side) if isinstance(side, tuple) else [side] if side else None
     size = own if files.exported else input_size(sides, max_stride(loaded.network), own)
-    return _Network(name, loaded, size, files.mode or "letterbox")
+    return LoadedNetwork(name, loaded, size, files.mode or "letterbox")
 
 
-def _evaluate(
-    network: _Network, found: Index, names: Sequence[str], device: torch.device, batch_size: int
+def matched(evaluation: Evaluation) -> Matches:
+    """Which detections find an object."""
+    rows = [np.column_stack([image.classes, image.boxes, image.scores]) for image in evaluation.detections]
+    return matches(rows, evaluation.truth)
+
+
+def evaluate_network(
+    network: LoadedNetwork, found: Index, names: Sequence[str], device: torch.device, batch_size: int = 16
 ) -> Evaluation:
     """All that is found in the pictures."""
     loaded, size = network.loaded, network.size
@@ -189,7 +203,7 @@ def _evaluate(
     return evaluate(loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
 
 
-def _times(networks: Sequence[_Network], device: torch.device) -> list[Latency]:
+def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> list[Latency]:
     """Time of a picture: the networks of a program in turn, one program after the other.
 
     Threads of one program wait for work in a loop for a while, and would slow down the next one.
@@ -205,7 +219,7 @@ def _times(networks: Sequence[_Network], device: torch.device) -> list[Latency]:
     return [found[number] for number in range(len(networks))]
 
 
-def _forward(network: _Network, device: torch.device) -> Callable[[], None]:
+def _forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
     """Looks at one picture."""
     model = network.loaded.model
     image = torch.rand(1, network.loaded.network.net.channels, *network.size)
@@ -220,7 +234,7 @@ def _forward(network: _Network, device: torch.device) -> Callable[[], None]:
 
 
 def _measured(
-    networks: Sequence[_Network], hits: Sequence[Matches], times: Sequence[Latency], draws: int, seed: int
+    networks: Sequence[LoadedNetwork], hits: Sequence[Matches], times: Sequence[Latency], draws: int, seed: int
 ) -> list[Measured]:
     rows = []
     for network, spread, time in zip(networks, bootstrap(hits, draws, seed), times, strict=True):

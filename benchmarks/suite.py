@@ -1,0 +1,164 @@
+"""What rows of docs/results.md have in common: running the suite's scripts, what is stored, sections of the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.cli import log
+from utils.errors import InputError
+from utils.report.run_dir import read_results
+from utils.report.tables import Column, markdown_table
+
+Document = Mapping[str, Any]
+"""The stored figures of a row."""
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "benchmarks" / "results"
+RUNS = Path("runs/results")
+TRAIN = ("--batch-size", "16", "--workers", "1", "--cache-images")
+"""Flags of all trainings."""
+BF16 = ("--amp", "bf16")
+"""Half the time on a CPU with AMX."""
+SEEDS = (0, 1, 2)
+
+
+class DataSet(NamedTuple):
+    """A real data set."""
+
+    key: str
+    what: str
+
+    @property
+    def file(self) -> str:
+        """Its .data file; `python` puts the folder of the real data for `{shared}`."""
+        return f"{{shared}}/data/{self.key}/{self.key}.data"
+
+
+BCCD = DataSet("bccd", "bccd (3 classes)")
+ROADSIGNS = DataSet("roadsigns", "roadsigns (21 classes)")
+CHESS = DataSet("chess", "chess (13 classes)")
+
+
+class Finished(NamedTuple):
+    """The result of a row."""
+
+    document: dict[str, Any]
+    picture: Path | None = None
+    """It becomes docs/images/ROW_NAME."""
+
+
+class Section(NamedTuple):
+    """A section of docs/results.md."""
+
+    title: str
+    text: str
+    columns: Sequence[Column | str]
+    lines: Sequence[Sequence[Any]]
+    commands: Sequence[str] = ()
+    note: str = ""
+    picture: tuple[str, str] | None = None
+    """What it shows, and its name in docs/images."""
+
+    def markdown(self) -> str:
+        """The section as it stands on the page."""
+        parts = [f"## {self.title}", self.text, markdown_table(self.columns, self.lines)]
+        if self.commands:
+            parts.append("\n".join(f"    {command}" for command in self.commands))
+        if self.note:
+            parts.append(self.note)
+        if self.picture:
+            parts.append("![{}](images/{})".format(*self.picture))
+        return "\n\n".join(parts) + "\n"
+
+
+def shared(text: str) -> str:
+    """The text with the folder of the real data for `{shared}`."""
+    return text.replace("{shared}", os.environ.get("DARKNET_SHARED", "../shared"))
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as the page shows it."""
+    return " ".join(["python", *command]).replace("{shared}", "../shared")
+
+
+def python(*command: str) -> str:
+    """Run one of the suite's scripts and return its output; its progress goes to stderr.
+
+    Raises:
+        InputError: it failed.
+    """
+    arguments = [shared(argument) for argument in command]
+    log(f"python {' '.join(arguments)}")
+    process = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        raise InputError(f"python {' '.join(arguments)}: ended with status {process.returncode}")
+    return process.stdout
+
+
+def once(product: Path, *command: str) -> None:
+    """Run a script unless its product is there."""
+    if not product.exists():
+        python(*command)
+
+
+def train(folder: Path, *command: str) -> None:
+    """Run a training with --epochs, or what is left of it.
+
+    Args:
+        folder: its run directory.
+        command: arguments of python.
+    """
+    table = folder / "results.csv"
+    done = len(read_results(table)["epoch"]) if table.exists() else 0
+    if done < int(command[command.index("--epochs") + 1]):
+        begun = (folder / "weights" / "last.pt").exists()
+        python("train.py", "--resume", str(folder)) if begun else python(*command)
+
+
+def compare(common: Sequence[str], files: Mapping[str, object], *flags: str) -> dict[str, Any]:
+    """The document of benchmarks.compare.
+
+    Args:
+        common: --data, its file, and --img_size.
+        files: networks by name.
+        flags: more of its flags.
+    """
+    networks = [f"{name}={file}" for name, file in files.items()]
+    document = json.loads(python("-m", "benchmarks.compare", *common, *flags, *networks, "--json"))
+    return document | {"data": common[1].replace("{shared}", "../shared")}
+
+
+def weights_of(row: str, stage: str = "") -> Path:
+    """The best weights of a training row, or of a stage of a compression.
+
+    Raises:
+        InputError: they are missing.
+    """
+    path = RUNS / row / stage / "weights" / "best.pt"
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; run the row {row} first")
+    return path
+
+
+def tuned(goal: str, recipe: str = "balanced") -> Path:
+    """The best weights of the distillation in a recipe of a goal row.
+
+    Raises:
+        InputError: they are missing.
+    """
+    folder = RUNS / goal / recipe
+    paths = sorted(folder.glob("tune*/weights/best.pt"))
+    if not paths:
+        raise InputError(f"{folder}: has no float network; run the row {goal} first")
+    return paths[-1]
+
+
+def place(document: Document) -> str:
+    """Machine, threads, version and commit in words."""
+    commit = (document["commit"] or "unknown")[:9]
+    return f"{document['machine']}, {document['threads']} threads, PyTorch {document['torch']}, commit {commit}."
