@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what is shown").add_argument
     add("runs", nargs="+", metavar="RUN", help="run directory, e.g. runs/train/exp")
     add("--title", metavar="TEXT", help="heading of the page (default: the folder that the runs are in)")
-    cheap = "networks to beat: .json files of `benchmarks.compare --json --plot FILE`, or with --data networks to "
+    cheap = "networks to beat: .json files of `benchmarks.compare --json --time`, or with --data networks to "
     cheap += "measure, [NAME=]FILE[@SIDE], e.g. small=runs/train/exp/weights/best.pt@160"
     add("--baselines", nargs="+", default=[], metavar="B", help=cheap)
     group = parser.add_argument_group("what is measured anew")

@@ -16,7 +16,7 @@ from utils.model_files import cfg_of
 
 LARGEST_FILE = 16 << 20
 KEYS = ("network", "map50", "map50_interval", "map50_95", "parameters", "macs", "ms")
-"""Of a network in the document of `benchmarks.compare --json --plot`."""
+"""Of a network in the document of `benchmarks.compare --json --time`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _side(text: str, side: str) -> int:
 
 
 def read_baselines(path: Path) -> Iterator[Baseline]:
-    """Networks in a document of `benchmarks.compare --json --plot FILE`.
+    """Networks in a document of `benchmarks.compare --json --time`.
 
     Raises:
         InputError: no such document, or without times.
@@ -89,7 +89,7 @@ def read_baselines(path: Path) -> Iterator[Baseline]:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as failure:
         raise InputError(f"--baselines {path}: {type(failure).__name__}: {failure}; a document of `python -m "
-                         f"benchmarks.compare --json --plot FILE` is wanted") from None  # fmt: skip
+                         f"benchmarks.compare --json --time` is wanted") from None  # fmt: skip
 
 
 def _baseline(row: Mapping[str, Any]) -> Baseline:

@@ -36,7 +36,7 @@ def write_report(
         runs: run directories of train.py, *_prune.py, quantize.py and export.py; they are ordered by lineage.
         out: folder, made if missing; other files in it stay.
         data: data set on whose `valid` pictures all networks are measured anew; None: figures are those of the runs.
-        baselines: .json files of `benchmarks.compare --json --plot`, or, with `data`, `[NAME=]FILE[@SIDE]`.
+        baselines: .json files of `benchmarks.compare --json --time`, or, with `data`, `[NAME=]FILE[@SIDE]`.
         title: of the page (default: the folder of the runs).
         device: of PyTorch, for measuring.
         batch_size: pictures at a time.
