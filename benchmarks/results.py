@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, row in ROWS.items():
             print(f"{name}: {'finished' if stored_file(name).exists() else 'to do'}: {row.what}")
         return
-    write_page()
+    atomic_write_text(PAGE, page())
+    log(f"wrote {PAGE.relative_to(suite.ROOT)}")
 
 
 def stored_file(name: str) -> Path:
@@ -76,12 +77,10 @@ def store(name: str, finished: suite.Finished) -> None:
         atomic_write_bytes(PICTURES / f"{name}_{finished.picture.name}", data.tobytes())
 
 
-def write_page() -> None:
-    """Write docs/results.md from every stored row."""
+def page() -> str:
+    """Text of docs/results.md, from every stored row."""
     stored = {name: json.loads(read_text(stored_file(name))) for name in ROWS if stored_file(name).exists()}
-    sections = [section.markdown() for kind in KINDS for section in kind.sections(stored)]
-    atomic_write_text(PAGE, "\n".join([HEAD, *sections]))
-    log(f"wrote {PAGE.relative_to(suite.ROOT)}")
+    return "\n".join([HEAD, *(section.markdown() for kind in KINDS for section in kind.sections(stored))])
 
 
 HEAD = """# Results of real runs

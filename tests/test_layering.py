@@ -56,7 +56,6 @@ TORCH_FREE = (
     "utils.quantization.settings",
     "utils.report.cost",
     "utils.report.latency",
-    "utils.report.latency_plots",
     "utils.report.figures",
     "utils.report.gamma_plots",
     "utils.report.pareto_plots",
