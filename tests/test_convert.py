@@ -245,7 +245,7 @@ def test_a_malformed_annotation_stops_with_its_line(text, match, converted, tmp_
     with pytest.raises(DataError, match=match) as caught:
         converted("voc", root)
     assert "\n" not in one_line(str(caught.value))
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".convert-*"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".new-*"))
 
 
 def test_an_annotation_that_is_too_large_or_not_utf_8_is_refused(converted, tmp_path, monkeypatch):

@@ -6,11 +6,12 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import OUT_OF_RESOURCES, InputError, ResourceError, SuiteError
+from utils.errors import OUT_OF_RESOURCES, DataError, InputError, ResourceError, SuiteError
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the suite's scripts."""
@@ -106,6 +107,31 @@ def atomic_write_bytes(path: Path | str, data: bytes | memoryview) -> None:
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write a whole UTF-8 text file atomically, with the newlines as given."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def is_vacant(output: Path) -> bool:
+    """Whether a path is free for a new folder: nothing is there, or an empty folder."""
+    return not output.is_symlink() and (not output.exists() or (output.is_dir() and not any(output.iterdir())))
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is moved there when the block ends without an error: all of it, or nothing.
+
+    Raises:
+        DataError: `output` holds something, or is no folder.
+    """
+    if not is_vacant(output):
+        raise DataError(f"{output}: holds other files or is no folder; name a new folder with --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=output.parent) as scratch:
+        folder = Path(scratch) / "folder"
+        folder.mkdir()
+        yield folder
+        try:
+            os.rename(folder, output)  # replaces an empty folder, fails on any other
+        except OSError as failure:
+            raise DataError(f"{output}: {failure.strerror}; name a new folder with --output") from None
 
 
 def sha256(path: Path) -> str:

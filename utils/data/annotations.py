@@ -1,6 +1,14 @@
-"""What an annotated data set says, whatever its format: pictures with boxes in pixels, and what was left out.
+"""Readers of annotated data sets: Pascal VOC, COCO and the Oxford hand data set, each made an `Annotated`.
 
-A reader makes an `Annotated` of a format; `picture_set.write_set` makes label files and lists of any `Annotated`.
+**VOC** (Everingham et al. 2010): Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages. VOC counts pixels from 1 and
+names the first and the last one that a box covers. As Darknet's own voc_label.py does, 1 is subtracted from both, so a
+box ends half a pixel of its centre and one of its size short of the covered pixels; the weights published for VOC were
+trained with such labels. Tools that count from 0 need `first_pixel` 0.
+
+**COCO** (Lin et al. 2014): instances_*.json; boxes x, y, width, height in pixels, counted from 0.
+
+**Oxford hands** (Mittal, Zisserman & Torr 2011): a .mat file a picture, four corners a hand. A corner is (y, x) in
+MATLAB's coordinates, where the centre of the first pixel is 1. The box is the upright one around the four corners.
 """
 
 from __future__ import annotations
@@ -9,18 +17,35 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 from xml.parsers import expat
 
-import numpy as np
-
 from utils.data.images import SUFFIXES
-from utils.data.labels import first_places
 from utils.errors import DataError, InputError
 from utils.files import read_text, regular_file
+
+VOC_LISTS = Path("ImageSets") / "Main"
+LARGEST_XML = 1 << 24
+"""Largest VOC annotation read, in bytes."""
+LARGEST_JSON = 1 << 30
+"""Largest COCO file read, in bytes; a made-up file of 53 MB in COCO's manner took 6 times its size in memory."""
+LARGEST_MAT = 1 << 20
+"""Largest annotation of hands read, in bytes; those of the data set have some 300."""
+HAND_SPLITS = {
+    "train": Path("training_dataset") / "training_data",
+    "validation": Path("validation_dataset") / "validation_data",
+    "test": Path("test_dataset") / "test_data",
+}
+CENTRE = 0.5
+"""Of MATLAB's pixel 1, where the picture's edge is 0: subtracted from a coordinate."""
+
+Notes = defaultdict[str, list[str]]
+"""Kind of what was left out or changed on the way → places: file, or FILE:LINE."""
 
 
 class Box(NamedTuple):
@@ -34,14 +59,6 @@ class Box(NamedTuple):
     y2: float
     ignored: bool = False
     """A crowd or a difficult object: what is detected in it is neither right nor wrong."""
-
-
-class Note(NamedTuple):
-    """One thing that was left out or changed on the way."""
-
-    kind: str
-    place: str
-    """File, or FILE:LINE."""
 
 
 @dataclass(frozen=True)
@@ -60,78 +77,161 @@ class Picture:
 class Annotated:
     """A whole data set."""
 
-    train: tuple[Picture, ...]
-    val: tuple[Picture, ...] | None
+    train: Sequence[Picture]
+    val: Sequence[Picture] | None
     """None if the set has no such split."""
     names: tuple[str, ...] | None = None
     """Classes in the order of the format; None if it has none, and they are sorted."""
-    notes: tuple[Note, ...] = ()
+    notes: Notes = field(default_factory=lambda: defaultdict(list))
     folders: tuple[str, str] = ("train", "val")
     """Folders of the two splits below images/ and labels/."""
 
-    def used_names(self) -> tuple[str, ...]:
-        """Classes in the order of the format, or those of all boxes, sorted."""
-        found = {box.name for picture in (*self.train, *(self.val or ())) for box in picture.boxes}
-        return tuple(sorted(found)) if self.names is None else self.names
+
+class VocRules(NamedTuple):
+    """What is taken from a VOC annotation."""
+
+    difficult: bool = False
+    """Objects marked difficult are objects like others; else, as VOC's own evaluation has them, they are ignored."""
+    first_pixel: int = 1
+    """Number of the leftmost pixel of a row: 1 in VOC itself, 0 as other tools write."""
 
 
-def with_split(annotated: Annotated, share: float, seed: int) -> Annotated:
-    """A share of the training pictures, drawn at random, as the validation pictures.
-
-    Args:
-        annotated: without validation pictures.
-        share: 0 < share < 1; at least one picture stays on either side.
-        seed: another one draws another split.
-
-    Raises:
-        InputError: there are fewer than two pictures.
-    """
-    count = len(annotated.train)
-    if count < 2:
-        raise InputError(f"--val-share {share}: {count} pictures cannot be split; at least 2 are needed")
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    drawn = set(order[: min(count - 1, max(1, round(count * share)))])
-    parts = [tuple(p for at, p in enumerate(annotated.train) if (at in drawn) is wanted) for wanted in (False, True)]
-    return replace(annotated, train=parts[0], val=parts[1], folders=(annotated.folders[0], "val"))
-
-
-def selected_names(own: Sequence[str], wanted: Sequence[str], path: str, *, ordered: bool) -> dict[str, str]:
-    """Own name of a class → its name in the result, for the classes that a `--names` file wants.
-
-    Names that are all among the set's own select classes, in the order of the file. A file of as many names as an
-    ordered set has classes may call them otherwise, as Darknet's coco.names does (`motorbike` for `motorcycle`).
+def read_voc(
+    roots: Sequence[Path], train: str, val: str | None, images: Path | None = None, rules: VocRules | None = None
+) -> Annotated:
+    """Pictures and objects of one or several years.
 
     Args:
-        own: classes of the data set.
-        wanted: names of the file, in the order of the class numbers.
-        path: the file, for messages.
-        ordered: the order of `own` is that of the format.
+        roots: folders like VOCdevkit/VOC2007. One without ImageSets/Main gives all its annotations for training.
+        train: list of the training pictures, as `trainval`.
+        val: list of the validation pictures, as `test`; a year may be without it. None reads none.
+        images: folder of the pictures, in place of each root's JPEGImages.
+        rules: what is taken.
 
     Raises:
-        DataError: a name is said twice, or is none of the set's.
+        DataError: no root has the list, or an annotation is malformed.
     """
-    if len(set(wanted)) < len(wanted):
-        twice = next(name for name in wanted if list(wanted).count(name) > 1)
-        raise DataError(f"{path}: the name {twice!r} is there twice; every class needs a name of its own")
-    strange = [name for name in wanted if name not in own]
-    if not strange or not ordered:
-        return {name: name for name in wanted}
-    pairs = list(zip(own, wanted, strict=False))
-    if len(own) == len(wanted) and all(name == mine or name not in own for mine, name in pairs):
-        return dict(pairs)
-    raise DataError(f"{path}: {strange[0]!r} is no class of the data set, which has: {', '.join(own)[:300]}")
+    notes: Notes = defaultdict(list)
+    splits = {}
+    for name in (train, val) if val is not None else (train,):
+        paths = [(root, path) for root in roots for path in _voc_listed(root, name, every=name == train)]
+        if not any(_voc_list(root, name).is_file() or (name == train and not _voc_lists(root)) for root in roots):
+            known = sorted({other for root in roots for other in _voc_lists(root) if "_" not in other})
+            there = f"there are: {', '.join(known)[:200]}" if known else "there is none; --val-share makes a split"
+            raise DataError(f"{_voc_list(roots[0], name)}: no such list; {there}")
+        splits[name] = list(_voc_pictures(paths, images, rules or VocRules(), notes))
+    folder = "val" if val is None or not re.fullmatch(r"\w+", val) or val == "train" else val
+    return Annotated(splits[train], splits.get(val), None, notes, ("train", folder))
 
 
-def note_lines(notes: Iterable[Note]) -> list[str]:
-    """A line for each kind of note, in order of appearance, with its count and the first places."""
-    places: dict[str, list[str]] = {}
-    for note in notes:
-        places.setdefault(note.kind, []).append(note.place)
-    return [f"  {kind}: {len(found)}: {first_places(found)}" for kind, found in places.items()]
+def _voc_list(root: Path, name: str) -> Path:
+    return root / VOC_LISTS / f"{name}.txt"
 
 
-LARGEST_JSON = 1 << 30
-"""Largest file read, in bytes; a made-up file of 53 MB in COCO's manner took 6 times its size in memory."""
+def _voc_lists(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / VOC_LISTS).glob("*.txt"))
+
+
+def _voc_listed(root: Path, name: str, *, every: bool) -> list[Path]:
+    """Annotations of the pictures in a list; all those of a set without lists if `every`."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
+    if _voc_list(root, name).is_file():
+        lines = read_text(_voc_list(root, name), DataError).splitlines()
+        return [_voc_annotation(folder, line.strip()) for line in lines if line.strip()]
+    if not every or _voc_lists(root):
+        return []
+    paths = sorted(folder.glob("*.xml"))
+    if not paths:
+        raise DataError(f"{folder}: no .xml files; a folder like VOCdevkit/VOC2007 was expected")
+    return paths
+
+
+def _voc_annotation(folder: Path, line: str) -> Path:
+    """Annotation of a picture in a line of a list; the lists of single classes have -1, 0 or 1 behind its name."""
+    path = folder / f"{line}.xml"
+    name, _, flag = line.rpartition(" ")
+    return folder / f"{name.strip()}.xml" if flag in ("-1", "0", "1") and name and not path.exists() else path
+
+
+def _voc_pictures(
+    paths: Sequence[tuple[Path, Path]], images: Path | None, rules: VocRules, notes: Notes
+) -> Iterator[Picture]:
+    for root, path in paths:
+        if not path.exists():
+            notes["no annotation, picture left out"].append(str(path))
+            continue
+        yield _voc_picture(path, images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root), rules)
+
+
+def _voc_picture(path: Path, folder: Path, rules: VocRules) -> Picture:
+    root = read_xml(path)
+    size = root.find("size")
+    sides = [0, 0]
+    if size is not None:
+        sides = [int(_number(path, size, key)) if size.find(key) is not None else 0 for key in ("height", "width")]
+    boxes = []
+    for element in root.findall("object"):
+        ignored = not rules.difficult and (_text(element, "difficult") or "0") != "0"
+        name, box = _text(element, "name"), element.find("bndbox")
+        if not name or box is None:
+            raise DataError(f"{path}:{element.get('line')}: an object needs a name and a bndbox")
+        corners = (_number(path, box, key) - rules.first_pixel for key in ("xmin", "ymin", "xmax", "ymax"))
+        boxes.append(Box(name, *corners, ignored))
+    return Picture(_voc_image(path, folder, root), tuple(sides) if min(sides) > 0 else None, tuple(boxes), str(path))
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root element of an XML file. Each element has its line as the attribute `line`, and no other.
+
+    Raises:
+        DataError: not XML in UTF-8, too large, or with a document type, which could define entities.
+    """
+    text = read_text(path, DataError, LARGEST_XML)
+    parser, builder = expat.ParserCreate(encoding="utf-8"), ElementTree.TreeBuilder()
+
+    def start(tag: str, _attributes: dict[str, str]) -> None:
+        builder.start(tag, {"line": str(parser.CurrentLineNumber)})
+
+    def doctype(*_: object) -> None:
+        raise DataError(f"{path}:{parser.CurrentLineNumber}: a document type; annotations are plain elements")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, doctype
+    try:
+        parser.Parse(text.encode(), True)
+    except expat.ExpatError as failure:
+        raise DataError(f"{path}:{failure.lineno}: not valid XML: {expat.ErrorString(failure.code)}") from None
+    return builder.close()
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    return element.findtext(tag, "").strip()
+
+
+def _number(path: Path, element: ElementTree.Element, tag: str) -> float:
+    text = _text(element, tag)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) < 1e9:
+        child = element.find(tag)
+        line = (element if child is None else child).get("line")
+        raise DataError(f"{path}:{line}: {tag} is {text[:40]!r}; a number was expected")
+    return value
+
+
+def _voc_image(path: Path, folder: Path, root: ElementTree.Element) -> Path:
+    """The picture of the annotation's own name, whatever its suffix, else the one that <filename> names."""
+    for suffix in (".jpg", *sorted(SUFFIXES), ".JPG", ".JPEG", ".PNG"):
+        if (image := folder / (path.stem + suffix)).exists():
+            return image
+    named = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
+    if named not in ("", ".", "..") and "\0" not in named and (folder / named).is_file():
+        return folder / named
+    return folder / f"{path.stem}.jpg"
 
 
 def read_coco(train: Path, val: Path | None, images: Path | None = None) -> Annotated:
@@ -148,129 +248,109 @@ def read_coco(train: Path, val: Path | None, images: Path | None = None) -> Anno
     Raises:
         DataError: a file is malformed, or the two name other categories.
     """
-    files = [path for path in (train, val) if path is not None]
-    documents = [_coco_document(path) for path in files]
-    categories = [_coco_categories(path, document) for path, document in zip(files, documents, strict=True)]
+    files = [CocoFile(path) for path in (train, val) if path is not None]
+    categories = [file.categories() for file in files]
     if categories[-1] != categories[0]:
-        raise DataError(f"{files[-1]}: its categories are not those of {files[0]}; both files must have the same")
-    parts = [
-        tuple(_coco_pictures(path, document, categories[0], images))
-        for path, document in zip(files, documents, strict=True)
-    ]
-    folders = (
-        _coco_split(train),
-        _coco_split(val) if val is not None and _coco_split(val) != _coco_split(train) else "val",
-    )
+        raise DataError(f"{val}: its categories are not those of {train}; both files must have the same")
+    splits = [file.pictures(categories[0], images) for file in files]
+    folders = [file.split() for file in files]
+    folder = folders[1] if val is not None and folders[1] != folders[0] else "val"
     names = tuple(categories[0].values())
-    return Annotated(parts[0], parts[1] if val is not None else None, names, folders=folders)
+    return Annotated(splits[0], splits[1] if val is not None else None, names, folders=(folders[0], folder))
 
 
-def _coco_split(path: Path) -> str:
-    """Name of a split: train2017 of instances_train2017.json; the folder's for _annotations.coco.json."""
-    name = path.stem.removeprefix("instances_")
-    return path.absolute().parent.name if name.startswith("_") else name
+class CocoFile:
+    """A file in COCO's instances format.
 
+    Raises:
+        DataError: not JSON, or without the three lists of objects.
+    """
 
-def _coco_document(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The file's three lists of objects."""
-    text = read_text(path, DataError, LARGEST_JSON)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as failure:
-        raise DataError(f"{path}:{failure.lineno}: not valid JSON: {failure.msg} at column {failure.colno}") from None
-    except (RecursionError, ValueError) as failure:
-        raise DataError(f"{path}: not valid JSON: {type(failure).__name__}") from None
-    lists = {}
-    for key in ("images", "annotations", "categories"):
-        lists[key] = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(lists[key], list) or not all(isinstance(item, dict) for item in lists[key]):
-            raise DataError(f"{path}: has no list of objects {key!r}; COCO's instances format was expected")
-    return lists
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = read_text(path, DataError, LARGEST_JSON)
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as failure:
+            where = f"{path}:{failure.lineno}"
+            raise DataError(f"{where}: not valid JSON: {failure.msg} at column {failure.colno}") from None
+        except (RecursionError, ValueError) as failure:
+            raise DataError(f"{path}: not valid JSON: {type(failure).__name__}") from None
+        self.lists: dict[str, list[dict[str, Any]]] = {}
+        for key in ("images", "annotations", "categories"):
+            items = document.get(key) if isinstance(document, dict) else None
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise DataError(f"{path}: has no list of objects {key!r}; COCO's instances format was expected")
+            self.lists[key] = items
 
+    def split(self) -> str:
+        """Name of the split: train2017 of instances_train2017.json; the folder's for _annotations.coco.json."""
+        name = self.path.stem.removeprefix("instances_")
+        return self.path.absolute().parent.name if name.startswith("_") else name
 
-def _coco_value(path: Path, key: str, at: int, item: dict[str, Any], name: str, kind: type) -> Any:
-    value = item.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        word = {int: "an integer", str: "a text"}[kind]
-        raise DataError(f"{path}: {key}[{at}]: {name} is {repr(value)[:40]}; {word} was expected")
-    return value
+    def categories(self) -> dict[int, str]:
+        """Id → name, in the order of the ids."""
+        names: dict[int, str] = {}
+        for at in range(len(self.lists["categories"])):
+            number, name = self._value("categories", at, "id", int), self._value("categories", at, "name", str).strip()
+            if number in names or name in names.values() or not name:
+                place = f"{self.path}: categories[{at}]"
+                raise DataError(f"{place}: id {number}, name {name!r}; both must be there once only")
+            names[number] = name
+        if not names:
+            raise DataError(f"{self.path}: categories is empty")
+        return dict(sorted(names.items()))
 
+    def pictures(self, categories: dict[int, str], images: Path | None) -> list[Picture]:
+        """The pictures, which lie below `images` or where they are usual."""
+        boxes: dict[int, list[Box]] = {}
+        for at in range(len(self.lists["images"])):
+            number = self._value("images", at, "id", int)
+            if number in boxes:
+                raise DataError(f"{self.path}: images[{at}]: id {number} is there twice")
+            boxes[number] = []
+        for at, item in enumerate(self.lists["annotations"]):
+            owner, category = (self._value("annotations", at, name, int) for name in ("image_id", "category_id"))
+            if owner not in boxes or category not in categories:
+                strange = f"image_id {owner}" if owner not in boxes else f"category_id {category}"
+                raise DataError(f"{self.path}: annotations[{at}]: {strange} is not in the file")
+            x, y, width, height = self._bbox(at)
+            boxes[owner].append(Box(categories[category], x, y, x + width, y + height, bool(item.get("iscrowd"))))
+        names = [self._value("images", at, "file_name", str) for at in range(len(boxes))]
+        folder = images or self._folder(names)
+        pictures = []
+        for name, item in zip(names, self.lists["images"], strict=True):
+            sides = item.get("height"), item.get("width")
+            size = sides if all(type(side) is int and side > 0 for side in sides) else None
+            place = f"{self.path}: image {item['id']}"
+            pictures.append(Picture(folder / name, size, tuple(boxes[item["id"]]), place))
+        return pictures
 
-def _coco_categories(path: Path, document: dict[str, list[dict[str, Any]]]) -> dict[int, str]:
-    """Id → name, in the order of the ids."""
-    found: dict[int, str] = {}
-    for at, item in enumerate(document["categories"]):
-        number = _coco_value(path, "categories", at, item, "id", int)
-        name = _coco_value(path, "categories", at, item, "name", str).strip()
-        if number in found or name in found.values() or not name:
-            raise DataError(f"{path}: categories[{at}]: id {number}, name {name!r}; both must be there once only")
-        found[number] = name
-    if not found:
-        raise DataError(f"{path}: categories is empty")
-    return dict(sorted(found.items()))
+    def _value(self, key: str, at: int, name: str, kind: type) -> Any:
+        value = self.lists[key][at].get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            word = {int: "an integer", str: "a text"}[kind]
+            raise DataError(f"{self.path}: {key}[{at}]: {name} is {repr(value)[:40]}; {word} was expected")
+        return value
 
+    def _bbox(self, at: int) -> Sequence[float]:
+        box = self.lists["annotations"][at].get("bbox")
+        numbers = isinstance(box, list) and all(type(side) in (int, float) and abs(side) < 1e9 for side in box)
+        if not numbers or len(box) != 4:
+            place = f"{self.path}: annotations[{at}]"
+            raise DataError(f"{place}: bbox is {repr(box)[:60]}; x, y, width, height were expected")
+        return box
 
-def _coco_pictures(
-    path: Path, document: dict[str, list[dict[str, Any]]], categories: dict[int, str], images: Path | None
-) -> list[Picture]:
-    boxes: dict[int, list[Box]] = {}
-    for at, item in enumerate(document["images"]):
-        number = _coco_value(path, "images", at, item, "id", int)
-        if number in boxes:
-            raise DataError(f"{path}: images[{at}]: id {number} is there twice")
-        boxes[number] = []
-    for at, item in enumerate(document["annotations"]):
-        owner = _coco_value(path, "annotations", at, item, "image_id", int)
-        category = _coco_value(path, "annotations", at, item, "category_id", int)
-        if owner not in boxes or category not in categories:
-            what = f"image_id {owner}" if owner not in boxes else f"category_id {category}"
-            raise DataError(f"{path}: annotations[{at}]: {what} is not in the file")
-        x, y, width, height = _coco_bbox(path, at, item)
-        crowd = bool(item.get("iscrowd"))
-        boxes[owner].append(Box(categories[category], x, y, x + width, y + height, crowd))
-    names = [_coco_value(path, "images", at, item, "file_name", str) for at, item in enumerate(document["images"])]
-    folder = images or _coco_folder(path, names)
-    return [
-        Picture(folder / name, _coco_size(item), tuple(boxes[item["id"]]), f"{path}: image {item['id']}")
-        for name, item in zip(names, document["images"], strict=True)
-    ]
-
-
-def _coco_bbox(path: Path, at: int, item: dict[str, Any]) -> Sequence[float]:
-    box = item.get("bbox")
-    good = isinstance(box, list) and len(box) == 4
-    if not good or not all(type(side) in (int, float) and math.isfinite(side) and abs(side) < 1e9 for side in box):
-        raise DataError(f"{path}: annotations[{at}]: bbox is {repr(box)[:60]}; x, y, width, height were expected")
-    return box
-
-
-def _coco_size(item: dict[str, Any]) -> tuple[int, int] | None:
-    sides = (item.get("height"), item.get("width"))
-    return sides if all(type(side) is int and side > 0 for side in sides) else None
-
-
-def _coco_folder(path: Path, names: Sequence[str]) -> Path:
-    """Where the first picture that is anywhere is: ../train2017, ../images/train2017, ../images or beside the file."""
-    here, split = path.parent, _coco_split(path)
-    above = here / ".."
-    places = [above / split, above / "images" / split, above / "images", here / split, here / "images", here]
-    for name in names[:100]:
-        for place in places:
-            if "\0" not in name and (place / name).is_file():
-                return place
-    return places[0]
-
-
-HAND = "hand"
-HAND_SPLITS = {
-    "train": Path("training_dataset") / "training_data",
-    "validation": Path("validation_dataset") / "validation_data",
-    "test": Path("test_dataset") / "test_data",
-}
-LARGEST_MAT = 1 << 20
-"""Largest annotation read, in bytes; those of the data set have some 300."""
-CENTRE = 0.5
-"""Of MATLAB's pixel 1, where the picture's edge is 0: subtracted from a coordinate."""
+    def _folder(self, names: Sequence[str]) -> Path:
+        """Folder of the first picture that is there: ../train2017, ../images/train2017, ../images, beside the file."""
+        here, split = self.path.parent, self.split()
+        above = here / ".."
+        folders = [above / split, above / "images" / split, above / "images", here / split, here / "images", here]
+        for name in names[:100]:
+            for folder in folders:
+                if "\0" not in name and (folder / name).is_file():
+                    return folder
+        return folders[0]
 
 
 def read_oxford(root: Path, val: str | None = "test") -> Annotated:
@@ -288,27 +368,27 @@ def read_oxford(root: Path, val: str | None = "test") -> Annotated:
         DataError: a folder is missing, or an annotation is malformed.
     """
     try:
-        import scipy.io
+        from scipy.io import loadmat
     except ImportError:
         raise InputError(".mat files need scipy; pip install -r requirements-convert.txt") from None
-    notes: list[Note] = []
-    train = [name for name in ("train", "validation") if name != val]
-    parts = {name: _hand_pictures(root / HAND_SPLITS[name], scipy.io.loadmat, notes) for name in (*train, val) if name}
-    pictures = tuple(picture for name in train for picture in parts[name])
-    return Annotated(pictures, parts[val] if val else None, (HAND,), tuple(notes), ("train", val or "val"))
+    notes: Notes = defaultdict(list)
+    train: list[Picture] = []
+    for name in ("train", "validation"):
+        if name != val:
+            train += _hand_pictures(root / HAND_SPLITS[name], loadmat, notes)
+    pictures = list(_hand_pictures(root / HAND_SPLITS[val], loadmat, notes)) if val else None
+    return Annotated(train, pictures, ("hand",), notes, ("train", val or "val"))
 
 
-def _hand_pictures(folder: Path, loadmat: Any, notes: list[Note]) -> tuple[Picture, ...]:
+def _hand_pictures(folder: Path, loadmat: Any, notes: Notes) -> Iterator[Picture]:
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'}: no such folder; hand_dataset as unpacked was expected")
-    pictures = []
     for path in sorted((folder / "images").glob("*.jpg")):
         annotation = folder / "annotations" / f"{path.stem}.mat"
-        if not annotation.exists():
-            notes.append(Note("no annotation, picture left out", str(annotation)))
-            continue
-        pictures.append(Picture(path, None, tuple(_hand_boxes(annotation, loadmat)), str(annotation)))
-    return tuple(pictures)
+        if annotation.exists():
+            yield Picture(path, None, tuple(_hand_boxes(annotation, loadmat)), str(annotation))
+        else:
+            notes["no annotation, picture left out"].append(str(annotation))
 
 
 def _hand_boxes(path: Path, loadmat: Any) -> list[Box]:
@@ -334,197 +414,4 @@ def _hand_box(path: Path, at: int, hand: dict[str, Any]) -> Box:
         raise DataError(f"{path}: boxes{{{at + 1}}}: the corners a, b, c and d must be y, x each") from None
     if not all(map(math.isfinite, (*xs, *ys))):
         raise DataError(f"{path}: boxes{{{at + 1}}}: a corner is not finite")
-    return Box(HAND, min(xs), min(ys), max(xs), max(ys))
-
-
-LARGEST_XML = 1 << 24
-"""Largest annotation read, in bytes."""
-LISTS = Path("ImageSets") / "Main"
-
-
-@dataclass(frozen=True)
-class VocRules:
-    """What is taken from a VOC annotation."""
-
-    difficult: bool = False
-    """Objects marked difficult are objects like others; else, as VOC's own evaluation has them, they are ignored."""
-    first_pixel: int = 1
-    """Number of the leftmost pixel of a row: 1 in VOC itself, 0 as other tools write."""
-
-
-@dataclass
-class Element:
-    """One element of an XML file."""
-
-    tag: str
-    line: int
-    text: str = ""
-    children: list[Element] = field(default_factory=list)
-
-    def all(self, tag: str) -> list[Element]:
-        """Children of that tag."""
-        return [child for child in self.children if child.tag == tag]
-
-    def first(self, tag: str) -> Element | None:
-        """First child of that tag."""
-        return next(iter(self.all(tag)), None)
-
-
-def read_voc(
-    roots: Sequence[Path], train: str, val: str | None, images: Path | None = None, rules: VocRules | None = None
-) -> Annotated:
-    """Pictures and objects of one or several years.
-
-    Args:
-        roots: folders like VOCdevkit/VOC2007. One without ImageSets/Main gives all its annotations for training.
-        train: list of the training pictures, as `trainval`.
-        val: list of the validation pictures, as `test`; a year may be without it. None reads none.
-        images: folder of the pictures, in place of each root's JPEGImages.
-        rules: what is taken.
-
-    Raises:
-        DataError: no root has the list, or an annotation is malformed.
-    """
-    notes: list[Note] = []
-    parts = {}
-    for name in (train, val):
-        if name is not None:
-            stems = [(root, stem) for root in roots for stem in _listed(root, name, every=name == train)]
-            if not any(_has_list(root, name) or (name == train and not _lists(root)) for root in roots):
-                raise _no_list(roots, name)
-            parts[name] = tuple(_voc_pictures(stems, images, rules or VocRules(), notes))
-    folder = "val" if val is None or not re.fullmatch(r"\w+", val) or val == "train" else val
-    return Annotated(parts[train], parts.get(val), None, tuple(notes), ("train", folder))
-
-
-def read_xml(path: Path) -> Element:
-    """The root element of an XML file, each element with its line.
-
-    Raises:
-        DataError: not XML in UTF-8, too large, or with a document type, which could define entities.
-    """
-    text = read_text(path, DataError, LARGEST_XML)
-    root = Element("", 0)
-    open_elements = [root]
-    parser = expat.ParserCreate(encoding="utf-8")
-    parser.buffer_text = True
-
-    def start(tag: str, _attributes: dict[str, str]) -> None:
-        element = Element(tag, parser.CurrentLineNumber)
-        open_elements[-1].children.append(element)
-        open_elements.append(element)
-
-    def data(text: str) -> None:
-        open_elements[-1].text += text
-
-    def doctype(*_: object) -> None:
-        raise DataError(f"{path}:{parser.CurrentLineNumber}: a document type; annotations are plain elements")
-
-    parser.StartElementHandler, parser.CharacterDataHandler = start, data
-    parser.EndElementHandler = lambda _tag: open_elements.pop()
-    parser.StartDoctypeDeclHandler = doctype
-    try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError as failure:
-        raise DataError(f"{path}:{failure.lineno}: not valid XML: {expat.ErrorString(failure.code)}") from None
-    return root.children[0]
-
-
-def _lists(root: Path) -> list[str]:
-    return sorted(path.stem for path in (root / LISTS).glob("*.txt"))
-
-
-def _has_list(root: Path, name: str) -> bool:
-    return (root / LISTS / f"{name}.txt").is_file()
-
-
-def _no_list(roots: Sequence[Path], name: str) -> DataError:
-    names = sorted({found for root in roots for found in _lists(root) if "_" not in found})
-    known = f"there are: {', '.join(names)[:200]}" if names else "there is none; --val-share makes a split"
-    return DataError(f"{roots[0] / LISTS / name}.txt: no such list; {known}")
-
-
-def _listed(root: Path, name: str, *, every: bool) -> list[str]:
-    """Names of the pictures in a list, without suffix; all annotations of a set without lists if `every`."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    if _has_list(root, name):
-        lines = read_text(root / LISTS / f"{name}.txt", DataError).splitlines()
-        return [_stem(root, line.strip()) for line in lines if line.strip()]
-    if not every or _lists(root):
-        return []
-    found = sorted(path.stem for path in _annotations(root).glob("*.xml"))
-    if not found:
-        raise DataError(f"{_annotations(root)}: no .xml files; a folder like VOCdevkit/VOC2007 was expected")
-    return found
-
-
-def _stem(root: Path, line: str) -> str:
-    """Name of a picture in a line of a list; the lists of single classes have -1, 0 or 1 behind it."""
-    name, _, flag = line.rpartition(" ")
-    flagged = flag in ("-1", "0", "1") and not (_annotations(root) / f"{line}.xml").exists()
-    return name.strip() if flagged and name.strip() else line
-
-
-def _annotations(root: Path) -> Path:
-    return root / "Annotations" if (root / "Annotations").is_dir() else root
-
-
-def _voc_pictures(
-    stems: Sequence[tuple[Path, str]], images: Path | None, rules: VocRules, notes: list[Note]
-) -> list[Picture]:
-    pictures = []
-    for root, stem in stems:
-        path = _annotations(root) / f"{stem}.xml"
-        if not path.exists():
-            notes.append(Note("no annotation, picture left out", str(path)))
-            continue
-        folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
-        pictures.append(_voc_picture(path, folder, rules))
-    return pictures
-
-
-def _voc_picture(path: Path, folder: Path, rules: VocRules) -> Picture:
-    root = read_xml(path)
-    size = root.first("size")
-    sides = [int(_number(path, size, key)) if size and size.first(key) else 0 for key in ("height", "width")]
-    boxes = []
-    for element in root.all("object"):
-        ignored = not rules.difficult and (_text(element, "difficult") or "0") != "0"
-        name, box = _text(element, "name"), element.first("bndbox")
-        if not name or box is None:
-            raise DataError(f"{path}:{element.line}: an object needs a name and a bndbox")
-        boxes.append(Box(name, *(_number(path, box, key) - rules.first_pixel for key in _CORNERS), ignored))
-    return Picture(_voc_image(path, folder, root), tuple(sides) if min(sides) > 0 else None, tuple(boxes), str(path))
-
-
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-def _text(element: Element, tag: str) -> str:
-    child = element.first(tag)
-    return child.text.strip() if child else ""
-
-
-def _number(path: Path, element: Element, tag: str) -> float:
-    child = element.first(tag)
-    text = child.text.strip() if child else ""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) < 1e9:
-        line = (child or element).line
-        raise DataError(f"{path}:{line}: {tag} is {text[:40]!r}; a number was expected")
-    return value
-
-
-def _voc_image(path: Path, folder: Path, root: Element) -> Path:
-    """The picture of the annotation's own name, whatever its suffix, else the one that <filename> names."""
-    for suffix in (".jpg", *sorted(SUFFIXES), ".JPG", ".JPEG", ".PNG"):
-        if (found := folder / (path.stem + suffix)).exists():
-            return found
-    named = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
-    if named not in ("", ".", "..") and "\0" not in named and (folder / named).is_file():
-        return folder / named
-    return folder / f"{path.stem}.jpg"
+    return Box("hand", min(xs), min(ys), max(xs), max(ys))

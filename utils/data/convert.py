@@ -11,219 +11,21 @@ import argparse
 import os
 import re
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.cli import Parser, fraction, print_json, random_seed, run
 from utils.darknet.data_file import load_names
-from utils.data.annotations import (
-    Annotated,
-    Box,
-    Note,
-    Picture,
-    VocRules,
-    note_lines,
-    read_coco,
-    read_oxford,
-    read_voc,
-    selected_names,
-    with_split,
-)
+from utils.data.annotations import Annotated, Box, Notes, Picture, VocRules, read_coco, read_oxford, read_voc
 from utils.data.images import PictureError, shown_size
 from utils.data.index import IGNORED
+from utils.data.labels import first_places
 from utils.errors import DataError, InputError
-
-DIGITS = 6
-"""Decimals of a label: 0.01 pixel in a picture of 10 000."""
-LEAST = 10.0**-DIGITS / 2
-"""A box whose width or height is written as 0 has no area."""
-CUT = 1.0
-"""Pixels that a box may reach beyond its picture before that is said; it is cut in any case."""
-_PLAIN_NAME = re.compile(r"[\w.+-]{1,80}\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff/\\]")
-
-
-@dataclass(frozen=True)
-class Split:
-    """How much of a split was written."""
-
-    pictures: int
-    boxes: int
-    backgrounds: int
-    """Pictures without a box."""
-    ignored: int
-    """Boxes that evaluation and training ignore; not among `boxes`."""
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """A set on the disk."""
-
-    data: Path
-    """The .data file to train with."""
-    names: tuple[str, ...]
-    splits: Mapping[str, Split]
-    """"train", and "val" if there is one."""
-    notes: tuple[Note, ...]
-    """What was left out or changed."""
-
-
-def write_set(
-    output: Path, annotated: Annotated, classes: Mapping[str, str], *, name: str | None = None, copy: bool = False
-) -> PictureSet:
-    """Write a data set into the folder `output`; what is converted is not touched.
-
-    The set is made beside `output` and moved there in one step, so the folder holds all of it or nothing. Pictures are
-    links to the originals, or copies.
-
-    Args:
-        output: new or empty.
-        annotated: pictures and boxes.
-        classes: name in `annotated` → name to be written, in the order of the class numbers; other boxes are left out.
-        name: of the .names and .data file; the folder's by default.
-        copy: copy the pictures.
-
-    Raises:
-        DataError: `output` holds something, no training picture is left, or a name cannot be written.
-    """
-    check_output(output)
-    name = name or (output.name if _PLAIN_NAME.match(output.name) else "data")
-    if not _PLAIN_NAME.match(name):
-        raise DataError(f"--name {name!r}: letters, digits, '.', '_', '+' and '-' are allowed")
-    for text in classes.values():
-        if not text.strip() or text != text.strip() or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text):
-            raise DataError(f"class name {text!r}: a name is not empty, on one line and without blanks at its ends")
-    notes = list(annotated.notes)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=output.parent) as scratch:
-        folder = Path(scratch) / "set"
-        writer = _Writer(folder, {own: number for number, own in enumerate(classes)}, copy, notes)
-        splits = {"train": writer.split("train", annotated.folders[0], annotated.train)}
-        if annotated.val is not None:
-            splits["val"] = writer.split("val", annotated.folders[1], annotated.val)
-        if not splits["train"].pictures:
-            first = f"; the first: {notes[0].place}: {notes[0].kind}" if notes else ""
-            raise DataError(f"none of {len(annotated.train)} training pictures can be used{first}")
-        (folder / f"{name}.names").write_text("".join(f"{text}\n" for text in classes.values()), encoding="utf-8")
-        lines = [f"classes={len(classes)}", "train=train.txt", f"names={name}.names"]
-        lines[2:2] = ["valid=val.txt"] if "val" in splits else []
-        (folder / f"{name}.data").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        try:
-            os.rename(folder, output)  # replaces an empty folder, fails on any other
-        except OSError as failure:
-            raise DataError(f"{output}: {failure.strerror}; name a new folder with --output") from None
-    return PictureSet(output / f"{name}.data", tuple(classes.values()), splits, tuple(notes))
-
-
-def check_output(output: Path) -> None:
-    """Raise DataError unless `output` is new or an empty folder."""
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise DataError(f"{output}: holds other files or is no folder; name a new folder with --output")
-
-
-class _Writer:
-    """Pictures, labels and lists of a set in the making."""
-
-    def __init__(self, folder: Path, classes: Mapping[str, int], copy: bool, notes: list[Note]) -> None:
-        self.folder, self.classes, self.copy, self.notes = folder, classes, copy, notes
-        self.taken: set[tuple[str, str]] = set()
-        """Split folders and lower-case stems that are in use: a.jpg and a.png would share a label file."""
-        folder.mkdir()
-
-    def split(self, name: str, part: str, pictures: Sequence[Picture]) -> Split:
-        """Write one split into images/PART, labels/PART and, where boxes are ignored, ignored/PART; and its list."""
-        for top in ("images", "labels"):
-            (self.folder / top / part).mkdir(parents=True, exist_ok=True)
-        entries, counts, ignored = [], [], 0
-        seen: set[str] = set()
-        for picture in tqdm(pictures, f"writing {name}", delay=2, disable=None):
-            source = os.path.abspath(picture.path)
-            if source in seen:
-                self.notes.append(Note("picture listed twice, used once", str(picture.path)))
-                continue
-            seen.add(source)
-            size = self._size(picture)
-            if size is None:
-                continue
-            rows, passed = (self._rows(picture, size, ignored=kind) for kind in (False, True))
-            target = self._target(part, picture.path)
-            (self.folder / "labels" / part / f"{target.stem}.txt").write_text("".join(rows))
-            if passed:
-                (self.folder / IGNORED / part).mkdir(parents=True, exist_ok=True)
-                (self.folder / IGNORED / part / f"{target.stem}.txt").write_text("".join(passed))
-            self._place(source, self.folder / "images" / part / target)
-            entries.append(f"images/{part}/{target}\n")
-            counts.append(len(rows))
-            ignored += len(passed)
-        (self.folder / f"{name}.txt").write_bytes(os.fsencode("".join(entries)))
-        return Split(len(counts), sum(counts), counts.count(0), ignored)
-
-    def _size(self, picture: Picture) -> tuple[int, int] | None:
-        """Size of a picture; None if it cannot be used, which is noted."""
-        try:
-            size = shown_size(picture.path)
-        except PictureError as failure:
-            kind = "not found" if failure.kind == "missing image" else "cannot be read"
-            self.notes.append(Note(f"picture {kind}, left out", str(picture.path)))
-            return None
-        if picture.size not in (None, size):
-            self.notes.append(Note("picture of another size than annotated, left out", picture.place))
-            return None
-        return size
-
-    def _rows(self, picture: Picture, size: tuple[int, int], *, ignored: bool) -> list[str]:
-        """Lines of the label file, or of the one of ignored boxes; each box is cut to the picture."""
-        rows: dict[str, None] = {}
-        for box in (box for box in picture.boxes if box.ignored is ignored):
-            if box.name not in self.classes:
-                self.notes.append(Note("class not in --names, box left out", f"{picture.place}: {box.name}"))
-                continue
-            shares, beyond = _shares(box, size)
-            if min(shares[2:]) < LEAST:
-                self.notes.append(Note("box without an area, left out", f"{picture.place}: {box.name}"))
-                continue
-            if beyond > CUT:
-                self.notes.append(Note("box beyond the picture, cut", f"{picture.place}: {box.name}"))
-            row = f"{self.classes[box.name]} " + " ".join(f"{share:.{DIGITS}f}" for share in shares) + "\n"
-            if row in rows:
-                self.notes.append(Note("same box twice, used once", f"{picture.place}: {box.name}"))
-            rows[row] = None
-        return list(rows)
-
-    def _target(self, part: str, source: Path) -> Path:
-        """File name of a picture in the set: its own, without control characters and numbered where it is taken."""
-        stem, suffix = _CONTROL.sub("_", source.stem).strip() or "picture", _CONTROL.sub("_", source.suffix)
-        name, number = stem, 1
-        while (part, name.lower()) in self.taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self.taken.add((part, name.lower()))
-        return Path(name + suffix)
-
-    def _place(self, source: str, target: Path) -> None:
-        if self.copy:
-            shutil.copyfile(source, target)
-            return
-        try:
-            os.symlink(source, target)
-        except OSError as failure:
-            raise DataError(f"{target.name}: no link can be made ({failure.strerror}); copy with --copy") from None
-
-
-def _shares(box: Box, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float]:
-    """A box cut to a picture of `size` (height, width) as cx, cy, w, h in shares of it, and the pixels cut off."""
-    height, width = size
-    x1, x2 = (min(max(x, 0.0), float(width)) for x in (box.x1, box.x2))
-    y1, y2 = (min(max(y, 0.0), float(height)) for y in (box.y1, box.y2))
-    beyond = max(x1 - box.x1, y1 - box.y1, box.x2 - x2, box.y2 - y2)
-    return ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height), beyond
-
+from utils.files import new_folder
 
 PROGRAM = "python -m utils.data.convert"
 FORMATS = {
@@ -244,16 +46,24 @@ FORMATS = {
     ),
 }
 """Format → its description, and an example."""
+DIGITS = 6
+"""Decimals of a label: 0.01 pixel in a picture of 10 000."""
+LEAST = 10.0**-DIGITS / 2
+"""A box whose width or height is written as 0 has no area."""
+CUT = 1.0
+"""Pixels that a box may reach beyond its picture without a note; it is cut in any case."""
+_PLAIN_NAME = re.compile(r"[\w.+-]{1,80}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m utils.data.convert`."""
     parser = Parser(__doc__, f"{PROGRAM} {FORMATS['voc'][1]}", PROGRAM)
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=_format_parser)
-    for name, add in (("voc", _add_voc), ("coco", _add_coco), ("oxford-hand", _add_oxford)):
+    for name, add_flags in (("voc", _add_voc), ("coco", _add_coco), ("oxford-hand", _add_oxford)):
         sub = formats.add_parser(name, description=FORMATS[name][0], epilog=FORMATS[name][1])
-        add(sub)
-        _add_output(sub)
+        add_flags(sub.add_argument_group("data set"))
+        _add_output(sub.add_argument_group("result"))
     args = parser.parse_args(argv)
     if args.val_share is not None and args.val_share <= 0:
         raise InputError(f"--val-share {args.val_share:g}: a share above 0 is needed")
@@ -264,117 +74,280 @@ def _format_parser(prog: str, description: str, epilog: str) -> Parser:
     return Parser(description, f"{PROGRAM} {epilog}", prog)
 
 
-def _add_voc(parser: Parser) -> None:
-    group = parser.add_argument_group("data set")
-    group.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="a folder like VOCdevkit/VOC2007")
-    group.add_argument("--train", default="trainval", metavar="LIST", help="training list (default: %(default)s)")
-    group.add_argument("--val", default="test", metavar="LIST", help="validation list (default: %(default)s)")
-    group.add_argument("--images", type=Path, metavar="DIR", help="the pictures (default: ROOT/JPEGImages)")
-    group.add_argument(
-        "--difficult",
-        choices=("ignore", "keep"),
-        default="ignore",
-        metavar="WHAT",
-        help="objects marked difficult: ignore or keep, as objects like others (default: %(default)s)",
-    )
-    group.add_argument(
-        "--first-pixel",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        metavar="N",
-        help="number of the leftmost pixel: 1 in VOC itself, 0 as other tools write (default: %(default)s)",
-    )
+def _add_voc(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("roots", type=Path, nargs="+", metavar="ROOT", help="a folder like VOCdevkit/VOC2007")
+    add("--train", default="trainval", metavar="LIST", help="training list (default: %(default)s)")
+    add("--val", default="test", metavar="LIST", help="validation list (default: %(default)s)")
+    add("--images", type=Path, metavar="DIR", help="the pictures (default: ROOT/JPEGImages)")
+    text = "objects marked difficult: ignore or keep, as objects like others (default: %(default)s)"
+    add("--difficult", choices=("ignore", "keep"), default="ignore", metavar="WHAT", help=text)
+    text = "number of the leftmost pixel: 1 in VOC itself, 0 as other tools write (default: %(default)s)"
+    add("--first-pixel", type=int, choices=(0, 1), default=1, metavar="N", help=text)
 
 
-def _add_coco(parser: Parser) -> None:
-    group = parser.add_argument_group("data set")
-    group.add_argument("--train", type=Path, required=True, metavar="FILE", help="instances of the training pictures")
-    group.add_argument("--val", type=Path, metavar="FILE", help="instances of the validation pictures")
-    group.add_argument(
-        "--images", type=Path, metavar="DIR", help="the pictures (default: found as COCO's archives unpack)"
-    )
+def _add_coco(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--train", type=Path, required=True, metavar="FILE", help="instances of the training pictures")
+    add("--val", type=Path, metavar="FILE", help="instances of the validation pictures")
+    add("--images", type=Path, metavar="DIR", help="the pictures (default: found as COCO's archives unpack)")
 
 
-def _add_oxford(parser: Parser) -> None:
-    group = parser.add_argument_group("data set")
+def _add_oxford(group: argparse._ArgumentGroup) -> None:
     group.add_argument("root", type=Path, metavar="ROOT", help="the folder hand_dataset")
-    group.add_argument(
-        "--val",
-        choices=("test", "validation"),
-        default="test",
-        metavar="SPLIT",
-        help="validation pictures: test or validation (default: %(default)s)",
-    )
+    text = "validation pictures: test or validation (default: %(default)s)"
+    group.add_argument("--val", choices=("test", "validation"), default="test", metavar="SPLIT", help=text)
 
 
-def _add_output(parser: Parser) -> None:
-    group = parser.add_argument_group("result")
-    group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the result, new or empty")
-    group.add_argument("--name", metavar="NAME", help="of the .data and .names files (default: the folder's)")
-    group.add_argument("--names", type=Path, metavar="FILE", help="classes wanted, one a line, in this order")
-    group.add_argument("--copy", action="store_true", help="copy the pictures in place of links to them")
-    group.add_argument(
-        "--val-share",
-        type=fraction,
-        metavar="P",
-        help="draw a share of the training pictures for validation, and read no validation list",
-    )
-    group.add_argument("--seed", type=random_seed, default=0, metavar="N", help="of --val-share (default: %(default)s)")
-    group.add_argument("--json", action="store_true", help="print the result as one JSON document")
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the result, new or empty")
+    add("--name", metavar="NAME", help="of the .data and .names files (default: the folder's)")
+    add("--names", type=Path, metavar="FILE", help="classes wanted, one a line, in this order")
+    add("--copy", action="store_true", help="copy the pictures in place of links to them")
+    text = "draw a share of the training pictures for validation, and read no validation list"
+    add("--val-share", type=fraction, metavar="P", help=text)
+    add("--seed", type=random_seed, default=0, metavar="N", help="of --val-share (default: %(default)s)")
+    add("--json", action="store_true", help="print the result as one JSON document")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert, and print what was written and what was left out."""
     args = parse_args(argv)
-    check_output(args.output)
-    wanted = load_names(args.names) if args.names else None
-    annotated = _read(args)
-    if args.val_share is not None:
-        annotated = with_split(annotated, args.val_share, args.seed)
-    own = annotated.used_names()
-    if not own:
-        raise DataError("the data set has no objects, and so no classes")
-    ordered = annotated.names is not None
-    classes = dict(zip(own, own, strict=True))
-    if wanted is not None:
-        classes = selected_names(own, wanted, str(args.names), ordered=ordered)
-    made = write_set(args.output, annotated, classes, name=args.name, copy=args.copy)
+    with new_folder(args.output) as folder:
+        name = args.name or (args.output.name if _PLAIN_NAME.match(args.output.name) else "data")
+        if not _PLAIN_NAME.match(name):
+            raise DataError(f"--name {name!r}: letters, digits, '.', '_', '+' and '-' are allowed")
+        wanted = load_names(args.names) if args.names else None
+        annotated = _read(args)
+        if args.val_share is not None:
+            annotated = with_split(annotated, args.val_share, args.seed)
+        classes = class_names(annotated, wanted, args.names)
+        splits = write_set(folder, annotated, classes, name=name, copy=args.copy)
+    data, names = args.output / f"{name}.data", list(classes.values())
     if args.json:
-        print_json(_document(made))
-    else:
-        print("\n".join(_lines(made)))
+        notes = {kind: len(places) for kind, places in annotated.notes.items()}
+        print_json({"data": str(data), "names": names, "splits": splits, "notes": notes})
+        return
+    parts = []
+    for split, counts in splits.items():
+        ignored = f", {counts['ignored']} ignored boxes" if counts["ignored"] else ""
+        pictures = f"{split} {counts['pictures']} pictures ({counts['backgrounds']} without a box)"
+        parts.append(f"{pictures}, {counts['boxes']} boxes{ignored}")
+    print(f"{data}: {'; '.join(parts)}; {len(names)} classes")
+    for kind, places in annotated.notes.items():
+        print(f"  {kind}: {len(places)}: {first_places(places)}")
+    if "val" not in splits:
+        print("  no validation pictures: training evaluates nothing; --val-share 0.1 draws some")
 
 
 def _read(args: argparse.Namespace) -> Annotated:
-    whole = args.val_share is not None
+    val = args.val if args.val_share is None else None
     if args.format == "voc":
-        rules = VocRules(args.difficult == "keep", args.first_pixel)
-        return read_voc(args.roots, args.train, None if whole else args.val, args.images, rules)
+        return read_voc(args.roots, args.train, val, args.images, VocRules(args.difficult == "keep", args.first_pixel))
     if args.format == "coco":
-        return read_coco(args.train, None if whole else args.val, args.images)
-    return read_oxford(args.root, None if whole else args.val)
+        return read_coco(args.train, val, args.images)
+    return read_oxford(args.root, val)
 
 
-def _lines(made: PictureSet) -> list[str]:
-    parts = [
-        f"{name} {split.pictures} pictures ({split.backgrounds} without a box), {split.boxes} boxes"
-        + f", {split.ignored} ignored boxes" * bool(split.ignored)
-        for name, split in made.splits.items()
-    ]
-    lines = [f"{made.data}: {'; '.join(parts)}; {len(made.names)} classes", *note_lines(made.notes)]
-    if "val" not in made.splits:
-        lines.append("  no validation pictures: training evaluates nothing; --val-share 0.1 draws some")
-    return lines
+def with_split(annotated: Annotated, share: float, seed: int) -> Annotated:
+    """A share of the training pictures, drawn at random, as the validation pictures.
+
+    Args:
+        annotated: without validation pictures.
+        share: 0 < share < 1; at least one picture stays on either side.
+        seed: another one draws another split.
+
+    Raises:
+        InputError: there are fewer than two pictures.
+    """
+    count = len(annotated.train)
+    if count < 2:
+        raise InputError(f"--val-share {share}: {count} pictures cannot be split; at least 2 are needed")
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    drawn = set(order[: min(count - 1, max(1, round(count * share)))])
+    train = [picture for position, picture in enumerate(annotated.train) if position not in drawn]
+    val = [annotated.train[position] for position in sorted(drawn)]
+    return replace(annotated, train=train, val=val, folders=(annotated.folders[0], "val"))
 
 
-def _document(made: PictureSet) -> dict[str, Any]:
-    return {
-        "data": str(made.data),
-        "names": list(made.names),
-        "splits": {name: vars(split) for name, split in made.splits.items()},
-        "notes": dict(Counter(note.kind for note in made.notes)),
-    }
+def class_names(annotated: Annotated, wanted: Sequence[str] | None, path: Path | None) -> dict[str, str]:
+    """Name of a class in the annotations → its name in the result, in the order of the class numbers.
+
+    Without `wanted` they are all classes, in the order of the format or sorted. Wanted names that are all among them
+    select classes. A file of as many names as an ordered set has classes may call them otherwise, as Darknet's
+    coco.names does (`motorbike` for `motorcycle`).
+
+    Args:
+        annotated: the data set.
+        wanted: names of the file `path`.
+        path: for messages.
+
+    Raises:
+        DataError: there are no classes; a name is there twice, or is none of the set's.
+    """
+    names = annotated.names
+    if names is None:
+        names = tuple(
+            sorted({box.name for part in (annotated.train, annotated.val or ()) for p in part for box in p.boxes})
+        )
+    if not names:
+        raise DataError("the data set has no objects, and so no classes")
+    if wanted is None:
+        return dict(zip(names, names, strict=True))
+    for name in wanted:
+        if list(wanted).count(name) > 1:
+            raise DataError(f"{path}: the name {name!r} is there twice; every class needs a name of its own")
+    strange = [name for name in wanted if name not in names]
+    if not strange or annotated.names is None:
+        return dict(zip(wanted, wanted, strict=True))
+    renamed = dict(zip(names, wanted, strict=False))
+    if len(names) == len(wanted) and all(new == name or new not in names for name, new in renamed.items()):
+        return renamed
+    raise DataError(f"{path}: {strange[0]!r} is no class of the data set, which has: {', '.join(names)[:300]}")
+
+
+def write_set(
+    folder: Path, annotated: Annotated, classes: Mapping[str, str], *, name: str, copy: bool
+) -> dict[str, dict[str, int]]:
+    """Write images/, labels/, ignored/, train.txt, val.txt, NAME.names and NAME.data into an empty folder.
+
+    Args:
+        folder: of the new set.
+        annotated: pictures and boxes; what is left out is added to its notes.
+        classes: name in `annotated` → name to be written, in the order of the class numbers; other boxes are left out.
+        name: of the .names and .data file.
+        copy: copy the pictures in place of links to them.
+
+    Returns:
+        Counts of pictures, boxes, backgrounds (pictures without a box) and ignored boxes of "train" and "val".
+
+    Raises:
+        DataError: no training picture is left, or a class name cannot be written.
+    """
+    for text in classes.values():
+        if not text.strip() or text != text.strip() or _CONTROL.search(text):
+            raise DataError(f"class name {text!r}: a name is not empty, on one line and without blanks at its ends")
+    writer = _Writer(folder, {old: number for number, old in enumerate(classes)}, copy, annotated.notes)
+    splits = {"train": writer.split("train", annotated.folders[0], annotated.train)}
+    if annotated.val is not None:
+        splits["val"] = writer.split("val", annotated.folders[1], annotated.val)
+    if not splits["train"]["pictures"]:
+        first = next((f"; the first: {places[0]}: {kind}" for kind, places in annotated.notes.items()), "")
+        raise DataError(f"none of {len(annotated.train)} training pictures can be used{first}")
+    (folder / f"{name}.names").write_text("".join(f"{text}\n" for text in classes.values()), encoding="utf-8")
+    valid = "valid=val.txt\n" if "val" in splits else ""
+    text = f"classes={len(classes)}\ntrain=train.txt\n{valid}names={name}.names\n"
+    (folder / f"{name}.data").write_text(text, encoding="utf-8")
+    return splits
+
+
+class _Writer:
+    """Pictures, labels and lists of a set in the making."""
+
+    def __init__(self, folder: Path, classes: Mapping[str, int], copy: bool, notes: Notes) -> None:
+        self.folder, self.classes, self.copy, self.notes = folder, classes, copy, notes
+        self.taken: set[tuple[str, str]] = set()
+        """Split folders and lower-case stems that are in use: a.jpg and a.png would share a label file."""
+
+    def split(self, name: str, part: str, pictures: Sequence[Picture]) -> dict[str, int]:
+        """Write one split into images/PART, labels/PART and, where boxes are ignored, ignored/PART; and its list."""
+        (self.folder / "images" / part).mkdir(parents=True, exist_ok=True)
+        entries, numbers, ignored = [], [], 0
+        sources: set[str] = set()
+        for picture in tqdm(pictures, f"writing {name}", delay=2, disable=None):
+            source = os.path.abspath(picture.path)
+            if source in sources:
+                self.notes["picture listed twice, used once"].append(str(picture.path))
+                continue
+            sources.add(source)
+            size = self._size(picture)
+            if size is None:
+                continue
+            labels, passed = (self._labels(picture, size, ignored=kind) for kind in (False, True))
+            target = self._target(part, picture.path)
+            self._write(Path("labels") / part / f"{target.stem}.txt", labels)
+            if passed:
+                self._write(Path(IGNORED) / part / f"{target.stem}.txt", passed)
+            self._add_picture(source, self.folder / "images" / part / target)
+            entries.append(f"images/{part}/{target}\n")
+            numbers.append(len(labels))
+            ignored += len(passed)
+        (self.folder / f"{name}.txt").write_bytes(os.fsencode("".join(entries)))
+        return {
+            "pictures": len(numbers),
+            "boxes": sum(numbers),
+            "backgrounds": numbers.count(0),
+            "ignored": ignored,
+        }
+
+    def _size(self, picture: Picture) -> tuple[int, int] | None:
+        """Size of a picture; None if it cannot be used, which is noted."""
+        try:
+            size = shown_size(picture.path)
+        except PictureError as failure:
+            kind = "not found" if failure.kind == "missing image" else "cannot be read"
+            self.notes[f"picture {kind}, left out"].append(str(picture.path))
+            return None
+        if picture.size not in (None, size):
+            self.notes["picture of another size than annotated, left out"].append(picture.place)
+            return None
+        return size
+
+    def _labels(self, picture: Picture, size: tuple[int, int], *, ignored: bool) -> list[str]:
+        """Lines of the label file, or of the one of ignored boxes; each box is cut to the picture."""
+        lines: dict[str, None] = {}
+        for box in picture.boxes:
+            if box.ignored is not ignored:
+                continue
+            place = f"{picture.place}: {box.name}"
+            if box.name not in self.classes:
+                self.notes["class not in --names, box left out"].append(place)
+                continue
+            shares, beyond = _shares(box, size)
+            if min(shares[2:]) < LEAST:
+                self.notes["box without an area, left out"].append(place)
+                continue
+            if beyond > CUT:
+                self.notes["box beyond the picture, cut"].append(place)
+            line = f"{self.classes[box.name]} " + " ".join(f"{share:.{DIGITS}f}" for share in shares) + "\n"
+            if line in lines:
+                self.notes["same box twice, used once"].append(place)
+            lines[line] = None
+        return list(lines)
+
+    def _target(self, part: str, source: Path) -> Path:
+        """File name of a picture in the set: without control characters, and numbered where it is taken."""
+        stem, suffix = (_CONTROL.sub("_", text).replace("\\", "_") for text in (source.stem, source.suffix))
+        stem = name = stem.strip() or "picture"
+        number = 1
+        while (part, name.lower()) in self.taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self.taken.add((part, name.lower()))
+        return Path(name + suffix)
+
+    def _write(self, path: Path, lines: Sequence[str]) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text("".join(lines))
+
+    def _add_picture(self, source: str, target: Path) -> None:
+        if self.copy:
+            shutil.copyfile(source, target)
+            return
+        try:
+            os.symlink(source, target)
+        except OSError as failure:
+            raise DataError(f"{target.name}: no link can be made ({failure.strerror}); copy with --copy") from None
+
+
+def _shares(box: Box, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float]:
+    """A box cut to a picture of `size` (height, width) as cx, cy, w, h in shares of it, and the pixels cut off."""
+    height, width = size
+    x1, x2 = (min(max(x, 0.0), float(width)) for x in (box.x1, box.x2))
+    y1, y2 = (min(max(y, 0.0), float(height)) for y in (box.y1, box.y2))
+    beyond = max(x1 - box.x1, y1 - box.y1, box.x2 - x2, box.y2 - y2)
+    return ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height), beyond
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ that holds anything else is refused.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from numpy.typing import NDArray
 
 from utils.cli import Parser, positive_int, print_json, random_seed, run
 from utils.errors import DataError, InputError
-from utils.files import read_text
+from utils.files import is_vacant, new_folder, read_text, sha256
 
 Contour: TypeAlias = NDArray[np.float32]
 """[n, 2], x and y of a closed polygon. Outlines are centred and fit the unit circle."""
@@ -336,25 +333,19 @@ def build(output: Path, recipe: Recipe) -> ToySet:
     Raises:
         DataError: `output` holds something else, or is no folder.
     """
-    data = output / "toy.data"
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+    drawn = is_vacant(output)
+    if drawn:
+        with new_folder(output) as folder:
+            _write_set(folder, recipe)
+    else:
         _check_is_set(output, recipe)
-        return ToySet(data, _count_boxes(output), drawn=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".toy-", dir=output.parent) as scratch:
-        folder = Path(scratch) / "set"
-        _write_set(folder, recipe)
-        boxes = _count_boxes(folder)
-        try:
-            os.rename(folder, output)  # replaces an empty folder, fails on any other
-        except OSError as failure:
-            raise DataError(f"{output}: {failure.strerror}; name a new folder with --output") from None
-    return ToySet(data, boxes, drawn=True)
+    boxes = sum(path.read_bytes().count(b"\n") for path in (output / "labels").iterdir())
+    return ToySet(output / "toy.data", boxes, drawn)
 
 
 def _write_set(folder: Path, recipe: Recipe) -> None:
     for name in ("images", "labels"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     (folder / "toy.names").write_text("".join(f"{name}\n" for name in OUTLINES))
     lines = [f"classes={len(OUTLINES)}", "train=train.txt", "valid=val.txt", "names=toy.names"]
     (folder / "toy.data").write_text("".join(f"{line}\n" for line in lines))
@@ -376,7 +367,7 @@ def _write_picture(folder: Path, stem: str, rng: np.random.Generator, size: int)
 
 def _manifest(folder: Path, recipe: Recipe) -> str:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_digest(folder / name)}  {name}\n" for name in names if name != MANIFEST]
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != MANIFEST]
     return f"# {recipe}\n" + "".join(lines)
 
 
@@ -390,16 +381,8 @@ def _check_is_set(output: Path, recipe: Recipe) -> None:
         raise DataError(f"{output}: holds another picture set ({text.partition(chr(10))[0][2:200]}); {way_out}")
     for line in text.splitlines()[1:]:
         digest, _, name = line.partition("  ")
-        if not (output / name).is_file() or _digest(output / name) != digest:
+        if not (output / name).is_file() or sha256(output / name) != digest:
             raise DataError(f"{output / name}: missing or changed since it was drawn; {way_out}")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _count_boxes(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in (folder / "labels").iterdir())
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
