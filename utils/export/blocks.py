@@ -172,11 +172,13 @@ def _shortcut(site: Site) -> str:
         if scales is not None:
             scale = scales[number] if scales[number].size == 1 else scales[number][:common]
             tensor = _scaled(site, tensor, scale, f"{site.name}/scaled{number}")
-        if common < width:
-            pads = site.graph.integers(f"{site.name}/pads{number}", [0, 0, 0, 0, 0, width - common, 0, 0])
-            tensor = site.graph.add("Pad", [tensor, pads], f"{site.name}/wide{number}")
         output = site.linear if number == len(block.sources) else f"{site.name}/sum{number}"
-        total = site.graph.add("Add", [total, tensor], output)
+        if common == width:
+            total = site.graph.add("Add", [total, tensor], output)
+        else:  # pnnx has no form for Pad along channels
+            rest = site.channels(total, common, width, f"{output}/rest")
+            low = site.channels(total, 0, common, f"{output}/low")
+            total = site.graph.add("Concat", [site.graph.add("Add", [low, tensor], f"{output}/added"), rest], output, axis=1)
     return site.activate()
 
 
@@ -192,14 +194,22 @@ def _product(site: Site) -> str:
 
 
 def _reorg(site: Site) -> str:
-    """Darknet reads the memory of [C, H, W] as [C / s², s · H, s · W] before it takes the cells apart."""
-    stride, (channels, height, width) = site.block.stride, site.shapes[0]
+    """Darknet reads the memory of [C, H, W] as [C / s², s · H, s · W] before it takes the cells apart.
+
+    Columns are taken apart first, then rows; pnnx gives SpaceToDepth another order of channels.
+    """
+    s, (channels, height, width) = site.block.stride, site.shapes[0]
     graph, name = site.graph, site.name
-    wide = graph.integers(f"{name}/wide", [0, channels // stride**2, height * stride, width * stride])
-    deep = graph.integers(f"{name}/deep", [0, channels * stride**2, height // stride, width // stride])
-    x = graph.add("Reshape", [site.inputs[0], wide], f"{name}/reread")
-    x = graph.add("SpaceToDepth", [x], f"{name}/cells", blocksize=stride)
-    return graph.add("Reshape", [x, deep], name)
+    sides = {
+        "columns": [0, channels // s**2, height * s, width, s],
+        "rows": [0, channels // s, height, s, width],
+        "deep": [0, channels * s**2, height // s, width // s],
+    }
+    x = site.inputs[0]
+    for key, axes in (("columns", [0, 4, 1, 2, 3]), ("rows", [0, 3, 1, 2, 4])):
+        x = graph.add("Reshape", [x, graph.integers(f"{name}/{key}/sides", sides[key])], f"{name}/{key}")
+        x = graph.add("Transpose", [x], f"{name}/{key}/first", perm=axes)
+    return graph.add("Reshape", [x, graph.integers(f"{name}/deep", sides["deep"])], name)
 
 
 def _pass(site: Site) -> str:
