@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import fuse
 from tests.nets import one_head, tiny
 from tests.random_nets import networks
 from tests.test_export import CFGS, QUICK, assert_same, emitted, heads_of, opencv_heads, pictures, sized, tamed
@@ -24,37 +23,42 @@ from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
-from utils.errors import WeightsError
-from utils.export import ncnn_blocks
-from utils.export.ncnn_graph import NcnnGraph
-from utils.layers import LAYERS
+from utils.errors import InfeasibleError, WeightsError
+from utils.export.ncnn import convert
 from utils.runtime.engines import darknet_heads, ncnn_engine, onnxruntime_engine, openvino_engine
+from utils.runtime.metadata import Metadata
 
 pytest.importorskip("ncnn")
+pytest.importorskip("pnnx")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
 NEEDS_IMPORTER = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
 )
+HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
 
 
 def names_of(network: Network) -> list[str]:
     return [f"head{number}" for number in range(len(network.heads))]
 
 
-def written(model, folder: Path, *, half: bool = False) -> ncnn_blocks.NcnnFiles:
-    """The files of a model, a.param and a.bin in a folder."""
-    fused = fuse(model)
-    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
-    made = ncnn_blocks.ncnn_files(fused.network, arrays, half=half)
-    (folder / "a.param").write_text(made.param)
-    (folder / "a.bin").write_bytes(made.weights)
-    return made
+def written(model, folder: Path, *, half: bool = False) -> Path:
+    """The .param file that pnnx makes of a model; the .bin file is beside it."""
+    names = tuple(map(str, range(model.network.classes)))
+    metadata = Metadata(model.network, names, precision="float16" if half else "float32")
+    return convert(emitted(model).SerializeToString(), folder, metadata)
 
 
 def ncnn_heads(model, images: torch.Tensor, folder: Path, *, half: bool = False) -> list[np.ndarray]:
-    written(model, folder, half=half)
-    return ncnn_engine(folder / "a.param", names_of(model.network), 1)(images.numpy())
+    return ncnn_engine(written(model, folder, half=half), names_of(model.network), 1)(images.numpy())
+
+
+def branches(*sections: str) -> Network:
+    """A network in which each section follows the first convolution and has a head of its own."""
+    text = "[net]\nwidth=24\nheight=16\n[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
+    for section in sections:
+        text += f"[route]\nlayers=0\n{section}{HEAD}"
+    return cfg_file.parse(text, "branches.cfg")
 
 
 def darknet_in_opencv(model, images: torch.Tensor, folder: Path) -> list[np.ndarray]:
@@ -68,11 +72,6 @@ def darknet_in_opencv(model, images: torch.Tensor, folder: Path) -> list[np.ndar
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("engines")
-
-
-def test_every_block_and_activation_has_a_form_in_ncnn():
-    assert set(ncnn_blocks.EMITTERS) == set(LAYERS)
-    assert set(ncnn_blocks.ACTIVATIONS) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CFGS])
@@ -92,7 +91,7 @@ def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
         assert_same(want, openvino_engine(onnx, names_of(network), 1, 1)(images.numpy()))
 
 
-@examples(40)
+@examples(15)
 @given(networks(), st.integers(0, 99))
 def test_ncnn_agrees_on_random_networks(folder, network, seed):
     model, images = lively(network, seed), pictures(network)
@@ -136,25 +135,23 @@ def test_what_opencv_is_warned_of_it_computes_otherwise(section, reason, folder)
         assert_same(heads_of(model, images), found)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_agree_in_ncnn_where_they_saturate_too(activation, folder):
-    network = one_head(f"[convolutional]\nfilters=4\nsize=1\nactivation={activation}\n")
+def test_activations_agree_in_ncnn_where_they_saturate_too(folder):
+    network = branches(*(f"[convolutional]\nfilters=4\nsize=1\nactivation={name}\n" for name in ACTIVATIONS))
     model = lively(network)
     with torch.no_grad():
-        model.layers[0].conv.weight.mul_(40)
+        for head in network.heads:
+            model.layers[head - 2].conv.weight.mul_(40)
     images = pictures(network)
     assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
 
 
-@pytest.mark.parametrize("section", [
-    "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
-    "[maxpool]\nsize=2\nstride=1\n",
-    "[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n",
-    "[maxpool]\nsize=3\nstride=2\npadding=4\n",
-    *(f"[upsample]\nstride={stride}\n" for stride in (2, 3, 5, 7, 13)),
-])  # fmt: skip
-def test_uneven_windows_agree_in_ncnn(section, folder):
-    network = sized(one_head(section), 16, 24)
+def test_uneven_windows_agree_in_ncnn(folder):
+    network = branches(
+        "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
+        "[maxpool]\nsize=2\nstride=1\n",
+        "[maxpool]\nsize=3\nstride=2\npadding=4\n",
+        *(f"[upsample]\nstride={stride}\n" for stride in (2, 3, 5, 7, 13)),
+    )
     model, images = lively(network), pictures(network)
     assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
 
@@ -162,40 +159,25 @@ def test_uneven_windows_agree_in_ncnn(section, folder):
 def test_kernels_in_float16_take_half_the_room_and_stay_near(folder):
     model = lively(tiny())
     images = pictures(model.network)
-    whole, halved = written(model, folder).weights, written(model, folder, half=True).weights
-    assert len(halved) < 0.55 * len(whole)
-    found = ncnn_heads(model, images, folder, half=True)
-    assert_same(heads_of(model, images), found, 2e-2)
+    whole, halved = (written(model, folder, half=half).with_suffix(".bin").stat().st_size for half in (False, True))
+    assert halved < 0.55 * whole
+    heads = ncnn_heads(model, images, folder, half=True)
+    assert_same(heads_of(model, images), heads, 2e-2)
     with pytest.raises(AssertionError):
-        assert_same(heads_of(model, images), found, 1e-6)
-
-
-def test_every_blob_of_an_ncnn_file_is_read_once_at_most(folder):
-    """Lines are kind, name, counts of inputs and outputs, their names, parameters; the second line counts both."""
-    lines = [line.split() for line in written(lively(tiny()), folder).param.splitlines()]
-    layers = lines[2:]
-    made = [blob for line in layers for blob in line[4 + int(line[2]) : 4 + int(line[2]) + int(line[3])]]
-    read = [blob for line in layers for blob in line[4 : 4 + int(line[2])]]
-    assert lines[:2] == [["7767517"], [str(len(layers)), str(len(made))]]
-    assert len(set(made)) == len(made)
-    assert len(set(read)) == len(read)
-    assert set(made) - set(read) == {"head0", "head1"}
+        assert_same(heads_of(model, images), heads, 1e-6)
 
 
 def test_a_head_that_is_read_on_leaves_under_its_name(folder):
     """The convolution before the first head feeds another branch as well."""
-    head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
-    text = f"[net]\nwidth=16\nheight=16\n{head}[route]\nlayers=0\n{head}"
-    network = cfg_file.parse(text, "t.cfg")
+    network = cfg_file.parse(f"[net]\nwidth=16\nheight=16\n{HEAD}[route]\nlayers=0\n{HEAD}", "t.cfg")
     model, images = lively(network), pictures(network)
     assert_same(heads_of(model, images), ncnn_heads(model, images, folder), 1e-5)
 
 
-def test_kernels_are_padded_to_whole_words():
-    graph = NcnnGraph(half=True)
-    assert len(graph.kernel(np.ones(3, np.float32))) == 12
-    assert len(graph.kernel(np.ones(4, np.float32))) == 12
-    assert graph.kernel(np.ones(2))[:4] == bytes.fromhex("476b3001")
+def test_what_pnnx_cannot_convert_is_one_line(folder):
+    with pytest.raises(InfeasibleError, match=r"--format ncnn: pnnx .* cannot convert the ONNX file") as caught:
+        convert(b"nonsense", folder, Metadata(tiny(), ("a", "b")))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_an_engine_cannot_read_is_one_line(folder):

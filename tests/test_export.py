@@ -491,14 +491,14 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
 ], ids=" ".join)  # fmt: skip
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
-    from utils.export import darknet_format, formats, ncnn_format
+    from utils.export import darknet_format, formats
 
     def wrong(model):
         fused = fuse(model)
         fused.layers[6].conv.weight[0, 0] += 1
         return fused
 
-    for module in (formats, ncnn_format, darknet_format):
+    for module in (formats, darknet_format):
         monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
     with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):

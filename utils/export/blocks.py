@@ -178,7 +178,9 @@ def _shortcut(site: Site) -> str:
         else:  # pnnx has no form for Pad along channels
             rest = site.channels(total, common, width, f"{output}/rest")
             low = site.channels(total, 0, common, f"{output}/low")
-            total = site.graph.add("Concat", [site.graph.add("Add", [low, tensor], f"{output}/added"), rest], output, axis=1)
+            total = site.graph.add(
+                "Concat", [site.graph.add("Add", [low, tensor], f"{output}/added"), rest], output, axis=1
+            )
     return site.activate()
 
 

@@ -54,22 +54,27 @@ def make_onnx(subject: Subject, asked: ExportRequest) -> Made:
     return Made(agreement, lambda path: atomic_write_bytes(path, data), facts)
 
 
-def make_openvino(subject: Subject, asked: ExportRequest) -> Made:
-    """OpenVINO's own files, made of the ONNX file in memory; weights in float16 are rounded last."""
-    from utils.export import openvino_format
-
+def emit_whole(subject: Subject, asked: ExportRequest) -> tuple[bytes, Agreement, dict[str, object]]:
+    """An ONNX file for a converter: weights in float16 are rounded last."""
     metadata = subject.metadata
     plain = replace(metadata, precision="float32") if metadata.precision == "float16" else metadata
-    data, agreement, facts = emit_onnx(subject._replace(metadata=plain), asked)
-    subject = subject._replace(metadata=replace(metadata, reference=agreement.reference))
+    return emit_onnx(subject._replace(metadata=plain), asked)
+
+
+def make_openvino(subject: Subject, asked: ExportRequest) -> Made:
+    """OpenVINO's own files, made of the ONNX file in memory."""
+    from utils.export import openvino_format
+
+    data, agreement, facts = emit_whole(subject, asked)
+    subject = subject._replace(metadata=replace(subject.metadata, reference=agreement.reference))
     return openvino_format.make_openvino(subject, asked, data, facts)
 
 
 def make_ncnn(subject: Subject, asked: ExportRequest) -> Made:
     """Files of ncnn."""
-    from utils.export import ncnn_format
+    from utils.export import ncnn
 
-    return ncnn_format.make_ncnn(subject, asked)
+    return ncnn.make_ncnn(subject, emit_whole(subject, asked)[0])
 
 
 def make_fpga(subject: Subject, asked: ExportRequest) -> Made:

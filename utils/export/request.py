@@ -19,8 +19,12 @@ PAIRS = ("darknet", "pt")
 """Formats whose files have a cfg beside them."""
 COMPANIONS = {"ncnn": (".bin", ".json"), "openvino": (".bin",), **dict.fromkeys(PAIRS, (".cfg",))}
 """Last suffixes of the files that belong to the one that is named."""
-PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "onnxruntime"), "ncnn": ("onnx", "ncnn"),
-            "openvino": ("onnx", "onnxruntime", "openvino")}  # fmt: skip
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "tensorrt": ("onnx", "onnxruntime"),
+    "ncnn": ("onnx", "onnxruntime", "ncnn", "pnnx"),
+    "openvino": ("onnx", "onnxruntime", "openvino"),
+}
 """What a format needs beside the suite's own packages."""
 ONNX_LIKE = ("onnx", "openvino", "tensorrt")
 """Formats that are ONNX files or made of them."""
