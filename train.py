@@ -45,7 +45,7 @@ from utils.flags import (
 from utils.model_files import ModelFiles, adaptation, is_checkpoint, other_classes
 from utils.report.run_dir import check_run
 from utils.report.scalars import require_tensorboard
-from utils.training.distil_flags import add_distil_flags, distillation
+from utils.training.distil_flags import add_distil_flags, distillation_plan
 from utils.training.evolve import run_search, search_summary
 from utils.training.quant_flags import add_quant_flags, quant_plan
 from utils.training.resumed import PATHS, START, changed_flags, is_search, newest_run, stored_flags
@@ -58,6 +58,9 @@ EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --h
 PROJECT = "runs/train"
 TRIALS = 30
 GONE = {
+    "kd_temperature": "it is 3, always",
+    "kd_weighting": "the weights are those that measured best, see docs/distillation.md",
+    "kd_mask": "--KDstr 5 looks at features near objects only",
     "bucket": "nothing is uploaded. Copy the run directory when the training is over",
     "memory_format": "tensors are channels-last, always",
     "s_coach": "--s auto measures AP50 after every epoch itself, see --s-drop",
@@ -247,7 +250,7 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
     hyp = _hyperparameters(args.hyp, no_flip)
     files = _model_files(args, given, 1 if args.single_cls else data.classes, data)
     picture_channels(files.network)
-    distilled = distillation(args)
+    distillation = distillation_plan(args)
     return {
         "files": files,
         "data": data,
@@ -271,7 +274,7 @@ def planned(args: argparse.Namespace) -> dict[str, Any]:
         "strict": args.strict_data,
         "anchors": args.auto_anchors,
         "tensorboard": args.tensorboard,
-        "distillation": distilled,
+        "distillation": distillation,
     }
 
 

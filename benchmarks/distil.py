@@ -24,10 +24,9 @@ from utils.cli import Parser, fraction, image_side, log, positive_int, random_se
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.detection.settings import ASSIGNMENTS, LossSettings
-from utils.distillation.distiller import Distiller
-from utils.distillation.pair import Kept
-from utils.distillation.strategies import AT, KD, WEIGHTINGS, Lesson, lesson
-from utils.distillation.teacher import Teacher
+from utils.distillation.matching import Kept
+from utils.distillation.strategies import AT, KD, Distillation, distillation
+from utils.distillation.terms import Distiller, Teacher
 from utils.graph import channel_graph
 from utils.pruning.plan import arrays_of, gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
@@ -55,7 +54,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--percent", type=fraction, default=0.5, metavar="P", help="of its channels the student lacks (default: 0.5)")
     add("--KDstr", nargs="+", default=[], choices=tuple(KD), help="strategies (default: all, unless --AT_str is given)")
     add("--AT_str", nargs="+", default=[], choices=tuple(AT), help="strategies (default: all, unless --KDstr is given)")
-    add("--kd-weighting", choices=WEIGHTINGS, default=WEIGHTINGS[0], help="of the terms (default: %(default)s)")
     add("--img_size", type=image_side, default=256, metavar="N", help="side of the input (default: %(default)s)")
     add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures (default: %(default)s)")
     add("--rounds", type=positive_int, default=20, metavar="N", help="of each strategy (default: %(default)s)")
@@ -69,26 +67,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one row a strategy."""
     args = parse_args(argv)
-    lessons = [lesson(key, None, weighting=args.kd_weighting) for key in args.KDstr]
-    lessons += [lesson(None, key, weighting=args.kd_weighting) for key in args.AT_str]
+    distillations = [distillation(key, None) for key in args.KDstr] + [distillation(None, key) for key in args.AT_str]
     torch.manual_seed(args.seed)
     network = cfg_file.load(args.cfg)
-    school = make_school(network, args.percent, args.batch_size, args.img_size)
+    pair = make_pair(network, args.percent, args.batch_size, args.img_size)
     rows = []
-    for chosen in lessons:
+    for chosen in distillations:
         log(f"{chosen.name}: {', '.join(chosen.terms)}")
-        rows.append((chosen.name, *school.measure(chosen, args.rounds)))
+        rows.append((chosen.name, *pair.measure(chosen, args.rounds)))
     milliseconds = (Column(title, ".1f") for title in ("step ms", "teacher ms", "step with distillation ms"))
     columns = ("strategy", *milliseconds, Column("ratio"), "costliest term", Column("its share", ".1%"))
     print(markdown_table(columns, rows))
     print(f"{args.cfg}, --percent {args.percent:g}, {args.img_size} × {args.img_size}, batch {args.batch_size}, "
-          f"{OBJECTS} boxes a picture, {args.kd_weighting}, medians of {args.rounds} rounds in turn; "
+          f"{OBJECTS} boxes a picture, medians of {args.rounds} rounds in turn; "
           f"{environment()['cpu']}, threads: {torch.get_num_threads()}, PyTorch {torch.__version__}, "
           f"seed {args.seed}")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class School:
+class NetworkPair:
     """A student, its teacher and one batch."""
 
     student: Darknet
@@ -99,18 +96,18 @@ class School:
     targets: Tensor
     """[N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input."""
 
-    def measure(self, chosen: Lesson, rounds: int) -> tuple[float, float, float, float, str, float]:
+    def measure(self, chosen: Distillation, rounds: int) -> tuple[float, float, float, float, str, float]:
         """Milliseconds of step, teacher, and step with distillation; the ratio of the last to the sum of the others.
 
         Then the term that takes longest, and its share of that sum.
         """
         distiller = self.distiller(chosen)
         plain = Objective(self.student, SETTINGS, None, Team(torch.device("cpu")))
-        taught = Objective(self.student, SETTINGS, None, Team(torch.device("cpu")), distiller)
+        distilled = Objective(self.student, SETTINGS, None, Team(torch.device("cpu")), distiller)
         runs = {
             "step": lambda: self._step(plain),
             "teacher": lambda: self.teacher(self.images),
-            "taught": lambda: self._step(taught),
+            "distilled": lambda: self._step(distilled),
         }
         step, teacher, both = (lap.median for lap in interleaved(runs, rounds=rounds, seconds=math.inf).values())
         laps = interleaved(self._terms(chosen, distiller), rounds=rounds, seconds=math.inf)
@@ -118,25 +115,25 @@ class School:
         alone = step + teacher
         return step, teacher, both, both / alone, costliest, laps[costliest].median / alone
 
-    def distiller(self, chosen: Lesson) -> Distiller:
-        """A lesson for the student."""
+    def distiller(self, chosen: Distillation) -> Distiller:
+        """Return the terms between student and teacher."""
         return Distiller(self.student, self.teacher, chosen, ASSIGNMENTS[SETTINGS.assignment], self.kept)
 
     def _step(self, objective: Objective) -> None:
         objective(self.images, self.targets)["total"].backward()
         self.student.zero_grad()
 
-    def _terms(self, chosen: Lesson, distiller: Distiller) -> Mapping[str, Callable[[], None]]:
+    def _terms(self, chosen: Distillation, distiller: Distiller) -> Mapping[str, Callable[[], None]]:
         """For each term a function that computes it alone, and its gradient in the student's outputs."""
         with torch.no_grad():
             outputs = self.student(self.images, *distiller.wanted)
-        taught = distiller.teach(self.images)
+        teacher = distiller.teach(self.images)
         single = {term: dataclasses.replace(chosen, terms={term: weight}) for term, weight in chosen.terms.items()}
         return {
-            term: partial(self._alone, self.distiller(one), taught, outputs) for term, one in single.items()
+            term: partial(self._alone, self.distiller(one), teacher, outputs) for term, one in single.items()
         }  # fmt: skip
 
-    def _alone(self, distiller: Distiller, taught: Outputs, outputs: Outputs) -> None:
+    def _alone(self, distiller: Distiller, teacher: Outputs, outputs: Outputs) -> None:
         leaves = Outputs(
             tuple(head.detach().requires_grad_() for head in outputs.heads),
             *(
@@ -144,12 +141,12 @@ class School:
                 for found in (outputs.features, outputs.maps)
             ),
         )
-        (value,) = distiller(taught, leaves, self.targets, tuple(self.images.shape[2:])).values()
+        (value,) = distiller(teacher, leaves, self.targets, tuple(self.images.shape[2:])).values()
         if value.requires_grad:  # not where there is nothing to compare
             value.backward()
 
 
-def make_school(network: Network, percent: float, count: int, side: int) -> School:
+def make_pair(network: Network, percent: float, count: int, side: int) -> NetworkPair:
     """A teacher with random γ, the student that is left of it, and `count` random square pictures.
 
     Args:
@@ -173,7 +170,7 @@ def make_school(network: Network, percent: float, count: int, side: int) -> Scho
     targets[:, 1] = (targets[:, 1] * network.classes).floor()
     targets[:, 4:] = 0.05 + 0.4 * targets[:, 4:]
     images = torch.rand(count, network.net.channels, side, side).contiguous(memory_format=FORMAT)
-    return School(student.train().to(memory_format=FORMAT), Teacher(model, torch.device("cpu")),
+    return NetworkPair(student.train().to(memory_format=FORMAT), Teacher(model, torch.device("cpu")),
                   kept(plan, None), images, targets)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from models import Darknet
 from tests.nets import one_head, tiny
 from utils.attention import attended
 from utils.darknet.blocks import Shortcut
-from utils.distillation.pair import features
+from utils.distillation.matching import features
 
 ADDS = """[convolutional]
 filters=4

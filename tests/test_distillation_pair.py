@@ -17,10 +17,9 @@ from utils.darknet.blocks import Convolutional, Network, Yolo
 from utils.darknet.cfg import parse
 from utils.darknet.shapes import trace
 from utils.detection.settings import ASSIGNMENTS
-from utils.distillation.distiller import Distiller
-from utils.distillation.pair import LEAST_ANCHOR_IOU, SPREAD, Kept, features, pair, rebased, understood
-from utils.distillation.strategies import AT, KD, See, lesson
-from utils.distillation.teacher import Teacher
+from utils.distillation.matching import LEAST_ANCHOR_IOU, Kept, comparable, features, pair, rebased
+from utils.distillation.strategies import AT, KD, Quantity, distillation
+from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.model_files import choose_model
@@ -30,7 +29,8 @@ from utils.pruning.record import kept as kept_of
 from utils.pruning.request import Amount
 from utils.pruning.surgery import compact
 
-OUTPUTS, EVERYTHING, CHANNELS, ATTENTION = lesson("3", None), lesson("cwd", "3"), lesson("cwd", None), lesson(None, "1")
+OUTPUTS, EVERYTHING = distillation("3", None), distillation("cwd", "3")
+CHANNELS, ATTENTION = distillation("cwd", None), distillation(None, "1")
 RULE = ASSIGNMENTS["darknet"]
 CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4-csp",
         "yolov4-leaky", "yolov4-tiny", "yolov4")  # fmt: skip
@@ -94,16 +94,16 @@ class TestRoles:
     @pytest.mark.parametrize("name", CFGS)
     def test_every_network_pairs_with_itself_whole(self, root, name):
         given = load(root, name)
-        for asked in (*(lesson(kd, None) for kd in KD), *(lesson(None, at) for at in AT), EVERYTHING):
-            found = pair(given, given, asked)
+        for chosen in (*(distillation(kd, None) for kd in KD), *(distillation(None, at) for at in AT), EVERYTHING):
+            found = pair(given, given, chosen)
             assert found.notes == ()
             assert [(p.student, p.teacher) for p in found.heads] == (
-                [(i, i) for i in range(len(given.yolos))] if asked.sees(See.SCORES | See.BOXES) else []
+                [(i, i) for i in range(len(given.yolos))] if chosen.compares(Quantity.SCORES | Quantity.BOXES) else []
             )
             assert all(a == b for p in found.heads for a, b in p.anchors)
             assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)
-            assert bool(found.features) == asked.sees(SPREAD | See.CHANNELS)
-            assert any(f.group == "backbone" for f in found.features) == asked.sees(SPREAD)
+            assert bool(found.features) == chosen.compares(Quantity.MAPS | Quantity.CHANNELS)
+            assert any(f.group == "backbone" for f in found.features) == chosen.compares(Quantity.MAPS)
 
     def test_a_network_without_upsampling_has_stages_and_heads(self):
         given = one_head(
@@ -187,7 +187,7 @@ class TestHeads:
         )
 
     @pytest.mark.parametrize(
-        ("teacher", "asked", "match"),
+        ("teacher", "chosen", "match"),
         [
             (replace(tiny(), net=replace(tiny().net, channels=1)), OUTPUTS,
              r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
@@ -195,37 +195,34 @@ class TestHeads:
             (one_head(width=64), adapt_classes, "no head of the student has stride and anchors"),
             (with_anchors(tiny(), *[(400, 1)] * 6), OUTPUTS, "no head of the student has stride and anchors"),
             (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
-            (with_anchors(tiny(), *((w + 1, h) for w, h in tiny().yolos[0].anchors)),
-             lesson("1", None, weighting="original"),
-             "--KDstr 1 .*: compares raw boxes, which need the teacher's anchors and scale_x_y"),
         ],
-        ids=["channels", "channels of features", "strides", "anchors", "features", "vector"],
+        ids=["channels", "channels of features", "strides", "anchors", "features"],
     )  # fmt: skip
-    def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, asked, match):
-        if not hasattr(asked, "terms"):
-            teacher, asked = adapt_classes(teacher, 2), OUTPUTS
+    def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, chosen, match):
+        if not hasattr(chosen, "terms"):
+            teacher, chosen = adapt_classes(teacher, 2), OUTPUTS
         with pytest.raises(InputError, match=match) as caught:
-            pair(tiny(), teacher, asked)
+            pair(tiny(), teacher, chosen)
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("asked", [ATTENTION, lesson(None, "2"), CHANNELS, lesson("pkd", "1")])
-    def test_a_teacher_of_other_classes_teaches_features(self, asked):
-        found = pair(tiny(), adapt_classes(tiny(), 7), asked)
+    @pytest.mark.parametrize("chosen", [ATTENTION, distillation(None, "2"), CHANNELS, distillation("pkd", "1")])
+    def test_a_teacher_of_other_classes_teaches_features(self, chosen):
+        found = pair(tiny(), adapt_classes(tiny(), 7), chosen)
         assert found.heads == ()
         assert found.features and found.notes == ()
 
-    def test_of_a_teacher_of_other_classes_boxes_and_features_are_understood(self):
-        left, notes = understood(EVERYTHING, tiny(), adapt_classes(tiny(), 7))
+    def test_of_a_teacher_of_other_classes_boxes_and_features_are_comparable(self):
+        left, notes = comparable(EVERYTHING, tiny(), adapt_classes(tiny(), 7))
         assert set(left.terms) == set(EVERYTHING.terms) - {"objectness", "classes"}
         assert len(notes) == 1 and "7 classes and the student 2: objectness, classes left out" in notes[0]
-        assert understood(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
+        assert comparable(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
         with pytest.raises(InputError, match="--KDstr 1: compares scores, but"):
-            understood(lesson("1", None), tiny(), adapt_classes(tiny(), 7))
+            comparable(distillation("1", None), tiny(), adapt_classes(tiny(), 7))
 
 
-def taught_by(student: Darknet, teacher: Darknet, kept: Kept | None, asked) -> dict[str, float]:
+def terms_of(student: Darknet, teacher: Darknet, kept: Kept | None, chosen) -> dict[str, float]:
     """The weighted terms for two pictures with an object each."""
-    distiller = Distiller(student, Teacher(teacher, torch.device("cpu")), asked, RULE, kept)
+    distiller = Distiller(student, Teacher(teacher, torch.device("cpu")), chosen, RULE, kept)
     torch.manual_seed(0)
     images = torch.rand(2, 3, student.network.net.height, student.network.net.width)
     targets = torch.tensor([[0, 0, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
@@ -266,7 +263,7 @@ def start(given: Network) -> dict[str, np.ndarray]:
 class TestPruned:
     """A student that was pruned of silent channels does what its origin does, and has nothing to learn from it."""
 
-    STRATEGIES = (lesson("cwd", "3"), lesson("pkd", "2"), lesson("5", None), lesson("1", None))
+    STRATEGIES = (distillation("cwd", "3"), distillation("pkd", "2"), distillation("5", None), distillation("1", None))
 
     @pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
     def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
@@ -282,11 +279,11 @@ class TestPruned:
         assert any(f.widths[0] < f.widths[1] for f in compared)
         assert all(f.channels is not None and not f.needs_adapter for f in compared)
         assert any(f.student != f.teacher for f in found.features) == bool(units)
-        for asked in self.STRATEGIES:
-            learnt = taught_by(student, teacher, kept, asked)
-            assert max(map(abs, learnt.values())) < 1e-4, (asked.name, learnt)
+        for chosen in self.STRATEGIES:
+            learnt = terms_of(student, teacher, kept, chosen)
+            assert max(map(abs, learnt.values())) < 1e-4, (chosen.name, learnt)
         torch.manual_seed(0)
-        assert taught_by(student, teacher, None, CHANNELS)["cwd"] > 0.1  # through adapters that know nothing
+        assert terms_of(student, teacher, None, CHANNELS)["cwd"] > 0.1  # through adapters that know nothing
 
     def test_a_pool_and_a_route_before_a_head_have_adapters(self):
         """Only convolutions have origins; attention has nothing to learn all the same."""
@@ -295,8 +292,8 @@ class TestPruned:
         kept = kept_of(plan, None)
         known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
         assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
-        for asked in (lesson("3", "2"), lesson("5", None)):
-            assert max(map(abs, taught_by(model_of(cut, small), model_of(tiny(), arrays), kept, asked).values())) < 1e-4
+        for chosen in (distillation("3", "2"), distillation("5", None)):
+            assert max(map(abs, terms_of(model_of(cut, small), model_of(tiny(), arrays), kept, chosen).values())) < 1e-4
 
     def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
         given = adapt_classes(load(root, "demo"), 1)
@@ -309,8 +306,8 @@ class TestPruned:
         between = rebased(kept_twice, kept)
         assert len(between) == len(kept_twice)
         teacher, student = model_of(once, weights), model_of(twice, small)
-        for asked in (lesson("cwd", None), lesson("pkd", None)):
-            assert max(taught_by(student, teacher, between, asked).values()) < 1e-4
+        for chosen in (distillation("cwd", None), distillation("pkd", None)):
+            assert max(terms_of(student, teacher, between, chosen).values()) < 1e-4
         assert all(f.channels is not None for f in pair(twice, once, CHANNELS, between).features)
 
     def test_rebased_leaves_out_what_the_teacher_has_not(self):
@@ -353,14 +350,14 @@ class TestPruned:
 class TestAdapters:
     """Convolutions of the loss."""
 
-    def of(self, student: Network, teacher: Network, asked=CHANNELS) -> Distiller:
-        return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), asked, RULE)
+    def of(self, student: Network, teacher: Network, chosen=CHANNELS) -> Distiller:
+        return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), chosen, RULE)
 
     def test_there_is_one_where_widths_differ_and_channels_are_compared(self):
         wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
         distiller = self.of(tiny(), wide)
         assert {key: tuple(a.weight.shape) for key, a in distiller.adapters.items()} == {"head at 8": (20, 12, 1, 1)}
-        assert not self.of(tiny(), wide, lesson(None, "3")).adapters
+        assert not self.of(tiny(), wide, distillation(None, "3")).adapters
         assert not self.of(tiny(), tiny()).adapters
 
     def test_a_stride_need_not_be_a_whole_number(self):
@@ -376,21 +373,20 @@ class TestAdapters:
         assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
 
     @pytest.mark.parametrize(
-        ("asked", "features", "maps"),
+        ("chosen", "features", "maps"),
         [
-            (lesson("3", None), 0, 0),
-            (lesson("4", None), 0, 5),
+            (distillation("3", None), 0, 0),
+            (distillation("4", None), 0, 5),
             (CHANNELS, 3, 0),
-            (lesson("cwd", "1"), 3, 5),
-            (lesson("5", None, weighting="original"), 5, 0),
+            (distillation("cwd", "1"), 3, 5),
         ],
-        ids=["outputs", "attention", "channels", "both", "magnitudes"],
+        ids=["outputs", "attention", "channels", "both"],
     )
-    def test_networks_are_asked_for_what_is_compared_and_no_more(self, asked, features, maps):
-        distiller = self.of(tiny(), tiny(), asked)
+    def test_networks_are_asked_for_what_is_compared_and_no_more(self, chosen, features, maps):
+        distiller = self.of(tiny(), tiny(), chosen)
         assert [len(blocks) for blocks in distiller.wanted] == [features, maps]
-        taught = distiller.teach(torch.rand(1, 3, 64, 64))
-        assert (taught.features.keys(), taught.maps.keys()) == tuple(map(set, distiller.wanted))
+        outputs = distiller.teach(torch.rand(1, 3, 64, 64))
+        assert (outputs.features.keys(), outputs.maps.keys()) == tuple(map(set, distiller.wanted))
 
     def test_nothing_of_the_teacher_is_a_parameter_or_a_buffer_of_the_distiller(self):
         wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")

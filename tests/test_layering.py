@@ -38,7 +38,7 @@ TORCH_FREE = (
     "utils.cli",
     "utils.errors",
     "utils.compress",
-    "utils.distillation.pair",
+    "utils.distillation.matching",
     "utils.distillation.strategies",
     "utils.export.fpga_files",
     "utils.export.fpga_reference",

@@ -1,35 +1,158 @@
 """The terms of a distillation: each compares one batch of a student and its teacher, and is 0 where they agree.
 
-z^s and z^t are raw outputs of the heads, b boxes, F features, T the temperature, B pictures in a batch. Terms of the
-normalised weighting are means that neither more pictures, larger grids nor more objects change; those of the original
-weighting, whose names say `sum`, `mean`, `vector`, `joint` or `energy`, are taken over as they were published.
+z^s and z^t are raw outputs of the heads, b boxes, F features, T the temperature. Terms are means that neither more
+pictures, larger grids nor more objects change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Outputs
-from utils.boxes import similarity
+from models import Darknet, Outputs, fuse, reduced
+from utils.boxes import EPSILON, similarity
 from utils.darknet.blocks import Network, Yolo
+from utils.darknet.shapes import max_stride
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import AT_LEAST_ONE
 from utils.detection.settings import Assignment
-from utils.distillation import kernels
-from utils.distillation.focus import object_mask, project
-from utils.distillation.kernels import attention_distance, binary_kl, magnitude, softmax_kl
-from utils.distillation.pair import FeaturePair, HeadPair, Pairing
-from utils.distillation.strategies import ATTENTION
+from utils.distillation.matching import FeaturePair, HeadPair, Kept, Pairing, comparable, pair
+from utils.distillation.strategies import ATTENTION, Distillation, Quantity
+from utils.errors import InputError
 
+TEMPERATURE = 3.0
+"""T of the suites this one follows: class scores are softened by it."""
 CONSTANT = 1e-12
 """A channel whose variance is not above it is constant."""
+NEARNESS = 0.5
+"""ψ: a cell counts whose best anchor overlaps an object by more than this share of the best overlap anywhere."""
+
+
+class Teacher:
+    """A trained network, its batch normalisations folded, in evaluation mode; no module, so that nothing trains it.
+
+    Args:
+        model: with its weights; it is left as it is.
+        device: where it runs.
+        dtype: of 16 bits, for its weights; None: float32, as always for a quantized network.
+    """
+
+    def __init__(self, model: Darknet, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self._model = fuse(model)
+        if dtype is not None and model.quantize_image is None:
+            self._model = reduced(self._model, dtype)
+        self._model.to(device, memory_format=torch.channels_last)
+        self.network: Network = model.network
+        """The blocks as they were before folding; their numbers are the same."""
+        self._stride = max_stride(self.network)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
+        """Return what `Darknet.forward` does for images [B, C, H, W], 0…1.
+
+        Raises:
+            InputError: its stride does not divide a side, as may happen with --rect.
+        """
+        height, width = images.shape[-2:]
+        if height % self._stride or width % self._stride:
+            raise InputError(
+                f"the teacher needs an input with sides that are multiples of {self._stride}; a batch is "
+                f"{width} x {height}: leave out --rect"
+            )
+        return self._model(images, features, maps)
+
+
+class Distiller(nn.Module):
+    """The weighted terms of a distillation, and the adapters that some of them train.
+
+    An adapter is a 1 × 1 convolution from a student's feature to the width of the teacher's, where the two differ and
+    the teacher's channels that the student kept are not known. It belongs to the loss: it is trained and saved with the
+    run, and never part of the student.
+
+    Args:
+        student: network that is trained; only its blocks are read.
+        teacher: it learns from.
+        distillation: what is compared.
+        rule: which predictions answer for which object, as in the loss.
+        kept: where the convolutions of a pruned student come from.
+        divisor: what sums over objects are divided by, from their number; of processes that share batches.
+
+    Raises:
+        InputError: the two networks have nothing of what is compared.
+    """
+
+    def __init__(
+        self,
+        student: Darknet,
+        teacher: Teacher,
+        distillation: Distillation,
+        rule: Assignment,
+        kept: Kept | None = None,
+        divisor: Callable[[float], float] = AT_LEAST_ONE,
+    ) -> None:
+        super().__init__()
+        self.networks = student.network, teacher.network
+        self.distillation, note = comparable(distillation, *self.networks)
+        self.teacher, self.rule, self.divisor = teacher, rule, divisor
+        self.pairing = pair(*self.networks, self.distillation, kept)
+        self.notes = (*note, *self.pairing.notes)
+        """What could not be compared, for the log."""
+        self.adapters = nn.ModuleDict()
+        for feature in self._features(Quantity.CHANNELS):
+            if feature.needs_adapter:
+                self.adapters[feature.key] = nn.Conv2d(*feature.widths, 1, bias=False)
+        self.wanted = self._blocks("student")
+        """Blocks of the student whose outputs `forward` needs, and those whose attention maps."""
+
+    def teach(self, images: Tensor) -> Outputs:
+        """Return the teacher's outputs for images [B, C, H, W], without a gradient.
+
+        Best called before the student sees them: what the student computes then is still at hand in its backward pass.
+        """
+        return self.teacher(images, *self._blocks("teacher"))
+
+    def forward(self, teacher: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the weighted terms of a batch, scalars in float32.
+
+        Args:
+            teacher: from `teach`.
+            student: its outputs for the same images, with the features and maps in `wanted`.
+            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+            size: height and width of the network input, in pixels.
+        """
+        options = {"rule": self.rule, "divisor": self.divisor, "adapters": self.adapters}
+        with torch.autocast(targets.device.type, enabled=False):
+            batch = DistillationBatch(student, teacher, self.networks, self.pairing, targets, size, **options)
+            return {term: weight * TERMS[term](batch) for term, weight in self.distillation.terms.items()}
+
+    def _features(self, quantity: Quantity) -> tuple[FeaturePair, ...]:
+        """Return the features of which the terms compare channels or maps."""
+        if not self.distillation.compares(quantity):
+            return ()
+        features = self.pairing.features
+        return tuple(f for f in features if f.compares_channels) if quantity is Quantity.CHANNELS else features
+
+    def _blocks(self, side: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        features, maps = self._features(Quantity.CHANNELS), self._features(Quantity.MAPS)
+        return tuple(getattr(pair, side) for pair in features), tuple(getattr(pair, side) for pair in maps)
+
+
+class Columns(NamedTuple):
+    """Raw outputs of a head apart."""
+
+    boxes: Tensor
+    """[B, A, H, W, 4]."""
+    objectness: Tensor
+    """[B, A, H, W, 1]."""
+    classes: Tensor
+    """[B, A, H, W, C]."""
 
 
 class Boxes(NamedTuple):
@@ -41,8 +164,8 @@ class Boxes(NamedTuple):
 
 
 @dataclass
-class Lecture:
-    """One batch: what student and teacher put out, and where the objects are. Everything is compared in float32."""
+class DistillationBatch:
+    """Outputs of student and teacher for one batch, and where its objects are. All is compared in float32."""
 
     student: Outputs
     teacher: Outputs
@@ -54,59 +177,40 @@ class Lecture:
     size: tuple[int, int]
     """Height and width of the network input, in pixels."""
     rule: Assignment
-    temperature: float
     divisor: Callable[[float], float] = AT_LEAST_ONE
     """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
     the objects of all."""
     adapters: Mapping[str, nn.Module] = field(default_factory=dict)
     """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
-    _near: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
-    def raw(self) -> list[tuple[Tensor, Tensor]]:
-        """For each pair of heads z^s and z^t [B, A, H, W, 5 + C], paired anchors only."""
-        return [
-            (
-                _anchors(self.student.heads[pair.student], self.networks[0].yolos[pair.student], pair, 0),
-                _anchors(self.teacher.heads[pair.teacher], self.networks[1].yolos[pair.teacher], pair, 1),
-            )
-            for pair in self.pairing.heads
-        ]
-
-    @cached_property
-    def columns(self) -> list[tuple[kernels.Columns, kernels.Columns]]:
-        """The same apart."""
-        return [(kernels.columns(student), kernels.columns(teacher)) for student, teacher in self.raw]
+    def columns(self) -> list[tuple[Columns, Columns]]:
+        """Raw outputs z^s and z^t of each pair of heads, paired anchors only."""
+        pairs = []
+        for heads in self.pairing.heads:
+            mine, theirs = zip(*heads.anchors, strict=True)
+            student = _columns(self.student.heads[heads.student], self.networks[0].yolos[heads.student], mine)
+            teacher = _columns(self.teacher.heads[heads.teacher], self.networks[1].yolos[heads.teacher], theirs)
+            pairs.append((student, teacher))
+        return pairs
 
     def logits(self, part: str) -> list[tuple[Tensor, Tensor]]:
-        """Logits of a part of the columns: `objectness`, `classes`, or both, `scores`."""
-        return [
-            tuple(
-                _logits(getattr(values, part), network.yolos[place])
-                for values, network, place in zip(pair, self.networks, (heads.student, heads.teacher), strict=True)
-            )
-            for pair, heads in zip(self.columns, self.pairing.heads, strict=True)
-        ]
+        """Return the logits of `objectness` or `classes` of each pair of heads."""
+        pairs = []
+        for heads, (student, teacher) in zip(self.pairing.heads, self.columns, strict=True):
+            mine = _logits(getattr(student, part), self.networks[0].yolos[heads.student])
+            pairs.append((mine, _logits(getattr(teacher, part), self.networks[1].yolos[heads.teacher])))
+        return pairs
 
     @cached_property
-    def scores(self) -> list[tuple[Tensor, Tensor]]:
-        """Logits of objectness and classes [B, A, H, W, 1 + C], the student's and the teacher's."""
-        return self.logits("scores")
-
-    @cached_property
-    def seen(self) -> list[Tensor]:
+    def certainty(self) -> list[Tensor]:
         """The teacher's objectness o^t [B, A, H, W] of each pair of heads."""
         return [teacher[..., 0].sigmoid() for _, teacher in self.logits("objectness")]
 
     @cached_property
     def attended(self) -> float:
-        """How many objects the teacher sees: the sum of its objectness, at least 1."""
-        return self.divisor(float(sum(seen.sum() for seen in self.seen)))
-
-    @property
-    def batch(self) -> int:
-        """Pictures."""
-        return len(self.student.heads[0])
+        """The number of objects that the teacher sees: the sum of its objectness, at least 1."""
+        return self.divisor(float(sum(certainty.sum() for certainty in self.certainty)))
 
     @cached_property
     def grids(self) -> list[tuple[int, int]]:
@@ -116,198 +220,222 @@ class Lecture:
     @cached_property
     def boxes(self) -> Boxes:
         """Boxes of the positives."""
-        found = assign(self.targets, self.networks[0].yolos, self.grids, self.size, self.rule)
+        positives = assign(self.targets, self.networks[0].yolos, self.grids, self.size, self.rule)
         parts = [
-            self._head_boxes(values, pair, found[pair.student])
-            for values, pair in zip(self.columns, self.pairing.heads, strict=True)
+            self._head_boxes(columns, heads, positives[heads.student])
+            for columns, heads in zip(self.columns, self.pairing.heads, strict=True)
         ]
         return Boxes(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _head_boxes(self, values: tuple[kernels.Columns, kernels.Columns], pair: HeadPair, found: Positives) -> Boxes:
-        place = {anchor: number for number, (anchor, _) in enumerate(pair.anchors)}
-        anchors = range(len(self.networks[0].yolos[pair.student].mask))
-        number = found.anchor.new_tensor([place.get(anchor, -1) for anchor in anchors])[found.anchor]
-        mine = number >= 0
-        at = found.image[mine], number[mine], found.row[mine], found.column[mine]
-        height, width = self.grids[pair.student]
+    def _head_boxes(self, columns: tuple[Columns, Columns], heads: HeadPair, positives: Positives) -> Boxes:
+        numbers = {anchor: number for number, (anchor, _) in enumerate(heads.anchors)}
+        count = len(self.networks[0].yolos[heads.student].mask)
+        number = positives.anchor.new_tensor([numbers.get(anchor, -1) for anchor in range(count)])[positives.anchor]
+        paired = number >= 0
+        at = positives.image[paired], number[paired], positives.row[paired], positives.column[paired]
+        height, width = self.grids[heads.student]
         scale = self.targets.new_tensor((width / self.size[1], height / self.size[0]))
         boxes = []
-        for side, (rows, network) in enumerate(zip(values, self.networks, strict=True)):
-            yolo = network.yolos[(pair.student, pair.teacher)[side]]
-            anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in pair.anchors])
-            boxes.append(box_offsets(rows.boxes[at], anchors[at[1]], yolo))
-        return Boxes(*boxes, found.boxes[mine])
+        for side, yolo_number in enumerate((heads.student, heads.teacher)):
+            yolo = self.networks[side].yolos[yolo_number]
+            anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in heads.anchors])
+            boxes.append(box_offsets(columns[side].boxes[at], anchors[at[1]], yolo))
+        return Boxes(*boxes, positives.boxes[paired])
+
+    def maps(self, group: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""
+        for features in self.pairing.features:
+            if group in (None, features.group):
+                yield self.student.maps[features.student], self.teacher.maps[features.teacher]
 
     @cached_property
     def masks(self) -> list[Tensor]:
-        """Cells near objects, bool [B, H, W] for each head."""
-        return object_mask(self.targets, self.networks[0].yolos, self.grids, self.size, self.batch)
-
-    def _features(self, pair: FeaturePair) -> tuple[Tensor, Tensor]:
-        """F^s and F^t of a pair."""
-        return self.student.features[pair.student].float(), self.teacher.features[pair.teacher].float()
-
-    def maps(self, group: str | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""
-        pairs = (pair for pair in self.pairing.features if group in (None, pair.group))
-        return [(self.student.maps[pair.student], self.teacher.maps[pair.teacher]) for pair in pairs]
-
-    def magnitudes(self) -> list[tuple[Tensor, Tensor]]:
-        """Σ_c |F_c| of the features, the student's and the teacher's [B, H, W], 0 but near objects."""
-        found = [tuple(map(magnitude, self._features(pair))) for pair in self.pairing.features]
-        return [tuple(torch.where(self.near(values), values, 0.0) for values in pair) for pair in found]
-
-    def near(self, maps: Tensor) -> Tensor:
-        """Which cells of maps [B, H, W] are near objects."""
-        cells = tuple(maps.shape[1:])
-        if cells not in self._near:
-            self._near[cells] = project(self.masks, cells)
-        return self._near[cells]
+        """Cells near objects, bool [B, H, W] for each head of the student."""
+        pictures = len(self.student.heads[0])
+        return object_mask(self.targets, self.networks[0].yolos, self.grids, self.size, pictures)
 
     def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features with equal channels: the teacher's kept ones, or the student's through its adapter."""
-        for pair in self.pairing.features:
-            if not pair.compares_channels:
+        """Yield features with equal channels: the teacher's kept ones, or the student's through its adapter."""
+        for features in self.pairing.features:
+            if not features.compares_channels:
                 continue
-            student, teacher = self._features(pair)
-            if pair.channels is not None:
-                yield student, teacher[:, list(pair.channels)]
-            else:
-                yield self.adapters[pair.key](student) if pair.needs_adapter else student, teacher
-
-    def nothing(self) -> Tensor:
-        """0, where there is nothing to compare."""
-        return self.targets.new_zeros(())
+            student = self.student.features[features.student].float()
+            teacher = self.teacher.features[features.teacher].float()
+            if features.channels is not None:
+                teacher = teacher[:, list(features.channels)]
+            elif features.needs_adapter:
+                student = self.adapters[features.key](student)
+            yield student, teacher
 
 
-Term = Callable[[Lecture], Tensor]
-
-
-def vector(lecture: Lecture) -> Tensor:
-    """T² / B Σ KL of the softmax over all of (x, y, w, h, objectness, classes), as published."""
-    return _kl_sum(lecture.raw, lecture.temperature) / lecture.batch
-
-
-def joint(lecture: Lecture, mean: bool = False) -> Tensor:
-    """T² / B Σ KL of the softmax over objectness and classes, as published; `mean`: of each head over its logits."""
-    return _kl_sum(lecture.scores, lecture.temperature, mean) / lecture.batch
-
-
-def objectness(lecture: Lecture) -> Tensor:
+def objectness(batch: DistillationBatch) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
-    total = sum(binary_kl(student, teacher, 1.0).sum() for student, teacher in lecture.logits("objectness"))
-    return total / lecture.attended
+    return sum(binary_kl(*pair, 1.0).sum() for pair in batch.logits("objectness")) / batch.attended
 
 
-def classes(lecture: Lecture) -> Tensor:
+def classes(batch: DistillationBatch) -> Tensor:
     """Σ o^t T² KL of σ(z_c / T) over cells, for each object the teacher sees; mean over classes, o^t its objectness."""
-    return _attended(lecture, binary_kl) / max(1, lecture.networks[0].classes)
+    return _attended(batch, binary_kl) / max(1, batch.networks[0].classes)
 
 
-def class_softmax(lecture: Lecture) -> Tensor:
+def class_softmax(batch: DistillationBatch) -> Tensor:
     """As `classes`, with one softmax over the classes (Hinton et al., arXiv:1503.02531); 0 for a single class."""
-    return _attended(lecture, softmax_kl)
+    return _attended(batch, softmax_kl)
 
 
-def box(lecture: Lecture, bounded: bool = False) -> Tensor:
+def box(batch: DistillationBatch, bounded: bool = False) -> Tensor:
     """Mean of 1 − CIoU(b^s, b^t) over the positives.
 
     `bounded` (Chen et al. 2017, section 3.3, with m = 0, and 1 − CIoU for the squared distance): of
     1 − CIoU(b^s, b), b the object, over those whose student is farther from it than the teacher; the others are 0.
     """
-    student, teacher, objects = lecture.boxes
-    count = lecture.divisor(len(objects))
+    student, teacher, objects = batch.boxes
+    count = batch.divisor(len(objects))
     if not bounded:
         return (1 - similarity(student, teacher, "ciou")).sum() / count
-    apart = 1 - similarity(student, objects, "ciou")
-    return (apart * (apart > 1 - similarity(teacher, objects, "ciou"))).sum() / count
+    distance = 1 - similarity(student, objects, "ciou")
+    return (distance * (distance > 1 - similarity(teacher, objects, "ciou"))).sum() / count
 
 
-def box_sum(lecture: Lecture, bounded: bool = False) -> Tensor:
-    """Σ ‖b^s − b^t‖² over the positives, in cells, as published; or Σ ‖b^s − b‖² where that exceeds ‖b^t − b‖²."""
-    student, teacher, objects = lecture.boxes
-    if not bounded:
-        return (student - teacher).square().sum()
-    apart = (student - objects).square().sum(dim=-1)
-    return (apart * (apart > (teacher - objects).square().sum(dim=-1))).sum()
-
-
-def attention(lecture: Lecture, group: str | None = None, mean: bool = False, masked: bool = False) -> Tensor:
+def attention(batch: DistillationBatch, group: str | None = None, masked: bool = False) -> Tensor:
     """Spatial attention transfer (Zagoruyko & Komodakis, arXiv:1612.03928). With A = Σ_c F_c².
 
         ‖ A^s / ‖A^s‖ − A^t / ‖A^t‖ ‖²,  mean over pictures and features: between 0 and 2.
 
-    As published (`mean`) the squares are averaged over the cells, too, which makes them H · W times smaller, and the
-    features of a group are summed. `masked`: A is 0 but near objects (Wang et al., arXiv:1906.03609).
+    `masked`: A is 0 but near objects (Wang et al., arXiv:1906.03609).
     """
-    apart = []
-    for student, teacher in lecture.maps(group):
-        near = lecture.near(student) if masked else None
-        apart.append(attention_distance(student, teacher, near) / (student.numel() if mean else len(student)))
-    return _combined(apart, mean, lecture)
+    distances = []
+    for maps in batch.maps(group):
+        if masked:
+            near = project(batch.masks, tuple(maps[0].shape[1:]))
+            maps = [torch.where(near, map_, 0.0) for map_ in maps]
+        student, teacher = (F.normalize(map_.flatten(1)) for map_ in maps)
+        distances.append((student - teacher).square().sum() / len(student))
+    return _mean(distances, batch)
 
 
-def energy(lecture: Lecture, masked: bool = False) -> Tensor:
-    """T² / B · mean KL of the softmax over the cells of Σ_c F_c² / T, as published but for the softmax's dimension.
-
-    `masked`: of Σ_c |F_c| / T, 0 but near objects. The original's softmax runs over the batch: its dimension is left to
-    PyTorch's default for three dimensions.
-    """
-    t, total = lecture.temperature, lecture.nothing()
-    for student, teacher in lecture.magnitudes() if masked else lecture.maps():
-        mine, theirs = student.flatten(1), teacher.flatten(1)
-        total = total + t**2 * softmax_kl(mine, theirs, t).sum() / mine.numel() / lecture.batch
-    return total
-
-
-def cwd(lecture: Lecture) -> Tensor:
+def cwd(batch: DistillationBatch) -> Tensor:
     """Channel-wise distillation (Shu et al., arXiv:2011.13256), τ = 1: KL of the softmax over the cells of a channel.
 
     Mean over channels, pictures and features.
     """
-    apart = []
-    for pair in lecture.channels():
-        mine, theirs = (features.flatten(2).transpose(1, 2) for features in pair)  # dense, as they are channels-last
-        apart.append(softmax_kl(mine, theirs, 1.0, dim=1).mean())
-    return _combined(apart, False, lecture)
+    distances = []
+    for student, teacher in batch.channels():
+        mine, theirs = student.flatten(2).transpose(1, 2), teacher.flatten(2).transpose(1, 2)  # dense: channels-last
+        distances.append(softmax_kl(mine, theirs, 1.0, dim=1).mean())
+    return _mean(distances, batch)
 
 
-def pkd(lecture: Lecture) -> Tensor:
+def pkd(batch: DistillationBatch) -> Tensor:
     """1 − Pearson's correlation of the features of a channel (Cao et al., arXiv:2207.02039).
 
     Over the cells of all pictures of the batch; mean over channels and features. A channel that is constant in one of
     the networks has no correlation: it counts 0 and gets no gradient, which would be that of a division by its spread.
     """
-    apart = []
-    for pair in lecture.channels():
-        (mine, varies), (theirs, moves) = map(_standard, pair)
-        apart.append(((mine - theirs) * (varies & moves)).square().mean() / 2)
-    return _combined(apart, False, lecture)
+    distances = []
+    for student, teacher in batch.channels():
+        (mine, varies), (theirs, moves) = _standard(student), _standard(teacher)
+        distances.append(((mine - theirs) * (varies & moves)).square().mean() / 2)
+    return _mean(distances, batch)
 
 
-TERMS: dict[str, Term] = {
-    "vector": vector,
-    "joint": joint,
-    "joint_mean": partial(joint, mean=True),
+TERMS: dict[str, Callable[[DistillationBatch], Tensor]] = {
     "objectness": objectness,
     "classes": classes,
     "class_softmax": class_softmax,
     "box": box,
     "box_bounded": partial(box, bounded=True),
-    "box_sum": box_sum,
-    "box_bounded_sum": partial(box_sum, bounded=True),
-    "energy": energy,
-    "energy_masked": partial(energy, masked=True),
     "cwd": cwd,
     "pkd": pkd,
-    **{name: partial(attention, **how) for name, how in ATTENTION.items()},
+    **{name: partial(attention, group=group, masked=name.endswith("masked")) for name, group in ATTENTION.items()},
 }
 
 
-def _anchors(head: Tensor, yolo: Yolo, pair: HeadPair, side: int) -> Tensor:
+def softmax_kl(student: Tensor, teacher: Tensor, t: float, dim: int = -1) -> Tensor:
+    """KL(softmax(z^t / T) ‖ softmax(z^s / T)) over a dimension, which goes."""
+    mine, theirs = (F.log_softmax(logits / t, dim=dim) for logits in (student, teacher))
+    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=dim)
+
+
+def binary_kl(student: Tensor, teacher: Tensor, t: float) -> Tensor:
+    """Σ KL(σ(z^t / T) ‖ σ(z^s / T)) over the last dimension, [..., C] to [...].
+
+    That is the cross-entropy with soft targets, less what no student can avoid.
+    """
+    mine, theirs = student / t, teacher / t
+    probability = theirs.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(theirs, probability, reduction="none")
+    return (F.binary_cross_entropy_with_logits(mine, probability, reduction="none") - entropy).sum(dim=-1)
+
+
+@torch.no_grad()
+def object_mask(
+    targets: Tensor, yolos: Sequence[Yolo], grids: Sequence[tuple[int, int]], size: tuple[int, int], pictures: int
+) -> list[Tensor]:
+    """Return the cells near objects in the grid of every head (Wang et al., arXiv:1906.03609, section 3.1).
+
+    For each object the IoU with every anchor in every cell is taken; cells with one above ψ times the largest count.
+    Here the anchors of all heads compete, so an object is looked at where its size is predicted.
+
+    Args:
+        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        yolos: head blocks.
+        grids: height and width of each head's grid, in cells.
+        size: height and width of the network input, in pixels.
+        pictures: in the batch.
+
+    Returns:
+        For each head bool [B, H, W]; all False for a picture without objects.
+    """
+    masks = [torch.zeros(pictures, *cells, dtype=torch.bool, device=targets.device) for cells in grids]
+    boxes = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
+    for picture in range(pictures):  # one at a time: the IoUs of a batch do not fit the memory
+        objects = boxes[targets[:, 0] == picture]
+        overlaps = [_overlap(objects, yolo, cells, size) for yolo, cells in zip(yolos, grids, strict=True)]
+        best = torch.stack([overlap.flatten(1).amax(dim=1) for overlap in overlaps]).amax(dim=0)
+        for mask, overlap in zip(masks, overlaps, strict=True):
+            mask[picture] = (overlap > NEARNESS * best[:, None, None]).any(dim=0)
+    return masks
+
+
+def project(masks: Sequence[Tensor], cells: tuple[int, int]) -> Tensor:
+    """Return masks of several grids in another one: bool [B, H, W]; a cell counts if it meets any that counts."""
+    resized = [F.adaptive_max_pool2d(mask[:, None].float(), cells)[:, 0] > 0 for mask in masks]
+    return torch.stack(resized).any(dim=0)
+
+
+def _overlap(objects: Tensor, yolo: Yolo, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """[N, H, W] the largest IoU of each object with an anchor in the middle of every cell.
+
+    The area that two boxes share is the product of what their sides share, which needs no pairs of boxes.
+
+    Args:
+        objects: [N, 4] cx, cy, w, h in pixels.
+        yolo: the head.
+        cells: height and width of its grid.
+        size: height and width of the network input, in pixels.
+    """
+    anchors = objects.new_tensor(yolo.head_anchors)
+    columns = _shared(objects[:, 0], objects[:, 2], anchors[:, 0], cells[1], size[1])
+    rows = _shared(objects[:, 1], objects[:, 3], anchors[:, 1], cells[0], size[0])
+    shared = rows[..., None] * columns[:, :, None]  # [N, A, H, W]
+    area = objects[:, 2:].prod(dim=1)[:, None] + anchors.prod(dim=1)
+    return (shared / (area[..., None, None] - shared + EPSILON)).amax(dim=1)
+
+
+def _shared(centres: Tensor, sides: Tensor, anchors: Tensor, count: int, length: int) -> Tensor:
+    """[N, A, count] pixels that N intervals share with anchors [A] in the middle of `count` cells of the `length`."""
+    middles = (torch.arange(count, dtype=centres.dtype, device=centres.device) + 0.5) * (length / count)
+    half = anchors[:, None] / 2
+    low, high = (centres - sides / 2)[:, None, None], (centres + sides / 2)[:, None, None]
+    return (torch.minimum(high, middles + half) - torch.maximum(low, middles - half)).clamp(min=0)
+
+
+def _columns(head: Tensor, yolo: Yolo, anchors: Sequence[int]) -> Columns:
     values = split_head(head.float(), yolo)
-    chosen = [match[side] for match in pair.anchors]
-    return values if chosen == list(range(values.shape[1])) else values[:, chosen]
+    if list(anchors) != list(range(values.shape[1])):
+        values = values[:, list(anchors)]
+    return Columns(*values.split((4, 1, yolo.classes), dim=-1))
 
 
 def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
@@ -315,18 +443,12 @@ def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
     return torch.logit(scores, eps=1e-6) if yolo.new_coords else scores
 
 
-def _attended(lecture: Lecture, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
+def _attended(batch: DistillationBatch, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
     """T² times a divergence [B, A, H, W] of class logits over T, weighted with the teacher's objectness."""
-    t, total = lecture.temperature, lecture.nothing()
-    for (student, teacher), seen in zip(lecture.logits("classes"), lecture.seen, strict=True):
-        total = total + (seen * divergence(student, teacher, t)).sum()
-    return t**2 * total / lecture.attended
-
-
-def _kl_sum(pairs: Sequence[tuple[Tensor, Tensor]], t: float, mean: bool = False) -> Tensor:
-    """T² Σ KL over all heads; `mean`: of each divided by the number of its logits."""
-    found = (softmax_kl(student, teacher, t).sum() / (teacher.numel() if mean else 1) for student, teacher in pairs)
-    return t**2 * sum(found)
+    total = batch.targets.new_zeros(())
+    for (student, teacher), certainty in zip(batch.logits("classes"), batch.certainty, strict=True):
+        total = total + (certainty * divergence(student, teacher, TEMPERATURE)).sum()
+    return TEMPERATURE**2 * total / batch.attended
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,8 +457,6 @@ def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values - mean) * torch.rsqrt(variance + CONSTANT), variance > CONSTANT
 
 
-def _combined(apart: Sequence[Tensor], published: bool, lecture: Lecture) -> Tensor:
-    """The sum over features, as published, or their mean."""
-    if not apart:
-        return lecture.nothing()
-    return torch.stack(list(apart)).sum() if published else torch.stack(list(apart)).mean()
+def _mean(distances: Sequence[Tensor], batch: DistillationBatch) -> Tensor:
+    """Return the mean over features; 0 where a group has none."""
+    return torch.stack(list(distances)).mean() if distances else batch.targets.new_zeros(())

@@ -7,29 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import Parser, log, number
-from utils.distillation.strategies import (
-    AT,
-    DEFAULT,
-    KD,
-    LARGEST_TEMPERATURE,
-    LARGEST_WEIGHT,
-    TEMPERATURE,
-    WEIGHTINGS,
-    Lesson,
-    lesson,
-)
+from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT, Distillation, distillation
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model, is_checkpoint
 
-SAYS_HOW = ("KDstr", "AT_str", "kd_weight", "kd_temperature", "kd_weighting", "kd_mask")
+SAYS_HOW = ("KDstr", "AT_str", "kd_weight")
 """Flags that mean nothing without a teacher."""
 
 
 @dataclass(frozen=True)
-class Distillation:
-    """A teacher and what is learnt from it."""
+class DistillationPlan:
+    """A teacher and the terms that compare it with the student."""
 
-    lesson: Lesson
+    distillation: Distillation
     teacher: ModelFiles
 
 
@@ -46,31 +36,16 @@ def add_distil_flags(parser: Parser) -> None:
     maps = "; ".join(f"{key}: {strategy.what}" for key, strategy in AT.items())
     group.add_argument("--AT_str", choices=tuple(AT), help=f"attention to learn, alone or beside --KDstr: {maps}")
     group.add_argument("--kd-weight", type=weight, metavar="X", help="factor on all that is learnt (default: 1)")
-    softness = f"how much the class scores of both are softened (default: {TEMPERATURE:g})"
-    group.add_argument("--kd-temperature", type=temperature, metavar="T", help=softness)
-    scales = "normalised: terms that depend on neither batch, grid nor number of objects; original: terms and " \
-             f"weights as they were published (default: {WEIGHTINGS[0]})"  # fmt: skip
-    group.add_argument("--kd-weighting", choices=WEIGHTINGS, help=scales)
-    group.add_argument("--kd-mask", action="store_true", help="attention near objects only")
 
 
 def weight(text: str) -> float:
     """A factor, 0 < value <= LARGEST_WEIGHT; argparse type."""
-    return _positive(text, LARGEST_WEIGHT)
-
-
-def temperature(text: str) -> float:
-    """A temperature, 0 < value <= LARGEST_TEMPERATURE; argparse type."""
-    return _positive(text, LARGEST_TEMPERATURE)
-
-
-def _positive(text: str, largest: float) -> float:
-    if not 0 < (value := number(text)) <= largest:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= {largest:g}")
+    if not 0 < (value := number(text)) <= LARGEST_WEIGHT:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= {LARGEST_WEIGHT:g}")
     return value
 
 
-def distillation(args: argparse.Namespace) -> Distillation | None:
+def distillation_plan(args: argparse.Namespace) -> DistillationPlan | None:
     """What the flags ask for; None without a teacher.
 
     With a teacher and no strategy, the one that measured best is entered into `args`, and that is said.
@@ -91,15 +66,7 @@ def distillation(args: argparse.Namespace) -> Distillation | None:
         args.KDstr = DEFAULT
         log(f"--KDstr left out: taking {DEFAULT}, which measured best ({KD[DEFAULT].what}); there are --KDstr "
             f"{', '.join(KD)} and --AT_str {', '.join(AT)}")  # fmt: skip
-    chosen = lesson(
-        args.KDstr,
-        args.AT_str,
-        weighting=args.kd_weighting or WEIGHTINGS[0],
-        weight=args.kd_weight or 1.0,
-        temperature=args.kd_temperature or TEMPERATURE,
-        masked=args.kd_mask,
-    )
-    return Distillation(chosen, files)
+    return DistillationPlan(distillation(args.KDstr, args.AT_str, args.kd_weight or 1.0), files)
 
 
 def _teacher(args: argparse.Namespace) -> ModelFiles:

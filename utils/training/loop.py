@@ -24,7 +24,7 @@ from utils.darknet.shapes import max_stride
 from utils.detection.evaluate import evaluate, network_input
 from utils.detection.metrics import Metrics
 from utils.device import training_type
-from utils.distillation.distiller import Distiller
+from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.layers import Computing
 from utils.report.run_dir import Results, RunDirectory

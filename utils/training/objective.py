@@ -1,17 +1,29 @@
-"""What a training minimises: the detection loss, and what a distillation adds to it."""
+"""What a training minimises: the detection loss, and what a distillation from a teacher adds to it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models import Darknet
+from utils.checkpoint import load_model, origin
+from utils.cli import log
+from utils.darknet.cfg import format_network
+from utils.darknet.shapes import max_stride
 from utils.detection.losses import detection_loss
-from utils.detection.settings import LossSettings
-from utils.distillation.distiller import Distiller
+from utils.detection.settings import ASSIGNMENTS, LossSettings
+from utils.device import training_type
+from utils.distillation.matching import Kept, rebased
+from utils.distillation.strategies import Quantity
+from utils.distillation.terms import Distiller, Teacher
+from utils.errors import InputError
+from utils.training.distil_flags import DistillationPlan
+from utils.training.settings import Hyperparameters, TrainSettings
 from utils.training.team import Team
 
 COLUMNS = {"box": "box_loss", "objectness": "objectness_loss", "classes": "class_loss"}
@@ -44,32 +56,30 @@ class Objective:
         trains = distiller is not None and len(distiller.adapters)
         self._distiller, self._distil = distiller, team.parallel(distiller) if trains else distiller
         self._exchanging = (self._parallel, self._distil) if trains else (self._parallel,)
-        taught = () if distiller is None else distiller.lesson.terms
-        self.columns: Mapping[str, str] = COLUMNS | {_learnt(term): f"{_learnt(term)}_loss" for term in taught}
+        terms = () if distiller is None else distiller.distillation.terms
+        self.columns: Mapping[str, str] = COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
         """Column of results.csv for every term."""
 
     def __call__(self, images: Tensor, targets: Tensor, ignored: Tensor | None = None) -> dict[str, Tensor]:
-        """`total`, which is minimised, and its terms: those of `detection_loss`, and weighted ones of a distillation.
+        """Return `total`, which is minimised, and its terms: those of `detection_loss`, and weighted `kd_…` terms.
 
         Args:
             images: [B, C, H, W], 0…1.
             targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
             ignored: the same of the ignored boxes, see `detection_loss`.
         """
-        device = self.team.device.type
         images = images.contiguous(memory_format=torch.channels_last)
-        taught = None if self._distiller is None else self._distiller.teach(images)
-        with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
+        teacher = None if self._distiller is None else self._distiller.teach(images)
+        with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self._parallel(images, *self._wanted)
         size = (images.shape[-2], images.shape[-1])
-        network, positives = self.network, self.team.positives
-        terms = detection_loss(outputs.heads, targets, network.yolos, size, self.settings, positives, ignored)
-        found = terms._asdict()
-        if taught is None:
-            return found
-        learnt = self._distil(taught, outputs, targets, size)
-        found["total"] = found["total"] + sum(learnt.values())
-        return found | {_learnt(term): value for term, value in learnt.items()}
+        yolos, positives = self.network.yolos, self.team.positives
+        terms = detection_loss(outputs.heads, targets, yolos, size, self.settings, positives, ignored)._asdict()
+        if teacher is not None:
+            learnt = self._distil(teacher, outputs, targets, size)
+            terms["total"] = terms["total"] + sum(learnt.values())
+            terms |= {f"kd_{term}": value for term, value in learnt.items()}
+        return terms
 
     @contextmanager
     def unsynchronised(self, alone: bool) -> Iterator[None]:
@@ -80,6 +90,74 @@ class Objective:
             yield
 
 
-def _learnt(term: str) -> str:
-    """A term's name beside those of the detection loss."""
-    return f"kd_{term}"
+class LoadedTeacher(NamedTuple):
+    """A distillation that is ready."""
+
+    distiller: Distiller
+    origin: Mapping[str, Any]
+    """Path and sha256 of the teacher's file, and the strategy; an entry of the lineage."""
+    digest: str
+    """Of the teacher's file and its network, which may be that of another file."""
+
+
+def load_teacher(
+    plan: DistillationPlan,
+    student: Darknet,
+    kept: Kept | None,
+    settings: TrainSettings,
+    hyp: Hyperparameters,
+    team: Team,
+    rect: bool = False,
+) -> LoadedTeacher:
+    """Load the teacher and pair it with the student.
+
+    Args:
+        plan: the teacher's files, and what is compared.
+        student: model that is trained.
+        kept: where its convolutions come from, if it was pruned.
+        settings: of the run; the teacher must be able to work at its sizes.
+        hyp: whose assignment tells which predictions answer for an object.
+        team: on whose device the teacher runs.
+        rect: batches have the shapes of their pictures.
+
+    Raises:
+        WeightsError: the teacher's file cannot be used.
+        InputError: teacher and student have nothing in common that is compared, or other input sizes.
+    """
+    loaded = load_model(plan.teacher)
+    for note in loaded.notes:
+        log(note)
+    _check_sizes(student, loaded.model, settings, rect, str(loaded.path))
+    teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
+    if kept is not None and loaded.kept is not None:
+        kept = rebased(kept, loaded.kept)
+    rule = ASSIGNMENTS[hyp.loss.assignment]
+    distiller = Distiller(student, teacher, plan.distillation, rule, kept, team.positives).to(team.device)
+    for note in distiller.notes:
+        log(f"{loaded.path}: {note}")
+    terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
+    log(f"{plan.distillation.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
+    entry = {**origin(loaded.path), "teacher": plan.distillation.name}
+    network = format_network(teacher.network)
+    return LoadedTeacher(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
+
+
+def _comparison(distiller: Distiller) -> str:
+    """Return what is compared, for the log."""
+    heads, features = distiller.pairing.heads, distiller.pairing.features
+    parts = [f"{len(heads)} heads"] if heads else []
+    if features:
+        parts.append(f"features of blocks {', '.join(str(feature.student) for feature in features)}")
+    if distiller.distillation.compares(Quantity.CHANNELS):
+        kept = sum(feature.compares_channels and feature.channels is not None for feature in features)
+        parts.append(f"{kept} against the channels that were kept, {len(distiller.adapters)} through an adapter")
+    return "; ".join(parts)
+
+
+def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, rect: bool, path: str) -> None:
+    mine, theirs = max_stride(student.network), max_stride(teacher.network)
+    varied = rect or settings.sizes is not None
+    sides = (*settings.size, mine) if varied else settings.size
+    if bad := next((side for side in sides if side % theirs), None):
+        what = f"sides are multiples of {mine}" if varied else f"a side is {bad}"
+        raise InputError(f"{path}: needs an input with sides that are multiples of {theirs}; {what} here")

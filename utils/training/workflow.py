@@ -37,15 +37,15 @@ from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, last_epochs, read_results
 from utils.report.scalars import Scalars
 from utils.training.batches import check_batches
-from utils.training.distil_flags import Distillation
+from utils.training.distil_flags import DistillationPlan
 from utils.training.loop import Trainer
+from utils.training.objective import load_teacher
 from utils.training.optim import LEAST_STEPS, accumulation
 from utils.training.pictures import indices, loaders
 from utils.training.settings import Hyperparameters, TrainSettings, unused_keys
 from utils.training.sparse_record import SparseRecord
 from utils.training.start import initial_model, resumable
 from utils.training.state import Progress, Source
-from utils.training.taught import taught
 from utils.training.team import Team, joined
 
 DRAWN_CONFIDENCE = 0.25
@@ -83,8 +83,7 @@ class TrainPlan:
     """Cluster the anchors anew."""
     tensorboard: bool = False
     """Write events for TensorBoard."""
-    distillation: Distillation | None = None
-    """A teacher, and what is learnt from it."""
+    distillation: DistillationPlan | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,10 +126,11 @@ def _train(
         with team.one_by_one():
             checkpoint = resumable(plan.resume / "weights", start.model)
         lineage, kept = tuple(checkpoint["lineage"]), checkpoint.get("kept")
-    distiller, teacher, digest = taught(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
-    if teacher is not None:
-        batches["teacher"] = digest
-        lineage = lineage if plan.resume else (*lineage, teacher)
+    distiller = None
+    if plan.distillation is not None:
+        teacher = load_teacher(plan.distillation, start.model, kept, plan.settings, plan.hyp, team, plan.rect)
+        distiller, batches["teacher"] = teacher.distiller, teacher.digest
+        lineage = lineage if plan.resume else (*lineage, teacher.origin)
     if plan.resume is not None:
         _check_unchanged(plan.resume, checkpoint["plan"], batches)
     train_loader, val_loader = _loaders(plan, train, valid, files.network, team, ending)

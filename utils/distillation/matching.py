@@ -1,0 +1,271 @@
+"""Pairs of what a student and its teacher compute: heads by stride and anchors, features by their role; no torch.
+
+The suites this one follows pair features by their numbers in a list, which holds for networks with equal blocks only.
+Here the roles are told from the cfg, so that pruned, layer-pruned and quite different students have partners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from utils.darknet.blocks import Avgpool, Convolutional, Network, Reorg, Upsample
+from utils.darknet.shapes import trace
+from utils.distillation.strategies import QUANTITIES, Distillation, Quantity
+from utils.errors import InputError
+
+LEAST_ANCHOR_IOU = 0.5
+"""Two anchors whose shapes overlap less say nothing of each other's boxes."""
+BACKBONE, DEEP, NECK = "backbone", "deep", "neck"
+"""Groups of features: Chu et al. (arXiv:2306.01526) weight the backbone, what is at the largest stride, and the rest
+before the heads apart."""
+Kept = Mapping[str, Mapping[str, Any]]
+"""Where the convolutions of a pruned network come from; see `pruning.record.kept`."""
+
+
+class Feature(NamedTuple):
+    """The output of a block that has a role in every network of the family."""
+
+    role: str
+    """`stage`: what the backbone's next downsampling reads; `upsampled`: what an upsampling reads; `head`: what the
+    last convolution of a head reads."""
+    stride: float
+    block: int
+    group: str
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """A feature of the student and the teacher's."""
+
+    name: str
+    group: str
+    student: int
+    """Its block."""
+    teacher: int
+    widths: tuple[int, int]
+    """Channels of both."""
+    channels: tuple[int, ...] | None
+    """The teacher's channels that the student's were made from, in its order; None: not known."""
+
+    @property
+    def key(self) -> str:
+        """Name of the adapter. A module's name has no points, and not every stride is a whole number."""
+        return self.name.replace(".", "_")
+
+    @property
+    def compares_channels(self) -> bool:
+        """Whether channels can be compared one by one: those of the backbone are concatenations and sums."""
+        return self.group != BACKBONE
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether the student's channels must be mapped onto the teacher's first."""
+        return self.compares_channels and self.channels is None and self.widths[0] != self.widths[1]
+
+
+@dataclass(frozen=True)
+class HeadPair:
+    """A head of the student and the teacher's, by their numbers among the heads."""
+
+    student: int
+    teacher: int
+    anchors: tuple[tuple[int, int], ...]
+    """Number of an anchor in the student's head and of the one in the teacher's that is most like it."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All that a distillation compares."""
+
+    heads: tuple[HeadPair, ...]
+    features: tuple[FeaturePair, ...]
+    notes: tuple[str, ...]
+    """What could not be paired, for the log."""
+
+
+def rebased(kept: Kept, teacher: Kept) -> Kept:
+    """Return where a pruned student comes from in a teacher that was pruned from the same network.
+
+    Args:
+        kept: of the student.
+        teacher: of the teacher.
+
+    Returns:
+        `kept` by the teacher's numbers of blocks and channels, without convolutions that have what the teacher lacks.
+    """
+    blocks = {origin["block"]: (int(number), origin["channels"]) for number, origin in teacher.items()}
+    result = {}
+    for number, origin in kept.items():
+        block, channels = blocks.get(origin["block"], (None, ()))
+        numbers = {channel: i for i, channel in enumerate(channels)}
+        if numbers.keys() >= set(origin["channels"]):
+            result[number] = {"block": block, "channels": [numbers[channel] for channel in origin["channels"]]}
+    return result
+
+
+def features(network: Network) -> tuple[Feature, ...]:
+    """Return the features of a network that have a role, in the order of its blocks.
+
+    In YOLOv4 these are the transition convolutions of the backbone, the convolutions before the two upsamplings and
+    those before the detection convolutions: the nine that Chu et al. list by number.
+    """
+    strides = [network.net.height / shape.height for shape in trace(network)]
+    blocks = network.blocks
+    upsamplings = [i for i, block in enumerate(blocks) if isinstance(block, Upsample)]
+    stages = {}
+    for i, block in enumerate(blocks[: min(upsamplings, default=len(blocks))]):
+        if isinstance(block, Avgpool | Reorg):
+            continue
+        for source in block.reads(i):
+            if source >= 0 and 1 < strides[source] < strides[i]:
+                stages[strides[source]] = source
+    deepest = max(strides[i - 1] for i in network.heads)
+    result = [Feature("stage", stride, block, BACKBONE) for stride, block in stages.items() if stride < deepest]
+    readers = {"upsampled": upsamplings, "head": [i - 1 for i in network.heads]}
+    for role, numbers in readers.items():
+        for source in (blocks[i].reads(i)[0] for i in numbers):
+            if source >= 0:
+                group = DEEP if strides[source] >= deepest else NECK
+                result.append(Feature(role, strides[source], source, group))
+    return tuple(sorted(result, key=lambda feature: feature.block))
+
+
+def comparable(distillation: Distillation, student: Network, teacher: Network) -> tuple[Distillation, tuple[str, ...]]:
+    """Return the terms that a teacher of other classes, which sees other objects, leaves, and a note for the log.
+
+    Raises:
+        InputError: no term is left.
+    """
+    if student.classes == teacher.classes:
+        return distillation, ()
+    terms = {term: weight for term, weight in distillation.terms.items() if QUANTITIES[term] != Quantity.SCORES}
+    counts = f"{teacher.path or 'the teacher'} has {teacher.classes} classes and the student {student.classes}"
+    if not terms:
+        raise InputError(
+            f"{distillation.name}: compares scores, but {counts}; boxes and features can be learnt from it: "
+            "--KDstr 3, 4 or 5, cwd or pkd, or --AT_str"
+        )
+    gone = ", ".join(term for term in distillation.terms if term not in terms)
+    return replace(distillation, terms=terms), (f"{counts}: {gone} left out",) if gone else ()
+
+
+def pair(student: Network, teacher: Network, distillation: Distillation, kept: Kept | None = None) -> Pairing:
+    """Return what a distillation can compare.
+
+    Args:
+        student: network that is trained.
+        teacher: network it learns from.
+        distillation: tells whether heads, features or both are compared.
+        kept: of a student that was pruned.
+
+    Raises:
+        InputError: the inputs differ, or nothing can be compared.
+    """
+    if student.net.channels != teacher.net.channels:
+        raise InputError(
+            f"{teacher.path or 'the teacher'}: takes pictures of {teacher.net.channels} channels, the student of "
+            f"{student.net.channels}"
+        )
+    notes: list[str] = []
+    heads = pairs = ()
+    if distillation.compares(Quantity.SCORES | Quantity.BOXES):
+        heads = _head_pairs(student, teacher, notes)
+        if not heads:
+            raise InputError(
+                f"{distillation.name}: no head of the student has stride and anchors like one of the teacher"
+            )
+    if distillation.compares(Quantity.MAPS | Quantity.CHANNELS):
+        pairs = _feature_pairs(student, teacher, kept, notes, backbone=distillation.compares(Quantity.MAPS))
+        if not pairs:
+            raise InputError(f"{distillation.name}: the student has no features at the strides of the teacher's")
+    return Pairing(heads, pairs, tuple(notes))
+
+
+def _head_pairs(student: Network, teacher: Network, notes: list[str]) -> tuple[HeadPair, ...]:
+    mine, theirs = _head_strides(student), _head_strides(teacher)
+    pairs = []
+    for number, stride in enumerate(mine):
+        partners = [i for i, other in enumerate(theirs) if other == stride]
+        earlier = mine[:number].count(stride)
+        if earlier >= len(partners):
+            notes.append(f"the student's head at stride {stride:g} has none in the teacher and learns from the data")
+            continue
+        partner, count = partners[earlier], len(student.yolos[number].head_anchors)
+        anchors = _anchor_pairs(student.yolos[number].head_anchors, teacher.yolos[partner].head_anchors)
+        if len(anchors) < count:
+            notes.append(
+                f"head at stride {stride:g}: {len(anchors)} of {count} anchors are like one of the teacher's; the "
+                "others learn from the data"
+            )
+        if anchors:
+            pairs.append(HeadPair(number, partner, anchors))
+    used = {pair.teacher for pair in pairs}
+    for number, stride in enumerate(theirs):
+        if number not in used:
+            notes.append(f"the teacher's head at stride {stride:g} has none in the student and teaches nothing")
+    return tuple(pairs)
+
+
+def _head_strides(network: Network) -> list[float]:
+    shapes = trace(network)
+    return [network.net.height / shapes[i].height for i in network.heads]
+
+
+def _anchor_pairs(
+    mine: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
+) -> tuple[tuple[int, int], ...]:
+    """Pair anchors one to one, the most alike first."""
+    overlaps = [(_shape_iou(a, b), -i, -j) for i, a in enumerate(mine) for j, b in enumerate(theirs)]
+    pairs: dict[int, int] = {}
+    for overlap, i, j in sorted(overlaps, reverse=True):
+        if overlap >= LEAST_ANCHOR_IOU and -i not in pairs and -j not in pairs.values():
+            pairs[-i] = -j
+    return tuple(sorted(pairs.items()))
+
+
+def _shape_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    overlap = min(a[0], b[0]) * min(a[1], b[1])
+    return overlap / (a[0] * a[1] + b[0] * b[1] - overlap)
+
+
+def _feature_pairs(
+    student: Network, teacher: Network, kept: Kept | None, notes: list[str], *, backbone: bool
+) -> tuple[FeaturePair, ...]:
+    partners = _named(teacher)
+    shapes = trace(student), trace(teacher)
+    pairs, missing = [], []
+    for name, feature in _named(student).items():
+        if feature.group == BACKBONE and not backbone:
+            continue
+        if name not in partners:
+            missing.append(name)
+            continue
+        block = partners[name].block
+        widths = shapes[0][feature.block].channels, shapes[1][block].channels
+        channels = None if kept is None else _kept_channels(teacher, kept.get(str(feature.block)), block, widths)
+        pairs.append(FeaturePair(name, feature.group, feature.block, block, widths, channels))
+    if missing and pairs:
+        notes.append(f"the teacher has no features like the student's {', '.join(missing)}")
+    return tuple(pairs)
+
+
+def _named(network: Network) -> dict[str, Feature]:
+    """Return the features by names that are theirs in every network: role, stride, and which of several."""
+    named: dict[str, Feature] = {}
+    for feature in features(network):
+        count = sum((other.role, other.stride) == (feature.role, feature.stride) for other in named.values())
+        stem = f"{feature.role} at {feature.stride:g}"
+        named[f"{stem} #{count + 1}" if count else stem] = feature
+    return named
+
+
+def _kept_channels(
+    teacher: Network, origin: Mapping[str, Any] | None, block: int, widths: tuple[int, int]
+) -> tuple[int, ...] | None:
+    """Return the teacher's channels that a pruned block has; None where it was not pruned from this teacher."""
+    if origin is None or origin["block"] != block or not isinstance(teacher.blocks[block], Convolutional):
+        return None
+    channels = tuple(origin["channels"])
+    return channels if len(channels) == widths[0] and max(channels) < widths[1] else None
