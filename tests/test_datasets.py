@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils.data.augment import Augmentation
-from utils.data.datasets import BatchPlan, DetectionDataset, Request, collate, cut_batches, make_loader, rectangle
+from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loader, rectangle
 from utils.data.images import GREY, write_image
 from utils.data.index import index
 from utils.errors import DataError
@@ -199,13 +199,18 @@ def test_a_batch_numbers_its_targets_by_picture(found):
 def test_samples_made_as_a_batch_are_those_made_one_by_one(found, augment):
     dataset = data_set(found, augment=augment)
     requests = [Request(2, position, (64, 64)) for position in (3, 1, 3)]
-    assert same(dataset.__getitems__(requests), collate([dataset[request] for request in requests]))
+    batch = dataset.__getitems__(requests)
+    for number, sample in enumerate(dataset[request] for request in requests):
+        assert np.array_equal(batch.images[number], sample.image)
+        for boxes, expected in ((batch.targets, sample.targets), (batch.ignored, sample.ignored)):
+            assert np.array_equal(boxes[boxes[:, 0] == number][:, 1:], expected)
+        assert batch.fits[number] == sample.fit and batch.positions[number] == sample.position
 
 
 def test_a_batch_without_a_box_has_an_empty_target(found):
-    empty = np.zeros((0, 5), np.float32)
-    sample = data_set(found)[0]._replace(targets=empty, ignored=empty)
-    assert collate([sample, sample]).targets.shape == collate([sample, sample]).ignored.shape == (0, 6)
+    empty = replace(found, labels=(np.zeros((0, 5), np.float32),) * 9, ignored=(np.zeros((0, 5), np.float32),) * 9)
+    (batch,) = epoch(data_set(empty), 9)
+    assert batch.targets.shape == batch.ignored.shape == (0, 6)
 
 
 # Rectangles
@@ -240,8 +245,11 @@ def test_rectangular_batches_lose_no_resolution_and_waste_less(found):
 
 
 def test_shuffled_rectangles_keep_their_pictures_together(found):
-    plan = BatchPlan(found.shapes, 2, (64, 64), stride=8, shuffle=True, seed=0)
-    groups = [[[request.position for request in batch] for batch in plan.batches(number)] for number in (0, 1)]
+    dataset, groups = data_set(found, rect=True, stride=8), []
+    for number in (0, 1):
+        dataset.set_epoch(number)
+        batches = make_loader(dataset, 2, shuffle=True).batch_sampler
+        groups.append([[request.position for request in batch] for batch in batches])
     assert groups[0] != groups[1] and sorted(groups[0]) == sorted(groups[1])
 
 

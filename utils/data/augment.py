@@ -67,17 +67,9 @@ def sample_generator(seed: int, epoch: int, position: int) -> Generator:
     return default_rng(SeedSequence([seed, epoch, position]))
 
 
-def split_planes(image: NDArray[np.uint8], planes: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] → contiguous [C, H, W], written to `planes` if they are given."""
-    if planes is None:
-        planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
-    cv2.split(image, list(planes))
-    return planes
-
-
 def jitter_colours(
-    rng: Generator, augmentation: Augmentation, image: NDArray[np.uint8], planes: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
+    rng: Generator, augmentation: Augmentation, image: NDArray[np.uint8], planes: NDArray[np.uint8]
+) -> None:
     """Turn the hue and scale saturation and value at random; of a grey picture only the value.
 
     With V = max(R, G, B), scaling saturation by s and value by v takes each channel c to v (s c + (1 - s) V), which is
@@ -88,22 +80,18 @@ def jitter_colours(
         rng: generator of the sample.
         augmentation: the ranges.
         image: uint8 [H, W, 3] RGB or [H, W, 1] grey.
-        planes: uint8 [C, H, W], where the result is written; None: a new array.
-
-    Returns:
-        uint8 [C, H, W], contiguous.
+        planes: uint8 [C, H, W], contiguous, where the result is written.
     """
     turn, saturation, value = rng.uniform(-1, 1, 3) * (augmentation.hsv_h, augmentation.hsv_s, augmentation.hsv_v)
     if turn and image.shape[2] == 3:
         image = cv2.transform(image, _hue_rotation(2 * np.pi * turn))
-    planes = split_planes(image, planes)
+    cv2.split(image, list(planes))
     if not (saturation or value):
-        return planes
+        return
     brightest = planes.max(0) if len(planes) == 1 else cv2.max(cv2.max(planes[0], planes[1]), planes[2])
     own, common = (1 + value) * (1 + saturation), (1 + value) * -saturation
     for plane in planes:
         cv2.addWeighted(plane, own, brightest, common, 0, dst=plane)
-    return planes
 
 
 def _hue_rotation(angle: float) -> NDArray[np.float64]:
@@ -142,7 +130,7 @@ def blend(rng: Generator, image: NDArray[np.uint8], other: NDArray[np.uint8]) ->
     return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape)
 
 
-def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> None:
     """Draw black bars in two random directions into a sample [C, H, W] (the fence mask of Chu et al. 2022)."""
     height, width = planes.shape[1:]
     unit = max(height, width) / 32
@@ -154,7 +142,7 @@ def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> NDArray[np.u
         period = (bar + gap) * unit
         across = x * np.float32(np.cos(angle) / period) + y * np.float32(np.sin(angle) / period)
         visible &= (across + np.float32(phase)) % 1 >= bar / (bar + gap)
-    return np.multiply(planes, visible, out=planes)
+    np.multiply(planes, visible, out=planes)
 
 
 CUT = (0.2, 0.8)

@@ -34,10 +34,10 @@ from utils.data.augment import (
     move_boxes,
     random_placement,
     sample_generator,
-    split_planes,
 )
 from utils.data.images import Channels, Fit, FitMode, Image, Size, inner_size, paste, place
 from utils.data.index import Index
+from utils.data.labels import Boxes
 from utils.data.store import CacheKind, PictureStore
 from utils.errors import SuiteError
 
@@ -81,66 +81,15 @@ def rectangle(shapes: NDArray[np.int64], side: int, stride: int) -> Size:
     return height, width
 
 
-class BatchPlan:
-    """The batches of every epoch. What shuffles is a function of (seed, epoch) and not of the number of workers.
-
-    Args:
-        shapes: [N, 2], height and width of the pictures.
-        batch_size: pictures a batch; the last one may have fewer.
-        size: height and width of a batch.
-        stride: sort by aspect ratio and give each batch the smallest shape that holds its pictures, in multiples of
-            `stride`; None gives all batches the same size.
-        shuffle: another order in every epoch. Sorted pictures stay together, and the batches are shuffled.
-        seed: of the shuffling.
-        least: a last batch of fewer pictures joins the one before it.
-    """
-
-    def __init__(
-        self,
-        shapes: NDArray[np.int64],
-        batch_size: int,
-        size: Size,
-        *,
-        stride: int | None,
-        shuffle: bool,
-        seed: int,
-        least: int = 1,
-    ) -> None:
-        self.shapes, self.batch_size, self.size = shapes, batch_size, size
-        self.stride, self.shuffle, self.seed, self.least = stride, shuffle, seed, least
-
-    def batches(self, epoch: int) -> Iterator[list[Request]]:
-        """The batches of one epoch."""
-        for positions in self._ordered(epoch):
-            size = self.size
-            if self.stride is not None:
-                size = rectangle(self.shapes[positions], max(self.size), self.stride)
-            yield [Request(epoch, position, size) for position in positions]
-
-    def __len__(self) -> int:
-        return len(cut_batches(list(range(len(self.shapes))), self.batch_size, least=self.least))
-
-    def _ordered(self, epoch: int) -> list[list[int]]:
-        order = list(range(len(self.shapes)))
-        if self.stride is not None:
-            order = np.argsort(self.shapes[:, 0] / self.shapes[:, 1], kind="stable").tolist()
-        elif self.shuffle:
-            order = shuffled(len(order), self.seed, epoch)
-        batches = cut_batches(order, self.batch_size, least=self.least)
-        if self.stride is not None and self.shuffle:
-            batches = [batches[number] for number in shuffled(len(batches), self.seed, epoch)]
-        return batches
-
-
 class Sample(NamedTuple):
     """One picture as the network sees it."""
 
     image: NDArray[np.uint8]
     """[C, h, w], RGB or grey, contiguous."""
-    targets: NDArray[np.float32]
-    """[n, 5]: class, cx, cy, w, h as shares of the input."""
-    ignored: NDArray[np.float32]
-    """[m, 5]: the same of the ignored boxes."""
+    targets: Boxes
+    """As shares of the input."""
+    ignored: Boxes
+    """The same of the ignored boxes."""
     position: int
     """In the index."""
     fit: Fit | None
@@ -222,17 +171,21 @@ class DetectionDataset(Dataset[Sample]):
         """The samples of a batch. An error is returned: raised in a worker it would arrive wrapped in a traceback."""
         images = torch.empty((len(requests), self.channels, *requests[0].size), dtype=torch.uint8)
         try:
-            return _batch(images, list(map(self._sample, requests, images.numpy())))
+            samples = list(map(self._sample, requests, images.numpy()))
         except SuiteError as error:
             return error
+        targets, ignored = _numbered([one.targets for one in samples]), _numbered([one.ignored for one in samples])
+        positions = torch.tensor([sample.position for sample in samples])
+        return Batch(images, targets, ignored, positions, tuple(sample.fit for sample in samples))
 
     def _sample(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
         """A sample whose picture is drawn into `planes`, uint8 [C, h, w]."""
         if self.augment is None:
             return self._plain(request, planes)
+        augment = self.augment
         if self.plain_from is not None and request.epoch >= self.plain_from:
-            return self._varied(request, replace(self.augment, mosaic=0.0, mixup=0.0), planes)
-        return self._varied(request, self.augment, planes)
+            augment = replace(augment, mosaic=0.0, mixup=0.0)
+        return self._varied(request, augment, planes)
 
     def _place(self, position: int, size: Size) -> Fit:
         height, width = self.index.shapes[position].tolist()
@@ -246,7 +199,8 @@ class DetectionDataset(Dataset[Sample]):
         targets[:, 1:] *= inner_size(placed)[::-1] * 2
         targets[:, 1:3] += placed.left, placed.top
         targets[:, 1:] /= request.size[::-1] * 2
-        return Sample(split_planes(image, planes), *_divided(targets), request.position, placed)
+        cv2.split(image, list(planes))
+        return Sample(planes, *_split_ignored(targets), request.position, placed)
 
     def _varied(self, request: Request, augment: Augmentation, planes: NDArray[np.uint8]) -> Sample:
         rng = sample_generator(self.seed, request.epoch, request.position)
@@ -258,7 +212,7 @@ class DetectionDataset(Dataset[Sample]):
         jitter_colours(rng, augment, image, planes)
         if rng.random() < augment.fence:
             hide_behind_fence(rng, planes)
-        return Sample(planes, *_divided(_as_shares(boxes, request.size)), request.position, None)
+        return Sample(planes, *_split_ignored(_as_shares(boxes, request.size)), request.position, None)
 
     def _composed(
         self, rng: Generator, augment: Augmentation, position: int, size: Size
@@ -278,51 +232,95 @@ class DetectionDataset(Dataset[Sample]):
             placements.append(draw(canvas, self.store.read(at), placement))
         return canvas, move_boxes([self._boxes(at) for at in positions], placements)
 
-    def _boxes(self, position: int) -> NDArray[np.float32]:
-        """Labels and marked ignored boxes of a picture [n, 5], so that both are moved alike."""
+    def _boxes(self, position: int) -> Boxes:
+        """Labels and marked ignored boxes of a picture, so that both are moved alike."""
         return np.concatenate([self.index.labels[position], _marked(self.index.ignored[position])])
 
 
-def _marked(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _marked(boxes: Boxes) -> Boxes:
     """Ignored boxes with -1 - c for their class c, or the class again."""
     return np.concatenate([-1 - boxes[:, :1], boxes[:, 1:]], 1)
 
 
-def _divided(boxes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Labels and ignored boxes: the parts of what `_boxes` puts together."""
+def _split_ignored(boxes: Boxes) -> tuple[Boxes, Boxes]:
+    """Labels and ignored boxes: the parts that `_boxes` puts together."""
     ignored = boxes[:, 0] < 0
     return boxes[~ignored], _marked(boxes[ignored])
 
 
-def _as_shares(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float32]:
+def _as_shares(boxes: NDArray[np.float64], size: Size) -> Boxes:
     """Class, x1, y1, x2, y2 in pixels → class, cx, cy, w, h as shares of the input."""
     low, high, sides = boxes[:, 1:3], boxes[:, 3:], size[::-1]
     return np.concatenate([boxes[:, :1], (low + high) / 2 / sides, (high - low) / sides], 1).astype(np.float32)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size to a batch."""
-    return _batch(torch.from_numpy(np.stack([sample.image for sample in samples])), samples)
-
-
-def _batch(images: Tensor, samples: Sequence[Sample]) -> Batch:
-    """A batch of samples whose pictures are `images`."""
-    targets, ignored = _numbered([sample.targets for sample in samples]), _numbered([s.ignored for s in samples])
-    positions = torch.tensor([sample.position for sample in samples])
-    return Batch(images, targets, ignored, positions, tuple(sample.fit for sample in samples))
-
-
-def _numbered(boxes: Sequence[NDArray[np.float32]]) -> Tensor:
+def _numbered(boxes: Sequence[Boxes]) -> Tensor:
     """[n, 5] of every picture → [N, 6] with the number of the picture before them."""
-    numbers = np.repeat(np.arange(len(boxes), dtype=np.float32), [len(rows) for rows in boxes])
+    numbers = np.repeat(np.arange(len(boxes), dtype=np.float32), [len(part) for part in boxes])
     return torch.from_numpy(np.column_stack([numbers, np.concatenate(boxes)]))
+
+
+class BatchPlan:
+    """This process's requests of the data set's current epoch, without the first `skip` batches.
+
+    The order is a function of (seed, epoch) and not of the number of workers. A training shares each batch, whose
+    pictures are drawn anyway. An evaluation shares whole batches: what is computed of a picture depends, to rounding,
+    on the batch that it is in, and must not on the number of processes.
+
+    Args:
+        dataset: with its `stride`, pictures are sorted by aspect ratio, and each batch gets the smallest shape that
+            holds its pictures.
+        batch_size: pictures a batch of one process; the last one may have fewer.
+        shuffle: another order in every epoch. Sorted pictures stay together, and the batches are shuffled.
+        seed: of the shuffling.
+        rank: of this process.
+        processes: that work together.
+    """
+
+    def __init__(
+        self, dataset: DetectionDataset, batch_size: int, *, shuffle: bool, seed: int, rank: int, processes: int
+    ) -> None:
+        self.dataset, self.shuffle, self.seed, self.rank, self.processes = dataset, shuffle, seed, rank, processes
+        self.batch_size = batch_size * processes if shuffle else batch_size
+        self.least = processes * min(2, batch_size) if shuffle else 1
+        self.skip = 0
+        self.total = len(cut_batches(list(range(len(dataset))), self.batch_size, least=self.least))
+        """Batches of an epoch, of all processes."""
+
+    def __len__(self) -> int:
+        return self.total if self.shuffle else len(range(self.rank, self.total, self.processes))
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        if not self.shuffle:
+            return itertools.islice(self._batches(), self.rank, None, self.processes)
+        return (batch[self.rank :: self.processes] for batch in itertools.islice(self._batches(), self.skip, None))
+
+    def _batches(self) -> Iterator[list[Request]]:
+        dataset = self.dataset
+        for positions in self._ordered():
+            size = dataset.size
+            if dataset.stride is not None:
+                size = rectangle(dataset.index.shapes[positions], max(size), dataset.stride)
+            yield [Request(dataset.epoch, position, size) for position in positions]
+
+    def _ordered(self) -> list[list[int]]:
+        shapes, rectangular = self.dataset.index.shapes, self.dataset.stride is not None
+        order = list(range(len(shapes)))
+        if rectangular:
+            order = np.argsort(shapes[:, 0] / shapes[:, 1], kind="stable").tolist()
+        elif self.shuffle:
+            order = shuffled(len(order), self.seed, self.dataset.epoch)
+        batches = cut_batches(order, self.batch_size, least=self.least)
+        if rectangular and self.shuffle:
+            batches = [batches[number] for number in shuffled(len(batches), self.seed, self.dataset.epoch)]
+        return batches
 
 
 class Loader(DataLoader[Batch]):
     """Batches of a data set; an error in a worker is raised here as itself, with the file that it names."""
 
     def begin(self, epoch: int, skip: int = 0) -> None:
-        """What the next pass yields: the batches of an epoch without the first `skip`."""
+        """Let the next pass yield the batches of an epoch without the first `skip`."""
         self.dataset.set_epoch(epoch)
         self.batch_sampler.skip = skip
 
@@ -368,20 +366,12 @@ def make_loader(
         device: where the batches go; those for a GPU are pinned.
     """
     rank, processes = share
-    plan = BatchPlan(
-        dataset.index.shapes,
-        batch_size * processes if shuffle else batch_size,
-        dataset.size,
-        stride=dataset.stride,
-        shuffle=shuffle,
-        seed=dataset.seed if seed is None else seed,
-        least=processes * min(2, batch_size) if shuffle else 1,
-    )
+    seed = dataset.seed if seed is None else seed
     return Loader(
         dataset,
-        batch_sampler=_Batches(dataset, plan, rank, processes),
+        batch_sampler=BatchPlan(dataset, batch_size, shuffle=shuffle, seed=seed, rank=rank, processes=processes),
         num_workers=workers,
-        collate_fn=_collated,
+        collate_fn=_unchanged,
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_start_worker,
@@ -389,30 +379,9 @@ def make_loader(
     )
 
 
-class _Batches:
-    """This process's part of the plan's batches of the data set's current epoch, without the first `skip`.
-
-    A training shares each batch, whose pictures are drawn anyway. An evaluation shares whole batches: what is computed
-    of a picture depends, to rounding, on the batch that it is in, and must not on the number of processes.
-    """
-
-    def __init__(self, dataset: DetectionDataset, plan: BatchPlan, rank: int, processes: int) -> None:
-        self.dataset, self.plan, self.rank, self.processes = dataset, plan, rank, processes
-        self.skip = 0
-
-    def __len__(self) -> int:
-        return len(self.plan) if self.plan.shuffle else len(range(self.rank, len(self.plan), self.processes))
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        batches = self.plan.batches(self.dataset.epoch)
-        if not self.plan.shuffle:
-            return itertools.islice(batches, self.rank, None, self.processes)
-        return (batch[self.rank :: self.processes] for batch in itertools.islice(batches, self.skip, None))
-
-
-def _collated(made: Batch | SuiteError | list[Sample]) -> Batch | SuiteError:
-    """What `__getitems__` made, as it is; samples asked for one by one are stacked."""
-    return collate(made) if isinstance(made, list) else made
+def _unchanged(batch: Batch | SuiteError) -> Batch | SuiteError:
+    """The batch as `__getitems__` made it."""
+    return batch
 
 
 def _start_worker(_: int) -> None:

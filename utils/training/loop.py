@@ -320,7 +320,7 @@ class Trainer:
 
         Only a copy is shared: parameters are the same in all processes, running statistics are not, and stay so.
         """
-        rounds = len(self.val_loader.batch_sampler.plan) // self.team.size  # in which every process has a batch
+        rounds = self.val_loader.batch_sampler.total // self.team.size  # in which every process has a batch
 
         def poll(number: int, *_: object) -> None:
             if number < rounds and self.team.any(bool(self.stop))[0]:
