@@ -1,6 +1,8 @@
 """What detect.py looks at: pictures, folders, patterns, list files, videos, webcams and network streams as frames.
 
-`find` checks what `--source` names, `frames` reads it.
+`find` checks what `--source` names, `frames` reads it. A detector is slower than most cameras, so one thread a live
+stream keeps its newest frame and reconnects after a loss. Frames that were not taken in time are dropped. A stream that
+is lost hands on nothing until it is back, and the others go on.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -24,12 +26,41 @@ from utils.data.index import list_images
 from utils.errors import DataError, InputError
 from utils.files import read_text, regular_file
 
+VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+"""What a folder is searched for, beside pictures; a file that is named itself may have any suffix."""
+SCHEMES = ("http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp")
+NAMED = 5
+"""Unreadable files that a warning names; the others are counted."""
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 4.0
 """Seconds between attempts to reconnect: doubled from the first to the second, so a stream is back within 5 s."""
 LONGEST_READ = 5.0
 """Seconds after which opening a stream, or waiting for its next frame, is given up."""
 LONGEST_JOIN = 2 * LONGEST_READ
 """Seconds that the end waits for a thread that is opening or reading; a process that ends under it would abort."""
+POLL = 0.1
+"""Seconds between looks at whether the other side has ended, which notifies nobody."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `--source` names: files in the order they are read, or live streams."""
+
+    files: tuple[str, ...] = ()
+    """Pictures and videos."""
+    streams: tuple[str, ...] = ()
+    """Addresses and webcam numbers."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop before the source ends."""
+
+    max_frames: int | None = None
+    """Frames in all."""
+    max_seconds: float | None = None
+    """Seconds after the first frame is done."""
+    stream_timeout: float = 30.0
+    """Seconds without a frame of any stream after which the streams count as dead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,252 +96,8 @@ class Clock:
         return max(0.0, self._end - time.monotonic())
 
 
-def silence_opencv() -> None:
-    """Keep FFmpeg and OpenCV from printing: what went wrong with a video is said once, by who reads or writes it."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; looked at when FFmpeg is used first
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-@contextmanager
-def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.VideoCapture]:
-    """An OpenCV capture of a video file, an address or a webcam number; `isOpened()` says whether it worked.
-
-    Files and addresses are read by FFmpeg alone, since other backends read a name like `%03d.png` as a pattern.
-
-    Args:
-        source: a path, an address or a webcam number.
-        timeout: seconds after which opening and each read of an address are given up.
-    """
-    silence_opencv()
-    limits = []
-    if timeout is not None:
-        limit = max(1, round(1000 * timeout))
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-    if isinstance(source, int):
-        capture = cv2.VideoCapture(source)
-    elif is_utf8(source):
-        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
-    else:
-        capture = cv2.VideoCapture()
-    try:
-        yield capture
-    finally:
-        capture.release()
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file name can be handed to OpenCV, which crashes on one whose bytes are not UTF-8 (4.14)."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """The pictures of an open capture, uint8 [H, W, 3] RGB, until none comes."""
-    while True:
-        came, image = capture.read()
-        if not came or image is None:
-            return
-        yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-
-
-def promised_fps(capture: cv2.VideoCapture) -> float:
-    """Frames a second that an open capture promises; 0 for none or nonsense."""
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if 0 < fps <= 1000 else 0.0
-
-
-def promised_frames(capture: cv2.VideoCapture) -> int:
-    """Number of frames that an open capture promises; 0 when it has no end or does not say."""
-    frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(frames) if 0 < frames < 1e12 else 0
-
-
-def without_password(source: str) -> str:
-    """An address as it may be shown: without user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
-
-
-class StreamReader(threading.Thread):
-    """Reads one stream until it is stopped.
-
-    A live stream is read as fast as it comes and only its newest frame is kept. An address with an end (a video file on
-    a server) waits for its frames to be taken, so that none is dropped, and is not opened again after its end.
-
-    Args:
-        source: an address or a webcam number, as given.
-        number: the stream's number in messages.
-        changed: notified whenever a frame arrives or the stream ends; guards the attributes below.
-        timeout: seconds after which opening or a read is given up.
-    """
-
-    def __init__(self, source: str, number: int, changed: threading.Condition, timeout: float) -> None:
-        super().__init__(name=f"stream {number}", daemon=True)
-        self.source = source
-        self.number = number
-        self.received = 0
-        """Frames that have arrived so far."""
-        self.heard = time.monotonic()
-        """When the last frame arrived, or the stream was started."""
-        self.served = 0.0
-        """When a frame was taken last."""
-        self.finished = False
-        self._changed = changed
-        self._timeout = timeout
-        self._stopping = threading.Event()
-        self._newest: np.ndarray | None = None
-        self._fps = 0.0
-
-    @property
-    def ready(self) -> bool:
-        """Whether a frame waits that was not taken yet."""
-        return self._newest is not None
-
-    def stop(self) -> None:
-        """Ask the thread to end."""
-        self._stopping.set()
-
-    def take(self) -> Frame:
-        """The newest frame, once; call it with `changed` held, when `ready`."""
-        image, self._newest = self._newest, None
-        self.served = time.monotonic()
-        self._changed.notify_all()
-        return Frame(self.source, self.received - 1, image, "stream", self._fps)
-
-    def run(self) -> None:
-        """Read until stopped, or until a source that has an end is over."""
-        try:
-            self._read_and_reconnect()
-        finally:
-            with self._changed:
-                self.finished = True
-                self._changed.notify_all()
-
-    def _read_and_reconnect(self) -> None:
-        """Open, read, and open again after a loss, waiting longer each time nothing comes."""
-        wait = SHORTEST_WAIT
-        while not self._stopping.is_set():
-            before = self.received
-            has_end = self._read_connection()
-            if has_end and self.received > before:
-                return
-            if self.received > before:
-                wait = SHORTEST_WAIT
-            self._stopping.wait(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
-
-    def _read_connection(self) -> bool:
-        """Read until the connection is lost; whether the source is one with an end."""
-        with opened(int(self.source) if self.source.isdecimal() else self.source, self._timeout) as capture:
-            if not capture.isOpened():
-                return False
-            has_end = promised_frames(capture) > 0
-            self._fps = promised_fps(capture)
-            before = self.received
-            for image in pictures(capture):
-                if self._stopping.is_set():
-                    return has_end
-                self._keep(image, wait_until_taken=has_end, back=self.received == before > 0)
-        if self.received > before and not has_end:
-            log(f"stream {self.number}: lost at frame {self.received - 1}, reconnecting")
-        return has_end
-
-    def _keep(self, image: np.ndarray, *, wait_until_taken: bool, back: bool) -> None:
-        """Put a frame in the place of the one before."""
-        with self._changed:
-            while wait_until_taken and self.ready and not self._stopping.is_set():
-                self._changed.wait(0.1)
-            now = time.monotonic()
-            if back:
-                log(f"stream {self.number}: lost at frame {self.received - 1}, back after {now - self.heard:.1f} s")
-            self._newest = image
-            self.received += 1
-            self.heard = now
-            self._changed.notify_all()
-
-
-def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = None) -> Iterator[Frame]:
-    """Newest frames of several streams, in turn, each frame once; ends when all streams have ended or are dead.
-
-    Args:
-        sources: addresses and webcam numbers, as given.
-        timeout: seconds without a frame of any stream after which all count as dead.
-        clock: ends the reading, too.
-
-    Raises:
-        InputError: no stream ever gave a frame.
-    """
-    clock = clock or Clock()
-    changed = threading.Condition()
-    readers = [
-        StreamReader(source, number, changed, min(timeout, LONGEST_READ)) for number, source in enumerate(sources, 1)
-    ]
-    for reader in readers:
-        reader.start()
-    try:
-        while (frame := _next_frame(readers, changed, timeout, clock)) is not None:
-            yield frame
-    finally:
-        for reader in readers:
-            reader.stop()
-        for reader in readers:
-            reader.join(LONGEST_JOIN)
-    if not any(reader.received for reader in readers):
-        shown = ", ".join(without_password(source) for source in sources)
-        raise InputError(f"--source {shown}: no frame within {timeout:g} s (--stream-timeout)")
-
-
-def _next_frame(
-    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, clock: Clock
-) -> Frame | None:
-    """The newest frame of the ready stream that waited longest; None when time is up or nothing can come any more."""
-    with changed:
-        while clock.remaining() > 0:
-            ready = [reader for reader in readers if reader.ready]
-            if ready:
-                return min(ready, key=lambda reader: reader.served).take()
-            silence = time.monotonic() - max(reader.heard for reader in readers)
-            if silence >= timeout or all(reader.finished for reader in readers):
-                if silence >= timeout and any(reader.received for reader in readers):
-                    log(f"no frame for {timeout:g} s (--stream-timeout): the end")
-                return None
-            changed.wait(min(timeout - silence, clock.remaining()))
-    return None
-
-
-VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
-"""What a folder is searched for, beside pictures; a file that is named itself may have any suffix."""
-SCHEMES = ("http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp")
-NAMED = 5
-"""Unreadable files that a warning names; the others are counted."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What `--source` names: files in the order they are read, or live streams."""
-
-    files: tuple[str, ...] = ()
-    """Pictures and videos."""
-    streams: tuple[str, ...] = ()
-    """Addresses and webcam numbers."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop before the source ends."""
-
-    max_frames: int | None = None
-    """Frames in all."""
-    max_seconds: float | None = None
-    """Seconds after the first frame is done."""
-    stream_timeout: float = 30.0
-    """Seconds without a frame of any stream after which the streams count as dead."""
-
-
 def find(text: str) -> Source:
-    """What a `--source` names; files are looked for, but not opened.
+    """Files or streams that a `--source` names; files are looked for, but not opened.
 
     Args:
         text: a picture or video; a folder (without its subfolders); a pattern (`*`, `?`, `[…]`, `**`); a `.txt` list of
@@ -325,15 +112,56 @@ def find(text: str) -> Source:
     if _is_stream(text, "--source"):
         return Source(streams=(text,))
     if os.path.isdir(text):
-        return Source(files=_in_folder(text))
-    if not os.path.lexists(text) and glob.has_magic(text):
-        return Source(files=_matching(text))
-    if _suffix(text) == ".streams":
+        files = _readable(os.path.join(text, name) for name in os.listdir(text))
+        missing = f"{text}: no pictures or videos in this folder (looked for {_suffixes()})"
+    elif not os.path.lexists(text) and glob.has_magic(text):
+        matches = glob.glob(text, recursive=True)
+        files = _readable(matches)
+        words = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
+        missing = f"--source {text}: {words} a picture or video ({_suffixes()})"
+    elif _suffix(text) == ".streams":
         return Source(streams=_listed_streams(text))
-    files = tuple(list_images(text))
+    else:
+        files = tuple(list_images(text))
+        missing = f"{text}: the list is empty; expected the path of a picture or video a line"
     if not files:
-        raise InputError(f"{text}: the list is empty; expected the path of a picture or video a line")
+        raise InputError(missing)
     return Source(files=files)
+
+
+def _readable(paths: Iterable[str]) -> tuple[str, ...]:
+    """The pictures and videos among some paths, sorted."""
+    return tuple(sorted(path for path in paths if _suffix(path) in SUFFIXES | VIDEO_SUFFIXES))
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(SUFFIXES | VIDEO_SUFFIXES))
+
+
+def _is_stream(text: str, where: str) -> bool:
+    """Whether a text is a webcam number or an address; an address of another kind than SCHEMES is refused."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme and scheme[1].lower() not in SCHEMES:
+        raise InputError(f"{where}: {scheme[1]}:// is not supported; addresses begin with {', '.join(SCHEMES)}")
+    return bool(scheme) or (text.isascii() and text.isdecimal() and len(text) < 4)
+
+
+def _listed_streams(path: str) -> tuple[str, ...]:
+    streams = []
+    for number, line in enumerate(read_text(path, InputError).splitlines(), 1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        if not _is_stream(entry, f"{path}:{number}"):
+            raise InputError(f"{path}:{number}: {entry!r} is neither an address nor a webcam number")
+        streams.append(entry)
+    if not streams:
+        raise InputError(f"{path}: the list is empty; expected an address or a webcam number a line")
+    return tuple(streams)
 
 
 def frames(source: Source, limits: Limits | None = None) -> Iterator[Frame]:
@@ -389,21 +217,12 @@ def _read_file(path: str) -> Iterator[Frame]:
             if failure.kind != "unknown image format":
                 raise
     regular_file(path, DataError)
-    yield from _read_video(path)
-
-
-def _read_video(path: str) -> Iterator[Frame]:
-    """Every frame that can be decoded.
-
-    Raises:
-        DataError: there is none.
-    """
     with opened(os.path.abspath(path)) as capture:  # FFmpeg would take `a:b.mp4` for the address of a protocol a
         width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         if width * height > MAX_PIXELS:
             raise DataError(f"{path}: frames of {width:g}x{height:g} pixels; at most {MAX_PIXELS} pixels are decoded")
-        promised, fps, count = promised_frames(capture), promised_fps(capture), 0
-        for count, image in enumerate(pictures(capture), 1):
+        promised, fps, count = _promised_frames(capture), _promised_fps(capture), 0
+        for count, image in enumerate(_pictures(capture), 1):
             yield Frame(path, count - 1, image, "video", fps)
     if count == 0:
         raise DataError(f"{path}: neither a picture nor a video that can be decoded")
@@ -411,49 +230,206 @@ def _read_video(path: str) -> Iterator[Frame]:
         log(f"warning: {path}: only {count} of the {promised} frames it promises can be decoded")
 
 
-def _is_stream(text: str, where: str) -> bool:
-    """Whether a text is a webcam number or an address; an address of another kind than SCHEMES is refused."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if scheme and scheme[1].lower() not in SCHEMES:
-        raise InputError(f"{where}: {scheme[1]}:// is not supported; addresses begin with {', '.join(SCHEMES)}")
-    return bool(scheme) or (text.isascii() and text.isdecimal() and len(text) < 4)
+def silence_opencv() -> None:
+    """Keep FFmpeg and OpenCV from printing: what went wrong with a video is said once, by who reads or writes it."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; looked at when FFmpeg is used first
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _in_folder(folder: str) -> tuple[str, ...]:
-    """Pictures and videos of a folder, sorted by name; its subfolders are left alone."""
-    names = sorted(name for name in os.listdir(folder) if _suffix(name) in SUFFIXES | VIDEO_SUFFIXES)
-    if not names:
-        raise InputError(f"{folder}: no pictures or videos in this folder (looked for {_suffixes()})")
-    return tuple(os.path.join(folder, name) for name in names)
+@contextmanager
+def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.VideoCapture]:
+    """An OpenCV capture of a video file, an address or a webcam number; `isOpened()` says whether it worked.
+
+    Files and addresses are read by FFmpeg alone, since other backends read a name like `%03d.png` as a pattern.
+
+    Args:
+        source: a path, an address or a webcam number.
+        timeout: seconds after which opening and each read of an address are given up.
+    """
+    silence_opencv()
+    limits = []
+    if timeout is not None:
+        limit = max(1, round(1000 * timeout))
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+    if isinstance(source, int):
+        capture = cv2.VideoCapture(source)
+    elif is_utf8(source):
+        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+    else:
+        capture = cv2.VideoCapture()
+    try:
+        yield capture
+    finally:
+        capture.release()
 
 
-def _matching(pattern: str) -> tuple[str, ...]:
-    """Pictures and videos that a pattern matches, sorted; `**` stands for any number of folders."""
-    matches = sorted(glob.glob(pattern, recursive=True))
-    files = tuple(path for path in matches if _suffix(path) in SUFFIXES | VIDEO_SUFFIXES)
-    if not files:
-        found = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
-        raise InputError(f"--source {pattern}: {found} a picture or video ({_suffixes()})")
-    return files
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be handed to OpenCV, which crashes on one whose bytes are not UTF-8 (4.14)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _listed_streams(path: str) -> tuple[str, ...]:
-    streams = []
-    for number, line in enumerate(read_text(path, InputError).splitlines(), 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        if not _is_stream(entry, f"{path}:{number}"):
-            raise InputError(f"{path}:{number}: {entry!r} is neither an address nor a webcam number")
-        streams.append(entry)
-    if not streams:
-        raise InputError(f"{path}: the list is empty; expected an address or a webcam number a line")
-    return tuple(streams)
+def _pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """The pictures of an open capture, uint8 [H, W, 3] RGB, until none comes."""
+    while True:
+        came, image = capture.read()
+        if not came or image is None:
+            return
+        yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def _promised_fps(capture: cv2.VideoCapture) -> float:
+    """Frames a second that an open capture promises; 0 for none or nonsense."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 0 < fps <= 1000 else 0.0
 
 
-def _suffixes() -> str:
-    return " ".join(sorted(SUFFIXES | VIDEO_SUFFIXES))
+def _promised_frames(capture: cv2.VideoCapture) -> int:
+    """Number of frames that an open capture promises; 0 when it has no end or does not say."""
+    frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    return int(frames) if 0 < frames < 1e12 else 0
+
+
+def without_password(source: str) -> str:
+    """An address as it may be shown: without user and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", source)
+
+
+class StreamReader(threading.Thread):
+    """Reads one stream until it is stopped.
+
+    A live stream is read as fast as it comes and only its newest frame is kept. An address with an end (a video file on
+    a server) waits for its frames to be taken, so that none is dropped, and is not opened again after its end.
+
+    Args:
+        source: an address or a webcam number, as given.
+        number: the stream's number in messages.
+        changed: notified whenever a frame arrives or is taken; guards the attributes below.
+        timeout: seconds after which opening or a read is given up.
+    """
+
+    def __init__(self, source: str, number: int, changed: threading.Condition, timeout: float) -> None:
+        super().__init__(name=f"stream {number}", daemon=True)
+        self.source = source
+        self.number = number
+        self.received = 0
+        """Frames that have arrived so far."""
+        self.heard = time.monotonic()
+        """When the last frame arrived, or the stream was started."""
+        self.served = 0.0
+        """When a frame was taken last."""
+        self._changed = changed
+        self._timeout = timeout
+        self._stopping = threading.Event()
+        self._newest: np.ndarray | None = None
+        self._fps = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a frame waits that was not taken yet."""
+        return self._newest is not None
+
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        self._stopping.set()
+
+    def take(self) -> Frame:
+        """The newest frame, once; call it with `changed` held, when `ready`."""
+        image, self._newest = self._newest, None
+        self.served = time.monotonic()
+        self._changed.notify_all()
+        return Frame(self.source, self.received - 1, image, "stream", self._fps)
+
+    def run(self) -> None:
+        """Open, read, and open again after a loss, waiting longer each time nothing comes; ends with the source."""
+        wait = SHORTEST_WAIT
+        while not self._stopping.is_set():
+            before = self.received
+            has_end = self._read_connection()
+            if has_end and self.received > before:
+                return
+            if self.received > before:
+                wait = SHORTEST_WAIT
+            self._stopping.wait(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _read_connection(self) -> bool:
+        """Read until the connection is lost; whether the source is one with an end."""
+        with opened(int(self.source) if self.source.isdecimal() else self.source, self._timeout) as capture:
+            if not capture.isOpened():
+                return False
+            has_end = _promised_frames(capture) > 0
+            self._fps = _promised_fps(capture)
+            before = self.received
+            for image in _pictures(capture):
+                if self._stopping.is_set():
+                    return has_end
+                self._keep(image, wait_until_taken=has_end, back=self.received == before > 0)
+        if self.received > before and not has_end:
+            log(f"stream {self.number}: lost at frame {self.received - 1}, reconnecting")
+        return has_end
+
+    def _keep(self, image: np.ndarray, *, wait_until_taken: bool, back: bool) -> None:
+        """Put a frame in the place of the one before."""
+        with self._changed:
+            while wait_until_taken and self.ready and not self._stopping.is_set():
+                self._changed.wait(POLL)
+            now = time.monotonic()
+            if back:
+                log(f"stream {self.number}: lost at frame {self.received - 1}, back after {now - self.heard:.1f} s")
+            self._newest = image
+            self.received += 1
+            self.heard = now
+            self._changed.notify_all()
+
+
+def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = None) -> Iterator[Frame]:
+    """Newest frames of several streams, in turn, each frame once; ends when all streams have ended or are dead.
+
+    Args:
+        sources: addresses and webcam numbers, as given.
+        timeout: seconds without a frame of any stream after which all count as dead.
+        clock: ends the reading, too.
+
+    Raises:
+        InputError: no stream ever gave a frame.
+    """
+    clock = clock or Clock()
+    changed = threading.Condition()
+    readers = [
+        StreamReader(source, number, changed, min(timeout, LONGEST_READ)) for number, source in enumerate(sources, 1)
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        while (frame := _next_frame(readers, changed, timeout, clock)) is not None:
+            yield frame
+    finally:
+        for reader in readers:
+            reader.stop()
+        for reader in readers:
+            reader.join(LONGEST_JOIN)
+    if not any(reader.received for reader in readers):
+        shown = ", ".join(without_password(source) for source in sources)
+        raise InputError(f"--source {shown}: no frame within {timeout:g} s (--stream-timeout)")
+
+
+def _next_frame(
+    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, clock: Clock
+) -> Frame | None:
+    """The newest frame of the ready stream that waited longest; None when time is up or nothing can come any more."""
+    with changed:
+        while clock.remaining() > 0:
+            ready = [reader for reader in readers if reader.ready]
+            if ready:
+                return min(ready, key=lambda reader: reader.served).take()
+            silence = time.monotonic() - max(reader.heard for reader in readers)
+            if silence >= timeout or not any(reader.is_alive() for reader in readers):
+                if silence >= timeout and any(reader.received for reader in readers):
+                    log(f"no frame for {timeout:g} s (--stream-timeout): the end")
+                return None
+            changed.wait(min(POLL, timeout - silence, clock.remaining()))
+    return None
