@@ -28,7 +28,7 @@ from utils.darknet.cfg import format_network, parse
 from utils.darknet.layout import key, tensors
 from utils.darknet.shapes import trace
 from utils.errors import InfeasibleError
-from utils.graph import ChannelGraph, channel_graph, is_depthwise
+from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.candidates import candidates
 from utils.pruning.certificate import difference, silenced, without_gamma
 from utils.pruning.constants import absorb
@@ -96,7 +96,7 @@ def features(network: Network) -> set[str]:
         found.add(getattr(block, "activation", "linear"))
         match block:
             case Convolutional():
-                deep = is_depthwise(block, shapes[i - 1].channels if i else network.net.channels)
+                deep = block.depthwise(shapes[i - 1].channels if i else network.net.channels)
                 found.add("depthwise" if deep else "grouped" if block.groups > 1 else "plain")
                 found.add("normalised" if block.batch_normalize else "bias" if block.bias else "neither")
             case Shortcut():

@@ -9,57 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import (
-    Block,
-    Convolutional,
-    Network,
-    Reorg,
-    Route,
-    Sam,
-    ScaleChannels,
-    Shortcut,
-    Yolo,
-)
+from utils.darknet.blocks import Block, Convolutional, Network
+from utils.darknet.blocks.trail import IMAGE, Labeling, Pin, Tie
 from utils.darknet.shapes import trace
 
 Labels = NDArray[np.int64]
-IMAGE = -1
-"""Block number of the network's input."""
-
-
-class TieKind(Enum):
-    """Why channels of two blocks share a label."""
-
-    SHORTCUT = "added by the shortcut"
-    SCALE = "scaled by the scale_channels"
-    SPLIT = "split into equal parts by the route"
-    ATTENTION = "multiplied by the sam"
-
-
-@dataclass(frozen=True)
-class Tie:
-    """Channels of two blocks that go together because of a third."""
-
-    kind: TieKind
-    at: int
-    """The block that ties."""
-    one: int
-    other: int
-    """The blocks whose outputs it reads; the same for a split."""
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Channels that stay, whatever is pruned."""
-
-    block: int
-    """The block whose output they are."""
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +55,7 @@ class ChannelGraph:
 
     def makes(self, index: int, block: Block) -> bool:
         """Whether a block makes labels: a convolution that is not depthwise."""
-        return isinstance(block, Convolutional) and not is_depthwise(block, len(self.output(index - 1)))
+        return isinstance(block, Convolutional) and not block.depthwise(len(self.output(index - 1)))
 
     def widths(self, keep: NDArray[np.bool_]) -> tuple[int, ...]:
         """Channels of every block's output when the labels in `keep` [L] stay."""
@@ -136,17 +94,12 @@ class ChannelGraph:
             if mine & (set(self.output(tie.one).tolist()) & set(self.output(tie.other).tolist())):
                 place = self.network.where(tie.at)
                 who = f"block {tie.one}" if tie.one == tie.other else f"blocks {tie.one} and {tie.other}"
-                yield f"  tied: {who}, {tie.kind.value}, {place}"
+                yield f"  tied: {who}, {tie.reason}, {place}"
         for pin in self.pins:
             if mine & set(self.output(pin.block).tolist()):
                 yield f"  stays: block {pin.block} {pin.reason}"
         readers = [i for i in range(len(self.labels)) if index in self.network.blocks[i].reads(i)]
         yield f"  read by: {', '.join(f'block {i}' for i in readers) or 'nothing'}"
-
-
-def is_depthwise(block: Block, channels: int) -> bool:
-    """Whether each channel of a block's output is made from the same channel of its `channels` inputs."""
-    return isinstance(block, Convolutional) and block.groups > 1 and block.groups == channels == block.filters
 
 
 def channel_graph(network: Network) -> ChannelGraph:
@@ -155,102 +108,17 @@ def channel_graph(network: Network) -> ChannelGraph:
     Raises:
         CfgError: the blocks do not fit each other.
     """
-    builder = _Builder(network)
+    trace(network)
+    labeling = Labeling(network.net.channels)
     for index, block in enumerate(network.blocks):
-        builder.add(index, block)
-    return builder.finish()
-
-
-class _Builder:
-    """The labels so far, as a forest: channels with one root have one label."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.shapes = trace(network)
-        self.parents: list[int] = []
-        self.outputs: list[list[int]] = []
-        self.image = self._new(network.net.channels)
-        self.ties: list[Tie] = []
-        self.pins: list[Pin] = [Pin(IMAGE, "is the image")]
-        self.shortcut_tied: list[int] = []
-
-    def add(self, index: int, block: Block) -> None:
-        """Label the output of the next block."""
-        read = [self._output(source) for source in block.reads(index)]
-        match block:
-            case Convolutional() if not is_depthwise(block, len(read[0])):
-                self.outputs.append(self._new(block.filters))
-                if block.groups > 1:
-                    self.pins += [Pin(place, f"meets the {block.groups} groups of the convolution, block {index}")
-                                  for place in (index, index - 1)]  # fmt: skip
-            case Route():
-                parts = [self._part(index, source, block) for source in block.layers]
-                self.outputs.append([label for part in parts for label in part])
-            case Shortcut():
-                for source in block.sources:
-                    self._tie(Tie(TieKind.SHORTCUT, index, index - 1, source))
-                self.outputs.append(read[0])
-            case ScaleChannels() | Sam():
-                kind = TieKind.SCALE if isinstance(block, ScaleChannels) else TieKind.ATTENTION
-                self._tie(Tie(kind, index, index - 1, block.source))
-                self.outputs.append(read[1])
-            case Reorg():
-                self.pins.append(Pin(index - 1, f"is rearranged by the reorg, block {index}"))
-                self.outputs.append(self._new(self.shapes[index].channels))
-                self.pins.append(Pin(index, "is made by a reorg"))
-            case _:
-                if isinstance(block, Yolo):
-                    self.pins.append(Pin(index - 1, f"is the head, block {index}"))
-                self.outputs.append(read[0])
-
-    def finish(self) -> ChannelGraph:
-        """Number the roots 0..L-1 in the order of the network."""
-        roots = np.array([self._root(label) for label in range(len(self.parents))], np.int64)
-        number = {root: position for position, root in enumerate(dict.fromkeys(roots.tolist()))}
-        numbers = np.array([number[root] for root in roots.tolist()], np.int64)
-        labels = tuple(numbers[output] for output in self.outputs)
-        image = numbers[self.image]
-        pinned, tied = np.zeros((2, len(number)), np.bool_)
-        for pin in self.pins:
-            pinned[image if pin.block == IMAGE else labels[pin.block]] = True
-        tied[numbers[self.shortcut_tied]] = True
-        return ChannelGraph(self.network, labels, image, pinned, tied, tuple(self.ties), tuple(self.pins))
-
-    def _output(self, index: int) -> list[int]:
-        return self.image if index == IMAGE else self.outputs[index]
-
-    def _new(self, channels: int) -> list[int]:
-        start = len(self.parents)
-        self.parents += range(start, start + channels)
-        return list(range(start, start + channels))
-
-    def _part(self, index: int, source: int, route: Route) -> list[int]:
-        """What a route takes of a source. Parts of equal width stay so: their channels go together, one of each."""
-        labels = self._output(source)
-        if route.groups == 1:
-            return labels
-        width = len(labels) // route.groups
-        parts = [labels[start : start + width] for start in range(0, width * route.groups, width)]
-        self.ties.append(Tie(TieKind.SPLIT, index, source, source))
-        for other in parts[1:]:
-            self._join(parts[0], other)
-        return parts[route.group_id]
-
-    def _tie(self, tie: Tie) -> None:
-        """Tie the channels that two blocks have in common: all, or those of the narrower one."""
-        self.ties.append(tie)
-        one, other = self._output(tie.one), self._output(tie.other)
-        self._join(one, other)
-        if tie.kind is TieKind.SHORTCUT:
-            self.shortcut_tied += one[: len(other)]
-
-    def _join(self, ones: list[int], others: list[int]) -> None:
-        for one, other in zip(ones, others, strict=False):
-            one, other = self._root(one), self._root(other)
-            self.parents[max(one, other)] = min(one, other)
-
-    def _root(self, label: int) -> int:
-        while self.parents[label] != label:
-            self.parents[label] = self.parents[self.parents[label]]
-            label = self.parents[label]
-        return label
+        labeling.outputs.append(block.label(index, labeling))
+    roots = np.array([labeling.root(label) for label in range(len(labeling.parents))], np.int64)
+    number = {root: position for position, root in enumerate(dict.fromkeys(roots.tolist()))}
+    numbers = np.array([number[root] for root in roots.tolist()], np.int64)
+    labels = tuple(numbers[output] for output in labeling.outputs)
+    image = numbers[labeling.image]
+    pinned, tied = np.zeros((2, len(number)), np.bool_)
+    for pin in labeling.pins:
+        pinned[image if pin.block == IMAGE else labels[pin.block]] = True
+    tied[numbers[labeling.residual]] = True
+    return ChannelGraph(network, labels, image, pinned, tied, tuple(labeling.ties), tuple(labeling.pins))

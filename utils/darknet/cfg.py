@@ -14,7 +14,8 @@ from typing import Any
 from utils.cli import log, one_line
 from utils.darknet import sections
 from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
-from utils.darknet.blocks.block import NET, REQUIRED, Key, Place, Trail
+from utils.darknet.blocks.block import NET, REQUIRED, Key, Place
+from utils.darknet.blocks.trail import Trail
 from utils.darknet.blocks.values import Number, SectionError, nearest, shown
 from utils.darknet.sections import Entry, Section
 from utils.darknet.shapes import trace

@@ -5,8 +5,9 @@ Reading and writing (weights.py), costs (report/cost.py) and model building walk
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.darknet.blocks import Network
 from utils.darknet.shapes import trace
@@ -60,6 +61,16 @@ def tensors(network: Network) -> tuple[TensorSpec, ...]:
 def key(spec: TensorSpec) -> str:
     """Name of a tensor in the state dict of the model: `layers.23.conv.weight`."""
     return f"layers.{spec.block}.{spec.name}"
+
+
+def by_block(arrays: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Tensors of a state dict by the number of their block, and then by their names in it; others are left out."""
+    blocks: dict[int, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        if name.startswith("layers."):
+            _, index, rest = name.split(".", 2)
+            blocks.setdefault(int(index), {})[rest] = array
+    return blocks
 
 
 def parameter_count(network: Network) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from utils.darknet.blocks import Network, Shape
-from utils.darknet.blocks.block import NET, Trail, steps
+from utils.darknet.blocks.block import NET
+from utils.darknet.blocks.trail import Trail, steps
 from utils.darknet.blocks.values import SectionError
 from utils.errors import CfgError
 

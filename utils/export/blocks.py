@@ -29,11 +29,11 @@ from utils.darknet.blocks import (
     Upsample,
     Yolo,
 )
+from utils.darknet.layout import by_block
 from utils.darknet.shapes import trace
 from utils.export.activations import Form
 from utils.export.codes import Codes, Kernel, Point
 from utils.export.graph import Graph
-from utils.pruning.constants import shortcut_scales
 
 Arrays = Mapping[str, NDArray[np.floating]]
 FLOAT = Codes({}, frozenset(), {})
@@ -161,7 +161,7 @@ def _route(site: Site) -> str:
 
 def _shortcut(site: Site) -> str:
     block: Shortcut = site.block
-    scales = shortcut_scales(block, site.arrays.get("weights"))
+    scales = block.scales(site.arrays.get("weights"))
     total, width = site.inputs[0], site.shapes[0].channels
     if scales is not None:
         total = _scaled(site, total, scales[0], f"{site.name}/scaled0")
@@ -258,16 +258,16 @@ def emit(
     codes = codes or FLOAT
     shapes = {-1: Shape(network.net.channels, network.net.height, network.net.width), **dict(enumerate(trace(network)))}
     tensors = {-1: graph.round(image, codes.points[-1]) if -1 in codes.points else image}
+    stored = by_block(arrays)
     for index, block in enumerate(network.blocks):
-        reads, prefix, point = block.reads(index), f"layers.{index}.", codes.points.get(index)
-        own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+        reads, point = block.reads(index), codes.points.get(index)
         site = Site(
             graph,
             f"block{index}",
             block,
             tuple(tensors[source] for source in reads),
             tuple(shapes[source] for source in reads),
-            own,
+            stored.get(index, {}),
             activations,
             codes.kernels.get(index),
             point if index in codes.before else None,

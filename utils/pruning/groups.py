@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.darknet.blocks import Upsample
-from utils.darknet.blocks.block import steps
+from utils.darknet.blocks.trail import steps
 from utils.errors import InputError
 from utils.graph import ChannelGraph
 

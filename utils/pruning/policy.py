@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import Convolutional, Dropout, Maxpool, Upsample
 from utils.errors import InfeasibleError, NumericsError
-from utils.graph import ChannelGraph, Labels, is_depthwise
+from utils.graph import ChannelGraph, Labels
 from utils.pruning.candidates import candidates
 from utils.pruning.groups import Group, check_percents, pruning_groups
 from utils.pruning.ranking import MERGES, Family, Ranking, Scores, largest_removal, merge_masks, merge_means, rank
@@ -241,11 +241,11 @@ def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
     for i, block in enumerate(blocks):
         if not (isinstance(block, Convolutional) and block.batch_normalize):
             continue
-        if not is_depthwise(block, len(graph.output(i - 1))):
+        if not block.depthwise(len(graph.output(i - 1))):
             continue
         source = i - 1
         while source >= 0 and (isinstance(blocks[source], Dropout | Maxpool | Upsample)
-                               or is_depthwise(blocks[source], len(graph.labels[source]))):  # fmt: skip
+                               or blocks[source].depthwise(len(graph.labels[source]))):  # fmt: skip
             source -= 1
         if source >= 0 and graph.makes(source, blocks[source]):
             followers.setdefault(source, []).append(i)

@@ -5,17 +5,17 @@ Nothing is changed in place: new blocks and new arrays are returned, which can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import Block, Convolutional, Network, Route, Sam, ScaleChannels, Se, Shortcut
-from utils.darknet.layout import TensorSpec, key, tensors
-from utils.graph import ChannelGraph, is_depthwise
-from utils.pruning.removal import Keep, Removal
+from utils.darknet.blocks import Network
+from utils.darknet.layout import key, tensors
+from utils.graph import ChannelGraph
+from utils.pruning.removal import Removal
 
 Arrays = Mapping[str, NDArray[np.floating]]
 """Tensors by their keys in the state dict of the model."""
@@ -41,7 +41,9 @@ def compact(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> Compacted:
     for spec in tensors(graph.network):
         if spec.block in number:
             name = key(spec._replace(block=number[spec.block]))
-            sliced[name] = _sliced(graph, spec, arrays[key(spec)], removal.keep)
+            keep, read = (removal.keep[graph.output(i)] for i in (spec.block, spec.block - 1))
+            block = graph.network.blocks[spec.block]
+            sliced[name] = np.ascontiguousarray(block.sliced(spec.name, arrays[key(spec)], keep, read))
     return Compacted(compact_network(graph, removal), sliced)
 
 
@@ -59,7 +61,7 @@ def compact_network(graph: ChannelGraph, removal: Removal) -> Network:
     blocks = graph.network.blocks
     return replace(
         graph.network,
-        blocks=tuple(_renumbered(_narrowed(graph, i, blocks[i], widths[i]), moved) for i in number),
+        blocks=tuple(blocks[i].pruned(widths[i], len(graph.output(i - 1)), moved) for i in number),
     )
 
 
@@ -67,38 +69,3 @@ def numbers(network: Network, removal: Removal) -> dict[int, int]:
     """New numbers of the blocks that stay, by their old ones, in order."""
     gone = removal.blocks
     return {old: new for new, old in enumerate(i for i in range(len(network.blocks)) if i not in gone)}
-
-
-def _renumbered(block: Block, moved: Callable[[int], int]) -> Block:
-    """A block with its references to others changed; what it reads as the block before it needs none."""
-    match block:
-        case Route():
-            return replace(block, layers=tuple(map(moved, block.layers)))
-        case Shortcut():
-            return replace(block, sources=tuple(map(moved, block.sources)))
-        case ScaleChannels() | Sam():
-            return replace(block, source=moved(block.source))
-    return block
-
-
-def _narrowed(graph: ChannelGraph, index: int, block: Block, width: int) -> Block:
-    if not isinstance(block, Convolutional):
-        return block
-    depthwise = is_depthwise(block, len(graph.output(index - 1)))
-    return replace(block, filters=width, groups=width if depthwise else block.groups)
-
-
-def _sliced(graph: ChannelGraph, spec: TensorSpec, array: NDArray[np.floating], keep: Keep) -> NDArray[np.floating]:
-    """One tensor without the channels that go; contiguous."""
-    block = graph.network.blocks[spec.block]
-    own, read = keep[graph.labels[spec.block]], keep[graph.output(spec.block - 1)]
-    match block:
-        case Se():
-            array = array[:, own] if spec.name == "fc1.weight" else array[own]
-        case Shortcut():
-            array = array[..., own] if array.ndim > 1 else array
-        case _:
-            array = array[own]
-            whole = spec.name == "conv.weight" and not is_depthwise(block, len(read)) and block.groups == 1
-            array = array[:, read] if whole else array
-    return np.ascontiguousarray(array)

@@ -8,15 +8,47 @@ Semantics follow AlexeyAB/darknet, `src/parser.c`; only the SpursLipu suite has 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from utils.darknet.blocks.values import Choice, Integer, Kind, Reference, SectionError
 
-ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", "h_swish", "hardsigmoid")
-ACTIVATION = Choice(ACTIVATIONS)
+if TYPE_CHECKING:
+    from utils.darknet.blocks.trail import Labeling, Trail
+
+Vector = NDArray[np.float64]
+Keep = NDArray[np.bool_]
+"""[C], whether a channel stays."""
+Arrays = Mapping[str, NDArray[np.floating]]
+"""Tensors by their names."""
+
+
+def _softplus(x: Vector) -> Vector:
+    return np.logaddexp(0, x)
+
+
+def _logistic(x: Vector) -> Vector:
+    return np.exp(-_softplus(-x))
+
+
+ACTIVATIONS: Mapping[str, Callable[[Vector], Vector]] = {
+    "linear": lambda x: x,
+    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "swish": lambda x: x * _logistic(x),
+    "logistic": _logistic,
+    "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+}
+"""As functions of numbers, by their names in a cfg."""
+ACTIVATION = Choice(tuple(ACTIVATIONS))
 PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")))
 """Darknet has no mish and swish after `[scale_channels]` and `[sam]`."""
 COUNT = Integer(1, 65536)
@@ -184,6 +216,53 @@ class Block:
         """Names and shapes of its tensors in file order when it follows `channels` channels."""
         return []
 
+    def depthwise(self, channels: int) -> bool:
+        """Whether each channel of the output is made from the same channel of the `channels` inputs, by weights."""
+        return False
+
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """Labels of its output channels when it stands at `index`; see `utils.graph`."""
+        return labels.output(self.basis(index))
+
+    def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
+        """The block in a network with fewer channels and blocks.
+
+        Args:
+            width: of its output there.
+            channels: of its input here.
+            moved: new number of a block. What a block reads as the one before it needs none.
+        """
+        return self
+
+    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+        """A tensor without the channels that go.
+
+        Args:
+            name: of the tensor.
+            array: its values.
+            keep: [C], the channels of the output that stay.
+            read: [C_in], the same of the input.
+        """
+        return array[keep]
+
+    def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
+        """Values of its `width` channels when all it reads is constant and γ is 0; 0 where they are no constants.
+
+        Args:
+            arrays: its tensors.
+            sources: the constants it reads, one vector a source.
+            width: of its output.
+        """
+        return np.zeros(width)
+
+    def hands_on(self) -> bool:
+        """Whether a constant that it reads adds to its output, whatever else it reads."""
+        return getattr(self, "activation", "linear") == "linear"
+
+    def take_up(self, arrays: Arrays, read: Vector) -> Arrays:
+        """The tensors that change so that the block adds what the constants `read` [C_in] would have added."""
+        return {}
+
     def macs(self, channels: int, output: Shape) -> int:
         """Multiply-adds."""
         return 0
@@ -245,69 +324,6 @@ class Network:
         """Place of a block for a message: `block 84 (cfg/tiny.cfg:512)`."""
         line = self.blocks[block].line
         return f"block {block} ({self.path}:{line})" if self.path and line else f"block {block}"
-
-
-class Trail:
-    """The blocks passed so far and the shapes they put out."""
-
-    def __init__(self, image: Shape) -> None:
-        self.image = image
-        self.blocks: list[Block] = []
-        self.shapes: list[Shape] = []
-        self.classes: int | None = None
-        """Of the heads passed so far."""
-
-    @property
-    def before(self) -> Shape:
-        """What the next block reads unless it names its sources."""
-        return self.shapes[-1] if self.shapes else self.image
-
-    def add(self, block: Block) -> None:
-        """Pass a block.
-
-        Raises:
-            SectionError: it cannot work on what it reads.
-        """
-        if self.blocks and self.blocks[-1].IS_HEAD and block.SECTION != "route":
-            raise SectionError(f"block {len(self.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
-        self.shapes.append(block.shape(self))
-        self.blocks.append(block)
-        self.classes = block.classes if block.IS_HEAD else self.classes
-
-    def read(self, sources: Sequence[int], key: str) -> list[Shape]:
-        """Shapes of the blocks that the next block names in `key`; one that it cannot read is refused."""
-        index = len(self.blocks)
-        for source in sources:
-            if not 0 <= source < index:
-                allowed = f"blocks 0..{index - 1} can be read" if index else "the first block has none to read"
-                what = "the block itself" if source == index else "a later block" if source > index else "no block"
-                raise SectionError(f"block {index} reads block {source}, which is {what}; {allowed}", key)
-            if self.blocks[source].IS_HEAD:
-                raise SectionError(f"block {source} is a [yolo], which ends a branch; read the block before it", key)
-        return [self.shapes[source] for source in sources]
-
-    def check_cells(self, source: int, want: Shape, key: str) -> None:
-        """Refuse a source of another height and width than `want`; blame the input's size where that explains it."""
-        shape = self.shapes[source]
-        if shape[1:] == want[1:]:
-            return
-        self.image.check_sides(round(max(map(max, steps(self.blocks)))))
-        raise SectionError(
-            f"block {source} has {shape.height} x {shape.width} cells, but {want.height} x {want.width} are needed, "
-            "as only maps of one size go together",
-            key,
-        )
-
-
-def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]]:
-    """Pixels of the network input per cell of every block, x and y."""
-    passed: list[tuple[Fraction | int, Fraction | int]] = []
-    for index, block in enumerate(blocks):
-        basis = block.basis(index)
-        x, y = (1, 1) if basis < 0 else passed[basis]
-        step_x, step_y = block.step()
-        passed.append((x * step_x, y * step_y))
-    return passed
 
 
 def windows(cells: int, reach: int, stride: int) -> int:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from utils.darknet.blocks.block import (
     ACTIVATION,
+    ACTIVATIONS,
     COUNT,
     PADDING,
     SIZE,
+    Arrays,
     Block,
+    Keep,
     Key,
     Place,
     Shape,
-    Trail,
     Values,
+    Vector,
     key,
     windows,
     written_strides,
 )
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Flag, SectionError
 
 BN_EPSILON = 1e-5
@@ -69,7 +77,7 @@ class Convolutional(Block):
         return values | {"padding": None} if pad else values
 
     def depthwise(self, channels: int) -> bool:
-        """Whether each channel of the output is made from the same channel of the `channels` inputs."""
+        """Whether there is one group, and one filter, a channel."""
         return self.groups > 1 and self.groups == channels == self.filters
 
     def step(self) -> tuple[int, int]:
@@ -101,6 +109,57 @@ class Convolutional(Block):
     def macs(self, channels: int, output: Shape) -> int:
         """Those of every filter in every cell."""
         return channels // self.groups * self.size**2 * output.channels * output.height * output.width
+
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """New labels; those of the input where it is depthwise. Channels of groups stay."""
+        read = labels.output(index - 1)
+        if self.depthwise(len(read)):
+            return read
+        if self.groups > 1:
+            for block in (index, index - 1):
+                labels.pin(block, f"meets the {self.groups} groups of the convolution, block {index}")
+        return labels.new(self.filters)
+
+    def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
+        """A narrower convolution."""
+        return replace(self, filters=width, groups=width if self.depthwise(channels) else self.groups)
+
+    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+        """Filters, and what they read unless that is one group each."""
+        array = array[keep]
+        return array[:, read] if name == "conv.weight" and self.groups == 1 else array
+
+    def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
+        """f(β) with γ = 0; a depthwise convolution convolves a constant. Unknown without batch normalisation."""
+        if not self.depthwise(len(sources[0])):
+            return self.shifted(arrays)
+        values = arrays["conv.weight"].astype(np.float64).sum((1, 2, 3)) * sources[0]
+        if self.batch_normalize:
+            gain = arrays["bn.weight"] / np.sqrt(arrays["bn.running_var"].astype(np.float64) + BN_EPSILON)
+            values = (values - arrays["bn.running_mean"]) * gain + arrays["bn.bias"]
+        elif self.bias:
+            values = values + arrays["conv.bias"]
+        return ACTIVATIONS[self.activation](values)
+
+    def shifted(self, arrays: Arrays) -> Vector:
+        """f(β), the output with γ = 0; 0 without batch normalisation."""
+        if not self.batch_normalize:
+            return np.zeros(self.filters)
+        return ACTIVATIONS[self.activation](arrays["bn.bias"].astype(np.float64))
+
+    def hands_on(self) -> bool:
+        """False, as it takes constants up."""
+        return False
+
+    def take_up(self, arrays: Arrays, read: Vector) -> Arrays:
+        """The bias, or the running mean; a convolution without bias cannot take anything up."""
+        name, sign = ("bn.running_mean", -1) if self.batch_normalize else ("conv.bias", 1)
+        if name not in arrays or not read.any():
+            return {}
+        sums = arrays["conv.weight"].astype(np.float64).sum((2, 3))
+        groups = len(read) // sums.shape[1]
+        shift = (sums.reshape(groups, -1, sums.shape[1]) @ read.reshape(groups, -1, 1)).ravel()
+        return {name: (arrays[name] + sign * shift).astype(arrays[name].dtype)}
 
 
 class Depthwise(Convolutional):

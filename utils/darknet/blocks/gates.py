@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from utils.darknet.blocks.block import COUNT, PLAIN_ACTIVATION, SOURCE, Block, Key, Place, Shape, Trail, Values, key
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.darknet.blocks.block import COUNT, PLAIN_ACTIVATION, SOURCE, Block, Keep, Key, Place, Shape, Values, key
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import SectionError
 
 
@@ -40,6 +46,10 @@ class Se(Block):
         """Both fully connected layers, [out, in]."""
         return [("fc1.weight", (self.filters, channels)), ("fc2.weight", (channels, self.filters))]
 
+    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+        """Columns of the first layer, rows of the second."""
+        return array[:, keep] if name == "fc1.weight" else array[keep]
+
     def macs(self, channels: int, output: Shape) -> int:
         """Those of the fully connected layers."""
         return 2 * channels * self.filters
@@ -48,6 +58,9 @@ class Se(Block):
 @dataclass(frozen=True, kw_only=True)
 class Gate(Block):
     """`source` times the previous block."""
+
+    TIES: ClassVar[str]
+    """Reason why both have the same channels."""
 
     from_ = Key(SOURCE)
     source: int
@@ -70,12 +83,22 @@ class Gate(Block):
         """The source."""
         return self.source
 
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """Those of the source, which are the previous block's, too."""
+        labels.tie(self.TIES, index, index - 1, self.source)
+        return labels.output(self.source)
+
+    def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
+        """The same of the source that stays."""
+        return replace(self, source=moved(self.source))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleChannels(Gate):
     """`source` scaled channel by channel with the previous block, which is 1 × 1 (`[scale_channels]`)."""
 
     FIXED = "scale_wh=0"
+    TIES = "scaled by the scale_channels"
 
     def shape(self, trail: Trail) -> Shape:
         """That of the source."""
@@ -97,6 +120,8 @@ class ScaleChannels(Gate):
 @dataclass(frozen=True, kw_only=True)
 class Sam(Gate):
     """`source` times the previous block, cell by cell (spatial attention module)."""
+
+    TIES = "multiplied by the sam"
 
     def shape(self, trail: Trail) -> Shape:
         """That of the source."""

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from utils.darknet.blocks.block import (
     PADDING,
     SIZE,
+    Arrays,
     Block,
     Key,
     Place,
     Shape,
-    Trail,
     Values,
+    Vector,
     key,
     windows,
     written_strides,
 )
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Number, SectionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maxpool(Block):
+class ChannelWise(Block):
+    """Works on each channel alone, and leaves one as it is that is constant."""
+
+    def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
+        """What it reads."""
+        return sources[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maxpool(ChannelWise):
     """Max pooling; Darknet pads `padding` cells in all, `padding // 2` of them before."""
 
     size: int = key(SIZE, None)
@@ -73,7 +85,7 @@ class Maxpool(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Avgpool(Block):
+class Avgpool(ChannelWise):
     """Global average pooling to 1 × 1."""
 
     def shape(self, trail: Trail) -> Shape:
@@ -82,7 +94,7 @@ class Avgpool(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upsample(Block):
+class Upsample(ChannelWise):
     """Nearest-neighbour upsampling."""
 
     stride: int = key(SIZE, 2)
@@ -121,9 +133,15 @@ class Reorg(Block):
             raise SectionError(f"the {channels} channels of the block before are no multiple of {s**2}", "stride")
         return Shape(channels * s**2, height // s, width // s)
 
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """New ones; all that it reads and makes stays."""
+        labels.pin(index - 1, f"is rearranged by the reorg, block {index}")
+        labels.pin(index, "is made by a reorg")
+        return labels.new(self.stride**2 * len(labels.output(index - 1)))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Dropout(Block):
+class Dropout(ChannelWise):
     """Dropout; the identity outside training, but counted as a block."""
 
     probability: float = key(Number(0, 0.999), 0.2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from utils.darknet.blocks.block import COUNT, LONGEST_READ, Block, Place, Shape, Trail, Values, key
+import numpy as np
+
+from utils.darknet.blocks.block import COUNT, LONGEST_READ, Arrays, Block, Place, Shape, Values, Vector, key
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Integer, List, Reference, SectionError
 
 NEAR = 16
@@ -48,3 +52,27 @@ class Route(Block):
                     "groups",
                 )
         return Shape(sum(shape.channels for shape in shapes) // self.groups, *shapes[0][1:])
+
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """Those of the slices, one after the other."""
+        return [label for source in self.layers for label in self._slice(index, source, labels)]
+
+    def _slice(self, index: int, source: int, labels: Labeling) -> list[int]:
+        """What it takes of a source. Parts of equal width stay so: their channels go together, one of each."""
+        output = labels.output(source)
+        if self.groups == 1:
+            return output
+        width = len(output) // self.groups
+        parts = [output[start : start + width] for start in range(0, width * self.groups, width)]
+        labels.tie("split into equal parts by the route", index, source, source)
+        for other in parts[1:]:
+            labels.join(parts[0], other)
+        return parts[self.group_id]
+
+    def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
+        """The same of the blocks that stay."""
+        return replace(self, layers=tuple(map(moved, self.layers)))
+
+    def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
+        """Those of the slices."""
+        return np.concatenate([np.split(source, self.groups)[self.group_id] for source in sources])

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from utils.darknet.blocks.block import ACTIVATION, LONGEST_READ, SOURCE, Block, Key, Place, Shape, Trail, Values, key
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.darknet.blocks.block import (
+    ACTIVATION,
+    ACTIVATIONS,
+    LONGEST_READ,
+    SOURCE,
+    Arrays,
+    Block,
+    Keep,
+    Key,
+    Place,
+    Shape,
+    Values,
+    Vector,
+    key,
+)
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Choice, List
 
 SHORTCUT_EPSILON = 1e-4
@@ -55,3 +74,38 @@ class Shortcut(Block):
     def operations(self, output: Shape) -> int:
         """One for each value that is added."""
         return len(self.sources) * output.channels * output.height * output.width
+
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """Those of the previous block, tied to the sources' as far as both have channels."""
+        for source in self.sources:
+            labels.residual += labels.tie("added by the shortcut", index, index - 1, source)
+        return labels.output(index - 1)
+
+    def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
+        """The sum of the blocks that stay."""
+        return replace(self, sources=tuple(map(moved, self.sources)))
+
+    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+        """One weight a channel, or one for all."""
+        return array[..., keep] if array.ndim > 1 else array
+
+    def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
+        """The weighted sum."""
+        scales = self.scales(arrays.get("weights"))
+        scales = np.broadcast_to(1.0 if scales is None else scales, (len(sources), width))
+        total = np.zeros(width)
+        for source, scale in zip(sources, scales, strict=True):
+            common = min(width, len(source))
+            total[:common] += scale[:common] * source[:common]
+        return ACTIVATIONS[self.activation](total)
+
+    def scales(self, weights: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
+        """Normalised weights [inputs, C or 1], as `layers.Addition` computes them; None without weights."""
+        if weights is None:
+            return None
+        weights = weights.reshape(len(weights), -1)
+        if self.weights_normalization == "none":
+            return weights
+        softmax = self.weights_normalization == "softmax"
+        weights = np.exp(weights - weights.max(axis=0)) if softmax else np.maximum(weights, 0)
+        return weights / (weights.sum(axis=0) + SHORTCUT_EPSILON)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.darknet.blocks.block import Block, Key, Place, Shape, Trail, Values, key
+from utils.darknet.blocks.block import Block, Key, Place, Shape, Values, key
 from utils.darknet.blocks.convolutional import Convolutional
+from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Choice, Flag, Integer, List, Number, Pairs, SectionError
 
 SHARE = Number(0, 1)
@@ -88,3 +89,8 @@ class Yolo(Block):
                 index - 1,
             )
         return trail.before
+
+    def label(self, index: int, labels: Labeling) -> list[int]:
+        """Those of the convolution before, which stay."""
+        labels.pin(index - 1, f"is the head, block {index}")
+        return labels.output(index - 1)
