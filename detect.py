@@ -109,11 +109,9 @@ def _add_result_flags(parser: cli.Parser) -> None:
     add("--fourcc", type=fourcc, default=FOURCC, metavar="CODE", help="format of videos (default: %(default)s)")
     add("--view-img", action="store_true", help="show each picture in a window; a key goes on, q ends")
     layouts = group.add_mutually_exclusive_group()
-    for flag, layout, text in (
-        ("--json", "array", "print one JSON array, an object a frame"),
-        ("--json-lines", "lines", "print one JSON object a line, as frames come"),
-    ):
-        layouts.add_argument(flag, dest="layout", action="store_const", const=layout, default="text", help=text)
+    layout = {"dest": "layout", "action": "store_const", "default": "text"}
+    layouts.add_argument("--json", const="array", help="print one JSON array, an object a frame", **layout)
+    layouts.add_argument("--json-lines", const="lines", help="print one JSON object a line, as frames come", **layout)
 
 
 def seconds(text: str) -> float:

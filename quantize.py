@@ -84,7 +84,7 @@ def make_request(args: argparse.Namespace) -> QuantRequest:
     if files.network is not None:
         check(files.network, scheme)
         if not files.is_checkpoint:
-            request.check_classes(files.network)
+            files.check_classes(files.network, data)
     return request
 
 

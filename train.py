@@ -35,10 +35,10 @@ from utils.darknet.shapes import max_stride, picture_channels
 from utils.device import AMP
 from utils.errors import InputError
 from utils.flags import (
+    EVALUATOR_GONE,
     MOST_PARALLEL,
     add_cache_flags,
     add_device_flags,
-    add_evaluator_flag,
     add_run_flags,
     cache_choice,
 )
@@ -61,6 +61,7 @@ GONE = {
     "kd_temperature": "it is 3, always",
     "kd_weighting": "the weights are those that measured best, see docs/distillation.md",
     "kd_mask": "--KDstr 5 looks at features near objects only",
+    **EVALUATOR_GONE,
     "bucket": "nothing is uploaded. Copy the run directory when the training is over",
     "memory_format": "tensors are channels-last, always",
     "s_coach": "--s auto measures AP50 after every epoch itself, see --s-drop",
@@ -212,7 +213,6 @@ def _add_run_flags(parser: Parser) -> None:
         "bf16 works on a CPU, too, in half the time where it has AMX. off is float32, as always with --quantized and "
         "in front of heads (default: %(default)s)",
     )
-    add_evaluator_flag(group)
     group.add_argument(
         "--workers", type=non_negative_int, default=2, metavar="N", help="processes that read (default: %(default)s)"
     )
@@ -342,7 +342,6 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         save=not args.nosave,
         save_period=args.save_period,
         amp=args.amp,
-        evaluator=args.evaluator,
         sync_bn=args.sync_bn,
         sparse=sparse_settings(args),
         quant=quant,

@@ -12,8 +12,9 @@ from benchmarks import compare
 from models import Darknet
 from tests.test_coco import case, crowd, with_crowds
 from utils.darknet import cfg as cfg_file
-from utils.detection import bootstrap, coco
-from utils.detection.metrics import Evaluator
+from utils.detection import average_precision as coco
+from utils.detection import bootstrap
+from utils.detection.average_precision import Evaluator
 from utils.errors import InputError
 from utils.training.state import write_darknet
 
@@ -22,7 +23,7 @@ IMAGES = 25
 
 def measured(detections: coco.Boxes, truth: coco.Boxes, images: int) -> np.ndarray:
     """AP50 and AP50-95 of the evaluator."""
-    ap = coco.evaluate(detections, truth, images, True).precision.mean(axis=1)
+    ap = coco.precision_recall(detections, truth, images, True).precision.mean(axis=1)
     return np.array([coco.mean(ap[0, :, 0]), coco.mean(ap[:, :, 0])])
 
 

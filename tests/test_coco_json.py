@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from utils.detection.coco_json import category_ids, image_id, results
+from utils.detection.evaluate import category_ids, coco_results, image_id
 
 
 def test_category_ids_are_cocos_for_its_names_in_both_spellings(shared):
@@ -41,7 +41,7 @@ def test_image_id_is_the_number_of_the_file_or_its_stem(path, want):
 
 def test_results_are_read_by_pycocotools():
     boxes, scores, classes = np.array([[10.0, 20, 30.5, 60]]), np.array([0.5]), np.array([1])
-    rows = results("7.jpg", boxes, scores, classes, (1, 3))
+    rows = coco_results("7.jpg", boxes, scores, classes, (1, 3))
     assert rows == [{"image_id": 7, "category_id": 3, "bbox": [10.0, 20.0, 20.5, 40.0], "score": 0.5}]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -51,4 +51,4 @@ def test_results_are_read_by_pycocotools():
 
 
 def test_a_picture_without_detections_gives_no_results():
-    assert results("7.jpg", np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), (1, 3)) == []
+    assert coco_results("7.jpg", np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), (1, 3)) == []

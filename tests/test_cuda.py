@@ -31,13 +31,13 @@ from utils.darknet import weights as weights_file
 
 QUICK = """
 from utils.pruning import report
-from utils.quantization import record
+from utils.quantization import workflow
 from utils.report import gamma_log, plots
 
 def nothing(*_):
     pass
 
-for module in (plots, gamma_log, report, record):
+for module in (plots, gamma_log, report, workflow):
     for name in vars(module):
         if name.startswith("plot_"):
             setattr(module, name, nothing)

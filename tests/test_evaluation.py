@@ -14,8 +14,10 @@ from torch import nn
 
 from models import Darknet, Outputs
 from tests.nets import tiny
+from tests.test_coco import EVALUATORS, by_pycocotools
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
+from utils.detection import average_precision
 from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
 
@@ -86,14 +88,15 @@ def test_a_network_that_reads_the_labels_scores_one(pictures, mode, batch_size):
 
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
-@pytest.mark.parametrize("evaluator", ["numpy", "pycocotools"])
-def test_what_is_found_in_ignored_boxes_counts_nowhere(pictures, mode, evaluator):
+@pytest.mark.parametrize("measure", EVALUATORS)
+def test_what_is_found_in_ignored_boxes_counts_nowhere(pictures, mode, measure, monkeypatch):
     """Of each picture the first object counts; the others are ignored, in boxes 1.2 times as large, and found."""
+    monkeypatch.setattr(average_precision, "precision_recall", measure)
     batches, grown = loader(pictures, mode), np.array([1, 1, 1, 1.2, 1.2], np.float32)
     labels, ignored = (tuple(rows[part] for rows in pictures.labels) for part in (slice(1), slice(1, None)))
     some = dataclasses.replace(pictures, labels=labels, ignored=tuple(rows * grown for rows in ignored))
     for one_class in (False, True):
-        options = {"device": "cpu", "single_class": one_class, "evaluator": evaluator}
+        options = {"device": "cpu", "single_class": one_class}
         metrics = evaluate(LabelReader(batches), loader(some, mode), NAMES, **options).metrics
         assert (metrics.objects, sum(size.objects for size in metrics.by_size)) == (3, 3)
         assert metrics.map50_95 == pytest.approx(1, abs=1e-9) and metrics.precision == pytest.approx(1)
@@ -200,13 +203,12 @@ def test_the_cut_before_suppression_is_that_of_the_settings(pictures):
     assert [len(image.scores) for image in found.detections] == [1, 1, 1]
 
 
-def test_both_evaluators_measure_the_same(pictures):
+def test_pycocotools_measures_the_same(pictures, monkeypatch):
     torch.manual_seed(0)
     model, options = Darknet(tiny()), {"device": "cpu", "conf_thres": 1e-4}
-    ours, theirs = (
-        evaluate(model, loader(pictures), NAMES, evaluator=name, **options).metrics for name in ("numpy", "pycocotools")
-    )
-    assert ours == theirs
+    ours = evaluate(model, loader(pictures), NAMES, **options).metrics
+    monkeypatch.setattr(average_precision, "precision_recall", by_pycocotools)
+    assert evaluate(model, loader(pictures), NAMES, **options).metrics == ours
 
 
 def test_times_are_those_of_every_stage(pictures):

@@ -31,8 +31,7 @@ from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
 from utils.darknet.shapes import max_stride
-from utils.detection.decode import decode
-from utils.detection.nms import non_max_suppression
+from utils.detection.decode import decode, non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
 from utils.export.activations import MISH
 from utils.export.agreement import Agreement

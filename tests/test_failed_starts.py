@@ -81,7 +81,7 @@ SCRIPTS = {
     "quantize": (["--no-test", "--calib", "2", "--observer", "minmax"], "utils.quantization.workflow.write_checkpoint"),
     "export": (["--format", "pt"], "utils.export.formats.write_checkpoint"),
     "detect": (["--save-txt"], "utils.report.detection_files.atomic_write_text"),
-    "test": (["--save-json"], "utils.detection.coco_json.results"),
+    "test": (["--save-json"], "utils.detection.evaluate.coco_results"),
 }
 
 

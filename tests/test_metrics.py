@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.detection.metrics import CONFIDENCES, Evaluator, confusion_matrix
+from utils.detection.average_precision import CONFIDENCES, Evaluator, confusion_matrix
 
 NAMES = ("cat", "dog", "fox")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from utils.detection.nms import non_max_suppression
+from utils.detection.decode import non_max_suppression
 
 ROWS = torch.tensor([
     [[10, 10, 10, 10, 0.9, 0.8, 0.3], [11, 10, 10, 10, 0.9, 0.7, 0.1], [40, 40, 8, 8, 0.8, 0.1, 0.9],

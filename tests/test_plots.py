@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.detection.metrics import Evaluator
+from utils.detection.average_precision import Evaluator
 from utils.report.plots import plot_confusion, plot_f1_curve, plot_labels, plot_pr_curve, plot_results
 from utils.report.tables import Column, csv_table, markdown_table, text_table
 

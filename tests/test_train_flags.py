@@ -123,7 +123,7 @@ class TestResume:
     def test_a_run_that_used_a_flag_which_is_gone_is_refused(self, run, done):
         """Where the flag was left out, the run is resumed."""
         with (done / "args.yaml").open("a") as file:
-            file.write("s_coach: null\n")
+            file.write("s_coach: null\nevaluator: numpy\n")
         assert run("--resume", str(done))["epochs"] == 2
         with (done / "args.yaml").open("a") as file:
             file.write("s_coach: 0.5\n")

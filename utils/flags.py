@@ -15,7 +15,10 @@ MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
 MAX_CANDIDATES = 3000
 """Boxes of a picture that enter suppression, best first; AP does not see the difference."""
-EVALUATORS = ("numpy", "pycocotools")
+EVALUATOR_GONE = {
+    "evaluator": "AP equals pycocotools' to the last digit; pycocotools reads what test.py --save-json writes"
+}
+"""--evaluator, which both scripts that measure had."""
 Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 
@@ -46,12 +49,6 @@ def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None
     add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
     best = "boxes of a picture that enter suppression, the best ones (default: %(default)s)"
     add("--max-nms", type=positive_int, default=MAX_CANDIDATES, metavar="N", help=best)
-
-
-def add_evaluator_flag(group: Group) -> None:
-    """--evaluator: which program computes AP."""
-    text = "what computes AP; both give the same numbers, pycocotools a hundred times slower (default: %(default)s)"
-    group.add_argument("--evaluator", choices=EVALUATORS, default=EVALUATORS[0], help=text)
 
 
 def add_cache_flags(group: Group) -> None:

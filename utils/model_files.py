@@ -11,6 +11,8 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.adapt import adapt_classes, differs_only_in_classes
 from utils.darknet.blocks import Network, Yolo
+from utils.darknet.data_file import DataConfig
+from utils.darknet.shapes import picture_channels
 from utils.errors import CfgError, InputError, WeightsError
 from utils.files import regular_file
 
@@ -47,6 +49,19 @@ class ModelFiles:
     """True for our .pt, False for Darknet's .weights."""
     notes: tuple[str, ...] = ()
     """What was chosen or adapted, to be said."""
+
+    def check_classes(self, network: Network, data: DataConfig, way_out: str = "") -> None:
+        """Refuse weights of another class count than the data set's, or of other channels than its pictures have.
+
+        Raises:
+            InputError, CfgError: says both numbers, and the way out with `way_out` behind.
+        """
+        picture_channels(network)
+        if network.classes != data.classes:
+            raise InputError(
+                f"{self.weights}: a network of {network.classes} classes, but {data.path} has {data.classes}; "
+                f"give the data set it was trained with{way_out}"
+            )
 
 
 def choose_model(

@@ -25,20 +25,21 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from utils.detection.coco import (
+from utils.detection.average_precision import (
     IOUS,
     RECALLS,
+    Bools,
     Boxes,
     Floats,
     Integers,
+    coco_boxes,
+    interpolated,
     match_pairs,
     mean,
     near_pairs,
     sort_boxes,
 )
-from utils.detection.metrics import coco_boxes
 
 SHARE = 0.95
 """Of the draws, make an interval."""
@@ -56,11 +57,11 @@ class Matches:
     """[K]."""
     objects: tuple[Integers, ...]
     """For each class the image of each of its objects, rising."""
-    found: tuple[Integers, ...]
+    detections: tuple[Integers, ...]
     """For each class the image of each of its n detections, the best score first."""
-    hits: tuple[NDArray[np.bool_], ...]
+    hits: tuple[Bools, ...]
     """For each class [T, n], whether they match."""
-    passed: tuple[NDArray[np.bool_], ...]
+    passed: tuple[Bools, ...]
     """For each class [T, n], whether they match an ignored object and count nowhere."""
 
 
@@ -84,20 +85,20 @@ class Spread:
 
 
 def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
-    """What `evaluate` computes AP from; arguments as there."""
-    classes, objects, found, _, order, starts = sort_boxes(detections, truth, images, False)
-    crowd = objects.crowd
-    matched, passed = match_pairs(near_pairs(found, objects, images), len(found.score), crowd, crowd)
-    place, hits, passed = found.image[order], (matched & ~passed)[:, order], passed[:, order]
-    owned = np.searchsorted(objects.category[~crowd], np.arange(len(classes) + 1))
-    wanted = objects.image[~crowd]
+    """Matches that `precision_recall` computes AP from; arguments as there."""
+    classes, objects, found, starts = sort_boxes(detections, truth, images)
+    matched, passed = match_pairs(near_pairs(found, objects, images), len(found.score), objects.crowd, objects.crowd)
+    objects = objects.taken(~objects.crowd)
+    owned = np.searchsorted(objects.category, np.arange(len(classes) + 1))
+    parts = [slice(*ends) for ends in pairwise(starts)]
     return Matches(
-        images, classes,
-        objects=tuple(wanted[start:end] for start, end in pairwise(owned)),
-        found=tuple(place[start:end] for start, end in pairwise(starts)),
-        hits=tuple(hits[:, start:end] for start, end in pairwise(starts)),
-        passed=tuple(passed[:, start:end] for start, end in pairwise(starts)),
-    )  # fmt: skip
+        images,
+        classes,
+        objects=tuple(objects.image[start:end] for start, end in pairwise(owned)),
+        detections=tuple(found.image[part] for part in parts),
+        hits=tuple((matched & ~passed)[:, part] for part in parts),
+        passed=tuple(passed[:, part] for part in parts),
+    )
 
 
 def matches(detections: Sequence[Floats], truth: Sequence[Floats]) -> Matches:
@@ -105,7 +106,7 @@ def matches(detections: Sequence[Floats], truth: Sequence[Floats]) -> Matches:
 
     Args:
         detections: [n, 6] a picture: class, x1, y1, x2, y2, confidence.
-        truth: [m, 5 or 6] a picture, as `metrics.Evaluator.add` takes it.
+        truth: [m, 5 or 6] a picture, as `average_precision.Evaluator.add` takes it.
     """
     return match(coco_boxes(detections, scored=True), coco_boxes(truth, scored=False), len(truth))
 
@@ -136,19 +137,19 @@ def draw(images: int, draws: int, seed: int) -> Integers:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
 
 
-def average_precision(found: Matches, weights: Integers) -> Floats:
+def average_precision(matches: Matches, weights: Integers) -> Floats:
     """AP of data sets in which images count several times or not at all.
 
     Args:
-        found: what was found in the images.
+        matches: of the images.
         weights: [D, images], how often each counts.
 
     Returns:
         [D, 2], AP50 and AP50-95, means over the classes that have objects in a data set; 0 where none has.
     """
     weights = weights.astype(np.float64)  # sums of integers are exact
-    ap = np.full((len(weights), len(IOUS), len(found.classes)), -1.0)
-    parts = zip(found.objects, found.found, found.hits, found.passed, strict=True)
+    ap = np.full((len(weights), len(IOUS), len(matches.classes)), -1.0)
+    parts = zip(matches.objects, matches.detections, matches.hits, matches.passed, strict=True)
     for k, (objects, images, hits, passed) in enumerate(parts):
         at = np.flatnonzero(hits.any(0))  # precision can rise nowhere else
         images = images[: at[-1] + 1 if len(at) else 0]
@@ -165,7 +166,7 @@ def average_precision(found: Matches, weights: Integers) -> Floats:
 def _of_class(
     weights: Floats, count: Floats, images: Integers, at: Integers, hits: np.ndarray, passed: np.ndarray
 ) -> Floats:
-    """AP of one class, from the same numbers by the same operations as in `coco.evaluate`.
+    """AP of one class, from the same numbers by the same operations as in `precision_recall`.
 
     Args:
         weights: [D, images].
@@ -184,12 +185,8 @@ def _of_class(
     counted = (weights[:, images] * ~skipped for skipped in passed)
     seen = np.stack([np.add.reduceat(part, pieces, axis=1).cumsum(1) for part in counted], axis=1)  # [D, T or 1, U]
     true = (weights[:, None, images[at]] * hits).cumsum(2)  # [D, T, U]
-    envelope = np.maximum.accumulate((true / (seen + np.spacing(1)))[..., ::-1], axis=2)[..., ::-1]
-    reached = np.searchsorted(RECALLS, true / count[:, None, None], side="right")
-    repeats = np.diff(reached, prepend=0, append=len(RECALLS))
-    envelope = np.concatenate([envelope, np.zeros((*envelope.shape[:2], 1))], axis=2)
-    precision = np.repeat(envelope.ravel(), repeats.ravel()).reshape(-1, len(RECALLS))
-    by_recall = np.ascontiguousarray(precision.T)  # numpy then adds one recall after another, as in coco
+    precision = interpolated(true, seen, count[:, None]).reshape(-1, len(RECALLS))
+    by_recall = np.ascontiguousarray(precision.T)  # numpy then adds one recall after another, as `Evaluator` does
     return by_recall.mean(0).reshape(len(weights), len(hits))
 
 

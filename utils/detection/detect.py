@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from models import Darknet
 from utils.data.images import FitMode, fit, unfit
+from utils.detection.decode import non_max_suppression
 from utils.detection.evaluate import detect, detect_views, network_input
-from utils.detection.nms import non_max_suppression
 from utils.detection.settings import Times
 from utils.errors import NumericsError
 from utils.flags import MAX_CANDIDATES

@@ -1,14 +1,19 @@
-"""Measures a model on the pictures of a loader; test.py calls it once, train.py after every epoch."""
+"""Measures a model on the pictures of a loader, and writes detections as COCO has them.
+
+test.py calls it once, train.py after every epoch.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +26,11 @@ from utils.boxes import to_corners
 from utils.cli import leads, log
 from utils.darknet.shapes import max_stride
 from utils.data.images import GREY, unfit
-from utils.detection.decode import decode
-from utils.detection.metrics import Evaluator, Metrics
-from utils.detection.nms import non_max_suppression
+from utils.detection.average_precision import Evaluator, Metrics
+from utils.detection.decode import decode, non_max_suppression
 from utils.detection.settings import Times
 from utils.errors import NumericsError
+from utils.files import ROOT, read_text
 from utils.flags import MAX_CANDIDATES
 from utils.runtime.load import ForeignModel
 
@@ -34,6 +39,18 @@ if TYPE_CHECKING:
     from utils.data.datasets import Batch
 
 T = TypeVar("T")
+COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+"""Ids between 1 and 90 that COCO gives to no class of its detection task."""
+DARKNET_SPELLINGS = {
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
+"""Names in data/coco.names that COCO writes otherwise."""
+_COCO_FILE = re.compile(r"(?:COCO_[a-z0-9]+_)?([0-9]{1,18})", re.ASCII)
 ONE_CLASS = ("object",)
 """Names when all classes count as one."""
 
@@ -67,6 +84,16 @@ class ImageDetections(NamedTuple):
     """[n], falling."""
     classes: np.ndarray
     """[n], indices."""
+
+
+class CocoResult(TypedDict):
+    """One detection."""
+
+    image_id: int | str
+    category_id: int
+    bbox: list[float]
+    """x, y of the top left corner, width, height, in pixels of the picture."""
+    score: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,6 @@ def evaluate(
     *,
     device: torch.device | str,
     by_size: bool = True,
-    evaluator: str = "numpy",
     keep_detections: bool = False,
     warm: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
@@ -138,7 +164,6 @@ def evaluate(
         names: of the classes, by index.
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
-        evaluator: a key of `coco.EVALUATORS`.
         keep_detections: return them, and the objects they were compared with.
         warm: pass blank batches through before, so that all times count; else those of the first batch of each length,
             which is slow, do not.
@@ -164,7 +189,7 @@ def evaluate(
             clock.restart()
     # In the order of the data set: between equal scores of two pictures COCO's protocol takes the earlier one first.
     compared = sorted(itertools.chain(*gather(compared)), key=lambda pair: pair[0].position)
-    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size, evaluator=evaluator)
+    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size)
     for image, truth in compared:
         scores.add(image.boxes, image.scores, image.classes, truth)
     kept, truths = zip(*compared, strict=True) if keep_detections and compared else ((), ())
@@ -298,3 +323,38 @@ def _repeated(laps: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
 
 def _per_image(laps: Sequence[tuple[float, int]]) -> float:
     return 1000 * sum(seconds for seconds, _ in laps) / max(1, sum(images for _, images in laps))
+
+
+def category_ids(names: Sequence[str]) -> tuple[int, ...]:
+    """COCO's ids (1..90) if the names are COCO's 80 in its order, in either spelling; otherwise the indices."""
+    known = read_text(ROOT / "data" / "coco.names").splitlines()
+    if [DARKNET_SPELLINGS.get(name, name) for name in names] == [DARKNET_SPELLINGS.get(name, name) for name in known]:
+        return tuple(number for number in range(1, 91) if number not in COCO_GAPS)
+    return tuple(range(len(names)))
+
+
+def image_id(path: Path | str) -> int | str:
+    """The number that is the file's name, also behind COCO's 2014 prefix (`COCO_val2014_`); otherwise the stem."""
+    stem = Path(path).stem
+    match = _COCO_FILE.fullmatch(stem)
+    return int(match[1]) if match else stem
+
+
+def coco_results(
+    path: Path | str, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, ids: Sequence[int]
+) -> list[CocoResult]:
+    """The detections of one picture.
+
+    Args:
+        path: of the picture.
+        boxes: [n, 4], x1, y1, x2, y2 in pixels of the picture.
+        scores: [n].
+        classes: [n], indices into `ids`.
+        ids: of the categories, see `category_ids`.
+    """
+    image = image_id(path)
+    xywh = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    return [
+        CocoResult(image_id=image, category_id=ids[index], bbox=[round(v, 3) for v in box], score=round(score, 5))
+        for box, score, index in zip(xywh.tolist(), scores.tolist(), classes.tolist(), strict=True)
+    ]

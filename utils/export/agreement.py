@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import Darknet
-from utils.detection.decode import decode
-from utils.detection.nms import MAX_DETECTIONS, non_max_suppression
+from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
 from utils.errors import InfeasibleError, NumericsError
 from utils.export import integers
 from utils.export.codes import Codes

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.darknet.blocks import Shape, Yolo
-from utils.detection.decode import LARGEST_EXPONENT
-from utils.detection.nms import MAX_DETECTIONS
+from utils.detection.decode import LARGEST_EXPONENT, MAX_DETECTIONS
 from utils.export.graph import Graph
 
 
@@ -91,7 +90,7 @@ def add_detections(
     """Add non-maximum suppression: `detections` [K, 7], best first.
 
     The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. Detections are those of
-    `utils.detection.nms.non_max_suppression` with the same thresholds, with two differences: all candidates enter
+    `utils.detection.decode.non_max_suppression` with the same thresholds, with two differences: all candidates enter
     suppression, not the best 3000 of a picture; and where the batch may vary the best 300 of every class of a picture
     stay, not the best 300 of a picture.
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from utils.cli import flag, points, positive_int, random_seed
-from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
-from utils.darknet.shapes import picture_channels
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import BIAS_BITS, LEAST_BITS, MOST_BITS, POLICIES, TARGETS, QuantSettings
@@ -155,16 +153,3 @@ class QuantRequest:
     def ranks(self) -> bool:
         """Tell whether the harm of each convolution alone is needed."""
         return self.keep_float > 0 or self.max_drop is not None
-
-    def check_classes(self, network: Network) -> None:
-        """Refuse weights of another class count than the data set's, or of other channels than its pictures have.
-
-        Raises:
-            InputError, CfgError: says both numbers.
-        """
-        picture_channels(network)
-        if network.classes != self.data.classes:
-            raise InputError(
-                f"{self.files.weights}: a network of {network.classes} classes, but {self.data.path} has "
-                f"{self.data.classes}; give the data set it was trained with"
-            )

@@ -201,7 +201,7 @@ def load_float(request: QuantRequest) -> LoadedModel:
     if loaded.quantization is not None:
         raise InputError(f"{request.files.weights}: is quantized already; give the float weights it was made from")
     network = loaded.model.network
-    request.check_classes(network)
+    request.files.check_classes(network, request.data)
     check(network, request.scheme)
     count = len(rounded_convolutions(network, request.scheme))
     if request.keep_float > count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from utils.detection.metrics import Metrics
+from utils.detection.average_precision import Metrics
 from utils.report.cost import Cost
 from utils.report.tables import Cell, Column, text_table
 

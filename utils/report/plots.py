@@ -27,7 +27,7 @@ from utils.report.figures import (
 )
 
 if TYPE_CHECKING:
-    from utils.detection.metrics import Metrics
+    from utils.detection.average_precision import Metrics
 
 MOST_POINTS = 20_000
 """Boxes drawn in the scatter plots of the labels; of more, every n-th."""

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from models import Darknet, fuse, reduced
 from utils.cli import log
 from utils.darknet.shapes import max_stride
+from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate, network_input
-from utils.detection.metrics import Metrics
 from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
@@ -346,7 +346,6 @@ class Trainer:
                 device=self.team.device,
                 conf_thres=self.settings.conf_thres,
                 iou_thres=self.settings.iou_thres,
-                evaluator=self.settings.evaluator,
                 by_size=False,
                 on_batch=poll,
                 gather=self.team.gather,

@@ -23,6 +23,8 @@ PARTS = {
 MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok")
+ALL_ALIKE = ("evaluator", "memory_format")
+"""Flags of older versions whose values all mean what is done now."""
 SPELLED = {"img_size": "--img_size", "sr": "-sr", "t_cfg": "--t_cfg", "t_weights": "--t_weights", "AT_str": "--AT_str"}
 """Flags that are not written as their names are."""
 PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp", "cache_dir")
@@ -66,7 +68,8 @@ def stored_flags(folder: Path, known: Mapping[str, Any], gone: Collection[str] =
         stored = None
     if not isinstance(stored, dict):
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
-    stored = {flag: value for flag, value in stored.items() if flag not in gone or value not in (None, False)}
+    dropped = {flag for flag in gone if flag in ALL_ALIKE or stored.get(flag) in (None, False)}
+    stored = {flag: value for flag, value in stored.items() if flag not in dropped}
     unknown = set(stored) - set(known)
     if unknown:
         raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")

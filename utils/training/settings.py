@@ -146,8 +146,6 @@ class TrainSettings:
     """Keep epochN.pt every so many epochs; 0: never."""
     conf_thres: float = 0.001
     iou_thres: float = 0.6
-    evaluator: str = "numpy"
-    """What computes AP, a key of `coco.EVALUATORS`."""
     amp: str = "auto"
     """Type that a GPU computes in, one of `device.AMP`."""
     sync_bn: bool = False

@@ -324,7 +324,7 @@ def _finish(
             _draw_batch(run.file("val_batch0_labels.jpg"), batch, plan.names)
             _draw_batch(run.file("val_batch0_pred.jpg"), batch, plan.names, found)
 
-    options = {key: getattr(plan.settings, key) for key in ("conf_thres", "iou_thres", "evaluator")}
+    options = {key: getattr(plan.settings, key) for key in ("conf_thres", "iou_thres")}
     options |= {"device": team.device, "gather": team.gather}
     evaluation = evaluate(team.share_model(model), loader, plan.names, on_batch=draw, **options)
     if team.leads:
