@@ -65,15 +65,13 @@ def cluster(sizes: NDArray[np.floating], count: int, seed: int = 0) -> NDArray[n
         distance = 1 - shape_ious(distinct, centres).max(axis=1)
         weight = np.maximum(distance, 1e-12) ** 2
         centres = np.concatenate([centres, distinct[rng.choice(len(distinct), size=1, p=weight / weight.sum())]])
-    nearest = None
+    nearest = np.full(len(sizes), -1)
     for _ in range(ITERATIONS):
-        found = shape_ious(sizes, centres).argmax(axis=1)
-        if nearest is not None and (found == nearest).all():
+        before, nearest = nearest, shape_ious(sizes, centres).argmax(axis=1)
+        if (nearest == before).all():
             break
-        nearest = found
-        centres = np.stack([
-            np.median(sizes[found == k], axis=0) if (found == k).any() else centres[k] for k in range(count)
-        ])  # fmt: skip
+        for number in np.unique(nearest):
+            centres[number] = np.median(sizes[nearest == number], axis=0)
     return centres[np.argsort(centres.prod(axis=1))]
 
 
@@ -99,7 +97,7 @@ def with_anchors(network: Network, anchors: Sequence[Sequence[float]]) -> Networ
 def auto_anchors(
     network: Network, index: Index, size: tuple[int, int], mode: FitMode, seed: int
 ) -> tuple[Network, str]:
-    """The network with anchors clustered anew from a data set, and what to say of it.
+    """The network with anchors clustered again from a data set, and a line that compares them.
 
     Raises:
         DataError: as in `cluster`, or the heads do not share one list of anchors.

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-"""[H, W, 3], RGB."""
+from utils.data.images import Image
+
 Colour = tuple[int, int, int]
 """Red, green, blue."""
 
@@ -72,10 +72,14 @@ def draw_detections(image: Image, detections: NDArray[np.floating], names: Seque
         texts.append(label_text(int(number), names) + ("" if math.isnan(confidence) else f" {confidence:.2f}"))
         box = round(x1), round(y1), round(x2), round(y2)
         labels.append(_place(texts[-1], box, picture.shape[:2], style, labels))
-    for row in detections[order[::-1]]:
-        _draw_box(picture, row, style)
-    for row, text, label in zip(detections[order[::-1]], texts[::-1], labels[::-1], strict=True):
-        _draw_label(picture, text, label, colour(int(row[5])), style)
+    for x1, y1, x2, y2, _, number in detections[order[::-1]].tolist():
+        corners = (round(x1), round(y1)), (round(x2), round(y2))
+        cv2.rectangle(picture, *corners, colour(int(number)), style.line)
+    for number, text, label in zip(detections[order[::-1], 5], texts[::-1], labels[::-1], strict=True):
+        ground = colour(int(number))
+        cv2.rectangle(picture, label[:2], (label.right - 1, label.bottom - 1), ground, cv2.FILLED)
+        origin = (label.left + style.margin, label.baseline)
+        cv2.putText(picture, text, origin, FONT, style.font_scale, ink_on(ground), style.stroke, cv2.LINE_AA)
     return picture
 
 
@@ -196,14 +200,3 @@ def _overlap(a: Label, b: Label) -> int:
     width = min(a.right, b.right) - max(a.left, b.left)
     height = min(a.bottom, b.bottom) - max(a.top, b.top)
     return max(0, width) * max(0, height)
-
-
-def _draw_box(picture: Image, row: NDArray[np.floating], style: Style) -> None:
-    x1, y1, x2, y2 = (round(value) for value in row[:4].tolist())
-    cv2.rectangle(picture, (x1, y1), (x2, y2), colour(int(row[5])), style.line)
-
-
-def _draw_label(picture: Image, text: str, label: Label, ground: Colour, style: Style) -> None:
-    cv2.rectangle(picture, label[:2], (label.right - 1, label.bottom - 1), ground, cv2.FILLED)
-    origin = (label.left + style.margin, label.baseline)
-    cv2.putText(picture, text, origin, FONT, style.font_scale, ink_on(ground), style.stroke, cv2.LINE_AA)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from utils.cli import Parser, positive_int, print_json, random_seed, run
+from utils.cli import Parser, flag, positive_int, print_json, random_seed, run, settings_from
 from utils.errors import DataError, InputError
 from utils.files import is_vacant, new_folder, read_text, sha256
 
@@ -298,13 +298,10 @@ JPEG_QUALITY = 92
 class Recipe:
     """What a set is made of; equal recipes draw equal sets."""
 
-    train: int = 1400
-    """Pictures of the training split."""
-    val: int = 150
-    """Pictures of the validation split."""
-    size: int = 256
-    """Side of a picture, in pixels."""
-    seed: int = 0
+    train: int = flag(1400, "training pictures", type=positive_int, metavar="N")
+    val: int = flag(150, "validation pictures", type=positive_int, metavar="N")
+    size: int = flag(256, "side of a picture in pixels, 64..1024", type=positive_int, metavar="N")
+    seed: int = flag(0, "another seed draws another set", type=random_seed, metavar="N")
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= 100_000 or not 1 <= self.val <= 100_000:
@@ -388,17 +385,8 @@ def _check_is_set(output: Path, recipe: Recipe) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m utils.data.toy`."""
     parser = Parser(__doc__, EXAMPLE, "python -m utils.data.toy")
-    default = Recipe()
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the set, new or empty")
-    for flag, kind, text in (
-        ("train", positive_int, "training pictures"),
-        ("val", positive_int, "validation pictures"),
-        ("size", positive_int, "side of a picture in pixels, 64..1024"),
-        ("seed", random_seed, "another seed draws another set"),
-    ):
-        parser.add_argument(
-            f"--{flag}", type=kind, default=getattr(default, flag), metavar="N", help=f"{text} (default: %(default)s)"
-        )
+    parser.add_settings("picture set", Recipe)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser.parse_args(argv)
 
@@ -406,7 +394,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the set and print where it is."""
     args = parse_args(argv)
-    recipe = Recipe(args.train, args.val, args.size, args.seed)
+    recipe = settings_from(args, Recipe)
     made = build(args.output, recipe)
     if args.json:
         print_json({"data": str(made.data), "boxes": made.boxes, "drawn": made.drawn, "classes": len(OUTLINES)})
