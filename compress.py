@@ -38,7 +38,7 @@ from utils.export.request import PACKAGES
 from utils.files import ROOT
 from utils.model_files import cfg_of, choose_model
 from utils.pruning.command import make_parser as make_prune_parser
-from utils.pruning.command import request as prune_request
+from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
 from utils.runtime.choice import KINDS, runtime_of
 from utils.runtime.packages import require
@@ -201,7 +201,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
 
         named_device(args.device)
     if prunes:
-        prune_request(module.STRATEGY, args)
+        prune_settings(module.STRATEGY, args)
     elif script == "train":
         module.planned(args)
     elif script == "quantize":

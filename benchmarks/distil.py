@@ -28,11 +28,10 @@ from utils.distillation.matching import Kept
 from utils.distillation.strategies import AT, KD, Distillation, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.graph import channel_graph
-from utils.pruning.plan import arrays_of, gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
-from utils.pruning.record import kept
-from utils.pruning.request import Amount
-from utils.pruning.surgery import compact
+from utils.pruning.report import kept
+from utils.pruning.surgery import arrays_of, gammas_of, prune_network
+from utils.pruning.target import Amount, make_plan
 from utils.report.latency import interleaved
 from utils.report.run_dir import environment
 from utils.report.tables import Column, markdown_table
@@ -163,7 +162,7 @@ def make_pair(network: Network, percent: float, count: int, side: int) -> Networ
     arrays = arrays_of(model)
     graph = channel_graph(network)
     plan = make_plan(graph, gammas_of(network, arrays), ChannelPolicy(0.0, layer_keep=0.01), Amount(percent, None))
-    small = compact(graph, arrays, plan.removal)
+    small = prune_network(graph, arrays, plan.removal)
     student = load_arrays(small.network, {name: torch.tensor(array) for name, array in small.arrays.items()})
     targets = torch.rand(count * OBJECTS, 6)
     targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)

@@ -17,11 +17,10 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.shapes import max_stride
 from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
-from utils.pruning.measure import Clock
-from utils.pruning.plan import arrays_of, gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
-from utils.pruning.request import Amount
-from utils.pruning.surgery import compact
+from utils.pruning.surgery import arrays_of, gammas_of, prune_network
+from utils.pruning.target import Amount, make_plan
+from utils.pruning.workflow import Clock
 from utils.report.cost import network_cost
 from utils.report.run_dir import environment
 from utils.report.tables import Column, markdown_table
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for multiple in args.multiples:
             policy = ChannelPolicy(0.0, layer_keep=0.01, multiple_of=multiple)
             removal = make_plan(graph, gammas, policy, Amount(percent, None)).removal
-            small = compact(graph, arrays, removal)
+            small = prune_network(graph, arrays, removal)
             name = f"{percent:g}, multiples of {multiple}" if multiple > 1 else f"{percent:g}, ragged"
             models[name], macs[name] = clock.model(*small), network_cost(small.network, *size).macs
     times = clock.latency(models, rounds=args.rounds)

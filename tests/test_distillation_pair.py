@@ -23,11 +23,10 @@ from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.model_files import choose_model
-from utils.pruning.plan import gammas_of, make_plan
 from utils.pruning.policy import ChannelPolicy
-from utils.pruning.record import kept as kept_of
-from utils.pruning.request import Amount
-from utils.pruning.surgery import compact
+from utils.pruning.report import kept as kept_of
+from utils.pruning.surgery import gammas_of, prune_network
+from utils.pruning.target import Amount, make_plan
 
 OUTPUTS, EVERYTHING = distillation("3", None), distillation("cwd", "3")
 CHANNELS, ATTENTION = distillation("cwd", None), distillation(None, "1")
@@ -269,7 +268,7 @@ class TestPruned:
     def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
         given = adapt_classes(load(root, "demo"), 1)
         arrays, plan = silent_cut(given, start(given), 0.5, units, 1)
-        cut, small = compact(plan.graph, arrays, plan.removal)
+        cut, small = prune_network(plan.graph, arrays, plan.removal)
         kept = kept_of(plan, None)
         teacher, student = model_of(given, arrays), model_of(cut, small)
         found = pair(cut, given, EVERYTHING, kept)
@@ -288,7 +287,7 @@ class TestPruned:
     def test_a_pool_and_a_route_before_a_head_have_adapters(self):
         """Only convolutions have origins; attention has nothing to learn all the same."""
         arrays, plan = silent_cut(tiny(), start(tiny()), 0.5, None, 1)
-        cut, small = compact(plan.graph, arrays, plan.removal)
+        cut, small = prune_network(plan.graph, arrays, plan.removal)
         kept = kept_of(plan, None)
         known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
         assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
@@ -298,10 +297,10 @@ class TestPruned:
     def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
         given = adapt_classes(load(root, "demo"), 1)
         arrays, plan = silent_cut(given, start(given), 0.4, 1, 1)
-        once, weights = compact(plan.graph, arrays, plan.removal)
+        once, weights = prune_network(plan.graph, arrays, plan.removal)
         kept = kept_of(plan, None)
         weights, plan = silent_cut(once, weights, 0.4, 1, 2)
-        twice, small = compact(plan.graph, weights, plan.removal)
+        twice, small = prune_network(plan.graph, weights, plan.removal)
         kept_twice = kept_of(plan, kept)
         between = rebased(kept_twice, kept)
         assert len(between) == len(kept_twice)
@@ -323,7 +322,7 @@ class TestPruned:
         """Narrower than the channels say, or with blocks of other numbers."""
         given = tiny()
         arrays, plan = silent_cut(given, start(given), 0.5, None, 1)
-        cut = compact(plan.graph, arrays, plan.removal).network
+        cut = prune_network(plan.graph, arrays, plan.removal).network
         kept = kept_of(plan, None)
         narrow = parse(TINY.replace("filters=6\n", "filters=2\n"), "narrow.cfg")
         upsampled = next(f for f in pair(cut, narrow, CHANNELS, kept).features if f.name == "upsampled at 8")

@@ -76,8 +76,8 @@ def test_a_training_that_fails_in_its_second_epoch_stays(folder, tmp_path, monke
 
 
 SCRIPTS = {
-    "slim_prune": (["--percent", "0.3", "--no-test"], "utils.pruning.record.write_network"),
-    "layer_prune": (["--shortcut", "1", "--no-test"], "utils.pruning.record.write_network"),
+    "slim_prune": (["--percent", "0.3", "--no-test"], "utils.pruning.report.write_network"),
+    "layer_prune": (["--shortcut", "1", "--no-test"], "utils.pruning.report.write_network"),
     "quantize": (["--no-test", "--calib", "2", "--observer", "minmax"], "utils.quantization.workflow.write_checkpoint"),
     "export": (["--format", "pt"], "utils.export.formats.write_checkpoint"),
     "detect": (["--save-txt"], "utils.report.detection_files.atomic_write_text"),

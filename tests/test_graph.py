@@ -10,7 +10,7 @@ from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.darknet.shapes import trace
 from utils.graph import channel_graph
-from utils.pruning.candidates import candidates
+from utils.pruning.policy import candidates
 
 YOLOV4_CHAINS = (
     (4, 6), (14, 16, 19), (27, 29, 32, 35, 38, 41, 44, 47, 50), (58, 60, 63, 66, 69, 72, 75, 78, 81),

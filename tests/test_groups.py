@@ -22,15 +22,11 @@ from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
-from utils.pruning.candidates import candidates
-from utils.pruning.certificate import silenced
-from utils.pruning.groups import Group, check_percents, owners, pruning_groups
-from utils.pruning.plan import group_figures, make_plan
-from utils.pruning.policy import ChannelPolicy, choose
-from utils.pruning.ranking import MERGES
-from utils.pruning.removal import Removal
-from utils.pruning.request import Amount
-from utils.pruning.surgery import compact, compact_network
+from utils.pruning.certificate import masked
+from utils.pruning.policy import MERGES, ChannelPolicy, Group, candidates, check_percents, choose, pruning_groups
+from utils.pruning.report import group_figures
+from utils.pruning.surgery import Removal, prune_blocks, prune_network
+from utils.pruning.target import Amount, make_plan
 from utils.report.cost import network_cost
 
 BOUNDARIES = {
@@ -96,9 +92,6 @@ class TestGroups:
         assert all(len({of[i] for i in family}) == 1 for family in graph.families())
         alone = [of[family[0]] for family in graph.families() if len(family) == 1]
         assert alone == sorted(alone)
-        owner = owners(graph, groups)
-        assert len(owner) == len(network.blocks)
-        assert all(owner[i] == of[i] for i in of)
 
     @pytest.mark.parametrize("name", BOUNDARIES)
     def test_no_family_of_a_known_network_is_in_two(self, root, name):
@@ -111,7 +104,7 @@ class TestGroups:
     def test_a_pruned_network_has_the_same(self, root):
         graph = graph_of_cfg(root, "yolov4-tiny")
         keep = choose(graph, random_gammas(graph, 0), POLICY).keep
-        assert pruning_groups(channel_graph(compact_network(graph, Removal(keep)))) == pruning_groups(graph)
+        assert pruning_groups(channel_graph(prune_blocks(graph, Removal(keep)))) == pruning_groups(graph)
 
     def test_a_wrong_number_of_percentages_lists_them(self):
         groups = (Group("one", (0, 2)), Group("two", (3,)))
@@ -135,7 +128,7 @@ class TestPercents:
             layers = [i for i in candidates(graph, 1) if i in group.layers]
             order = sorted((abs(gammas[i][c]), i, c) for i in layers for c in range(len(gammas[i])))
             gone = {(i, c) for _, i, c in order[: int(percent * len(order) + 1e-9)]}
-            assert (part.group, part.ranking.layers, part.ranked) == (group, tuple(layers), len(order))
+            assert (part.group, tuple(part.ranks), part.ranked) == (group, tuple(layers), len(order))
             assert part.removed == len(gone)
             assert part.threshold == order[len(gone)][0]
             for i in layers:
@@ -209,7 +202,7 @@ class TestPercents:
             assert sum(row[when]["macs"] for row in rows) == cost.macs
         assert sum(row["candidates"] for row in rows) == plan.choice.ranked
         assert all(row["kept"] < row["candidates"] for row in rows)
-        assert plan.advised == min(row["advised_percent"] for row in rows)
+        assert plan.choice.advised == min(row["advised_percent"] for row in rows)
         slim = make_plan(graph, random_gammas(graph, 4), replace(POLICY, groups=False), Amount(0.4, None))
         assert group_figures(slim, (416, 416)) is None
 
@@ -267,8 +260,8 @@ def test_compact_equals_silenced(merge):
     gammas = {i: arrays[f"layers.{i}.bn.weight"] for i in candidates(graph, 1)}
     policy = replace(POLICY, merge=merge, group_percents=(0.2, 0.5, 0.7, 0.4))
     removal = Removal(choose(graph, gammas, policy).keep)
-    with silenced(model, graph, removal):
-        assert difference(heads(model_of(*compact(graph, arrays, removal)), 64), heads(model, 64)) < 1e-9
+    with masked(model, graph, removal):
+        assert difference(heads(model_of(*prune_network(graph, arrays, removal)), 64), heads(model, 64)) < 1e-9
 
 
 @pytest.fixture

@@ -20,11 +20,10 @@ from utils.detection.evaluate import network_input
 from utils.detection.settings import LossSettings
 from utils.errors import DataError, InfeasibleError, InputError, NumericsError
 from utils.graph import channel_graph
-from utils.pruning import importance, trials, workflow
-from utils.pruning.plan import Plan, arrays_of
-from utils.pruning.removal import Removal
-from utils.pruning.request import Amount
-from utils.pruning.savings import per_saving, savings
+from utils.pruning import importance, workflow
+from utils.pruning.importance import per_saving, savings
+from utils.pruning.surgery import Removal, arrays_of
+from utils.pruning.target import Amount, Plan
 from utils.pruning.units import residual_units
 from utils.report.cost import network_cost
 
@@ -133,11 +132,11 @@ def test_damaged_weights_are_refused():
 
 
 @pytest.mark.parametrize("network", [tiny(), one_head(DEPTHWISE)], ids=["tiny", "depthwise"])
-@pytest.mark.parametrize("kind", ["macs", "params"])
-def test_a_label_saves_what_the_network_without_it_does_not_cost(network, kind):
+@pytest.mark.parametrize("counted", ["macs", "parameters"])
+def test_a_label_saves_what_the_network_without_it_does_not_cost(network, counted):
     graph = channel_graph(network)
     size = (network.net.height, network.net.width)
-    saved = savings(graph, kind, size)
+    saved = savings(graph, counted, size)
     for label in np.flatnonzero(~graph.pinned):
         keep = np.ones(graph.count, np.bool_)
         keep[label] = False
@@ -145,8 +144,7 @@ def test_a_label_saves_what_the_network_without_it_does_not_cost(network, kind):
             continue
         left = Plan(graph, Amount(None, None), Removal(keep), None).after()
         before, after = (network_cost(one, *size) for one in (network, left))
-        gone = before.parameters - after.parameters if kind == "params" else before.macs - after.macs
-        assert saved[label] == pytest.approx(gone)
+        assert saved[label] == pytest.approx(getattr(before, counted) - getattr(after, counted))
 
 
 def test_channels_are_ranked_by_the_square_of_their_importance_for_what_they_save():
@@ -175,8 +173,8 @@ def test_pictures_vary_as_in_the_training_of_the_network(prune, folder, tmp_path
     flags = ("--percent", "0.2", "--no-test", "--data", str(folder / "d.data"))
     prune("slim", *flags)
     network = ("--cfg", str(tmp_path / "runs/exp/model.cfg"), "--weights", str(tmp_path / "trained.pt"))
-    seen, plain = [], trials.training_batches
-    monkeypatch.setattr(trials, "training_batches", lambda *args: (seen.append(args[4]), plain(*args))[1])
+    seen, plain = [], workflow.Pruner.training_batches
+    monkeypatch.setattr(workflow.Pruner, "training_batches", lambda *args: (seen.append(args[2]), plain(*args))[1])
     pruned = read_checkpoint(tmp_path / "runs/exp/model.pt")
     for more in ({"hyp": {"flip_lr": 0.0, "flip_ud": 0.0, "hsv_h": 0.25}}, {"lineage": [{"no_flip": True}]}, {}):
         write_checkpoint(tmp_path / "trained.pt", pruned | more)
@@ -239,8 +237,8 @@ def test_training_pictures_are_needed(prune, folder, flag):
 
 def test_rounds_reach_the_target_and_are_proved_against_the_first_network(prune, folder, monkeypatch):
     scored = []
-    plain = workflow.Trials.importance
-    monkeypatch.setattr(workflow.Trials, "importance", lambda self, network, arrays: (
+    plain = workflow.Pruner.importance
+    monkeypatch.setattr(workflow.Pruner, "importance", lambda self, network, arrays: (
         scored.append(network_cost(network).macs), plain(self, network, arrays))[1])  # fmt: skip
     flags = ("--target-macs", "0.5", "--no-test", "--data", str(folder / "d.data"), "--batch-size", "4")
     document = prune("slim", *flags, "--rounds", "3")

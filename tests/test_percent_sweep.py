@@ -23,10 +23,8 @@ from utils.darknet.blocks import Convolutional
 from utils.darknet.layout import key, tensors
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.candidates import candidates
-from utils.pruning.policy import MERGES, ChannelPolicy, choose
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import compact_network
+from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose
+from utils.pruning.surgery import Removal, prune_blocks
 
 POLICIES = {
     "normal": ChannelPolicy(0, prune=0),
@@ -75,7 +73,7 @@ def works(graph: ChannelGraph, gammas, policy: ChannelPolicy) -> bool:
         assert not emptied(graph, choice.keep)
         return False
     assert not emptied(graph, choice.keep)
-    assert len(compact_network(graph, Removal(choice.keep)).blocks) == len(graph.network.blocks)
+    assert len(prune_blocks(graph, Removal(choice.keep)).blocks) == len(graph.network.blocks)
     return True
 
 

@@ -28,7 +28,7 @@ from utils.darknet.blocks import Convolutional
 from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError, ResourceError
 from utils.model_files import choose_model
-from utils.pruning import measure, report
+from utils.pruning import report, workflow
 from utils.training.state import write_darknet
 
 AMOUNTS = {
@@ -47,7 +47,7 @@ FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    monkeypatch.setattr(measure, "interleaved", partial(measure.interleaved, rounds=5, warm=1))
+    monkeypatch.setattr(workflow, "interleaved", partial(workflow.interleaved, rounds=5, warm=1))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
         assert all(torch.equal(a, b) for a, b in zip(model(image).heads, stored(image).heads, strict=True))
     run = Path(document["run_dir"])
     assert {path.name for path in run.iterdir()} == FILES - ({"importance.png"} if name == "layer" else set())
-    side = 2 * 64 + report.GAP
+    side = 2 * 64 + workflow.GAP
     assert read_image(run / "detections.jpg").shape == (3 * side, 2 * side, 3)
     again = importlib.import_module("slim_prune").main
     again(["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1", *flags[-3:]])
@@ -111,7 +111,7 @@ def test_plan_and_table_say_what_went(prune, files):
         else:
             assert row["after"] == "0"
     assert yaml.safe_load((run / "args.yaml").read_text())["percent"] == [0.2]
-    assert "| compact" in (run / "report.md").read_text()
+    assert "| pruned" in (run / "report.md").read_text()
 
 
 def test_kept_leads_every_channel_back_to_its_origin(prune, arrays):
@@ -203,10 +203,8 @@ def test_a_network_without_residual_units_is_named(root, prune, tmp_path):
 
 
 def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path, monkeypatch):
-    from utils.pruning import workflow
-
-    monkeypatch.setattr(workflow, "compact", lambda graph, arrays, removal: (
-        workflow.Compacted(graph.network, {name: 2 * array for name, array in arrays.items()})))  # fmt: skip
+    monkeypatch.setattr(workflow, "prune_network", lambda graph, arrays, removal: (
+        workflow.PrunedNetwork(graph.network, {name: 2 * array for name, array in arrays.items()})))  # fmt: skip
     with pytest.raises(InfeasibleError, match=r"certificate: .* nothing is written"):
         prune("slim", "--percent", "0.2", "--no-test")
     assert not (tmp_path / "runs").exists()
@@ -245,9 +243,9 @@ def test_the_rows_of_the_table_are_those_networks(prune, folder, monkeypatch, na
     def mean(self, name, model):
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         value = float(torch.cat([head.ravel() for head in model(image).heads]).mean())
-        return measure.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+        return workflow.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
 
-    monkeypatch.setattr(measure.Bench, "accuracy", mean)
+    monkeypatch.setattr(workflow.Pruner, "accuracy", mean)
     flags = (*AMOUNTS[name], "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0")
     absorbed, bare = prune(name, *flags), prune(name, *flags, "--no-absorb")
     original, silenced, taken, compact = (absorbed[key]["map50"] for key in ("before", "silenced", "absorbed", "after"))
@@ -277,7 +275,7 @@ def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
     slim_prune.main([*files, *flags])
     out, err = capsys.readouterr()
     assert "--reconstruct 128: 9 pictures are used; there are no more" in err
-    assert "compact, reconstructed" in out and "border" not in out
+    assert "pruned, readers fitted" in out and "border" not in out
 
 
 def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
@@ -286,9 +284,9 @@ def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
     flags = ("--percent", "0.5", "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0")
     slim_prune.main([*files, *flags, "--project", str(tmp_path / "a b")])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:6]] == ["original", "silenced", "absorbed", "compact"]
+    assert [line.split()[0] for line in lines[2:6]] == ["original", "masked", "constants", "pruned"]
     assert lines[6].startswith("ms: forward pass of one picture, 64 × 64") and "rounds" in lines[6]
-    assert lines[7].startswith("certificate: compact = silenced to ")
+    assert lines[7].startswith("certificate: pruned = masked to ")
     assert lines[8].startswith("advised: ") and "train.py -sr" in lines[9]
     run = tmp_path / "a b" / "exp"
     assert lines[10] == (f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
@@ -303,11 +301,12 @@ def test_what_was_pruned_can_be_trained(prune, run):
 
 @pytest.mark.parametrize(("percent", "warned"), [(0.3, False), (0.47, False), (0.5, True), (None, False)])
 def test_more_than_is_advised_is_warned_of(percent, warned):
-    free, *warning = report.advice(percent, 0.47)
+    document = {"percent": percent, "advised_percent": 0.47}
+    free, *warning = report.advice(document)
     assert free.startswith("advised: --percent 0.47; the weakest 47 % of the channels hold at most 5 % of any layer's")
     assert bool(warning) == warned
-    assert list(report.advice(percent, None)) == []
-    assert next(report.advice(percent, 0.0)).startswith("advised: no pruning yet")
+    assert list(report.advice(document | {"advised_percent": None})) == []
+    assert next(report.advice(document | {"advised_percent": 0.0})).startswith("advised: no pruning yet")
 
 
 def test_the_input_size_is_that_of_costs_and_latency(prune, folder):
@@ -327,7 +326,7 @@ def test_widths_are_rounded_and_more_convolutions_prune_if_asked_for(prune):
 
 
 def test_efficiency_is_the_gain_in_time_over_the_gain_in_operations(prune, folder, monkeypatch):
-    monkeypatch.setattr(report, "write_image", lambda *_: None)
+    monkeypatch.setattr(workflow, "write_image", lambda *_: None)
     document = prune("slim", "--percent", "0.5", "--data", str(folder / "d.data"))
     before, after = document["before"], document["after"]
     faster, less = before["ms"] / after["ms"], before["macs"] / after["macs"]

@@ -20,10 +20,8 @@ from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
 from utils.errors import InfeasibleError
 from utils.graph import channel_graph
-from utils.pruning.constants import absorb
 from utils.pruning.policy import ChannelPolicy, choose
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import compact
+from utils.pruning.surgery import Removal, fold_constants, prune_network
 from utils.pruning.units import choose_units, residual_units
 
 CHANNELS = {
@@ -83,7 +81,7 @@ def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tm
     network, arrays = network_and_arrays(request, name)
     graph = channel_graph(network)
     removal = chosen(graph, gammas_of(network, arrays), strategy)
-    narrow, sliced = compact(graph, absorb(graph, arrays, removal), removal)
+    narrow, sliced = prune_network(graph, fold_constants(graph, arrays, removal), removal)
     cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
     cfg.write_text(format_network(narrow))
     weights_file.write(weights, narrow, sliced)

@@ -18,11 +18,9 @@ from utils.darknet.cfg import format_network, parse
 from utils.darknet.shapes import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
-from utils.pruning.certificate import Certificate, certify, difference, silenced
-from utils.pruning.constants import absorb
+from utils.pruning.certificate import Certificate, certify, difference, masked
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import compact
+from utils.pruning.surgery import Removal, fold_constants, prune_network
 from utils.pruning.units import choose_units, residual_units
 
 STRATEGIES = {
@@ -111,17 +109,17 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, request, na
         assert removal.keep.all()
         return
     side = 2 * max_stride(network)
-    narrow, sliced = compact(graph, arrays, removal)
+    narrow, sliced = prune_network(graph, arrays, removal)
     widths = graph.widths(removal.keep)
     stays = [i for i in range(len(network.blocks)) if i not in removal.blocks]
     assert [shape.channels for shape in trace(narrow)] == [widths[i] for i in stays]
     assert not removal.keep.all() or removal.units
-    with silenced(model, graph, removal):
+    with masked(model, graph, removal):
         assert difference(heads(model_of(narrow, sliced), side), heads(model, side)) < 1e-9
-    taken = absorb(graph, arrays, removal)
+    taken = fold_constants(graph, arrays, removal)
     full = model_of(network, taken)
-    narrow, sliced = compact(graph, taken, removal)
-    with silenced(full, graph, removal):
+    narrow, sliced = prune_network(graph, taken, removal)
+    with masked(full, graph, removal):
         assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
 
 
@@ -129,10 +127,10 @@ def test_everything_kept_is_the_same_bit_for_bit(root):
     network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
     graph = channel_graph(network)
     arrays = arrays_of(randomised(network, torch.float32))
-    narrow, sliced = compact(graph, arrays, Removal(np.ones(graph.count, np.bool_)))
+    narrow, sliced = prune_network(graph, arrays, Removal(np.ones(graph.count, np.bool_)))
     assert narrow == network
     assert all(np.array_equal(sliced[name], arrays[name]) for name in sliced)
-    assert absorb(graph, arrays, Removal(np.ones(graph.count, np.bool_))) == arrays
+    assert fold_constants(graph, arrays, Removal(np.ones(graph.count, np.bool_))) == arrays
 
 
 def test_constants_reach_every_reader_exactly_through_1x1():
@@ -150,9 +148,9 @@ def test_constants_reach_every_reader_exactly_through_1x1():
     for i in (0, 1, 3):
         arrays[f"layers.{i}.bn.weight"] = np.where(keep[graph.labels[i]], arrays[f"layers.{i}.bn.weight"], 0)
     constant = heads(model_of(graph.network, arrays), 64)
-    narrow, sliced = compact(graph, absorb(graph, arrays, Removal(keep)), Removal(keep))
+    narrow, sliced = prune_network(graph, fold_constants(graph, arrays, Removal(keep)), Removal(keep))
     assert difference(heads(model_of(narrow, sliced), 64), constant) < 1e-12
-    bare = compact(graph, arrays, Removal(keep))
+    bare = prune_network(graph, arrays, Removal(keep))
     assert difference(heads(model_of(*bare), 64), constant) > 1e-3
 
 
@@ -163,8 +161,9 @@ def test_the_border_of_3x3_is_all_that_absorption_gets_wrong():
     keep[graph.labels[0][:3]] = False
     arrays["layers.0.bn.weight"] = np.where(keep[graph.labels[0]], arrays["layers.0.bn.weight"], 0)
     (constant,) = heads(model_of(graph.network, arrays), 64)
-    (absorbed,) = heads(model_of(*compact(graph, absorb(graph, arrays, Removal(keep)), Removal(keep))), 64)
-    gap = (constant - absorbed).abs()
+    folded = fold_constants(graph, arrays, Removal(keep))
+    (pruned,) = heads(model_of(*prune_network(graph, folded, Removal(keep))), 64)
+    gap = (constant - pruned).abs()
     assert float(gap[..., 1:-1, 1:-1].max()) < 1e-12
     assert float(gap.max()) > 1e-3
 
@@ -247,7 +246,7 @@ def test_a_pruned_network_can_be_pruned_again():
     for _ in range(2):
         graph = channel_graph(network)
         choice = choose(graph, gammas_of(network, arrays), ChannelPolicy(0.4, layer_keep=0.1))
-        network, arrays = compact(graph, arrays, Removal(choice.keep))
+        network, arrays = prune_network(graph, arrays, Removal(choice.keep))
     assert network.blocks[0].filters == network.blocks[1].filters < 13
     assert [block.filters for block in network.blocks if isinstance(block, Convolutional)][-1] == 21
     assert HEAD.count("filters=21") == 1
@@ -264,8 +263,8 @@ class TestCertificate:
         graph = graph_of(conv(8), conv(8, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6, 3))
         arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
         keep = choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.5, layer_keep=0.1)).keep
-        absorbed = absorb(graph, arrays, Removal(keep))
-        bare, written = compact(graph, arrays, Removal(keep)), compact(graph, absorbed, Removal(keep))
+        absorbed = fold_constants(graph, arrays, Removal(keep))
+        bare, written = prune_network(graph, arrays, Removal(keep)), prune_network(graph, absorbed, Removal(keep))
         if spoil:
             bare.arrays["layers.1.conv.weight"][0, 0] += 1
         return certify(graph, arrays, absorbed, Removal(keep), bare, written)
@@ -283,7 +282,7 @@ class TestCertificate:
         graph = channel_graph(cfg_file.load(root / "cfg" / "yolov4-tiny.cfg"))
         arrays = {name: value.numpy() for name, value in Darknet(graph.network).state_dict().items()}
         removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
-        bare = compact(graph, arrays, removal)
+        bare = prune_network(graph, arrays, removal)
         certify(graph, arrays, arrays, removal, bare, bare).check()
         wrong = {
             name: array[::-1].copy() if name.endswith("conv.weight") else array for name, array in bare.arrays.items()
@@ -297,7 +296,7 @@ class TestCertificate:
         arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
         removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
         assert not all(removal.stays(graph, index).all() for index in (2, 3))
-        bare = compact(graph, arrays, removal)
+        bare = prune_network(graph, arrays, removal)
         certificate = certify(graph, arrays, arrays, removal, bare, bare)
         certificate.check()
         assert certificate.compact_vs_silenced_float64 < 1e-12
@@ -324,7 +323,7 @@ class TestRounding:
         arrays["layers.0.bn.bias"] += 1e8
         arrays["layers.1.bn.running_var"][:] = 1e16
         removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
-        return graph, arrays, removal, compact(graph, arrays, removal)
+        return graph, arrays, removal, prune_network(graph, arrays, removal)
 
     def certified(self, made, **changes):
         graph, arrays, removal, bare = made
@@ -396,14 +395,14 @@ class TestUnits:
         keep = np.ones(graph.count, np.bool_)
         keep[graph.labels[1][0]] = False
         removal = Removal(keep, choose_units(graph, gammas_of(graph.network, arrays), keep, count))
-        compacted = compact(graph, arrays, removal)
+        compacted = prune_network(graph, arrays, removal)
         assert len(compacted.network.blocks) == len(graph.network.blocks) - 3 * count
-        with silenced(model, graph, removal):
+        with masked(model, graph, removal):
             assert difference(heads(model_of(*compacted), 64), heads(model, 64)) < 1e-12
         assert parse(format_network(compacted.network)).blocks == compacted.network.blocks
-        full = model_of(graph.network, absorb(graph, arrays, removal))
-        with silenced(full, graph, removal):
-            narrow = model_of(*compact(graph, absorb(graph, arrays, removal), removal))
+        full = model_of(graph.network, fold_constants(graph, arrays, removal))
+        with masked(full, graph, removal):
+            narrow = model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal))
             assert difference(heads(narrow, 64), heads(full, 64)) < 1e-12
 
     def test_what_a_unit_adds_with_gamma_0_is_taken_up_exactly_through_1x1(self):
@@ -413,6 +412,6 @@ class TestUnits:
         arrays["layers.2.bn.weight"] = np.zeros(8)
         removal = Removal(np.ones(graph.count, np.bool_), residual_units(graph.network)[:1])
         constant = heads(model_of(graph.network, arrays), 64)
-        taken = model_of(*compact(graph, absorb(graph, arrays, removal), removal))
+        taken = model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal))
         assert difference(heads(taken, 64), constant) < 1e-12
-        assert difference(heads(model_of(*compact(graph, arrays, removal)), 64), constant) > 1e-3
+        assert difference(heads(model_of(*prune_network(graph, arrays, removal)), 64), constant) > 1e-3

@@ -29,12 +29,9 @@ from utils.darknet.layout import key, tensors
 from utils.darknet.shapes import trace
 from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.candidates import candidates
-from utils.pruning.certificate import difference, silenced, without_gamma
-from utils.pruning.constants import absorb
-from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, choose
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import compact, compact_network
+from utils.pruning.certificate import difference, masked, without_gamma
+from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, candidates, choose
+from utils.pruning.surgery import Removal, fold_constants, prune_blocks, prune_network
 from utils.pruning.units import choose_units, residual_units
 
 POLICIES = st.builds(
@@ -71,6 +68,11 @@ def random_arrays(network: Network, seed: int, dtype: type = np.float64) -> dict
             array /= np.prod(spec.shape[1:]) ** 0.5
         arrays[key(spec)] = array.astype(dtype)
     return arrays
+
+
+def folded_heads(graph: ChannelGraph, arrays, removal: Removal) -> list:
+    """Heads of the pruned network with the constants folded."""
+    return heads(model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal)), SIDE)
 
 
 def chosen(graph: ChannelGraph, arrays, policy: ChannelPolicy, units: int = 0) -> Removal:
@@ -183,18 +185,18 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, 
     """Widths commute; at every pixel, in float64, with and without the constants; whatever goes."""
     graph, arrays = channel_graph(network), random_arrays(network, seed)
     removal = chosen(graph, arrays, policy, units)
-    narrow, sliced = compact(graph, arrays, removal)
+    narrow, sliced = prune_network(graph, arrays, removal)
     widths = graph.widths(removal.keep)
     left = [i for i in range(len(widths)) if i not in removal.blocks]
     assert [shape.channels for shape in trace(narrow)] == [widths[i] for i in left]
-    assert narrow == compact_network(graph, removal)
+    assert narrow == prune_blocks(graph, removal)
     model = model_of(network, arrays)
-    with silenced(model, graph, removal):
+    with masked(model, graph, removal):
         assert difference(heads(model_of(narrow, sliced), SIDE), heads(model, SIDE)) < 1e-9
-    taken = absorb(graph, arrays, removal)
+    taken = fold_constants(graph, arrays, removal)
     full = model_of(network, taken)
-    with silenced(full, graph, removal):
-        assert difference(heads(model_of(*compact(graph, taken, removal)), SIDE), heads(full, SIDE)) < 1e-9
+    with masked(full, graph, removal):
+        assert difference(heads(model_of(*prune_network(graph, taken, removal)), SIDE), heads(full, SIDE)) < 1e-9
 
 
 @examples(200)
@@ -202,9 +204,9 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, 
 def test_everything_kept_is_the_same_bit_for_bit(network, seed):
     graph, arrays = channel_graph(network), random_arrays(network, seed)
     removal = Removal(np.ones(graph.count, np.bool_))
-    taken = absorb(graph, arrays, removal)
+    taken = fold_constants(graph, arrays, removal)
     assert taken.keys() == arrays.keys()
-    narrow, sliced = compact(graph, taken, removal)
+    narrow, sliced = prune_network(graph, taken, removal)
     assert narrow == network
     assert all(np.array_equal(sliced[name], arrays[name]) for name in arrays)
 
@@ -218,7 +220,7 @@ def test_constants_are_taken_up_exactly_where_nothing_is_padded(network, policy,
     constant = without_gamma(graph, arrays, removal)
     constant |= {(name := f"layers.{unit.last}.bn.weight"): 0 * arrays[name] for unit in removal.units}
     want = heads(model_of(network, constant), SIDE)
-    got = heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE)
+    got = folded_heads(graph, arrays, removal)
     assert difference(got, want) < 1e-9
 
 
@@ -232,8 +234,8 @@ def test_constants_are_taken_up_exactly_through_weighted_sums(kind, normalizatio
     keep[graph.labels[0][[1, 5, 7]]] = False
     removal = Removal(keep)
     want = heads(model_of(graph.network, without_gamma(graph, arrays, removal)), SIDE)
-    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
-    assert difference(heads(model_of(*compact(graph, arrays, removal)), SIDE), want) > 1e-3
+    assert difference(folded_heads(graph, arrays, removal), want) < 1e-9
+    assert difference(heads(model_of(*prune_network(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
 @pytest.mark.parametrize("section", [
@@ -247,8 +249,8 @@ def test_constants_are_taken_up_exactly_through_halves_and_activations(section):
     keep[graph.labels[1][[1, 5]]] = False
     removal = Removal(keep)
     want = heads(model_of(graph.network, without_gamma(graph, arrays, removal)), SIDE)
-    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
-    assert difference(heads(model_of(*compact(graph, arrays, removal)), SIDE), want) > 1e-3
+    assert difference(folded_heads(graph, arrays, removal), want) < 1e-9
+    assert difference(heads(model_of(*prune_network(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
 @examples(200)
@@ -260,7 +262,7 @@ def test_a_unit_that_adds_nothing_can_go(network, count, seed):
         arrays[f"layers.{unit.last}.bn.weight"][:] = 0
         arrays[f"layers.{unit.last}.bn.bias"][:] = 0
     want = heads(model_of(network, arrays), SIDE)
-    assert difference(heads(model_of(*compact(graph, absorb(graph, arrays, removal), removal)), SIDE), want) < 1e-9
+    assert difference(folded_heads(graph, arrays, removal), want) < 1e-9
 
 
 @examples(200)
@@ -269,9 +271,9 @@ def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, net
     folder = tmp_path_factory.getbasetemp()
     graph, arrays = channel_graph(network), random_arrays(network, seed, np.float32)
     removal = chosen(graph, arrays, policy, units)
-    narrow, sliced = compact(graph, absorb(graph, arrays, removal), removal)
+    narrow, sliced = prune_network(graph, fold_constants(graph, arrays, removal), removal)
     narrow = parse(format_network(narrow), "pruned.cfg", warn=lambda text: None)
-    assert narrow == compact_network(graph, removal)
+    assert narrow == prune_blocks(graph, removal)
     weights_file.write(folder / "one.weights", narrow, sliced)
     again = weights_file.read(folder / "one.weights", narrow)
     assert (folder / "one.weights").stat().st_size == weights_file.file_bytes(narrow)
@@ -279,7 +281,7 @@ def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, net
     assert (folder / "one.weights").read_bytes() == (folder / "two.weights").read_bytes()
     graph = channel_graph(narrow)
     removal = chosen(graph, again, policy, units)
-    twice, arrays = compact(graph, again, removal)
+    twice, arrays = prune_network(graph, again, removal)
     model = model_of(narrow, again)
-    with silenced(model, graph, removal):
+    with masked(model, graph, removal):
         assert difference(heads(model_of(twice, arrays), SIDE), heads(model, SIDE)) < 1e-9

@@ -11,12 +11,9 @@ from tests.nets import one_head, tiny
 from utils.errors import NumericsError
 from utils.graph import channel_graph
 from utils.pruning import reconstruct as module
-from utils.pruning.certificate import silenced
-from utils.pruning.constants import absorb
-from utils.pruning.plan import arrays_of
+from utils.pruning.certificate import masked
 from utils.pruning.reconstruct import most_pictures, reconstruct
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import compact
+from utils.pruning.surgery import Removal, arrays_of, fold_constants, prune_network
 from utils.pruning.units import residual_units
 
 CONV = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
@@ -58,8 +55,8 @@ def test_a_channel_that_another_one_repeats_is_not_missed():
     removal = removal_of(graph, (0, 3))
     before = heads(network, arrays, pictures(side=16))
     fitted, constant = (
-        heads(*compact(graph, made, removal), pictures(side=16))
-        for made in (reconstruct(graph, arrays, removal, pictures(side=16)), absorb(graph, arrays, removal))
+        heads(*prune_network(graph, made, removal), pictures(side=16))
+        for made in (reconstruct(graph, arrays, removal, pictures(side=16)), fold_constants(graph, arrays, removal))
     )
     errors = [max(float((a - b).abs().max()) for a, b in zip(before, of, strict=True)) for of in (fitted, constant)]
     assert errors[0] < 2e-3 * float(before[0].abs().max()) < errors[1]
@@ -71,7 +68,7 @@ def test_the_fit_is_the_least_squares_solution(monkeypatch):
     network = one_head(CONV)
     graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures(side=16)
     removal = removal_of(graph, (0, 1), (0, 6))
-    found = heads(*compact(graph, reconstruct(graph, arrays, removal, images), removal), images)
+    found = heads(*prune_network(graph, reconstruct(graph, arrays, removal, images), removal), images)
     model = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()}).eval()
     with torch.no_grad():
         features = [model(image, features=[0]).features[0] for image in images]
@@ -90,9 +87,9 @@ def test_what_is_written_is_the_silenced_network_of_full_size():
     fitted = reconstruct(graph, arrays, removal, images)
     assert {name: array.shape for name, array in fitted.items()} == {name: a.shape for name, a in arrays.items()}
     large = load_arrays(network, {name: torch.from_numpy(array) for name, array in fitted.items()}).eval()
-    with torch.no_grad(), silenced(large, graph, removal):
+    with torch.no_grad(), masked(large, graph, removal):
         full = [head for image in images for head in large(image).heads]
-    small = heads(*compact(graph, fitted, removal), images)
+    small = heads(*prune_network(graph, fitted, removal), images)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(full, small, strict=True))
 
 
@@ -102,8 +99,8 @@ def test_units_that_go_are_made_up_for_as_well():
     removal = Removal(np.ones(graph.count, np.bool_), residual_units(network))
     before = heads(network, arrays, images)
     fitted, constant = (
-        heads(*compact(graph, made, removal), images)
-        for made in (reconstruct(graph, arrays, removal, images), absorb(graph, arrays, removal))
+        heads(*prune_network(graph, made, removal), images)
+        for made in (reconstruct(graph, arrays, removal, images), fold_constants(graph, arrays, removal))
     )
     errors = [sum(float((a - b).square().sum()) for a, b in zip(before, of, strict=True)) for of in (fitted, constant)]
     assert errors[0] < 0.8 * errors[1]

@@ -22,8 +22,7 @@ from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
 from utils.graph import channel_graph
 from utils.model_files import choose_model
-from utils.pruning.advice import advised_percent
-from utils.pruning.candidates import candidates
+from utils.pruning.policy import advised_percent, candidates
 from utils.pruning.sparsity import CEILING, SCHEDULES, START, Control, SparseSettings, outlook
 from utils.report.run_dir import read_results
 from utils.training import loop, optim

@@ -19,13 +19,9 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
-from utils.pruning import measure
-from utils.pruning.ladder import cost_share, make_ladder
-from utils.pruning.plan import make_plan
+from utils.pruning import workflow
 from utils.pruning.policy import ChannelPolicy
-from utils.pruning.request import Amount
-from utils.pruning.settlement import MOST_MORE
-from utils.pruning.target import Target
+from utils.pruning.target import MOST_MORE, Amount, Target, make_plan, make_steps
 from utils.report.cost import network_cost
 from utils.report.latency import Latency
 
@@ -55,7 +51,7 @@ def measured(monkeypatch, folder):
 
     def accuracy(self, name, model):
         value = network_cost(model.network).parameters / whole
-        return measure.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+        return workflow.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
 
     def latency(self, models, rounds=50):
         first = next(iter(models))
@@ -63,8 +59,8 @@ def measured(monkeypatch, folder):
         seems = {name: count * (0.9 if rounds < 50 and name != first else 1) for name, count in macs.items()}
         return {name: Latency(value, value, rounds) for name, value in seems.items()}
 
-    monkeypatch.setattr(measure.Bench, "accuracy", accuracy)
-    monkeypatch.setattr(measure.Clock, "latency", latency)
+    monkeypatch.setattr(workflow.Pruner, "accuracy", accuracy)
+    monkeypatch.setattr(workflow.Pruner, "latency", latency)
     return "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0"
 
 
@@ -79,20 +75,20 @@ def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
 
     share = Target("macs", bound)
     try:
-        found = share.fulfil(steps, figure)
+        found = share.reach(steps, figure)
         assert figures[found] <= bound and (found == 0 or figures[found - 1] > bound)
     except InfeasibleError as refused:
         works = float(str(refused).split()[-1])
-        assert figures[replace(share, bound=works).fulfil(steps, figure)] <= works
+        assert figures[replace(share, bound=works).reach(steps, figure)] <= works
     assert len(looked) <= 2 * (2 + len(figures).bit_length())
     drop, first = Target("drop", bound), int(first)
     try:
-        found = drop.fulfil(steps, figure, first)
+        found = drop.reach(steps, figure, first)
         assert found >= first and figures[found] <= bound and (found == steps or figures[found + 1] > bound)
     except InfeasibleError as refused:
         if steps >= first:
             works = float(str(refused).split()[-1])
-            assert figures[replace(drop, bound=works).fulfil(steps, figure, first)] <= works
+            assert figures[replace(drop, bound=works).reach(steps, figure, first)] <= works
 
 
 @examples(80)
@@ -106,36 +102,37 @@ def test_counted_targets_are_met_channel_by_channel_in_any_network(network, seed
     graph = channel_graph(network)
     gammas, size = random_gammas(graph, seed), (graph.network.net.height, graph.network.net.width)
     try:
-        ladder = make_ladder(graph, gammas, POLICIES[name], None, fine=True)
+        steps = make_steps(graph, gammas, POLICIES[name], None, fine=True)
     except InfeasibleError:
         return
-    before = network_cost(graph.network)
+    counted = Target(kind, 0.5).counted
 
     def figure(step: int) -> float:
-        return cost_share(before, ladder.plan(step), kind, size)
+        left = network_cost(steps.plan(step).after(), *size)
+        return getattr(left, counted) / getattr(network_cost(network), counted)
 
-    target = Target(kind, 0.3 + 0.7 * figure(ladder.steps))
+    target = Target(kind, 0.3 + 0.7 * figure(steps.last))
     if target.bound < 1:
-        step = target.fulfil(ladder.steps, figure)
+        step = target.reach(steps.last, figure)
         assert figure(step) <= target.bound < figure(step - 1)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_step_is_one_channel_by_rank(root, name):
     graph = channel_graph(cfg_file.load(root / "cfg" / "demo.cfg"))
-    ladder = make_ladder(graph, random_gammas(graph, 1), POLICIES[name], None, fine=True)
-    removed = [ladder.plan(step).choice.removed for step in range(0, ladder.steps + 1, 7)]
+    steps = make_steps(graph, random_gammas(graph, 1), POLICIES[name], None, fine=True)
+    removed = [steps.plan(step).choice.removed for step in range(0, steps.last + 1, 7)]
     if name == "group":  # each group loses the whole part of its share
-        assert all(step - 3 < count <= step for step, count in zip(range(0, ladder.steps + 1, 7), removed, strict=True))
+        assert all(step - 3 < count <= step for step, count in zip(range(0, steps.last + 1, 7), removed, strict=True))
     else:
-        assert removed == list(range(0, ladder.steps + 1, 7))
+        assert removed == list(range(0, steps.last + 1, 7))
 
 
 def test_steps_of_units_are_units():
     graph = channel_graph(tiny())
-    ladder = make_ladder(graph, random_gammas(graph, 1), None, None, fine=True)
-    assert (ladder.steps, ladder.first, ladder.amount(1)) == (1, 1, Amount(None, 1))
-    assert len(ladder.plan(1).removal.units) == 1
+    steps = make_steps(graph, random_gammas(graph, 1), None, None, fine=True)
+    assert (steps.last, steps.first, steps.amount(1)) == (1, 1, Amount(None, 1))
+    assert len(steps.plan(1).removal.units) == 1
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -229,24 +226,22 @@ def test_a_time_that_is_never_kept_is_given_up(prune, monkeypatch, tmp_path):
         return {name: Latency(1 if name == "before" or rounds < 50 else 1.5, 1, rounds) for name in models} | (
             {} if rounds == 50 else {"after": Latency(0.1, 0.1, rounds)})  # fmt: skip
 
-    monkeypatch.setattr(measure.Clock, "latency", latency)
+    monkeypatch.setattr(workflow.Pruner, "latency", latency)
     with pytest.raises(InfeasibleError, match=r"--target-latency 0\.5: is out of reach"):
         prune("slim", "--target-latency", "0.5", "--no-test")
     assert seen.count(50) == MOST_MORE + 1 and not (tmp_path / "runs").exists()
 
 
 def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure.Bench, "accuracy", lambda *_: (measure.Accuracy(0.0, 0.0), []))
+    monkeypatch.setattr(workflow.Pruner, "accuracy", lambda *_: (workflow.Accuracy(0.0, 0.0), []))
     with pytest.raises(InputError, match=r"finds nothing in .*val\.txt; its AP50 is 0"):
         prune("slim", "--max-drop", "5", "--data", str(folder / "d.data"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
-    from utils.pruning import trials
-
     seen = []
-    monkeypatch.setattr(trials, "reconstruct", lambda graph, arrays, removal, pictures, *_: (
+    monkeypatch.setattr(workflow, "reconstruct", lambda graph, arrays, removal, pictures, *_: (
         seen.append(len(pictures)), arrays)[1])  # fmt: skip
     document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
@@ -278,7 +273,7 @@ def test_a_found_percentage_says_the_same_when_it_is_given():
     """Also where the share is no short decimal."""
     graph = channel_graph(tiny())
     gammas = random_gammas(graph, 3)
-    ladder = make_ladder(graph, gammas, POLICIES["slim"], None, fine=True)
-    for step in range(ladder.steps + 1):
-        percent = float(str(ladder.amount(step).percent))
+    steps = make_steps(graph, gammas, POLICIES["slim"], None, fine=True)
+    for step in range(steps.last + 1):
+        percent = float(str(steps.amount(step).percent))
         assert make_plan(graph, gammas, POLICIES["slim"], Amount(percent, None)).choice.removed == step

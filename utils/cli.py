@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import Any, NoReturn, TypeVar
@@ -71,12 +71,21 @@ class Parser(argparse.ArgumentParser):
             self.error(self._unknown(unknown[0]))
         return parsed, unknown
 
-    def add_settings(self, title: str, *classes: type) -> None:
-        """Add a group with a flag for each field of the dataclasses that `flag` made; `settings_from` reads them."""
+    def add_settings(self, title: str, *classes: type, without: Collection[str] = (), **defaults: Any) -> None:
+        """Add a group with a flag for each field of the dataclasses that `flag` made; `settings_from` reads them.
+
+        Args:
+            title: of the group.
+            classes: dataclasses.
+            without: fields that are no flags of this script.
+            defaults: of this script, where they are not those of the fields.
+        """
         group = self.add_argument_group(title)
         for setting in (setting for kind in classes for setting in fields(kind) if "flags" in setting.metadata):
-            options, default = dict(setting.metadata["options"]), setting.default
-            if default not in (None, False) and "(default" not in options["help"]:
+            if setting.name in without:
+                continue
+            options, default = dict(setting.metadata["options"]), defaults.get(setting.name, setting.default)
+            if default is not None and not isinstance(default, bool) and "(default" not in options["help"]:
                 options["help"] += " (default: %(default)s)"
             if isinstance(default, bool) and "action" not in options:
                 options["action"] = "store_true"
@@ -133,9 +142,9 @@ def flag(default: Any, text: str, *names: str, **options: Any) -> Any:
 
 
 def settings_from(args: argparse.Namespace, kind: type[Settings], **others: Any) -> Settings:
-    """Return the dataclass filled from the flags of `Parser.add_settings`; `others` are fields without a flag."""
-    values = {setting.name: getattr(args, setting.name) for setting in fields(kind) if "flags" in setting.metadata}
-    return kind(**values, **others)
+    """Return the dataclass filled from the flags that have the names of its fields; `others` come before flags."""
+    values = {setting.name: getattr(args, setting.name) for setting in fields(kind) if hasattr(args, setting.name)}
+    return kind(**{**values, **others})
 
 
 def integer(text: str) -> int:

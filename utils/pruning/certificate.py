@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from utils.darknet.blocks import Network
 from utils.darknet.shapes import max_stride, normalised_cell
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import Arrays, Compacted
+from utils.pruning.surgery import Arrays, PrunedNetwork, Removal
 
 FLOAT32, FLOAT64 = 1e-4, 1e-9
-"""Largest difference between a network and its compact form that always passes."""
+"""Largest difference between a masked network and the pruned one that always passes."""
 ROUNDINGS = 30
-"""In float64 so many times what noise of one unit in the last place does to the heads passes, too, up to FLOAT32.
+"""Factor on the noise that passes, too, in float64 and up to FLOAT32: on what one unit in the last place of noise after
+every block does to the heads.
 
 Sums in another order (contiguous or channels-last tensors, one thread or two) move heads by up to 4.6 times that noise:
 measured on csresnext50-panet-spp, yolov4-tiny and yolo-fastest with random weights. A fault changes a layer by far more
@@ -40,12 +40,12 @@ class Certificate:
     """Differences of heads; the first three must vanish but for rounding."""
 
     compact_vs_silenced: float
-    """Without absorption, in float32: the pruned network and the one whose removed channels put out 0."""
+    """Without folded constants, in float32: the pruned network and the one whose removed channels put out 0."""
     compact_vs_silenced_float64: float
     """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture
     (of two, where one has a single value to normalise), which keep the signals of an untrained network alive."""
     compact_vs_keep_size: float
-    """The pruned network that is written and the one of full size whose readers make up as well, in float32."""
+    """The pruned network that is written and the masked one of full size with the same readers, in float32."""
     border: float | None
     """The pruned network and the one in which removed channels have γ = 0 and keep β: what zero padding makes of the
     constants, and where a gate depends on the picture. None where readers were fitted, who get more than constants."""
@@ -61,13 +61,12 @@ class Certificate:
             InfeasibleError: a difference is above its tolerance.
             NumericsError: heads are not finite, so that nothing can be compared.
         """
-        limits = {
-            "compact_vs_silenced": FLOAT32,
-            "compact_vs_silenced_float64": self.allowed_float64,
-            "compact_vs_keep_size": FLOAT32,
-        }
-        for name, limit in limits.items():
-            value = asdict(self)[name]
+        for name, limit in (
+            ("compact_vs_silenced", FLOAT32),
+            ("compact_vs_silenced_float64", self.allowed_float64),
+            ("compact_vs_keep_size", FLOAT32),
+        ):
+            value = getattr(self, name)
             if math.isnan(value):
                 raise NumericsError("certificate: the heads are not finite; the weights overflow, take other ones")
             if not value <= limit:
@@ -80,8 +79,8 @@ def certify(
     arrays: Arrays,
     whole: Arrays,
     removal: Removal,
-    bare: Compacted,
-    written: Compacted,
+    bare: PrunedNetwork,
+    written: PrunedNetwork,
     *,
     fitted: bool = False,
 ) -> Certificate:
@@ -91,9 +90,9 @@ def certify(
         graph: of the network before.
         arrays: its tensors.
         whole: its tensors, in which readers make up for what goes; the same if they do not.
-        removal: what went.
-        bare: compact form of `arrays`.
-        written: compact form of `whole`.
+        removal: what goes.
+        bare: `arrays`, pruned.
+        written: `whole`, pruned.
         fitted: readers were fitted to pictures, and do not just get the constants.
     """
     network = graph.network
@@ -104,16 +103,17 @@ def certify(
     if normalised_cell(network, side, side) is not None:
         images = torch.cat([images, torch.rand(image.shape, generator=generator).double()])
     small, large = _model(*bare), _model(network, arrays)
-    with silenced(large, graph, removal):
+    with masked(large, graph, removal):
         float32 = difference(small(image).heads, large(image).heads)
-        with in_float64(small), in_float64(large):
-            pairs = [_in_float64(small, large, image.double())]
-            with batch_statistics(small), batch_statistics(large):
-                pairs.append(_in_float64(small, large, images))
+        pairs = [_in_float64(small.double(), large.double(), image.double())]
+        for module in (*small.modules(), *large.modules()):
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train()  # normalise by the statistics of the picture
+        pairs.append(_in_float64(small, large, images))
     float64, allowed = max(pairs, key=lambda pair: np.nan_to_num(pair[0] / pair[1], nan=np.inf))
     final = _model(*written)(image).heads
     large = _model(network, whole)
-    with silenced(large, graph, removal):
+    with masked(large, graph, removal):
         keep_size = difference(final, large(image).heads)
     border = None
     if not fitted:
@@ -123,12 +123,20 @@ def certify(
 
 
 def _in_float64(pruned: Darknet, full: Darknet, images: Tensor) -> tuple[float, float]:
-    """Difference of the heads of two networks in float64, and the largest that rounding explains."""
+    """Difference of the heads of two networks, and the largest that rounding explains."""
     heads = full(images).heads
     value = difference(pruned(images).heads, heads)
     if value <= FLOAT64:
         return value, FLOAT64
-    with rounding_noise(full):
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(layer: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.rand(output.shape, generator=generator, dtype=output.dtype)
+        return output * (1 + torch.finfo(output.dtype).eps * (2 * noise - 1))
+
+    with ExitStack() as hooks:
+        for layer in full.layers:
+            hooks.callback(layer.register_forward_hook(disturb).remove)
         noise = difference(full(images).heads, heads)
     return value, float(np.clip(np.nan_to_num(ROUNDINGS * noise), FLOAT64, FLOAT32))
 
@@ -139,12 +147,12 @@ def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         float((a - b).abs().max() / max(1.0, float(a.abs().max()), float(b.abs().max())))
         for a, b in zip(ones, others, strict=True)
     ]
-    return float("nan") if any(gap != gap for gap in gaps) else max(gaps)
+    return math.nan if any(map(math.isnan, gaps)) else max(gaps)
 
 
 @contextmanager
-def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[None]:
-    """While it lasts, the channels of labels that go put out 0 in every block, and units that go add 0."""
+def masked(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[None]:
+    """Context in which the channels of labels that go put out 0 in every block, and units that go add 0."""
     with ExitStack() as hooks:
         for index, layer in enumerate(model.layers):
             mask = removal.stays(graph, index)
@@ -154,57 +162,6 @@ def silenced(model: Darknet, graph: ChannelGraph, removal: Removal) -> Iterator[
                     lambda _, inputs, output, factor=factor: output * factor.to(output.device)
                 )
                 hooks.callback(handle.remove)
-        yield
-
-
-@contextmanager
-def rounding_noise(model: Darknet) -> Iterator[None]:
-    """While it lasts, what a block puts out is off by up to one unit in the last place, at random."""
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(layer: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
-        noise = torch.rand(output.shape, generator=generator, dtype=output.dtype)
-        return output * (1 + torch.finfo(output.dtype).eps * (2 * noise - 1))
-
-    with ExitStack() as hooks:
-        for layer in model.layers:
-            hooks.callback(layer.register_forward_hook(disturb).remove)
-        yield
-
-
-@contextmanager
-def batch_statistics(model: Darknet) -> Iterator[None]:
-    """While it lasts, channels are normalised by what they are in the batch; running statistics stay."""
-    normalisations = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    momenta = [module.momentum for module in normalisations]
-    for module in normalisations:
-        module.train()
-        module.momentum = 0.0
-    yield
-    for module, momentum in zip(normalisations, momenta, strict=True):
-        module.eval()
-        module.momentum = momentum
-
-
-@contextmanager
-def in_float64(model: Darknet) -> Iterator[None]:
-    """While it lasts, each block computes in float64; only one block's tensors are held twice."""
-
-    def widen(layer: torch.nn.Module, inputs: object) -> None:
-        layer.narrow = [(tensor, tensor.data) for tensor in (*layer.parameters(), *layer.buffers())]
-        for tensor, data in layer.narrow:
-            if data.is_floating_point():
-                tensor.data = data.double()
-
-    def restore(layer: torch.nn.Module, inputs: object, output: object) -> None:
-        for tensor, data in layer.narrow:
-            tensor.data = data
-        del layer.narrow
-
-    with ExitStack() as hooks:
-        for layer in model.layers:
-            hooks.callback(layer.register_forward_pre_hook(widen).remove)
-            hooks.callback(layer.register_forward_hook(restore).remove)
         yield
 
 

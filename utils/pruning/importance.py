@@ -1,15 +1,19 @@
-"""How much each channel and each residual unit matters: what silencing it does to the loss, or |γ|.
+"""Importance of channels and residual units: what masking one does to the loss, or |γ|; and for what it saves.
 
 `taylor` is Taylor-FO-BN of Molchanov et al. ("Importance Estimation for Neural Network Pruning", arXiv:1906.10771) with
 β added, as the constant goes with the channel: I = sqrt(mean over batches of (γ ∂L/∂γ + β ∂L/∂β)²), with the training
 loss L and frozen statistics. For a residual unit the sum runs over all channels of its last convolution before it is
-squared: what masking the unit does. `gamma` is |γ|, which says something after sparse training only.
+squared: what masking the unit does. `gamma` is |γ|, which tells something after sparse training only.
+
+To remove a set of channels changes the loss by about Σ I², and a target bounds Σ savings. The set with the least change
+for a bound takes channels by I² / saving (the fractional knapsack), which is the order of I / sqrt(saving).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +21,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models import load_arrays
-from utils.darknet.blocks import Network
+from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.shapes import trace
 from utils.data.datasets import Batch
 from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
+from utils.graph import ChannelGraph
 from utils.pruning.surgery import Arrays
-from utils.pruning.units import residual_units
+from utils.pruning.units import Importance, residual_units
+from utils.report.cost import block_costs, total
+
+Counted = Literal["parameters", "macs"]
+"""Cost that a channel saves."""
 
 
 def taylor(
@@ -53,9 +63,9 @@ def taylor(
         outputs = model(network_input(batch.images, device))
         size = (batch.images.shape[-2], batch.images.shape[-1])
         boxes = (batch.targets.to(device), network.yolos, size, loss)
-        total = detection_loss(outputs.heads, *boxes, ignored=batch.ignored.to(device)).total
+        value = detection_loss(outputs.heads, *boxes, ignored=batch.ignored.to(device)).total
         # of a convolution that no head reads it is 0; without parameters PyTorch refuses
-        gradients = torch.autograd.grad(total, parameters, materialize_grads=True) if parameters else ()
+        gradients = torch.autograd.grad(value, parameters, materialize_grads=True) if parameters else ()
         change = {
             i: (bn.weight * of_gamma + bn.bias * of_beta).detach().double().cpu().numpy()
             for (i, bn), of_gamma, of_beta in zip(scaled.items(), gradients[::2], gradients[1::2], strict=True)
@@ -63,7 +73,43 @@ def taylor(
         change |= {unit.shortcut: change[unit.last].sum(keepdims=True) for unit in units}
         sums = {i: values**2 + sums.get(i, 0.0) for i, values in change.items()}
         count += 1
-    found = {i: np.sqrt(values / count) for i, values in sums.items()}
-    if not all(np.isfinite(values).all() for values in found.values()):
+    importance = {i: np.sqrt(values / count) for i, values in sums.items()}
+    if not all(np.isfinite(values).all() for values in importance.values()):
         raise NumericsError("--importance taylor: the loss has no finite gradient; the weights are damaged")
-    return found
+    return importance
+
+
+def savings(graph: ChannelGraph, counted: Counted, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[L], parameters or multiply-adds that go with a label, in what makes it and what reads it."""
+    saved = np.zeros(graph.count)
+    network = graph.network
+    shapes, costs = trace(network, *size), block_costs(network, *size)
+    for i, block in enumerate(network.blocks):
+        if isinstance(block, Convolutional):
+            np.add.at(saved, graph.labels[i], getattr(costs[i], counted) / len(graph.labels[i]))
+            if graph.makes(i, block):
+                read, cells = graph.reads(i), shapes[i].height * shapes[i].width
+                np.add.at(saved, read, costs[i].macs / (cells if counted == "parameters" else 1) / len(read))
+    return saved
+
+
+def per_saving(graph: ChannelGraph, importance: Importance, counted: Counted, size: tuple[int, int]) -> Importance:
+    """Importance over the root of what goes with a channel or a residual unit; their order is that of I² / saving.
+
+    Args:
+        graph: of the network.
+        importance: of its channels and units.
+        counted: what a channel saves.
+        size: of the network input.
+    """
+    saved, costs = savings(graph, counted, size), block_costs(graph.network, *size)
+    scale = saved[saved > 0].mean()
+    units = {unit.shortcut: unit.blocks for unit in residual_units(graph.network)}
+    divided = {}
+    for i, values in importance.items():
+        if i in units:
+            saving = float(getattr(total(costs[block] for block in units[i]), counted))
+        else:
+            saving = saved[graph.labels[i]] / scale
+        divided[i] = values / np.sqrt(saving)
+    return divided

@@ -1,58 +1,118 @@
-"""Which channels stay: candidates ranked by importance, residual chains merged, widths rounded; no torch.
+"""Which channels stay: candidates ranked by importance, shortcut chains merged, widths rounded; no torch.
 
-Channels are removed by their number under a total order (importance, layer, channel), never by a threshold, so equal
-ones and zeros are nothing special; all candidates together, or each group among themselves. Every pruning script is
-one `ChannelPolicy` given to `choose`.
+Channels are removed by their number under a total order (importance, layer, channel), never by a threshold. So equal
+values and zeros need no rule of their own. All candidates are ranked together, or each group among themselves. Every
+pruning script is one `ChannelPolicy` given to `choose`.
+
+The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
+channel graph. They differ in two places: a depthwise convolution passes its channels through, so the convolution before
+it is a candidate like any other; and of convolutions that go together, as in a residual chain, all are candidates or
+none is, gates apart.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import Convolutional, Dropout, Maxpool, Upsample
-from utils.errors import InfeasibleError, NumericsError
-from utils.graph import ChannelGraph, Labels
-from utils.pruning.candidates import candidates
-from utils.pruning.groups import Group, check_percents, pruning_groups
-from utils.pruning.ranking import MERGES, Family, Ranking, Scores, largest_removal, merge_masks, merge_means, rank
-from utils.pruning.removal import Keep
+from utils.cli import flag, fraction, integer
+from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
+from utils.darknet.blocks.trail import steps
+from utils.errors import InfeasibleError, InputError, NumericsError
+from utils.graph import ChannelGraph
+from utils.pruning.surgery import Keep
+from utils.pruning.units import Importance, residual_units
 
-Importance = Mapping[int, NDArray[np.floating]]
-"""Of the channels [C] of each convolution with batch normalisation, by block number: |γ|, or what silencing a channel
-does to the loss. A residual unit may have one [1], by the number of its shortcut."""
+Scores = Mapping[int, NDArray[np.float64]]
+"""Of each candidate's channels [C], by block number."""
+Family = tuple[int, ...]
+"""Candidates whose channels are chosen together: one convolution alone, or those of e.g. a residual chain."""
+SETS = {
+    0: "convolutions that no shortcut ties",
+    1: "all convolutions with batch normalisation",
+    2: "the last convolution of every residual unit",
+}
+"""What `--prune` means; 0 for normal and regular pruning, 1 for shortcut, slim and layer_channel, 2 for layers."""
 POWERS = 0
 """`multiple_of` that stands for powers of two."""
+LARGEST_MULTIPLE = 1024
+MERGES = {
+    "first": "as the first convolution of the chain says",
+    "union": "what any convolution of the chain keeps",
+    "majority": "what at least half of the chain's convolutions keep",
+    "intersection": "what all convolutions of the chain keep",
+    "minimum": "as that convolution of the chain says which keeps the fewest",
+    "mean": "what has a mean importance over the chain as high as the weakest channel that the ranking keeps",
+}
+"""How the masks of the convolutions that a shortcut ties become one."""
+FREE_SHARE = 0.05
+"""What any layer can lose of its Σ |γ|. Measured on roadsigns (yolov3-tiny, sparse-trained, not fine-tuned): a loss of
+0.05 in the worst layer costs 1.3 points of AP50, of 0.5 it costs 38."""
+MOST_ADVISED = 0.99
+GROUPS = (
+    "backbone to stride 8",
+    "backbone at stride 16",
+    "from stride 32 to the first upsampling",
+    "top-down, to the first upsampled head",
+    "the other heads",
+)
+"""Names of the groups of `pruning_groups`."""
+
+
+def multiple(text: str) -> int:
+    """A number that widths are rounded up to a multiple of, or `powers`; argparse type."""
+    if text == "powers":
+        return POWERS
+    if text == "auto":
+        raise argparse.ArgumentTypeError("auto is gone; give 8, which its timings always answered")
+    if not 1 <= (value := integer(text)) <= LARGEST_MULTIPLE:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are 1 to {LARGEST_MULTIPLE}, and powers (of two)")
+    return value
 
 
 @dataclass(frozen=True)
 class ChannelPolicy:
-    """A strategy of channel pruning."""
+    """A strategy of channel pruning; its flags have a default in every script."""
 
     percent: float
     """Share of the candidate channels, all or of every group, that is removed before merging, floor and rounding."""
     prune: Literal[0, 1] = 1
-    """Which candidates; a key of `candidates.SETS`."""
-    merge: str = "union"
-    """A key of `MERGES`."""
-    layer_keep: float | None = None
-    """Least share of a layer that stays, at least one channel; None: a layer that would lose all is refused."""
-    multiple_of: int = 1
-    """Widths are rounded up to multiples of this number, or to powers of two (`POWERS`)."""
-    all_convs: bool = False
-    """Candidates beyond the classic ones."""
+    """Which candidates; a key of `SETS`."""
+    merge: str = flag(
+        "union",
+        "which channels of convolutions that a shortcut ties stay; "
+        + "; ".join(f"{name}: {text}" for name, text in MERGES.items()),
+        choices=tuple(MERGES),
+    )
+    layer_keep: float | None = flag(
+        None,
+        "least share of a layer's channels that stays; one channel always does (default: %(default)s)",
+        "--layer_keep",
+        type=fraction,
+        metavar="P",
+    )
+    """None: a layer that would lose all its channels is refused."""
+    multiple_of: int = flag(
+        1,
+        "round widths up to multiples of N, e.g. 8, or to powers of two with `powers`; units that go whole have none",
+        type=multiple,
+        metavar="N",
+    )
+    all_convs: bool = flag(
+        False, "also convolutions before an upsampling, a spatial pyramid or a split route, as in train.py"
+    )
     groups: bool = False
     """Rank the channels of each of `pruning_groups` among themselves."""
     group_percents: tuple[float, ...] | None = None
     """Of each group; None: `percent` of all."""
-    wider: Mapping[int, float] = field(default_factory=dict)
-    """How many times as wide a layer was before the first of several cuts, by block number; 1 where it is not named."""
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
@@ -65,9 +125,9 @@ class ChannelPolicy:
         """Whether every layer keeps channels, however many go."""
         return self.layer_keep is not None or self.multiple_of != 1
 
-    def least(self, layer: int, width: int) -> int:
-        """Channels that stay of the `width` that a layer has, however unimportant."""
-        return max(1, int(width * self.wider.get(layer, 1.0) * (self.layer_keep or 0) + 1e-9))
+    def least(self, width: int) -> int:
+        """Channels that stay of a layer of this width, however unimportant."""
+        return max(1, int(width * (self.layer_keep or 0) + 1e-9))
 
     def round_up(self, width: int) -> int:
         """The next allowed width, from 1 channel up."""
@@ -76,40 +136,50 @@ class ChannelPolicy:
         return max(1, math.ceil(width / self.multiple_of)) * self.multiple_of
 
 
+@dataclass(frozen=True)
+class Group:
+    """Convolutions that are ranked among themselves."""
+
+    name: str
+    layers: tuple[int, ...]
+    """The convolutions that make channels, by block number."""
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """Candidates that are ranked among themselves: all of a network, or those in one of its groups."""
 
     group: Group | None
     """None: all of a network."""
-    ranking: Ranking
     percent: float
+    scores: Scores
+    """Of each candidate's channels: its importance, or the mean with that of the depthwise convolution behind it."""
+    ranks: Mapping[int, NDArray[np.int64]]
+    """Of the same channels under the order (score, layer, channel), the weakest 0."""
+    ordered: NDArray[np.float64]
+    """[N], all scores, the weakest first."""
 
     @property
     def ranked(self) -> int:
         """Number of candidate channels, N; may be 0 in a group."""
-        return len(self.ranking.ordered)
+        return len(self.ordered)
 
     @property
     def removed(self) -> int:
-        """How many of them the percentage says."""
+        """Number of them that the percentage removes."""
         return math.floor(self.percent * self.ranked + 1e-9)
 
     @property
     def threshold(self) -> float:
         """Score of the weakest channel that the ranking keeps; 0 if it keeps none."""
-        return float(self.ranking.ordered[self.removed]) if self.removed < self.ranked else 0.0
+        return float(self.ordered[self.removed]) if self.removed < self.ranked else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelChoice:
-    """What a policy keeps of a network."""
+    """Channels that a policy keeps of a network."""
 
     keep: Keep
-    layers: tuple[int, ...]
-    """The candidate convolutions."""
-    scores: Scores
-    """Of each candidate's channels: its importance, or the mean with that of the depthwise convolution behind it."""
     parts: tuple[Part, ...]
     """One, or as many as there are groups."""
     max_percent: float
@@ -118,13 +188,18 @@ class ChannelChoice:
     """The convolution that would lose all its channels beyond that; None if nothing limits."""
 
     @property
+    def scores(self) -> dict[int, NDArray[np.float64]]:
+        """Scores of all candidates."""
+        return {layer: values for part in self.parts for layer, values in part.scores.items()}
+
+    @property
     def ranked(self) -> int:
         """Number of candidate channels, N."""
         return sum(part.ranked for part in self.parts)
 
     @property
     def removed(self) -> int:
-        """How many of them the percentages say."""
+        """Number of them that the percentages remove."""
         return sum(part.removed for part in self.parts)
 
     @property
@@ -132,14 +207,116 @@ class ChannelChoice:
         """Score of the weakest channel that the ranking keeps."""
         return min(part.threshold for part in self.parts if part.ranked)
 
+    @property
+    def advised(self) -> float:
+        """The percentage that costs little in every part, as far as trained γ tell."""
+        return min(advised_percent(part.scores, self.max_percent) for part in self.parts if part.ranked)
 
-def choose(graph: ChannelGraph, importance: Importance, policy: ChannelPolicy) -> ChannelChoice:
+
+def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tuple[int, ...]:
+    """Block numbers of the candidates, in the order of the network.
+
+    Args:
+        graph: of the network.
+        prune: a key of `SETS`.
+        all_convs: sets 0 and 1 also have the convolutions that the classic rules leave out although the graph allows
+            them: directly before an upsampling, a spatial pyramid, or a route that splits its source.
+    """
+    if prune == 2:
+        return tuple(unit.last for unit in residual_units(graph.network))
+    blocks = graph.network.blocks
+    # a gate scales the channels of another convolution, which decides for both
+    gates = {_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
+    allowed = {
+        i
+        for i in graph.makers()
+        if blocks[i].batch_normalize
+        and i not in gates
+        and not graph.pinned[graph.labels[i]].any()
+        and (prune == 1 or not graph.tied[graph.labels[i]].any())
+        and (all_convs or not _left_out(blocks, i))
+    }
+    stuck = {i for family in graph.families() if not _free(graph, family, allowed, gates) for i in family}
+    return tuple(sorted(allowed - stuck))
+
+
+def _free(graph: ChannelGraph, family: Family, allowed: set[int], gates: set[int]) -> bool:
+    """Whether all of a family are allowed, or gates that keep a channel because an allowed one does."""
+    sure = [graph.labels[i] for i in allowed.intersection(family)]
+    return all(
+        i in allowed or (i in gates and any(np.isin(labels, graph.labels[i]).all() for labels in sure)) for i in family
+    )
+
+
+def _before(blocks: tuple[Block, ...], i: int) -> int:
+    """The block before another one, dropouts apart."""
+    i -= 1
+    while isinstance(blocks[i], Dropout):
+        i -= 1
+    return i
+
+
+def _left_out(blocks: tuple[Block, ...], i: int) -> bool:
+    """Whether the suites before do not prune a convolution because of the blocks that follow it."""
+    match blocks[i + 1 : i + 3]:
+        case (Upsample(), *_) | (Maxpool(), Route()):
+            return True
+        case (Route() as route, *_):
+            return route.groups > 1
+    return False
+
+
+def pruning_groups(graph: ChannelGraph) -> tuple[Group, ...]:
+    """The groups of a network, in its order; those it does not have are left out.
+
+    Chu et al. (arXiv:2306.01526) divide YOLOv3 and YOLOv4 into five ranges of blocks, written down as block numbers.
+    Here they follow from the cfg of any network of the family: the backbone by output stride, then what leads to the
+    first upsampled head, then the rest. Convolutions that share channels are in one group, that of the first of them;
+    the published ranges of YOLOv3 cut a residual chain in two.
+    """
+    blocks = graph.network.blocks
+    strides = [max(step) for step in steps(blocks)]
+    upsampled = next((i for i, block in enumerate(blocks) if isinstance(block, Upsample)), len(blocks) + 1)
+    neck = max(0, upsampled - 1)
+    first_head = next((i for i in graph.network.heads if i > upsampled), len(blocks))
+    starts = [next((i for i, stride in enumerate(strides[:neck]) if stride >= least), neck) for least in (16, 32)]
+    starts += [neck, first_head + 1]
+    number = {i: int(np.searchsorted(starts, i, side="right")) for i in graph.makers()}
+    for family in graph.families():
+        number |= dict.fromkeys(family, number[family[0]])
+    members = [tuple(i for i in graph.makers() if number[i] == wanted) for wanted in range(len(GROUPS))]
+    return tuple(Group(name, layers) for name, layers in zip(GROUPS, members, strict=True) if layers)
+
+
+def check_percents(groups: Sequence[Group], percents: Sequence[float], where: str) -> None:
+    """Refuse another number of percentages than there are groups.
+
+    Args:
+        groups: of the network.
+        percents: of `--group-percent`.
+        where: the network's name.
+
+    Raises:
+        InputError: lists the groups.
+    """
+    if len(percents) != len(groups):
+        known = "; ".join(
+            f"{number} {group.name}, blocks {group.layers[0]} to {group.layers[-1]}"
+            for number, group in enumerate(groups, 1)
+        )
+        raise InputError(f"--group-percent: {len(percents)} values, but {where} has {len(groups)} groups: {known}")
+
+
+def choose(
+    graph: ChannelGraph, importance: Importance, policy: ChannelPolicy, left: Keep | None = None
+) -> ChannelChoice:
     """The labels that stay under a policy.
 
     Args:
         graph: of the network.
         importance: of every convolution with batch normalisation.
         policy: the strategy.
+        left: [L], labels that earlier cuts left; the others go first and stay away.
 
     Raises:
         NumericsError: an importance is NaN or infinite.
@@ -150,30 +327,42 @@ def choose(graph: ChannelGraph, importance: Importance, policy: ChannelPolicy) -
     if not layers:
         raise InfeasibleError(f"{graph.network.path or 'network'}: no convolution can be pruned this way")
     scores = channel_scores(graph, importance, layers)
-    parts = tuple(_parts(graph, scores, layers, policy))
-    families = families_of(graph, layers)
-    keep = np.ones(graph.count, np.bool_)
-    limits = []
+    keep = np.ones(graph.count, np.bool_) if left is None else left.copy()
+    for layer, values in scores.items():
+        values[~keep[graph.labels[layer]]] = -1.0
+    families = [tuple(layer for layer in family if layer in scores) for family in graph.families()]
+    parts, limits = tuple(_parts(graph, scores, policy)), []
     for part in parts:
-        own = [family for family in families if family[0] in part.ranking.ranks]
-        if own:
-            limits.append(_limit(graph, own, part, policy))
-            _prune(graph, own, part, policy, keep)
-    max_percent, limiting = min(limits, key=itemgetter(0))
-    return ChannelChoice(keep, layers, scores, parts, max_percent, limiting)
+        members = [family for family in families if family and family[0] in part.ranks]
+        if members:
+            limits.append(_limit(graph, members, part, policy))
+            keep &= _kept(graph, members, part, policy)
+    return ChannelChoice(keep, parts, *min(limits, key=itemgetter(0)))
 
 
-def _parts(graph: ChannelGraph, scores: Scores, layers: Sequence[int], policy: ChannelPolicy) -> Iterator[Part]:
+def _parts(graph: ChannelGraph, scores: Scores, policy: ChannelPolicy) -> Iterator[Part]:
     """The candidates as they are ranked, each part with its percentage."""
     if not policy.groups:
-        yield Part(None, rank(scores, layers), policy.percent)
+        yield _ranked(None, policy.percent, scores)
         return
     groups = pruning_groups(graph)
     percents = (policy.percent,) * len(groups) if policy.group_percents is None else policy.group_percents
     check_percents(groups, percents, graph.network.path or "the network")
     for group, percent in zip(groups, percents, strict=True):
-        members = [layer for layer in layers if layer in group.layers]
-        yield Part(group, rank(scores, members), percent)
+        yield _ranked(group, percent, {layer: scores[layer] for layer in scores if layer in group.layers})
+
+
+def _ranked(group: Group | None, percent: float, scores: Scores) -> Part:
+    """A part; `scores` of its layers, in ascending order."""
+    every = np.concatenate([np.zeros(0), *scores.values()])
+    order = np.argsort(every, kind="stable")
+    places = np.empty(len(every), np.int64)
+    places[order] = np.arange(len(every))
+    ranks, start = {}, 0
+    for layer, values in scores.items():
+        ranks[layer] = places[start : start + len(values)]
+        start += len(values)
+    return Part(group, percent, scores, ranks, every[order])
 
 
 def _limit(
@@ -184,29 +373,130 @@ def _limit(
     Raises:
         InfeasibleError: the part's percentage is larger.
     """
-    limit, limiting = part.ranked, None
-    if not policy.has_floor:
-        limit, limiting = largest_removal(graph, families, part.ranking, policy.merge)
-    max_percent = min(9999, 10000 * limit // part.ranked) / 1e4
-    if part.removed > limit:
-        flag = "--percent" if policy.group_percents is None else "--group-percent"
+    if policy.has_floor:
+        return 0.9999, None
+
+    def emptied(removed: int) -> int | None:
+        return _emptied(graph, families, part, policy, removed)
+
+    most = bisect_left(range(1, part.ranked), True, key=lambda removed: emptied(removed) is not None)
+    limiting = emptied(most + 1)
+    max_percent = min(9999, 10000 * most // part.ranked) / 1e4
+    if part.removed > most:
+        name = "--percent" if policy.group_percents is None else "--group-percent"
         raise InfeasibleError(
-            f"{flag} {part.percent:g}: {graph.network.where(limiting)} would lose all its "
-            f"{len(part.ranking.ranks[limiting])} channels; the largest percent that works is {max_percent:.4f}"
+            f"{name} {part.percent:g}: {graph.network.where(limiting)} would lose all its "
+            f"{len(part.ranks[limiting])} channels; the largest percent that works is {max_percent:.4f}"
         )
     return max_percent, limiting
 
 
-def _prune(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy, keep: Keep) -> None:
-    """Write the labels of a part into `keep`."""
-    ranking, removed = part.ranking, part.removed
+def _emptied(
+    graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy, removed: int
+) -> int | None:
+    """The first convolution that loses all its channels; with the merge `minimum` whichever of its family leads."""
+    turns = max(map(len, families)) if policy.merge == "minimum" else 1
+    keeps = [_merged(graph, families, part, policy, removed, turn) for turn in range(turns)]
+    return next((layer for layer in part.ranks if not all(keep[graph.labels[layer]].any() for keep in keeps)), None)
+
+
+def _kept(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy) -> Keep:
+    """[L], labels that stay of a part, after merging, floors and rounding."""
+    keep = _merged(graph, families, part, policy, part.removed)
+    strength = _label_means(graph, part)
     for family in families:
-        if policy.merge == "mean":
-            merge_means(graph, family, ranking, removed, keep)
-        else:
-            masks = {layer: _floored(layer, ranking.ranks[layer], removed, policy) for layer in family}
-            merge_masks(graph, family, masks, policy.merge, keep)
-        round_widths(graph, family, ranking.scores, policy, keep)
+        _round_widths(graph, family, strength, policy, keep)
+    return keep
+
+
+def _merged(
+    graph: ChannelGraph,
+    families: Sequence[Family],
+    part: Part,
+    policy: ChannelPolicy,
+    removed: int,
+    turn: int | None = None,
+) -> Keep:
+    """[L], labels that stay by the masks of all convolutions and a merge of them.
+
+    Args:
+        graph: of the network.
+        families: of the part.
+        part: the ranking.
+        policy: whose merge and floor hold.
+        removed: number of the weakest channels that go.
+        turn: place in its family of the convolution that leads; None: as the merge says.
+    """
+    masks = {layer: _mask(ranks, removed, policy) for layer, ranks in part.ranks.items()}
+    votes, voters = np.zeros((2, graph.count), np.int64)
+    for layer, mask in masks.items():
+        np.add.at(votes, graph.labels[layer], mask)
+        np.add.at(voters, graph.labels[layer], 1)
+    match policy.merge:
+        case "majority":
+            return 2 * votes >= voters
+        case "intersection":
+            return votes == voters
+        case "mean":
+            weakest = part.ordered[removed] if removed < part.ranked else np.inf
+            means = _label_means(graph, part)
+            return (voters == 0) | (means > weakest) | ((means == weakest) & (votes > 0))
+    keep = (votes > 0) | (voters == 0)
+    if policy.merge != "union":
+        # the leader decides for the channels it has; the others decide, as in a union, for the rest
+        for family in families:
+            leader = family[(turn or 0) % len(family)]
+            if policy.merge == "minimum" and turn is None:
+                leader = min(family, key=lambda layer: int(masks[layer].sum()))
+            keep[graph.labels[leader]] = False
+            keep[graph.labels[leader][masks[leader]]] = True
+    return keep
+
+
+def _mask(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
+    """[C], channels of a convolution that the ranking keeps, and at least the floor of its strongest ones."""
+    mask = ranks >= removed
+    if policy.has_floor and policy.merge != "mean":
+        mask[np.argsort(-ranks)[: policy.least(len(ranks))]] = True
+    return mask
+
+
+def _label_means(graph: ChannelGraph, part: Part) -> NDArray[np.float64]:
+    """[L], mean score over the convolutions of a part that have a label; 0 of a label that none has.
+
+    The weakest are added first, so that the mean does not depend on the order of the layers.
+    """
+    labels = np.concatenate([graph.labels[layer] for layer in part.ranks])
+    scores, ranks = (np.concatenate(list(values.values())) for values in (part.scores, part.ranks))
+    order = np.argsort(ranks)
+    totals, voters = np.zeros((2, graph.count))
+    np.add.at(totals, labels[order], scores[order])
+    np.add.at(voters, labels, 1)
+    low, high = np.full(graph.count, np.inf), np.full(graph.count, -np.inf)
+    np.minimum.at(low, labels, scores)
+    np.maximum.at(high, labels, scores)
+    # a mean of equal values is that value, whatever rounding says
+    return np.where(voters > 0, np.clip(totals / np.maximum(voters, 1), low, high), 0.0)
+
+
+def _round_widths(
+    graph: ChannelGraph, family: Family, strength: NDArray[np.float64], policy: ChannelPolicy, keep: Keep
+) -> None:
+    """Give every convolution of a family an allowed width, and its floor, by putting back its strongest channels.
+
+    From the narrowest on; a channel that others share with one that has its width only comes back for their floor.
+    """
+    done = np.zeros(graph.count, np.bool_)
+    for layer in sorted(family, key=lambda layer: len(graph.labels[layer])):
+        labels = np.unique(graph.labels[layer])
+        kept = int(keep[labels].sum())
+        floor = max(kept, policy.least(len(labels)))
+        gone = labels[~keep[labels]]
+        gone = gone[np.lexsort((gone, -strength[gone], done[gone]))]
+        free = int((~done[gone]).sum())
+        back = max(floor - kept, min(policy.round_up(floor) - kept, free))
+        keep[gone[:back]] = True
+        done[labels] = True
 
 
 def channel_scores(
@@ -218,25 +508,20 @@ def channel_scores(
         NumericsError: an importance is NaN or infinite.
     """
     scores = {}
-    for layer, speak in voters(graph, layers).items():
-        known = [i for i in speak if i in importance]
+    for layer, blocks in voters(graph, layers).items():
+        known = [i for i in blocks if i in importance]
         votes = np.abs(np.stack([np.asarray(importance[i], np.float64) for i in known]))
-        if not np.isfinite(votes).all():
-            bad = next(i for i, row in zip(known, votes, strict=True) if not np.isfinite(row).all())
-            raise NumericsError(f"{graph.network.where(bad)}: an importance is not finite; take an earlier checkpoint")
+        for block, values in zip(known, votes, strict=True):
+            if not np.isfinite(values).all():
+                where = graph.network.where(block)
+                raise NumericsError(f"{where}: an importance is not finite; take an earlier checkpoint")
         scores[layer] = votes.mean(0)
     return scores
 
 
 def voters(graph: ChannelGraph, layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """For each candidate, the blocks that speak for its channels: its own and depthwise convolutions behind it."""
-    followers = _depthwise_followers(graph)
-    return {layer: (layer, *followers.get(layer, ())) for layer in layers}
-
-
-def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
-    """For each convolution, the normalised depthwise ones that read its channels and no one else's."""
-    followers: dict[int, list[int]] = {}
+    """For each candidate, the blocks that vote on its channels: itself and depthwise convolutions behind it."""
+    followers: dict[int, list[int]] = {layer: [layer] for layer in layers}
     blocks = graph.network.blocks
     for i, block in enumerate(blocks):
         if not (isinstance(block, Convolutional) and block.batch_normalize):
@@ -244,50 +529,34 @@ def _depthwise_followers(graph: ChannelGraph) -> dict[int, list[int]]:
         if not block.depthwise(len(graph.output(i - 1))):
             continue
         source = i - 1
-        while source >= 0 and (isinstance(blocks[source], Dropout | Maxpool | Upsample)
-                               or blocks[source].depthwise(len(graph.labels[source]))):  # fmt: skip
+        while source >= 0 and (
+            isinstance(blocks[source], Dropout | Maxpool | Upsample)
+            or blocks[source].depthwise(len(graph.labels[source]))
+        ):
             source -= 1
-        if source >= 0 and graph.makes(source, blocks[source]):
-            followers.setdefault(source, []).append(i)
-    return followers
+        if source in followers:
+            followers[source].append(i)
+    return {layer: tuple(members) for layer, members in followers.items()}
 
 
-def families_of(graph: ChannelGraph, layers: Sequence[int]) -> list[Family]:
-    """The candidates, those together that have channels in common."""
-    families = (tuple(layer for layer in family if layer in layers) for family in graph.families())
-    return [family for family in families if family]
+def advised_percent(scores: Scores, max_percent: float = MOST_ADVISED) -> float:
+    """Share of the channels that can go, the weakest first, until a layer has lost `FREE_SHARE` of its Σ |γ|.
 
+    A layer whose Σ |γ| is below that share of an average layer of its width has nothing to lose.
 
-def _floored(layer: int, ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
-    """Mask [C] of one convolution: what the ranking keeps, and at least the floor of its strongest channels."""
-    mask = ranks >= removed
-    if policy.has_floor:
-        mask[np.argsort(-ranks)[: policy.least(layer, len(ranks))]] = True
-    return mask
+    Args:
+        scores: of each candidate's channels.
+        max_percent: the largest percentage that works.
 
-
-def round_widths(graph: ChannelGraph, family: Family, scores: Scores, policy: ChannelPolicy, keep: Keep) -> None:
-    """Give every convolution of a family an allowed width, and its floor, by putting back its strongest channels.
-
-    From the narrowest on; a channel that others share with one that has its width only comes back for their floor.
+    Returns:
+        0 … 0.99, cut to two decimals.
     """
-    total, voters = np.zeros((2, graph.count))
-    for layer in family:
-        np.add.at(total, graph.labels[layer], scores[layer])
-        np.add.at(voters, graph.labels[layer], 1)
-    settled: set[int] = set()
-    for layer in sorted(family, key=lambda layer: len(graph.labels[layer])):
-        labels = np.unique(graph.labels[layer])
-        kept = int(keep[labels].sum())
-        floor = max(kept, policy.least(layer, len(labels)))
-        gone = labels[~keep[labels]].tolist()
-        gone.sort(key=lambda label: (label in settled, -total[label] / voters[label], label))
-        free = sum(label not in settled for label in gone)
-        back = max(floor - kept, min(policy.round_up(floor) - kept, free))
-        keep[gone[:back]] = True
-        settled |= set(labels.tolist())
-
-
-def kept_channels(graph: ChannelGraph, keep: Keep, block: int) -> Labels:
-    """Numbers of the channels of a block's output that stay."""
-    return np.flatnonzero(keep[graph.output(block)])
+    if not scores:
+        return 0.0
+    parts = [np.sort(np.asarray(part, np.float64)) for part in scores.values()]
+    every = np.concatenate(parts)
+    wholes = [max(float(part.sum()), FREE_SHARE * float(every.mean()) * len(part)) or 1.0 for part in parts]
+    lost = np.concatenate([np.cumsum(part) / whole for part, whole in zip(parts, wholes, strict=True)])
+    too_much = lost[np.argsort(every, kind="stable")] > FREE_SHARE
+    free = int(np.argmax(too_much)) if too_much.any() else len(every)
+    return math.floor(min(free / len(every), max_percent, MOST_ADVISED) * 100 + 1e-9) / 100

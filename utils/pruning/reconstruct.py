@@ -25,8 +25,7 @@ from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.shapes import trace
 from utils.errors import NumericsError
 from utils.graph import IMAGE, ChannelGraph
-from utils.pruning.removal import Removal
-from utils.pruning.surgery import Arrays
+from utils.pruning.surgery import Arrays, Removal
 
 RIDGE = 1e-4
 """Of the mean power of the inputs: enough where channels repeat one another, too little to move other solutions."""

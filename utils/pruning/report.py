@@ -1,4 +1,4 @@
-"""What came of a pruning, for people: the table, what is proved, what is advised, and pictures.
+"""What a pruning leaves in its run directory, and the tables and pictures that people read.
 
 Texts are made from the document of --json, so that both say the same.
 """
@@ -11,20 +11,26 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from utils.data.draw import GAP, draw_grid
-from utils.data.images import write_image
-from utils.pruning.advice import FREE_SHARE
-from utils.pruning.measure import Comparison
-from utils.pruning.plan import Plan
-from utils.pruning.policy import Importance
-from utils.pruning.units import residual_units
+from utils.checkpoint import write_checkpoint
+from utils.cli import log
+from utils.darknet import weights as weights_file
+from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.cfg import format_network
+from utils.darknet.layout import file_bytes
+from utils.darknet.opencv import opencv_warning
+from utils.pruning.policy import FREE_SHARE, advised_percent
+from utils.pruning.surgery import PrunedNetwork, numbers
+from utils.pruning.target import Plan
+from utils.pruning.units import Importance, residual_units, unit_scores
+from utils.report.cost import Cost, block_costs, network_cost, total
 from utils.report.pruning_plots import LayerBar, plot_channels, plot_threshold
 from utils.report.run_dir import RunDirectory
-from utils.report.tables import Cell, Column, markdown_table, text_table
+from utils.report.tables import Cell, Column, csv_table, markdown_table, text_table
 
 Document = Mapping[str, Any]
+Size = tuple[int, int]
 MORE = "accuracy drops until the network is fine-tuned; sparse training makes more channels weak: python train.py -sr"
 COSTS = (Column("parameters"), Column("GMACs"), Column(".weights MB", ".2f"))
 COLUMNS = (
@@ -32,7 +38,6 @@ COLUMNS = (
     *COSTS,
     *(Column(title, ".2f") for title in ("ms median", "ms p90")),
 )
-
 GROUP_COLUMNS = (
     *(Column(title) for title in ("group", "blocks", "convolutions", "channels")),
     *(Column(title, "g") for title in ("percent", "advised")),
@@ -41,22 +46,165 @@ GROUP_COLUMNS = (
 """The last four are shares of the whole network, before and after."""
 
 
+def figures(network: Network, size: Size) -> dict[str, Any]:
+    """Cost of a network, by the keys of --json; accuracy and time are filled in when measured."""
+    cost = network_cost(network, *size)
+    return {
+        "map50": None,
+        "map50_95": None,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "weights_bytes": file_bytes(network),
+        "ms": None,
+    }
+
+
+def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
+    """Channels that go from every group and its cost before and after, by the keys of --json; None without groups.
+
+    A block that is no convolution, or a depthwise one, is counted with the convolution before it, so that the groups
+    add up to the network. Blocks before the first convolution are in that one's group.
+    """
+    parts = () if plan.choice is None else plan.choice.parts
+    if not parts or parts[0].group is None:
+        return None
+    group_of = {block: place for place, part in enumerate(parts) for block in part.group.layers}
+    number = numbers(plan.graph.network, plan.removal)
+    old, new = (block_costs(network, *size) for network in (plan.graph.network, plan.after()))
+    before, after = ([[] for _ in parts] for _ in range(2))
+    place = group_of[min(group_of)]
+    for block, cost in enumerate(old):
+        place = group_of.get(block, place)
+        before[place].append(cost)
+        if block in number:
+            after[place].append(new[number[block]])
+    return [
+        {
+            "name": part.group.name,
+            "convolutions": list(part.group.layers),
+            "candidates": part.ranked,
+            "percent": part.percent,
+            "advised_percent": advised_percent(part.scores, plan.choice.max_percent) if part.ranked else None,
+            "removed": part.removed,
+            "threshold": part.threshold,
+            "kept": sum(int(plan.removal.keep[plan.graph.labels[layer]].sum()) for layer in part.ranks),
+            "before": _cost(total(before[place])),
+            "after": _cost(total(after[place])),
+        }
+        for place, part in enumerate(parts)
+    ]
+
+
+def _cost(cost: Cost) -> dict[str, int]:
+    return {"parameters": cost.parameters, "macs": cost.macs}
+
+
+def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """For every convolution of the pruned network, by its block number: where it and its channels come from.
+
+    Args:
+        plan: what goes.
+        before: the same of the network that is pruned; None if that was not pruned.
+
+    Returns:
+        `block`, its number in the network that was never pruned, and `channels`, the numbers its channels had there.
+    """
+    graph, origins = plan.graph, {}
+    for old, new in numbers(graph.network, plan.removal).items():
+        if isinstance(graph.network.blocks[old], Convolutional):
+            channels = np.flatnonzero(plan.removal.keep[graph.labels[old]]).tolist()
+            origin = {"block": old, "channels": range(len(graph.labels[old]))} if before is None else before[str(old)]
+            origins[str(new)] = {"block": origin["block"], "channels": [origin["channels"][i] for i in channels]}
+    return origins
+
+
+def plan_document(plan: Plan, policy: Any, importance: Importance, document: Document) -> dict[str, Any]:
+    """plan.json: the policy and how it was decided, what goes, and the figures of --json."""
+    choice, removal = plan.choice, plan.removal
+    scores = unit_scores(plan.graph, importance, removal.keep, removal.units)
+    units = [
+        {"source": unit.source, "blocks": list(unit.blocks), "mean_importance": float(score)}
+        for unit, score in zip(removal.units, scores, strict=True)
+    ]
+    channels = None
+    if choice is not None:
+        gone = int((~removal.keep).sum())
+        channels = {
+            "candidates": choice.ranked,
+            "removed": gone if plan.in_rounds else choice.removed,
+            "threshold": None if plan.in_rounds else choice.threshold,
+            "limiting": None if plan.in_rounds else choice.limiting,
+        }
+    return {"policy": policy, "channels": channels, "units": units, **document}
+
+
+def channel_table(plan: Plan, bars: Sequence[LayerBar], importance: Importance) -> str:
+    """CSV, a row for each convolution that makes channels: its channels before and after, and their mean importance.
+
+    `new_block` is empty for what goes, `unit` is the shortcut of the residual unit with which it goes.
+    """
+    network = plan.graph.network
+    number = numbers(network, plan.removal)
+    unit_of = {block: unit.shortcut for unit in plan.removal.units for block in unit.blocks}
+    lines = []
+    for bar in bars:
+        i = bar.block
+        mean = f"{np.abs(importance[i]).mean():.6g}" if i in importance else ""
+        widths = (bar.before, bar.after, int(bar.candidate), bar.chain)
+        lines.append([i, number.get(i), network.blocks[i].line, *widths, unit_of.get(i), mean])
+    titles = "block new_block line before after candidate chain unit mean_importance"
+    return csv_table(titles.split(), lines)
+
+
+def write_network(
+    run: RunDirectory,
+    pruned: PrunedNetwork,
+    names: Sequence[str],
+    lineage: Sequence[Mapping[str, Any]],
+    origins: Mapping[str, Any],
+) -> None:
+    """Write the pruned network for Darknet and for this suite; model.cfg comes last, as it is useless without weights.
+
+    Args:
+        run: its directory.
+        pruned: the network.
+        names: of the classes.
+        lineage: files that it was made from.
+        origins: of `kept`.
+    """
+    network, arrays = pruned
+    text = format_network(network)
+    run.file("model.cfg").unlink(missing_ok=True)  # of an earlier pruning, with --exist-ok
+    weights_file.write(run.file("model.weights"), network, arrays)
+    checkpoint = {
+        "model": {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()},
+        "ema": None,
+        "cfg": text,
+        "names": list(names),
+        "lineage": [dict(entry) for entry in lineage],
+        "kept": origins,
+    }
+    write_checkpoint(run.file("model.pt"), checkpoint)
+    run.write_text("model.cfg", text)
+    if warning := opencv_warning(network):
+        log(f"{run.path}: {warning}")
+
+
 def table(document: Document) -> tuple[list[Column], list[tuple[Cell, ...]]]:
     """Columns and rows; columns of what was not measured are left out."""
-    lines = list(_rows(document))
-    used = [any(line[place] is not None for line in lines) for place in range(len(COLUMNS))]
-    return list(compress(COLUMNS, used)), [tuple(compress(line, used)) for line in lines]
+    rows = list(_network_rows(document))
+    used = [any(row[place] is not None for row in rows) for place in range(len(COLUMNS))]
+    return list(compress(COLUMNS, used)), [tuple(compress(row, used)) for row in rows]
 
 
-def _rows(document: Document) -> Iterator[tuple[Cell, ...]]:
+def _network_rows(document: Document) -> Iterator[tuple[Cell, ...]]:
     """The network before, the networks of full size, the one that is left."""
     latency = document["latency"] or {}
-    after = "compact, reconstructed" if document["reconstructed"] else "compact"
     for title, key, costs, timed in (
         ("original", "before", "before", "original"),
-        ("silenced", "silenced", "before", None),
-        ("absorbed", "absorbed", "before", None),
-        (after, "after", "after", "compact"),
+        ("masked", "silenced", "before", None),
+        ("constants folded", "absorbed", "before", None),
+        ("pruned, readers fitted" if document["reconstructed"] else "pruned", "after", "after", "compact"),
     ):
         if document[key] is not None:
             ms = latency.get(timed, {})
@@ -69,151 +217,121 @@ def _costs(figures: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def text(document: Document) -> str:
-    """All there is to say at the end of a run."""
-    groups = (f"\n{shown}\n" for shown in _group_tables(document, text_table))
-    return "\n".join([text_table(*table(document)), *groups, *remarks(document)])
+    """The summary that is printed at the end of a run."""
+    return "\n".join([text_table(*table(document)), *_group_tables(document, text_table), *remarks(document)])
 
 
 def markdown(document: Document) -> str:
     """The same as report.md."""
-    title = f"# {document['strategy']} pruning\n"
-    found = "" if document["latency"] is None else (
-        "\nIn detections.jpg every picture is there twice: left what the original finds, right what is left of it.\n"
-    )  # fmt: skip
-    notes = "\n\n".join(remarks(document))
-    tables = "\n\n".join([markdown_table(*table(document)), *_group_tables(document, markdown_table)])
-    return f"{title}\n{tables}\n\n{notes}\n{found}"
+    parts = [f"# {document['strategy']} pruning", markdown_table(*table(document))]
+    parts += [shown.strip() for shown in _group_tables(document, markdown_table)]
+    parts += remarks(document)
+    if document["latency"] is not None:
+        parts.append("detections.jpg has every picture twice: left with detections before pruning, right after it.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _group_tables(document: Document, shown: Callable[..., str]) -> Iterator[str]:
     """The table of the groups, if there are."""
     if groups := document.get("groups"):
-        yield shown(GROUP_COLUMNS, [_group_row(number, groups) for number in range(len(groups))])
+        rows = [_group_row(f"{number} {group['name']}", group, groups) for number, group in enumerate(groups, 1)]
+        yield f"\n{shown(GROUP_COLUMNS, rows)}\n"
 
 
-def _group_row(number: int, groups: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
-    group = groups[number]
-    shares = (
+def _group_row(title: str, group: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    shares = [
         100 * group[when][key] / max(1, sum(other[when][key] for other in groups))
         for key in ("parameters", "macs")
         for when in ("before", "after")
-    )
+    ]
     chosen = (group["percent"], group["advised_percent"], group["kept"]) if group["candidates"] else (None, None, None)
     makers = group["convolutions"]
-    blocks = f"{makers[0]}–{makers[-1]}"
-    return f"{number + 1} {group['name']}", blocks, len(makers), group["candidates"], *chosen, *shares
+    return title, f"{makers[0]}–{makers[-1]}", len(makers), group["candidates"], *chosen, *shares
 
 
 def remarks(document: Document) -> Iterator[str]:
     """Lines below the table."""
     if (latency := document["latency"]) is not None:
+        faster, less = (document["before"][key] / document["after"][key] for key in ("ms", "macs"))
         yield (
             f"ms: forward pass of one picture, {latency['height']} × {latency['width']}, batch normalisation folded, "
             f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}; "
-            + efficiency(document)
+            f"efficiency {document['efficiency']:.2f}: time ÷ {faster:.2f}, multiply-adds ÷ {less:.2f}"
         )
     proof = document["certificate"]
+    border = "" if proof["border"] is None else f"; border {proof['border']:.2g}"
     yield (
-        f"certificate: compact = silenced to {proof['compact_vs_silenced']:.0e}, = keep-size to "
-        f"{proof['compact_vs_keep_size']:.0e}"
-        + (f"; border {proof['border']:.2g}" if proof["border"] is not None else "")
+        f"certificate: pruned = masked to {proof['compact_vs_silenced']:.0e}, = full size to "
+        f"{proof['compact_vs_keep_size']:.0e}{border}"
     )
     yield from target_remark(document)
-    if document["groups"]:
-        yield from group_advice(document["groups"])
-    else:
-        yield from advice(document["percent"], document["advised_percent"])
-    yield f"next: {next_command(document)}"
-
-
-def efficiency(document: Document) -> str:
-    """How much of the time went with the multiply-adds."""
-    before, after = document["before"], document["after"]
-    faster, less = (before[key] / after[key] for key in ("ms", "macs"))
-    return f"efficiency {document['efficiency']:.2f}: time ÷ {faster:.2f}, multiply-adds ÷ {less:.2f}"
+    yield from advice(document)
+    words = ("--cfg", document["cfg"], "--weights", document["weights"], "--data", document["data"] or "DATA.data")
+    yield f"next: python train.py {shlex.join(words)}"
 
 
 def target_remark(document: Document) -> Iterator[str]:
-    """What a target led to, if one was given."""
+    """Amount that a target led to, if one was given."""
     if (target := document["target"]) is None:
         return
     reached = f"{target['reached']:.2f} points" if target["flag"] == "--max-drop" else f"{target['reached']:.4f}"
     words = [f"--{key} {target[key]}" for key in ("percent", "shortcut") if target[key] is not None]
-    if rounds := target.get("rounds"):
-        words.append(f"{rounds} rounds")
-    how = f"by {' '.join(words)}; networks tried: {target['tried']}"
-    yield f"target {target['flag']} {target['bound']:g}: {reached}, {how}"
+    if "rounds" in target:
+        words.append(f"{target['rounds']} rounds")
+    yield (
+        f"target {target['flag']} {target['bound']:g}: {reached}, by {' '.join(words)}; networks tried: "
+        f"{target['tried']}"
+    )
 
 
-def free_of(which: str) -> str:
-    """What may go, in words."""
-    return f"{100 * FREE_SHARE:.0f} % of {which} layer's Σ |γ|"
-
-
-def advice(percent: float | None, advised: float | None) -> Iterator[str]:
-    """How much can go, if channels were chosen; more than that is a warning."""
-    if advised is None:
+def advice(document: Document) -> Iterator[str]:
+    """Percentages that cost little, if γ ranked the channels; a larger one is a warning."""
+    if groups := document.get("groups"):
+        name, subject = "--group-percent", "so many of a group's weakest"
+        advised = [group["advised_percent"] or 0.0 for group in groups]
+        more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
+        warning = f"more goes from group {', '.join(more)}"
+    elif document["advised_percent"] is not None:
+        advised, percent = [document["advised_percent"]], document.get("percent") or 0.0
+        name, subject = "--percent", f"the weakest {100 * advised[0]:.0f} % of the channels"
+        more = percent > advised[0]
+        warning = f"--percent {percent:g} is more"
+    else:
         return
-    if advised:
-        share = f"{100 * advised:.0f} %"
-        yield f"advised: --percent {advised:g}; the weakest {share} of the channels hold at most {free_of('any')}"
-    else:
-        yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free_of('a')} already"
-    if percent is not None and percent > advised:
-        yield f"--percent {percent:g} is more: {MORE}"
-
-
-def group_advice(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """How much of every group can go; more than that is a warning."""
-    advised = [group["advised_percent"] or 0.0 for group in groups]
-    percents = " ".join(f"{percent:g}" for percent in advised)
+    free = f"{100 * FREE_SHARE:.0f} % of"
     if any(advised):
-        yield f"advised: --group-percent {percents}; so many of a group's weakest hold at most {free_of('any')}"
+        percents = " ".join(f"{value:g}" for value in advised)
+        yield f"advised: {name} {percents}; {subject} hold at most {free} any layer's Σ |γ|"
     else:
-        yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free_of('a')} already"
-    more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
+        yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free} a layer's Σ |γ| already"
     if more:
-        yield f"more goes from group {', '.join(more)}: {MORE}"
-
-
-def next_command(document: Document) -> str:
-    """What to call now."""
-    data = document["data"] or "DATA.data"
-    words = ("--cfg", document["cfg"], "--weights", document["weights"], "--data", data)
-    return f"python train.py {shlex.join(words)}"
+        yield f"{warning}: {MORE}"
 
 
 def grid_text(document: Document) -> str:
     """A dry run: a row for each amount."""
-    keys = {key: Column(f"--{key}", "g") for key in ("percent", "shortcut") if document["grid"][0][key] is not None}
-    none = (None,) * len(keys)
-    lines = [(*none, *_costs(document["before"]), "before")]
-    for row in document["grid"]:
+    rows = document["grid"]
+    keys = {key: Column(f"--{key}", "g") for key in ("percent", "shortcut") if rows[0][key] is not None}
+    cells = [(*(None,) * len(keys), *_costs(document["before"]), "before")]
+    for row in rows:
         costs = (None,) * len(COSTS) if row["after"] is None else _costs(row["after"])
-        lines.append((*(row[key] for key in keys), *costs, "infeasible" if row["after"] is None else ""))
-    reasons = dict.fromkeys(row["infeasible"] for row in document["grid"] if row["infeasible"])
-    groups = (f"\n{shown}\n" for shown in _group_tables(document, text_table))
-    rows = text_table((*keys.values(), *COSTS, Column("")), lines)
-    return "\n".join([rows, *groups, *reasons, *_limits(document)])
-
-
-def _limits(document: Document) -> Iterator[str]:
-    yield from target_remark(document)
+        cells.append((*(row[key] for key in keys), *costs, "infeasible" if row["after"] is None else ""))
+    lines = [text_table((*keys.values(), *COSTS, Column("")), cells), *_group_tables(document, text_table)]
+    lines += dict.fromkeys(row["infeasible"] for row in rows if row["infeasible"])
+    lines += target_remark(document)
     if document["max_percent"] is not None:
-        yield f"the largest percent that works is {document['max_percent']:.4f}"
-        if groups := document.get("groups"):
-            yield next(group_advice(groups))
-        else:
-            yield from advice(None, document["advised_percent"])
+        lines.append(f"the largest percent that works is {document['max_percent']:.4f}")
+        lines += list(advice(document))[:1]
     if document["residual_units"] is not None:
-        yield f"residual units: {document['residual_units']}"
+        lines.append(f"residual units: {document['residual_units']}")
+    return "\n".join(lines)
 
 
-def layer_bars(plan: Plan, importance: Importance) -> list[LayerBar]:
-    """What every convolution that makes channels keeps."""
+def layer_bars(plan: Plan) -> list[LayerBar]:
+    """Channels that every convolution which makes channels keeps."""
     graph, removal = plan.graph, plan.removal
     chains = {i: number for number, chain in enumerate(graph.chains()) for i in chain}
-    may_go = set(plan.choice.layers) if plan.choice is not None else set()
+    may_go = set() if plan.choice is None else set(plan.choice.scores)
     if plan.amount.shortcut is not None:
         may_go |= {i for unit in residual_units(graph.network) for i in unit.blocks}
     bars = []
@@ -224,22 +342,11 @@ def layer_bars(plan: Plan, importance: Importance) -> list[LayerBar]:
     return bars
 
 
-def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar], comparison: Comparison | None) -> None:
-    """Pictures: channels.png, importance.png of what is ranked together, detections.jpg where accuracy was measured."""
+def draw(run: RunDirectory, plan: Plan, bars: Sequence[LayerBar]) -> None:
+    """Draw channels.png, and importance.png of what is ranked together."""
     plot_channels(bars, run.file("channels.png"))
     if plan.choice is not None and not plan.in_rounds:
         for number, part in enumerate(plan.choice.parts, 1):
             if part.ranked:
                 name = "importance.png" if part.group is None else f"importance_{number}.png"
-                plot_threshold(part.ranking.ordered, part.removed, run.file(name))
-    if comparison is not None:
-        write_image(run.file("detections.jpg"), side_by_side(comparison))
-
-
-def side_by_side(comparison: Comparison) -> NDArray[np.uint8]:
-    """A row for each picture: left what is found before, right what is found after; uint8 [H, W, 3], RGB."""
-    lines = []
-    for picture, *found in zip(comparison.pictures, comparison.before, comparison.after, strict=True):
-        pair = [draw_grid(picture[None], [boxes], comparison.names) for boxes in found]
-        lines.append(np.hstack([np.pad(half, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for half in pair]))
-    return np.vstack(lines)
+                plot_threshold(part.ordered, part.removed, run.file(name))

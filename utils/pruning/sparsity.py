@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.pruning.advice import FREE_SHARE
+from utils.pruning.policy import FREE_SHARE
 
 AUTO = "auto"
 """In place of a number: s is controlled in every step, see `Control`."""

@@ -1,26 +1,110 @@
-"""A target in place of a percentage: how much has to go, or can go, until a network keeps a bound; no torch."""
+"""From an amount or a target to the channels and units that go: one bisection over one ranking; no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
+from utils.cli import log
+from utils.darknet.blocks import Network
 from utils.errors import InfeasibleError
+from utils.graph import ChannelGraph
+from utils.pruning.policy import ChannelChoice, ChannelPolicy, choose
+from utils.pruning.surgery import Keep, Removal, prune_blocks
+from utils.pruning.units import Importance, check_units, choose_units, most_units
 
-Kind = Literal["params", "macs", "latency", "drop"]
-COUNTED = ("params", "macs")
-"""Kinds that a cfg tells, without pictures and time."""
+if TYPE_CHECKING:
+    from utils.pruning.workflow import Pruner
+
+HUNDREDTHS = 100
+"""Steps to all candidates where every step has to be measured."""
+PLACES = 1_000_000
+"""Parts of a percentage that is reported, so that it removes the same when it is given as --percent."""
+QUICK_ROUNDS = 10
+"""Rounds in which a network is timed while it is only a candidate."""
+MOST_MORE = 10
+"""Steps beyond that of the quick rounds, before a time is given up."""
+
+
+class Amount(NamedTuple):
+    """Shares and numbers that are removed; None of what a strategy does not remove."""
+
+    percent: float | None
+    """Share of the candidate channels; None also if every group has a share of its own."""
+    shortcut: int | None
+    """Number of residual units."""
+
+    def __str__(self) -> str:
+        """The flags that ask for it."""
+        return " ".join(f"--{key} {value:g}" for key, value in self._asdict().items() if value is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Channels and units that go from a network, and why."""
+
+    graph: ChannelGraph
+    amount: Amount
+    removal: Removal
+    choice: ChannelChoice | None
+    """Of the channels; None if none were to be chosen. Of several rounds the ranking before the first."""
+    in_rounds: bool = False
+    """Whether several rankings chose the channels, and not one."""
+
+    @property
+    def max_percent(self) -> float | None:
+        """The largest percentage that works."""
+        return None if self.choice is None else self.choice.max_percent
+
+    def after(self) -> Network:
+        """The network that is left."""
+        return prune_blocks(self.graph, self.removal)
+
+
+def make_plan(
+    graph: ChannelGraph,
+    importance: Importance,
+    channels: ChannelPolicy | None,
+    amount: Amount,
+    left: Keep | None = None,
+) -> Plan:
+    """Choose channels, and then residual units by the channels that stay.
+
+    Args:
+        graph: of the network.
+        importance: of every convolution with batch normalisation.
+        channels: which channels; None: all stay.
+        amount: its percentage, if any, takes the place of that of `channels`.
+        left: [L], labels that earlier cuts left.
+
+    Raises:
+        InputError: the network has no residual unit, or another number of groups than there are percentages.
+        InfeasibleError: a convolution would lose all its channels, or there are not so many units.
+        NumericsError: an importance is NaN or infinite.
+    """
+    keep, choice, units = np.ones(graph.count, np.bool_), None, ()
+    if channels is not None:
+        if amount.percent is not None:
+            channels = replace(channels, percent=amount.percent)
+        choice = choose(graph, importance, channels, left)
+        keep = choice.keep
+    if amount.shortcut is not None:
+        check_units(graph.network)
+        units = choose_units(graph, importance, keep, amount.shortcut)
+    return Plan(graph, amount, Removal(keep, units), choice)
 
 
 @dataclass(frozen=True)
 class Target:
     """A bound that the pruned network keeps."""
 
-    kind: Kind
-    """What is bounded: parameters, multiply-adds, or the median time of a forward pass, as shares of those of the
-    network before; or the loss of AP50 in points."""
+    kind: Literal["params", "macs", "latency", "drop"]
+    """Parameters, multiply-adds, or the median time of a forward pass, as shares of those of the network before; or the
+    loss of AP50 in points."""
     bound: float
 
     @property
@@ -29,11 +113,11 @@ class Target:
         return "--max-drop" if self.kind == "drop" else f"--target-{self.kind}"
 
     @property
-    def counted(self) -> bool:
-        """Whether the cfg alone says if it is kept."""
-        return self.kind in COUNTED
+    def counted(self) -> Literal["parameters", "macs"] | None:
+        """The cost of a cfg that is bounded, without pictures and time; None of a time or a loss."""
+        return {"params": "parameters", "macs": "macs"}.get(self.kind)
 
-    def fulfil(self, steps: int, figure: Callable[[int], float], first: int = 1) -> int:
+    def reach(self, steps: int, figure: Callable[[int], float], first: int = 1) -> int:
         """The number of steps to go, by bisection.
 
         For a share, a number whose figure is at or under the bound, while that of one step less is over it. For a drop,
@@ -48,22 +132,13 @@ class Target:
         Raises:
             InfeasibleError: not even all steps reach the bound; for a drop, not even the first keeps it.
         """
-        if self.kind == "drop":
-            return self._largest(steps, figure, first)
-        least = figure(steps)
-        if least > self.bound:
-            raise self.missed(least)
-        return _boundary(-1, steps, lambda step: figure(step) > self.bound)[1]
-
-    def missed(self, least: float) -> InfeasibleError:
-        """What to raise if this share is the smallest that is reached."""
-        works = math.ceil(least * 1e4) / 1e4
-        return InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}")
-
-    def _largest(self, steps: int, figure: Callable[[int], float], first: int) -> int:
-        low, _ = _boundary(first - 1, max(first, steps + 1), lambda step: figure(step) <= self.bound)
-        if low >= first:
-            return low
+        if self.kind != "drop":
+            if (least := figure(steps)) > self.bound:
+                raise self.missed(least)
+            return _boundary(-1, steps, lambda step: figure(step) > self.bound) + 1
+        last = _boundary(first - 1, max(first, steps + 1), lambda step: figure(step) <= self.bound)
+        if last >= first:
+            return last
         if steps < first:
             raise InfeasibleError(f"{self.flag} {self.bound:g}: nothing can be removed")
         works = math.ceil(figure(first) * 100) / 100
@@ -72,10 +147,200 @@ class Target:
             f"channels weak; the smallest that works is {works:.2f}"
         )
 
+    def missed(self, least: float) -> InfeasibleError:
+        """The error where this share is the smallest that is reached."""
+        works = math.ceil(least * 1e4) / 1e4
+        return InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}")
 
-def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> tuple[int, int]:
-    """Two neighbours between `low`, for which something holds, and `high`, for which not, that differ so themselves."""
+
+def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The last number before one for which a condition, which holds for `low` but not for `high`, does not hold."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return low, high
+    return low
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Plans that remove more and more; step 0 removes nothing, or only the residual units that go in any case."""
+
+    graph: ChannelGraph
+    importance: Importance
+    channels: ChannelPolicy | None
+    """None: a step is a residual unit."""
+    shortcut: int | None
+    """Residual units that go in any case, where a step is a share of the channels."""
+    whole: int
+    """Steps to all candidate channels, or residual units."""
+    last: int
+    """The last step that works."""
+    left: Keep | None = None
+    """[L], labels that earlier cuts left."""
+
+    @property
+    def first(self) -> int:
+        """The smallest step that removes anything."""
+        return 0 if self.channels is not None and self.shortcut else 1
+
+    def amount(self, step: int) -> Amount:
+        """Amount after so many steps."""
+        if self.channels is None:
+            return Amount(None, step)
+        return Amount(math.ceil(step * PLACES / self.whole) / PLACES, self.shortcut)
+
+    def plan(self, step: int) -> Plan:
+        """Plan after so many steps."""
+        return self.plan_of(self.amount(step))
+
+    def plan_of(self, amount: Amount) -> Plan:
+        """Plan of an amount."""
+        return make_plan(self.graph, self.importance, self.channels, amount, self.left)
+
+
+def make_steps(
+    graph: ChannelGraph,
+    importance: Importance,
+    channels: ChannelPolicy | None,
+    shortcut: int | None,
+    *,
+    fine: bool,
+    left: Keep | None = None,
+) -> Steps:
+    """The steps from nothing to the most that works.
+
+    Args:
+        graph: of the network.
+        importance: of every convolution with batch normalisation.
+        channels: which channels may go; one percentage of all groups, if there are.
+        shortcut: residual units that go in any case.
+        fine: channel by channel; otherwise hundredths of the candidates.
+        left: [L], labels that earlier cuts left.
+
+    Raises:
+        InputError: there is no residual unit to remove.
+        InfeasibleError: no convolution can be pruned.
+        NumericsError: an importance is NaN or infinite.
+    """
+    if channels is None:
+        check_units(graph.network)
+        count = most_units(graph, importance)
+        return Steps(graph, importance, None, None, count, count)
+    choice = choose(graph, importance, replace(channels, percent=0.0), left)
+    whole = choice.ranked if fine else HUNDREDTHS
+    last = math.floor(choice.max_percent * whole + 1e-9)
+    return Steps(graph, importance, channels, shortcut, whole, last, left)
+
+
+def find_plan(target: Target, steps: Steps, pruner: Pruner) -> tuple[Plan, float, int]:
+    """The plan that a target asks for, what it reaches, and how many networks were tried.
+
+    Parameters and multiply-adds are counted channel by channel, or unit by unit. AP50 and time are measured at
+    hundredths of the candidates. A time is found in few rounds and verified in the usual number; while it is over, a
+    step more goes.
+
+    Raises:
+        InfeasibleError: no amount reaches it; says what does.
+        InputError: the network before finds nothing, and the target is a loss of AP50.
+    """
+    known: dict[int, float] = {}
+
+    def figure(step: int) -> float:
+        if step not in known:
+            known[step] = _figure(target, steps.plan(step), pruner)
+        return known[step]
+
+    step = target.reach(steps.last, figure, steps.first)
+    if target.kind == "latency":
+        step = _verified(target, steps, pruner, step, known)
+    return steps.plan(step), known[step], len(known)
+
+
+def _figure(target: Target, plan: Plan, pruner: Pruner) -> float:
+    """The figure of a plan that a target bounds."""
+    if target.counted:
+        return pruner.cost_share(plan.removal, target.counted)
+    if target.kind == "drop":
+        return pruner.drop(str(plan.amount), plan.removal)
+    share = pruner.time_share(plan.removal, rounds=QUICK_ROUNDS)
+    log(f"{plan.amount}: {share:.3f} of the time")
+    return share
+
+
+def _verified(target: Target, steps: Steps, pruner: Pruner, step: int, known: dict[int, float]) -> int:
+    """The first step from this one on whose time in the usual number of rounds keeps the bound; written to `known`."""
+    last = min(steps.last, step + MOST_MORE)
+    for number in range(step, last + 1):
+        known[number] = pruner.time_share(steps.plan(number).removal)
+        log(f"verified: {known[number]:.3f} of the time")
+        if known[number] <= target.bound:
+            return number
+    if last < steps.last:
+        log(f"{MOST_MORE} steps beyond that of {QUICK_ROUNDS} rounds: the machine is busy with other work")
+    raise target.missed(known[last])
+
+
+def plan_for_target(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[str, Any]]:
+    """The plan that reaches the target of the settings, and the part of the document that says so.
+
+    With γ a counted target also takes what γ advise, if that is more: those channels cost nothing.
+
+    Raises:
+        InfeasibleError: no amount reaches the target.
+        InputError: the network before finds nothing, and AP50 is to be measured.
+    """
+    settings, target = pruner.settings, pruner.settings.target
+    shortcut, fine = settings.amounts[0].shortcut, target.counted is not None
+    steps = make_steps(pruner.graph, importance, settings.channels, shortcut, fine=fine)
+    plan, reached, tried = find_plan(target, steps, pruner)
+    advised = plan.choice.advised if settings.importance == "gamma" and fine and plan.choice is not None else 0.0
+    if advised > (plan.amount.percent or 0.0):
+        log(f"{target.flag}: reached by --percent {plan.amount.percent:g}; γ advise {advised:g}, which is taken")
+        plan = steps.plan_of(plan.amount._replace(percent=advised))
+        reached = pruner.cost_share(plan.removal, target.counted)
+    return plan, _target_document(target, reached, plan.amount, tried)
+
+
+def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[str, Any] | None]:
+    """The plan of several cuts to a percentage or a target, with importance computed again after each.
+
+    After round k of n the share S^(k/n) is left, where S is left at the end. All rounds rank the channels of the first
+    network, and those that are gone come first. So shares and floors are of the first network, and if importance did
+    not change, rounds to a percentage would remove what one cut does. Readers are always fitted to the first network.
+
+    Raises:
+        InfeasibleError: a round cannot do its part.
+    """
+    settings, graph = pruner.settings, pruner.graph
+    target, amount, channels = settings.target, settings.amounts[0], settings.channels
+    first = choose(graph, importance, replace(channels, percent=0.0, groups=False))
+    keep, reached, tried = first.keep, 1.0, 0
+    stays = 1 - amount.percent if target is None else target.bound
+    for number in range(1, settings.rounds + 1):
+        share = stays ** (number / settings.rounds)
+        if number > 1:
+            importance = pruner.importance_after(keep)
+        try:
+            if target is None:
+                plan = make_plan(graph, importance, channels, Amount(1 - share, None), keep)
+            else:
+                steps = make_steps(graph, importance, channels, None, fine=True, left=keep)
+                plan, reached, count = find_plan(replace(target, bound=share), steps, pruner)
+                tried += count
+        except InfeasibleError as failure:
+            wanted = f"--percent {amount.percent:g}" if target is None else f"{target.flag} {target.bound:g}"
+            raise InfeasibleError(
+                f"{wanted} --rounds {settings.rounds}: round {number} cannot do its part ({failure}); ask for less, "
+                "or take fewer rounds"
+            ) from failure
+        keep = plan.removal.keep
+        log(f"round {number} of {settings.rounds}: {int(keep.sum())} of {graph.count} channels stay")
+    plan = Plan(graph, amount, Removal(keep), replace(first, keep=keep), in_rounds=True)
+    if target is None:
+        return plan, None
+    return plan, _target_document(target, reached, amount, tried) | {"rounds": settings.rounds}
+
+
+def _target_document(target: Target, reached: float, amount: Amount, tried: int) -> dict[str, Any]:
+    """The part of the document that says what a target led to."""
+    return {"flag": target.flag, "bound": target.bound, "reached": reached, **amount._asdict(), "tried": tried}

@@ -11,7 +11,11 @@ from utils.darknet.blocks import ACTIVATIONS, Convolutional, Dropout, Network, S
 from utils.darknet.shapes import trace
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph
-from utils.pruning.removal import Keep, Unit
+from utils.pruning.surgery import Keep, Unit
+
+Importance = Mapping[int, NDArray[np.floating]]
+"""Of the channels [C] of each convolution with batch normalisation, by block number: |γ|, or what masking a channel
+does to the loss. A residual unit may have one [1], by the number of its shortcut."""
 
 
 def residual_units(network: Network) -> tuple[Unit, ...]:
@@ -26,7 +30,7 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
         for source in block.reads(i):
             if source >= 0:
                 readers[source].append(i)
-    found = []
+    units = []
     for i, block in enumerate(blocks):
         if not isinstance(block, Shortcut) or len(block.sources) != 1:
             continue
@@ -46,8 +50,8 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
             and all(source <= read for j in inside for read in blocks[j].reads(j))
             and all(reader <= i for j in inside for reader in readers[j])
         ):
-            found.append(Unit(source, last, i))
-    return tuple(found)
+            units.append(Unit(source, last, i))
+    return tuple(units)
 
 
 def check_units(network: Network) -> None:
@@ -63,9 +67,7 @@ def check_units(network: Network) -> None:
         )
 
 
-def unit_scores(
-    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep, units: Sequence[Unit]
-) -> NDArray[np.float64]:
+def unit_scores(graph: ChannelGraph, importance: Importance, keep: Keep, units: Sequence[Unit]) -> NDArray[np.float64]:
     """Importance of each unit: its own, or else the mean over those channels of its last convolution that stay.
 
     Raises:
@@ -73,47 +75,46 @@ def unit_scores(
     """
     scores = np.zeros(len(units))
     for number, unit in enumerate(units):
-        values = np.abs(np.asarray(importance.get(unit.shortcut, importance[unit.last]), np.float64))
-        values = values if unit.shortcut in importance else values[keep[graph.labels[unit.last]]]
+        if unit.shortcut in importance:
+            values = np.abs(np.asarray(importance[unit.shortcut], np.float64))
+        else:
+            values = np.abs(np.asarray(importance[unit.last], np.float64))[keep[graph.labels[unit.last]]]
         if not np.isfinite(values).all():
-            raise NumericsError(f"{graph.network.where(unit.last)}: an importance is not finite; take "
-                                "an earlier checkpoint")  # fmt: skip
+            where = graph.network.where(unit.last)
+            raise NumericsError(f"{where}: an importance is not finite; take an earlier checkpoint")
         scores[number] = values.mean() if len(values) else 0.0
     return scores
 
 
-def choose_units(
-    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep, count: int
-) -> tuple[Unit, ...]:
+def choose_units(graph: ChannelGraph, importance: Importance, keep: Keep, count: int) -> tuple[Unit, ...]:
     """The `count` weakest residual units, by score and then by number; none lies within another one that goes.
 
     Args:
         graph: of the network.
         importance: of every convolution with batch normalisation.
         keep: [L], the channels that stay; scores are means over them.
-        count: how many units go.
+        count: number of units that go.
 
     Raises:
         InfeasibleError: there are not so many.
         NumericsError: an importance is NaN or infinite.
     """
-    most = 0
-    for chosen in _weakest_units(graph, importance, keep):
+    choices = list(_weakest_units(graph, importance, keep))
+    for chosen in choices:
         if len(chosen) == count:
             return tuple(sorted(chosen, key=lambda unit: unit.shortcut))
-        most = max(most, len(chosen))
-    raise InfeasibleError(f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual "
-                          f"units; the largest number that works is {most}")  # fmt: skip
+    raise InfeasibleError(
+        f"--shortcut {count}: {graph.network.path or 'the network'} has not so many residual units; the largest number "
+        f"that works is {max(map(len, choices))}"
+    )
 
 
-def most_units(graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep) -> int:
-    """The largest number that `choose_units` takes."""
-    return max(map(len, _weakest_units(graph, importance, keep)))
+def most_units(graph: ChannelGraph, importance: Importance) -> int:
+    """The largest number that `choose_units` takes where all channels stay."""
+    return max(map(len, _weakest_units(graph, importance, np.ones(graph.count, np.bool_))))
 
 
-def _weakest_units(
-    graph: ChannelGraph, importance: Mapping[int, NDArray[np.floating]], keep: Keep
-) -> Iterator[Sequence[Unit]]:
+def _weakest_units(graph: ChannelGraph, importance: Importance, keep: Keep) -> Iterator[Sequence[Unit]]:
     """None, the weakest unit, the two weakest …; one around others takes their place."""
     units = residual_units(graph.network)
     scores = unit_scores(graph, importance, keep, units)

@@ -1,189 +1,443 @@
-"""A pruning from checked flags to the written network: choose, cut, prove, measure, write."""
+"""A pruning from checked settings to the written network: rank, choose, remove, prove, measure, write."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import Darknet, fuse, load_arrays
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
-from utils.darknet.shapes import max_stride
+from utils.darknet.blocks import Network, Shortcut
+from utils.darknet.shapes import max_stride, picture_channels
+from utils.data.augment import Augmentation
+from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
+from utils.data.draw import GAP, draw_grid
+from utils.data.images import write_image
+from utils.data.index import index
+from utils.detection.evaluate import Accuracy, measure_accuracy, network_input
+from utils.detection.settings import LossSettings
 from utils.device import select_device
-from utils.errors import InputError
+from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning import record, report
-from utils.pruning.certificate import certify
-from utils.pruning.constants import absorb
-from utils.pruning.measure import Comparison, compare
-from utils.pruning.plan import Plan, arrays_of, figures, grid, group_figures, make_plan, plan_of_rounds
-from utils.pruning.policy import Importance
-from utils.pruning.request import PruneRequest
-from utils.pruning.savings import ranked
-from utils.pruning.settlement import settle
-from utils.pruning.surgery import Compacted, compact
-from utils.pruning.trials import Trials
-from utils.pruning.units import residual_units
+from utils.pruning import report
+from utils.pruning.certificate import certify, masked
+from utils.pruning.importance import Counted, per_saving, taylor
+from utils.pruning.reconstruct import most_pictures, reconstruct
+from utils.pruning.surgery import (
+    Arrays,
+    Keep,
+    PrunedNetwork,
+    Removal,
+    arrays_of,
+    fold_constants,
+    gammas_of,
+    prune_blocks,
+    prune_network,
+)
+from utils.pruning.target import Amount, Plan, make_plan, plan_for_target, plan_in_rounds
+from utils.pruning.units import Importance, residual_units
+from utils.report.cost import Cost, network_cost
+from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import RunDirectory
 
+if TYPE_CHECKING:
+    from utils.pruning.command import PruneSettings
+
+DRAWN_CONFIDENCE = 0.25
+DRAWN_PICTURES = 4
 Size = tuple[int, int]
+Drawn = list[tuple[NDArray[np.uint8], NDArray[np.floating]]]
+"""Pictures [C, H, W] and their detections [k, 6]: x1, y1, x2, y2 in pixels, confidence, class."""
 
 
-def prune(asked: PruneRequest) -> None:
-    """Carry out a request and print what came of it.
+@dataclass(frozen=True)
+class Clock:
+    """The device and the input size that all networks are timed with."""
+
+    device: torch.device
+    size: Size
+
+    def model(self, network: Network, arrays: Arrays) -> Darknet:
+        """A network on the device, with its batch normalisations folded."""
+        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        return fuse(load_arrays(network, tensors)).to(self.device, memory_format=torch.channels_last)
+
+    def latency(self, models: Mapping[str, Darknet], **pace: int) -> dict[str, Latency]:
+        """Time of a forward pass of one picture, the models in turn; `pace` as of `latency.interleaved`."""
+        channels = next(iter(models.values())).network.net.channels
+        image = torch.rand(1, channels, *self.size, generator=torch.Generator().manual_seed(0))
+        image = image.to(self.device, memory_format=torch.channels_last)
+
+        def forward(model: Darknet) -> None:
+            model(image)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        with torch.inference_mode():
+            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()}, **pace)
+
+    def runtime(self) -> str:
+        """The device as a reader knows it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, threads: {torch.get_num_threads()}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pruner(Clock):
+    """A network that is to be pruned, and the pictures that its channels are ranked and measured with."""
+
+    settings: PruneSettings
+    graph: ChannelGraph
+    arrays: Arrays
+    hyp: Mapping[str, Any]
+    """Hyper-parameters that the network was trained with; the defaults where they are not known."""
+
+    @property
+    def network(self) -> Network:
+        """The network before."""
+        return self.graph.network
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Cost of the network before."""
+        return network_cost(self.network, *self.size)
+
+    @cached_property
+    def original(self) -> Darknet:
+        """The network before, to be run."""
+        return self.model(self.network, self.arrays)
+
+    @cached_property
+    def pictures(self) -> Loader:
+        """The validation pictures."""
+        settings, channels = self.settings, picture_channels(self.network)
+        pictures = index(settings.data.valid, settings.data.names)
+        dataset = DetectionDataset(pictures, size=self.size, mode=settings.mode, channels=channels)
+        return make_loader(dataset, settings.batch_size, device=self.device)
+
+    @cached_property
+    def fitting_pictures(self) -> list[Tensor]:
+        """The training pictures of --reconstruct, in batches [B, C, H, W]."""
+        wanted, at_once = self.settings.fitted, self.settings.batch_size
+        most = min(wanted, most_pictures(self.network, self.size))
+        batches = self.training_batches(self.network, None, math.ceil(most / at_once))
+        images = torch.cat([network_input(batch.images, self.device) for batch in batches])[:most]
+        if len(images) < wanted:
+            why = "more would not fit into memory" if len(images) == most else "there are no more"
+            log(f"--reconstruct {wanted}: {len(images)} pictures are used; {why}")
+        return [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(at_once)]
+
+    @cached_property
+    def map50(self) -> float:
+        """AP50 of the network before.
+
+        Raises:
+            InputError: it finds nothing, so that nothing can be lost.
+        """
+        map50 = self.accuracy("original", self.original)[0].map50
+        if map50 == 0:
+            raise InputError(
+                f"{self.settings.files.weights}: finds nothing in {self.settings.data.valid}; its AP50 is 0"
+            )
+        return map50
+
+    def training_batches(self, network: Network, augment: Augmentation | None, most: int) -> Iterator[Batch]:
+        """Batches of training pictures, in an order and with an augmentation that follow from the seed.
+
+        Args:
+            network: that reads the pictures.
+            augment: how they vary; None: not at all.
+            most: batches; fewer come if the pictures do not make so many.
+        """
+        settings = self.settings
+        pictures = index(settings.data.train, settings.data.names)
+        options = {"augment": augment, "seed": settings.seed, "channels": picture_channels(network)}
+        dataset = DetectionDataset(pictures, size=self.size, mode=settings.mode, **options)
+        return islice(make_loader(dataset, settings.batch_size, shuffle=True, device=self.device), most)
+
+    def importance(self, network: Network, arrays: Arrays) -> Importance:
+        """Importance of a network's channels and residual units, as the settings compute it."""
+        if self.settings.importance == "gamma":
+            return {i: np.abs(gamma) for i, gamma in gammas_of(network, arrays).items()}
+        augment, loss = (_chosen(kind, self.hyp) for kind in (Augmentation, LossSettings))
+        batches = self.training_batches(network, augment, self.settings.importance_batches)
+        return taylor(network, arrays, batches, loss, self.device)
+
+    def ranking(self, graph: ChannelGraph, importance: Importance) -> Importance:
+        """Importance that channels are ranked by: with a target for what they save, but for γ, which tell no loss."""
+        target = self.settings.target
+        if target is None or self.settings.importance == "gamma":
+            return importance
+        return per_saving(graph, importance, target.counted or "macs", self.size)
+
+    def importance_after(self, keep: Keep) -> Importance:
+        """The ranking of the network without some channels, for those of the network before; 0 for what is gone."""
+        network, arrays = self.cut(Removal(keep))
+        ranking = self.ranking(channel_graph(network), self.importance(network, arrays))
+        whole = {}
+        for i, labels in enumerate(self.graph.labels):
+            if i in ranking and not isinstance(network.blocks[i], Shortcut):
+                whole[i] = np.zeros(len(labels))
+                whole[i][keep[labels]] = ranking[i]
+        return whole
+
+    def compensated(self, removal: Removal) -> Arrays:
+        """The tensors of the network before, in which readers make up for what goes."""
+        if self.settings.fitted and not removal.nothing:
+            pictures, seed = self.fitting_pictures, self.settings.seed
+            return reconstruct(self.graph, self.arrays, removal, pictures, self.device, seed)
+        return fold_constants(self.graph, self.arrays, removal) if self.settings.absorb else self.arrays
+
+    def cut(self, removal: Removal) -> PrunedNetwork:
+        """The network that would be written."""
+        return prune_network(self.graph, self.compensated(removal), removal)
+
+    def cost_share(self, removal: Removal, counted: Counted) -> float:
+        """Parameters or multiply-adds that are left, as a share of those before."""
+        after = network_cost(prune_blocks(self.graph, removal), *self.size)
+        return getattr(after, counted) / getattr(self.cost, counted)
+
+    def time_share(self, removal: Removal, **pace: int) -> float:
+        """Median time of what is left, as a share of that of the network before; both run in turn."""
+        left = self.model(*prune_network(self.graph, self.arrays, removal))
+        times = self.latency({"before": self.original, "after": left}, **pace)
+        return times["after"].median / times["before"].median
+
+    def drop(self, name: str, removal: Removal) -> float:
+        """Points of AP50 that the network which would be written has lost; `name` for the progress."""
+        before = self.map50
+        return 100 * (before - self.accuracy(name, self.model(*self.cut(removal)))[0].map50)
+
+    def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, Drawn]:
+        """AP over all pictures; some of them, from the first to the last, with their confident detections."""
+        drawn: Drawn = []
+        shown = set(np.linspace(0, len(self.pictures.dataset) - 1, DRAWN_PICTURES).round().tolist())
+
+        def keep(number: int, batch: Batch, detections: list[Tensor]) -> None:
+            for position, image, boxes in zip(batch.positions.tolist(), batch.images, detections, strict=True):
+                if position in shown:
+                    drawn.append((image.numpy(), boxes[boxes[:, 4] >= DRAWN_CONFIDENCE].numpy()))
+
+        return measure_accuracy(name, model, self.pictures, self.settings.data.names, self.device, keep), drawn
+
+
+def _chosen(kind: type, hyp: Mapping[str, Any]) -> Any:
+    """Settings with those values of a hyper-parameter file that are theirs."""
+    return kind(**{field.name: hyp[field.name] for field in dataclasses.fields(kind) if field.name in hyp})
+
+
+def prune(settings: PruneSettings) -> None:
+    """Prune a network, write it and print the outcome.
 
     Raises:
-        InputError: no such device, pictures of other classes, a quantized network, or one without the residual units
-            asked for.
+        InputError: no such device, pictures of other classes, a quantized network, or one without residual units.
         InfeasibleError: a layer would be emptied, a target is out of reach, or the certificate fails; nothing is
             written.
         NumericsError: an importance is not finite.
     """
-    device = select_device(asked.device)
-    loaded = load_model(asked.files)
+    device = select_device(settings.device)
+    loaded = load_model(settings.files)
     if loaded.quantization is not None:
-        raise InputError(f"{asked.files.weights}: is quantized, which comes after pruning; give the weights it was "
-                         "made from")  # fmt: skip
+        raise InputError(
+            f"{settings.files.weights}: is quantized, which comes after pruning; give the weights it was made from"
+        )
     lineage = loaded.lineage()
     for note in loaded.notes:
         log(note)
     network = loaded.model.network
-    asked.check_classes(network)
-    size = input_size(asked.sides, max_stride(network), (network.net.height, network.net.width))
-    arrays = arrays_of(loaded.model)
-    graph = channel_graph(network)
-    asked = ranked_by(asked, loaded)
+    settings.check_classes(network)
+    size = input_size(settings.img_size, max_stride(network), (network.net.height, network.net.width))
     hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
-    trials = Trials(asked, graph, arrays, size, device, hyp)
-    importance = trials.importance(network, arrays)
-    order = ranked(asked, graph, importance, size)
-    asked, target, chosen = settle(trials, order)
-    if asked.dry_run:
-        document = preview(asked, graph, order, size) | {"target": target}
-        print_json(document) if asked.as_json else print(report.grid_text(document))
+    settings = with_importance(settings, loaded)
+    pruner = Pruner(device, size, settings, channel_graph(network), arrays_of(loaded.model), hyp)
+    importance = pruner.importance(network, pruner.arrays)
+    ranking = pruner.ranking(pruner.graph, importance)
+    plan, target, amounts = None, None, settings.amounts
+    if settings.rounds > 1:
+        plan, target = plan_in_rounds(pruner, ranking)
+    elif settings.target is not None:
+        plan, target = plan_for_target(pruner, ranking)
+        amounts = (plan.amount,)
+    if settings.dry_run:
+        document = preview(pruner, ranking, amounts) | {"target": target}
+        print_json(document) if settings.json else print(report.grid_text(document))
         return
-    plan = (make_plan(graph, order, asked.channels, asked.amounts[0]) if chosen is None
-            else plan_of_rounds(graph, order, asked.channels, chosen, asked.amounts[0]))  # fmt: skip
-    document = {"strategy": asked.strategy, **plan.amount._asdict(), "target": target}
-    document |= {"importance": asked.importance, "rounds": asked.rounds}
-    document["before"] = figures(network, size)
-    document |= {
-        "max_percent": plan.max_percent,
-        "advised_percent": advised(asked, plan),
-        "groups": group_figures(plan, size),
-    }
-    written, comparison, found = carry_out(trials, plan)
-    document = measured(document | {"after": figures(written.network, size), **found}, comparison, size)
-    with RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok).until("model.cfg") as run:
-        document["run_dir"] = str(run.path)
-        document |= {key: str(run.file(f"model.{key}")) for key in ("cfg", "weights")}
-        document["data"] = str(asked.data.path) if asked.data else None
-        names = loaded.names or (asked.data.names if asked.data else tuple(map(str, range(network.classes))))
-        write(run, asked, plan, importance, comparison, document)
-        record.write_network(run, written, names, lineage, record.kept(plan, loaded.kept))
-    print_json(document) if asked.as_json else print(report.text(document))
+    plan = plan or make_plan(pruner.graph, ranking, settings.channels, amounts[0])
+    document = write(pruner, plan, target, importance, loaded, lineage)
+    print_json(document) if settings.json else print(report.text(document))
 
 
-def ranked_by(asked: PruneRequest, loaded: LoadedModel) -> PruneRequest:
-    """A request that says what ranks channels: γ where they were pressed on, or where there are no pictures.
+def with_importance(settings: PruneSettings, loaded: LoadedModel) -> PruneSettings:
+    """Settings with what ranks channels: γ where sparse training penalised them or there are no pictures, else Taylor.
 
-    With taylor all convolutions are candidates: the classic rules leave out what sparse training did not press on.
+    With Taylor all convolutions are candidates: the classic rules leave out what sparse training did not penalise.
     """
-    kind = asked.importance
+    kind = settings.importance
     if kind is None:
         if loaded.args.get("sr"):
-            kind, why = "gamma", "sparse training has pressed on γ"
-        elif asked.trains:
-            kind, why = "taylor", "what silencing a channel does to the loss; γ was not trained sparse"
+            kind, why = "gamma", "sparse training has penalised γ"
+        elif settings.trains:
+            kind, why = "taylor", "what masking a channel does to the loss; γ was not trained sparse"
         else:
             kind, why = "gamma", "there are no training pictures to compute taylor from; give --data"
         log(f"--importance {kind}: {why}")
-    channels = asked.channels and dataclasses.replace(
-        asked.channels, all_convs=asked.channels.all_convs or kind == "taylor"
-    )
-    return dataclasses.replace(asked, importance=kind, channels=channels)
+    channels = settings.channels
+    if channels is not None:
+        channels = dataclasses.replace(channels, all_convs=channels.all_convs or kind == "taylor")
+    return dataclasses.replace(settings, importance=kind, channels=channels)
 
 
-def advised(asked: PruneRequest, plan: Plan) -> float | None:
+def advised(settings: PruneSettings, plan: Plan) -> float | None:
     """The percentage that costs little; None where not γ rank the channels."""
-    return plan.advised if asked.importance == "gamma" else None
+    return plan.choice.advised if settings.importance == "gamma" and plan.choice is not None else None
 
 
-def preview(asked: PruneRequest, graph: ChannelGraph, importance: Importance, size: Size) -> dict[str, Any]:
-    """The document of a dry run: what is left of the network, for one amount or for several.
+def preview(pruner: Pruner, ranking: Importance, amounts: Sequence[Amount]) -> dict[str, Any]:
+    """The document of a dry run: figures of the network that is left, for one amount or for several.
 
     Raises:
         InfeasibleError: the only amount cannot be carried out.
     """
-    least = asked.amounts[0]._replace(percent=None if asked.channels is None else 0.0, shortcut=None)
-    plan = make_plan(graph, importance, asked.channels, least)
-    units = None if asked.amounts[0].shortcut is None else len(residual_units(graph.network))
-    document = {"strategy": asked.strategy, "before": figures(graph.network, size), "residual_units": units}
-    document |= {"max_percent": plan.max_percent, "advised_percent": advised(asked, plan)}
-    if len(asked.amounts) == 1:
-        make_plan(graph, importance, asked.channels, asked.amounts[0])
-    document["grid"] = list(grid(graph, importance, asked.channels, asked.amounts, size))
-    only = document["grid"][0] if len(asked.amounts) == 1 else {}
-    return document | {key: only[key] for key in ("after", "groups") if only}
+    settings, graph = pruner.settings, pruner.graph
+    least = make_plan(graph, ranking, settings.channels, Amount(0.0, None))
+    grid = []
+    for amount in amounts:
+        after = groups = infeasible = None
+        try:
+            plan = make_plan(graph, ranking, settings.channels, amount)
+            after, groups = report.figures(plan.after(), pruner.size), report.group_figures(plan, pruner.size)
+        except InfeasibleError as failure:
+            if len(amounts) == 1:
+                raise
+            infeasible = str(failure)
+        grid.append({**amount._asdict(), "after": after, "groups": groups, "infeasible": infeasible})
+    document = {
+        "strategy": settings.strategy.name,
+        "before": report.figures(graph.network, pruner.size),
+        "residual_units": None if amounts[0].shortcut is None else len(residual_units(graph.network)),
+        "max_percent": least.max_percent,
+        "advised_percent": advised(settings, least),
+        "grid": grid,
+    }
+    return document | ({key: grid[0][key] for key in ("after", "groups")} if len(grid) == 1 else {})
 
 
-def carry_out(trials: Trials, plan: Plan) -> tuple[Compacted, Comparison | None, dict[str, Any]]:
-    """Cut a network, prove that it was cut right, and measure it.
+def write(
+    pruner: Pruner,
+    plan: Plan,
+    target: Mapping[str, Any] | None,
+    importance: Importance,
+    loaded: LoadedModel,
+    lineage: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Carry out a plan and write all files of the run; returns the document of --json.
 
-    Returns:
-        The network that is left, what was measured, and the parts of the document that say so.
+    Args:
+        pruner: the network and its pictures.
+        plan: what goes.
+        target: the part of the document that says how it was found.
+        importance: of the network before.
+        loaded: the network before and what its file says of it.
+        lineage: files that it was made from.
 
     Raises:
         InfeasibleError: the certificate fails.
     """
-    asked, graph, arrays, removal = trials.asked, trials.graph, trials.arrays, plan.removal
-    whole = trials.compensated(removal)
-    written, bare = compact(graph, whole, removal), compact(graph, arrays, removal)
-    folded = absorb(graph, arrays, removal) if asked.absorb else None
-    fitted = bool(asked.reconstruct) and not removal.nothing
-    certificate = certify(graph, arrays, whole, removal, bare, written, fitted=fitted)
-    del bare, whole
-    certificate.check()
-    comparison = None
-    if asked.test:
-        comparison = compare(trials.bench, graph, arrays, folded, removal, written)
-    pictures = sum(map(len, trials.fitted)) if fitted else 0
-    return written, comparison, {"certificate": dataclasses.asdict(certificate), "reconstructed": pictures}
-
-
-def write(
-    run: RunDirectory,
-    asked: PruneRequest,
-    plan: Plan,
-    importance: Importance,
-    comparison: Comparison | None,
-    document: dict[str, Any],
-) -> None:
-    """What the run says of itself."""
-    run.describe(args=asked.flags)
-    bars = report.layer_bars(plan, importance)
-    run.write_json("plan.json", record.plan_document(asked, plan, importance, document))
-    run.write_text("channels.csv", record.channel_table(plan, bars, importance))
-    run.write_text("report.md", report.markdown(document))
-    report.draw(run, plan, bars, comparison)
-
-
-def measured(document: dict[str, Any], comparison: Comparison | None, size: Size) -> dict[str, Any]:
-    """The document with accuracies and times, or with None where nothing was measured.
-
-    `efficiency` is the gain in time over the gain in multiply-adds: 1 where all that go save their time.
-    """
-    if comparison is None:
-        return document | {"silenced": None, "absorbed": None, "latency": None, "efficiency": None}
-    latency = {name: dataclasses.asdict(times) for name, times in comparison.latency.items()}
-    found = {name: accuracy._asdict() for name, accuracy in comparison.accuracy.items()}
-    sides = {"height": size[0], "width": size[1], "runtime": comparison.runtime}
-    faster = latency["original"]["median"] / latency["compact"]["median"]
-    less = document["before"]["macs"] / document["after"]["macs"]
-    return document | {
-        "before": document["before"] | found["original"] | {"ms": latency["original"]["median"]},
-        "after": document["after"] | found["compact"] | {"ms": latency["compact"]["median"]},
-        "silenced": found["silenced"],
-        "absorbed": found.get("absorbed"),
-        "latency": latency | sides,
-        "efficiency": faster / less,
+    settings, network, size = pruner.settings, pruner.network, pruner.size
+    document = {"strategy": settings.strategy.name, **plan.amount._asdict(), "target": target}
+    document |= {"importance": settings.importance, "rounds": settings.rounds}
+    document |= {
+        "before": report.figures(network, size),
+        "max_percent": plan.max_percent,
+        "advised_percent": advised(settings, plan),
+        "groups": report.group_figures(plan, size),
+        "after": report.figures(plan.after(), size),
     }
+    pruned, figures = carry_out(pruner, plan.removal)
+    document |= figures
+    picture = None
+    if settings.test:
+        picture = measure(pruner, plan.removal, pruned, document)
+    with RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok).until("model.cfg") as run:
+        document["run_dir"] = str(run.path)
+        document |= {key: str(run.file(f"model.{key}")) for key in ("cfg", "weights")}
+        document["data"] = str(settings.data.path) if settings.data else None
+        run.describe(args=settings.flags)
+        bars = report.layer_bars(plan)
+        policy = settings.channels and dataclasses.replace(settings.channels, percent=plan.amount.percent)
+        run.write_json("plan.json", report.plan_document(plan, policy, importance, document))
+        run.write_text("channels.csv", report.channel_table(plan, bars, importance))
+        run.write_text("report.md", report.markdown(document))
+        report.draw(run, plan, bars)
+        if picture is not None:
+            write_image(run.file("detections.jpg"), picture)
+        names = loaded.names or (settings.data.names if settings.data else tuple(map(str, range(network.classes))))
+        report.write_network(run, pruned, names, lineage, report.kept(plan, loaded.kept))
+    return document
+
+
+def carry_out(pruner: Pruner, removal: Removal) -> tuple[PrunedNetwork, dict[str, Any]]:
+    """Prune a network and prove that it was pruned right; the parts of the document that say so.
+
+    Raises:
+        InfeasibleError: the certificate fails.
+    """
+    graph, arrays = pruner.graph, pruner.arrays
+    whole = pruner.compensated(removal)
+    pruned, bare = prune_network(graph, whole, removal), prune_network(graph, arrays, removal)
+    fitted = bool(pruner.settings.fitted) and not removal.nothing
+    certificate = certify(graph, arrays, whole, removal, bare, pruned, fitted=fitted)
+    certificate.check()
+    pictures = sum(map(len, pruner.fitting_pictures)) if fitted else 0
+    unmeasured = dict.fromkeys(("silenced", "absorbed", "latency", "efficiency"))
+    return pruned, {"certificate": dataclasses.asdict(certificate), "reconstructed": pictures, **unmeasured}
+
+
+def measure(pruner: Pruner, removal: Removal, pruned: PrunedNetwork, document: dict[str, Any]) -> NDArray[np.uint8]:
+    """Write accuracies and times into the document; returns pictures with detections before and after.
+
+    The networks are measured one after the other: the one before, the two of full size that explain the difference, and
+    the one that is left. `efficiency` is the gain in time over the gain in multiply-adds: 1 where all of these that go
+    save their time.
+    """
+    before = pruner.original
+    accuracy, drawn_before = pruner.accuracy("original", before)
+    document["before"] |= accuracy._asdict()
+    with masked(before, pruner.graph, removal):
+        document["silenced"] = pruner.accuracy("masked", before)[0]._asdict()
+    if pruner.settings.absorb:
+        folded = pruner.model(pruner.network, fold_constants(pruner.graph, pruner.arrays, removal))
+        with masked(folded, pruner.graph, removal):
+            document["absorbed"] = pruner.accuracy("constants folded", folded)[0]._asdict()
+        del folded
+    after = pruner.model(*pruned)
+    accuracy, drawn_after = pruner.accuracy("pruned", after)
+    document["after"] |= accuracy._asdict()
+    times = pruner.latency({"original": before, "compact": after})
+    document["before"]["ms"], document["after"]["ms"] = times["original"].median, times["compact"].median
+    faster, less = (document["before"][key] / document["after"][key] for key in ("ms", "macs"))
+    sides = {"height": pruner.size[0], "width": pruner.size[1], "runtime": pruner.runtime()}
+    document["latency"] = {name: dataclasses.asdict(latency) for name, latency in times.items()} | sides
+    document["efficiency"] = faster / less
+    return side_by_side(drawn_before, drawn_after, pruner.settings.data.names)
+
+
+def side_by_side(before: Drawn, after: Drawn, names: Sequence[str]) -> NDArray[np.uint8]:
+    """A row for each picture: left with detections before, right with those after; uint8 [H, W, 3], RGB."""
+    lines = []
+    for (picture, old), (_, new) in zip(before, after, strict=True):
+        pair = [draw_grid(picture[None], [boxes], names) for boxes in (old, new)]
+        lines.append(np.hstack([np.pad(half, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for half in pair]))
+    return np.vstack(lines)

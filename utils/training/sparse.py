@@ -15,8 +15,7 @@ from torch import Tensor
 from models import Darknet
 from utils.errors import InputError
 from utils.graph import channel_graph
-from utils.pruning.candidates import SETS, candidates
-from utils.pruning.policy import voters
+from utils.pruning.policy import SETS, candidates, voters
 from utils.pruning.sparsity import AUTO, DECAY, PLAN_END, Control, SparseSettings
 from utils.training.optim import Schedule
 from utils.training.state import Progress

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from utils.cli import Parser, number, threshold
 from utils.errors import InputError
-from utils.pruning.candidates import SETS
+from utils.pruning.policy import SETS
 from utils.pruning.sparsity import AUTO, LARGEST_S, LOSS_RISE, SCHEDULES, SparseSettings
 
 SOLVERS = ("subgradient", "proximal")

@@ -12,12 +12,10 @@ from models import Darknet
 from utils.cli import log
 from utils.errors import ResourceError
 from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.advice import FREE_SHARE, advised_percent
-from utils.pruning.candidates import SETS
-from utils.pruning.plan import arrays_of, gammas_of
-from utils.pruning.policy import ChannelPolicy, Importance, channel_scores, choose
+from utils.pruning.policy import FREE_SHARE, SETS, ChannelPolicy, advised_percent, channel_scores, choose
 from utils.pruning.sparsity import AUTO, PLAN_END, Control, SparseSettings, outlook
-from utils.pruning.units import residual_units, unit_scores
+from utils.pruning.surgery import arrays_of, gammas_of
+from utils.pruning.units import Importance, residual_units, unit_scores
 from utils.report.gamma_log import BELOW, GammaLog
 from utils.report.run_dir import RunDirectory
 from utils.report.scalars import Scalars
