@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.nets import tiny
+from tests.pruning import POLICIES, SHORTCUT, emptied, heads, model_of, random_gammas, randomised
 from tests.random_nets import networks
 from tests.test_graph import conv, graph_of
-from tests.test_percent_sweep import emptied, random_gammas
-from tests.test_pruning import GATE, arrays_of, difference, heads, model_of, randomised
+from tests.test_pruning import GATE
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
-from utils.pruning.certificate import masked
+from utils.pruning.certificate import difference, masked
 from utils.pruning.policy import MERGES, ChannelPolicy, Group, candidates, check_percents, choose, pruning_groups
 from utils.pruning.report import group_figures
-from utils.pruning.surgery import Removal, prune_blocks, prune_network
+from utils.pruning.surgery import Removal, arrays_of, prune_blocks, prune_network
 from utils.pruning.target import Amount, make_plan
 from utils.report.cost import network_cost
 
@@ -38,13 +38,12 @@ BOUNDARIES = {
     "demo": [(0, 7), (9, 18), (21, 25)],
 }
 """First and last convolution of every group."""
-SHORTCUT = "[shortcut]\nfrom=-2\nactivation=linear\n"
 TWO_HEADS = (
     conv(8, 3, stride=2), conv(8, 3, stride=2), conv(8, 3, stride=2), conv(12, 3, stride=2), conv(12, 3), SHORTCUT,
     conv(16, 3, stride=2), conv(16, 1), conv(8), "[upsample]\nstride=2\n", "[route]\nlayers=-1,5\n", conv(10, 3),
 )  # fmt: skip
 """Backbone to stride 32, one upsampling, one head: four groups."""
-POLICY = ChannelPolicy(0.5, merge="majority", layer_keep=0.01, groups=True)
+POLICY = replace(POLICIES["group"], percent=0.5)
 
 
 def graph_of_cfg(root, name: str) -> ChannelGraph:

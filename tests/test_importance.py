@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet, load_arrays
+from models import load_arrays
 from tests.nets import TINY, one_head, tiny
+from tests.pruning import CONV, varied_arrays
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
@@ -22,24 +23,13 @@ from utils.errors import DataError, InfeasibleError, InputError, NumericsError
 from utils.graph import channel_graph
 from utils.pruning import importance, workflow
 from utils.pruning.importance import per_saving, savings
-from utils.pruning.surgery import Removal, arrays_of
+from utils.pruning.surgery import Removal
 from utils.pruning.target import Amount, Plan
 from utils.pruning.units import residual_units
 from utils.report.cost import network_cost
 
 SIZE = (64, 64)
-CONV = "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
-DEPTHWISE = CONV + "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\ngroups=4\nactivation=leaky\n"
-
-
-def arrays_of_new(network) -> dict[str, np.ndarray]:
-    """Tensors of a new network whose γ and β differ."""
-    torch.manual_seed(0)
-    model = Darknet(network)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "bn.bias")):
-            value.copy_(0.5 + torch.rand(value.shape))
-    return arrays_of(model)
+DEPTHWISE = CONV + "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\ngroups=8\nactivation=leaky\n"
 
 
 def batches(count: int) -> list[Batch]:
@@ -84,7 +74,7 @@ def change(network, arrays, block, channels, batch, loss) -> float:
 
 def test_taylor_is_the_root_mean_square_of_what_scaling_a_channel_does(smooth):
     network = tiny()
-    arrays, pictures = arrays_of_new(network), batches(2)
+    arrays, pictures = varied_arrays(network), batches(2)
     found = importance.taylor(network, arrays, pictures, LossSettings())
     for block, channel in ((0, 1), (2, 0), (3, 2)):
         changes = [change(network, arrays, block, [channel], batch, smooth) for batch in pictures]
@@ -93,7 +83,7 @@ def test_taylor_is_the_root_mean_square_of_what_scaling_a_channel_does(smooth):
 
 def test_a_unit_counts_as_all_channels_of_its_last_convolution_at_once(smooth):
     network = tiny()
-    arrays, pictures = arrays_of_new(network), batches(2)
+    arrays, pictures = varied_arrays(network), batches(2)
     found = importance.taylor(network, arrays, pictures, LossSettings())
     (unit,) = residual_units(network)
     everything = slice(None)
@@ -103,7 +93,7 @@ def test_a_unit_counts_as_all_channels_of_its_last_convolution_at_once(smooth):
 
 def test_taylor_changes_nothing_and_is_the_same_every_time():
     network = tiny()
-    arrays, pictures = arrays_of_new(network), batches(2)
+    arrays, pictures = varied_arrays(network), batches(2)
     before = {name: array.copy() for name, array in arrays.items()}
     one, other = (importance.taylor(network, arrays, pictures, LossSettings()) for _ in range(2))
     assert all(np.array_equal(one[block], other[block]) for block in one)
@@ -113,19 +103,19 @@ def test_taylor_changes_nothing_and_is_the_same_every_time():
 def test_what_no_head_reads_does_not_matter():
     network = one_head(CONV, CONV, "[route]\nlayers=0\n")
     batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
-    found = importance.taylor(network, arrays_of_new(network), [batch], LossSettings())
+    found = importance.taylor(network, varied_arrays(network), [batch], LossSettings())
     assert found[0].all() and not found[1].any()
 
 
 def test_a_network_without_batch_normalisation_has_nothing_to_rank():
     network = one_head(CONV.replace("batch_normalize=1\n", ""))
     batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
-    assert importance.taylor(network, arrays_of_new(network), [batch], LossSettings()) == {}
+    assert importance.taylor(network, varied_arrays(network), [batch], LossSettings()) == {}
 
 
 def test_damaged_weights_are_refused():
     network = tiny()
-    arrays = arrays_of_new(network)
+    arrays = varied_arrays(network)
     arrays["layers.0.bn.weight"][0] = np.inf
     with pytest.raises(NumericsError, match="no finite gradient"):
         importance.taylor(network, arrays, batches(1), LossSettings())

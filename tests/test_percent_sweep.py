@@ -13,24 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.nets import TINY, tiny
+from tests.pruning import POLICIES as SCRIPT_POLICIES
+from tests.pruning import emptied, normalised, random_gammas
 from tests.random_nets import networks
 from tests.test_graph import conv, graph_of
 from tests.test_random_networks import POLICIES as ANY_POLICY
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional
 from utils.darknet.layout import key, tensors
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose
 from utils.pruning.surgery import Removal, prune_blocks
 
-POLICIES = {
-    "normal": ChannelPolicy(0, prune=0),
-    "regular": ChannelPolicy(0, prune=0, multiple_of=8),
-    "shortcut": ChannelPolicy(0, merge="first"),
-    "slim": ChannelPolicy(0, layer_keep=0.01),
+POLICIES = {name: policy for name, policy in SCRIPT_POLICIES.items() if not policy.groups} | {
     "refused slim": ChannelPolicy(0),
     "majority": ChannelPolicy(0, merge="majority"),
     "all": ChannelPolicy(0, merge="intersection", all_convs=True),
@@ -41,23 +38,6 @@ REFUSAL = re.compile(
 )
 SPLIT = "[route]\nlayers=-1,-2\n[route]\nlayers=-1\ngroups=2\n"
 """Ties the two convolutions before it, of equal width."""
-
-
-def normalised(graph: ChannelGraph) -> list[int]:
-    """Blocks that have a γ."""
-    blocks = graph.network.blocks
-    return [i for i, b in enumerate(blocks) if isinstance(b, Convolutional) and b.batch_normalize]
-
-
-def random_gammas(graph: ChannelGraph, seed: int, levels: int = 0) -> dict[int, np.ndarray]:
-    """γ of either sign, below 1; of so many different sizes only, so that many are equal and some are 0."""
-    rng = np.random.default_rng(seed)
-    gammas = {i: rng.uniform(-1, 1, len(graph.labels[i])) for i in normalised(graph)}
-    return {i: np.trunc(gamma * levels) / levels for i, gamma in gammas.items()} if levels else gammas
-
-
-def emptied(graph: ChannelGraph, keep: np.ndarray) -> list[int]:
-    return [i for i, labels in enumerate(graph.labels) if not keep[labels].any()]
 
 
 def works(graph: ChannelGraph, gammas, policy: ChannelPolicy) -> bool:

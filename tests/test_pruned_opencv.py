@@ -11,28 +11,19 @@ import torch
 
 from models import load_arrays
 from tests.nets import opencv_epsilon
+from tests.pruning import policy, removal_of
 from tests.test_oracle_opencv import TOLERANCE, difference, dog
-from tests.test_pruning import gammas_of
 from tests.test_random_networks import random_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network
 from utils.darknet.opencv import opencv_warning
-from utils.errors import InfeasibleError
 from utils.graph import channel_graph
-from utils.pruning.policy import ChannelPolicy, choose
-from utils.pruning.surgery import Removal, fold_constants, prune_network
-from utils.pruning.units import choose_units, residual_units
+from utils.pruning.surgery import fold_constants, prune_network
+from utils.pruning.units import residual_units
 
-CHANNELS = {
-    "normal": ChannelPolicy(0.3, prune=0),
-    "regular": ChannelPolicy(0.4, prune=0, multiple_of=8),
-    "shortcut": ChannelPolicy(0.3, merge="first"),
-    "slim": ChannelPolicy(0.5, layer_keep=0.01),
-    "layer": None,
-    "layer_channel": ChannelPolicy(0.5, layer_keep=0.01),
-}
-"""What the scripts of these names remove; those whose name begins with layer take residual units, too."""
+PERCENTS = {"normal": 0.3, "regular": 0.4, "shortcut": 0.3, "slim": 0.5, "layer": None, "layer_channel": 0.5}
+"""Share of the channels that each script removes here; those whose name begins with layer take units, too."""
 UNITS = 3
 PUBLIC = {"yolov3-tiny": 0, "yolo-fastest-1.1": 18, "MobileNetV2-YOLOv3-Nano-coco": 10}
 """Networks with real weights, and how many residual units they have."""
@@ -44,7 +35,7 @@ SIDE = 128
 CASES = tuple(
     pytest.param(name, strategy, id=f"{name}-{strategy}",
                  marks=() if name in PUBLIC or f"{name}-{strategy}".startswith(QUICK) else pytest.mark.slow)
-    for name, units in (PUBLIC | OURS).items() for strategy in CHANNELS if units or not strategy.startswith("layer")
+    for name, units in (PUBLIC | OURS).items() for strategy in PERCENTS if units or not strategy.startswith("layer")
 )  # fmt: skip
 
 
@@ -59,17 +50,6 @@ def network_and_arrays(request, name):
     return network, random_arrays(network, 3, np.float32)
 
 
-def chosen(graph, gammas, strategy) -> Removal:
-    """What a strategy removes, at the largest percentage that works if its own is too high."""
-    policy, keep = CHANNELS[strategy], np.ones(graph.count, np.bool_)
-    if policy is not None:
-        try:
-            keep = choose(graph, gammas, policy).keep
-        except InfeasibleError as refused:
-            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
-    return Removal(keep, choose_units(graph, gammas, keep, UNITS) if strategy.startswith("layer") else ())
-
-
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_public_networks_have_so_many_units(request, name):
     assert len(residual_units(network_and_arrays(request, name)[0])) == PUBLIC[name]
@@ -80,7 +60,8 @@ def test_the_public_networks_have_so_many_units(request, name):
 def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tmp_path, name, strategy):
     network, arrays = network_and_arrays(request, name)
     graph = channel_graph(network)
-    removal = chosen(graph, gammas_of(network, arrays), strategy)
+    units = UNITS if strategy.startswith("layer") else 0
+    removal = removal_of(graph, arrays, policy(strategy, PERCENTS[strategy]), units)
     narrow, sliced = prune_network(graph, fold_constants(graph, arrays, removal), removal)
     cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
     cfg.write_text(format_network(narrow))

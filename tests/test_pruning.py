@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from models import Darknet, load_arrays
+from models import Darknet
 from tests.nets import PUBLIC_MODELS
+from tests.pruning import heads, model_of, policy, randomised, removal_of
 from tests.test_graph import HEAD, conv, graph_of
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
@@ -20,20 +20,22 @@ from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
 from utils.pruning.certificate import Certificate, certify, difference, masked
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
-from utils.pruning.surgery import Removal, fold_constants, prune_network
+from utils.pruning.surgery import Removal, arrays_of, fold_constants, gammas_of, prune_network
 from utils.pruning.units import choose_units, residual_units
 
 STRATEGIES = {
-    "normal": (ChannelPolicy(0.3, prune=0), 0),
-    "regular": (ChannelPolicy(0.5, prune=0, multiple_of=8), 0),
-    "shortcut": (ChannelPolicy(0.3, merge="first"), 0),
-    "slim": (ChannelPolicy(0.5, layer_keep=0.05), 0),
+    "normal": (0.3, 0),
+    "regular": (0.5, 0),
+    "shortcut": (0.3, 0),
+    "slim": (0.5, 0),
     "layer": (None, 2),
-    "layer_channel": (ChannelPolicy(0.5, layer_keep=0.05), 2),
-    "group": (ChannelPolicy(0.5, merge="majority", layer_keep=0.01, groups=True), 0),
-    "all": (ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True), 1),
+    "layer_channel": (0.5, 2),
+    "group": (0.5, 0),
 }
-"""What each script removes, channels by a policy and a number of residual units; and all that the graph allows."""
+"""The percentage and the number of residual units that each script removes here."""
+CASES = {name: (policy(name, percent), units) for name, (percent, units) in STRATEGIES.items()}
+CASES["all"] = (ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True), 1)
+"""The same as policies; and all that the graph allows."""
 LARGE = ("yolov3", "yolov3-spp", "yolov3-voc", "yolov4", "yolov4-csp", "yolov4-leaky", "yolov4-leaky-spp557")
 FOLDERS = {
     "cfg": ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3", *LARGE[:2], *LARGE[3:]),
@@ -47,54 +49,7 @@ NETWORKS = tuple(
 )
 
 
-def randomised(network, dtype=torch.float64) -> Darknet:
-    """A model whose channels all matter and whose constants are not small (γ in 0..1, β and μ normal)."""
-    model = Darknet(network).eval().to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "running_var")):
-            value.copy_(torch.rand(value.shape, generator=generator) + name.endswith("var") * 0.5)
-        elif name.endswith(("bn.bias", "running_mean")):
-            value.copy_(torch.randn(value.shape, generator=generator))
-        elif name.endswith("conv.weight"):
-            value.copy_(torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5)
-    return model
-
-
-def arrays_of(model: Darknet) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in model.state_dict().items()}
-
-
-def gammas_of(network, arrays) -> dict[int, np.ndarray]:
-    return {
-        i: arrays[f"layers.{i}.bn.weight"] for i, b in enumerate(network.blocks) if getattr(b, "batch_normalize", False)
-    }
-
-
-def model_of(network, arrays) -> Darknet:
-    model = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()})
-    return model.eval().to(torch.float64)
-
-
-@torch.no_grad()
-def heads(model: Darknet, side: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    images = torch.rand(1, model.network.net.channels, side, side, generator=generator, dtype=torch.float64)
-    return list(model(images).heads)
-
-
-def removal_of(graph, arrays, policy: ChannelPolicy | None, units: int) -> Removal:
-    """What a strategy removes, at the largest percentage that works if its own is too high."""
-    gammas, keep = gammas_of(graph.network, arrays), np.ones(graph.count, np.bool_)
-    if policy is not None:
-        try:
-            keep = choose(graph, gammas, policy).keep
-        except InfeasibleError as refused:
-            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
-    return Removal(keep, choose_units(graph, gammas, keep, min(units, len(residual_units(graph.network)))))
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", CASES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, request, name, strategy):
     """At every pixel, in float64; and the widths are those of the kept labels."""
@@ -104,7 +59,7 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, request, na
     graph = channel_graph(network)
     model = randomised(network)
     arrays = arrays_of(model)
-    removal = removal_of(graph, arrays, *STRATEGIES[strategy])
+    removal = removal_of(graph, arrays, *CASES[strategy])
     if strategy == "layer" and not residual_units(network):
         assert removal.keep.all()
         return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.pruning import heads, model_of, removal_of
 from tests.random_nets import networks
 from tests.test_graph import conv, graph_of
-from tests.test_pruning import gammas_of, heads, model_of
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import (
     ACTIVATIONS,
@@ -27,12 +25,11 @@ from utils.darknet.blocks import (
 from utils.darknet.cfg import format_network, parse
 from utils.darknet.layout import key, tensors
 from utils.darknet.shapes import trace
-from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.certificate import difference, masked, without_gamma
-from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, candidates, choose
+from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, candidates
 from utils.pruning.surgery import Removal, fold_constants, prune_blocks, prune_network
-from utils.pruning.units import choose_units, residual_units
+from utils.pruning.units import residual_units
 
 POLICIES = st.builds(
     ChannelPolicy,
@@ -73,21 +70,6 @@ def random_arrays(network: Network, seed: int, dtype: type = np.float64) -> dict
 def folded_heads(graph: ChannelGraph, arrays, removal: Removal) -> list:
     """Heads of the pruned network with the constants folded."""
     return heads(model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal)), SIDE)
-
-
-def chosen(graph: ChannelGraph, arrays, policy: ChannelPolicy, units: int = 0) -> Removal:
-    """What a policy removes, or the most it can; and up to so many residual units."""
-    gammas = gammas_of(graph.network, arrays)
-    keep = np.ones(graph.count, np.bool_)
-    if candidates(graph, policy.prune, policy.all_convs):
-        try:
-            keep = choose(graph, gammas, policy).keep
-        except InfeasibleError as refused:
-            keep = choose(graph, gammas, replace(policy, percent=float(str(refused).split()[-1]))).keep
-    try:
-        return Removal(keep, choose_units(graph, gammas, keep, units) if units else ())
-    except InfeasibleError as refused:
-        return Removal(keep, choose_units(graph, gammas, keep, int(str(refused).split()[-1])))
 
 
 def features(network: Network) -> set[str]:
@@ -184,7 +166,7 @@ def test_every_block_can_be_explained(network):
 def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, units, seed):
     """Widths commute; at every pixel, in float64, with and without the constants; whatever goes."""
     graph, arrays = channel_graph(network), random_arrays(network, seed)
-    removal = chosen(graph, arrays, policy, units)
+    removal = removal_of(graph, arrays, policy, units)
     narrow, sliced = prune_network(graph, arrays, removal)
     widths = graph.widths(removal.keep)
     left = [i for i in range(len(widths)) if i not in removal.blocks]
@@ -216,7 +198,7 @@ def test_everything_kept_is_the_same_bit_for_bit(network, seed):
 def test_constants_are_taken_up_exactly_where_nothing_is_padded(network, policy, units, seed):
     """γ = 0 in what goes: the network says the same without it."""
     graph, arrays = channel_graph(network), random_arrays(network, seed)
-    removal = chosen(graph, arrays, policy, units)
+    removal = removal_of(graph, arrays, policy, units)
     constant = without_gamma(graph, arrays, removal)
     constant |= {(name := f"layers.{unit.last}.bn.weight"): 0 * arrays[name] for unit in removal.units}
     want = heads(model_of(network, constant), SIDE)
@@ -257,7 +239,7 @@ def test_constants_are_taken_up_exactly_through_halves_and_activations(section):
 @given(networks(), st.integers(1, 3), SEEDS)
 def test_a_unit_that_adds_nothing_can_go(network, count, seed):
     graph, arrays = channel_graph(network), random_arrays(network, seed)
-    removal = chosen(graph, arrays, ChannelPolicy(0.0), count)
+    removal = removal_of(graph, arrays, ChannelPolicy(0.0), count)
     for unit in removal.units:
         arrays[f"layers.{unit.last}.bn.weight"][:] = 0
         arrays[f"layers.{unit.last}.bn.bias"][:] = 0
@@ -270,7 +252,7 @@ def test_a_unit_that_adds_nothing_can_go(network, count, seed):
 def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, network, policy, units, seed):
     folder = tmp_path_factory.getbasetemp()
     graph, arrays = channel_graph(network), random_arrays(network, seed, np.float32)
-    removal = chosen(graph, arrays, policy, units)
+    removal = removal_of(graph, arrays, policy, units)
     narrow, sliced = prune_network(graph, fold_constants(graph, arrays, removal), removal)
     narrow = parse(format_network(narrow), "pruned.cfg", warn=lambda text: None)
     assert narrow == prune_blocks(graph, removal)
@@ -280,7 +262,7 @@ def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, net
     weights_file.write(folder / "two.weights", narrow, again)
     assert (folder / "one.weights").read_bytes() == (folder / "two.weights").read_bytes()
     graph = channel_graph(narrow)
-    removal = chosen(graph, again, policy, units)
+    removal = removal_of(graph, again, policy, units)
     twice, arrays = prune_network(graph, again, removal)
     model = model_of(narrow, again)
     with masked(model, graph, removal):

@@ -6,26 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet, load_arrays
+from models import load_arrays
 from tests.nets import one_head, tiny
+from tests.pruning import CONV, varied_arrays
 from utils.errors import NumericsError
 from utils.graph import channel_graph
 from utils.pruning import reconstruct as module
 from utils.pruning.certificate import masked
 from utils.pruning.reconstruct import most_pictures, reconstruct
-from utils.pruning.surgery import Removal, arrays_of, fold_constants, prune_network
+from utils.pruning.surgery import Removal, fold_constants, prune_network
 from utils.pruning.units import residual_units
-
-CONV = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
-
-
-def arrays_of_new(network) -> dict[str, np.ndarray]:
-    torch.manual_seed(0)
-    model = Darknet(network)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "bn.bias", "running_var")):
-            value.copy_(0.5 + torch.rand(value.shape))
-    return arrays_of(model)
 
 
 def pictures(count: int = 2, side: int = 64) -> list[torch.Tensor]:
@@ -49,7 +39,7 @@ def removal_of(graph, *gone: tuple[int, int]) -> Removal:
 
 def test_a_channel_that_another_one_repeats_is_not_missed():
     network = one_head(CONV, CONV)
-    graph, arrays = channel_graph(network), arrays_of_new(network)
+    graph, arrays = channel_graph(network), varied_arrays(network)
     for name in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
         arrays[f"layers.0.{name}"][3] = arrays[f"layers.0.{name}"][5]
     removal = removal_of(graph, (0, 3))
@@ -66,7 +56,7 @@ def test_the_fit_is_the_least_squares_solution(monkeypatch):
     """Of one reader, a head: against numpy's lstsq without ridge, over all positions of all pictures."""
     monkeypatch.setattr(module, "RIDGE", 0.0)
     network = one_head(CONV)
-    graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures(side=16)
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
     removal = removal_of(graph, (0, 1), (0, 6))
     found = heads(*prune_network(graph, reconstruct(graph, arrays, removal, images), removal), images)
     model = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()}).eval()
@@ -82,7 +72,7 @@ def test_the_fit_is_the_least_squares_solution(monkeypatch):
 
 def test_what_is_written_is_the_silenced_network_of_full_size():
     network = tiny()
-    graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures()
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures()
     removal = removal_of(graph, (0, 1), (2, 0), (5, 2))
     fitted = reconstruct(graph, arrays, removal, images)
     assert {name: array.shape for name, array in fitted.items()} == {name: a.shape for name, a in arrays.items()}
@@ -95,7 +85,7 @@ def test_what_is_written_is_the_silenced_network_of_full_size():
 
 def test_units_that_go_are_made_up_for_as_well():
     network = tiny()
-    graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures()
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures()
     removal = Removal(np.ones(graph.count, np.bool_), residual_units(network))
     before = heads(network, arrays, images)
     fitted, constant = (
@@ -108,7 +98,7 @@ def test_units_that_go_are_made_up_for_as_well():
 
 def test_nothing_gone_changes_nothing():
     network = tiny()
-    graph, arrays = channel_graph(network), arrays_of_new(network)
+    graph, arrays = channel_graph(network), varied_arrays(network)
     found = reconstruct(graph, arrays, removal_of(graph), pictures())
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
@@ -116,7 +106,7 @@ def test_nothing_gone_changes_nothing():
 def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkeypatch):
     monkeypatch.setattr(module, "POSITIONS", 64)
     network = tiny()
-    graph, arrays = channel_graph(network), arrays_of_new(network)
+    graph, arrays = channel_graph(network), varied_arrays(network)
     before, removal = {name: array.copy() for name, array in arrays.items()}, removal_of(graph, (0, 1), (2, 0))
     one, same, other = (reconstruct(graph, arrays, removal, pictures(), seed=seed) for seed in (1, 1, 2))
     assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
@@ -127,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkey
 def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
     monkeypatch.setattr(module, "RIDGE", 1e-9)
     network = one_head(CONV, "[convolutional]\nfilters=8\nsize=1\nbias=0\nactivation=linear\n")
-    graph, arrays, images = channel_graph(network), arrays_of_new(network), pictures(side=16)
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
     fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), images)["layers.1.conv.weight"]
     layer = load_arrays(network, {name: torch.from_numpy(array) for name, array in arrays.items()}).eval().layers[0]
     with torch.no_grad():
@@ -140,7 +130,7 @@ def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
 
 def test_a_reader_of_nothing_but_zeros_keeps_its_weights():
     network = one_head(CONV, CONV)
-    graph, arrays = channel_graph(network), arrays_of_new(network)
+    graph, arrays = channel_graph(network), varied_arrays(network)
     for name in ("weight", "bias"):
         arrays[f"layers.0.bn.{name}"][:] = 0
     fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), pictures(side=16))
@@ -150,7 +140,7 @@ def test_a_reader_of_nothing_but_zeros_keeps_its_weights():
 
 def test_damaged_weights_are_refused():
     network = tiny()
-    graph, arrays = channel_graph(network), arrays_of_new(network)
+    graph, arrays = channel_graph(network), varied_arrays(network)
     arrays["layers.0.conv.weight"][:] = 1e38
     with pytest.raises(NumericsError, match="--reconstruct: a fitted weight is not finite"):
         reconstruct(graph, arrays, removal_of(graph, (0, 1)), pictures())

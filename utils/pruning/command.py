@@ -149,10 +149,7 @@ class Removed:
         32, "batches of training pictures that taylor is computed from", type=positive_int, metavar="N"
     )
     rounds: int = flag(
-        1,
-        "reach the amount in N cuts, with importance computed again after each",
-        type=positive_int,
-        metavar="N",
+        1, "reach the amount in N cuts, with importance computed again after each", type=positive_int, metavar="N"
     )
     explain: int | None = flag(
         None,

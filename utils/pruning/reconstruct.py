@@ -1,4 +1,4 @@
-"""Convolutions that read removed channels, fitted anew so that they put out what they did before.
+"""Convolutions that read removed channels, fitted again so that they put out what they did before.
 
 Feature-map reconstruction by least squares (He et al., "Channel Pruning for Accelerating Very Deep Neural Networks",
 arXiv:1707.06168, section 3.2). The network before and the one that is left see the same pictures, block by block. For a
@@ -7,7 +7,7 @@ convolution with the weights W [O, C, k, k], the inputs x [C] before and z [K] n
     A [K, C], b [C] = argmin E |x - Aᵀ z - b|² + ridge
 
 gives the weights W Aᵀ and a shift of W b, which the bias or the running mean takes. So each of them makes up for what
-the blocks before it have lost as well. Folded constants (`constants.absorb`) are the case A = identity on what stays.
+the blocks before it have lost as well. Folded constants (`fold_constants`) are the case A = identity on what stays.
 """
 
 from __future__ import annotations

@@ -59,11 +59,7 @@ class RateSchedule:
         return 1.0 if epoch < self.turn * epochs or self.weakest > 0 else DECAY
 
 
-SCHEDULES = {
-    "dynamic": RateSchedule(0.4, 0.65),
-    "constant": RateSchedule(1.0, 1.0),
-    "global": RateSchedule(0.5, 0.0),
-}
+SCHEDULES = {"dynamic": RateSchedule(0.4, 0.65), "constant": RateSchedule(1.0, 1.0), "global": RateSchedule(0.5, 0.0)}
 """dynamic: that of Chu et al., arXiv:2306.01526; constant: Network Slimming's; global: s falls for all after half."""
 
 

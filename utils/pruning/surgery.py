@@ -1,10 +1,10 @@
-"""A network without some of its channels and residual units: blocks renumbered, tensors sliced, constants folded; no torch.
+"""A network without some of its channels and residual units: blocks, sliced tensors, folded constants; no torch.
 
 Nothing is changed in place: new blocks and new arrays are returned, which can be pruned again.
 
-A removed channel with γ = 0 still puts out a constant, f(β), whatever the picture. So does a removed residual unit: with
-γ = 0 in its last convolution it adds f(β) to what goes round it. The constants are carried through every block to all
-the convolutions that read them. There they are added to the bias, or subtracted from the running mean of the batch
+A removed channel with γ = 0 still puts out a constant, f(β), whatever the picture. So does a removed residual unit:
+with γ = 0 in its last convolution it adds f(β) to what goes round it. The constants are carried through every block to
+all the convolutions that read them. There they are added to the bias, or subtracted from the running mean of the batch
 normalisation (Ye et al., arXiv:1802.00124; the suites before this one reach only the next block). This is exact for
 1 × 1 kernels and away from the zero-padded border. Where a constant meets a gate that depends on the picture
 (squeeze-excite, scale_channels, sam), it counts as 0.

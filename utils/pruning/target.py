@@ -24,10 +24,6 @@ HUNDREDTHS = 100
 """Steps to all candidates where every step has to be measured."""
 PLACES = 1_000_000
 """Parts of a percentage that is reported, so that it removes the same when it is given as --percent."""
-QUICK_ROUNDS = 10
-"""Rounds in which a network is timed while it is only a candidate."""
-MOST_MORE = 10
-"""Steps beyond that of the quick rounds, before a time is given up."""
 
 
 class Amount(NamedTuple):
@@ -134,7 +130,10 @@ class Target:
         """
         if self.kind != "drop":
             if (least := figure(steps)) > self.bound:
-                raise self.missed(least)
+                works = math.ceil(least * 1e4) / 1e4
+                raise InfeasibleError(
+                    f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}"
+                )
             return _boundary(-1, steps, lambda step: figure(step) > self.bound) + 1
         last = _boundary(first - 1, max(first, steps + 1), lambda step: figure(step) <= self.bound)
         if last >= first:
@@ -146,11 +145,6 @@ class Target:
             f"{self.flag} {self.bound:g}: the first step loses more; sparse training (python train.py -sr) makes more "
             f"channels weak; the smallest that works is {works:.2f}"
         )
-
-    def missed(self, least: float) -> InfeasibleError:
-        """The error where this share is the smallest that is reached."""
-        works = math.ceil(least * 1e4) / 1e4
-        return InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}")
 
 
 def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -236,8 +230,7 @@ def find_plan(target: Target, steps: Steps, pruner: Pruner) -> tuple[Plan, float
     """The plan that a target asks for, what it reaches, and how many networks were tried.
 
     Parameters and multiply-adds are counted channel by channel, or unit by unit. AP50 and time are measured at
-    hundredths of the candidates. A time is found in few rounds and verified in the usual number; while it is over, a
-    step more goes.
+    hundredths of the candidates.
 
     Raises:
         InfeasibleError: no amount reaches it; says what does.
@@ -251,8 +244,6 @@ def find_plan(target: Target, steps: Steps, pruner: Pruner) -> tuple[Plan, float
         return known[step]
 
     step = target.reach(steps.last, figure, steps.first)
-    if target.kind == "latency":
-        step = _verified(target, steps, pruner, step, known)
     return steps.plan(step), known[step], len(known)
 
 
@@ -262,22 +253,9 @@ def _figure(target: Target, plan: Plan, pruner: Pruner) -> float:
         return pruner.cost_share(plan.removal, target.counted)
     if target.kind == "drop":
         return pruner.drop(str(plan.amount), plan.removal)
-    share = pruner.time_share(plan.removal, rounds=QUICK_ROUNDS)
+    share = pruner.time_share(plan.removal)
     log(f"{plan.amount}: {share:.3f} of the time")
     return share
-
-
-def _verified(target: Target, steps: Steps, pruner: Pruner, step: int, known: dict[int, float]) -> int:
-    """The first step from this one on whose time in the usual number of rounds keeps the bound; written to `known`."""
-    last = min(steps.last, step + MOST_MORE)
-    for number in range(step, last + 1):
-        known[number] = pruner.time_share(steps.plan(number).removal)
-        log(f"verified: {known[number]:.3f} of the time")
-        if known[number] <= target.bound:
-            return number
-    if last < steps.last:
-        log(f"{MOST_MORE} steps beyond that of {QUICK_ROUNDS} rounds: the machine is busy with other work")
-    raise target.missed(known[last])
 
 
 def plan_for_target(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[str, Any]]:

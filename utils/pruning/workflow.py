@@ -209,10 +209,10 @@ class Pruner(Clock):
         after = network_cost(prune_blocks(self.graph, removal), *self.size)
         return getattr(after, counted) / getattr(self.cost, counted)
 
-    def time_share(self, removal: Removal, **pace: int) -> float:
+    def time_share(self, removal: Removal) -> float:
         """Median time of what is left, as a share of that of the network before; both run in turn."""
         left = self.model(*prune_network(self.graph, self.arrays, removal))
-        times = self.latency({"before": self.original, "after": left}, **pace)
+        times = self.latency({"before": self.original, "after": left})
         return times["after"].median / times["before"].median
 
     def drop(self, name: str, removal: Removal) -> float:
