@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,19 +20,20 @@ from utils.darknet.data_file import load_data
 from utils.data import doctor
 from utils.data.images import write_image
 from utils.data.labels import EFFECTS, KINDS
-from utils.data.toy import Recipe, build
+from utils.data.toy import OUTLINES, Recipe, build
 from utils.errors import DataError, InputError
 
 TRAIN, VAL = 12, 8
 
 
-class Planted(NamedTuple):
-    """What the doctor has to say of a fault."""
+class Fault(NamedTuple):
+    """A fault, and what the doctor has to say of it."""
 
     kind: str
     split: str
     place: str
     """End of the first place."""
+    plant: Callable[[Path], object]
     count: int = 1
 
 
@@ -76,193 +78,86 @@ def label(folder: Path, split: str, number: int) -> Path:
     return folder / "labels" / f"{split}_{number:05d}.txt"
 
 
-def add(folder: Path, split: str, *names: str) -> None:
+def add(folder: Path, split: str, name: str) -> None:
     with open(folder / f"{split}.txt", "a", encoding="utf-8") as file:
-        file.writelines(f"{name}\n" for name in names)
+        file.write(f"{name}\n")
 
 
-def missing_picture(folder: Path) -> Planted:
-    picture(folder, "train", 3).unlink()
-    return Planted("missing image", "train", "images/train_00003.jpg")
-
-
-def picture_is_a_folder(folder: Path) -> Planted:
+def folder_as_picture(folder: Path) -> None:
     (folder / "images" / "folder.jpg").mkdir()
     add(folder, "val", "images/folder.jpg")
-    return Planted("not a file", "val", "images/folder.jpg")
 
 
-def empty_picture(folder: Path) -> Planted:
-    picture(folder, "val", 2).write_bytes(b"")
-    return Planted("empty image", "val", "val_00002.jpg")
-
-
-def text_as_picture(folder: Path) -> Planted:
-    picture(folder, "val", 2).write_text("no picture")
-    return Planted("unknown image format", "val", "val_00002.jpg")
-
-
-def cut_off_picture(folder: Path) -> Planted:
+def cut_off_picture(folder: Path) -> None:
     path = picture(folder, "train", 9)
     path.write_bytes(path.read_bytes()[:-200])
-    return Planted("damaged image", "train", "train_00009.jpg")
 
 
-def picture_bomb(folder: Path) -> Planted:
+def picture_bomb(folder: Path) -> None:
     png = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
     header = png[12:16] + (50_000).to_bytes(4, "big") * 2 + png[24:29]
     picture(folder, "train", 9).write_bytes(png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:])
-    return Planted("oversized image", "train", "train_00009.jpg")
 
 
-def row(kind: str, text: str):
-    """A fault in one row of a label file."""
-
-    def plant(folder: Path) -> Planted:
-        path = label(folder, "train", 5)
-        count = len(path.read_text().splitlines())
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text + "\n")
-        return Planted(kind, "train", f"labels/train_00005.txt:{count + 1}")
-
-    return plant
-
-
-def row_said_twice(folder: Path) -> Planted:
+def first_row_again(folder: Path) -> None:
     path = label(folder, "val", 5)
-    first, *others = path.read_text().splitlines()
-    path.write_text("\n".join([first, *others, first]) + "\n")
-    return Planted("duplicate row", "val", f"val_00005.txt:{len(others) + 2}")
+    path.write_text(path.read_text() * 2)
 
 
-def object_labelled_twice(folder: Path) -> Planted:
-    label(folder, "val", 5).write_text("1 0.5 0.5 0.4 0.4\n1 0.501 0.5 0.4 0.4\n2 0.501 0.5 0.4 0.4\n")
-    return Planted("object labelled twice", "val", "val_00005.jpg")
-
-
-def box_beyond_the_picture(folder: Path) -> Planted:
-    label(folder, "val", 5).write_text("1 0.9 0.5 0.4 0.4\n")
-    return Planted("box beyond the picture", "val", "val_00005.jpg")
-
-
-def label_in_two_bytes_a_letter(folder: Path) -> Planted:
-    label(folder, "train", 5).write_text("0 0.5 0.5 0.2 0.2\n", encoding="utf-16")
-    return Planted("not a text file", "train", "train_00005.txt:1")
-
-
-def label_is_a_folder(folder: Path) -> Planted:
+def label_as_folder(folder: Path) -> None:
     label(folder, "train", 5).unlink()
     label(folder, "train", 5).mkdir()
-    return Planted("unreadable label file", "train", "labels/train_00005.txt")
 
 
-def no_label_file(folder: Path) -> Planted:
-    label(folder, "train", 5).unlink()
-    return Planted("no label file", "train", "labels/train_00005.txt")
-
-
-def empty_label_file(folder: Path) -> Planted:
-    label(folder, "train", 5).write_text("")
-    return Planted("empty label file", "train", "labels/train_00005.txt")
-
-
-def most_labels_elsewhere(folder: Path) -> Planted:
+def most_labels_elsewhere(folder: Path) -> None:
     for number in range(1, TRAIN - 2):
         label(folder, "train", number).unlink()
-    return Planted("most label files missing", "train", "labels/train_00001.txt", TRAIN - 3)
 
 
-def no_boxes(folder: Path) -> Planted:
-    (folder / "labels").rename(folder / "annotations")
-    return Planted("no boxes", "train", "labels/train_00000.txt", TRAIN)
-
-
-def listed_twice(folder: Path) -> Planted:
-    add(folder, "train", "images/train_00001.jpg")
-    return Planted("listed twice", "train", "images/train_00001.jpg")
-
-
-def same_file_in_both(folder: Path) -> Planted:
-    add(folder, "val", "images/train_00001.jpg")
-    return Planted("same file in train and val", "", "images/train_00001.jpg")
-
-
-def linked_into_val(folder: Path) -> Planted:
+def link_into_val(folder: Path) -> None:
     (folder / "images" / "link.jpg").symlink_to(picture(folder, "train", 1))
     shutil.copy(label(folder, "train", 1), folder / "labels" / "link.txt")
     add(folder, "val", "images/link.jpg")
-    return Planted("same file in train and val", "", "images/link.jpg")
 
 
-def copied_into_val(folder: Path) -> Planted:
-    shutil.copy(picture(folder, "train", 1), picture(folder, "val", 1))
-    return Planted("identical pictures in train and val", "", "train_00001.jpg = " + str(picture(folder, "val", 1)))
+def no_class_four(folder: Path, split: str) -> None:
+    for path in (folder / "labels").glob(f"{split}_*.txt"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if not line.startswith("4 ")))
 
 
-def copied_within_train(folder: Path) -> Planted:
-    shutil.copy(picture(folder, "train", 1), picture(folder, "train", 2))
-    return Planted("identical pictures in one split", "train", "train_00002.jpg")
+def tiny_boxes(folder: Path, count: int) -> None:
+    for number in range(count):
+        with open(label(folder, "train", number), "a", encoding="utf-8") as file:
+            file.write("3 0.5 0.5 0.01 0.2\n")
 
 
-def wrong_list(folder: Path) -> Planted:
-    (folder / "val.txt").rename(folder / "valid.txt")
-    return Planted("wrong path", "val", "val.txt: no such file or directory")
+def row(kind: str, text: str) -> Fault:
+    """A fault in a row behind the only one of a label file."""
+
+    def plant(folder: Path) -> None:
+        with open(label(folder, "train", 5), "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    return Fault(kind, "train", "labels/train_00005.txt:2", plant)
 
 
-def empty_list(folder: Path) -> Planted:
-    (folder / "val.txt").write_text("")
-    return Planted("no pictures", "val", "", 0)
+def val_label(kind: str, text: str) -> Fault:
+    return Fault(kind, "val", "val_00005.jpg", lambda folder: label(folder, "val", 5).write_text(text))
 
 
-def lists_of_another_folder(folder: Path) -> Planted:
-    (folder / "images").rename(folder / "pictures")
-    return Planted("nothing usable", "train", "", 0)
+def data_file(kind: str, split: str, text: str) -> Fault:
+    return Fault(kind, split, "toy.data", lambda folder: (folder / "toy.data").write_text(f"names=toy.names\n{text}\n"))
 
 
-def no_train(folder: Path) -> Planted:
-    (folder / "toy.data").write_text("names=toy.names\nvalid=val.txt\n")
-    return Planted("no pictures", "train", "toy.data")
-
-
-def no_val(folder: Path) -> Planted:
-    (folder / "toy.data").write_text("names=toy.names\ntrain=train.txt\n")
-    return Planted("no validation pictures", "val", "toy.data")
-
-
-def class_without_boxes(split: str):
-    def plant(folder: Path) -> Planted:
-        for path in (folder / "labels").glob(f"{split}_*.txt"):
-            lines = path.read_text().splitlines()
-            path.write_text("".join(f"{line}\n" for line in lines if not line.startswith("4 ")))
-        return Planted(f"class without a box in {split}", split, (folder / "toy.names").read_text().splitlines()[4])
-
-    return plant
-
-
-def tiny_boxes(share: float):
-    def plant(folder: Path) -> Planted:
-        chosen = range(1 if share < 0.1 else TRAIN)
-        for number in chosen:
-            with open(label(folder, "train", number), "a", encoding="utf-8") as file:
-                file.write("3 0.5 0.5 0.01 0.2\n")
-        kind = "many boxes smaller than a cell" if share > 0.1 else "boxes smaller than a cell"
-        return Planted(kind, "train", "train_00000.jpg", len(chosen))
-
-    return plant
-
-
-def long_picture(folder: Path) -> Planted:
-    write_image(picture(folder, "train", 7), np.full((20, 90, 3), 99, np.uint8))
-    return Planted("very long picture", "train", "train_00007.jpg")
-
-
+ONE = "train_00001.jpg"
 FAULTS = (
-    missing_picture,
-    picture_is_a_folder,
-    empty_picture,
-    text_as_picture,
-    cut_off_picture,
-    picture_bomb,
+    Fault("missing image", "train", "images/train_00003.jpg", lambda folder: picture(folder, "train", 3).unlink()),
+    Fault("not a file", "val", "images/folder.jpg", folder_as_picture),
+    Fault("empty image", "val", "val_00002.jpg", lambda folder: picture(folder, "val", 2).write_bytes(b"")),
+    Fault("unknown image format", "val", "val_00002.jpg", lambda folder: picture(folder, "val", 2).write_text("text")),
+    Fault("damaged image", "train", "train_00009.jpg", cut_off_picture),
+    Fault("oversized image", "train", "train_00009.jpg", picture_bomb),
     row("wrong column count", "1 0.5 0.5 0.2"),
     row("not a number", "1 0.5 0.5 0.2 nan"),
     row("fractional class", "1.5 0.5 0.5 0.2 0.2"),
@@ -271,30 +166,63 @@ FAULTS = (
     row("out of range", "1 50 50 20 20"),
     row("negative size", "1 0.5 0.5 -0.2 0.2"),
     row("zero-size box", "1 0.5 0.5 0 0.2"),
-    row_said_twice,
-    object_labelled_twice,
-    box_beyond_the_picture,
-    label_in_two_bytes_a_letter,
-    label_is_a_folder,
-    no_label_file,
-    empty_label_file,
-    most_labels_elsewhere,
-    no_boxes,
-    listed_twice,
-    same_file_in_both,
-    linked_into_val,
-    copied_into_val,
-    copied_within_train,
-    wrong_list,
-    empty_list,
-    lists_of_another_folder,
-    no_train,
-    no_val,
-    class_without_boxes("train"),
-    class_without_boxes("val"),
-    tiny_boxes(0.01),
-    tiny_boxes(0.5),
-    long_picture,
+    Fault("duplicate row", "val", "val_00005.txt:2", first_row_again),
+    val_label("object labelled twice", "1 0.5 0.5 0.4 0.4\n1 0.501 0.5 0.4 0.4\n2 0.501 0.5 0.4 0.4\n"),
+    val_label("box beyond the picture", "1 0.9 0.5 0.4 0.4\n"),
+    Fault(
+        "not a text file",
+        "train",
+        "train_00005.txt:1",
+        lambda folder: label(folder, "train", 5).write_text("0 0.5 0.5 0.2 0.2\n", encoding="utf-16"),
+    ),
+    Fault("unreadable label file", "train", "labels/train_00005.txt", label_as_folder),
+    Fault("no label file", "train", "train_00005.txt", lambda folder: label(folder, "train", 5).unlink()),
+    Fault("empty label file", "train", "train_00005.txt", lambda folder: label(folder, "train", 5).write_text("")),
+    Fault("most label files missing", "train", "labels/train_00001.txt", most_labels_elsewhere, TRAIN - 3),
+    Fault(
+        "no boxes",
+        "train",
+        "labels/train_00000.txt",
+        lambda folder: (folder / "labels").rename(folder / "annotations"),
+        TRAIN,
+    ),
+    Fault("listed twice", "train", f"images/{ONE}", lambda folder: add(folder, "train", f"images/{ONE}")),
+    Fault("same file in train and val", "", f"images/{ONE}", lambda folder: add(folder, "val", f"images/{ONE}")),
+    Fault("same file in train and val", "", "images/link.jpg", link_into_val),
+    Fault(
+        "identical pictures in train and val",
+        "",
+        "val_00001.jpg",
+        lambda folder: shutil.copy(picture(folder, "train", 1), picture(folder, "val", 1)),
+    ),
+    Fault(
+        "identical pictures in one split",
+        "train",
+        "train_00002.jpg",
+        lambda folder: shutil.copy(picture(folder, "train", 1), picture(folder, "train", 2)),
+    ),
+    Fault(
+        "wrong path",
+        "val",
+        "val.txt: no such file or directory",
+        lambda folder: (folder / "val.txt").rename(folder / "valid.txt"),
+    ),
+    Fault("no pictures", "val", "", lambda folder: (folder / "val.txt").write_text(""), 0),
+    Fault("nothing usable", "train", "", lambda folder: (folder / "images").rename(folder / "pictures"), 0),
+    data_file("no pictures", "train", "valid=val.txt"),
+    data_file("no validation pictures", "val", "train=train.txt"),
+    Fault("class without a box in train", "train", list(OUTLINES)[4], lambda folder: no_class_four(folder, "train")),
+    Fault("class without a box in val", "val", list(OUTLINES)[4], lambda folder: no_class_four(folder, "val")),
+    Fault("boxes smaller than a cell", "train", "train_00000.jpg", lambda folder: tiny_boxes(folder, 1)),
+    Fault(
+        "many boxes smaller than a cell", "train", "train_00000.jpg", lambda folder: tiny_boxes(folder, TRAIN), TRAIN
+    ),
+    Fault(
+        "very long picture",
+        "train",
+        "train_00007.jpg",
+        lambda folder: write_image(picture(folder, "train", 7), np.full((20, 90, 3), 99, np.uint8)),
+    ),
 )
 CONSEQUENCES = {
     "no boxes": {"most label files missing"},
@@ -303,16 +231,16 @@ CONSEQUENCES = {
 """Kinds that a planted fault brings with it."""
 
 
-@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
-def test_a_planted_fault_is_found_at_its_place_and_nothing_else_is(plant, patient, examine):
-    planted = plant(patient)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.kind)
+def test_a_planted_fault_is_found_at_its_place_and_nothing_else_is(fault, patient, examine):
+    fault.plant(patient)
     document, error = examine(patient / "toy.data")
     found = {(problem["kind"], problem["split"]): problem for problem in document["problems"]}
-    problem = found[planted.kind, planted.split]
-    assert problem["count"] == planted.count
-    assert not planted.place or problem["places"][0].endswith(planted.place)
-    assert {kind for kind, _ in found} - {planted.kind} == CONSEQUENCES.get(planted.kind, set())
-    assert problem["severity"] == KINDS[planted.kind].severity
+    problem = found[fault.kind, fault.split]
+    assert problem["count"] == fault.count
+    assert not fault.place or problem["places"][0].endswith(fault.place)
+    assert {kind for kind, _ in found} - {fault.kind} == CONSEQUENCES.get(fault.kind, set())
+    assert problem["severity"] == KINDS[fault.kind].severity
     fatal = any(one["severity"] == "fatal" for one in document["problems"])
     assert document["ok"] is not fatal
     assert bool(error) is fatal
@@ -326,14 +254,10 @@ def test_a_good_set_has_no_problems(good, examine):
     assert [sum(document["splits"]["train"]["boxes_per_class"])] == [document["splits"]["train"]["boxes"]] == boxes
 
 
-def test_every_fault_has_a_severity_and_every_kind_is_planted(patient):
+def test_every_kind_is_planted_and_the_worst_come_first():
     """What needs a cfg is planted below; root cannot plant what it may not read."""
     needs_cfg = {"anchors do not fit", "other class count"}
-    planted = set()
-    for number, plant in enumerate(FAULTS):
-        copy = Path(shutil.copytree(patient, patient.parent / str(number)))
-        planted.add(plant(copy).kind)
-    assert set(KINDS) - planted - needs_cfg == {"unreadable image"}
+    assert set(KINDS) - {fault.kind for fault in FAULTS} - needs_cfg == {"unreadable image"}
     order = [list(EFFECTS).index(kind.severity) for kind in KINDS.values()]
     assert order == sorted(order)
 
@@ -428,10 +352,9 @@ def test_status_2_and_no_torch(patient, root):
         "try:\n    doctor.main([sys.argv[1]])\n"
         "finally:\n    assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(patient / "toy.data")], cwd=root, capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+    options = {"cwd": root, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run([sys.executable, "-c", code, str(patient / "toy.data")], **options)
     assert "AssertionError" not in done.stderr and "DataError" in done.stderr
-    done = subprocess.run([sys.executable, "-m", "utils.data.doctor", str(patient / "toy.data")], cwd=root,
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "utils.data.doctor", str(patient / "toy.data")], **options)
     assert done.returncode == 2
     assert done.stderr == f"error: {patient}/toy.data: 1 kinds of fatal problems, the first: missing image\n"

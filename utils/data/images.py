@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -138,8 +139,7 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
         if not SIGNATURE.match(file.read(16)):
             raise PictureError(path, "unknown image format", "not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
         file.seek(0)
-        warnings.filterwarnings("ignore", module="PIL")  # damage is reported here, with the name of the file
-        PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
+        _set_up_pillow()
         try:
             with PIL.Image.open(file, formats=FORMATS) as picture:
                 width, height = picture.size
@@ -153,6 +153,13 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
             raise PictureError(path, "damaged image", "the header is cut off or contradicts itself") from None
         except Exception as failure:  # Pillow raises many kinds on damaged files
             raise PictureError(path, "damaged image", str(failure)) from None
+
+
+@cache
+def _set_up_pillow() -> None:
+    """Keep Pillow from judging size and from printing; once, since new filters repeat every other warning."""
+    warnings.filterwarnings("ignore", module="PIL")  # damage is reported here, with the name of the file
+    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
 
 
 def _opened(path: Path | str) -> BinaryIO:
