@@ -110,7 +110,7 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 
 
 def is_vacant(output: Path) -> bool:
-    """Whether a path is free for a new folder: nothing is there, or an empty folder."""
+    """Tell whether a path is free for a new folder: nothing is there, or an empty folder."""
     return not output.is_symlink() and (not output.exists() or (output.is_dir() and not any(output.iterdir())))
 
 

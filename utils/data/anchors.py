@@ -22,14 +22,14 @@ RATIO = 4.0
 def box_sizes(index: Index, size: tuple[int, int], mode: FitMode = "letterbox") -> NDArray[np.float64]:
     """[N, 2]: width and height of every labelled box in pixels of the network input of `size` (height, width)."""
     parts = [np.zeros((0, 2))]
-    for shape, rows in zip(index.shapes.tolist(), index.labels, strict=True):
-        placed = place(tuple(shape), size, mode)
-        parts.append(rows[:, 3:5] * (shape[1] * placed.scale_x, shape[0] * placed.scale_y))
+    for shape, boxes in zip(index.shapes.tolist(), index.labels, strict=True):
+        fit = place(tuple(shape), size, mode)
+        parts.append(boxes[:, 3:5] * (shape[1] * fit.scale_x, shape[0] * fit.scale_y))
     return np.concatenate(parts)
 
 
 def fit_quality(sizes: NDArray[np.floating], anchors: NDArray[np.floating]) -> tuple[float, float]:
-    """How well anchors fit boxes.
+    """Measure how well anchors fit boxes.
 
     Args:
         sizes: [N, 2] widths and heights.

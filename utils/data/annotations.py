@@ -42,14 +42,14 @@ HAND_SPLITS = {
     "test": Path("test_dataset") / "test_data",
 }
 CENTRE = 0.5
-"""Of MATLAB's pixel 1, where the picture's edge is 0: subtracted from a coordinate."""
+"""Centre of MATLAB's pixel 1 less the picture's edge: subtracted from a coordinate, it counts from 0."""
 
 Notes = defaultdict[str, list[str]]
 """Kind of what was left out or changed on the way → places: file, or FILE:LINE."""
 
 
 class Box(NamedTuple):
-    """One object. x runs from 0 at the outer edge of the first pixel to the picture's width at that of the last."""
+    """An object. x runs from 0 at the outer edge of the first pixel to the picture's width at that of the last."""
 
     name: str
     """Its class."""
@@ -69,8 +69,8 @@ class Picture:
     size: tuple[int, int] | None
     """Height and width as annotated; None if the annotation does not say."""
     boxes: tuple[Box, ...]
-    place: str
-    """Where the annotation is."""
+    location: str
+    """File or FILE:LINE of the annotation."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Annotated:
 
 
 class VocRules(NamedTuple):
-    """What is taken from a VOC annotation."""
+    """Choices that VOC leaves to the reader of an annotation."""
 
     difficult: bool = False
     """Objects marked difficult are objects like others; else, as VOC's own evaluation has them, they are ignored."""
@@ -294,8 +294,8 @@ class CocoFile:
         for at in range(len(self.lists["categories"])):
             number, name = self._value("categories", at, "id", int), self._value("categories", at, "name", str).strip()
             if number in names or name in names.values() or not name:
-                place = f"{self.path}: categories[{at}]"
-                raise DataError(f"{place}: id {number}, name {name!r}; both must be there once only")
+                where = f"{self.path}: categories[{at}]"
+                raise DataError(f"{where}: id {number}, name {name!r}; both must be there once only")
             names[number] = name
         if not names:
             raise DataError(f"{self.path}: categories is empty")
@@ -322,8 +322,8 @@ class CocoFile:
         for name, item in zip(names, self.lists["images"], strict=True):
             sides = item.get("height"), item.get("width")
             size = sides if all(type(side) is int and side > 0 for side in sides) else None
-            place = f"{self.path}: image {item['id']}"
-            pictures.append(Picture(folder / name, size, tuple(boxes[item["id"]]), place))
+            location = f"{self.path}: image {item['id']}"
+            pictures.append(Picture(folder / name, size, tuple(boxes[item["id"]]), location))
         return pictures
 
     def _value(self, key: str, at: int, name: str, kind: type) -> Any:
@@ -337,8 +337,8 @@ class CocoFile:
         box = self.lists["annotations"][at].get("bbox")
         numbers = isinstance(box, list) and all(type(side) in (int, float) and abs(side) < 1e9 for side in box)
         if not numbers or len(box) != 4:
-            place = f"{self.path}: annotations[{at}]"
-            raise DataError(f"{place}: bbox is {repr(box)[:60]}; x, y, width, height were expected")
+            where = f"{self.path}: annotations[{at}]"
+            raise DataError(f"{where}: bbox is {repr(box)[:60]}; x, y, width, height were expected")
         return box
 
     def _folder(self, names: Sequence[str]) -> Path:

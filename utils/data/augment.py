@@ -1,6 +1,6 @@
-"""How much training samples vary, and what changes a sample as a whole: colours, flips, blending, hiding.
+"""Augmentation: colours, flips, mosaic, mixup, hiding; scaling, rotation, shear and shift of pictures with their boxes.
 
-Every function draws from the generator it is given, and a sample's generator comes from (seed, epoch, position) alone:
+Every function draws from the generator of the sample, which comes from (seed, epoch, position) alone:
 the same sample is the same bytes in whatever process it is made, and another epoch makes another sample.
 """
 
@@ -28,7 +28,7 @@ LIMITS = {"hsv_h": 0.5, "degrees": 180.0, "scale": 0.9, "shear": 60.0}
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much training samples vary. With all values 0 a sample is its picture."""
+    """Ranges in which training samples vary. With all values 0 a sample is its picture."""
 
     mosaic: float = 1.0
     """Probability that a sample is made of four pictures."""
@@ -89,9 +89,9 @@ def jitter_colours(
     if not (saturation or value):
         return
     brightest = planes.max(0) if len(planes) == 1 else cv2.max(cv2.max(planes[0], planes[1]), planes[2])
-    own, common = (1 + value) * (1 + saturation), (1 + value) * -saturation
+    channel_weight, brightest_weight = (1 + value) * (1 + saturation), (1 + value) * -saturation
     for plane in planes:
-        cv2.addWeighted(plane, own, brightest, common, 0, dst=plane)
+        cv2.addWeighted(plane, channel_weight, brightest, brightest_weight, 0, dst=plane)
 
 
 def _hue_rotation(angle: float) -> NDArray[np.float64]:
@@ -146,7 +146,7 @@ def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> None:
 
 
 CUT = (0.2, 0.8)
-"""Where a mosaic may be cut, as a share of its side (Darknet's blend_truth_mosaic)."""
+"""Range of the cut of a mosaic, as a share of its side (Darknet's blend_truth_mosaic)."""
 MIN_SIDE = 2.0
 """Boxes that are narrower or lower than this many pixels in the sample are dropped."""
 MIN_AREA = 0.1
@@ -159,7 +159,7 @@ Region = tuple[int, int, int, int]
 
 
 class Placement(NamedTuple):
-    """Where one picture lies in a sample."""
+    """Position of one picture in a sample."""
 
     region: Region
     """Nothing is drawn outside."""
@@ -269,7 +269,7 @@ class _Crop(NamedTuple):
 
 
 def _crop(span: float, offset: float, low: int, high: int, pixels: int) -> _Crop | None:
-    """What of an axis with so many pixels is seen between `low` and `high`, in whole pixels; None: nothing."""
+    """Part of an axis with so many pixels that lies between `low` and `high`, in whole pixels; None: nothing."""
     start, stop = max(round(offset), low), min(round(offset + span), high)
     if stop <= start:
         return None
@@ -310,17 +310,17 @@ def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Place
         [m, 5]: class, x1, y1, x2, y2 in pixels of the sample. The box of a turned picture is the box around the four
         corners of the box in the picture.
     """
-    counts = [len(rows) for rows in labels]
-    rows = np.concatenate(labels).astype(np.float64)
+    counts = [len(part) for part in labels]
+    boxes = np.concatenate(labels).astype(np.float64)
     matrix = np.repeat([placement.matrix for placement in placements], counts, 0)  # [n, 2, 3]
     region = np.repeat([placement.region for placement in placements], counts, 0)  # [n, 4]
-    half = rows[:, 3:] / 2
-    low, high = np.clip([rows[:, 1:3] - half, rows[:, 1:3] + half], 0, 1)  # the part inside the picture
+    half = boxes[:, 3:] / 2
+    low, high = np.clip([boxes[:, 1:3] - half, boxes[:, 1:3] + half], 0, 1)  # the part inside the picture
     centre = (matrix[:, :, :2] * ((low + high) / 2)[:, None]).sum(2) + matrix[:, :, 2]
     half = (np.abs(matrix[:, :, :2]) * ((high - low) / 2)[:, None]).sum(2)
     low, high = np.clip([centre - half, centre + half], region[:, :2], region[:, 2:])  # the part inside the region
     sides = high - low
     keep = (sides.min(1) >= MIN_SIDE) & (sides.max(1) <= MAX_ASPECT * sides.min(1))
     keep &= sides.prod(1) >= MIN_AREA * 4 * half.prod(1)
-    keep |= (rows[:, 0] < 0) & (sides.min(1) > 0)
-    return np.concatenate([rows[:, :1], low, high], 1)[keep]
+    keep |= (boxes[:, 0] < 0) & (sides.min(1) > 0)
+    return np.concatenate([boxes[:, :1], low, high], 1)[keep]

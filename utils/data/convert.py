@@ -23,7 +23,7 @@ from utils.darknet.data_file import load_names
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocRules, read_coco, read_oxford, read_voc
 from utils.data.images import PictureError, shown_size
 from utils.data.index import IGNORED
-from utils.data.labels import first_places
+from utils.data.labels import DIGITS, first_places, label_line, write_data_file
 from utils.errors import DataError, InputError
 from utils.files import new_folder
 
@@ -46,8 +46,6 @@ FORMATS = {
     ),
 }
 """Format → its description, and an example."""
-DIGITS = 6
-"""Decimals of a label: 0.01 pixel in a picture of 10 000."""
 LEAST = 10.0**-DIGITS / 2
 """A box whose width or height is written as 0 has no area."""
 CUT = 1.0
@@ -235,10 +233,7 @@ def write_set(
     if not splits["train"]["pictures"]:
         first = next((f"; the first: {places[0]}: {kind}" for kind, places in annotated.notes.items()), "")
         raise DataError(f"none of {len(annotated.train)} training pictures can be used{first}")
-    (folder / f"{name}.names").write_text("".join(f"{text}\n" for text in classes.values()), encoding="utf-8")
-    valid = "valid=val.txt\n" if "val" in splits else ""
-    text = f"classes={len(classes)}\ntrain=train.txt\n{valid}names={name}.names\n"
-    (folder / f"{name}.data").write_text(text, encoding="utf-8")
+    write_data_file(folder, name, list(classes.values()), valid="val" in splits)
     return splits
 
 
@@ -290,7 +285,7 @@ class _Writer:
             self.notes[f"picture {kind}, left out"].append(str(picture.path))
             return None
         if picture.size not in (None, size):
-            self.notes["picture of another size than annotated, left out"].append(picture.place)
+            self.notes["picture of another size than annotated, left out"].append(picture.location)
             return None
         return size
 
@@ -300,19 +295,19 @@ class _Writer:
         for box in picture.boxes:
             if box.ignored is not ignored:
                 continue
-            place = f"{picture.place}: {box.name}"
+            where = f"{picture.location}: {box.name}"
             if box.name not in self.classes:
-                self.notes["class not in --names, box left out"].append(place)
+                self.notes["class not in --names, box left out"].append(where)
                 continue
             shares, beyond = _shares(box, size)
             if min(shares[2:]) < LEAST:
-                self.notes["box without an area, left out"].append(place)
+                self.notes["box without an area, left out"].append(where)
                 continue
             if beyond > CUT:
-                self.notes["box beyond the picture, cut"].append(place)
-            line = f"{self.classes[box.name]} " + " ".join(f"{share:.{DIGITS}f}" for share in shares) + "\n"
+                self.notes["box beyond the picture, cut"].append(where)
+            line = label_line(self.classes[box.name], shares)
             if line in lines:
-                self.notes["same box twice, used once"].append(place)
+                self.notes["same box twice, used once"].append(where)
             lines[line] = None
         return list(lines)
 

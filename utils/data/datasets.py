@@ -43,7 +43,7 @@ from utils.errors import SuiteError
 
 
 class Request(NamedTuple):
-    """One sample asked of a data set; all that it depends on beside the data set itself."""
+    """Everything that a sample depends on beside the data set itself."""
 
     epoch: int
     position: int
@@ -82,7 +82,7 @@ def rectangle(shapes: NDArray[np.int64], side: int, stride: int) -> Size:
 
 
 class Sample(NamedTuple):
-    """One picture as the network sees it."""
+    """A picture as the network sees it."""
 
     image: NDArray[np.uint8]
     """[C, h, w], RGB or grey, contiguous."""
@@ -93,11 +93,11 @@ class Sample(NamedTuple):
     position: int
     """In the index."""
     fit: Fit | None
-    """How the picture lies in the input; None if the sample was augmented."""
+    """Position of the picture in the input; None if the sample was augmented."""
 
 
 class Batch(NamedTuple):
-    """What a loader yields."""
+    """Samples of one size, as a loader yields them."""
 
     images: Tensor
     """uint8 [B, C, h, w]."""
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
     positions: Tensor
     """int64 [B]: positions in the index."""
     fits: tuple[Fit | None, ...]
-    """How each picture lies in the input; None where the sample was augmented."""
+    """Position of each picture in the input; None where the sample was augmented."""
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -217,7 +217,7 @@ class DetectionDataset(Dataset[Sample]):
     def _composed(
         self, rng: Generator, augment: Augmentation, position: int, size: Size
     ) -> tuple[Image, NDArray[np.float64]]:
-        """One picture, or a mosaic of it and three others, and their boxes [n, 5]: class, x1, y1, x2, y2 in pixels.
+        """A picture, or a mosaic of it and three others, and their boxes [n, 5]: class, x1, y1, x2, y2 in pixels.
 
         Ignored boxes among them are marked.
         """

@@ -42,11 +42,11 @@ MANY_SMALL = 0.1
 """Share of boxes smaller than a cell that is worth a warning."""
 
 Problem = dict[str, Any]
-"""One kind of problem in one split, or between the two ("split" is empty): an entry of the --json document."""
+"""A kind of problem in a split, or between the two ("split" is empty): an entry of the --json document."""
 
 
 class Setting(NamedTuple):
-    """What a data set is judged for."""
+    """Network or input size that a data set is judged for."""
 
     size: tuple[int, int]
     """Height and width of the input."""
@@ -195,7 +195,7 @@ def lines(document: Mapping[str, Any], setting: Setting) -> Iterator[str]:
 
 
 def _problem(kind: str, split: str, places: Sequence[str], detail: str = "", count: int | None = None) -> Problem:
-    """One kind of problem.
+    """Describe a kind of problem.
 
     Args:
         kind: a key of KINDS.

@@ -32,7 +32,7 @@ Size = tuple[int, int]
 """Height and width."""
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""What a folder is searched for; a file that is named itself may have any suffix."""
+"""Suffixes that a folder is searched for; a file that is named itself may have any suffix."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 SIGNATURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*", re.DOTALL)
 """First bytes of a file in one of FORMATS."""
@@ -201,7 +201,7 @@ GREY = 114
 
 
 class Fit(NamedTuple):
-    """Where a picture lies in the input of the network: x_input = x * scale_x + left, y_input = y * scale_y + top."""
+    """Position of a picture in the input of the network: x_input = x * scale_x + left, y_input = y * scale_y + top."""
 
     original: tuple[int, int]
     """Height and width of the picture."""
@@ -214,7 +214,7 @@ class Fit(NamedTuple):
 
 
 def place(original: tuple[int, int], size: tuple[int, int], mode: FitMode = "letterbox") -> Fit:
-    """Where `fit` puts a picture of `original` height and width in an input of `size` height and width.
+    """Position that `fit` gives a picture of `original` height and width in an input of `size` height and width.
 
     "letterbox" keeps the aspect ratio and centres the picture, "stretch" fills the input. The scales are those of the
     whole pixels that the picture covers, so boxes follow exactly.

@@ -1,4 +1,4 @@
-"""Which pictures and labels a data set has, each checked once; nothing of the data set is written or changed.
+"""Pictures and labels of a data set, each checked once; nothing of the data set is written or changed.
 
 What is known of a picture is kept, so that a large data set is decoded once and not at every start: its size or what is
 wrong with it, under its path, size, times and inode number. Labels are read each time, so an edited label cannot be
@@ -62,7 +62,7 @@ class Index:
 
     images: tuple[Path, ...]
     labels: tuple[Boxes, ...]
-    """Of each picture."""
+    """Boxes of each picture."""
     ignored: tuple[Boxes, ...]
     """The same of the boxes that evaluation and training ignore."""
     shapes: NDArray[np.int64]
@@ -217,7 +217,7 @@ def default_folder() -> Path | None:
 
 
 def stamp(path: str) -> Stamp | None:
-    """What changes when a file does; None if there is no such file."""
+    """Numbers that change when a file does; None if there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -233,7 +233,7 @@ def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Sour
 
 
 def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
-    """One verdict a picture: from the cache where its stamp is unchanged, else by decoding it."""
+    """Verdict on each picture: from the cache where its stamp is unchanged, else by decoding it."""
     known = _load_entries(cache) if cache else {}
     stamps = {path: stamp(path) for path in paths}
     verdicts = {path: Verdict(*known[path][4:]) for path in paths if _stamp_of(known.get(path)) == (stamps[path] or ())}

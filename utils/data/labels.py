@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ EXAMPLES = 3
 """Places named for each kind of finding."""
 LARGEST_LABEL = 1 << 24
 """Largest label file read, in bytes."""
+DIGITS = 6
+"""Decimals of a label that is written: 0.01 pixel in a picture of 10 000."""
 TWIN_IOU = 0.95
 """Two boxes of a class that overlap by more are one object labelled twice."""
 LONG = 4.0
@@ -89,7 +92,7 @@ there is nothing. A row that says nothing (zero size, a duplicate) only leaves i
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found in a data set."""
+    """Something found in a data set."""
 
     kind: str
     """A key of `KINDS`."""
@@ -232,3 +235,22 @@ def _flaw(text: bytes, row: tuple[float, ...] | None, classes: int) -> tuple[str
     if width == 0 or height == 0:
         return "zero-size box", f"a box of {width} x {height}"
     return None, ""
+
+
+def label_line(number: int, shares: Sequence[float]) -> str:
+    """Line of a label file: a class, and cx, cy, w, h as shares of the picture."""
+    return f"{number} " + " ".join(f"{share:.{DIGITS}f}" for share in shares) + "\n"
+
+
+def write_data_file(folder: Path, name: str, names: Sequence[str], *, valid: bool) -> None:
+    """Write NAME.names, and NAME.data with the lists train.txt and, if `valid`, val.txt.
+
+    Args:
+        folder: of the data set.
+        name: of both files.
+        names: of the classes.
+        valid: there is a list of validation pictures.
+    """
+    (folder / f"{name}.names").write_text("".join(f"{text}\n" for text in names), encoding="utf-8")
+    lines = [f"classes={len(names)}", "train=train.txt", *(["valid=val.txt"] if valid else []), f"names={name}.names"]
+    (folder / f"{name}.data").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What detect.py looks at: pictures, folders, patterns, list files, videos, webcams and network streams as frames.
+"""Sources of detect.py: pictures, folders, patterns, list files, videos, webcams and network streams, read as frames.
 
 `find` checks what `--source` names, `frames` reads it. A detector is slower than most cameras, so one thread a live
 stream keeps its newest frame and reconnects after a loss. Frames that were not taken in time are dropped. A stream that
@@ -27,7 +27,7 @@ from utils.errors import DataError, InputError
 from utils.files import read_text, regular_file
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
-"""What a folder is searched for, beside pictures; a file that is named itself may have any suffix."""
+"""Suffixes that a folder is searched for, beside those of pictures; a file that is named itself may have any suffix."""
 SCHEMES = ("http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp")
 NAMED = 5
 """Unreadable files that a warning names; the others are counted."""
@@ -43,7 +43,7 @@ POLL = 0.1
 
 @dataclass(frozen=True)
 class Source:
-    """What `--source` names: files in the order they are read, or live streams."""
+    """Files or streams that `--source` names: files in the order they are read, or live streams."""
 
     files: tuple[str, ...] = ()
     """Pictures and videos."""
@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a source."""
+    """A picture of a source."""
 
     source: str
     """The picture, video or address, as given."""
@@ -143,7 +143,7 @@ def _suffixes() -> str:
 
 
 def _is_stream(text: str, where: str) -> bool:
-    """Whether a text is a webcam number or an address; an address of another kind than SCHEMES is refused."""
+    """Tell whether a text is a webcam number or an address; an address of another kind than SCHEMES is refused."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme and scheme[1].lower() not in SCHEMES:
         raise InputError(f"{where}: {scheme[1]}:// is not supported; addresses begin with {', '.join(SCHEMES)}")
@@ -264,7 +264,7 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file name can be handed to OpenCV, which crashes on one whose bytes are not UTF-8 (4.14)."""
+    """Tell whether OpenCV can be given a file name; it crashes on one whose bytes are not UTF-8 (4.14)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -329,7 +329,7 @@ class StreamReader(threading.Thread):
 
     @property
     def ready(self) -> bool:
-        """Whether a frame waits that was not taken yet."""
+        """True while a frame waits that was not taken yet."""
         return self._newest is not None
 
     def stop(self) -> None:

@@ -91,7 +91,7 @@ class PixelFile:
         return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
     def fits(self, *, check: bool) -> bool:
-        """Whether the header is that of the layout; with `check`, of the pixels, too, which are all read."""
+        """Compare the header with the layout and, with `check`, with the pixels, which are all read."""
         header = self._bytes[:HEADER_SIZE].tobytes()
         if not header.startswith(MAGIC + self.layout.key):
             return False
@@ -141,7 +141,7 @@ class PictureStore:
 
     @property
     def address(self) -> str:
-        """Where another process of this machine finds the pictures that this one keeps; empty: it keeps none."""
+        """Path by which another process of this machine opens what this one keeps; empty: it keeps nothing."""
         return self._kept.address if self._kept is not None else ""
 
     def join(self, address: str) -> None:

@@ -19,6 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from utils.cli import Parser, flag, positive_int, print_json, random_seed, run, settings_from
+from utils.data.labels import label_line, write_data_file
 from utils.errors import DataError, InputError
 from utils.files import is_vacant, new_folder, read_text, sha256
 
@@ -137,20 +138,20 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np
         kind = int(rng.integers(len(outlines)))
         outline = _placed(rng, outlines[kind](), size)
         cover = _cover(outline, size)
-        seen = np.where(cover >= 128, np.uint8(len(areas) + 1), owner)
-        if _all_visible(seen, [*areas, _area(outline)]):
+        covered = np.where(cover >= 128, np.uint8(len(areas) + 1), owner)
+        if _all_visible(covered, [*areas, _area(outline)]):
             classes.append(kind)
             areas.append(_area(outline))
-            owner = seen
+            owner = covered
             _paint(canvas, cover, rng)
     for _ in range(int(rng.integers(0, 4))):
         cover = _cover((_scrap(rng, size),), size)
-        seen = np.where(cover >= 128, np.uint8(0), owner)
-        if _all_visible(seen, areas):
-            owner = seen
+        covered = np.where(cover >= 128, np.uint8(0), owner)
+        if _all_visible(covered, areas):
+            owner = covered
             _paint(canvas, cover, rng)
-    rows = [(kind, *_tight_box(owner == n + 1)) for n, kind in enumerate(classes)]
-    return _camera(rng, canvas), np.array(rows, np.float64).reshape(-1, 5) / [1, size, size, size, size]
+    boxes = [(kind, *_tight_box(owner == n + 1)) for n, kind in enumerate(classes)]
+    return _camera(rng, canvas), np.array(boxes, np.float64).reshape(-1, 5) / [1, size, size, size, size]
 
 
 def _placed(rng: Generator, outline: Outline, size: int) -> Outline:
@@ -169,7 +170,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
 
 
 def _cover(outline: Outline, size: int) -> NDArray[np.uint8]:
-    """How much of each pixel the outline covers, 0..255, [size, size]; holes by the even-odd rule."""
+    """Share of each pixel that the outline covers, 0..255, [size, size]; holes by the even-odd rule."""
     cover = np.zeros((size, size), np.uint8)
     cv2.fillPoly(cover, [np.round(contour * 16).astype(np.int32) for contour in outline], 255, cv2.LINE_AA, shift=4)
     return cover
@@ -183,8 +184,8 @@ def _area(outline: Outline) -> int:
 
 
 def _all_visible(owner: NDArray[np.uint8], areas: Sequence[int]) -> bool:
-    seen = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
-    return all(seen >= MIN_VISIBLE * np.array(areas))
+    visible = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
+    return all(visible >= MIN_VISIBLE * np.array(areas))
 
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
@@ -296,7 +297,7 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a set is made of; equal recipes draw equal sets."""
+    """Size and seed of a set; equal recipes draw equal sets."""
 
     train: int = flag(1400, "training pictures", type=positive_int, metavar="N")
     val: int = flag(150, "validation pictures", type=positive_int, metavar="N")
@@ -343,9 +344,7 @@ def build(output: Path, recipe: Recipe) -> ToySet:
 def _write_set(folder: Path, recipe: Recipe) -> None:
     for name in ("images", "labels"):
         (folder / name).mkdir()
-    (folder / "toy.names").write_text("".join(f"{name}\n" for name in OUTLINES))
-    lines = [f"classes={len(OUTLINES)}", "train=train.txt", "valid=val.txt", "names=toy.names"]
-    (folder / "toy.data").write_text("".join(f"{line}\n" for line in lines))
+    write_data_file(folder, "toy", list(OUTLINES), valid=True)
     for stream, (split, pictures) in enumerate((("train", recipe.train), ("val", recipe.val))):
         stems = [f"{split}_{index:05d}" for index in range(pictures)]
         for index, stem in enumerate(stems):
@@ -355,11 +354,11 @@ def _write_set(folder: Path, recipe: Recipe) -> None:
 
 
 def _write_picture(folder: Path, stem: str, rng: np.random.Generator, size: int) -> None:
-    image, rows = draw_scene(rng, size)
+    image, boxes = draw_scene(rng, size)
     _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     (folder / "images" / f"{stem}.jpg").write_bytes(jpeg.tobytes())
-    label = "".join(f"{int(kind)} " + " ".join(f"{value:.6f}" for value in box) + "\n" for kind, *box in rows)
-    (folder / "labels" / f"{stem}.txt").write_text(label)
+    lines = "".join(label_line(int(number), shares) for number, *shares in boxes)
+    (folder / "labels" / f"{stem}.txt").write_text(lines)
 
 
 def _manifest(folder: Path, recipe: Recipe) -> str:
