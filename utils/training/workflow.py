@@ -294,7 +294,7 @@ def _draw_start(run: RunDirectory, loader: DataLoader, train: Index, names: Sequ
     plots.plot_labels(np.concatenate(train.labels), names, run.file("labels.jpg"))
     loader.dataset.set_epoch(0)
     requests = next(iter(loader.batch_sampler))
-    batch = loader.collate_fn([loader.dataset[request] for request in requests])
+    batch = loader.dataset.__getitems__(requests)
     _draw_batch(run.file("train_batch0.jpg"), batch, names)
 
 
