@@ -26,12 +26,11 @@ from utils.cli import Parser, image_side, input_size, log, print_json, run
 from utils.compress.journey import Journey, made_by, python
 from utils.compress.recipe import ALL, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
-from utils.darknet.shapes import max_stride, picture_channels
-from utils.darknet.weights import Header, file_bytes
+from utils.darknet.network import adapt_classes, file_bytes, max_stride, picture_channels
+from utils.darknet.weights import Header
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.request import PACKAGES

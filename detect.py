@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from utils import cli
 from utils.darknet import cfg as cfg_file
-from utils.darknet.shapes import max_stride, picture_channels
+from utils.darknet.network import max_stride, picture_channels
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
 from utils.errors import InputError

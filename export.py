@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.cli import Parser, input_size, integer, log, run, threshold
 from utils.darknet import cfg as cfg_file
-from utils.darknet.shapes import max_stride, trace
+from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
 from utils.export.request import (
     ALIASES,

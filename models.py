@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from utils.attention import attended
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Shape, Upsample, Yolo
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock, build_layer
 

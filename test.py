@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from utils.cli import Parser, input_size, log, memory_for, non_negative_int, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.shapes import max_stride, picture_channels, trace
+from utils.darknet.network import max_stride, picture_channels, trace
 from utils.errors import DataError, InputError
 from utils.flags import (
     EVALUATOR_GONE,

@@ -27,11 +27,9 @@ from utils.cli import (
 )
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.layout import tensors
-from utils.darknet.shapes import max_stride, picture_channels
+from utils.darknet.network import adapt_classes, max_stride, picture_channels, tensors
 from utils.device import AMP
 from utils.errors import InputError
 from utils.flags import (

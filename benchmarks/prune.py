@@ -24,7 +24,7 @@ import numpy as np
 from utils.cli import Parser, fraction, positive_int, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.layout import key, tensors
+from utils.darknet.network import tensors
 from utils.report.tables import Column, markdown_table
 
 EXAMPLE = "python -m benchmarks.prune --cfg cfg/yolov4.cfg --rounds 5"
@@ -116,7 +116,7 @@ def write_random(cfg: str, path: str) -> None:
         else:
             fan_in = spec.size // spec.shape[0]
             array = rng.standard_normal(spec.shape, np.float32) * (2 / fan_in) ** 0.5 / (10 if fan_in == 1 else 1)
-        arrays[key(spec)] = array.astype(np.float32)
+        arrays[spec.key] = array.astype(np.float32)
     weights_file.write(path, network, arrays)
 
 

@@ -14,7 +14,7 @@ import torch
 from utils.checkpoint import load_model
 from utils.cli import Parser, fraction, image_side, input_size, positive_int, run
 from utils.darknet import cfg as cfg_file
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
 from utils.pruning.policy import ChannelPolicy

@@ -9,7 +9,7 @@ import pytest
 
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import parse
-from utils.darknet.opencv import EPSILON
+from utils.darknet.network import OPENCV_EPSILON
 
 PUBLIC_MODELS = (
     "MobileNetV2-YOLO-Fastest-voc",
@@ -140,5 +140,5 @@ def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
 def opencv_epsilon() -> Iterator[None]:
     """Models made within add to a variance what OpenCV's reader of Darknet files adds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.layers.BN_EPSILON", EPSILON)
+        patch.setattr("utils.layers.BN_EPSILON", OPENCV_EPSILON)
         yield

@@ -29,7 +29,7 @@ from utils.darknet.blocks import (
     Yolo,
 )
 from utils.darknet.cfg import format_network, load, parse
-from utils.darknet.shapes import max_stride, strides, trace
+from utils.darknet.network import max_stride, strides, trace
 from utils.errors import CfgError
 
 OURS = sorted((Path(__file__).parent.parent / "cfg").glob("*.cfg"))

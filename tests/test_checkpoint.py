@@ -15,9 +15,9 @@ from models import Darknet
 from tests.nets import TINY, tiny
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.darknet import weights
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Yolo
 from utils.darknet.cfg import format_network
+from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
 from utils.model_files import ModelFiles, choose_model, is_checkpoint
 

@@ -25,8 +25,8 @@ from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.compress.journey import STATE, Journey, StageError, only_one
 from utils.compress.recipe import Recipe, read_recipe
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network
+from utils.darknet.network import adapt_classes
 from utils.errors import InfeasibleError, InputError
 from utils.files import sha256
 from utils.quantization.attach import quantize

@@ -8,7 +8,7 @@ import pytest
 
 from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Se, Shortcut, Yolo
 from utils.darknet.cfg import load
-from utils.darknet.layout import file_bytes, parameter_count
+from utils.darknet.network import file_bytes, parameter_count
 from utils.report.cost import Cost, block_costs, network_cost, total
 
 KNOWN = {

@@ -95,7 +95,7 @@ def net(tmp_path, monkeypatch):
 def quarters(folder: Path, channels: int = 3) -> list[str]:
     (folder / "net.cfg").write_text(CFG.format(channels=channels))
     network = cfg.load(folder / "net.cfg")
-    arrays = {weights.key(spec): np.zeros(spec.shape, np.float32) for spec in weights.tensors(network)}
+    arrays = {spec.key: np.zeros(spec.shape, np.float32) for spec in weights.tensors(network)}
     arrays["layers.0.conv.bias"][4:] = SURE, SURE, -SURE
     weights.write(folder / "net.weights", network, arrays)
     return ["--cfg", "net.cfg", "--weights", "net.weights", "--device", "cpu"]

@@ -12,10 +12,9 @@ from models import Darknet, load_arrays
 from tests.nets import TINY, one_head, tiny
 from utils.checkpoint import load_model
 from utils.darknet import cfg as cfg_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Convolutional, Network, Yolo
 from utils.darknet.cfg import parse
-from utils.darknet.shapes import trace
+from utils.darknet.network import adapt_classes, trace
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.matching import LEAST_ANCHOR_IOU, Kept, comparable, features, pair, rebased
 from utils.distillation.strategies import AT, KD, Quantity, distillation

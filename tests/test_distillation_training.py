@@ -21,10 +21,9 @@ from tests.test_resume import assert_same, at_call, state
 from tests.test_team import FLAGS, torchrun
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network, parse
-from utils.darknet.layout import file_bytes
+from utils.darknet.network import adapt_classes, file_bytes
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError, Interrupted
 from utils.model_files import ModelFiles

@@ -29,8 +29,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
-from utils.darknet.opencv import opencv_warning
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride, opencv_warning
 from utils.detection.decode import decode, non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
 from utils.export.activations import MISH

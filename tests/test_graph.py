@@ -8,7 +8,7 @@ import pytest
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.graph import channel_graph
 from utils.pruning.policy import candidates
 

@@ -68,7 +68,7 @@ def test_state_dict_holds_every_tensor_of_the_weights_file_by_its_key():
     network = tiny()
     state = Darknet(network).state_dict()
     for spec in weights.tensors(network):
-        assert tuple(state[weights.key(spec)].shape) == tuple(spec.shape)
+        assert tuple(state[spec.key].shape) == tuple(spec.shape)
     assert len(state) == len(weights.tensors(network)) + sum(key.endswith("tracked") for key in state)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.darknet import cfg, layout, shapes, weights
+from utils.darknet import cfg, weights
+from utils.darknet import network as darknet
 from utils.darknet.blocks import Convolutional, Network
 from utils.report.cost import network_cost
 
@@ -69,14 +70,14 @@ def test_a_file_is_read_without_a_warning_and_written_back(name):
 def test_totals_are_the_reference_to_the_digit(name):
     network = load(name)
     convolutions = [block for block in network.blocks if isinstance(block, Convolutional)]
-    specs = layout.tensors(network)
+    specs = darknet.tensors(network)
     totals = (
         len(network.blocks),
         len(convolutions),
         sum(spec.size for spec in specs if spec.name == "conv.weight"),
         sum(spec.size for spec in specs if spec.name == "bn.weight"),
-        layout.parameter_count(network),
-        layout.file_bytes(network),
+        darknet.parameter_count(network),
+        darknet.file_bytes(network),
     )
     expected, by_size = REFERENCE[name]
     assert totals == expected
@@ -113,7 +114,7 @@ def test_leaky_twins_differ_from_yolov4_in_activation_and_pools_alone(leaky):
         }
         assert changed <= {"activation", "size", "padding"}
     assert {block.activation for block in twin.blocks if isinstance(block, Convolutional)} == {"leaky", "linear"}
-    assert layout.tensors(twin) == layout.tensors(original)
+    assert darknet.tensors(twin) == darknet.tensors(original)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +130,21 @@ def test_leaky_twins_differ_from_yolov4_in_activation_and_pools_alone(leaky):
     ],
 )
 def test_strides_of_the_heads(name, expected):
-    assert shapes.strides(load(name)) == expected
+    assert darknet.strides(load(name)) == expected
 
 
 def random_arrays(network: Network) -> dict[str, np.ndarray]:
     """He's weights for convolutions, γ and variances near 1."""
     generator = np.random.default_rng(0)
     arrays = {}
-    for spec in layout.tensors(network):
+    for spec in darknet.tensors(network):
         if spec.name in ("bn.weight", "bn.running_var"):
             array = generator.uniform(0.5, 1.5, spec.shape)
         elif spec.name == "conv.weight":
             array = generator.standard_normal(spec.shape) * (2 / np.prod(spec.shape[1:])) ** 0.5
         else:
             array = generator.standard_normal(spec.shape) * 0.1
-        arrays[layout.key(spec)] = array.astype(np.float32)
+        arrays[spec.key] = array.astype(np.float32)
     return arrays
 
 
@@ -171,7 +172,7 @@ def test_opencv_reads_the_file_and_computes_the_same_heads(name, tmp_path):
     from models import Darknet
 
     network = load(name)
-    size = 2 * shapes.max_stride(network)
+    size = 2 * darknet.max_stride(network)
     images = np.random.default_rng(1).uniform(0, 1, (1, 3, size, size)).astype(np.float32)
     model = Darknet(network, initialize=False)
     model.load_state_dict({k: torch.from_numpy(a) for k, a in random_arrays(network).items()}, strict=False)

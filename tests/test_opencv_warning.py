@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.nets import one_head, tiny
-from utils.darknet.opencv import opencv_warning
+from utils.darknet.network import opencv_warning
 
 CONV = "[convolutional]\nfilters=4\nsize=3\npad=1\n"
 

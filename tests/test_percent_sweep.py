@@ -21,7 +21,7 @@ from tests.test_random_networks import POLICIES as ANY_POLICY
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.layout import key, tensors
+from utils.darknet.network import tensors
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose
@@ -235,7 +235,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(("name", "status"), [("normal", 6), ("shortcut", 6)])
     def test_too_much_writes_nothing(self, tmp_path, name, status):
         rng = np.random.default_rng(0)
-        arrays = {key(spec): rng.random(spec.shape) for spec in tensors(tiny())}
+        arrays = {spec.key: rng.random(spec.shape) for spec in tensors(tiny())}
         (tmp_path / "n.cfg").write_text(TINY)
         weights_file.write(tmp_path / "n.weights", tiny(), arrays)
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}

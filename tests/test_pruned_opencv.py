@@ -17,7 +17,7 @@ from tests.test_random_networks import random_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network
-from utils.darknet.opencv import opencv_warning
+from utils.darknet.network import file_bytes, opencv_warning
 from utils.graph import channel_graph
 from utils.pruning.surgery import fold_constants, prune_network
 from utils.pruning.units import residual_units
@@ -66,7 +66,7 @@ def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tm
     cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
     cfg.write_text(format_network(narrow))
     weights_file.write(weights, narrow, sliced)
-    assert weights.stat().st_size == weights_file.file_bytes(narrow) < weights_file.file_bytes(network)
+    assert weights.stat().st_size == file_bytes(narrow) < file_bytes(network)
 
     written = cfg_file.load(cfg, warn=lambda text: None)
     assert written == narrow

@@ -15,7 +15,7 @@ from tests.test_graph import HEAD, conv, graph_of
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import format_network, parse
-from utils.darknet.shapes import max_stride, trace
+from utils.darknet.network import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import channel_graph
 from utils.pruning.certificate import Certificate, certify, difference, masked

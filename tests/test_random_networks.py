@@ -23,8 +23,7 @@ from utils.darknet.blocks import (
     Shortcut,
 )
 from utils.darknet.cfg import format_network, parse
-from utils.darknet.layout import key, tensors
-from utils.darknet.shapes import trace
+from utils.darknet.network import file_bytes, tensors, trace
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning.certificate import difference, masked, without_gamma
 from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, candidates
@@ -63,7 +62,7 @@ def random_arrays(network: Network, seed: int, dtype: type = np.float64) -> dict
             array = rng.standard_normal(spec.shape)
         if len(spec.shape) > 1 and spec.name != "weights":
             array /= np.prod(spec.shape[1:]) ** 0.5
-        arrays[key(spec)] = array.astype(dtype)
+        arrays[spec.key] = array.astype(dtype)
     return arrays
 
 
@@ -258,7 +257,7 @@ def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, net
     assert narrow == prune_blocks(graph, removal)
     weights_file.write(folder / "one.weights", narrow, sliced)
     again = weights_file.read(folder / "one.weights", narrow)
-    assert (folder / "one.weights").stat().st_size == weights_file.file_bytes(narrow)
+    assert (folder / "one.weights").stat().st_size == file_bytes(narrow)
     weights_file.write(folder / "two.weights", narrow, again)
     assert (folder / "one.weights").read_bytes() == (folder / "two.weights").read_bytes()
     graph = channel_graph(narrow)

@@ -22,8 +22,8 @@ from tests.test_models import lively
 from utils.checkpoint import load_model, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.cfg import format_network, parse
+from utils.darknet.network import adapt_classes
 from utils.data.images import write_image
 from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from utils.darknet import weights
-from utils.darknet.adapt import adapt_classes, differs_only_in_classes
 from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Route, Se, Shortcut, Yolo
 from utils.darknet.cfg import load, parse
+from utils.darknet.network import adapt_classes, differs_only_in_classes, file_bytes, parameter_count
 from utils.darknet.weights import Contents, Header, TensorSpec
 from utils.errors import NumericsError, WeightsError
 
@@ -109,7 +109,7 @@ EVERY_TENSOR = [
 def file_of_offsets(path: Path, network: Network, header: Header | None = None) -> Path:
     """A file whose value at each place is the number of that place."""
     header = header or Header()
-    count = (weights.file_bytes(network) - 20) // 4
+    count = (file_bytes(network) - 20) // 4
     path.write_bytes(header.pack() + np.arange(count, dtype="<f4").tobytes())
     return path
 
@@ -139,7 +139,7 @@ def test_every_tensor_is_read_from_its_place(every_kind, tmp_path):
         np.testing.assert_array_equal(array, np.arange(start, start + np.prod(shape)).reshape(shape))
         start += array.size
     assert not arrays
-    assert weights.file_bytes(every_kind) == 20 + 4 * start
+    assert file_bytes(every_kind) == 20 + 4 * start
 
 
 @pytest.mark.parametrize("header", [Header(seen=1 << 40), Header(0, 2, 0), Header(0, 1, 0, 77), Header(0, 1, 9)])
@@ -152,8 +152,8 @@ def test_read_and_written_again_is_the_same_file(header, every_kind, tmp_path):
 
 
 def test_the_count_of_parameters_leaves_running_statistics_out(nano):
-    assert weights.parameter_count(nano) == (NANO_BYTES - 20) // 4 - 2 * 4
-    assert weights.file_bytes(nano) == NANO_BYTES
+    assert parameter_count(nano) == (NANO_BYTES - 20) // 4 - 2 * 4
+    assert file_bytes(nano) == NANO_BYTES
 
 
 @pytest.mark.parametrize(("major", "minor", "size"), [(0, 1, 16), (0, 2, 20), (0, 3, 20), (1, 0, 20), (0, 0, 16)])
@@ -223,7 +223,7 @@ def test_surplus_bytes_are_refused(surplus, partial, nano, tmp_path):
 @pytest.mark.parametrize("name", ["yolov3", "yolov4", "yolov4-tiny"])
 def test_a_cut_of_a_large_file_is_found_without_reading_it(name, shared, tmp_path):
     network = load(shared / "darknet_cfg" / f"{name}.cfg")
-    path = sparse(tmp_path / "w.weights", weights.file_bytes(network))
+    path = sparse(tmp_path / "w.weights", file_bytes(network))
     assert weights.check(path, network).complete
     for end in field_ends(network)[:-1:29]:
         for size in (end - 1, end, end + 1):
@@ -291,7 +291,7 @@ def test_what_follows_a_skipped_head_is_read_from_its_place(tmp_path):
 
 def test_a_file_of_another_net_is_refused_unless_the_sizes_agree(shared, tmp_path):
     networks = [load(path) for path in sorted([*shared.glob("darknet_cfg/*.cfg"), *shared.glob("data/weights/*.cfg")])]
-    sizes = [weights.file_bytes(network) for network in networks]
+    sizes = [file_bytes(network) for network in networks]
     path = tmp_path / "w.weights"
     for (network, size), other in product(zip(networks, sizes, strict=True), sorted(set(sizes))):
         sparse(path, other)
@@ -338,7 +338,7 @@ def test_a_negative_variance_is_refused(nano, tmp_path):
 
 
 def read_zeros(network: Network, folder: Path) -> dict[str, np.ndarray]:
-    return weights.read(sparse(folder / "zeros.weights", weights.file_bytes(network)), network)
+    return weights.read(sparse(folder / "zeros.weights", file_bytes(network)), network)
 
 
 def test_what_is_done_to_the_arrays_does_not_reach_the_file(nano, tmp_path):
@@ -400,7 +400,7 @@ def test_a_published_model_is_read_to_its_last_byte_and_written_alike(name, shar
     source, network = folder / f"{name}.weights", load(folder / f"{name}.cfg")
     arrays = weights.read(source, network)
     assert sum(array.size for array in arrays.values()) == MODELS[name]
-    assert weights.file_bytes(network) == source.stat().st_size == 20 + 4 * MODELS[name]
+    assert file_bytes(network) == source.stat().st_size == 20 + 4 * MODELS[name]
     weights.write(tmp_path / "w.weights", network, arrays, weights.read_header(source))
     assert (tmp_path / "w.weights").read_bytes() == source.read_bytes()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.darknet import cfg as cfg_file
-from utils.darknet.layout import file_bytes, tensors
+from utils.darknet.network import file_bytes, tensors
 
 ROW = re.compile(r"^\| (\S+) \| ([0-9 ]+) \| (\S+\.cfg)", re.MULTILINE)
 HEADER = 20

@@ -21,8 +21,8 @@ from torch import Tensor
 from models import Darknet, load_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes
 from utils.darknet.blocks import Network
+from utils.darknet.network import adapt_classes, tensors
 from utils.errors import InputError, WeightsError
 from utils.files import atomic_path, sha256
 from utils.model_files import (
@@ -147,8 +147,8 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
 
 def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:
     """Refuse a state dict whose keys or shapes are not those of the network."""
-    for spec in weights_file.tensors(network):
-        key, expected = weights_file.key(spec), tuple(spec.shape)
+    for spec in tensors(network):
+        key, expected = spec.key, tuple(spec.shape)
         if key not in state:
             raise WeightsError(f"{path}: {key} is missing; it should have shape {expected}")
         if tuple(state[key].shape) != expected:

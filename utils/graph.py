@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Block, Convolutional, Network
-from utils.darknet.blocks.trail import IMAGE, Labeling, Pin, Tie
-from utils.darknet.shapes import trace
+from utils.darknet.network import IMAGE, Labeling, Pin, Tie, trace
 
 Labels = NDArray[np.int64]
 

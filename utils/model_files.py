@@ -9,10 +9,9 @@ from pathlib import Path
 
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import adapt_classes, differs_only_in_classes
 from utils.darknet.blocks import Network, Yolo
 from utils.darknet.data_file import DataConfig
-from utils.darknet.shapes import picture_channels
+from utils.darknet.network import adapt_classes, differs_only_in_classes, parameter_count, picture_channels
 from utils.errors import CfgError, InputError, WeightsError
 from utils.files import regular_file
 
@@ -131,7 +130,7 @@ def other_network(path: Path, stored: Network, given: Network) -> WeightsError:
 
 
 def _size(network: Network) -> str:
-    return f"{len(network.blocks)} blocks, {weights_file.parameter_count(network)} parameters"
+    return f"{len(network.blocks)} blocks, {parameter_count(network)} parameters"
 
 
 def with_anchors_of(network: Network, other: Network) -> Network:

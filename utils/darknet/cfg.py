@@ -14,12 +14,10 @@ from typing import Any
 from utils.cli import log, one_line
 from utils.darknet import sections
 from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
-from utils.darknet.blocks.block import NET, REQUIRED, Key, Place
-from utils.darknet.blocks.trail import Trail
+from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Place
 from utils.darknet.blocks.values import Number, SectionError, nearest, shown
+from utils.darknet.network import Trail, check_network, trace
 from utils.darknet.sections import Entry, Section
-from utils.darknet.shapes import trace
-from utils.darknet.validate import check_network
 from utils.errors import CfgError
 from utils.files import read_text
 
@@ -97,7 +95,7 @@ class _Reader:
         try:
             if first.name not in NET_NAMES:
                 raise SectionError("a cfg starts with [net], which gives width, height and channels")
-            net = self.block(first, Net, Place(NET, 0))
+            net = self.block(first, Net, Place(IMAGE, 0))
             trail = Trail(Shape(net.channels, net.height, net.width))
             for section in rest:
                 place = Place(len(trail.blocks), trail.before.channels)

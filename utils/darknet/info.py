@@ -13,8 +13,7 @@ from typing import Any
 from utils.cli import Parser, image_side, input_size, print_json, run
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, Route, Shape, Upsample
 from utils.darknet.cfg import load
-from utils.darknet.layout import file_bytes, grouped
-from utils.darknet.shapes import max_stride, strides, trace
+from utils.darknet.network import file_bytes, grouped, max_stride, strides, trace
 from utils.report.cost import block_costs, network_cost
 
 EXAMPLE = "python -m utils.darknet.info cfg/yolov4-tiny.cfg --img_size 416"

@@ -15,26 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.darknet.adapt import adapt_classes, head_convolutions
 from utils.darknet.blocks import BN_EPSILON, Network
-from utils.darknet.layout import TensorSpec, file_bytes, grouped, key, parameter_count, tensors
+from utils.darknet.network import (
+    TensorSpec,
+    adapt_classes,
+    grouped,
+    head_convolutions,
+    tensors,
+)
 from utils.errors import NumericsError, WeightsError
 from utils.files import atomic_path, regular_file
-
-__all__ = [
-    "Contents",
-    "Header",
-    "TensorSpec",
-    "check",
-    "file_bytes",
-    "fitting_classes",
-    "key",
-    "parameter_count",
-    "read",
-    "read_header",
-    "tensors",
-    "write",
-]
 
 _VERSION = struct.Struct("<3i")
 _LARGEST_VERSION = 999
@@ -184,7 +174,7 @@ def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[s
         if spec.block not in contents.skipped:
             if fault := _fault(spec, array):
                 raise WeightsError(f"{path}: {_place(network, spec)} {fault}; the file is damaged or of another cfg")
-            arrays[key(spec)] = array
+            arrays[spec.key] = array
     return arrays
 
 
@@ -203,7 +193,7 @@ def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], 
     """
     stored = []
     for spec in tensors(network):
-        array = arrays.get(key(spec))
+        array = arrays.get(spec.key)
         if array is None or array.shape != spec.shape or array.dtype.kind != "f":
             given = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise ValueError(f"{_place(network, spec)}: float {list(spec.shape)} was expected; got {given}")

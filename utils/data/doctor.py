@@ -23,7 +23,7 @@ from utils.cli import Parser, image_side, input_size, one_line, print_json, run
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import load
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.shapes import max_stride, strides
+from utils.darknet.network import max_stride, strides
 from utils.data.anchors import RATIO, box_sizes, fit_quality
 from utils.data.index import Index, index
 from utils.data.labels import EFFECTS, KINDS, LONG, TWIN_IOU, first_places, totals

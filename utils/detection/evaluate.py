@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.boxes import to_corners
 from utils.cli import leads, log
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.data.images import GREY, unfit
 from utils.detection.average_precision import Evaluator, Metrics
 from utils.detection.decode import decode, non_max_suppression

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from utils.darknet.blocks import Avgpool, Convolutional, Network, Reorg, Upsample
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.distillation.strategies import QUANTITIES, Distillation, Quantity
 from utils.errors import InputError
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models import Darknet, Outputs, fuse, reduced
 from utils.boxes import EPSILON, similarity
 from utils.darknet.blocks import Network, Yolo
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import AT_LEAST_ONE

@@ -29,8 +29,7 @@ from utils.darknet.blocks import (
     Upsample,
     Yolo,
 )
-from utils.darknet.layout import by_block
-from utils.darknet.shapes import trace
+from utils.darknet.network import by_block, trace
 from utils.export.activations import Form
 from utils.export.codes import Codes, Kernel, Point
 from utils.export.graph import Graph

@@ -11,7 +11,7 @@ from models import fuse
 from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Network
-from utils.darknet.opencv import EPSILON, opencv_warning
+from utils.darknet.network import OPENCV_EPSILON, opencv_warning
 from utils.export.agreement import TOLERANCES, Agreement, picture, raw_heads
 from utils.export.made import Made, Subject, check_same, read_back
 from utils.export.request import ExportRequest
@@ -45,8 +45,8 @@ def make_darknet(subject: Subject, asked: ExportRequest) -> Made:
         log(warning)
     elif any(getattr(block, "batch_normalize", False) for block in network.blocks):
         log(
-            f"Darknet adds {BN_EPSILON:g} to a variance, as this suite does, and OpenCV's reader {EPSILON:g}: where "
-            "variances are tiny its heads differ by up to 0.8 %; with --fold all readers compute the same"
+            f"Darknet adds {BN_EPSILON:g} to a variance, as this suite does, and OpenCV's reader {OPENCV_EPSILON:g}: "
+            "where variances are tiny its heads differ by up to 0.8 %; with --fold all readers compute the same"
         )
     return Made(agreement, write, {}, network)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import Darknet, fuse
 from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
 from utils.darknet.cfg import format_network
-from utils.darknet.shapes import picture_channels
+from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
 from utils.detection.evaluate import network_input
 from utils.errors import InfeasibleError, InputError

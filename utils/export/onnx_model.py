@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from utils.darknet.blocks import Network, Shape
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.errors import InfeasibleError
 from utils.export.activations import activations
 from utils.export.blocks import Arrays, emit

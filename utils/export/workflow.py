@@ -13,7 +13,7 @@ from utils.checkpoint import load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
-from utils.darknet.shapes import max_stride, trace
+from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
 from utils.export.formats import FORMATS
 from utils.export.fpga import check_shifts

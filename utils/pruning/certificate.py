@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Network
-from utils.darknet.shapes import max_stride, normalised_cell
+from utils.darknet.network import max_stride, normalised_cell
 from utils.errors import InfeasibleError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.surgery import Arrays, PrunedNetwork, Removal

@@ -26,7 +26,7 @@ from utils.cli import (
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.shapes import picture_channels
+from utils.darknet.network import picture_channels
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.graph import channel_graph

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from models import load_arrays
 from utils.darknet.blocks import Convolutional, Network
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.data.datasets import Batch
 from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss

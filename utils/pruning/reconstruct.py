@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models import load_arrays
 from utils.darknet.blocks import Convolutional, Network
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.errors import NumericsError
 from utils.graph import IMAGE, ChannelGraph
 from utils.pruning.surgery import Arrays, Removal

@@ -18,8 +18,7 @@ from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import format_network
-from utils.darknet.layout import file_bytes
-from utils.darknet.opencv import opencv_warning
+from utils.darknet.network import file_bytes, opencv_warning
 from utils.pruning.policy import FREE_SHARE, advised_percent
 from utils.pruning.surgery import PrunedNetwork, numbers
 from utils.pruning.target import Plan

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
 from utils.darknet.blocks.block import Vector
-from utils.darknet.blocks.trail import IMAGE
-from utils.darknet.layout import by_block, key, tensors
+from utils.darknet.network import IMAGE, by_block, tensors
 from utils.graph import ChannelGraph
 
 if TYPE_CHECKING:
@@ -94,10 +93,10 @@ def prune_network(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> Prun
     sliced = {}
     for spec in tensors(graph.network):
         if spec.block in number:
-            name = key(spec._replace(block=number[spec.block]))
+            name = spec._replace(block=number[spec.block]).key
             keep, read = (removal.keep[graph.output(i)] for i in (spec.block, spec.block - 1))
             block = graph.network.blocks[spec.block]
-            sliced[name] = np.ascontiguousarray(block.sliced(spec.name, arrays[key(spec)], keep, read))
+            sliced[name] = np.ascontiguousarray(block.sliced(spec.name, arrays[spec.key], keep, read))
     return PrunedNetwork(prune_blocks(graph, removal), sliced)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import ACTIVATIONS, Convolutional, Dropout, Network, Shortcut, Yolo
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.surgery import Keep, Unit

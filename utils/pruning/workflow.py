@@ -19,7 +19,7 @@ from models import Darknet, fuse, load_arrays
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
-from utils.darknet.shapes import max_stride, picture_channels
+from utils.darknet.network import max_stride, picture_channels
 from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
 from utils.data.draw import GAP, draw_grid

@@ -17,7 +17,7 @@ from utils.checkpoint import LoadedModel, load_model, write_checkpoint
 from utils.cli import input_size, log
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.evaluate import Accuracy, measure_accuracy, network_input

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from utils.darknet.blocks import Network, Shape
-from utils.darknet.layout import tensors
-from utils.darknet.shapes import trace
+from utils.darknet.network import tensors, trace
 
 
 @dataclass(frozen=True)

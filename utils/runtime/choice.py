@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.darknet.blocks import Network
-from utils.darknet.opencv import opencv_warning
+from utils.darknet.network import opencv_warning
 from utils.errors import InputError
 from utils.flags import Group
 from utils.model_files import ModelFiles, adaptation, choose_model, other_network, same_network

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import files
-from utils.darknet.shapes import trace
+from utils.darknet.network import trace
 from utils.errors import WeightsError
 from utils.files import regular_file
 from utils.runtime.metadata import IMAGE, Metadata

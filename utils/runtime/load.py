@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models import Darknet, Outputs, fuse, reduced
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
-from utils.darknet.opencv import EPSILON
+from utils.darknet.network import OPENCV_EPSILON
 from utils.errors import InputError, WeightsError
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import (
@@ -122,7 +122,7 @@ def _darknet_files(files: RuntimeFiles, size: tuple[int, int]) -> ExportedFile:
     model = load_model(files).model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = EPSILON
+            module.eps = OPENCV_EPSILON
     heads = [head.numpy() for head in model(torch.from_numpy(picture(network))).heads]
     return ExportedFile(files.weights, Metadata(network, (), reference=reference(heads, heads, "float32")), 1)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
-from utils.darknet.shapes import strides
+from utils.darknet.network import strides
 from utils.errors import CfgError, WeightsError
 from utils.flags import MODES
 from utils.quantization.scheme import QuantSettings

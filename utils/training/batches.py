@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
-from utils.darknet.shapes import max_stride, normalised_cell
+from utils.darknet.network import max_stride, normalised_cell
 from utils.data.datasets import rectangle
 from utils.data.images import Size
 from utils.errors import InputError

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models import Darknet, fuse, reduced
 from utils.cli import log
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate, network_input
 from utils.device import training_type

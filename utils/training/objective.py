@@ -14,7 +14,7 @@ from models import Darknet
 from utils.checkpoint import load_model, origin
 from utils.cli import log
 from utils.darknet.cfg import format_network
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride
 from utils.detection.losses import detection_loss
 from utils.detection.settings import ASSIGNMENTS, LossSettings
 from utils.device import training_type

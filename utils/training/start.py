@@ -13,7 +13,7 @@ from models import Darknet
 from utils.checkpoint import check_state, link_file, load_model, origin, read_checkpoint
 from utils.cli import log
 from utils.darknet import weights as weights_file
-from utils.darknet.adapt import head_convolutions
+from utils.darknet.network import head_convolutions
 from utils.errors import CheckpointError, WeightsError
 from utils.model_files import ModelFiles, other_classes
 

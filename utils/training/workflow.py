@@ -20,8 +20,7 @@ from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import DataConfig
-from utils.darknet.opencv import opencv_warning
-from utils.darknet.shapes import max_stride
+from utils.darknet.network import max_stride, opencv_warning
 from utils.data.anchors import auto_anchors
 from utils.data.datasets import Batch, Loader
 from utils.data.draw import draw_grid, targets_as_detections

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from utils.darknet.blocks.values import Choice, Integer, Kind, Reference, SectionError
 
 if TYPE_CHECKING:
-    from utils.darknet.blocks.trail import Labeling, Trail
+    from utils.darknet.network import Labeling, Trail
 
 Vector = NDArray[np.float64]
 Keep = NDArray[np.bool_]
@@ -60,8 +60,8 @@ SOURCE = Reference(allow_zero=False)
 LONGEST_READ = 256
 """Most blocks that one block reads."""
 REQUIRED = object()
-NET = -1
-"""Stands for `[net]` where a block is named."""
+IMAGE = -1
+"""Number that stands for the input, and for `[net]`."""
 EVERYWHERE = "burnin_update clip dont_update learning_rate onlyforward stopbackward train_only_bn"
 """Training keys that any section may have."""
 FIXED_EVERYWHERE = "dontload=0 dontloadscales=0"
@@ -120,7 +120,7 @@ class Shape(NamedTuple):
             if side % stride:
                 near = max(1, round(side / stride)) * stride
                 raise SectionError(
-                    f"multiples of {stride}, the largest stride of the network, are allowed, e.g. {near}", name, NET
+                    f"multiples of {stride}, the largest stride of the network, are allowed, e.g. {near}", name, IMAGE
                 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,11 @@ from utils.darknet.blocks.block import (
     windows,
     written_strides,
 )
-from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Flag, SectionError
+
+if TYPE_CHECKING:
+    from utils.darknet.network import Labeling, Trail
+
 
 BN_EPSILON = 1e-5
 """Added to the variance, as AlexeyAB/darknet does (src/blas.c, `normalize_cpu`). OpenCV's Darknet importer adds 1e-6,

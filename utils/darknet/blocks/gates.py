@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks.block import COUNT, PLAIN_ACTIVATION, SOURCE, Block, Keep, Key, Place, Shape, Values, key
-from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import SectionError
+
+if TYPE_CHECKING:
+    from utils.darknet.network import Labeling, Trail
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from utils.darknet.blocks.block import (
     PADDING,
@@ -20,8 +21,10 @@ from utils.darknet.blocks.block import (
     windows,
     written_strides,
 )
-from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Number, SectionError
+
+if TYPE_CHECKING:
+    from utils.darknet.network import Labeling, Trail
 
 
 @dataclass(frozen=True, kw_only=True)

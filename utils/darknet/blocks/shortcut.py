@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,11 @@ from utils.darknet.blocks.block import (
     Vector,
     key,
 )
-from utils.darknet.blocks.trail import Labeling, Trail
 from utils.darknet.blocks.values import Choice, List
+
+if TYPE_CHECKING:
+    from utils.darknet.network import Labeling, Trail
+
 
 SHORTCUT_EPSILON = 1e-4
 """Added to the sum that normalised weights of a shortcut are divided by (src/blas.c, `shortcut_multilayer_cpu`)."""

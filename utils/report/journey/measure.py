@@ -13,7 +13,7 @@ import torch
 from utils.cli import input_size, log
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
-from utils.darknet.shapes import max_stride, picture_channels
+from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import Index, index
 from utils.detection.bootstrap import SHARE, Interval, Matches, bootstrap, matches

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet import cfg as cfg_file
-from utils.darknet.layout import file_bytes
+from utils.darknet.network import file_bytes
 from utils.errors import InputError
 from utils.export.request import COMPANIONS, PAIRS, SUFFIXES
 from utils.report.cost import network_cost

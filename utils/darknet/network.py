@@ -1,0 +1,414 @@
+"""What follows from the blocks of a network: shapes, strides, tensors, labels of channels, limits; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import prod
+from typing import Any, NamedTuple
+
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Net, Network, Route, Se, Shape, Shortcut, Yolo
+from utils.darknet.blocks.block import IMAGE
+from utils.darknet.blocks.values import SectionError
+from utils.errors import CfgError
+
+FLOAT_BYTES = 4
+HEADER_BYTES = 20
+"""Header of the files written today: three int32 and a uint64."""
+MAX_PARAMETER_BYTES = 4 << 30
+"""Ten times yolov4x-mish, the largest network of the Darknet repository."""
+MAX_FEATURE_BYTES = 32 << 30
+"""All feature maps of one picture in float32; yolov4 at 608 × 608 has 0.9 GiB."""
+OPENCV_EPSILON = 1e-6
+"""Added to a variance by OpenCV's reader of Darknet files (4.14); Darknet and this suite add `BN_EPSILON`, 1e-5."""
+REFUSED_ACTIVATIONS = ("relu6", "h_swish", "hardsigmoid")
+
+
+class Trail:
+    """The blocks passed so far and the shapes they put out."""
+
+    def __init__(self, image: Shape) -> None:
+        self.image = image
+        self.blocks: list[Block] = []
+        self.shapes: list[Shape] = []
+        self.classes: int | None = None
+        """Of the heads passed so far."""
+
+    @property
+    def before(self) -> Shape:
+        """What the next block reads unless it names its sources."""
+        return self.shapes[-1] if self.shapes else self.image
+
+    def add(self, block: Block) -> None:
+        """Pass a block.
+
+        Raises:
+            SectionError: it cannot work on what it reads.
+        """
+        if self.blocks and self.blocks[-1].IS_HEAD and block.SECTION != "route":
+            raise SectionError(f"block {len(self.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
+        self.shapes.append(block.shape(self))
+        self.blocks.append(block)
+        self.classes = block.classes if block.IS_HEAD else self.classes
+
+    def read(self, sources: Sequence[int], key: str) -> list[Shape]:
+        """Shapes of the blocks that the next block names in `key`; one that it cannot read is refused."""
+        index = len(self.blocks)
+        for source in sources:
+            if not 0 <= source < index:
+                allowed = f"blocks 0..{index - 1} can be read" if index else "the first block has none to read"
+                what = "the block itself" if source == index else "a later block" if source > index else "no block"
+                raise SectionError(f"block {index} reads block {source}, which is {what}; {allowed}", key)
+            if self.blocks[source].IS_HEAD:
+                raise SectionError(f"block {source} is a [yolo], which ends a branch; read the block before it", key)
+        return [self.shapes[source] for source in sources]
+
+    def check_cells(self, source: int, want: Shape, key: str) -> None:
+        """Refuse a source of another height and width than `want`; blame the input's size where that explains it."""
+        shape = self.shapes[source]
+        if shape[1:] == want[1:]:
+            return
+        self.image.check_sides(round(max(map(max, steps(self.blocks)))))
+        raise SectionError(
+            f"block {source} has {shape.height} x {shape.width} cells, but {want.height} x {want.width} are needed, "
+            "as only maps of one size go together",
+            key,
+        )
+
+
+def steps(blocks: Sequence[Block]) -> list[tuple[Fraction | int, Fraction | int]]:
+    """Pixels of the network input per cell of every block, x and y."""
+    passed: list[tuple[Fraction | int, Fraction | int]] = []
+    for index, block in enumerate(blocks):
+        basis = block.basis(index)
+        x, y = (1, 1) if basis < 0 else passed[basis]
+        step_x, step_y = block.step()
+        passed.append((x * step_x, y * step_y))
+    return passed
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Channels of two blocks that go together because of a third."""
+
+    reason: str
+    at: int
+    """The block that ties."""
+    one: int
+    other: int
+    """The blocks whose outputs it reads; the same for a split."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Channels that stay, whatever is pruned."""
+
+    block: int
+    """The block whose output they are."""
+    reason: str
+
+
+class Labeling:
+    """The labels so far, as a forest: channels with one root have one label.
+
+    Args:
+        channels: of the image.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.parents: list[int] = []
+        self.outputs: list[list[int]] = []
+        self.image = self.new(channels)
+        self.ties: list[Tie] = []
+        self.pins: list[Pin] = [Pin(IMAGE, "is the image")]
+        self.residual: list[int] = []
+        """Labels that shortcuts tie."""
+
+    def output(self, index: int) -> list[int]:
+        """Labels of a block's output; of the image for -1."""
+        return self.image if index == IMAGE else self.outputs[index]
+
+    def new(self, channels: int) -> list[int]:
+        """Labels that are nobody else's."""
+        start = len(self.parents)
+        self.parents += range(start, start + channels)
+        return list(range(start, start + channels))
+
+    def pin(self, block: int, reason: str) -> None:
+        """Keep the channels of a block."""
+        self.pins.append(Pin(block, reason))
+
+    def tie(self, reason: str, at: int, one: int, other: int) -> list[int]:
+        """Tie the channels that two blocks have in common: all, or those of the narrower one, which are returned."""
+        self.ties.append(Tie(reason, at, one, other))
+        self.join(self.output(one), self.output(other))
+        return self.output(one)[: len(self.output(other))]
+
+    def join(self, ones: Sequence[int], others: Sequence[int]) -> None:
+        """Make labels equal, one by one."""
+        for one, other in zip(ones, others, strict=False):
+            one, other = self.root(one), self.root(other)
+            self.parents[max(one, other)] = min(one, other)
+
+    def root(self, label: int) -> int:
+        """The label that all equal ones lead to."""
+        while self.parents[label] != label:
+            self.parents[label] = self.parents[self.parents[label]]
+            label = self.parents[label]
+        return label
+
+
+def trace(network: Network, height: int | None = None, width: int | None = None) -> tuple[Shape, ...]:
+    """Output shape of every block.
+
+    Args:
+        network: blocks with absolute references.
+        height: of the network input in pixels; the cfg's by default.
+        width: like `height`.
+
+    Raises:
+        CfgError: a block cannot work on what it reads, e.g. because the size is no multiple of the stride.
+    """
+    trail = Trail(Shape(network.net.channels, height or network.net.height, width or network.net.width))
+    for index, block in enumerate(network.blocks):
+        try:
+            trail.add(block)
+        except SectionError as fault:
+            place = index if fault.block is None else fault.block
+            where = f"{network.path or 'network'}: input {trail.image}" if place == IMAGE else network.where(place)
+            raise CfgError(f"{where}: {fault.key + ': ' if fault.key else ''}{fault}") from None
+    return tuple(trail.shapes)
+
+
+def strides(network: Network) -> tuple[int, ...]:
+    """Pixels of the network input per cell of each head, in cfg order; the larger of x and y where they differ."""
+    every = steps(network.blocks)
+    return tuple(max(1, round(max(every[head]))) for head in network.heads)
+
+
+def normalised_cell(network: Network, height: int, width: int) -> int | None:
+    """The first block with batch normalisation whose map is a single cell: one picture gives it no variance."""
+    return next(
+        (
+            number
+            for number, (block, shape) in enumerate(zip(network.blocks, trace(network, height, width), strict=True))
+            if getattr(block, "batch_normalize", False) and (shape.height, shape.width) == (1, 1)
+        ),
+        None,
+    )
+
+
+def max_stride(network: Network) -> int:
+    """Stride of the coarsest head; input sizes are multiples of it."""
+    return max(strides(network))
+
+
+def picture_channels(network: Network) -> int:
+    """Channels of the pictures that a network takes.
+
+    Raises:
+        CfgError: they are not those of a picture.
+    """
+    channels = network.net.channels
+    if channels not in (1, 3):
+        raise CfgError(
+            f"{network.path or 'network'}: [net] channels={channels}: pictures have 1 (grey) or 3 (RGB); change the "
+            "cfg, or take what reads no pictures: info, export.py, pruning with --no-test and no --data"
+        )
+    return channels
+
+
+class TensorSpec(NamedTuple):
+    """One float32 tensor of a .weights file."""
+
+    block: int
+    """Number of the block it belongs to."""
+    name: str
+    """Relative to the block: bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight, conv.bias, …"""
+    shape: tuple[int, ...]
+    """As in the module: [filters, inputs / groups, k, k] for `conv.weight`, [out, in] for `fc1.weight`, …"""
+
+    @property
+    def key(self) -> str:
+        """Its name in the state dict of the model: `layers.23.conv.weight`."""
+        return f"layers.{self.block}.{self.name}"
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file."""
+        return FLOAT_BYTES * self.size
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a parameter; running statistics are not."""
+        return not self.name.startswith("bn.running_")
+
+
+def tensors(network: Network) -> tuple[TensorSpec, ...]:
+    """All tensors of a network in file order (AlexeyAB/darknet, `load_weights_upto`; algorithms: β, γ, μ, σ², W).
+
+    Raises:
+        CfgError: the network has an impossible shape.
+    """
+    shapes = trace(network)
+    widths = [network.net.channels, *(shape.channels for shape in shapes)]
+    return tuple(
+        TensorSpec(index, name, shape)
+        for index, block in enumerate(network.blocks)
+        for name, shape in block.tensors(widths[index])
+    )
+
+
+def by_block(arrays: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Tensors of a state dict by the number of their block, and then by their names in it; others are left out."""
+    blocks: dict[int, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        if name.startswith("layers."):
+            _, index, rest = name.split(".", 2)
+            blocks.setdefault(int(index), {})[rest] = array
+    return blocks
+
+
+def parameter_count(network: Network) -> int:
+    """Trained values: convolution weights and biases, γ and β; running statistics are not counted."""
+    return sum(spec.size for spec in tensors(network) if spec.trained)
+
+
+def file_bytes(network: Network) -> int:
+    """Size of the network's .weights file with the header of today."""
+    return HEADER_BYTES + sum(spec.bytes for spec in tensors(network))
+
+
+def grouped(number: int) -> str:
+    """Digits of a large count in groups of three: 61 949 149."""
+    return f"{number:,}".replace(",", " ")
+
+
+def head_convolutions(network: Network) -> tuple[int, ...]:
+    """Numbers of the blocks whose filters depend on the class count: the convolution before each `[yolo]`."""
+    return tuple(head - 1 for head in network.heads)
+
+
+def adapt_classes(network: Network, classes: int) -> Network:
+    """The network with `classes` classes in every head: `[yolo].classes` and the filters of the convolution before.
+
+    Returns:
+        `network` itself when it has that many classes already.
+    """
+    if classes < 1:
+        raise ValueError(f"a network has at least one class; got {classes}")
+    if all(yolo.classes == classes for yolo in network.yolos):
+        return network
+    blocks = list(network.blocks)
+    for head in network.heads:
+        yolo = replace(blocks[head], classes=classes)
+        blocks[head - 1] = replace(blocks[head - 1], filters=yolo.channels)
+        blocks[head] = yolo
+    return replace(network, blocks=tuple(blocks))
+
+
+def differs_only_in_classes(first: Network, second: Network) -> bool:
+    """Whether two networks compute the same from the same weights once their class counts agree.
+
+    The input size, keys the suite does not use and the training keys of `[yolo]` are not compared, since weights do
+    not depend on them. True for equal networks, too.
+    """
+    if len(first.blocks) != len(second.blocks) or first.heads != second.heads:
+        return False
+    return _skeleton(adapt_classes(first, second.classes)) == _skeleton(second)
+
+
+def _skeleton(network: Network) -> tuple[Block, ...]:
+    """The blocks without what their outputs do not depend on."""
+    return (Net(width=0, height=0, channels=network.net.channels), *(_bare(block) for block in network.blocks))
+
+
+def _bare(block: Block) -> Block:
+    if not isinstance(block, Yolo):
+        return replace(block, extra=())
+    return Yolo(
+        mask=block.mask,
+        anchors=block.anchors,
+        classes=block.classes,
+        scale_x_y=block.scale_x_y,
+        new_coords=block.new_coords,
+    )
+
+
+def check_network(network: Network, shapes: Sequence[Shape]) -> None:
+    """Check a network whose blocks fit together.
+
+    Args:
+        network: with at least the shapes right.
+        shapes: one a block, as `trace` gives.
+
+    Raises:
+        SectionError: there is no head, the last block leads nowhere, the weights or feature maps are too large, or the
+            input is no multiple of the largest stride.
+    """
+    last = len(network.blocks) - 1
+    if last < 0:
+        raise SectionError("no block follows; a detector needs at least [convolutional] and [yolo]", block=IMAGE)
+    if not network.heads:
+        raise SectionError("this is the last block, and there is no [yolo]; a detector ends in one", block=last)
+    if not network.blocks[last].IS_HEAD:
+        raise SectionError(
+            "this is the last block, but no [yolo], so nothing reads it; delete it or add a head", block=last
+        )
+    _check_parameters(network)
+    _check_features(network, shapes)
+    network.image.check_sides(max_stride(network))
+
+
+def _check_parameters(network: Network) -> None:
+    total = 0
+    for spec in tensors(network):
+        total += spec.bytes
+        if total > MAX_PARAMETER_BYTES:
+            gib = f"{total / 2**30:.1f} GiB; at most {MAX_PARAMETER_BYTES >> 30} GiB are allowed"
+            raise SectionError(f"the weights up to here would take {gib}", "filters", spec.block)
+
+
+def _check_features(network: Network, shapes: Sequence[Shape]) -> None:
+    total = 0
+    for index, shape in enumerate((network.image, *shapes), IMAGE):
+        total += FLOAT_BYTES * shape.channels * shape.height * shape.width
+        if total > MAX_FEATURE_BYTES:
+            gib = f"{total / 2**30:.1f} GiB; at most {MAX_FEATURE_BYTES >> 30} GiB are allowed"
+            key = "width" if index == IMAGE else None
+            raise SectionError(
+                f"the maps of one picture up to here would take {gib}; lower width and height", key, index
+            )
+
+
+def opencv_warning(network: Network) -> str | None:
+    """One line on the first block that OpenCV refuses or silently computes otherwise; None if it reads the network."""
+    for index, block in enumerate(network.blocks):
+        for problem in _problems(block):
+            return f"OpenCV's reader of Darknet files {problem}, as in {network.where(index)}; do not run it there"
+    return None
+
+
+def _problems(block: Block) -> Iterator[str]:
+    if isinstance(block, Se):
+        yield "refuses [se]"
+    if getattr(block, "activation", "") in REFUSED_ACTIVATIONS:
+        yield f"refuses activation={block.activation}"
+    if isinstance(block, Shortcut) and len(block.sources) > 1:
+        yield "ignores the second from of a shortcut"
+    if isinstance(block, Shortcut) and block.weights_type != "none":
+        yield "passes over the weights of a shortcut, so that those of all later blocks are wrong"
+    if isinstance(block, Convolutional) and not (block.bias or block.batch_normalize):
+        yield "reads a bias where bias=0, so that the weights of all later blocks are wrong"
+    if isinstance(block, Route) and block.groups > 1 < len(block.layers):
+        yield "cuts the concatenation of a route into groups, not each of its blocks"
+    if isinstance(block, Convolutional) and block.dilation > 1:
+        yield "ignores dilation"
+    if isinstance(block, Convolutional | Maxpool) and block.stride_x != block.stride_y:
+        yield "ignores stride_x and stride_y"
