@@ -160,8 +160,8 @@ def test_one_picture_a_batch_trains_where_every_map_has_several_cells(run, data)
 def test_one_picture_a_batch_and_one_cell_a_map_is_refused(flags, run, data):
     """At 8 x 8 the coarsest head of stride 8 has one cell; the size of a run that varies is its smallest."""
     size = () if "--img_size" in flags else ("--img_size", "8")
-    refused(run, data, r"n\.cfg: block 6 has 1 x 1 cells at 8 x 8, and a batch has one picture",
-            "--batch-size", "1", *size, *flags, error=InputError)  # fmt: skip
+    message = r"n\.cfg: block 6 has 1 x 1 cells at 8 x 8, and a batch has one picture"
+    refused(run, data, message, "--batch-size", "1", *size, *flags, error=InputError)
 
 
 def test_a_last_batch_of_one_picture_is_no_batch_of_its_own(run, data):

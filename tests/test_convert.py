@@ -401,8 +401,8 @@ def hands(tmp_path):
     """hand_dataset with one picture a split: two hands, one hand, none."""
     io = pytest.importorskip("scipy.io")
     root = tmp_path / "hand_dataset"
-    for count, split in enumerate(("test_dataset/test_data", "validation_dataset/validation_data",
-                                   "training_dataset/training_data")):  # fmt: skip
+    splits = ("test_dataset/test_data", "validation_dataset/validation_data", "training_dataset/training_data")
+    for count, split in enumerate(splits):
         picture(root / split / "images" / "a.jpg")
         (root / split / "annotations").mkdir()
         cell = np.empty((1, count), object)
@@ -590,7 +590,10 @@ def test_the_example_of_the_help_is_a_command_of_the_parser(name, capsys):
 def test_the_program_is_one_line_and_status_2_on_bad_input(tmp_path, root):
     done = subprocess.run(
         [sys.executable, "-m", "utils.data.convert", "voc", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")],
-        cwd=root, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path}/nowhere: no such folder\n"

@@ -124,9 +124,8 @@ def test_a_plain_sample_is_the_whole_picture_fitted_once(root, mode):
 
 
 def test_nothing_is_kept_larger_than_it_is_fitted(root):
-    assert [data_set(root).store.read(position).shape for position in range(5)] == [
-        (27, 64, 3), (64, 27, 3), (50, 50, 3), (30, 64, 3), (64, 48, 3),
-    ]  # fmt: skip
+    shapes = [data_set(root).store.read(position).shape[:2] for position in range(5)]
+    assert shapes == [(27, 64), (64, 27), (50, 50), (30, 64), (64, 48)]
 
 
 @pytest.mark.parametrize(("size", "shrink"), [(200, 1), (129, 1), (128, 2), (65, 2), (64, 4), (33, 4), (32, 8), (8, 8)])

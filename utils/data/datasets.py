@@ -50,11 +50,6 @@ class Request(NamedTuple):
     size: Size
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """0..count - 1 in an order that follows from the seed and the epoch."""
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(count).tolist()
-
-
 def cut_batches(positions: list[int], batch_size: int, *, least: int = 1) -> list[list[int]]:
     """Consecutive positions as batches; nothing is dropped.
 
@@ -272,15 +267,12 @@ class BatchPlan:
             holds its pictures.
         batch_size: pictures a batch of one process; the last one may have fewer.
         shuffle: another order in every epoch. Sorted pictures stay together, and the batches are shuffled.
-        seed: of the shuffling.
         rank: of this process.
         processes: that work together.
     """
 
-    def __init__(
-        self, dataset: DetectionDataset, batch_size: int, *, shuffle: bool, seed: int, rank: int, processes: int
-    ) -> None:
-        self.dataset, self.shuffle, self.seed, self.rank, self.processes = dataset, shuffle, seed, rank, processes
+    def __init__(self, dataset: DetectionDataset, batch_size: int, shuffle: bool, rank: int, processes: int) -> None:
+        self.dataset, self.shuffle, self.rank, self.processes = dataset, shuffle, rank, processes
         self.batch_size = batch_size * processes if shuffle else batch_size
         self.least = processes * min(2, batch_size) if shuffle else 1
         self.skip = 0
@@ -309,11 +301,15 @@ class BatchPlan:
         if rectangular:
             order = np.argsort(shapes[:, 0] / shapes[:, 1], kind="stable").tolist()
         elif self.shuffle:
-            order = shuffled(len(order), self.seed, self.dataset.epoch)
+            order = self._permutation(len(order))
         batches = cut_batches(order, self.batch_size, least=self.least)
         if rectangular and self.shuffle:
-            batches = [batches[number] for number in shuffled(len(batches), self.seed, self.dataset.epoch)]
+            batches = [batches[number] for number in self._permutation(len(batches))]
         return batches
+
+    def _permutation(self, count: int) -> list[int]:
+        seeds = np.random.SeedSequence([self.dataset.seed, self.dataset.epoch])
+        return np.random.default_rng(seeds).permutation(count).tolist()
 
 
 class Loader(DataLoader[Batch]):
@@ -346,7 +342,6 @@ def make_loader(
     *,
     workers: int = 0,
     shuffle: bool = False,
-    seed: int | None = None,
     share: tuple[int, int] = (0, 1),
     device: torch.device | None = None,
 ) -> Loader:
@@ -360,16 +355,13 @@ def make_loader(
         batch_size: pictures a batch.
         workers: processes that make samples; 0: the calling one. They live as long as the loader.
         shuffle: in an order that follows from the seed and the epoch.
-        seed: of the shuffling; None: the data set's.
         share: rank and number of processes that work together. When shuffled each gets `batch_size` pictures of every
             common batch, otherwise every so many-th batch of those that one process would have.
         device: where the batches go; those for a GPU are pinned.
     """
-    rank, processes = share
-    seed = dataset.seed if seed is None else seed
     return Loader(
         dataset,
-        batch_sampler=BatchPlan(dataset, batch_size, shuffle=shuffle, seed=seed, rank=rank, processes=processes),
+        batch_sampler=BatchPlan(dataset, batch_size, shuffle, *share),
         num_workers=workers,
         collate_fn=_unchanged,
         persistent_workers=workers > 0,

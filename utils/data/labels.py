@@ -238,7 +238,7 @@ def _flaw(text: bytes, row: tuple[float, ...] | None, classes: int) -> tuple[str
 
 
 def label_line(number: int, shares: Sequence[float]) -> str:
-    """Line of a label file: a class, and cx, cy, w, h as shares of the picture."""
+    """Line of a label file: a class, and cx, cy, w, h as shares of the picture; in files of detections, confidence."""
     return f"{number} " + " ".join(f"{share:.{DIGITS}f}" for share in shares) + "\n"
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.images import SUFFIXES, write_image
+from utils.data.labels import label_line
 from utils.data.sources import Frame, is_utf8, silence_opencv, without_password
 from utils.errors import InputError
 from utils.files import atomic_path, atomic_write_text
@@ -159,9 +160,8 @@ class DetectionFiles:
         x1, y1, x2, y2, confidence, number = detections.T
         columns = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
         columns += [confidence] * self.kinds.confidence
-        rows = zip(number.astype(int), np.column_stack(columns), strict=True)
-        lines = [" ".join((str(label), *(f"{value:.6f}" for value in row))) for label, row in rows]
-        atomic_write_text(self._path("labels", f"{name}.txt"), "".join(f"{line}\n" for line in lines))
+        lines = map(label_line, number.astype(int), np.column_stack(columns))
+        atomic_write_text(self._path("labels", f"{name}.txt"), "".join(lines))
 
     def _write_crops(self, frame: Frame, name: str, detections: NDArray[np.floating]) -> None:
         height, width = frame.image.shape[:2]
