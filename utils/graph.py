@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Block, Convolutional, Network
-from utils.darknet.network import IMAGE, Labeling, Pin, Tie, trace
+from utils.darknet.blocks.block import IMAGE, Labeling, Pin, Tie
+from utils.darknet.network import trace
 
 Labels = NDArray[np.int64]
 

@@ -7,23 +7,29 @@ suite does not use are.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.cli import log, one_line
-from utils.darknet import sections
 from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
-from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Place
+from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Place, Trail
 from utils.darknet.blocks.values import Number, SectionError, nearest, shown
-from utils.darknet.network import Trail, check_network, trace
-from utils.darknet.sections import Entry, Section
+from utils.darknet.network import check_network, trace
 from utils.errors import CfgError
 from utils.files import read_text
 
+MAX_BYTES = 500_000
+"""Largest cfg, ten times those of the Darknet repositories."""
+MAX_SECTIONS = 4096
+"""Ten times the deepest networks in use."""
 MAX_UNKNOWN_KEYS = 64
 """A file with more of them is no cfg."""
 NET_NAMES = ("net", "network")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONFLICT = re.compile(r"(<{7}|\|{7}|={7}|>{7})( |$)")
 
 
 def load(path: Path | str, warn: Callable[[str], None] = log) -> Network:
@@ -38,7 +44,7 @@ def load(path: Path | str, warn: Callable[[str], None] = log) -> Network:
             line `FILE:LINE: what, value, what is allowed, way out`.
     """
     try:
-        text = read_text(path, CfgError, sections.MAX_BYTES)
+        text = read_text(path, CfgError, MAX_BYTES)
     except CfgError as error:
         what = str(error).removeprefix(f"{path}: ")
         at_line_1 = what != str(error) and os.path.lexists(path)
@@ -76,6 +82,111 @@ def _format_block(block: Block, place: Place) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Entry(NamedTuple):
+    """Value of a key as written, and its line."""
+
+    text: str
+    line: int
+
+
+@dataclass
+class Section:
+    """`[name]` and its keys, in file order."""
+
+    name: str
+    line: int
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+
+def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Section]:
+    """Split a cfg into sections.
+
+    Lines end in LF, CRLF or CR. `#` and `;` start comments anywhere. Blanks around names, `=` and values mean nothing.
+    A key that is repeated with an equal value gives one warning.
+
+    Raises:
+        CfgError: a line that is none of section, `key=value`, comment and blank; a key repeated with another value;
+            control characters; a text or number of sections over its cap.
+    """
+    sections: list[Section] = []
+    for number, raw in enumerate(_lines(text, path), 1):
+        line = raw.strip()
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[":
+            sections.append(Section(_section_name(line, f"{path}:{number}"), number))
+            if len(sections) > MAX_SECTIONS:
+                raise CfgError(f"{path}:{number}: more than {MAX_SECTIONS} sections; no network is that deep")
+            continue
+        key, value = _key_value(line, f"{path}:{number}")
+        if not sections:
+            raise CfgError(f"{path}:{number}: {shown(key)} stands before any section; a cfg starts with [net]")
+        _add(sections[-1], key, Entry(value, number), path, warn)
+    if not sections:
+        raise CfgError(f"{path}:1: no section in the file; a Darknet cfg starts with [net]")
+    return sections
+
+
+def _lines(text: str, path: str) -> list[str]:
+    """Lines of a text that can be a cfg: not empty, not too large, no control characters."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise CfgError(f"{path}:1: the file is empty; a Darknet cfg starts with [net]")
+    if len(text) > MAX_BYTES:
+        raise CfgError(f"{path}:1: more than {MAX_BYTES} characters; no network needs so many")
+    lines = text.split("\n")
+    if match := _CONTROL.search(text):
+        number = text.count("\n", 0, match.start())
+        column = match.start() - text.rfind("\n", 0, match.start()) - 1
+        context = lines[number][max(0, column - 20) : column + 20]
+        raise CfgError(f"{path}:{number + 1}: control character in {shown(context)}; a cfg is plain text")
+    return lines
+
+
+def _uncommented(line: str) -> str:
+    return re.split("[#;]", line, maxsplit=1)[0].rstrip()
+
+
+def _section_name(line: str, where: str) -> str:
+    name, bracket, rest = _uncommented(line)[1:].partition("]")
+    if not bracket:
+        raise CfgError(f"{where}: section {shown(line)} is not closed; write [{shown(name.strip()) or 'net'}]")
+    if rest:
+        raise CfgError(f"{where}: {shown(rest.strip())} after [{shown(name.strip())}]; a section has a line of its own")
+    if not name.strip():
+        raise CfgError(f"{where}: section {shown(line)} has no name; write e.g. [convolutional]")
+    return name.strip()
+
+
+def _key_value(line: str, where: str) -> tuple[str, str]:
+    if _CONFLICT.match(line):
+        raise CfgError(f"{where}: {shown(line)} is a merge conflict marker; resolve the conflict first")
+    text = _uncommented(line)
+    key, equals, value = text.partition("=")
+    key, value = key.rstrip(), value.lstrip()
+    if not equals:
+        raise CfgError(f"{where}: {shown(text)} is neither [section] nor key=value; start comments with #")
+    if not key:
+        raise CfgError(f"{where}: no key before {shown(text)}; write key=value")
+    if not value:
+        raise CfgError(f"{where}: {shown(key)} has no value; write {shown(key)}=value or delete the line")
+    if "=" in value:
+        raise CfgError(f"{where}: {shown(text)} has more than one =; one key=value on a line")
+    return key, value
+
+
+def _add(section: Section, key: str, entry: Entry, path: str, warn: Callable[[str], None]) -> None:
+    first = section.entries.setdefault(key, entry)
+    if first is entry:
+        return
+    if first.text != entry.text:
+        raise CfgError(
+            f"{path}:{entry.line}: [{shown(section.name)}] {shown(key)}={shown(entry.text)}, "
+            f"but line {first.line} says {shown(first.text)}; keep one of them"
+        )
+    warn(f"{path}:{entry.line}: [{shown(section.name)}] {shown(key)} is repeated (line {first.line} says the same)")
+
+
 class _Reader:
     """Reads one cfg: knows its name and collects what to warn of.
 
@@ -90,7 +201,7 @@ class _Reader:
 
     def network(self, text: str) -> Network:
         """Network of the text; CfgError at the first thing that is wrong."""
-        first, *rest = every = sections.read_sections(text, self.path, self.warn)
+        first, *rest = every = read_sections(text, self.path, self.warn)
         section = first
         try:
             if first.name not in NET_NAMES:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from utils.cli import flag, fraction, integer
 from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
-from utils.darknet.network import steps
+from utils.darknet.blocks.block import steps
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph
 from utils.pruning.surgery import Keep

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
-from utils.darknet.blocks.block import Vector
-from utils.darknet.network import IMAGE, by_block, tensors
+from utils.darknet.blocks.block import IMAGE, Vector
+from utils.darknet.network import by_block, tensors
 from utils.graph import ChannelGraph
 
 if TYPE_CHECKING:

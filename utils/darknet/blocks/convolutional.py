@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,10 @@ from utils.darknet.blocks.block import (
     Block,
     Keep,
     Key,
+    Labeling,
     Place,
     Shape,
+    Trail,
     Values,
     Vector,
     key,
@@ -28,10 +29,6 @@ from utils.darknet.blocks.block import (
     written_strides,
 )
 from utils.darknet.blocks.values import Flag, SectionError
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
-
 
 BN_EPSILON = 1e-5
 """Added to the variance, as AlexeyAB/darknet does (src/blas.c, `normalize_cpu`). OpenCV's Darknet importer adds 1e-6,

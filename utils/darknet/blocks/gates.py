@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks.block import COUNT, PLAIN_ACTIVATION, SOURCE, Block, Keep, Key, Place, Shape, Values, key
+from utils.darknet.blocks.block import (
+    COUNT,
+    PLAIN_ACTIVATION,
+    SOURCE,
+    Block,
+    Keep,
+    Key,
+    Labeling,
+    Place,
+    Shape,
+    Trail,
+    Values,
+    key,
+)
 from utils.darknet.blocks.values import SectionError
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from utils.darknet.blocks.block import (
     PADDING,
@@ -13,8 +12,10 @@ from utils.darknet.blocks.block import (
     Arrays,
     Block,
     Key,
+    Labeling,
     Place,
     Shape,
+    Trail,
     Values,
     Vector,
     key,
@@ -22,9 +23,6 @@ from utils.darknet.blocks.block import (
     written_strides,
 )
 from utils.darknet.blocks.values import Number, SectionError
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
 
 
 @dataclass(frozen=True, kw_only=True)

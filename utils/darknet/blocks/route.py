@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.darknet.blocks.block import COUNT, LONGEST_READ, Arrays, Block, Place, Shape, Values, Vector, key
+from utils.darknet.blocks.block import (
+    COUNT,
+    LONGEST_READ,
+    Arrays,
+    Block,
+    Labeling,
+    Place,
+    Shape,
+    Trail,
+    Values,
+    Vector,
+    key,
+)
 from utils.darknet.blocks.values import Integer, List, Reference, SectionError
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
-
 
 NEAR = 16
 """A route to one of the last 16 blocks is written relative (`-4`), one further back absolute (`61`)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +17,15 @@ from utils.darknet.blocks.block import (
     Block,
     Keep,
     Key,
+    Labeling,
     Place,
     Shape,
+    Trail,
     Values,
     Vector,
     key,
 )
 from utils.darknet.blocks.values import Choice, List
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
-
 
 SHORTCUT_EPSILON = 1e-4
 """Added to the sum that normalised weights of a shortcut are divided by (src/blas.c, `shortcut_multilayer_cpu`)."""

@@ -6,11 +6,12 @@ and `inf`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from utils.cli import one_line
 
@@ -37,14 +38,16 @@ class SectionError(Exception):
         self.block = block
 
 
-class Kind(Protocol):
+class Kind:
     """A kind of value."""
 
     def read(self, text: str) -> Any:
         """Value of a text without surrounding blanks; SectionError says what is allowed."""
+        raise NotImplementedError
 
     def write(self, value: Any) -> str:
         """Text that `read` turns into an equal value."""
+        return str(value)
 
 
 def shown(text: str) -> str:
@@ -53,7 +56,7 @@ def shown(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Integer:
+class Integer(Kind):
     """A whole number in low..high."""
 
     low: int = 0
@@ -65,13 +68,9 @@ class Integer:
             return value
         raise SectionError(f"a whole number in {self.low}..{self.high} is allowed")
 
-    def write(self, value: int) -> str:
-        """Decimal digits."""
-        return str(value)
-
 
 @dataclass(frozen=True)
-class Number:
+class Number(Kind):
     """A finite decimal number in low..high; with `above`, low itself is excluded."""
 
     low: float = -math.inf
@@ -97,7 +96,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Flag:
+class Flag(Kind):
     """0 or 1; with `any_number`, any number above 0 is true, as in C."""
 
     any_number: bool = False
@@ -116,7 +115,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Kind):
     """One of some words, in any case; `aliases` are other words for them."""
 
     words: tuple[str, ...]
@@ -132,13 +131,9 @@ class Choice:
         near = nearest(word, self.words)
         raise SectionError(f"allowed are {', '.join(self.words)}" + (f"; did you mean {near}?" if near else ""))
 
-    def write(self, value: str) -> str:
-        """The word."""
-        return value
-
 
 @dataclass(frozen=True)
-class List:
+class List(Kind):
     """Values of one kind between commas."""
 
     kind: Kind
@@ -165,7 +160,7 @@ class List:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Kind):
     """An even list of numbers, taken two by two."""
 
     numbers: List
@@ -184,7 +179,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(Kind):
     """Where a block reads: -N counts back from the block itself, N is block N of the file (the first one is 0)."""
 
     allow_zero: bool = True
@@ -200,32 +195,7 @@ class Reference:
             raise SectionError("0 is block 0 for Darknet and the block itself for others; write -N to count back")
         return int(text)
 
-    def write(self, value: int) -> str:
-        """Number as it will be read."""
-        return str(value)
-
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is one or two letters off (one for words of up to four letters), or None."""
-    letters = set(word)
-    close = [
-        other for other in known if abs(len(other) - len(word)) <= 2 and len(letters.symmetric_difference(other)) <= 4
-    ]
-    best = min(((edits(word, other), other) for other in close), default=None)
-    if best is None or best[0] > (1 if min(len(word), len(best[1])) <= 4 else 2):
-        return None
-    return best[1]
-
-
-def edits(a: str, b: str) -> int:
-    """Letters to insert, delete, replace or swap with a neighbour to make `b` of `a` (optimal string alignment)."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i in range(1, len(a) + 1):
-        last, before, row = before, row, [i]
-        for j in range(1, len(b) + 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a[i - 1] != b[j - 1]))
-            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
+    """The known word that is a letter or two off, or None."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.8)), None)

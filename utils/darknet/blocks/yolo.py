@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from utils.darknet.blocks.block import Block, Key, Place, Shape, Values, key
+from utils.darknet.blocks.block import Block, Key, Labeling, Place, Shape, Trail, Values, key
 from utils.darknet.blocks.convolutional import Convolutional
 from utils.darknet.blocks.values import Choice, Flag, Integer, List, Number, Pairs, SectionError
-
-if TYPE_CHECKING:
-    from utils.darknet.network import Labeling, Trail
-
 
 SHARE = Number(0, 1)
 WEIGHT = Number(0)
