@@ -27,8 +27,7 @@ from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
 from utils.errors import InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
-from utils.report.detection_files import DetectionFiles, FileKinds, check_fourcc
-from utils.report.detection_lines import DetectionReport
+from utils.report.detections import DetectionFiles, DetectionReport, FileKinds, check_fourcc
 from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
 from utils.runtime.names import Names, check_names, named_classes

@@ -258,8 +258,8 @@ def describe(
     evaluations: Sequence[Evaluation],
 ) -> dict[str, Any]:
     """The document of --json: one measurement, or the list of them."""
-    from utils.report.accuracy import measurement_document
     from utils.report.cost import network_cost
+    from utils.report.tables import measurement_document
 
     rows = []
     for (size, iou_thres), evaluation in zip(settings, evaluations, strict=True):
@@ -271,7 +271,7 @@ def describe(
 
 def print_result(document: dict[str, Any], evaluations: Sequence[Evaluation], *, as_json: bool, verbose: bool) -> None:
     """The result to stdout, for machines or for people."""
-    from utils.report.accuracy import benchmark_text, measurement_text
+    from utils.report.tables import benchmark_text, measurement_text
 
     if as_json:
         print_json(document)

@@ -22,7 +22,7 @@ from utils.runtime.choice import RuntimeFiles, choose_runtime
 
 if TYPE_CHECKING:
     from utils.detection.bootstrap import Spread
-    from utils.report.journey.measure import LoadedNetwork
+    from utils.report.measure import LoadedNetwork
 
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
 GONE = {"plot": "draw networks by python -m utils.report with --baselines", "batch_size": "leave it out; it is 16"}
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.data.index import index
     from utils.detection.bootstrap import SHARE, bootstrap
     from utils.device import select_device
-    from utils.report.journey.measure import evaluate_network, load_network, matched, network_times
+    from utils.report.measure import evaluate_network, load_network, matched, network_times
     from utils.report.run_dir import environment
 
     device, pictures = select_device(args.device), index(data.valid, data.names)

@@ -114,12 +114,23 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Plots take longer than a tiny run."""
-    from utils.report import gamma_log, plots
+    from utils.report import gammas, plots
 
-    for module in (plots, gamma_log):
+    for module in (plots, gammas):
         for name in vars(module):
             if name.startswith("plot_"):
                 monkeypatch.setattr(module, name, lambda *_: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in their order."""
+    from utils.report import gammas, plots
+
+    figures, save = [], plots.save
+    for module in (plots, gammas):
+        monkeypatch.setattr(module, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    return figures
 
 
 @pytest.fixture

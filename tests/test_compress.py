@@ -305,7 +305,7 @@ stages:
 
 def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, monkeypatch, no_plots):
     """From a file alone to the page; its accuracy is what test.py finds, its time that of the runtime of the last."""
-    from utils.report.journey import measure
+    from utils.report import measure
 
     for name in ("SECONDS", "LEAST_SECONDS"):
         monkeypatch.setattr(measure, name, 0.1)

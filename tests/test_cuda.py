@@ -32,12 +32,12 @@ from utils.darknet import weights as weights_file
 QUICK = """
 from utils.pruning import report
 from utils.quantization import workflow
-from utils.report import gamma_log, plots
+from utils.report import gammas, plots
 
 def nothing(*_):
     pass
 
-for module in (plots, gamma_log, report, workflow):
+for module in (plots, gammas, report, workflow):
     for name in vars(module):
         if name.startswith("plot_"):
             setattr(module, name, nothing)

@@ -30,7 +30,7 @@ FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "
 KILLED = """
 import os, signal, sys
 import utils.training.loop as loop, utils.training.objective as objective, utils.training.optim as optim
-import utils.report.gamma_log as gamma_log, utils.report.plots as plots
+import utils.report.gammas as gammas, utils.report.plots as plots
 optim.LEAST_STEPS = 1
 kind, wanted = sys.argv.pop(1).split(":")
 calls = 0
@@ -46,7 +46,7 @@ if kind == "loss":
     objective.detection_loss = counted(objective.detection_loss)
 else:
     setattr(os, kind, counted(getattr(os, kind)))
-for module in (plots, gamma_log):
+for module in (plots, gammas):
     for name in [name for name in vars(module) if name.startswith("plot_")]:
         setattr(module, name, lambda *_: None)
 import train

@@ -24,7 +24,7 @@ from utils.pruning.surgery import PrunedNetwork, numbers
 from utils.pruning.target import Plan
 from utils.pruning.units import Importance, residual_units, unit_scores
 from utils.report.cost import Cost, block_costs, network_cost, total
-from utils.report.pruning_plots import LayerBar, plot_channels, plot_threshold
+from utils.report.plots import LayerBar, plot_channels, plot_threshold
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import Cell, Column, csv_table, markdown_table, text_table
 

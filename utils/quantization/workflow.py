@@ -37,7 +37,7 @@ from utils.quantization.calibration import (
 )
 from utils.quantization.scheme import QuantSettings, check, notes, rounded_convolutions
 from utils.quantization.settings import AUTO, PICTURES, QuantRequest
-from utils.report.quantization_plots import LayerNoise, plot_noise
+from utils.report.plots import LayerNoise, plot_noise
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import Column, csv_table, text_table
 

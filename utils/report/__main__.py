@@ -11,9 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import Parser, memory_for, non_negative_int, positive_int, print_json, random_seed, run
+from utils.cli import Parser, memory_for, print_json, run, settings_from
 from utils.flags import add_device_flags
-from utils.report.journey.report import DOCUMENT, MARKDOWN, write_report
+from utils.report.journey import MeasureSettings
+from utils.report.page import DOCUMENT, MARKDOWN, write_report
 
 EXAMPLE = "python -m utils.report runs/demo/journey/train runs/demo/journey/prune --out runs/demo/page"
 
@@ -27,16 +28,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cheap = "networks to beat: .json files of `benchmarks.compare --json --time`, or with --data networks to "
     cheap += "measure, [NAME=]FILE[@SIDE], e.g. small=runs/train/exp/weights/best.pt@160"
     add("--baselines", nargs="+", default=[], metavar="B", help=cheap)
-    group = parser.add_argument_group("what is measured anew")
-    add = group.add_argument
-    add("--data", metavar="FILE", help="data set whose valid pictures all networks are measured on (default: none, "
-        "the figures are those of the runs)")  # fmt: skip
-    add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
-    add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
-    add("--seed", type=random_seed, default=0, metavar="N", help="of the draws (default: %(default)s)")
-    most = "most pictures shown with what was lost and gained (default: %(default)s)"
-    add("--pictures", type=non_negative_int, default=6, metavar="N", help=most)
+    group = parser.add_argument_group("what is measured")
+    pictures = (
+        "data set whose valid pictures all networks are measured on (default: none, the figures are those of the "
+    )
+    group.add_argument("--data", metavar="FILE", help=f"{pictures}runs)")
     add_device_flags(group, half=False)
+    parser.add_settings("how it is measured", MeasureSettings)
     add = parser.add_argument_group("result").add_argument
     add("--out", required=True, metavar="DIR", help="folder of the three files; made if missing")
     add("--exist-ok", action="store_true", help="replace a report that is there")
@@ -48,9 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the report and say where it is."""
     args = parse_args(argv)
     with memory_for(args.batch_size):
-        page = write_report(args.runs, args.out, args.data, baselines=args.baselines, title=args.title,
-                            device=args.device, batch_size=args.batch_size, draws=args.draws, seed=args.seed,
-                            pictures=args.pictures, exist_ok=args.exist_ok)  # fmt: skip
+        page = write_report(
+            args.runs,
+            args.out,
+            args.data,
+            baselines=args.baselines,
+            title=args.title,
+            exist_ok=args.exist_ok,
+            device=args.device,
+            settings=settings_from(args, MeasureSettings),
+        )
     others = {key: str(Path(args.out) / name) for key, name in (("markdown", MARKDOWN), ("document", DOCUMENT))}
     print_json({"report": str(page), **others}) if args.json else print(page)
 

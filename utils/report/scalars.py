@@ -1,13 +1,12 @@
 """`events.out.tfevents.*`: the columns of results.csv and histograms, for TensorBoard.
 
-The records are written here and not by `torch.utils.tensorboard`, whose writer works in a thread of its own: what fails
-there ends in a traceback that nobody can catch. Format and messages are the package tensorboard's.
+Summaries are those of `torch.utils.tensorboard`. Its SummaryWriter is not used: it writes in a thread, which prints a
+traceback of its own when a write fails.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import platform
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from utils.cli import log
 from utils.errors import InputError
@@ -33,22 +32,19 @@ TAGS = {
 }
 """Names of the curves by the columns of results.csv; others are called `run/COLUMN`."""
 
-LEAST, GROWTH = 1e-7, 1.1
-"""Limits of the buckets of a histogram: 0, and on both sides of it this magnitude and those that follow, by factors."""
-
 
 def require_tensorboard() -> None:
-    """Say how to get the package tensorboard where it is missing.
+    """Refuse --tensorboard where its package is missing.
 
     Raises:
-        InputError: it is not installed.
+        InputError: says how to get it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard: needs the package tensorboard; pip install tensorboard")
 
 
 class Scalars:
-    """One run's events. A write that fails is told once, and the run goes on without them.
+    """One run's events. A write that fails is logged once, and the run goes on without them.
 
     Args:
         folder: run directory.
@@ -56,19 +52,16 @@ class Scalars:
     """
 
     def __init__(self, folder: Path, first: int = 1) -> None:
-        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
         self._writes = True
-        start = {"status": "START"}
-        self._write({"file_version": "brain.Event:2"}, {"step": first, "session_log": start})
+        self._write({"file_version": "brain.Event:2"}, {"step": first, "session_log": {"status": "START"}})
 
     def append(self, epoch: int, row: Mapping[str, float | None]) -> None:
         """Write the values of one epoch; a column without a value, or with None, is left out."""
-        values = [
-            {"tag": TAGS.get(column, f"run/{column}"), "simple_value": float(value)}
-            for column, value in row.items()
-            if value is not None
-        ]
-        self._write({"step": epoch, "summary": {"value": values}})
+        from torch.utils.tensorboard.summary import scalar
+
+        known = {TAGS.get(column, f"run/{column}"): value for column, value in row.items() if value is not None}
+        self._write(*({"step": epoch, "summary": scalar(tag, value)} for tag, value in known.items()))
 
     def histogram(self, epoch: int, tag: str, values: ArrayLike) -> None:
         """Write how the values of one epoch are distributed.
@@ -78,51 +71,24 @@ class Scalars:
             tag: name of the histogram, e.g. `gamma/all`.
             values: of any shape. NaN and infinite ones are left out; without any other, nothing is written.
         """
+        from torch.utils.tensorboard.summary import histogram
+
         values = np.asarray(values, np.float64).ravel()
         values = values[np.isfinite(values)]
         if values.size:
-            self._write({"step": epoch, "summary": {"value": [{"tag": tag, "histo": _histogram(values)}]}})
+            self._write({"step": epoch, "summary": histogram(tag, values, "auto")})
 
     def _write(self, *events: Mapping[str, Any]) -> None:
-        """Append events, given by the fields of `tensorboard.compat.proto.event_pb2.Event`, as one write."""
+        """Append events, given by the fields of an Event message."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         if not self._writes:
             return
         try:
             with self.path.open("ab") as file:
-                file.write(_records(*events))
+                for event in events:
+                    RecordWriter(file).write(Event(wall_time=time.time(), **event).SerializeToString())
         except OSError as failure:
             self._writes = False
             log(f"warning: {self.path}: {failure.strerror}; the run goes on without TensorBoard's events")
-
-
-def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Fields of `tensorboard.compat.proto.histogram_pb2.HistogramProto` for values [n], n > 0, finite.
-
-    `bucket[i]` counts the values from `bucket_limit[i - 1]` (of the first: from `min`) to below `bucket_limit[i]`.
-    """
-    least, most = float(values.min()), float(values.max())
-    powers = int(np.ceil(np.log(max(abs(least), abs(most), LEAST) / LEAST) / np.log(GROWTH))) + 1
-    magnitudes = LEAST * GROWTH ** np.arange(powers + 1)
-    limits = np.concatenate([-magnitudes[::-1], [0.0], magnitudes])
-    first, last = np.searchsorted(limits, [least, most], side="right")
-    counts, _ = np.histogram(values, limits[first - 1 : last + 1])
-    return {
-        "min": least,
-        "max": most,
-        "num": values.size,
-        "sum": float(values.sum()),
-        "sum_squares": float((values**2).sum()),
-        "bucket_limit": limits[first : last + 1].tolist(),
-        "bucket": counts.tolist(),
-    }
-
-
-def _records(*events: Mapping[str, Any]) -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    stream = io.BytesIO()
-    records = RecordWriter(stream)
-    for event in events:
-        records.write(Event(wall_time=time.time(), **event).SerializeToString())
-    return stream.getvalue()

@@ -1,16 +1,20 @@
-"""Tables of results as aligned text, Markdown or CSV, from the same rows."""
+"""Tables as aligned text, Markdown or CSV, from the same rows, and the results of test.py as text and as a document."""
 
 from __future__ import annotations
 
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from utils.cli import one_line
+from utils.report.cost import Cost
+
+if TYPE_CHECKING:
+    from utils.detection.average_precision import Metrics
 
 Cell: TypeAlias = str | int | float | None
 """None is shown as a dash."""
@@ -25,8 +29,17 @@ class Column:
     """Format of the floats in it, e.g. `.1f`; integers get thousands apart, text stays as it is."""
 
 
+ACCURACY_COLUMNS = ("Class", "Images", "Objects", "P", "R", "F1", "AP50", "AP50-95")
+BENCHMARK_COLUMNS = (
+    Column("Input"),
+    Column("NMS", ".2f"),
+    *(Column(title) for title in ("P", "R", "F1", "AP50", "AP50-95", "GMACs")),
+    *(Column(title, ".1f") for title in ("pre ms", "net ms", "nms ms")),
+)
+
+
 def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], gap: str = "  ") -> str:
-    """Aligned plain text: titles, a rule, one line a row; numbers to the right, text to the left.
+    """Return aligned plain text: titles, a rule, one line a row; numbers to the right, text to the left.
 
     Args:
         columns: a bare string is a Column with the default format.
@@ -45,7 +58,7 @@ def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], 
 
 
 def markdown_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]]) -> str:
-    """The same table in Markdown, padded so that its source is readable, too."""
+    """Return the same table in Markdown, padded so that its source is readable, too."""
     columns = _columns(columns)
     shown, numeric = shown_cells(columns, rows)
     lines = [[cell.replace("|", r"\|") for cell in line] for line in [[column.title for column in columns], *shown]]
@@ -55,7 +68,7 @@ def markdown_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell
 
 
 def csv_table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """CSV with a line of titles; cells as they are, None is an empty one."""
+    """Return CSV with a line of titles; cells as they are, None is an empty one."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([titles, *rows])
     return out.getvalue()
@@ -66,7 +79,7 @@ def _columns(columns: Iterable[Column | str]) -> list[Column]:
 
 
 def shown_cells(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[list[list[str]], list[bool]]:
-    """Cells as text, and for each column whether it holds nothing but numbers and dashes, and one number at least."""
+    """Return cells as text, and for each column whether it holds numbers: no text, and one number at least."""
     rows = list(rows)
     for row in rows:
         if len(row) != len(columns):
@@ -88,7 +101,7 @@ def _text(cell: Cell, spec: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns a terminal needs: none for combining marks, two for wide East Asian characters."""
+    """Return the columns a terminal needs: none for combining marks, two for wide East Asian characters."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) != 0 for character in text)
 
@@ -96,3 +109,73 @@ def _width(text: str) -> int:
 def _pad(text: str, width: int, right: bool) -> str:
     blanks = " " * (width - _width(text))
     return blanks + text if right else text + blanks
+
+
+def accuracy_table(metrics: Metrics, *, per_class: bool = False) -> str:
+    """Return a row for all classes, with `per_class` one a class, and one for each size of objects that occurs.
+
+    P, R and F1 are those at IoU 0.5 and the confidence `metrics.confidence`; a size has none.
+    """
+    m = metrics
+    rows: list[tuple[Cell, ...]] = [("all", m.images, m.objects, m.precision, m.recall, m.f1, m.map50, m.map50_95)]
+    if per_class:
+        rows += [(c.name, c.images, c.objects, c.precision, c.recall, c.f1, c.ap50, c.ap50_95) for c in m.per_class]
+    rows += [
+        (size.name, None, size.objects, None, None, None, size.ap50, size.ap50_95) for size in m.by_size if size.objects
+    ]
+    return text_table(ACCURACY_COLUMNS, rows)
+
+
+def measurement_document(
+    metrics: Metrics, ms: Mapping[str, float], cost: Cost, size: tuple[int, int], iou_thres: float
+) -> dict[str, Any]:
+    """Return one measurement of test.py as JSON values.
+
+    All but counts are fractions, 0..1, and only classes with objects are listed. `ms` has a time for each stage, `size`
+    is height and width.
+    """
+    means = ("images", "objects", "map50", "map50_95", "precision", "recall", "f1", "confidence")
+    of_class = ("name", "images", "objects", "ap50", "ap50_95", "precision", "recall", "f1")
+    of_size = ("name", "objects", "ap50", "ap50_95")
+    return {
+        **{key: getattr(metrics, key) for key in means},
+        "per_class": [{"class": c.index, **{key: getattr(c, key) for key in of_class}} for c in metrics.per_class],
+        "by_size": [{key: getattr(group, key) for key in of_size} for group in metrics.by_size],
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "ms": dict(ms),
+        "size": list(size),
+        "iou_thres": iou_thres,
+    }
+
+
+def measurement_text(document: Mapping[str, Any], metrics: Metrics, *, per_class: bool = False) -> str:
+    """Return one measurement of test.py for people: the network, the table, the times; `document` is that of --json."""
+    height, width = document["size"]
+    ms = document["ms"]
+    parameters = f"{document['parameters']:,}".replace(",", " ")
+    return "\n".join(
+        [
+            f"{document['weights']}: {parameters} parameters, {document['macs'] / 1e9:.3f} GMACs at {height} × {width}",
+            accuracy_table(metrics, per_class=per_class),
+            f"P, R, F1 at IoU 0.5 and confidence {metrics.confidence:.3f}, where the mean F1 is highest",
+            f"ms an image: {ms['preprocess']:.1f} pre-process, {ms['inference']:.1f} inference, {ms['nms']:.1f} NMS; "
+            f"{height} × {width}, batch {document['batch_size']}, {document['runtime']}",
+        ]
+    )
+
+
+def benchmark_text(document: Mapping[str, Any]) -> str:
+    """Return the measurements of `test.py --task benchmark` for people, from the document of --json: one a row."""
+    rows = [
+        (
+            "{} × {}".format(*row["size"]),
+            row["iou_thres"],
+            *(row[key] for key in ("precision", "recall", "f1", "map50", "map50_95")),
+            row["macs"] / 1e9,
+            *(row["ms"][key] for key in ("preprocess", "inference", "nms")),
+        )
+        for row in document["benchmark"]
+    ]
+    title = f"{document['weights']}: ms an image, batch {document['batch_size']}, {document['runtime']}"
+    return f"{title}\n{text_table(BENCHMARK_COLUMNS, rows)}"

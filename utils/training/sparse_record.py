@@ -16,7 +16,7 @@ from utils.pruning.policy import FREE_SHARE, SETS, ChannelPolicy, advised_percen
 from utils.pruning.sparsity import AUTO, PLAN_END, Control, SparseSettings, outlook
 from utils.pruning.surgery import arrays_of, gammas_of
 from utils.pruning.units import Importance, residual_units, unit_scores
-from utils.report.gamma_log import BELOW, GammaLog
+from utils.report.gammas import BELOW, GammaLog
 from utils.report.run_dir import RunDirectory
 from utils.report.scalars import Scalars
 from utils.training.loop import Trainer

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 
-from utils.report import gamma_plots
-from utils.report.gamma_plots import (
-    MOST_RIDGES,
-    drawn_ridges,
-    plot_gamma_change,
-    plot_gamma_ridges,
-    plot_sparse_course,
-    share_below,
-)
+from tests.test_plots import size
+from utils.report.gammas import plot_gamma_change, plot_gamma_epochs, plot_sparse_course, share_below
 
 EDGES = np.concatenate([[0], np.geomspace(1e-5, 10, 61)])
 NAN = float("nan")
@@ -25,21 +17,6 @@ def bimodal(share: float, count: int = 500) -> np.ndarray:
     rng = np.random.default_rng(0)
     tiny = np.where(rng.random(count) < 0.3, 0, 10 ** rng.normal(-4, 0.5, count))
     return np.histogram(np.where(rng.random(count) < share, tiny, rng.normal(1, 0.2, count)), EDGES)[0]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in their order."""
-    figures, save = [], gamma_plots.save
-    monkeypatch.setattr(gamma_plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
-    return figures
-
-
-def size(path) -> tuple[int, int]:
-    """Width and height of a picture that shows something."""
-    image = cv2.imread(str(path))
-    assert image.std() > 1
-    return image.shape[1], image.shape[0]
 
 
 def test_the_share_below_a_limit_is_exact_at_edges_and_lies_between_elsewhere():
@@ -66,35 +43,20 @@ def test_the_title_says_how_many_fell(tmp_path, drawn):
 )
 def test_any_histograms_are_drawn(tmp_path, recwarn, edges, before, after):
     plot_gamma_change(edges, before, after, tmp_path / "change.png")
-    plot_gamma_ridges([0, 1], edges, [before, after], tmp_path / "ridges.png")
-    assert size(tmp_path / "change.png") and size(tmp_path / "ridges.png")
+    plot_gamma_epochs([0, 1], edges, [before, after], tmp_path / "epochs.png")
+    assert size(tmp_path / "change.png") and size(tmp_path / "epochs.png")
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("count", [1, 2, MOST_RIDGES, MOST_RIDGES + 1, 300])
-def test_first_last_and_marked_epochs_are_among_few_ridges(count):
-    for marked in (None, 0, count // 2, count - 1):
-        ridges = drawn_ridges(count, marked)
-        assert ridges == sorted(set(ridges)) and len(ridges) <= MOST_RIDGES
-        assert {0, count - 1, marked or 0} <= set(ridges) <= set(range(count))
-        assert count > MOST_RIDGES or len(ridges) == count
-
-
-def test_the_ridge_next_to_the_turn_is_marked(tmp_path, drawn):
-    counts = [bimodal(share) for share in np.linspace(0, 1, 60)]
-    plot_gamma_ridges(range(1, 61), EDGES, counts, tmp_path / "ridges.png", turn=32.4)
-    (ax,) = drawn[0].axes
-    ticks = [label.get_text() for label in ax.get_yticklabels()]
-    assert (ticks[0], ticks[-1]) == ("60", "1")
-    (mark,) = [text for text in ax.texts if text.get_text() == "rate turns"]
-    assert ticks[int(mark.get_position()[1])] == "32"
-    assert size(tmp_path / "ridges.png")[0] == 960
-
-
-def test_one_epoch_is_one_ridge(tmp_path, drawn):
-    plot_gamma_ridges([7], EDGES, [bimodal(0.5)], tmp_path / "ridges.jpg")
-    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["7"]
-    assert size(tmp_path / "ridges.jpg")
+def test_an_epoch_is_a_column_of_the_map_and_the_turn_a_line(tmp_path, drawn):
+    counts = [bimodal(share) for share in np.linspace(0, 1, 6)]
+    plot_gamma_epochs(range(1, 7), EDGES, counts, tmp_path / "epochs.png", turn=3.4)
+    ax, _ = drawn[0].axes
+    assert ax.collections[0].get_array().tolist() == np.transpose(counts).tolist()
+    assert (ax.get_xlim(), ax.get_yscale()) == ((0.5, 6.5), "log")
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["< 1e-05", "0.0001"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rate turns"]
+    assert ax.lines[0].get_xdata()[0] == 3.4
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 6])

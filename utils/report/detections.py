@@ -1,4 +1,4 @@
-"""What detect.py leaves behind: pictures and videos with boxes, labels, and crops of what was found.
+"""Results of detect.py: lines or JSON on stdout, and files of pictures, videos, labels and crops.
 
 A file that was there before is never overwritten: the new one gets a number behind its name.
 """
@@ -6,24 +6,30 @@ A file that was there before is never overwritten: the new one gets a number beh
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.cli import one_line
 from utils.data.images import SUFFIXES, write_image
 from utils.data.labels import label_line
 from utils.data.sources import Frame, is_utf8, silence_opencv, without_password
+from utils.detection.settings import Times
 from utils.errors import InputError
 from utils.files import atomic_path, atomic_write_text
 
@@ -31,15 +37,77 @@ DEFAULT_FPS = 25.0
 """Speed of a video whose source does not say its own."""
 MP4 = frozenset({"mp4v", "avc1", "h264", "hvc1", "hev1", "av01"})
 """Codes of --fourcc that go into an .mp4; all others go into an .avi."""
-LONGEST_NAME = 255
-"""Bytes of a file name."""
-RESERVED = 32
-"""Bytes of a name kept for what comes behind a stem: numbers and a suffix."""
+LONGEST_STEM = 255 - 32
+"""Bytes of a stem; the rest of the 255 of a file name is for numbers and a suffix."""
+Layout = Literal["text", "array", "lines"]
+"""Form of stdout: lines for people, one JSON array, or a JSON object a line; with JSON the lines go to stderr."""
+
+
+class DetectionReport:
+    """Prints frames as they come. A context, since an array is closed when the run is interrupted, too.
+
+    Args:
+        names: names of the classes.
+        layout: how results are printed.
+    """
+
+    def __init__(self, names: Sequence[str], layout: Layout) -> None:
+        self._names = names
+        self._layout = layout
+        self._times: list[Times] = []
+
+    def __enter__(self) -> DetectionReport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._layout == "array" and (kind is None or self._times):
+            print("\n]" if self._times else "[]", flush=True)
+
+    def add(self, frame: Frame, detections: NDArray[np.floating], times: Times) -> None:
+        """Print one frame.
+
+        Args:
+            frame: as it was read.
+            detections: [n, 6], x1, y1, x2, y2 in pixels of the picture, confidence, class.
+            times: of its stages.
+        """
+        if self._layout == "array":
+            print(",\n" if self._times else "[\n", self._json(frame, detections), sep="", end="", flush=True)
+        elif self._layout == "lines":
+            print(self._json(frame, detections), flush=True)
+        self._times.append(times)
+        self.say(self._line(frame, detections, times))
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        print(one_line(text), file=sys.stdout if self._layout == "text" else sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        """Return the number of frames and mean times."""
+        mean = Times(*np.mean(self._times, axis=0))
+        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in mean._asdict().items())
+        return f"{len(self._times)} frame{'s' * (len(self._times) > 1)}, {sum(mean):.1f} ms each ({stages})"
+
+    def _json(self, frame: Frame, detections: NDArray[np.floating]) -> str:
+        entries: list[dict[str, Any]] = [
+            {"class": int(label), "name": self._names[int(label)], "confidence": confidence, "box": box}
+            for *box, confidence, label in detections.tolist()
+        ]
+        return json.dumps({"source": frame.source, "frame": frame.index, "detections": entries}, allow_nan=False)
+
+    def _line(self, frame: Frame, detections: NDArray[np.floating], times: Times) -> str:
+        height, width = frame.image.shape[:2]
+        position = "" if frame.kind == "picture" else f" frame {frame.index}"
+        counts = sorted(Counter(detections[:, 5].astype(int).tolist()).items())
+        objects = ", ".join(f"{count} {self._names[label]}" for label, count in counts) or "nothing"
+        return f"{frame.source}{position} {width}x{height}: {objects} ({sum(times):.1f} ms)"
 
 
 @dataclass(frozen=True)
 class FileKinds:
-    """Which files are wanted."""
+    """Kinds of files that are wanted."""
 
     pictures: bool = True
     """Pictures and videos with boxes."""
@@ -110,11 +178,11 @@ class DetectionFiles:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the files are; made if it is not there yet."""
+        """Folder of the files; made if it is not there yet."""
         return self._make_folder()
 
     def write(self, frame: Frame, detections: NDArray[np.floating], drawn: NDArray[np.uint8] | None) -> None:
-        """Write what is wanted of a frame.
+        """Write the files of a frame.
 
         Args:
             frame: as it was read.
@@ -143,14 +211,14 @@ class DetectionFiles:
 
     def _write_picture(self, frame: Frame, stem: str, drawn: NDArray[np.uint8]) -> None:
         if frame.kind == "picture":
-            write_image(self._path(stem + _picture_suffix(frame.source)), drawn)
+            write_image(self._path(stem + self._suffix(frame)), drawn)
             return
         video = self._videos.get(frame.source)
         if video is not None and video.size != drawn.shape[:2]:  # a stream that came back with another size
             video.close()
             video = None
         if video is None:
-            path = self._path(stem + video_suffix(self._fourcc))
+            path = self._path(stem + self._suffix(frame))
             video = VideoFile(path, self._fourcc, frame.fps or DEFAULT_FPS, drawn.shape[:2])
             self._videos[frame.source] = video
         video.write(drawn, frame.index)
@@ -171,32 +239,36 @@ class DetectionFiles:
             write_image(self._path("crops", _plain_name(self._names[int(number)]), f"{_cut(name)}_{k}.jpg"), crop)
 
     def _path(self, *parts: str) -> Path:
-        """Path of a new file, with a number behind its stem if need be; its folder is there."""
+        """Return the path of a new file, with a number behind its stem if need be; its folder is there."""
         path = self.folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        numbered = (path.with_name(f"{_cut(path.stem)}_{number}{path.suffix}") for number in itertools.count(2))
-        return path if not path.exists() else next(other for other in numbered if not other.exists())
+        free = (other for other in _numbered(path.stem) if not path.with_name(other + path.suffix).exists())
+        return path.with_name(next(free) + path.suffix)
 
     def _stem(self, frame: Frame) -> str:
-        """Name of a frame's files without suffix: of every picture, and of the whole of a video or stream."""
+        """Return the stem of a frame's files: one a picture, and one for the whole of a video or stream."""
         if frame.kind == "picture":
-            return self._free_stem(_plain_stem(frame), _picture_suffix(frame.source))
+            return self._free_stem(frame)
         if frame.source not in self._stem_of:
-            self._stem_of[frame.source] = self._free_stem(_plain_stem(frame), video_suffix(self._fourcc))
+            self._stem_of[frame.source] = self._free_stem(frame)
         return self._stem_of[frame.source]
 
-    def _free_stem(self, stem: str, suffix: str) -> str:
-        """The stem, or with a number behind it the first that no file and no other source has."""
-        number, candidate = 1, stem
-        while candidate in self._stems or self._exists(candidate, suffix):
-            number += 1
-            candidate = f"{_cut(stem)}_{number}"
-        self._stems.add(candidate)
-        return candidate
+    def _free_stem(self, frame: Frame) -> str:
+        """Return the stem of a source, with a number if a file or another source has it already."""
+        stem = next(stem for stem in _numbered(_plain_stem(frame)) if not self._taken(stem, self._suffix(frame)))
+        self._stems.add(stem)
+        return stem
 
-    def _exists(self, stem: str, suffix: str) -> bool:
-        folder = self.folder
-        return (folder / f"{stem}{suffix}").exists() or (folder / "labels" / f"{stem}.txt").exists()
+    def _taken(self, stem: str, suffix: str) -> bool:
+        files = (self.folder / f"{stem}{suffix}", self.folder / "labels" / f"{stem}.txt")
+        return stem in self._stems or any(file.exists() for file in files)
+
+    def _suffix(self, frame: Frame) -> str:
+        """Return the suffix of the picture or video that is written for a frame."""
+        if frame.kind != "picture":
+            return video_suffix(self._fourcc)
+        suffix = os.path.splitext(frame.source)[1]
+        return suffix if suffix.lower() in SUFFIXES else ".jpg"
 
 
 def check_fourcc(code: str) -> None:
@@ -212,13 +284,8 @@ def check_fourcc(code: str) -> None:
 
 
 def video_suffix(fourcc: str) -> str:
-    """Suffix of a video of a format."""
+    """Return the suffix of a video of a format."""
     return ".mp4" if fourcc.lower() in MP4 else ".avi"
-
-
-def _picture_suffix(source: str) -> str:
-    suffix = os.path.splitext(source)[1]
-    return suffix if suffix.lower() in SUFFIXES else ".jpg"
 
 
 def _plain_stem(frame: Frame) -> str:
@@ -228,11 +295,16 @@ def _plain_stem(frame: Frame) -> str:
     return stem if frame.kind == "picture" else _cut(stem)
 
 
+def _numbered(stem: str) -> itertools.chain[str]:
+    """Return the stem, and then with the numbers from 2 on behind it."""
+    return itertools.chain([stem], (f"{_cut(stem)}_{number}" for number in itertools.count(2)))
+
+
 def _cut(stem: str) -> str:
-    """A stem that leaves room for numbers and a suffix."""
-    return os.fsdecode(os.fsencode(stem)[: LONGEST_NAME - RESERVED])
+    """Return a stem that leaves room for numbers and a suffix."""
+    return os.fsdecode(os.fsencode(stem)[:LONGEST_STEM])
 
 
 def _plain_name(text: str) -> str:
-    """A text from outside as one plain name: no separators, no leading dots."""
+    """Return a text from outside as one plain name: no separators, no leading dots."""
     return _cut(re.sub(r"[^\w .-]+", "_", text).strip(" ._") or "_")

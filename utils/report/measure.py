@@ -1,0 +1,332 @@
+"""Networks of a report on the same pictures: accuracy with paired intervals, time in turn, objects lost and gained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import box_iou
+
+from utils.cli import input_size, log
+from utils.darknet import cfg as cfg_file
+from utils.darknet.data_file import DataConfig
+from utils.darknet.network import max_stride, picture_channels
+from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.draw import FONT, Image, draw_detections
+from utils.data.images import read_image
+from utils.data.index import Index, index
+from utils.detection.bootstrap import SHARE, Matches, bootstrap, matches
+from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
+from utils.device import select_device
+from utils.errors import DataError, InputError
+from utils.model_files import cfg_of
+from utils.report.cost import network_cost
+from utils.report.journey import MeasureSettings, Named, exported
+from utils.report.latency import Latency, interleaved
+from utils.report.run_dir import environment
+from utils.runtime.choice import RuntimeFiles, choose_runtime
+from utils.runtime.load import Loaded, load
+
+Rows = NDArray[np.float64]
+"""[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""
+SECONDS, LEAST_SECONDS = 30.0, 10.0
+"""Most time for all rounds of the timing, of each program at least the second."""
+CONFIDENCE = 0.25
+"""Least confidence of a box that is drawn or counted, as in the confusion matrix."""
+OVERLAP = 0.5
+"""IoU from which on a detection finds an object of its class."""
+LOST, GAINED = (213, 94, 0), (0, 158, 115)
+"""Vermilion and green (Okabe and Ito)."""
+LONGEST, SHORTEST = 520, 320
+"""Pixels that the longer side of a picture has at most and at least in the report."""
+MARK = 6
+"""Width of the line around a lost or gained object, in pixels."""
+QUALITY = 80
+"""Of JPEG."""
+
+
+class LoadedNetwork(NamedTuple):
+    """A network that is ready to be measured."""
+
+    name: str
+    loaded: Loaded
+    size: tuple[int, int]
+    mode: str
+    """How pictures are fitted."""
+
+
+def measure(
+    document: dict[str, Any],
+    data: DataConfig,
+    baselines: Sequence[Named] = (),
+    device: str = "",
+    settings: MeasureSettings | None = None,
+) -> list[ComparedPicture]:
+    """Add to the document of a journey what its networks do on the `valid` pictures of a data set.
+
+    Args:
+        document: of `journey.gather`.
+        data: the data set.
+        baselines: networks that are measured as the runs are.
+        device: of PyTorch; files of other runtimes run on the CPU.
+        settings: how they are measured.
+
+    Returns:
+        The pictures in which most changed between the first network and the last.
+
+    Raises:
+        DataError: it names no `valid` pictures.
+        InputError: a network of other classes, or a file that cannot be run.
+    """
+    if data.valid is None:
+        raise DataError(f"--data {data.path}: no valid = …, the pictures that networks are measured on")
+    settings = settings or MeasureSettings()
+    chosen, images = select_device(device), index(data.valid, data.names)
+    runs = [run for run in document["runs"] if _can_run(run)]
+    if not runs:
+        raise InputError(f"--data {data.path}: no stage has a network that can be measured")
+    files = [(run["name"], run["weights"], run["figures"]["size"]) for run in runs]
+    files += [(network.name, network.file, network.side) for network in baselines]
+    networks = [load_network(name, _files(file), side, data, chosen) for name, file, side in files]
+    evaluations = [evaluate_network(network, images, data.names, chosen, settings.batch_size) for network in networks]
+    times = network_times(networks, chosen)
+    rows = _rows(networks, evaluations, times, settings)
+    for run, row in zip(runs, rows, strict=False):
+        _add_measured(run, row)
+    for network, row in zip(baselines, rows[len(runs) :], strict=True):
+        document["baselines"].append(_baseline(network.name, row))
+    where = environment()
+    document["measurement"] = {
+        "data": str(data.path),
+        "images": len(images),
+        "draws": settings.draws,
+        "seed": settings.seed,
+        "share": SHARE,
+        "rounds": min(time.rounds for time in times),
+        "machine": ", ".join([where["cpu"], *where["gpus"], f"threads: {torch.get_num_threads()}"]),
+        "objects": None,
+    }
+    last = next((number for number, run in enumerate(runs) if run["name"] == document["goal"]), len(runs) - 1)
+    if not last:
+        return []
+    compared = _compared(evaluations[0], evaluations[last], images)
+    document["measurement"] |= {"objects": _counts(compared), "compared": runs[last]["name"]}
+    return sorted(compared, key=_most_changed)[: settings.pictures]
+
+
+def _can_run(run: Mapping[str, Any]) -> bool:
+    """Return whether a run made a network that can be compared; one that ends in NMS has thresholds of its own."""
+    if (file := exported(run["weights"])) is not None:
+        return file.metadata.output != "detections"
+    return run["weights"] is not None and Path(run["weights"]).suffix in (".pt", ".weights")
+
+
+def _files(file: str) -> RuntimeFiles:
+    """Return the files of a network; the cfg of a .weights file is beside it."""
+    cfg = cfg_of(Path(file))
+    files = choose_runtime(cfg and cfg_file.load(cfg), file, None)
+    for note in files.notes:
+        log(note)
+    return files
+
+
+def load_network(
+    name: str, files: RuntimeFiles, side: int | Sequence[int] | None, data: DataConfig, device: torch.device
+) -> LoadedNetwork:
+    """Return a network, its input size and how pictures are fitted.
+
+    Raises:
+        InputError: it has another number of classes than the data set, or cannot work at that side.
+    """
+    loaded = load(files, device)
+    network = loaded.network
+    if network.classes != data.classes:
+        raise InputError(
+            f"--data {data.path}: has {data.classes} classes, but {files.weights} is a network of {network.classes}"
+        )
+    if files.exported:
+        return LoadedNetwork(name, loaded, files.exported.metadata.size, files.mode or "letterbox")
+    sides = [side] if isinstance(side, int) else side
+    size = input_size(sides, max_stride(network), (network.net.height, network.net.width))
+    return LoadedNetwork(name, loaded, size, "letterbox")
+
+
+def evaluate_network(
+    network: LoadedNetwork, images: Index, names: Sequence[str], device: torch.device, batch_size: int = 16
+) -> Evaluation:
+    """Return what a network detects in the pictures."""
+    channels = picture_channels(network.loaded.network)
+    dataset = DetectionDataset(images, size=network.size, mode=network.mode, channels=channels)
+    loader = make_loader(dataset, batch_size, device=device)
+    log(f"{network.name}: {len(images)} pictures at {network.size[0]} × {network.size[1]}")
+    return evaluate(network.loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
+
+
+def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> list[Latency]:
+    """Return the time of a picture: the networks of a program in turn, one program after the other.
+
+    Threads of one program wait for work in a loop for a while, and would slow down the next one.
+    """
+    programs: dict[str, dict[int, Callable[[], None]]] = {}
+    for number, network in enumerate(networks):
+        programs.setdefault(network.loaded.runtime, {})[number] = _forward(network, device)
+    times: dict[int, Latency] = {}
+    with torch.inference_mode():
+        for runs in programs.values():
+            times |= interleaved(runs, seconds=max(LEAST_SECONDS, SECONDS / len(programs)))
+    return [times[number] for number in range(len(networks))]
+
+
+def _forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
+    """Return a function that runs a network on one picture and waits for the result."""
+    loaded = network.loaded
+    image = torch.rand(1, loaded.network.net.channels, *network.size).to(device, memory_format=torch.channels_last)
+    call = loaded.model.rows if getattr(loaded.model, "decodes", False) else loaded.model
+
+    def run() -> None:
+        call(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def matched(evaluation: Evaluation) -> Matches:
+    """Return which detections find an object."""
+    boxes = [np.column_stack([image.classes, image.boxes, image.scores]) for image in evaluation.detections]
+    return matches(boxes, evaluation.truth)
+
+
+def _rows(
+    networks: Sequence[LoadedNetwork],
+    evaluations: Sequence[Evaluation],
+    times: Sequence[Latency],
+    settings: MeasureSettings,
+) -> list[dict[str, Any]]:
+    """Return what was measured of each network; intervals and differences to the first are [value, low, high]."""
+    hits = [matched(evaluation) for evaluation in evaluations]
+    rows = []
+    for network, spread, time in zip(networks, bootstrap(hits, settings.draws, settings.seed), times, strict=True):
+        cost = network_cost(network.loaded.network, *network.size)
+        rows.append(
+            {
+                "map50": list(spread.ap50),
+                "map50_95": list(spread.ap50_95),
+                "map50_difference": list(spread.gain50),
+                "map50_95_difference": list(spread.gain50_95),
+                "ms": time.median,
+                "ms_p90": time.p90,
+                "runtime": network.loaded.runtime,
+                "size": list(network.size),
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+            }
+        )
+    return rows
+
+
+def _add_measured(run: dict[str, Any], row: dict[str, Any]) -> None:
+    """Put what was measured in place of what the run says."""
+    costs = {key: row.pop(key) for key in ("parameters", "macs")} | {"size": row["size"]}
+    run["measured"] = row
+    run["figures"] |= costs | {
+        "map50": row["map50"][0],
+        "map50_95": row["map50_95"][0],
+        "ms": {row["runtime"]: row["ms"]},
+    }
+
+
+def _baseline(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    costs = {key: row[key] for key in ("parameters", "macs", "ms", "size")}
+    ends = dict(zip(("map50", "low", "high"), row["map50"], strict=True))
+    return {"name": name, **ends, "map50_95": row["map50_95"][0], **costs}
+
+
+class ComparedPicture(NamedTuple):
+    """One picture: its objects, and what two networks detect in it."""
+
+    path: str
+    truth: Rows
+    before: Rows
+    after: Rows
+    lost: Rows
+    """Objects that only the first network finds."""
+    gained: Rows
+    """Objects that only the second network finds."""
+
+
+def _compared(before: Evaluation, after: Evaluation, images: Index) -> list[ComparedPicture]:
+    """Return every picture with the detections of two networks that are sure enough."""
+    pairs = zip(before.detections, after.detections, before.truth, strict=True)
+    return [
+        compare_picture(str(images.images[first.position]), truth, _sure(first), _sure(last))
+        for first, last, truth in pairs
+    ]
+
+
+def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after: Rows) -> ComparedPicture:
+    """Return one picture; `truth` is [m, 5 or 6]: class, x1, y1, x2, y2, 1 if the box is ignored and so no object."""
+    truth = truth[~truth[:, 5:].any(axis=1)]
+    objects = np.column_stack([truth[:, 1:5], np.full(len(truth), np.nan), truth[:, 0]])
+    first, second = detected(objects, before), detected(objects, after)
+    return ComparedPicture(path, objects, before, after, objects[first & ~second], objects[second & ~first])
+
+
+def detected(truth: Rows, detections: Rows) -> NDArray[np.bool_]:
+    """Return the objects that are found: the surest box first takes the free object of its class it overlaps most."""
+    taken = np.zeros(len(truth), np.bool_)
+    if not len(truth) or not len(detections):
+        return taken
+    overlap = box_iou(torch.from_numpy(detections[:, :4]), torch.from_numpy(np.ascontiguousarray(truth[:, :4])))
+    overlap = np.where(detections[:, 5:6] == truth[:, 5], overlap.numpy(), 0.0)
+    for row in np.argsort(-detections[:, 4], kind="stable"):
+        best = int(np.argmax(np.where(taken, 0.0, overlap[row])))
+        taken[best] |= not taken[best] and overlap[row, best] >= OVERLAP
+    return taken
+
+
+def _sure(image: ImageDetections) -> Rows:
+    """Return the detections that are sure enough."""
+    rows = np.column_stack([image.boxes, image.scores, image.classes]).astype(np.float64)
+    return rows[rows[:, 4] >= CONFIDENCE]
+
+
+def _counts(compared: Sequence[ComparedPicture]) -> dict[str, int]:
+    """Return how many objects the first network and the last one find."""
+    lost, gained = (sum(len(getattr(picture, kind)) for picture in compared) for kind in ("lost", "gained"))
+    first = sum(int(detected(picture.truth, picture.before).sum()) for picture in compared)
+    objects = sum(len(picture.truth) for picture in compared)
+    return {"objects": objects, "before": first, "after": first - lost + gained, "lost": lost, "gained": gained}
+
+
+def _most_changed(picture: ComparedPicture) -> tuple[int, bool, int]:
+    """Return the order of pictures: most lost and gained, then fewer objects, but not none."""
+    return -len(picture.lost) - len(picture.gained), len(picture.truth) == 0, len(picture.truth)
+
+
+def panels(picture: ComparedPicture, names: Sequence[str]) -> list[Image]:
+    """Return the picture with its objects, with the boxes before, and after, where lost and gained are marked."""
+    image = read_image(picture.path)
+    longest = max(image.shape[:2])
+    scale = min(LONGEST / longest, max(1.0, SHORTEST / longest))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    factor = np.array([scale] * 4 + [1, 1])
+    marked = image.copy()
+    for rows, word, colour in ((picture.lost, "lost", LOST), (picture.gained, "gained", GAINED)):
+        for x1, y1, x2, y2 in (rows * factor)[:, :4].round().astype(int).tolist():
+            cv2.rectangle(marked, (x1, y1), (x2, y2), colour, MARK)
+            cv2.putText(marked, word, (x1 + MARK, y2 - MARK), FONT, 0.5, colour, 2)
+    pairs = ((image, picture.truth), (image, picture.before), (marked, picture.after))
+    return [draw_detections(ground, rows * factor, names) for ground, rows in pairs]
+
+
+def jpeg(image: Image) -> bytes:
+    """Return a picture as JPEG."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
