@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from utils.darknet.blocks import Avgpool, Convolutional, Network, Reorg, Upsample
 from utils.darknet.network import trace
+from utils.data.anchors import shape_ious
 from utils.distillation.strategies import QUANTITIES, Distillation, Quantity
 from utils.errors import InputError
 
@@ -217,17 +220,12 @@ def _anchor_pairs(
     mine: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
 ) -> tuple[tuple[int, int], ...]:
     """Pair anchors one to one, the most alike first."""
-    overlaps = [(_shape_iou(a, b), -i, -j) for i, a in enumerate(mine) for j, b in enumerate(theirs)]
+    overlaps = [(overlap, -i, -j) for (i, j), overlap in np.ndenumerate(shape_ious(np.array(mine), np.array(theirs)))]
     pairs: dict[int, int] = {}
     for overlap, i, j in sorted(overlaps, reverse=True):
         if overlap >= LEAST_ANCHOR_IOU and -i not in pairs and -j not in pairs.values():
             pairs[-i] = -j
     return tuple(sorted(pairs.items()))
-
-
-def _shape_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
-    overlap = min(a[0], b[0]) * min(a[1], b[1])
-    return overlap / (a[0] * a[1] + b[0] * b[1] - overlap)
 
 
 def _feature_pairs(
