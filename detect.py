@@ -133,13 +133,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = FileKinds(pictures=not args.nosave, labels=args.save_txt, confidence=args.save_conf, crops=args.save_crop)
     limits = Limits(args.max_frames, args.max_seconds, args.stream_timeout)
     network = cfg_file.load(args.cfg) if args.cfg else None
-    given = named_classes(args.names, args.data)
-    asked = {"augment": args.augment, "half": args.half, "device": args.device}
-    files = choose_runtime(network, args.weights, args.runtime, classes=given and len(given.names), **asked)
+    names_file = named_classes(args.names, args.data)
+    options = {"augment": args.augment, "half": args.half, "device": args.device}
+    files = choose_runtime(network, args.weights, args.runtime, classes=names_file and len(names_file.names), **options)
     if files.network is not None:
         files.check_size(input_size(args.img_size, files.network))
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
-            check_classes(args.classes, given, files.network, files)
+            check_classes(args.classes, names_file, files.network, files)
     source = find(args.source)
     if kinds and args.output is None:
         check_run(Path(args.project), args.name)
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.log(note)
     with ExitStack() as ending, closing(frames(source, limits)) as reading:
         first = [] if source.streams else [next(reading)]  # an unreadable picture ends here, before torch is loaded
-        detector, names = build_detector(args, files, given)
+        detector, names = build_detector(args, files, names_file)
         make = partial(make_folder, args, ending)
         writing = DetectionFiles(make, names, kinds, args.fourcc)
         with DetectionReport(names, args.layout) as report, closing(writing):
@@ -170,7 +170,9 @@ def input_size(sides: Sequence[int] | None, network: Network) -> tuple[int, int]
     return cli.input_size(sides, max_stride(network), (network.net.height, network.net.width))
 
 
-def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Network, files: RuntimeFiles) -> None:
+def check_classes(
+    labels: Sequence[int] | None, names_file: Names | None, network: Network, files: RuntimeFiles
+) -> None:
     """Compare the classes of the network with --classes and with the names, and its channels with those of pictures.
 
     Raises:
@@ -179,8 +181,8 @@ def check_classes(wanted: Sequence[int] | None, given: Names | None, network: Ne
         DataError: there are more or fewer names than classes.
     """
     picture_channels(network)
-    check_names(given, network, files.weights or network.path)
-    for label in wanted or ():
+    check_names(names_file, network, files.weights or network.path)
+    for label in labels or ():
         if label >= network.classes:
             raise InputError(f"--classes {label}: the network's classes are 0..{network.classes - 1}")
 
@@ -193,9 +195,9 @@ def check_display() -> None:
 
 
 def build_detector(
-    args: argparse.Namespace, files: RuntimeFiles, given: Names | None
+    args: argparse.Namespace, files: RuntimeFiles, names_file: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
-    """The loaded network and the names of its classes: as given, or those in the .pt, or the numbers."""
+    """The loaded network and the names of its classes: of the file, else those in the .pt, else the numbers."""
     from utils.detection.detect import Detector
     from utils.device import select_device
     from utils.runtime.load import load
@@ -205,7 +207,7 @@ def build_detector(
     for note in loaded.notes:
         cli.log(note)
     network = loaded.network
-    check_classes(args.classes, given, network, files)
+    check_classes(args.classes, names_file, network, files)
     detector = Detector(
         loaded.model,
         input_size(args.img_size, network),
@@ -218,7 +220,7 @@ def build_detector(
         augment=args.augment,
     )
     detector.warm_up()
-    return detector, (given and given.names) or loaded.names or tuple(map(str, range(network.classes)))
+    return detector, (names_file and names_file.names) or loaded.names or tuple(map(str, range(network.classes)))
 
 
 def detect_all(

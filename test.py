@@ -227,7 +227,7 @@ def measure(
         if size not in datasets:
             datasets[size] = DetectionDataset(pictures, size=size, **fit)
         loader = make_loader(datasets[size], args.batch_size, workers=0 if few else workers, device=device)
-        options = {"warm": few, "keep_detections": args.save_json, "iou_thres": iou_thres, **detection}
+        options = {"warm": True, "keep_detections": args.save_json, "iou_thres": iou_thres, **detection}
         evaluations.append(evaluate(loaded.model, loader, names, device=device, **options))
     return evaluations
 

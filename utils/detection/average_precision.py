@@ -95,14 +95,14 @@ def precision_recall(detections: Boxes, truth: Boxes, images: int, by_size: bool
         images: number of images.
         by_size: measure all areas; otherwise only all sizes together.
     """
-    classes, objects, found, starts = sort_boxes(detections, truth, images)
-    pairs = near_pairs(found, objects, images)
-    object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, found))
+    classes, objects, candidates, starts = sort_boxes(detections, truth, images)
+    pairs = near_pairs(candidates, objects, images)
+    object_area, area = (boxes.xywh[:, 2] * boxes.xywh[:, 3] for boxes in (objects, candidates))
     ranges = list(AREAS.values()) if by_size else [AREAS["all"]]
     precision = np.full((len(IOUS), len(RECALLS), len(classes), len(ranges)), -1.0)
     for a, (low, high) in enumerate(ranges):
         ignored = objects.crowd | (object_area < low) | (object_area > high)
-        matched, passed = match_pairs(pairs, len(found.score), objects.crowd, ignored)
+        matched, passed = match_pairs(pairs, len(candidates.score), objects.crowd, ignored)
         passed |= ~matched & ((area < low) | (area > high))
         if a == 0:
             counted, hits = ~passed[0], matched[0]
@@ -111,8 +111,8 @@ def precision_recall(detections: Boxes, truth: Boxes, images: int, by_size: bool
             if count:
                 part = slice(starts[k], starts[k + 1])
                 precision[:, :, k, a] = _precision_of_class(matched[:, part], passed[:, part], count)
-    cuts = list(pairwise(np.searchsorted(found.category[counted], np.arange(len(classes) + 1))))
-    scores, hits = found.score[counted], hits[counted]
+    cuts = list(pairwise(np.searchsorted(candidates.category[counted], np.arange(len(classes) + 1))))
+    scores, hits = candidates.score[counted], hits[counted]
     scores, hits = (tuple(values[start:end] for start, end in cuts) for values in (scores, hits))
     return PrecisionRecall(classes, precision, scores, hits)
 
@@ -153,16 +153,16 @@ def sort_boxes(detections: Boxes, truth: Boxes, images: int) -> tuple[Integers, 
         the order of the images; [K + 1] where the classes start in them, and the end.
     """
     classes = truth.classes
-    objects, found = _of_classes(truth, classes), _of_classes(detections, classes)
+    objects, candidates = _of_classes(truth, classes), _of_classes(detections, classes)
     objects = objects.taken(np.lexsort((objects.image, objects.category)))
-    found = found.taken(np.lexsort((-found.score, found.category)))
-    group = found.category * images + found.image
+    candidates = candidates.taken(np.lexsort((-candidates.score, candidates.category)))
+    group = candidates.category * images + candidates.image
     if np.bincount(group, minlength=1).max() > MOST_DETECTIONS:
         order = np.argsort(group, kind="stable")
         rank = np.empty(len(order), np.int64)
         rank[order] = _positions(group[order])
-        found = found.taken(rank < MOST_DETECTIONS)
-    return classes, objects, found, np.searchsorted(found.category, np.arange(len(classes) + 1))
+        candidates = candidates.taken(rank < MOST_DETECTIONS)
+    return classes, objects, candidates, np.searchsorted(candidates.category, np.arange(len(classes) + 1))
 
 
 def _of_classes(boxes: Boxes, classes: Integers) -> Boxes:
@@ -181,23 +181,23 @@ def _positions(group: Integers) -> Integers:
 class Pairs(NamedTuple):
     """Pairs of a detection and an object of its image and class, by round, detection, object."""
 
-    found: Integers
+    detection: Integers
     object: Integers
     iou: Floats
     rounds: Integers
     """Where each round starts, and the end."""
 
 
-def near_pairs(found: Boxes, objects: Boxes, images: int) -> Pairs:
+def near_pairs(candidates: Boxes, objects: Boxes, images: int) -> Pairs:
     """The pairs that overlap enough to match at some threshold; boxes as `sort_boxes` sorts them."""
-    group, other = (boxes.category * images + boxes.image for boxes in (found, objects))
+    group, other = (boxes.category * images + boxes.image for boxes in (candidates, objects))
     objects_of = np.bincount(other, minlength=int(group.max(initial=0)) + 1)
     which = np.flatnonzero(objects_of[group])
     which = which[np.argsort(group[which], kind="stable")]  # within a group scores still fall
     count, first = objects_of[group[which]], (np.cumsum(objects_of) - objects_of)[group[which]]
     one = np.repeat(which, count)
     two = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    iou = _iou(found.xywh[one], objects.xywh[two], objects.crowd[two])
+    iou = _iou(candidates.xywh[one], objects.xywh[two], objects.crowd[two])
     near = iou >= IOUS[0]
     one, two, iou = one[near], two[near], iou[near]
     new = np.diff(one, prepend=-1) != 0
@@ -229,18 +229,18 @@ def match_pairs(pairs: Pairs, count: int, crowd: Bools, ignored: Bools) -> tuple
     free = np.ones((len(IOUS), len(ignored)), np.bool_)
     matched, left_out = np.zeros((2, len(IOUS), count), np.bool_)
     for start, end in zip(pairs.rounds[:-1], pairs.rounds[1:], strict=True):
-        found, wanted, iou = pairs.found[start:end], pairs.object[start:end], pairs.iou[start:end]
-        first = np.flatnonzero(np.diff(found, prepend=-1))
-        allowed = free[:, wanted] & (iou >= limits)
-        best = _last_best(np.where(allowed & ~ignored[wanted], iou, -1.0), first)
-        if ignored[wanted].any():
-            second = _last_best(np.where(allowed & ignored[wanted], iou, -1.0), first)
+        detection, target, iou = pairs.detection[start:end], pairs.object[start:end], pairs.iou[start:end]
+        first = np.flatnonzero(np.diff(detection, prepend=-1))
+        allowed = free[:, target] & (iou >= limits)
+        best = _last_best(np.where(allowed & ~ignored[target], iou, -1.0), first)
+        if ignored[target].any():
+            second = _last_best(np.where(allowed & ignored[target], iou, -1.0), first)
             best = np.where(best < 0, second, best)
         t, d = np.nonzero(best >= 0)
-        taken = wanted[best[t, d]]
+        taken = target[best[t, d]]
         free[t, taken] = crowd[taken]
-        matched[t, found[first[d]]] = True
-        left_out[t, found[first[d]]] = ignored[taken]
+        matched[t, detection[first[d]]] = True
+        left_out[t, detection[first[d]]] = ignored[taken]
     return matched, left_out
 
 
@@ -359,12 +359,12 @@ class Evaluator:
     def result(self) -> Metrics:
         """Evaluate what was added so far."""
         truth = coco_boxes(self._truth, scored=False)
-        found = precision_recall(coco_boxes(self._detections, scored=True), truth, len(self._truth), self.by_size)
+        measured = precision_recall(coco_boxes(self._detections, scored=True), truth, len(self._truth), self.by_size)
         truth = truth.taken(~truth.crowd)
         objects = np.bincount(truth.category, minlength=len(self.names))
-        ap = found.precision.mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
-        curves = _curves(found, objects[found.classes])
-        best = int(curves.f1.mean(axis=0).argmax()) if len(found.classes) else 0
+        ap = measured.precision.mean(axis=1)  # [T, K, A]; -1 where a class has no object of that area
+        curves = _curves(measured, objects[measured.classes])
+        best = int(curves.f1.mean(axis=0).argmax()) if len(measured.classes) else 0
         return Metrics(
             images=len(self._truth),
             objects=len(truth.category),
@@ -386,7 +386,7 @@ class Evaluator:
                     recall=float(curves.recall[k, best]),
                     f1=float(curves.f1[k, best]),
                 )
-                for k, index in enumerate(found.classes)
+                for k, index in enumerate(measured.classes)
             ),
             by_size=_by_size(ap, truth) if self.by_size else (),
             curves=curves,
@@ -432,10 +432,10 @@ def confusion_matrix(
     partner = np.full(len(truth), -1)
     if len(boxes) and len(truth):
         iou = coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:5]), [0] * len(truth))  # [n, m]
-        found, wanted = np.nonzero(iou >= iou_thres)
-        for pair in np.argsort(-iou[found, wanted], kind="stable"):
-            if partner[wanted[pair]] < 0 and found[pair] not in partner:
-                partner[wanted[pair]] = found[pair]
+        detection, target = np.nonzero(iou >= iou_thres)
+        for pair in np.argsort(-iou[detection, target], kind="stable"):
+            if partner[target[pair]] < 0 and detection[pair] not in partner:
+                partner[target[pair]] = detection[pair]
     predicted = np.append(classes, count)[partner]  # index -1: background
     np.add.at(matrix, (true_classes, predicted), 1)
     stray = np.delete(np.arange(len(boxes)), partner[partner >= 0])
@@ -464,10 +464,10 @@ def coco_boxes(images: Sequence[np.ndarray], *, scored: bool) -> Boxes:
     return Boxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), *last)
 
 
-def _curves(found: PrecisionRecall, objects: np.ndarray) -> Curves:
+def _curves(measured: PrecisionRecall, objects: np.ndarray) -> Curves:
     """P, R and F1 over the confidence at IoU 0.5, from COCO's matches; `objects` is [K]."""
     detected, matched = np.zeros((2, len(objects), len(CONFIDENCES)))
-    for k, (scores, hits) in enumerate(zip(found.scores, found.hits, strict=True)):
+    for k, (scores, hits) in enumerate(zip(measured.scores, measured.hits, strict=True)):
         detected[k] = len(scores) - np.searchsorted(np.sort(scores), CONFIDENCES)
         matched[k] = hits.sum() - np.searchsorted(np.sort(scores[hits]), CONFIDENCES)
     objects = objects[:, None]
@@ -477,7 +477,7 @@ def _curves(found: PrecisionRecall, objects: np.ndarray) -> Curves:
         recall=matched / objects,
         f1=2 * matched / (detected + objects),
         recall_points=RECALLS,
-        envelope=found.precision[0, :, :, 0].T,
+        envelope=measured.precision[0, :, :, 0].T,
     )
 
 

@@ -86,8 +86,10 @@ class Spread:
 
 def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
     """Matches that `precision_recall` computes AP from; arguments as there."""
-    classes, objects, found, starts = sort_boxes(detections, truth, images)
-    matched, passed = match_pairs(near_pairs(found, objects, images), len(found.score), objects.crowd, objects.crowd)
+    classes, objects, candidates, starts = sort_boxes(detections, truth, images)
+    matched, passed = match_pairs(
+        near_pairs(candidates, objects, images), len(candidates.score), objects.crowd, objects.crowd
+    )
     objects = objects.taken(~objects.crowd)
     owned = np.searchsorted(objects.category, np.arange(len(classes) + 1))
     parts = [slice(*ends) for ends in pairwise(starts)]
@@ -95,7 +97,7 @@ def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
         images,
         classes,
         objects=tuple(objects.image[start:end] for start, end in pairwise(owned)),
-        detections=tuple(found.image[part] for part in parts),
+        detections=tuple(candidates.image[part] for part in parts),
         hits=tuple((matched & ~passed)[:, part] for part in parts),
         passed=tuple(passed[:, part] for part in parts),
     )
@@ -129,7 +131,7 @@ def bootstrap(networks: Sequence[Matches], draws: int = 1000, seed: int = 0) -> 
     drawn = draw(first.images, draws, seed)
     whole = np.ones((1, first.images), np.int64)
     values = [average_precision(network, np.concatenate([whole, drawn])) for network in networks]  # [1 + draws, 2]
-    return tuple(Spread(*_intervals(found, 0), *_intervals(found - values[0], -1)) for found in values)
+    return tuple(Spread(*_intervals(each, 0), *_intervals(each - values[0], -1)) for each in values)
 
 
 def draw(images: int, draws: int, seed: int) -> Integers:
@@ -183,9 +185,11 @@ def _of_class(
         return np.zeros((len(weights), len(hits)))
     pieces = np.concatenate([[0], at[:-1] + 1])
     counted = (weights[:, images] * ~skipped for skipped in passed)
-    seen = np.stack([np.add.reduceat(part, pieces, axis=1).cumsum(1) for part in counted], axis=1)  # [D, T or 1, U]
+    retrieved = np.stack(
+        [np.add.reduceat(part, pieces, axis=1).cumsum(1) for part in counted], axis=1
+    )  # [D, T or 1, U]
     true = (weights[:, None, images[at]] * hits).cumsum(2)  # [D, T, U]
-    precision = interpolated(true, seen, count[:, None]).reshape(-1, len(RECALLS))
+    precision = interpolated(true, retrieved, count[:, None]).reshape(-1, len(RECALLS))
     by_recall = np.ascontiguousarray(precision.T)  # numpy then adds one recall after another, as `Evaluator` does
     return by_recall.mean(0).reshape(len(weights), len(hits))
 

@@ -71,10 +71,10 @@ class Detector:
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
         _lap(moments, device)
         options = {"agnostic": self.agnostic, "classes": self.classes, "max_nms": self.max_nms}
-        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)[0].double().cpu().numpy()
-        found[:, :4] = unfit(found[:, :4], placed)
+        detections = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)[0].double().cpu().numpy()
+        detections[:, :4] = unfit(detections[:, :4], placed)
         _lap(moments, device)
-        return found, Times(*(1000 * np.diff(moments)))
+        return detections, Times(*(1000 * np.diff(moments)))
 
     def warm_up(self) -> None:
         """Pass a blank picture and two boxes through the whole chain: first passes import, allocate and compile."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -86,16 +86,6 @@ class ImageDetections(NamedTuple):
     """[n], indices."""
 
 
-class CocoResult(TypedDict):
-    """One detection."""
-
-    image_id: int | str
-    category_id: int
-    bbox: list[float]
-    """x, y of the top left corner, width, height, in pixels of the picture."""
-    score: float
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns."""
@@ -139,8 +129,7 @@ class DetectionSettings:
     def suppress(self, rows: Tensor) -> list[Tensor]:
         """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
         options = {"multi_label": self.multi_label, "max_nms": self.max_nms}
-        found = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)
-        return [detections.cpu() for detections in found]
+        return [image.cpu() for image in non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)]
 
 
 def evaluate(
@@ -153,7 +142,7 @@ def evaluate(
     keep_detections: bool = False,
     warm: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
-    gather: Callable[[list], list[list]] = lambda own: [own],
+    gather: Callable[[list], list[list]] = lambda part: [part],
     **settings: Any,
 ) -> Evaluation:
     """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
@@ -165,35 +154,34 @@ def evaluate(
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
         keep_detections: return them, and the objects they were compared with.
-        warm: pass blank batches through before, so that all times count; else those of the first batch of each length,
-            which is slow, do not.
+        warm: pass blank batches through before, as the first batch of each length is slow; times need it.
         on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
         gather: what it is given in each of the processes that share the pictures; all of them return the same.
         settings: fields of DetectionSettings.
     """
-    how, clock, compared = DetectionSettings(**settings), _Clock(device, warm=warm), []
+    how, clock, compared = DetectionSettings(**settings), _Clock(device), []
     hidden = None if leads() else True
     with _evaluation_mode(model):
         if warm:
             _warm_up(how, model, loader, device)
         clock.restart()
-        for number, batch in enumerate(
-            tqdm(loader, "test", unit="batch", file=sys.stderr, disable=hidden, leave=False)
-        ):
-            images = clock.timed("preprocess", batch, network_input, batch.images, device)
-            rows = clock.timed("inference", batch, how.rows, model, images)
-            found = clock.timed("nms", batch, how.suppress, rows)
-            compared += _compared(batch, found, how.single_class)
+        progress = tqdm(loader, "test", unit="batch", file=sys.stderr, disable=hidden, leave=False)
+        for number, batch in enumerate(progress):
+            images = clock.timed("preprocess", network_input, batch.images, device)
+            rows = clock.timed("inference", how.rows, model, images)
+            detections = clock.timed("nms", how.suppress, rows)
+            compared += _compared(batch, detections, how.single_class)
             if on_batch is not None:
-                on_batch(number, batch, found)
+                on_batch(number, batch, detections)
             clock.restart()
+    times = clock.times(len(compared))
     # In the order of the data set: between equal scores of two pictures COCO's protocol takes the earlier one first.
     compared = sorted(itertools.chain(*gather(compared)), key=lambda pair: pair[0].position)
     scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size)
     for image, truth in compared:
         scores.add(image.boxes, image.scores, image.classes, truth)
     kept, truths = zip(*compared, strict=True) if keep_detections and compared else ((), ())
-    return Evaluation(scores.result(), clock.times(), kept, truths)
+    return Evaluation(scores.result(), times, kept, truths)
 
 
 def measure_accuracy(
@@ -237,11 +225,11 @@ def detect_views(model: Darknet, images: Tensor, views: Sequence[View] = VIEWS) 
     width, stride, rows = images.shape[3], max_stride(model.network), []
     for view in views:
         shown, (scale_x, scale_y) = _shrunk(images.flip(3) if view.flip else images, view.scale, stride)
-        found = detect(model, shown)
-        found[..., :4] /= found.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        view_rows = detect(model, shown)
+        view_rows[..., :4] /= view_rows.new_tensor([scale_x, scale_y, scale_x, scale_y])
         if view.flip:
-            found[..., 0] = width - found[..., 0]
-        rows.append(found)
+            view_rows[..., 0] = width - view_rows[..., 0]
+        rows.append(view_rows)
     return torch.cat(rows, dim=1)
 
 
@@ -257,7 +245,7 @@ def _shrunk(images: Tensor, scale: float, stride: int) -> tuple[Tensor, tuple[fl
 
 
 def _compared(
-    batch: Batch, found: Sequence[Tensor], single_class: bool
+    batch: Batch, detections: Sequence[Tensor], single_class: bool
 ) -> Iterator[tuple[ImageDetections, np.ndarray]]:
     """Detections and labels of each picture of a batch, in pixels of the original.
 
@@ -270,9 +258,9 @@ def _compared(
     images, classes, ignored = targets.numpy()[:, [0, 1, 6]].T
     classes = classes * (not single_class)
     for number, (position, fit) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
-        rows, own = found[number].double().numpy(), images == number
-        detections = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
-        yield detections, np.column_stack([classes[own], unfit(boxes[own], fit), ignored[own]])
+        rows, labels = detections[number].double().numpy(), images == number
+        image = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
+        yield image, np.column_stack([classes[labels], unfit(boxes[labels], fit), ignored[labels]])
 
 
 @contextmanager
@@ -289,40 +277,29 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Clock:
-    """Sums the time of the stages of every batch; where nothing is warm, the first batch of each length is left out."""
+    """Sums the time of the stages of every batch."""
 
-    def __init__(self, device: torch.device | str, *, warm: bool) -> None:
-        self._device, self._warm = torch.device(device), warm
-        self._laps: dict[str, list[tuple[float, int]]] = {stage: [] for stage in Times._fields}
+    def __init__(self, device: torch.device | str) -> None:
+        self._device, self._seconds = torch.device(device), dict.fromkeys(Times._fields, 0.0)
         self.restart()
 
     def restart(self) -> None:
         """Forget the time since the last stage."""
         self._start = time.perf_counter()
 
-    def timed(self, stage: str, batch: Batch, function: Callable[..., T], *arguments: Any) -> T:
+    def timed(self, stage: str, function: Callable[..., T], *arguments: Any) -> T:
         """Call a stage of a batch; its time counts from the end of the stage before."""
         result = function(*arguments)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        self._laps[stage].append((now - self._start, len(batch.images)))
+        self._seconds[stage] += now - self._start
         self._start = now
         return result
 
-    def times(self) -> Times:
+    def times(self, images: int) -> Times:
         """Milliseconds an image."""
-        return Times(*(_per_image(laps if self._warm else _repeated(laps) or laps) for laps in self._laps.values()))
-
-
-def _repeated(laps: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """Laps but the first of each number of images."""
-    numbers = [images for _, images in laps]
-    return [lap for place, lap in enumerate(laps) if numbers.index(lap[1]) < place]
-
-
-def _per_image(laps: Sequence[tuple[float, int]]) -> float:
-    return 1000 * sum(seconds for seconds, _ in laps) / max(1, sum(images for _, images in laps))
+        return Times(*(1000 * seconds / max(1, images) for seconds in self._seconds.values()))
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:
@@ -342,8 +319,8 @@ def image_id(path: Path | str) -> int | str:
 
 def coco_results(
     path: Path | str, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, ids: Sequence[int]
-) -> list[CocoResult]:
-    """The detections of one picture.
+) -> list[dict[str, Any]]:
+    """Detections of one picture as COCO has them: boxes are left, top, width, height in pixels of the picture.
 
     Args:
         path: of the picture.
@@ -355,6 +332,6 @@ def coco_results(
     image = image_id(path)
     xywh = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
     return [
-        CocoResult(image_id=image, category_id=ids[index], bbox=[round(v, 3) for v in box], score=round(score, 5))
+        {"image_id": image, "category_id": ids[index], "bbox": [round(v, 3) for v in box], "score": round(score, 5)}
         for box, score, index in zip(xywh.tolist(), scores.tolist(), classes.tolist(), strict=True)
     ]

@@ -70,10 +70,10 @@ def detection_loss(
     if ignored is not None and len(ignored):
         unsure.append((ignored, "inside"))
     terms = [
-        _head_loss(head, yolo, found, unsure, size, settings)
-        for head, yolo, found in zip(heads, yolos, positives, strict=True)
+        _head_loss(head, yolo, of_head, unsure, size, settings)
+        for head, yolo, of_head in zip(heads, yolos, positives, strict=True)
     ]
-    count = divisor(sum(len(found.image) for found in positives))
+    count = divisor(sum(len(of_head.image) for of_head in positives))
     box, objectness, classes = (sum(term) / count for term in zip(*terms, strict=True))
     box, objectness = settings.box_gain * box, settings.objectness_gain * objectness
     classes = settings.class_gain * classes
@@ -83,7 +83,7 @@ def detection_loss(
 def _head_loss(
     head: Tensor,
     yolo: Yolo,
-    found: Positives,
+    positives: Positives,
     unsure: Sequence[tuple[Tensor, str]],
     size: tuple[int, int],
     settings: LossSettings,
@@ -92,14 +92,14 @@ def _head_loss(
     values = split_head(head.detach(), yolo)
     height, width = head.shape[-2:]
     cell_anchors = head.new_tensor(yolo.head_anchors) * head.new_tensor((width / size[1], height / size[0]))
-    at = (found.image, found.anchor, found.row, found.column)
+    at = (positives.image, positives.anchor, positives.row, positives.column)
     rows, confidence = _Taken.apply(head, yolo, at)
-    boxes = box_offsets(rows, cell_anchors[found.anchor], yolo)
-    agreement = similarity(boxes, found.boxes, settings.iou_loss)
+    boxes = box_offsets(rows, cell_anchors[positives.anchor], yolo)
+    agreement = similarity(boxes, positives.boxes, settings.iou_loss)
 
     wanted = head.new_zeros(values.shape[:4])
-    iou = similarity(boxes.detach(), found.boxes).clamp(0, 1)
-    flat = ((found.image * len(yolo.mask) + found.anchor) * height + found.row) * width + found.column
+    iou = similarity(boxes.detach(), positives.boxes).clamp(0, 1)
+    flat = ((positives.image * len(yolo.mask) + positives.anchor) * height + positives.row) * width + positives.column
     wanted.view(-1).scatter_reduce_(0, flat, iou, "amax")
     weight = torch.ones_like(wanted)
     for objects, kind in unsure:
@@ -110,7 +110,7 @@ def _head_loss(
         weight = weight * away.clamp(min=LEAST_AWAY) ** settings.focal_gamma
     objectness = (_cross_entropy(confidence, wanted, yolo) * weight).sum()
 
-    labels, once = _cell_classes(flat, found.labels, yolo.classes)
+    labels, once = _cell_classes(flat, positives.labels, yolo.classes)
     labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
     classes = _cross_entropy(rows[:, 5:], labels.to(rows.dtype), yolo) * once[:, None]
     return (1 - agreement).sum(), objectness, classes.sum()

@@ -264,17 +264,17 @@ def means(
     model: Darknet, images: Tensor, correct: Callable[[int, Tensor], None] = lambda _, __: None
 ) -> dict[int, Tensor]:
     """Mean input of the activation function of each convolution, float64 [C]; `correct` is called with each first."""
-    found: dict[int, Tensor] = {}
+    averages: dict[int, Tensor] = {}
 
     def see(index: int, layer: ConvBlock, inputs: tuple[Tensor, ...]) -> None:
-        found[index] = layer.sums(inputs[0]).mean(dim=(0, 2, 3), dtype=torch.float64)
-        correct(index, found[index])
+        averages[index] = layer.sums(inputs[0]).mean(dim=(0, 2, 3), dtype=torch.float64)
+        correct(index, averages[index])
 
     with ExitStack() as hooks:
         for index, layer in convolutions(model):
             hooks.enter_context(layer.register_forward_pre_hook(partial(see, index)))
         model(images)
-    return found
+    return averages
 
 
 @torch.no_grad()
