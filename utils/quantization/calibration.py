@@ -308,11 +308,10 @@ class Noise:
     def __init__(self) -> None:
         self.signal, self.noise = 0.0, 0.0
 
-    def add(self, signals: Iterable[Tensor], rounded: Iterable[Tensor]) -> None:
-        """Count tensors and their rounded values."""
-        for signal, values in zip(signals, rounded, strict=True):
-            self.signal += float(signal.square().sum(dtype=torch.float64))
-            self.noise += float((signal - values).square().sum(dtype=torch.float64))
+    def add(self, signal: Tensor, rounded: Tensor) -> None:
+        """Count a tensor and its rounded values."""
+        self.signal += float(signal.square().sum(dtype=torch.float64))
+        self.noise += float((signal - rounded).square().sum(dtype=torch.float64))
 
     @property
     def decibels(self) -> float | None:
@@ -320,7 +319,6 @@ class Noise:
         return 10 * math.log10(self.signal / self.noise) if self.signal > 0 and self.noise > 0 else None
 
 
-@torch.no_grad()
 def block_noise(model: Darknet, images: Iterable[Tensor]) -> dict[int, float | None]:
     """SQNR of what each convolution puts out, with all of the network rounded: what came before is in it.
 
@@ -328,27 +326,28 @@ def block_noise(model: Darknet, images: Iterable[Tensor]) -> dict[int, float | N
         model: quantized, with bounds, in evaluation mode; it rounds afterwards.
         images: [B, C, H, W], 0…1; small batches, as the outputs of all blocks are held.
     """
-    blocks = [index for index, _ in convolutions(model)]
-    noise = {index: Noise() for index in blocks}
-    for batch in images:
-        set_phase(model, Phase.OFF)
-        signals = model(batch, features=blocks).features
-        set_phase(model, Phase.FROZEN)
-        for index, rounded in model(batch, features=blocks).features.items():
-            noise[index].add([_decoded(model, index, signals[index])], [_decoded(model, index, rounded)])
+    noise = {index: Noise() for index, _ in convolutions(model)}
+    _compare(model, images, noise)
     return {index: block.decibels for index, block in noise.items()}
 
 
-@torch.no_grad()
 def whole_noise(model: Darknet, images: Iterable[Tensor]) -> float | None:
-    """SQNR of all heads with all of the network rounded; arguments as of `block_noise`."""
+    """SQNR of all heads together with all of the network rounded; arguments as of `block_noise`."""
     noise = Noise()
+    _compare(model, images, {head - 1: noise for head in model.network.heads})
+    return noise.decibels
+
+
+@torch.no_grad()
+def _compare(model: Darknet, images: Iterable[Tensor], noise: Mapping[int, Noise]) -> None:
+    """Count the outputs of some blocks in float and rounded."""
     for batch in images:
         set_phase(model, Phase.OFF)
-        signals = _heads(model, batch)
+        signals = model(batch, features=noise).features
         set_phase(model, Phase.FROZEN)
-        noise.add(signals, _heads(model, batch))
-    return noise.decibels
+        rounded = model(batch, features=noise).features
+        for block, sums in noise.items():
+            sums.add(_decoded(model, block, signals[block]), _decoded(model, block, rounded[block]))
 
 
 @torch.no_grad()
@@ -370,8 +369,9 @@ def head_noise(model: Darknet, images: Sequence[Tensor]) -> dict[int, float | No
         layer.quantize_weight.rounding = True
         layer.quantize_output.rounding = layer.quantize_output.twice or index + 1 in model.network.heads
         noise = Noise()
-        for batch, signal in zip(images, signals, strict=True):
-            noise.add(signal, _heads(model, batch))
+        for batch, heads in zip(images, signals, strict=True):
+            for signal, rounded in zip(heads, _heads(model, batch), strict=True):
+                noise.add(signal, rounded)
         decibels[index] = noise.decibels
         set_phase(model, Phase.OFF)
     set_phase(model, Phase.FROZEN)
