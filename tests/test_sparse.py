@@ -60,7 +60,7 @@ class TestRates:
         assert self.scores[pressed == 1].max() < self.scores[pressed < 1].min()
 
     def test_the_share_is_rounded_down(self):
-        assert SCHEDULES["dynamic"].pressed(9, 10, 12) == 7
+        assert SCHEDULES["dynamic"].penalised(9, 10, 12) == 7
 
     def test_constant_and_global(self):
         assert (self.factors("constant", 9) == 1).all()

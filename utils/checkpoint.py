@@ -54,7 +54,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     """What was adapted, to be said."""
     kept: Mapping[str, Any] | None = None
-    """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
+    """Of a pruned network: where its channels come from, as `pruning.report.kept` writes it."""
     quantization: QuantSettings | None = None
     """How its quantizers round; None for a float network."""
     no_flip: bool = False

@@ -24,7 +24,7 @@ BACKBONE, DEEP, NECK = "backbone", "deep", "neck"
 """Groups of features: Chu et al. (arXiv:2306.01526) weight the backbone, what is at the largest stride, and the rest
 before the heads apart."""
 Kept = Mapping[str, Mapping[str, Any]]
-"""Where the convolutions of a pruned network come from; see `pruning.record.kept`."""
+"""Where the convolutions of a pruned network come from; see `pruning.report.kept`."""
 
 
 class Feature(NamedTuple):

@@ -1,4 +1,4 @@
-"""How sparse training presses on γ: the settings, the rate of every channel at every epoch, how far a γ gets; no torch.
+"""Settings of sparse training, the L1 penalty of every channel at every epoch, and how far a γ gets; no torch.
 
 Sparse training adds s · Σ|γ| of the candidates to the loss (Liu et al., arXiv:1708.06519, section 3), so that channels
 the detector can do without fade away before pruning removes them.
@@ -21,7 +21,7 @@ LARGEST_S = 10.0
 DECAY = 0.01
 """What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
 PLAN_END = 0.8
-"""Share of the optimizer steps after which `auto` presses no further channel; the network recovers in the rest."""
+"""Share of the optimizer steps after which `auto` penalises no further channel; the network recovers in the rest."""
 STRIDE = 0.1
 """Share of the wanted channels that `auto` takes to zero at a time. On all of them, γ fall side by side: on bccd
 (yolov4-tiny, 285 steps) AP50 fell by 7 points when the median |γ| was 0.6 of what it was, and no channel was weak."""
@@ -39,19 +39,19 @@ more than so many times the largest of them, it may leave nothing."""
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """Which channels are pressed with s, and which with `DECAY` · s, in the course of a training.
+    """Channels that are penalised with s, and those with `DECAY` · s, in the course of a training.
 
     Where `turn` is a whole number of epochs, the code of arXiv:2306.01526 turns one epoch later: there s is for
     epoch <= 0.4 · epochs, from 0. The paper's abstract does not decide it; here it is for exactly that share.
     """
 
     turn: float
-    """Share of the epochs in which all are pressed with s."""
+    """Share of the epochs in which all are penalised with s."""
     weakest: float
-    """Share of the channels, the weakest, that are so from then on; ranks are taken anew at every step."""
+    """Share of the channels, the weakest, that are so from then on; they are ranked again at every step."""
 
-    def pressed(self, epoch: int, epochs: int, channels: int) -> int:
-        """How many of the channels, the weakest, are pressed with s in an epoch (from 0)."""
+    def penalised(self, epoch: int, epochs: int, channels: int) -> int:
+        """Number of channels, the weakest, that are penalised with s in an epoch (from 0)."""
         return channels if epoch < self.turn * epochs else int(channels * self.weakest)
 
     def least(self, epoch: int, epochs: int) -> float:
@@ -65,11 +65,11 @@ SCHEDULES = {"dynamic": RateSchedule(0.4, 0.65), "constant": RateSchedule(1.0, 1
 
 @dataclass(frozen=True)
 class SparseSettings:
-    """What `train.py -sr` was asked for."""
+    """Settings of `train.py -sr`."""
 
     s: float | Literal["auto"] = DEFAULT_S
     prune: int = 0
-    """Which channels; a key of `candidates.SETS`."""
+    """Candidates; a key of `policy.SETS`."""
     schedule: RateSchedule = SCHEDULES["dynamic"]
     proximal: bool = False
     """Soft thresholding after the step (ISTA; Ye et al., arXiv:1802.00124), which gives exact zeros, in place of a
@@ -84,7 +84,7 @@ class SparseSettings:
 
 @dataclass
 class Control:
-    """What `--s auto` knows; a checkpoint holds all of it.
+    """State of `--s auto`; a checkpoint holds all of it.
 
     The plan: the share of weak channels rises with the travel of γ, Σ paces of the steps, to the wanted share. s is for
     the weakest channels only: `STRIDE` of the wanted ones more than are weak, or are to be weak by now. It rises while
@@ -119,9 +119,9 @@ class Control:
     """Mean training loss of the last steps."""
     lowest_loss: float | None = None
     rests: bool = False
-    """There was no pressure in the last step because of AP50 or the loss."""
+    """There was no penalty in the last step because of AP50 or the loss."""
     rested: int = 0
-    """Steps without pressure because of that."""
+    """Steps without penalty because of that."""
 
     @classmethod
     def begin(cls, scores: NDArray[np.floating], reach: float) -> Control:
@@ -186,7 +186,7 @@ def needed(scores: NDArray[np.floating], share: float, reach: float) -> float:
 
 
 def outlook(settings: SparseSettings, scores: NDArray[np.floating], reach: float) -> tuple[str, str | None]:
-    """What can be expected of a sparse training, and a warning if that is next to nothing.
+    """Outlook of a sparse training, and a warning if next to nothing can be expected.
 
     Args:
         settings: with a number for s.

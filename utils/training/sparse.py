@@ -105,7 +105,7 @@ class Sparsity:
         """For each γ, s for its channels; one number while all are pressed alike."""
         widths = [len(self.model.layers[layer].bn.weight) for layer in self.voters]
         pressed, control = (
-            self.settings.schedule.pressed(progress.epoch, self.schedule.epochs, sum(widths)),
+            self.settings.schedule.penalised(progress.epoch, self.schedule.epochs, sum(widths)),
             progress.control,
         )
         s, others = self.settings.s, DECAY

@@ -55,7 +55,7 @@ class Source(NamedTuple):
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), with a teacher its
     digest."""
     kept: Mapping[str, Any] | None = None
-    """Of a pruned network: where its channels come from, as `pruning.record.kept` writes it."""
+    """Of a pruned network: where its channels come from, as `pruning.report.kept` writes it."""
     quantization: Mapping[str, Any] | None = None
     """Of a quantized network: `QuantSettings.document`."""
 
