@@ -120,7 +120,7 @@ def test_a_step_is_one_channel_by_rank(root, name):
 def test_steps_of_units_are_units():
     graph = channel_graph(tiny())
     steps = make_steps(graph, random_gammas(graph, 1), None, None, fine=True)
-    assert (steps.last, steps.first, steps.amount(1)) == (1, 1, Amount(None, 1))
+    assert (steps.last, steps.first, steps.plan(1).amount) == (1, 1, Amount(None, 1))
     assert len(steps.plan(1).removal.units) == 1
 
 
@@ -248,5 +248,5 @@ def test_a_found_percentage_says_the_same_when_it_is_given():
     gammas = random_gammas(graph, 3)
     steps = make_steps(graph, gammas, POLICIES["slim"], None, fine=True)
     for step in range(steps.last + 1):
-        percent = float(str(steps.amount(step).percent))
+        percent = float(str(steps.plan(step).amount.percent))
         assert make_plan(graph, gammas, POLICIES["slim"], Amount(percent, None)).choice.removed == step

@@ -56,27 +56,6 @@ class Strategy:
     units: bool = False
     """Residual units, whole."""
 
-    @property
-    def script(self) -> str:
-        """File of the script."""
-        return f"{self.name}_prune.py"
-
-    @property
-    def missing(self) -> set[str]:
-        """Flags that the script does not have."""
-        missing = set()
-        if not self.units:
-            missing |= {"shortcut"}
-        if self.channels is None:
-            missing |= {"percent", "layer_keep", "all_convs"}
-        elif self.channels.layer_keep is None:
-            missing |= {"layer_keep"}
-        if self.channels is None or not self.channels.groups:
-            missing |= {"group_percent", "merge"}
-        if self.channels is None or self.units:
-            missing |= {"rounds"}
-        return missing
-
 
 def share(text: str) -> float:
     """A share of what was before, 0 < value < 1; argparse type."""
@@ -183,15 +162,18 @@ class Removed:
         Raises:
             InputError: a flag is missing.
         """
-        channels, by_target = self.strategy.channels is not None, self.target is not None
-        percents = shortcuts = [None]
-        if channels and not by_target and self.group_percent is None:
-            others = ", or --group-percent" if "group_percent" not in self.strategy.missing else ""
-            percents = _needed("--percent", self.percent, f"{others}, or a target, such as --target-macs 0.5")
-        if self.strategy.units and (channels or not by_target):
-            others = "" if channels else ", or a target, such as --target-macs 0.5"
-            shortcuts = _needed("--shortcut", self.shortcut, others)
-        return tuple(Amount(*pair) for pair in product(percents, shortcuts))
+        channels, other = self.strategy.channels, ", or a target, such as --target-macs 0.5"
+        values = {"percent": [None], "shortcut": [None]}
+        if channels is not None and self.target is None and self.group_percent is None:
+            values["percent"] = self.percent
+            other = f", or --group-percent{other}" if channels.groups else other
+        if self.strategy.units and (channels is not None or self.target is None):
+            values["shortcut"] = self.shortcut
+        for name, given in values.items():
+            if given is None:
+                way_out = "" if name == "shortcut" and channels is not None else other
+                raise InputError(f"--{name}: is needed{way_out}; --dry-run shows beforehand what would be left")
+        return tuple(Amount(*pair) for pair in product(*values.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,9 +239,9 @@ class PruneSettings(Removed):
             raise InputError(
                 f"--rounds: goes with --percent, --target-macs and --target-params, not {self.target.flag}"
             )
-        for name, value in (("--dry-run", self.dry_run), ("--group-percent", self.group_percent)):
-            if value:
-                raise InputError(f"--rounds: does not go with {name}; leave one of them out")
+        if self.dry_run or self.group_percent:
+            other = "--dry-run" if self.dry_run else "--group-percent"
+            raise InputError(f"--rounds: does not go with {other}; leave one of them out")
 
     def _check_pictures(self) -> None:
         """Refuse what is computed from training pictures where there are none."""
@@ -293,20 +275,23 @@ class PruneSettings(Removed):
             )
 
 
-def _needed(name: str, values: Sequence[Any] | None, others: str) -> Sequence[Any]:
-    """The values of a flag that cannot be left out."""
-    if values is None:
-        raise InputError(f"{name}: is needed{others}; --dry-run shows beforehand what would be left")
-    return values
-
-
 def make_parser(strategy: Strategy, description: str) -> Parser:
     """The flags that a pruning script takes."""
-    amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (strategy.channels is not None)
-    example = f"python {strategy.script} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
-    parser = Parser(description, example, program=strategy.script, gone=GONE)
-    defaults = _policy_flags(vars(strategy.channels)) if strategy.channels else {}
-    parser.add_settings("what is removed", Removed, ChannelPolicy, without=strategy.missing, **defaults)
+    channels, program = strategy.channels, f"{strategy.name}_prune.py"
+    amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (channels is not None)
+    example = f"python {program} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
+    parser = Parser(description, example, program=program, gone=GONE)
+    missing = set() if strategy.units else {"shortcut"}
+    if channels is None:
+        missing |= {"percent", "all_convs"}
+    if channels is None or channels.layer_keep is None:
+        missing |= {"layer_keep"}
+    if channels is None or not channels.groups:
+        missing |= {"group_percent", "merge"}
+    if channels is None or strategy.units:
+        missing |= {"rounds"}
+    defaults = _policy_flags(vars(channels)) if channels else {}
+    parser.add_settings("what is removed", Removed, ChannelPolicy, without=missing, **defaults)
     group = parser.add_argument_group("model and data")
     add_model_flags(group)
     add_picture_flags(group)

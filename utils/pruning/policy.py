@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Literal
 
@@ -149,15 +150,36 @@ class Group:
 class Part:
     """Candidates that are ranked among themselves: all of a network, or those in one of its groups."""
 
+    graph: ChannelGraph
+    policy: ChannelPolicy
     group: Group | None
     """None: all of a network."""
     percent: float
     scores: Scores
     """Of each candidate's channels: its importance, or the mean with that of the depthwise convolution behind it."""
-    ranks: Mapping[int, NDArray[np.int64]]
-    """Of the same channels under the order (score, layer, channel), the weakest 0."""
-    ordered: NDArray[np.float64]
-    """[N], all scores, the weakest first."""
+
+    @cached_property
+    def ordered(self) -> NDArray[np.float64]:
+        """[N], all scores, the weakest first."""
+        return np.sort(np.concatenate([np.zeros(0), *self.scores.values()]))
+
+    @cached_property
+    def ranks(self) -> dict[int, NDArray[np.int64]]:
+        """Of each candidate's channels [C] under the order (score, layer, channel), the weakest 0."""
+        order = np.argsort(np.concatenate([np.zeros(0), *self.scores.values()]), kind="stable")
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        ranks, start = {}, 0
+        for layer, values in self.scores.items():
+            ranks[layer] = places[start : start + len(values)]
+            start += len(values)
+        return ranks
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """The candidates, those together that have channels in common."""
+        families = (tuple(layer for layer in family if layer in self.scores) for family in self.graph.families())
+        return [family for family in families if family]
 
     @property
     def ranked(self) -> int:
@@ -173,6 +195,91 @@ class Part:
     def threshold(self) -> float:
         """Score of the weakest channel that the ranking keeps; 0 if it keeps none."""
         return float(self.ordered[self.removed]) if self.removed < self.ranked else 0.0
+
+    def limit(self) -> tuple[float, int | None]:
+        """The largest percentage that works, cut to four decimals, and the convolution that limits it.
+
+        Raises:
+            InfeasibleError: the part's percentage is larger.
+        """
+        if self.policy.has_floor:
+            return 0.9999, None
+        most = bisect_left(range(1, self.ranked), True, key=lambda removed: self.emptied(removed) is not None)
+        limiting = self.emptied(most + 1)
+        max_percent = min(9999, 10000 * most // self.ranked) / 1e4
+        if self.removed > most:
+            name = "--percent" if self.policy.group_percents is None else "--group-percent"
+            raise InfeasibleError(
+                f"{name} {self.percent:g}: {self.graph.network.where(limiting)} would lose all its "
+                f"{len(self.scores[limiting])} channels; the largest percent that works is {max_percent:.4f}"
+            )
+        return max_percent, limiting
+
+    def emptied(self, removed: int) -> int | None:
+        """The first convolution that loses all its channels; with the merge `minimum` whichever of a family leads."""
+        turns = max(map(len, self.families)) if self.policy.merge == "minimum" else 1
+        keeps = [self.merged(removed, turn) for turn in range(turns)]
+        for layer in self.scores:
+            if not all(keep[self.graph.labels[layer]].any() for keep in keeps):
+                return layer
+        return None
+
+    def kept(self) -> Keep:
+        """[L], labels that stay after merging, floors and rounding."""
+        keep = self.merged(self.removed)
+        for family in self.families:
+            _round_widths(self.graph, family, self.label_means, self.policy, keep)
+        return keep
+
+    def merged(self, removed: int, turn: int | None = None) -> Keep:
+        """[L], labels that stay by the masks of all convolutions and a merge of them.
+
+        Args:
+            removed: number of the weakest channels that go.
+            turn: place in its family of the convolution that leads; None: as the merge says.
+        """
+        labels, merge = self.graph.labels, self.policy.merge
+        masks = {layer: _mask(ranks, removed, self.policy) for layer, ranks in self.ranks.items()}
+        votes, voters = np.zeros((2, self.graph.count), np.int64)
+        for layer, mask in masks.items():
+            np.add.at(votes, labels[layer], mask)
+            np.add.at(voters, labels[layer], 1)
+        if merge == "majority":
+            return 2 * votes >= voters
+        if merge == "intersection":
+            return votes == voters
+        if merge == "mean":
+            weakest = self.ordered[removed] if removed < self.ranked else np.inf
+            means = self.label_means
+            return (voters == 0) | (means > weakest) | ((means == weakest) & (votes > 0))
+        keep = (votes > 0) | (voters == 0)
+        # the leader decides for the channels it has; the others decide, as in a union, for the rest
+        for family in self.families if merge != "union" else ():
+            leader = family[(turn or 0) % len(family)]
+            if merge == "minimum" and turn is None:
+                leader = min(family, key=lambda layer: int(masks[layer].sum()))
+            keep[labels[leader]] = False
+            keep[labels[leader][masks[leader]]] = True
+        return keep
+
+    @cached_property
+    def label_means(self) -> NDArray[np.float64]:
+        """[L], mean score over the convolutions that have a label; 0 of a label that none has.
+
+        The weakest are added first, so that the mean does not depend on the order of the layers.
+        """
+        count = self.graph.count
+        labels = np.concatenate([self.graph.labels[layer] for layer in self.scores])
+        scores, ranks = (np.concatenate(list(values.values())) for values in (self.scores, self.ranks))
+        order = np.argsort(ranks)
+        totals, voters = np.zeros((2, count))
+        np.add.at(totals, labels[order], scores[order])
+        np.add.at(voters, labels, 1)
+        low, high = np.full(count, np.inf), np.full(count, -np.inf)
+        np.minimum.at(low, labels, scores)
+        np.maximum.at(high, labels, scores)
+        # a mean of equal values is that value, whatever rounding says
+        return np.where(voters > 0, np.clip(totals / np.maximum(voters, 1), low, high), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,127 +437,18 @@ def choose(
     keep = np.ones(graph.count, np.bool_) if left is None else left.copy()
     for layer, values in scores.items():
         values[~keep[graph.labels[layer]]] = -1.0
-    families = [tuple(layer for layer in family if layer in scores) for family in graph.families()]
-    parts, limits = tuple(_parts(graph, scores, policy)), []
-    for part in parts:
-        members = [family for family in families if family and family[0] in part.ranks]
-        if members:
-            limits.append(_limit(graph, members, part, policy))
-            keep &= _kept(graph, members, part, policy)
-    return ChannelChoice(keep, parts, *min(limits, key=itemgetter(0)))
-
-
-def _parts(graph: ChannelGraph, scores: Scores, policy: ChannelPolicy) -> Iterator[Part]:
-    """The candidates as they are ranked, each part with its percentage."""
-    if not policy.groups:
-        yield _ranked(None, policy.percent, scores)
-        return
-    groups = pruning_groups(graph)
-    percents = (policy.percent,) * len(groups) if policy.group_percents is None else policy.group_percents
+    groups = pruning_groups(graph) if policy.groups else (None,)
+    percents = policy.group_percents or (policy.percent,) * len(groups)
     check_percents(groups, percents, graph.network.path or "the network")
+    parts, limits = [], []
     for group, percent in zip(groups, percents, strict=True):
-        yield _ranked(group, percent, {layer: scores[layer] for layer in scores if layer in group.layers})
-
-
-def _ranked(group: Group | None, percent: float, scores: Scores) -> Part:
-    """A part; `scores` of its layers, in ascending order."""
-    every = np.concatenate([np.zeros(0), *scores.values()])
-    order = np.argsort(every, kind="stable")
-    places = np.empty(len(every), np.int64)
-    places[order] = np.arange(len(every))
-    ranks, start = {}, 0
-    for layer, values in scores.items():
-        ranks[layer] = places[start : start + len(values)]
-        start += len(values)
-    return Part(group, percent, scores, ranks, every[order])
-
-
-def _limit(
-    graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy
-) -> tuple[float, int | None]:
-    """The largest percentage that works in a part, cut to four decimals, and the convolution that limits it.
-
-    Raises:
-        InfeasibleError: the part's percentage is larger.
-    """
-    if policy.has_floor:
-        return 0.9999, None
-
-    def emptied(removed: int) -> int | None:
-        return _emptied(graph, families, part, policy, removed)
-
-    most = bisect_left(range(1, part.ranked), True, key=lambda removed: emptied(removed) is not None)
-    limiting = emptied(most + 1)
-    max_percent = min(9999, 10000 * most // part.ranked) / 1e4
-    if part.removed > most:
-        name = "--percent" if policy.group_percents is None else "--group-percent"
-        raise InfeasibleError(
-            f"{name} {part.percent:g}: {graph.network.where(limiting)} would lose all its "
-            f"{len(part.ranks[limiting])} channels; the largest percent that works is {max_percent:.4f}"
-        )
-    return max_percent, limiting
-
-
-def _emptied(
-    graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy, removed: int
-) -> int | None:
-    """The first convolution that loses all its channels; with the merge `minimum` whichever of its family leads."""
-    turns = max(map(len, families)) if policy.merge == "minimum" else 1
-    keeps = [_merged(graph, families, part, policy, removed, turn) for turn in range(turns)]
-    return next((layer for layer in part.ranks if not all(keep[graph.labels[layer]].any() for keep in keeps)), None)
-
-
-def _kept(graph: ChannelGraph, families: Sequence[Family], part: Part, policy: ChannelPolicy) -> Keep:
-    """[L], labels that stay of a part, after merging, floors and rounding."""
-    keep = _merged(graph, families, part, policy, part.removed)
-    strength = _label_means(graph, part)
-    for family in families:
-        _round_widths(graph, family, strength, policy, keep)
-    return keep
-
-
-def _merged(
-    graph: ChannelGraph,
-    families: Sequence[Family],
-    part: Part,
-    policy: ChannelPolicy,
-    removed: int,
-    turn: int | None = None,
-) -> Keep:
-    """[L], labels that stay by the masks of all convolutions and a merge of them.
-
-    Args:
-        graph: of the network.
-        families: of the part.
-        part: the ranking.
-        policy: whose merge and floor hold.
-        removed: number of the weakest channels that go.
-        turn: place in its family of the convolution that leads; None: as the merge says.
-    """
-    masks = {layer: _mask(ranks, removed, policy) for layer, ranks in part.ranks.items()}
-    votes, voters = np.zeros((2, graph.count), np.int64)
-    for layer, mask in masks.items():
-        np.add.at(votes, graph.labels[layer], mask)
-        np.add.at(voters, graph.labels[layer], 1)
-    match policy.merge:
-        case "majority":
-            return 2 * votes >= voters
-        case "intersection":
-            return votes == voters
-        case "mean":
-            weakest = part.ordered[removed] if removed < part.ranked else np.inf
-            means = _label_means(graph, part)
-            return (voters == 0) | (means > weakest) | ((means == weakest) & (votes > 0))
-    keep = (votes > 0) | (voters == 0)
-    if policy.merge != "union":
-        # the leader decides for the channels it has; the others decide, as in a union, for the rest
-        for family in families:
-            leader = family[(turn or 0) % len(family)]
-            if policy.merge == "minimum" and turn is None:
-                leader = min(family, key=lambda layer: int(masks[layer].sum()))
-            keep[graph.labels[leader]] = False
-            keep[graph.labels[leader][masks[leader]]] = True
-    return keep
+        members = [layer for layer in layers if group is None or layer in group.layers]
+        part = Part(graph, policy, group, percent, {layer: scores[layer] for layer in members})
+        parts.append(part)
+        if members:
+            limits.append(part.limit())
+            keep &= part.kept()
+    return ChannelChoice(keep, tuple(parts), *min(limits, key=itemgetter(0)))
 
 
 def _mask(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep:
@@ -459,24 +457,6 @@ def _mask(ranks: NDArray[np.int64], removed: int, policy: ChannelPolicy) -> Keep
     if policy.has_floor and policy.merge != "mean":
         mask[np.argsort(-ranks)[: policy.least(len(ranks))]] = True
     return mask
-
-
-def _label_means(graph: ChannelGraph, part: Part) -> NDArray[np.float64]:
-    """[L], mean score over the convolutions of a part that have a label; 0 of a label that none has.
-
-    The weakest are added first, so that the mean does not depend on the order of the layers.
-    """
-    labels = np.concatenate([graph.labels[layer] for layer in part.ranks])
-    scores, ranks = (np.concatenate(list(values.values())) for values in (part.scores, part.ranks))
-    order = np.argsort(ranks)
-    totals, voters = np.zeros((2, graph.count))
-    np.add.at(totals, labels[order], scores[order])
-    np.add.at(voters, labels, 1)
-    low, high = np.full(graph.count, np.inf), np.full(graph.count, -np.inf)
-    np.minimum.at(low, labels, scores)
-    np.maximum.at(high, labels, scores)
-    # a mean of equal values is that value, whatever rounding says
-    return np.where(voters > 0, np.clip(totals / np.maximum(voters, 1), low, high), 0.0)
 
 
 def _round_widths(

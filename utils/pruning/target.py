@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -155,41 +156,15 @@ def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-@dataclass(frozen=True, eq=False)
-class Steps:
+class Steps(NamedTuple):
     """Plans that remove more and more; step 0 removes nothing, or only the residual units that go in any case."""
 
-    graph: ChannelGraph
-    importance: Importance
-    channels: ChannelPolicy | None
-    """None: a step is a residual unit."""
-    shortcut: int | None
-    """Residual units that go in any case, where a step is a share of the channels."""
-    whole: int
-    """Steps to all candidate channels, or residual units."""
+    plan: Callable[[int], Plan]
+    """Plan of a step."""
+    first: int
+    """The smallest step that removes anything."""
     last: int
     """The last step that works."""
-    left: Keep | None = None
-    """[L], labels that earlier cuts left."""
-
-    @property
-    def first(self) -> int:
-        """The smallest step that removes anything."""
-        return 0 if self.channels is not None and self.shortcut else 1
-
-    def amount(self, step: int) -> Amount:
-        """Amount after so many steps."""
-        if self.channels is None:
-            return Amount(None, step)
-        return Amount(math.ceil(step * PLACES / self.whole) / PLACES, self.shortcut)
-
-    def plan(self, step: int) -> Plan:
-        """Plan after so many steps."""
-        return self.plan_of(self.amount(step))
-
-    def plan_of(self, amount: Amount) -> Plan:
-        """Plan of an amount."""
-        return make_plan(self.graph, self.importance, self.channels, amount, self.left)
 
 
 def make_steps(
@@ -206,7 +181,7 @@ def make_steps(
     Args:
         graph: of the network.
         importance: of every convolution with batch normalisation.
-        channels: which channels may go; one percentage of all groups, if there are.
+        channels: which channels may go, one percentage of all groups, if there are; None: a step is a residual unit.
         shortcut: residual units that go in any case.
         fine: channel by channel; otherwise hundredths of the candidates.
         left: [L], labels that earlier cuts left.
@@ -218,64 +193,55 @@ def make_steps(
     """
     if channels is None:
         check_units(graph.network)
-        count = most_units(graph, importance)
-        return Steps(graph, importance, None, None, count, count)
+        units = most_units(graph, importance)
+        return Steps(lambda step: make_plan(graph, importance, None, Amount(None, step)), 1, units)
     choice = choose(graph, importance, replace(channels, percent=0.0), left)
     whole = choice.ranked if fine else HUNDREDTHS
-    last = math.floor(choice.max_percent * whole + 1e-9)
-    return Steps(graph, importance, channels, shortcut, whole, last, left)
+
+    def plan(step: int) -> Plan:
+        percent = math.ceil(step * PLACES / whole) / PLACES
+        return make_plan(graph, importance, channels, Amount(percent, shortcut), left)
+
+    return Steps(plan, 0 if shortcut else 1, math.floor(choice.max_percent * whole + 1e-9))
 
 
-def find_plan(target: Target, steps: Steps, pruner: Pruner) -> tuple[Plan, float, int]:
-    """The plan that a target asks for, what it reaches, and how many networks were tried.
-
-    Parameters and multiply-adds are counted channel by channel, or unit by unit. AP50 and time are measured at
-    hundredths of the candidates.
+def find_plan(target: Target, steps: Steps, figure: Callable[[Plan], float]) -> tuple[Plan, float, int]:
+    """The plan that a target asks for, its figure, and how many networks were tried.
 
     Raises:
-        InfeasibleError: no amount reaches it; says what does.
-        InputError: the network before finds nothing, and the target is a loss of AP50.
+        InfeasibleError: no amount reaches the target; says what does.
     """
     known: dict[int, float] = {}
 
-    def figure(step: int) -> float:
+    def known_figure(step: int) -> float:
         if step not in known:
-            known[step] = _figure(target, steps.plan(step), pruner)
+            known[step] = figure(steps.plan(step))
         return known[step]
 
-    step = target.reach(steps.last, figure, steps.first)
+    step = target.reach(steps.last, known_figure, steps.first)
     return steps.plan(step), known[step], len(known)
-
-
-def _figure(target: Target, plan: Plan, pruner: Pruner) -> float:
-    """The figure of a plan that a target bounds."""
-    if target.counted:
-        return pruner.cost_share(plan.removal, target.counted)
-    if target.kind == "drop":
-        return pruner.drop(str(plan.amount), plan.removal)
-    share = pruner.time_share(plan.removal)
-    log(f"{plan.amount}: {share:.3f} of the time")
-    return share
 
 
 def plan_for_target(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[str, Any]]:
     """The plan that reaches the target of the settings, and the part of the document that says so.
 
-    With γ a counted target also takes what γ advise, if that is more: those channels cost nothing.
+    Parameters and multiply-adds are counted channel by channel, or unit by unit. AP50 and time are measured at
+    hundredths of the candidates. With γ a counted target also takes what γ advise, if that is more: those channels cost
+    nothing.
 
     Raises:
         InfeasibleError: no amount reaches the target.
         InputError: the network before finds nothing, and AP50 is to be measured.
     """
-    settings, target = pruner.settings, pruner.settings.target
-    shortcut, fine = settings.amounts[0].shortcut, target.counted is not None
-    steps = make_steps(pruner.graph, importance, settings.channels, shortcut, fine=fine)
-    plan, reached, tried = find_plan(target, steps, pruner)
+    settings, target, channels = pruner.settings, pruner.settings.target, pruner.settings.channels
+    fine = target.counted is not None
+    steps = make_steps(pruner.graph, importance, channels, settings.amounts[0].shortcut, fine=fine)
+    plan, reached, tried = find_plan(target, steps, partial(pruner.figure, target))
     advised = plan.choice.advised if settings.importance == "gamma" and fine and plan.choice is not None else 0.0
     if advised > (plan.amount.percent or 0.0):
         log(f"{target.flag}: reached by --percent {plan.amount.percent:g}; γ advise {advised:g}, which is taken")
-        plan = steps.plan_of(plan.amount._replace(percent=advised))
-        reached = pruner.cost_share(plan.removal, target.counted)
+        plan = make_plan(pruner.graph, importance, channels, plan.amount._replace(percent=advised))
+        reached = pruner.figure(target, plan)
     return plan, _target_document(target, reached, plan.amount, tried)
 
 
@@ -303,7 +269,7 @@ def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[s
                 plan = make_plan(graph, importance, channels, Amount(1 - share, None), keep)
             else:
                 steps = make_steps(graph, importance, channels, None, fine=True, left=keep)
-                plan, reached, count = find_plan(replace(target, bound=share), steps, pruner)
+                plan, reached, count = find_plan(replace(target, bound=share), steps, partial(pruner.figure, target))
                 tried += count
         except InfeasibleError as failure:
             wanted = f"--percent {amount.percent:g}" if target is None else f"{target.flag} {target.bound:g}"

@@ -32,7 +32,7 @@ from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
 from utils.pruning.certificate import certify, masked
-from utils.pruning.importance import Counted, per_saving, taylor
+from utils.pruning.importance import per_saving, taylor
 from utils.pruning.reconstruct import most_pictures, reconstruct
 from utils.pruning.surgery import (
     Arrays,
@@ -42,10 +42,9 @@ from utils.pruning.surgery import (
     arrays_of,
     fold_constants,
     gammas_of,
-    prune_blocks,
     prune_network,
 )
-from utils.pruning.target import Amount, Plan, make_plan, plan_for_target, plan_in_rounds
+from utils.pruning.target import Amount, Plan, Target, make_plan, plan_for_target, plan_in_rounds
 from utils.pruning.units import Importance, residual_units
 from utils.report.cost import Cost, network_cost
 from utils.report.latency import Latency, interleaved
@@ -204,21 +203,23 @@ class Pruner(Clock):
         """The network that would be written."""
         return prune_network(self.graph, self.compensated(removal), removal)
 
-    def cost_share(self, removal: Removal, counted: Counted) -> float:
-        """Parameters or multiply-adds that are left, as a share of those before."""
-        after = network_cost(prune_blocks(self.graph, removal), *self.size)
-        return getattr(after, counted) / getattr(self.cost, counted)
+    def figure(self, target: Target, plan: Plan) -> float:
+        """What a target bounds: parameters, multiply-adds or time as shares of those before, or points of AP50 lost.
 
-    def time_share(self, removal: Removal) -> float:
-        """Median time of what is left, as a share of that of the network before; both run in turn."""
-        left = self.model(*prune_network(self.graph, self.arrays, removal))
+        A time is the median of a forward pass, run in turn with the network before.
+        """
+        if target.counted:
+            after = network_cost(plan.after(), *self.size)
+            return getattr(after, target.counted) / getattr(self.cost, target.counted)
+        if target.kind == "drop":
+            before = self.map50
+            left = self.model(*self.cut(plan.removal))
+            return 100 * (before - self.accuracy(str(plan.amount), left)[0].map50)
+        left = self.model(*prune_network(self.graph, self.arrays, plan.removal))
         times = self.latency({"before": self.original, "after": left})
-        return times["after"].median / times["before"].median
-
-    def drop(self, name: str, removal: Removal) -> float:
-        """Points of AP50 that the network which would be written has lost; `name` for the progress."""
-        before = self.map50
-        return 100 * (before - self.accuracy(name, self.model(*self.cut(removal)))[0].map50)
+        share = times["after"].median / times["before"].median
+        log(f"{plan.amount}: {share:.3f} of the time")
+        return share
 
     def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, Drawn]:
         """AP over all pictures; some of them, from the first to the last, with their confident detections."""
