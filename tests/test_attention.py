@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from models import Darknet
+from models import Darknet, attended
 from tests.nets import one_head, tiny
-from utils.attention import attended
 from utils.darknet.blocks import Shortcut
 from utils.distillation.matching import features
 

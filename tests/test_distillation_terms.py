@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Outputs
+from models import Outputs, attended
 from tests.nets import one_head, tiny
-from utils.attention import attended
 from utils.boxes import similarity
 from utils.darknet.blocks import Network, Yolo
 from utils.detection.assign import assign

@@ -6,30 +6,14 @@ Every layer takes the outputs of the blocks it reads, in the order of `Block.rea
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.darknet.blocks import (
-    BN_EPSILON,
-    SHORTCUT_EPSILON,
-    Avgpool,
-    Block,
-    Convolutional,
-    Dropout,
-    Maxpool,
-    Reorg,
-    Route,
-    Sam,
-    ScaleChannels,
-    Se,
-    Shape,
-    Shortcut,
-    Upsample,
-    Yolo,
-)
+from utils.darknet import blocks
+from utils.darknet.blocks import BN_EPSILON, SHORTCUT_EPSILON, Block, Shape
 
 BN_MOMENTUM = 0.03
 """Share of a batch in the running statistics. Darknet's GPU code uses 0.01, its CPU code 0.1."""
@@ -46,18 +30,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "h_swish": nn.Hardswish,
     "hardsigmoid": nn.Hardsigmoid,
 }
-
-
-class Fold(Protocol):
-    """What takes the place of a convolution and its batch normalisation in a quantized network."""
-
-    def __call__(
-        self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: nn.Module | None
-    ) -> Tensor:
-        """[B, C_in, H, W] to [B, filters, H', W']."""
-
-    def folded(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: nn.Module | None) -> tuple[Any, ...]:
-        """Weight and bias (or None) of the one convolution of an evaluation, and more."""
 
 
 class Computing(nn.Module):
@@ -79,14 +51,14 @@ class ConvBlock(Computing):
     """Convolution, batch normalisation (or a bias) and activation.
 
     A quantized network has `quantize_weight` in its slot, which maps a weight to the values it may take, and perhaps
-    `fold`, which takes the place of convolution and batch normalisation.
+    `fold` of `utils.quantization`, which takes the place of convolution and batch normalisation.
 
     Args:
         block: the section.
         channels: width of the input.
     """
 
-    def __init__(self, block: Convolutional, channels: int) -> None:
+    def __init__(self, block: blocks.Convolutional, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             channels,
@@ -101,7 +73,7 @@ class ConvBlock(Computing):
         self.bn = nn.BatchNorm2d(block.filters, BN_EPSILON, BN_MOMENTUM) if block.batch_normalize else None
         self.activation = ACTIVATIONS[block.activation]()
         self.quantize_weight: nn.Module | None = None
-        self.fold: Fold | None = None
+        self.fold: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, filters, H', W']."""
@@ -146,7 +118,7 @@ def normalisation(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 class SqueezeExcite(Computing):
     """Channel attention (Hu et al., arXiv:1709.01507) with a hard sigmoid and no biases, as the old suites have it."""
 
-    def __init__(self, block: Se, channels: int) -> None:
+    def __init__(self, block: blocks.Se, channels: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, block.filters, bias=False)
         self.fc2 = nn.Linear(block.filters, channels, bias=False)
@@ -160,7 +132,7 @@ class SqueezeExcite(Computing):
 class MaxPool(nn.Module):
     """Max pooling over windows padded as Darknet pads them: `padding // 2` before, the rest after."""
 
-    def __init__(self, block: Maxpool, channels: int) -> None:
+    def __init__(self, block: blocks.Maxpool, channels: int) -> None:
         super().__init__()
         self.size, self.stride, self.padding = block.size, (block.stride_y, block.stride_x), block.padding
         self.before = block.padding // 2
@@ -177,7 +149,7 @@ class MaxPool(nn.Module):
 class GlobalAveragePool(Computing):
     """Mean over all cells."""
 
-    def __init__(self, block: Avgpool, channels: int) -> None:
+    def __init__(self, block: blocks.Avgpool, channels: int) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +160,7 @@ class GlobalAveragePool(Computing):
 class Upsampling(nn.Module):
     """Nearest-neighbour upsampling."""
 
-    def __init__(self, block: Upsample, channels: int) -> None:
+    def __init__(self, block: blocks.Upsample, channels: int) -> None:
         super().__init__()
         self.stride = float(block.stride)
 
@@ -200,7 +172,7 @@ class Upsampling(nn.Module):
 class Concatenation(Computing):
     """`[route]`: the chosen channel group of every source, concatenated."""
 
-    def __init__(self, block: Route, channels: int) -> None:
+    def __init__(self, block: blocks.Route, channels: int) -> None:
         super().__init__()
         self.groups, self.group = block.groups, block.group_id
 
@@ -218,7 +190,7 @@ class Addition(Computing):
     parts by their sum plus 1e-4, softmax the exponentials of w − max w by theirs plus 1e-4.
     """
 
-    def __init__(self, block: Shortcut, channels: int) -> None:
+    def __init__(self, block: blocks.Shortcut, channels: int) -> None:
         super().__init__()
         inputs = 1 + len(block.sources)
         self.normalization = block.weights_normalization
@@ -260,7 +232,7 @@ def _add_common(total: Tensor, other: Tensor, scale: Tensor | None) -> Tensor:
 class Product(Computing):
     """`[scale_channels]` and `[sam]`: the source times the previous block, which is [B, C, 1, 1] or of equal shape."""
 
-    def __init__(self, block: ScaleChannels | Sam, channels: int) -> None:
+    def __init__(self, block: blocks.ScaleChannels | blocks.Sam, channels: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[block.activation]()
 
@@ -272,7 +244,7 @@ class Product(Computing):
 class SpaceToDepth(nn.Module):
     """`[reorg]` in the memory order of Darknet's `reorg_cpu`, which OpenCV reproduces."""
 
-    def __init__(self, block: Reorg, channels: int) -> None:
+    def __init__(self, block: blocks.Reorg, channels: int) -> None:
         super().__init__()
         self.stride = block.stride
 
@@ -287,7 +259,7 @@ class SpaceToDepth(nn.Module):
 class Drop(nn.Dropout):
     """`[dropout]`: the identity outside training."""
 
-    def __init__(self, block: Dropout, channels: int) -> None:
+    def __init__(self, block: blocks.Dropout, channels: int) -> None:
         super().__init__(block.probability)
 
 
@@ -296,18 +268,18 @@ class Head(nn.Identity):
 
 
 LAYERS: dict[type[Block], Callable[[Block, int], nn.Module]] = {
-    Convolutional: ConvBlock,
-    Se: SqueezeExcite,
-    Maxpool: MaxPool,
-    Avgpool: GlobalAveragePool,
-    Upsample: Upsampling,
-    Route: Concatenation,
-    Shortcut: Addition,
-    ScaleChannels: Product,
-    Sam: Product,
-    Dropout: Drop,
-    Reorg: SpaceToDepth,
-    Yolo: Head,
+    blocks.Convolutional: ConvBlock,
+    blocks.Se: SqueezeExcite,
+    blocks.Maxpool: MaxPool,
+    blocks.Avgpool: GlobalAveragePool,
+    blocks.Upsample: Upsampling,
+    blocks.Route: Concatenation,
+    blocks.Shortcut: Addition,
+    blocks.ScaleChannels: Product,
+    blocks.Sam: Product,
+    blocks.Dropout: Drop,
+    blocks.Reorg: SpaceToDepth,
+    blocks.Yolo: Head,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks.values import Choice, Integer, Kind, Reference, SectionError
+from utils.darknet.blocks.values import Choice, Integer, Kind, SectionError
 
 Vector = NDArray[np.float64]
 Keep = NDArray[np.bool_]
@@ -48,14 +48,6 @@ ACTIVATIONS: Mapping[str, Callable[[Vector], Vector]] = {
 ACTIVATION = Choice(tuple(ACTIVATIONS))
 PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")))
 """Darknet has no mish and swish after `[scale_channels]` and `[sam]`."""
-COUNT = Integer(1, 65536)
-"""Of channels and groups."""
-SIZE = Integer(1, 1024)
-"""Of kernels, strides, dilations."""
-PADDING = Integer(0, 1024)
-SOURCE = Reference(allow_zero=False)
-LONGEST_READ = 256
-"""Most blocks that one block reads."""
 REQUIRED = object()
 IMAGE = -1
 """Number that stands for the input, and for `[net]`."""

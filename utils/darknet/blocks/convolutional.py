@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from utils.darknet.blocks.block import (
     ACTIVATION,
     ACTIVATIONS,
-    COUNT,
-    PADDING,
-    SIZE,
     Arrays,
     Block,
     Keep,
@@ -28,7 +25,7 @@ from utils.darknet.blocks.block import (
     windows,
     written_strides,
 )
-from utils.darknet.blocks.values import Flag, SectionError
+from utils.darknet.blocks.values import COUNT, PADDING, SIZE, Flag, SectionError
 
 BN_EPSILON = 1e-5
 """Added to the variance, as AlexeyAB/darknet does (src/blas.c, `normalize_cpu`). OpenCV's Darknet importer adds 1e-6,

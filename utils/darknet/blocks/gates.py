@@ -9,21 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks.block import (
-    COUNT,
-    PLAIN_ACTIVATION,
-    SOURCE,
-    Block,
-    Keep,
-    Key,
-    Labeling,
-    Place,
-    Shape,
-    Trail,
-    Values,
-    key,
-)
-from utils.darknet.blocks.values import SectionError
+from utils.darknet.blocks.block import PLAIN_ACTIVATION, Block, Keep, Key, Labeling, Place, Shape, Trail, Values, key
+from utils.darknet.blocks.values import COUNT, SOURCE, SectionError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from utils.darknet.blocks.block import (
-    PADDING,
-    SIZE,
     Arrays,
     Block,
     Key,
@@ -22,7 +20,7 @@ from utils.darknet.blocks.block import (
     windows,
     written_strides,
 )
-from utils.darknet.blocks.values import Number, SectionError
+from utils.darknet.blocks.values import PADDING, SIZE, Number, SectionError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from utils.darknet.blocks.block import (
-    COUNT,
-    LONGEST_READ,
-    Arrays,
-    Block,
-    Labeling,
-    Place,
-    Shape,
-    Trail,
-    Values,
-    Vector,
-    key,
-)
-from utils.darknet.blocks.values import Integer, List, Reference, SectionError
+from utils.darknet.blocks.block import Arrays, Block, Labeling, Place, Shape, Trail, Values, Vector, key
+from utils.darknet.blocks.values import COUNT, LONGEST_READ, Integer, List, Reference, SectionError
 
 NEAR = 16
 """A route to one of the last 16 blocks is written relative (`-4`), one further back absolute (`61`)."""

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from utils.darknet.blocks.block import (
     ACTIVATION,
     ACTIVATIONS,
-    LONGEST_READ,
-    SOURCE,
     Arrays,
     Block,
     Keep,
@@ -25,7 +23,7 @@ from utils.darknet.blocks.block import (
     Vector,
     key,
 )
-from utils.darknet.blocks.values import Choice, List
+from utils.darknet.blocks.values import LONGEST_READ, SOURCE, Choice, List
 
 SHORTCUT_EPSILON = 1e-4
 """Added to the sum that normalised weights of a shortcut are divided by (src/blas.c, `shortcut_multilayer_cpu`)."""

@@ -196,6 +196,16 @@ class Reference(Kind):
         return int(text)
 
 
+COUNT = Integer(1, 65536)
+"""Of channels and groups."""
+SIZE = Integer(1, 1024)
+"""Of kernels, strides, dilations."""
+PADDING = Integer(0, 1024)
+SOURCE = Reference(allow_zero=False)
+LONGEST_READ = 256
+"""Most blocks that one block reads."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is a letter or two off, or None."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.8)), None)
