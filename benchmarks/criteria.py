@@ -29,9 +29,10 @@ from utils.runtime.packages import require
 OURS = (
     "--importance gamma --reconstruct 0",
     "--importance gamma",
-    "--importance taylor --reconstruct 0",
-    "--importance taylor",
+    "--importance taylor --rounds 1 --reconstruct 0",
+    "--importance taylor --rounds 1",
     "--importance taylor --rounds 2",
+    "--importance taylor",
 )
 PEERS = ("LAMP", "GroupTaylor", "BNScale", "GroupMagnitude")
 BATCH, MULTIPLE = 16, 8

@@ -57,7 +57,7 @@ class Goal:
         epochs = max(_epochs(folder / recipe) for recipe in RECIPES)
         trained_on = ["--epochs", str(epochs), "--seed", str(self.seed), *TRAIN, *BF16]
         suite.train(folder / "on", "train.py", *start, *trained_on, *project, "on")
-        half = ("--target-macs", "0.5", "--rounds", "4", "--multiple-of", "8", "--no-test")
+        half = ("--target-macs", "0.5", "--multiple-of", "8", "--no-test")
         suite.once(folder / "half", "slim_prune.py", *start, *half, *project, "half")
         suite.once(folder / "rounded", "quantize.py", *start, *project, "rounded")
         rounded = str(folder / "rounded/model.pt")

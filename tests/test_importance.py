@@ -177,7 +177,7 @@ def test_the_reason_of_the_default_is_said(files, folder, tmp_path, capsys):
 
     flags = ("--percent", "0.2", "--no-test", "--project", str(tmp_path / "runs"))
     slim_prune.main([*files, *flags, "--data", str(folder / "d.data")])
-    assert "--importance taylor: what silencing a channel does to the loss" in capsys.readouterr().err
+    assert "--importance taylor: what masking a channel does to the loss" in capsys.readouterr().err
     slim_prune.main([*files, *flags])
     assert "--importance gamma: there are no training pictures" in capsys.readouterr().err
 
@@ -231,11 +231,24 @@ def test_rounds_reach_the_target_and_are_proved_against_the_first_network(prune,
     monkeypatch.setattr(workflow.Pruner, "importance", lambda self, network, arrays: (
         scored.append(network_cost(network).macs), plain(self, network, arrays))[1])  # fmt: skip
     flags = ("--target-macs", "0.5", "--no-test", "--data", str(folder / "d.data"), "--batch-size", "4")
-    document = prune("slim", *flags, "--rounds", "3")
-    assert len(scored) == 3 and scored[0] > scored[1] > scored[2]
-    assert document["target"]["rounds"] == 3
+    document = prune("slim", *flags)
+    assert len(scored) == document["rounds"] == 4 and sorted(scored, reverse=True) == scored
+    assert document["target"]["rounds"] == 4
     assert document["target"]["reached"] == document["after"]["macs"] / document["before"]["macs"] <= 0.5
     assert document["certificate"]["compact_vs_keep_size"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("slim", ("--percent", "0.2")),
+        ("slim", ("--target-macs", "0.9", "--importance", "gamma")),
+        ("layer", ("--shortcut", "1")),
+    ],
+)
+def test_one_cut_is_the_default_of_everything_else(prune, folder, name, flags):
+    data = ("--data", str(folder / "d.data"), "--batch-size", "4")
+    assert prune(name, *flags, *data, "--no-test")["rounds"] == 1
 
 
 def test_rounds_take_a_percentage_in_parts(prune, folder):

@@ -36,6 +36,8 @@ from utils.pruning.target import Amount, Target
 from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_run
 
+ROUNDS = 4
+"""Cuts to a counted target with taylor."""
 PROJECT = "runs/prune"
 GONE = {
     "sensitivity": "compare amounts with --dry-run, or name what is to be left, as by --target-macs 0.5",
@@ -127,8 +129,12 @@ class Removed:
     importance_batches: int = flag(
         32, "batches of training pictures that taylor is computed from", type=positive_int, metavar="N"
     )
-    rounds: int = flag(
-        1, "reach the amount in N cuts, with importance computed again after each", type=positive_int, metavar="N"
+    rounds: int | None = flag(
+        None,
+        "reach the amount in N cuts, with importance computed again after each (default: 4 where taylor ranks channels "
+        "for --target-macs or --target-params, else 1)",
+        type=positive_int,
+        metavar="N",
     )
     explain: int | None = flag(
         None,
@@ -220,7 +226,7 @@ class PruneSettings(Removed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds > 1:
+        if self.rounds is not None and self.rounds > 1:
             self._check_rounds()
         self._check_pictures()
         if self.max_drop is not None and (self.data is None or self.data.valid is None):
@@ -233,6 +239,14 @@ class PruneSettings(Removed):
             raise InputError("--data: is needed to measure the accuracy; or --no-test")
         if self.test and self.data.valid is None:
             raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
+
+    @property
+    def cuts(self) -> int:
+        """Rounds; where the flag is left out those that measured best (docs/pruning.md)."""
+        if self.rounds is not None:
+            return self.rounds
+        counted = self.target is not None and self.target.counted and "rounds" not in self.strategy.missing
+        return ROUNDS if counted and self.importance == "taylor" and not self.dry_run else 1
 
     def _check_rounds(self) -> None:
         if self.target is not None and not self.target.counted:

@@ -260,8 +260,8 @@ def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[s
     first = choose(graph, importance, replace(channels, percent=0.0, groups=False))
     keep, reached, tried = first.keep, 1.0, 0
     stays = 1 - amount.percent if target is None else target.bound
-    for number in range(1, settings.rounds + 1):
-        share = stays ** (number / settings.rounds)
+    for number in range(1, settings.cuts + 1):
+        share = stays ** (number / settings.cuts)
         if number > 1:
             importance = pruner.importance_after(keep)
         try:
@@ -274,15 +274,15 @@ def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[s
         except InfeasibleError as failure:
             wanted = f"--percent {amount.percent:g}" if target is None else f"{target.flag} {target.bound:g}"
             raise InfeasibleError(
-                f"{wanted} --rounds {settings.rounds}: round {number} cannot do its part ({failure}); ask for less, "
+                f"{wanted} --rounds {settings.cuts}: round {number} cannot do its part ({failure}); ask for less, "
                 "or take fewer rounds"
             ) from failure
         keep = plan.removal.keep
-        log(f"round {number} of {settings.rounds}: {int(keep.sum())} of {graph.count} channels stay")
+        log(f"round {number} of {settings.cuts}: {int(keep.sum())} of {graph.count} channels stay")
     plan = Plan(graph, amount, Removal(keep), replace(first, keep=keep), in_rounds=True)
     if target is None:
         return plan, None
-    return plan, _target_document(target, reached, amount, tried) | {"rounds": settings.rounds}
+    return plan, _target_document(target, reached, amount, tried) | {"rounds": settings.cuts}
 
 
 def _target_document(target: Target, reached: float, amount: Amount, tried: int) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def prune(settings: PruneSettings) -> None:
     importance = pruner.importance(network, pruner.arrays)
     ranking = pruner.ranking(pruner.graph, importance)
     plan, target, amounts = None, None, settings.amounts
-    if settings.rounds > 1:
+    if settings.cuts > 1:
         plan, target = plan_in_rounds(pruner, ranking)
     elif settings.target is not None:
         plan, target = plan_for_target(pruner, ranking)
@@ -358,7 +358,7 @@ def write(
     """
     settings, network, size = pruner.settings, pruner.network, pruner.size
     document = {"strategy": settings.strategy.name, **plan.amount._asdict(), "target": target}
-    document |= {"importance": settings.importance, "rounds": settings.rounds}
+    document |= {"importance": settings.importance, "rounds": settings.cuts}
     document |= {
         "before": report.figures(network, size),
         "max_percent": plan.max_percent,
