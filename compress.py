@@ -114,8 +114,9 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     if args.cfg is None and args.weights is None:
         raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
     if args.weights is None and recipe.stages[0].script != "train":
-        raise InputError(f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; "
-                         "give --weights")  # fmt: skip
+        raise InputError(
+            f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; give --weights"
+        )
     data = load_data(args.data)
     for key, source in (("train", data.train), ("valid", data.valid)):
         if source is None:
@@ -204,7 +205,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
     elif script == "train":
         module.planned(args)
     elif script == "quantize":
-        module.request(args, flags)
+        module.make_request(args)
     elif script == "export":
         require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
         module.request(args)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -112,30 +113,20 @@ def test_the_environment_is_json():
     assert json.loads(json.dumps(environment()))["python"]
 
 
-def test_the_commit_is_read_from_loose_packed_and_detached_heads(tmp_path):
-    git = tmp_path / ".git"
-    assert git_commit(tmp_path) is None
-    git.mkdir()
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert git_commit(tmp_path) is None
-    (git / "packed-refs").write_text("# pack-refs with: peeled\naaaa refs/heads/other\nbbbb refs/heads/main\n")
-    assert git_commit(tmp_path) == "bbbb"
-    (git / "refs" / "heads").mkdir(parents=True)
-    (git / "refs" / "heads" / "main").write_text("cccc\n")
-    assert git_commit(tmp_path) == "cccc"
-    (git / "HEAD").write_text("dddd\n")
-    assert git_commit(tmp_path) == "dddd"
+def test_the_commit_is_that_of_the_folder_itself(tmp_path):
+    def git(*words):
+        return subprocess.run(["git", "-C", tmp_path, *words], capture_output=True, text=True, check=True).stdout
 
-
-def test_the_commit_of_a_worktree_is_found(tmp_path):
-    inside = tmp_path / "main" / ".git" / "worktrees" / "side"
-    inside.mkdir(parents=True)
-    (inside / "HEAD").write_text("ref: refs/heads/side\n")
-    (inside / "commondir").write_text("../..\n")
-    (tmp_path / "main" / ".git" / "packed-refs").write_text("eeee refs/heads/side\n")
-    (tmp_path / "side").mkdir()
-    (tmp_path / "side" / ".git").write_text(f"gitdir: {inside}\n")
-    assert git_commit(tmp_path / "side") == "eeee"
+    assert git_commit(tmp_path) is None
+    git("init", "-q")
+    assert git_commit(tmp_path) is None
+    name = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    git(*name, "commit", "-q", "--allow-empty", "-m", "first")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD").strip()
+    (tmp_path / "inside").mkdir()
+    assert git_commit(tmp_path / "inside") is None
+    git("worktree", "add", "-q", str(tmp_path / "side"))
+    assert git_commit(tmp_path / "side") == git_commit(tmp_path)
 
 
 def test_results_read_back_what_was_written(tmp_path):

@@ -164,8 +164,10 @@ class Journey:
 
     def _check(self, stage: Stage, command: Sequence[str], entry: Mapping[str, Any]) -> None:
         if entry["name"] != stage.name or entry["command"] != list(command):
-            raise InputError(f"{self.folder}: holds another journey, whose stage {entry['name']} is `python "
-                             f"{' '.join(entry['command'])}`; choose another --name")  # fmt: skip
+            raise InputError(
+                f"{self.folder}: holds another journey, whose stage {entry['name']} is `python "
+                f"{' '.join(entry['command'])}`; choose another --name"
+            )
         files = {**entry["files"], **({entry["made"]: entry["sha256"]} if entry["made"] else {})}
         for path, digest in files.items():
             if not Path(path).is_file() or sha256(Path(path)) != digest:
@@ -231,20 +233,18 @@ def accuracy(entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> tup
         entry: of the stage.
         done: of the stages before it.
     """
-    own = entry["document"]
-    known = [
-        score for other in done for part in ("before", None, "after") for score in _scores(other["document"], part)
-    ]
-    after = [*_scores(own), *_scores(own, "after")]
-    return max([*known, *_scores(own, "before")], default=None), next(iter(after), None)
+    known = [score for other in done for score in _scores(other["document"], None, "before", "after")]
+    best = max([*known, *_scores(entry["document"], "before")], default=None)
+    return best, next(_scores(entry["document"], None, "after"), None)
 
 
-def _scores(document: Mapping[str, Any], part: str | None = None) -> Iterator[float]:
-    """AP50 in a document of --json, or in a part of it; quantize.py has a table there."""
-    found = document if part is None else document.get(part)
-    score = found.get("map50") if isinstance(found, Mapping) else None
-    if isinstance(score, int | float):
-        yield float(score)
+def _scores(document: Mapping[str, Any], *parts: str | None) -> Iterator[float]:
+    """Yield AP50 in parts of a document of --json, None being the document; quantize.py has a table there."""
+    for part in parts:
+        values = document if part is None else document.get(part)
+        score = values.get("map50") if isinstance(values, Mapping) else None
+        if isinstance(score, int | float):
+            yield float(score)
 
 
 @contextmanager
@@ -262,8 +262,10 @@ def only_one(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"{folder}: another compress.py, or a script that one began, is at work in it; "
-                                 "wait, or choose another --name") from None  # fmt: skip
+                raise InputError(
+                    f"{folder}: another compress.py, or a script that one began, is at work in it; "
+                    "wait, or choose another --name"
+                ) from None
         yield
 
 
@@ -288,8 +290,13 @@ def python(arguments: Sequence[str]) -> str:
         StageError: it failed, with its exit status.
     """
     script, *flags = arguments
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *flags], stdout=subprocess.PIPE, text=True,
-                               start_new_session=True, close_fds=False)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        close_fds=False,
+    )
     try:
         output, _ = process.communicate()
     except BaseException:
@@ -301,8 +308,9 @@ def python(arguments: Sequence[str]) -> str:
         raise
     if status := process.returncode:
         ended, status = (f"with status {status}", status) if status > 0 else _by_signal(-status)
-        raise StageError(f"{script} ended {ended}; when that is mended, the same command of compress.py goes on from "
-                         "there", status)  # fmt: skip
+        raise StageError(
+            f"{script} ended {ended}; when that is mended, the same command of compress.py goes on from there", status
+        )
     return output
 
 

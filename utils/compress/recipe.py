@@ -27,8 +27,8 @@ from utils.errors import InputError
 from utils.files import ROOT, read_text, reading_yaml
 from utils.quantization.scheme import TARGETS
 
-MAKERS = ("train", "slim_prune", "shortcut_prune", "normal_prune", "regular_prune", "layer_prune",
-          "layer_channel_prune", "group_prune", "quantize")  # fmt: skip
+PRUNERS = ("slim", "shortcut", "normal", "regular", "layer", "layer_channel", "group")
+MAKERS = ("train", *(f"{name}_prune" for name in PRUNERS), "quantize")
 """Scripts that make a network the next stage can begin with."""
 SCRIPTS = (*MAKERS, "export", "test")
 ALL = "all"
@@ -159,8 +159,10 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     document = _document(path)
     stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
     if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:
-        raise InputError(f"{path}: a recipe is `stages:` and below it a name and flags for each, and perhaps `{ALL}:` "
-                         "with flags for all of them; see data/recipes")  # fmt: skip
+        raise InputError(
+            f"{path}: a recipe is `stages:` and below it a name and flags for each, and perhaps `{ALL}:` "
+            "with flags for all of them; see data/recipes"
+        )
     stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
     parts = {**stages, ALL: dict(shared)}
     for name, flag, value in changes:
@@ -230,8 +232,10 @@ def _stage(
         files = [stage.name for stage in before if stage.script != "test"]
         allowed = files if key == "from" and values["script"] == "test" else makers
         if other is not None and other not in allowed:
-            raise InputError(f"{where}: {key}: {other} is no stage before it that makes a network; "
-                             f"there are {', '.join(allowed) or 'none'}")  # fmt: skip
+            raise InputError(
+                f"{where}: {key}: {other} is no stage before it that makes a network; "
+                f"there are {', '.join(allowed) or 'none'}"
+            )
     if before and source is None:
         raise InputError(f"{where}: there is no network to begin with")
     given = {str(key): value for key, value in values.items() if key not in OWN}
@@ -278,15 +282,20 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
         kind = stage.value("--format") or "onnx"
         wants = "--int8" in stage.flags or kind in INTEGRAL
         if wants and not quantized:
-            raise InputError(f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
-                             "quantize`, or train with `quantized: 1`, before it")  # fmt: skip
+            raise InputError(
+                f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
+                "quantize`, or train with `quantized: 1`, before it"
+            )
         if quantized and not wants:
-            raise InputError(f"{where}: makes a float file of {source.name}, which is quantized; add `int8: true`, or "
-                             "begin with a float network by `from`")  # fmt: skip
+            raise InputError(
+                f"{where}: makes a float file of {source.name}, which is quantized; add `int8: true`, or "
+                "begin with a float network by `from`"
+            )
         targets = INTEGRAL.get(kind, INTEGERS)
         if quantized and source.target not in targets:
-            raise InputError(f"{where}: {source.name} is quantized with target {source.target}; this file takes "
-                             f"{', '.join(targets)}")  # fmt: skip
+            raise InputError(
+                f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
+            )
     if stage.script == "test" and source is not None and source.script == "export":
         kind = source.value("--format")
         if kind in UNMEASURED or "--nms" in source.flags:
@@ -302,12 +311,6 @@ def _is_word(name: Any) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None
 
 
-def _placed(path: Any) -> str:
-    """A file that the suite brings, from wherever compress.py is started."""
-    own = ROOT / str(path)
-    return str(own) if own.is_file() and not Path(str(path)).exists() else str(path)
-
-
 def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
     """Flags as a command line has them."""
     tokens = []
@@ -318,5 +321,7 @@ def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
         if value is False:
             continue
         tokens.append(_dashed(key))
-        tokens += [] if value is True else [_placed(one) if key == "hyp" else str(one) for one in values]
+        if key == "hyp" and not Path(str(value)).exists() and (ROOT / str(value)).is_file():
+            values = [ROOT / str(value)]  # a file that the suite brings, wherever compress.py is started
+        tokens += [] if value is True else map(str, values)
     return tokens

@@ -12,6 +12,8 @@ import json
 import math
 import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import ROOT, atomic_write_bytes, atomic_write_text, read_text
+from utils.files import ROOT, atomic_write_text, read_text
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
 DESCRIBED = ("args.yaml", "env.json", "hyp.yaml", "data.yaml", "model.cfg")
@@ -103,11 +105,6 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> Path:
         """Write one text file of the run atomically, e.g. `model.cfg`."""
         atomic_write_text(self.path / name, text)
-        return self.path / name
-
-    def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write one binary file of the run atomically."""
-        atomic_write_bytes(self.path / name, data)
         return self.path / name
 
     def write_yaml(self, name: str, values: Mapping[str, Any] | Any) -> Path:
@@ -227,31 +224,22 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def git_commit(root: Path) -> str | None:
-    """Commit checked out in the folder `root`, read from its `.git` without running git; None without one."""
-    try:
-        git = root / ".git"
-        if git.is_file():  # a worktree: `gitdir: PATH`
-            git = root / git.read_text().partition(":")[2].strip()
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        reference = head[5:]
-        common = git / (git / "commondir").read_text().strip() if (git / "commondir").is_file() else git
-        if (common / reference).is_file():
-            return (common / reference).read_text().strip()
-        packed = (common / "packed-refs").read_text().splitlines()
-        return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
-    except (OSError, UnicodeDecodeError, IndexError):
+    """Return the commit that is checked out in the folder `root`; None without one, or without git."""
+    if not (root / ".git").exists():  # of a folder above it the commit says nothing
         return None
+    command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 class Results:
