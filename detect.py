@@ -25,8 +25,9 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
+from utils.detection.settings import DetectorSettings
 from utils.errors import InputError
-from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, add_threshold_flags
+from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.report.detections import DetectionFiles, DetectionReport, FileKinds, check_fourcc
 from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
@@ -47,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
     parser = cli.Parser(__doc__, EXAMPLE)
     _add_input_flags(parser)
-    _add_detection_flags(parser)
+    parser.add_settings("detections", DetectorSettings)
     group = parser.add_argument_group("machine")
     add_runtime_flag(group)
     add_device_flags(group)
@@ -75,6 +76,8 @@ def _add_input_flags(parser: cli.Parser) -> None:
         help="picture, video, folder, pattern, .txt list of files, webcam number, rtsp:// or http:// address, "
         "or .streams list of addresses (default: %(default)s)",
     )
+    add_picture_flags(group)
+    parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
     add("--max-frames", type=cli.positive_int, metavar="N", help="stop after N frames (default: at the end)")
     add("--max-seconds", type=seconds, metavar="S", help="stop S seconds after the first frame (default: at the end)")
     add(
@@ -84,16 +87,6 @@ def _add_input_flags(parser: cli.Parser) -> None:
         metavar="S",
         help="stop when no stream gave a frame for S seconds (default: %(default)g)",
     )
-
-
-def _add_detection_flags(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("detections")
-    add = group.add_argument
-    add_picture_flags(group)
-    parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
-    add_threshold_flags(group, 0.3, 0.6)
-    add("--classes", type=cli.non_negative_int, nargs="+", metavar="N", help="keep these classes only, by number")
-    add("--agnostic-nms", action="store_true", help="boxes drop one another across classes")
 
 
 def _add_result_flags(parser: cli.Parser) -> None:
@@ -208,16 +201,9 @@ def build_detector(
         cli.log(note)
     network = loaded.network
     check_classes(args.classes, names_file, network, files)
+    settings = cli.settings_from(args, DetectorSettings)
     detector = Detector(
-        loaded.model,
-        input_size(args.img_size, network),
-        mode=args.mode or files.mode or "letterbox",
-        conf_thres=args.conf_thres,
-        iou_thres=args.iou_thres,
-        max_nms=args.max_nms,
-        classes=args.classes,
-        agnostic=args.agnostic_nms,
-        augment=args.augment,
+        loaded.model, input_size(args.img_size, network), args.mode or files.mode or "letterbox", settings
     )
     detector.warm_up()
     return detector, (names_file and names_file.names) or loaded.names or tuple(map(str, range(network.classes)))

@@ -11,26 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, input_size, log, memory_for, non_negative_int, positive_int, print_json, run
+from utils import cli, flags
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.network import max_stride, picture_channels, trace
+from utils.detection.settings import EvaluationSettings
 from utils.errors import DataError, InputError
-from utils.flags import (
-    EVALUATOR_GONE,
-    MOST_PARALLEL,
-    add_cache_flags,
-    add_device_flags,
-    add_model_flags,
-    add_picture_flags,
-    add_run_flags,
-    add_threshold_flags,
-    cache_choice,
-)
 from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
 
@@ -64,51 +55,47 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("--save-json: goes with --task test, which detects once; leave one of the two out")
     if args.save_json:
         check_run(Path(args.project), args.name)
-    cache_choice(args)
-    for flag, value in (("--threads", args.threads), ("--workers", args.workers)):
-        if value is not None and value > MOST_PARALLEL:
-            raise InputError(f"{flag} {value}: at most {MOST_PARALLEL} are allowed")
+    flags.cache_choice(args)
+    for name, value in (("--threads", args.threads), ("--workers", args.workers)):
+        if value is not None and value > flags.MOST_PARALLEL:
+            raise InputError(f"{name} {value}: at most {flags.MOST_PARALLEL} are allowed")
     return args
 
 
-def make_parser() -> Parser:
+def make_parser() -> cli.Parser:
     """The flags that the script takes."""
-    parser = Parser(__doc__, EXAMPLE, gone=EVALUATOR_GONE)
+    parser = cli.Parser(__doc__, EXAMPLE, gone=flags.EVALUATOR_GONE)
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
-    add_model_flags(group, READABLE)
+    flags.add_model_flags(group, READABLE)
     add("--split", choices=("valid", "train"), default="valid", help="pictures of the data set (default: %(default)s)")
-    add("--single-cls", action="store_true", help="all classes count as one, in labels and detections")
+    tasks = "benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)"
+    add("--task", choices=("test", "benchmark"), default="test", help=tasks)
     add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
-    add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
+    flags.add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
     parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
-    add_cache_flags(group)
-    _add_measurement_flags(parser)
+    flags.add_cache_flags(group)
+    parser.add_settings("measurement", EvaluationSettings)
+    _add_machine_flags(parser)
     group = parser.add_argument_group("results")
     add = group.add_argument
     add("--verbose", action="store_true", help="a row for every class, and what the data set holds")
     add("--json", action="store_true", help="print one JSON document instead of tables")
     add("--save-json", action="store_true", help=f"write {DETECTIONS}, COCO's results format, to a run directory")
-    add_run_flags(group, "runs/test")
+    flags.add_run_flags(group, "runs/test")
     return parser
 
 
-def _add_measurement_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("measurement")
-    add = group.add_argument
-    tasks = "benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)"
-    add("--task", choices=("test", "benchmark"), default="test", help=tasks)
-    add_threshold_flags(group, 0.001, 0.6)
-    add("--single-label", action="store_true", help="only the best class of a box (default: all above --conf-thres)")
+def _add_machine_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add_runtime_flag(group)
-    add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures at a time (default: %(default)s)")
-    add_device_flags(group)
-    add("--threads", type=positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
+    add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="pictures at a time (default: 16)")
+    flags.add_device_flags(group)
+    add("--threads", type=cli.positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
     readers = f"processes that read pictures (default: {GPU_WORKERS}; without a GPU 0, as the network needs the cores)"
-    add("--workers", type=non_negative_int, metavar="N", help=readers)
+    add("--workers", type=cli.non_negative_int, metavar="N", help=readers)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,23 +105,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from utils.data.index import index
     from utils.detection.evaluate import ONE_CLASS
+    from utils.report.tables import benchmark_text, measurement_text
 
     pictures = index(getattr(data, args.split), data.names, strict=args.strict_data)
     if args.verbose or pictures.report.flaws():
-        log(pictures.report.summary())
+        cli.log(pictures.report.summary())
     loaded, device = load_network(args, data, files)
     sizes = input_sizes(args.img_size, args.task, loaded.network, files)
     settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))
-    names = ONE_CLASS if args.single_cls else data.names
+    names = ONE_CLASS if args.single_class else data.names
     args.mode = args.mode or files.mode or "letterbox"
-    with memory_for(args.batch_size):
+    with cli.memory_for(args.batch_size):
         evaluations = measure(args, loaded, device, pictures, names, settings)
 
     document = describe(args, files, loaded, settings, evaluations)
     if args.save_json:
         document["detections"] = str(save_detections(args, data, loaded.network, names, pictures, evaluations[0]))
-        log(f"detections: {document['detections']}")
-    print_result(document, evaluations, as_json=args.json, verbose=args.verbose)
+        cli.log(f"detections: {document['detections']}")
+    if args.json:
+        cli.print_json(document)
+    elif args.task == "benchmark":
+        print(benchmark_text(document))
+    else:
+        print(measurement_text(document, evaluations[0].metrics, per_class=args.verbose))
 
 
 def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
@@ -142,7 +135,7 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
     network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
     options = {"augment": args.augment, "half": args.half, "device": args.device}
-    classes = None if args.single_cls else data.classes
+    classes = None if args.single_class else data.classes
     files = choose_runtime(network, args.weights, args.runtime, classes=classes, **options)
     if getattr(data, args.split) is None:
         raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
@@ -151,14 +144,14 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
         if not files.is_checkpoint:
             check_classes(args, files.network, files, data)
     for note in files.notes:
-        log(note)
+        cli.log(note)
     return data, files
 
 
 def check_classes(args: argparse.Namespace, network: Network, files: RuntimeFiles, data: DataConfig) -> None:
     """Refuse a network that takes no pictures, or of other classes than the data set's, unless all count as one."""
     picture_channels(network)
-    if not args.single_cls:
+    if not args.single_class:
         files.check_classes(network, data, ", or --single-cls to count all classes as one")
 
 
@@ -171,9 +164,9 @@ def input_sizes(sides: Sequence[int] | None, task: str, network: Network, files:
     """
     stride, default = max_stride(network), (network.net.height, network.net.width)
     if task == "test":
-        sizes = [input_size(sides, stride, default)]
+        sizes = [cli.input_size(sides, stride, default)]
     elif sides:
-        sizes = [input_size((side,), stride, default) for side in sides]
+        sizes = [cli.input_size((side,), stride, default) for side in sides]
     elif files.exported is not None:
         sizes = [default]
     else:
@@ -198,10 +191,10 @@ def load_network(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles
         torch.set_num_threads(args.threads)
     loaded = load(files, device)
     for note in loaded.notes:
-        log(note)
+        cli.log(note)
     check_classes(args, loaded.network, files, data)
-    if loaded.names not in (None, data.names) and not args.single_cls:
-        log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")
+    if loaded.names not in (None, data.names) and not args.single_class:
+        cli.log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")
     return loaded, device
 
 
@@ -217,17 +210,16 @@ def measure(
     from utils.data.datasets import DetectionDataset, make_loader
     from utils.detection.evaluate import evaluate
 
-    fit = {"mode": args.mode, "channels": loaded.network.net.channels, **cache_choice(args)}
+    fit = {"mode": args.mode, "channels": loaded.network.net.channels, **flags.cache_choice(args)}
     few = len(pictures) < 2 * args.batch_size  # no length of a batch comes twice
     workers = args.workers if args.workers is not None else GPU_WORKERS * (device.type == "cuda")
-    detection = {"multi_label": not args.single_label, "single_class": args.single_cls}
-    detection |= {name: getattr(args, name) for name in ("conf_thres", "augment", "max_nms")}
+    detection = asdict(cli.settings_from(args, EvaluationSettings))
     datasets, evaluations = {}, []
     for size, iou_thres in settings:
         if size not in datasets:
             datasets[size] = DetectionDataset(pictures, size=size, **fit)
         loader = make_loader(datasets[size], args.batch_size, workers=0 if few else workers, device=device)
-        options = {"warm": True, "keep_detections": args.save_json, "iou_thres": iou_thres, **detection}
+        options = detection | {"iou_thres": iou_thres, "warm": True, "keep_detections": args.save_json}
         evaluations.append(evaluate(loaded.model, loader, names, device=device, **options))
     return evaluations
 
@@ -241,7 +233,7 @@ def save_detections(
 
     ids, paths = category_ids(names), pictures.images
     if len({image_id(path) for path in paths}) < len(paths):
-        log(f"{DETECTIONS}: pictures of the same file name have the same image_id")
+        cli.log(f"{DETECTIONS}: pictures of the same file name have the same image_id")
     split = {args.split: str(getattr(data, args.split))}
     description = {"path": str(data.path), **split, "nc": data.classes, "names": data.names}
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until() as directory:
@@ -269,17 +261,5 @@ def describe(
     return {**shared, "runtime": loaded.runtime, **({"benchmark": rows} if args.task == "benchmark" else rows[0])}
 
 
-def print_result(document: dict[str, Any], evaluations: Sequence[Evaluation], *, as_json: bool, verbose: bool) -> None:
-    """The result to stdout, for machines or for people."""
-    from utils.report.tables import benchmark_text, measurement_text
-
-    if as_json:
-        print_json(document)
-    elif "benchmark" in document:
-        print(benchmark_text(document))
-    else:
-        print(measurement_text(document, evaluations[0].metrics, per_class=verbose))
-
-
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

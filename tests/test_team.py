@@ -51,17 +51,17 @@ runpy.run_path("train.py", run_name="__main__")
 STOPPED = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils.detection.evaluate import DetectionSettings
-suppress = DetectionSettings.suppress
+from utils.detection import evaluate
+suppressed = evaluate.suppressed
 calls = []
 
-def stopped(self, rows):
+def stopped(rows, settings):
     calls.append(1)
     if os.environ["RANK"] == "1" and len(calls) > 1:
         os.kill(os.getpid(), signal.SIGINT)
-    return suppress(self, rows)
+    return suppressed(rows, settings)
 
-DetectionSettings.suppress = stopped
+evaluate.suppressed = stopped
 runpy.run_path("train.py", run_name="__main__")
 """
 """train.py, whose second process gets Ctrl-C while all evaluate after the first epoch."""

@@ -7,14 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from utils.cli import image_side, positive_int, threshold
+from utils.cli import image_side
 from utils.device import why_no_device
 from utils.errors import InputError
 
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
-MAX_CANDIDATES = 3000
-"""Boxes of a picture that enter suppression, best first; AP does not see the difference."""
 EVALUATOR_GONE = {
     "evaluator": "AP equals pycocotools' to the last digit; pycocotools reads what test.py --save-json writes"
 }
@@ -37,18 +35,6 @@ def add_picture_flags(group: Group, more: str = "") -> None:
     modes = group.add_mutually_exclusive_group()
     for mode, text in MODES.items():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="letterbox", help=text)
-
-
-def add_threshold_flags(group: Group, confidence: float, overlap: float) -> None:
-    """--conf-thres and --iou-thres with the script's defaults, and --augment."""
-    add = group.add_argument
-    least = "least confidence of a detection (default: %(default)s)"
-    add("--conf-thres", type=threshold, default=confidence, metavar="C", help=least)
-    most = "a box that overlaps a better one of its class by more is dropped (default: %(default)s)"
-    add("--iou-thres", type=threshold, default=overlap, metavar="T", help=most)
-    add("--augment", action="store_true", help="merge what is found in three views: as it is, flipped, smaller")
-    best = "boxes of a picture that enter suppression, the best ones (default: %(default)s)"
-    add("--max-nms", type=positive_int, default=MAX_CANDIDATES, metavar="N", help=best)
 
 
 def add_cache_flags(group: Group) -> None:

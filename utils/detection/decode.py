@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.boxes import to_corners
 from utils.darknet.blocks import Yolo
-from utils.flags import MAX_CANDIDATES
+from utils.detection.settings import MAX_CANDIDATES
 
 MAX_DETECTIONS = 300
 """Most detections of a picture."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -15,31 +14,21 @@ from models import Darknet
 from utils.data.images import FitMode, fit, unfit
 from utils.detection.decode import non_max_suppression
 from utils.detection.evaluate import detect, detect_views, network_input
-from utils.detection.settings import Times
+from utils.detection.settings import DetectorSettings, Times
 from utils.errors import NumericsError
-from utils.flags import MAX_CANDIDATES
 from utils.runtime.load import ForeignModel
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A network and how it is asked."""
+    """A network and its settings."""
 
     model: Darknet | ForeignModel
     """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
     size: tuple[int, int]
     """Height and width of the network input."""
-    mode: FitMode = "letterbox"
-    conf_thres: float = 0.3
-    iou_thres: float = 0.6
-    classes: Sequence[int] | None = None
-    """Only these are kept; all when None."""
-    agnostic: bool = False
-    """Boxes drop one another across classes."""
-    augment: bool = False
-    """Merge what is found in `utils.detection.evaluate.VIEWS`."""
-    max_nms: int = MAX_CANDIDATES
-    """Boxes of a picture that enter suppression."""
+    mode: FitMode
+    settings: DetectorSettings
 
     @property
     def device(self) -> torch.device:
@@ -66,12 +55,14 @@ class Detector:
         images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
         _lap(moments, device)
         with torch.inference_mode():
-            rows = (detect_views if self.augment else detect)(self.model, images)
+            rows = (detect_views if self.settings.augment else detect)(self.model, images)
         if rows.isnan().any():
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
         _lap(moments, device)
-        options = {"agnostic": self.agnostic, "classes": self.classes, "max_nms": self.max_nms}
-        detections = non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)[0].double().cpu().numpy()
+        settings = self.settings
+        options = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
+        detections = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)[0]
+        detections = detections.double().cpu().numpy()
         detections[:, :4] = unfit(detections[:, :4], placed)
         _lap(moments, device)
         return detections, Times(*(1000 * np.diff(moments)))
@@ -80,7 +71,7 @@ class Detector:
         """Pass a blank picture and two boxes through the whole chain: first passes import, allocate and compile."""
         height, width = self.size
         self.detect(np.zeros((2 * height, 2 * width, 3), np.uint8))
-        non_max_suppression(torch.ones(1, 2, 6, device=self.device), self.conf_thres, self.iou_thres)
+        non_max_suppression(torch.ones(1, 2, 6, device=self.device), 0.5, 0.5)
 
 
 def _lap(moments: list[float], device: torch.device) -> None:

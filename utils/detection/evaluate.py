@@ -28,10 +28,9 @@ from utils.darknet.network import max_stride
 from utils.data.images import GREY, unfit
 from utils.detection.average_precision import Evaluator, Metrics
 from utils.detection.decode import decode, non_max_suppression
-from utils.detection.settings import Times
+from utils.detection.settings import EvaluationSettings, Times
 from utils.errors import NumericsError
 from utils.files import ROOT, read_text
-from utils.flags import MAX_CANDIDATES
 from utils.runtime.load import ForeignModel
 
 if TYPE_CHECKING:
@@ -98,40 +97,6 @@ class Evaluation:
     """[m, 6] a picture, as `Evaluator.add` takes it; with the detections."""
 
 
-@dataclass(frozen=True)
-class DetectionSettings:
-    """From pictures to detections; the values AP is measured with by default."""
-
-    conf_thres: float = 0.001
-    """Least confidence of a detection; COCO's AP needs a low one."""
-    iou_thres: float = 0.6
-    """A box that overlaps a better one of its class by more is dropped."""
-    multi_label: bool = True
-    """A row may give a detection of every class, not only of its best."""
-    single_class: bool = False
-    """All classes count as one, in labels and detections."""
-    augment: bool = False
-    """Merge what is found in VIEWS of every picture."""
-    max_nms: int = MAX_CANDIDATES
-    """Boxes of a picture that enter suppression."""
-
-    def rows(self, model: Darknet, images: Tensor) -> Tensor:
-        """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
-
-        Raises:
-            NumericsError: the network returns NaN.
-        """
-        rows = detect_views(model, images) if self.augment else detect(model, images)
-        if rows.isnan().any():
-            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-        return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if self.single_class else rows
-
-    def suppress(self, rows: Tensor) -> list[Tensor]:
-        """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
-        options = {"multi_label": self.multi_label, "max_nms": self.max_nms}
-        return [image.cpu() for image in non_max_suppression(rows, self.conf_thres, self.iou_thres, **options)]
-
-
 def evaluate(
     model: Darknet,
     loader: DataLoader,
@@ -143,7 +108,7 @@ def evaluate(
     warm: bool = False,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
     gather: Callable[[list], list[list]] = lambda part: [part],
-    **settings: Any,
+    **options: Any,
 ) -> Evaluation:
     """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
 
@@ -155,29 +120,29 @@ def evaluate(
         by_size: measure small, medium and large objects too.
         keep_detections: return them, and the objects they were compared with.
         warm: pass blank batches through before, as the first batch of each length is slow; times need it.
-        on_batch: called with the number of a batch, the batch, and what `DetectionSettings.suppress` found in it.
+        on_batch: called with the number of a batch, the batch, and what `suppressed` leaves of it.
         gather: what it is given in each of the processes that share the pictures; all of them return the same.
-        settings: fields of DetectionSettings.
+        options: fields of EvaluationSettings.
     """
-    how, clock, compared = DetectionSettings(**settings), _Clock(device), []
+    settings, clock, compared = EvaluationSettings(**options), _Clock(device), []
     hidden = None if leads() else True
     with _evaluation_mode(model):
         if warm:
-            _warm_up(how, model, loader, device)
+            _warm_up(settings, model, loader, device)
         clock.restart()
         progress = tqdm(loader, "test", unit="batch", file=sys.stderr, disable=hidden, leave=False)
         for number, batch in enumerate(progress):
             images = clock.timed("preprocess", network_input, batch.images, device)
-            rows = clock.timed("inference", how.rows, model, images)
-            detections = clock.timed("nms", how.suppress, rows)
-            compared += _compared(batch, detections, how.single_class)
+            rows = clock.timed("inference", decoded_rows, model, images, settings)
+            detections = clock.timed("nms", suppressed, rows, settings)
+            compared += _compared(batch, detections, settings.single_class)
             if on_batch is not None:
                 on_batch(number, batch, detections)
             clock.restart()
     times = clock.times(len(compared))
     # In the order of the data set: between equal scores of two pictures COCO's protocol takes the earlier one first.
     compared = sorted(itertools.chain(*gather(compared)), key=lambda pair: pair[0].position)
-    scores = Evaluator(ONE_CLASS if how.single_class else names, by_size=by_size)
+    scores = Evaluator(ONE_CLASS if settings.single_class else names, by_size=by_size)
     for image, truth in compared:
         scores.add(image.boxes, image.scores, image.classes, truth)
     kept, truths = zip(*compared, strict=True) if keep_detections and compared else ((), ())
@@ -198,12 +163,30 @@ def measure_accuracy(
     return Accuracy(metrics.map50, metrics.map50_95)
 
 
-def _warm_up(how: DetectionSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:
+def decoded_rows(model: Darknet, images: Tensor, settings: EvaluationSettings) -> Tensor:
+    """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
+
+    Raises:
+        NumericsError: the network returns NaN.
+    """
+    rows = detect_views(model, images) if settings.augment else detect(model, images)
+    if rows.isnan().any():
+        raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
+    return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if settings.single_class else rows
+
+
+def suppressed(rows: Tensor, settings: EvaluationSettings) -> list[Tensor]:
+    """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
+    options = {"multi_label": settings.multi_label, "max_nms": settings.max_nms}
+    return [image.cpu() for image in non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)]
+
+
+def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:
     """Pass a blank batch of every length through the whole chain, with boxes for the suppression."""
     channels = loader.dataset.channels
     for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
-        rows = how.rows(model, network_input(torch.zeros(shape, dtype=torch.uint8), device))
-        how.suppress(torch.ones_like(rows[:, :2]))
+        rows = decoded_rows(model, network_input(torch.zeros(shape, dtype=torch.uint8), device), settings)
+        suppressed(torch.ones_like(rows[:, :2]), settings)
 
 
 def network_input(images: Tensor, device: torch.device | str) -> Tensor:

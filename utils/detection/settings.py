@@ -1,10 +1,16 @@
-"""What can be chosen about assignment and loss, as values; no torch, so that a hyp file is checked before it loads."""
+"""Settings of assignment, loss, detection and evaluation; no torch, so that flags and a hyp file are checked first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from utils.cli import flag, non_negative_int, positive_int, threshold
+
+LEAST_CONFIDENCE = "least confidence of a detection"
+MAX_CANDIDATES = 3000
+"""Boxes of a picture that enter suppression, best first; AP does not see the difference."""
 SIMILARITIES = ("iou", "giou", "diou", "ciou")
 
 
@@ -60,6 +66,41 @@ class LossSettings:
                 raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1000")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: allowed is 0 <= value < 1")
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """From decoded rows to the detections of a picture; its fields are flags."""
+
+    conf_thres: float = flag(0.3, LEAST_CONFIDENCE, type=threshold, metavar="C")
+    iou_thres: float = flag(
+        0.6, "a box that overlaps a better one of its class by more is dropped", type=threshold, metavar="T"
+    )
+    augment: bool = flag(False, "merge what is found in three views: as it is, flipped, smaller")
+    max_nms: int = flag(
+        MAX_CANDIDATES, "boxes of a picture that enter suppression, the best ones", type=positive_int, metavar="N"
+    )
+
+
+@dataclass(frozen=True)
+class DetectorSettings(DetectionSettings):
+    """As detect.py detects."""
+
+    classes: Sequence[int] | None = flag(
+        None, "keep these classes only, by number", type=non_negative_int, nargs="+", metavar="N"
+    )
+    agnostic: bool = flag(False, "boxes drop one another across classes", "--agnostic-nms")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(DetectionSettings):
+    """As AP is measured: COCO's needs a low confidence."""
+
+    conf_thres: float = flag(0.001, LEAST_CONFIDENCE, type=threshold, metavar="C")
+    multi_label: bool = flag(
+        True, "only the best class of a box (default: all above --conf-thres)", "--single-label", action="store_false"
+    )
+    single_class: bool = flag(False, "all classes count as one, in labels and detections", "--single-cls")
 
 
 class Times(NamedTuple):
