@@ -245,8 +245,9 @@ class PruneSettings(Removed):
         """Rounds; where the flag is left out those that measured best (docs/pruning.md)."""
         if self.rounds is not None:
             return self.rounds
-        counted = self.target is not None and self.target.counted and "rounds" not in self.strategy.missing
-        return ROUNDS if counted and self.importance == "taylor" and not self.dry_run else 1
+        if self.strategy.channels is None or self.strategy.units or self.dry_run or self.importance != "taylor":
+            return 1
+        return ROUNDS if self.target is not None and self.target.counted else 1
 
     def _check_rounds(self) -> None:
         if self.target is not None and not self.target.counted:
