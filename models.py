@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Shape, Upsample, Yolo
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Upsample, Yolo
 from utils.darknet.network import trace
 from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock, build_layer
@@ -53,7 +53,7 @@ class Darknet(nn.Module):
         self.network = network
         shapes = trace(network)
         inputs = [block.reads(i) for i, block in enumerate(network.blocks)]
-        image = Shape(network.net.channels, network.net.height, network.net.width)
+        image = network.image
         self.layers = nn.ModuleList(
             build_layer(block, image if reads[0] < 0 else shapes[reads[0]])
             for block, reads in zip(network.blocks, inputs, strict=True)

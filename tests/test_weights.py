@@ -13,7 +13,7 @@ import pytest
 from utils.darknet import weights
 from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Route, Se, Shortcut, Yolo
 from utils.darknet.cfg import load, parse
-from utils.darknet.network import adapt_classes, differs_only_in_classes, file_bytes, parameter_count
+from utils.darknet.network import adapt_classes, file_bytes, parameter_count, same_network
 from utils.darknet.weights import Contents, Header, TensorSpec
 from utils.errors import NumericsError, WeightsError
 
@@ -447,11 +447,15 @@ def test_adapting_changes_heads_and_nothing_else(nano):
         adapt_classes(nano, 0)
 
 
-def test_networks_that_differ_only_in_classes_are_told_from_others(nano):
+def test_networks_that_differ_in_more_than_classes_and_anchors_are_told_apart(nano):
     other = adapt_classes(nano, 9)
     retrained = replace(other, net=Net(width=64, height=96, extra=(("batch", "64"),)))
-    assert differs_only_in_classes(nano, nano)
-    assert differs_only_in_classes(nano, retrained) and differs_only_in_classes(retrained, nano)
+    assert same_network(nano, nano)
+    anchors = ((9, 9), *nano.blocks[3].anchors[1:])
+    assert same_network(
+        nano, replace(nano, blocks=(*nano.blocks[:3], replace(nano.blocks[3], anchors=anchors), *nano.blocks[4:]))
+    )
+    assert same_network(nano, retrained) and same_network(retrained, nano)
     for index, block in [
         (0, replace(nano.blocks[0], filters=5)),
         (1, Maxpool(size=2, stride_x=2, stride_y=2, padding=0)),
@@ -459,5 +463,5 @@ def test_networks_that_differ_only_in_classes_are_told_from_others(nano):
         (3, replace(nano.blocks[3], mask=(0, 2))),
     ]:
         changed = replace(nano, blocks=(*nano.blocks[:index], block, *nano.blocks[index + 1 :]))
-        assert not differs_only_in_classes(adapt_classes(changed, 9), nano)
-    assert not differs_only_in_classes(nano, replace(nano, blocks=nano.blocks[:4]))
+        assert not same_network(adapt_classes(changed, 9), nano)
+    assert not same_network(nano, replace(nano, blocks=nano.blocks[:4]))

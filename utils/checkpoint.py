@@ -22,7 +22,7 @@ from models import Darknet, load_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
-from utils.darknet.network import adapt_classes, tensors
+from utils.darknet.network import adapt_classes, same_network, tensors
 from utils.errors import InputError, WeightsError
 from utils.files import atomic_path, sha256
 from utils.model_files import (
@@ -31,7 +31,6 @@ from utils.model_files import (
     adaptation,
     check_archive,
     other_network,
-    same_network,
     with_anchors_of,
 )
 from utils.quantization.attach import Phase, quantize, set_phase

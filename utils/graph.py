@@ -86,7 +86,7 @@ class ChannelGraph:
         labels = self.output(index)
         mine = set(labels.tolist())
         block = self.network.blocks[index]
-        yield f"{self.network.where(index)}: {type(block).__name__.lower()}, {len(labels)} channels"
+        yield f"{self.network.where(index)}: {block.SECTION}, {len(labels)} channels"
         makers = [i for i in self.makers() if mine & set(self.labels[i].tolist())]
         if makers != [index]:
             yield f"  made by: {', '.join(f'block {i}' for i in makers) or 'nothing that is pruned'}"

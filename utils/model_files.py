@@ -11,7 +11,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network, Yolo
 from utils.darknet.data_file import DataConfig
-from utils.darknet.network import adapt_classes, differs_only_in_classes, parameter_count, picture_channels
+from utils.darknet.network import adapt_classes, parameter_count, picture_channels, same_network
 from utils.errors import CfgError, InputError, WeightsError
 from utils.files import regular_file
 
@@ -116,11 +116,6 @@ def _readable(cfg: Path) -> Network | None:
         return cfg_file.load(cfg) if cfg.is_file() else None
     except CfgError:
         return None
-
-
-def same_network(a: Network, b: Network) -> bool:
-    """Whether weights of one network are weights of the other, once their class counts agree; anchors may differ."""
-    return len(a.blocks) == len(b.blocks) and differs_only_in_classes(a, with_anchors_of(b, a))
 
 
 def other_network(path: Path, stored: Network, given: Network) -> WeightsError:

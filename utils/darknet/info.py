@@ -6,7 +6,6 @@ Shapes are channels x height x width. BFLOPs are Darknet's count for one picture
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +73,7 @@ def table(network: Network, height: int, width: int) -> list[str]:
         rows.append(
             (
                 str(index),
-                re.sub(r"\B(?=[A-Z])", "_", type(block).__name__).lower(),
+                block.SECTION,
                 str(getattr(block, "filters", "")),
                 _kernel(block),
                 " + ".join(_shape(shapes[source + 1]) for source in reads)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Net, Network, Route, Se, Shape, Shortcut, Yolo
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut
 from utils.darknet.blocks.block import IMAGE, Trail, steps
 from utils.darknet.blocks.values import SectionError
 from utils.errors import CfgError
@@ -35,7 +35,8 @@ def trace(network: Network, height: int | None = None, width: int | None = None)
     Raises:
         CfgError: a block cannot work on what it reads, e.g. because the size is no multiple of the stride.
     """
-    trail = Trail(Shape(network.net.channels, height or network.net.height, width or network.net.width))
+    image = network.image
+    trail = Trail(Shape(image.channels, height or image.height, width or image.width))
     for index, block in enumerate(network.blocks):
         try:
             trail.add(block)
@@ -178,32 +179,23 @@ def adapt_classes(network: Network, classes: int) -> Network:
     return replace(network, blocks=tuple(blocks))
 
 
-def differs_only_in_classes(first: Network, second: Network) -> bool:
-    """Whether two networks compute the same from the same weights once their class counts agree.
+def same_network(first: Network, second: Network) -> bool:
+    """Whether weights of one network are weights of the other, once their class counts agree.
 
-    The input size, keys the suite does not use and the training keys of `[yolo]` are not compared, since weights do
-    not depend on them. True for equal networks, too.
+    Weights do not depend on the input size, anchors, keys the suite does not use and the training keys of `[yolo]`.
     """
-    if len(first.blocks) != len(second.blocks) or first.heads != second.heads:
-        return False
-    return _skeleton(adapt_classes(first, second.classes)) == _skeleton(second)
+    return first.heads == second.heads and _skeleton(first) == _skeleton(second)
 
 
-def _skeleton(network: Network) -> tuple[Block, ...]:
-    """The blocks without what their outputs do not depend on."""
-    return (Net(width=0, height=0, channels=network.net.channels), *(_bare(block) for block in network.blocks))
-
-
-def _bare(block: Block) -> Block:
-    if not isinstance(block, Yolo):
-        return replace(block, extra=())
-    return Yolo(
-        mask=block.mask,
-        anchors=block.anchors,
-        classes=block.classes,
-        scale_x_y=block.scale_x_y,
-        new_coords=block.new_coords,
-    )
+def _skeleton(network: Network) -> list[Any]:
+    """What the outputs depend on, for one class."""
+    skeleton: list[Any] = [network.net.channels]
+    for block in adapt_classes(network, 1).blocks:
+        if block.IS_HEAD:
+            skeleton.append((block.mask, block.scale_x_y, block.new_coords))
+        else:
+            skeleton.append(replace(block, extra=()))
+    return skeleton
 
 
 def check_network(network: Network, shapes: Sequence[Shape]) -> None:

@@ -255,7 +255,7 @@ def emit(
         The tensors of the heads, in the order of the cfg.
     """
     codes = codes or FLOAT
-    shapes = {-1: Shape(network.net.channels, network.net.height, network.net.width), **dict(enumerate(trace(network)))}
+    shapes = {-1: network.image, **dict(enumerate(trace(network)))}
     tensors = {-1: graph.round(image, codes.points[-1]) if -1 in codes.points else image}
     stored = by_block(arrays)
     for index, block in enumerate(network.blocks):

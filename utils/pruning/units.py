@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import ACTIVATIONS, Convolutional, Dropout, Network, Shortcut, Yolo
+from utils.darknet.blocks import Convolutional, Dropout, Network, Shortcut, Yolo
+from utils.darknet.blocks.block import activated
 from utils.darknet.network import trace
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.graph import ChannelGraph
@@ -45,7 +46,7 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
             and shapes[source] == shapes[i]
             and isinstance(final, Convolutional)
             and final.batch_normalize
-            and not ACTIVATIONS[final.activation](np.zeros(1)).any()
+            and not activated(final.activation, np.zeros(1)).any()
             and not any(isinstance(blocks[j], Yolo) for j in inside)
             and all(source <= read for j in inside for read in blocks[j].reads(j))
             and all(reader <= i for j in inside for reader in readers[j])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.darknet.blocks import Network
-from utils.darknet.network import opencv_warning
+from utils.darknet.network import opencv_warning, same_network
 from utils.errors import InputError
 from utils.flags import Group
-from utils.model_files import ModelFiles, adaptation, choose_model, other_network, same_network
+from utils.model_files import ModelFiles, adaptation, choose_model, other_network
 from utils.runtime.exported import ExportedFile
 from utils.runtime.ncnn_file import read_ncnn
 from utils.runtime.onnx_file import read_onnx

@@ -11,41 +11,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from utils.darknet.blocks.values import Choice, Integer, Kind, SectionError
 
-Vector = NDArray[np.float64]
-Keep = NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.floating]"
+Vector: TypeAlias = "NDArray[np.float64]"
+Keep: TypeAlias = "NDArray[np.bool_]"
 """[C], whether a channel stays."""
-Arrays = Mapping[str, NDArray[np.floating]]
+Arrays: TypeAlias = "Mapping[str, Array]"
 """Tensors by their names."""
 
-
-def _softplus(x: Vector) -> Vector:
-    return np.logaddexp(0, x)
-
-
-def _logistic(x: Vector) -> Vector:
-    return np.exp(-_softplus(-x))
-
-
-ACTIVATIONS: Mapping[str, Callable[[Vector], Vector]] = {
-    "linear": lambda x: x,
-    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "mish": lambda x: x * np.tanh(_softplus(x)),
-    "swish": lambda x: x * _logistic(x),
-    "logistic": _logistic,
-    "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
-}
-"""As functions of numbers, by their names in a cfg."""
-ACTIVATION = Choice(tuple(ACTIVATIONS))
+ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", "h_swish", "hardsigmoid")
+ACTIVATION = Choice(ACTIVATIONS)
 PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")))
 """Darknet has no mish and swish after `[scale_channels]` and `[sam]`."""
 REQUIRED = object()
@@ -223,7 +205,7 @@ class Block:
         """
         return self
 
-    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+    def sliced(self, name: str, array: Array, keep: Keep, read: Keep) -> Array:
         """A tensor without the channels that go.
 
         Args:
@@ -242,6 +224,8 @@ class Block:
             sources: the constants it reads, one vector a source.
             width: of its output.
         """
+        import numpy as np
+
         return np.zeros(width)
 
     def hands_on(self) -> bool:
@@ -313,6 +297,27 @@ class Network:
         """Place of a block for a message: `block 84 (cfg/tiny.cfg:512)`."""
         line = self.blocks[block].line
         return f"block {block} ({self.path}:{line})" if self.path and line else f"block {block}"
+
+
+def activated(activation: str, x: Vector) -> Vector:
+    """An activation on numbers."""
+    import numpy as np
+
+    def logistic(x: Vector) -> Vector:
+        return np.exp(-np.logaddexp(0, -x))
+
+    functions: Mapping[str, Callable[[Vector], Vector]] = {
+        "linear": lambda x: x,
+        "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+        "relu": lambda x: np.maximum(x, 0),
+        "relu6": lambda x: np.clip(x, 0, 6),
+        "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+        "swish": lambda x: x * logistic(x),
+        "logistic": logistic,
+        "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+        "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    }
+    return functions[activation](x)
 
 
 def windows(cells: int, reach: int, stride: int) -> int:

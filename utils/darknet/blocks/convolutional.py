@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from utils.darknet.blocks.block import (
     ACTIVATION,
-    ACTIVATIONS,
+    Array,
     Arrays,
     Block,
     Keep,
@@ -21,6 +18,7 @@ from utils.darknet.blocks.block import (
     Trail,
     Values,
     Vector,
+    activated,
     key,
     windows,
     written_strides,
@@ -122,13 +120,15 @@ class Convolutional(Block):
         """A narrower convolution."""
         return replace(self, filters=width, groups=width if self.depthwise(channels) else self.groups)
 
-    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+    def sliced(self, name: str, array: Array, keep: Keep, read: Keep) -> Array:
         """Filters, and what they read unless that is one group each."""
         array = array[keep]
         return array[:, read] if name == "conv.weight" and self.groups == 1 else array
 
     def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
         """f(β) with γ = 0; a depthwise convolution convolves a constant. Unknown without batch normalisation."""
+        import numpy as np
+
         if not self.depthwise(len(sources[0])):
             return self.shifted(arrays)
         values = arrays["conv.weight"].astype(np.float64).sum((1, 2, 3)) * sources[0]
@@ -137,13 +137,15 @@ class Convolutional(Block):
             values = (values - arrays["bn.running_mean"]) * gain + arrays["bn.bias"]
         elif self.bias:
             values = values + arrays["conv.bias"]
-        return ACTIVATIONS[self.activation](values)
+        return activated(self.activation, values)
 
     def shifted(self, arrays: Arrays) -> Vector:
         """f(β), the output with γ = 0; 0 without batch normalisation."""
+        import numpy as np
+
         if not self.batch_normalize:
             return np.zeros(self.filters)
-        return ACTIVATIONS[self.activation](arrays["bn.bias"].astype(np.float64))
+        return activated(self.activation, arrays["bn.bias"].astype(np.float64))
 
     def hands_on(self) -> bool:
         """False, as it takes constants up."""
@@ -151,6 +153,8 @@ class Convolutional(Block):
 
     def take_up(self, arrays: Arrays, read: Vector) -> Arrays:
         """The bias, or the running mean; a convolution without bias cannot take anything up."""
+        import numpy as np
+
         name, sign = ("bn.running_mean", -1) if self.batch_normalize else ("conv.bias", 1)
         if name not in arrays or not read.any():
             return {}

@@ -6,10 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from utils.darknet.blocks.block import PLAIN_ACTIVATION, Block, Keep, Key, Labeling, Place, Shape, Trail, Values, key
+from utils.darknet.blocks.block import (
+    PLAIN_ACTIVATION,
+    Array,
+    Block,
+    Keep,
+    Key,
+    Labeling,
+    Place,
+    Shape,
+    Trail,
+    Values,
+    key,
+)
 from utils.darknet.blocks.values import COUNT, SOURCE, SectionError
 
 
@@ -45,7 +54,7 @@ class Se(Block):
         """Both fully connected layers, [out, in]."""
         return [("fc1.weight", (self.filters, channels)), ("fc2.weight", (channels, self.filters))]
 
-    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+    def sliced(self, name: str, array: Array, keep: Keep, read: Keep) -> Array:
         """Columns of the first layer, rows of the second."""
         return array[:, keep] if name == "fc1.weight" else array[keep]
 

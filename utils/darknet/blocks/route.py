@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from utils.darknet.blocks.block import Arrays, Block, Labeling, Place, Shape, Trail, Values, Vector, key
 from utils.darknet.blocks.values import COUNT, LONGEST_READ, Integer, List, Reference, SectionError
 
@@ -74,4 +72,6 @@ class Route(Block):
 
     def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
         """Those of the slices."""
+        import numpy as np
+
         return np.concatenate([np.split(source, self.groups)[self.group_id] for source in sources])

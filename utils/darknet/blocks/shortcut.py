@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from utils.darknet.blocks.block import (
     ACTIVATION,
-    ACTIVATIONS,
+    Array,
     Arrays,
     Block,
     Keep,
@@ -21,6 +18,7 @@ from utils.darknet.blocks.block import (
     Trail,
     Values,
     Vector,
+    activated,
     key,
 )
 from utils.darknet.blocks.values import LONGEST_READ, SOURCE, Choice, List
@@ -84,22 +82,26 @@ class Shortcut(Block):
         """The sum of the blocks that stay."""
         return replace(self, sources=tuple(map(moved, self.sources)))
 
-    def sliced(self, name: str, array: NDArray[np.floating], keep: Keep, read: Keep) -> NDArray[np.floating]:
+    def sliced(self, name: str, array: Array, keep: Keep, read: Keep) -> Array:
         """One weight a channel, or one for all."""
         return array[..., keep] if array.ndim > 1 else array
 
     def constant(self, arrays: Arrays, sources: Sequence[Vector], width: int) -> Vector:
         """The weighted sum."""
+        import numpy as np
+
         scales = self.scales(arrays.get("weights"))
         scales = np.broadcast_to(1.0 if scales is None else scales, (len(sources), width))
         total = np.zeros(width)
         for source, scale in zip(sources, scales, strict=True):
             common = min(width, len(source))
             total[:common] += scale[:common] * source[:common]
-        return ACTIVATIONS[self.activation](total)
+        return activated(self.activation, total)
 
-    def scales(self, weights: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
+    def scales(self, weights: Array | None) -> Array | None:
         """Normalised weights [inputs, C or 1], as `layers.Addition` computes them; None without weights."""
+        import numpy as np
+
         if weights is None:
             return None
         weights = weights.reshape(len(weights), -1)
