@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import suite
+from benchmarks import peers, suite
 from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
 from benchmarks.trainings import accuracies
 from utils.darknet.cfg import format_network
@@ -132,7 +132,6 @@ class Criteria:
 
     def cut_by_peer(self, weights: Path, folder: Path, criterion: str, share: float) -> dict[str, str]:
         """Files of the network that torch-pruning leaves."""
-        from benchmarks import peers
         from utils.checkpoint import load_model
         from utils.data.datasets import DetectionDataset, make_loader
         from utils.data.index import index

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.compare import Named, named, total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, run
@@ -26,14 +26,12 @@ from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
 from utils.runtime.packages import require
 
-if TYPE_CHECKING:
-    from utils.runtime.load import Loaded
-
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
 GONE = {
     "data": "python -m benchmarks.compare measures AP50 of the same files",
     "plot": "take the table of --json",
     "markdown": "leave it out; the table is in Markdown",
+    "seconds": "leave it out; no turn begins after 60",
 }
 BASE = "opencv"
 """What the others are compared with."""
@@ -54,7 +52,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=positive_int, default=2, metavar="N", help="number of threads (default: 2)")
     add("--img_size", type=image_side, metavar="N", help="side of the input (default: the network's own)")
     add("--rounds", type=positive_int, default=50, metavar="N", help="most turns of each (default: %(default)s)")
-    add("--seconds", type=positive_int, default=60, metavar="S", help="no turn begins later (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
     args = parser.parse_args(argv)
     if len({network.name for network in args.networks}) < len(args.networks):
@@ -75,23 +72,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from utils.report.cost import network_cost
     from utils.report.latency import interleaved
+    from utils.report.measure import LoadedNetwork, forward
     from utils.report.run_dir import environment
     from utils.runtime.load import load
 
     torch.set_num_threads(args.threads)
+    cpu = torch.device("cpu")
     lines, calls = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for network in args.networks:
             for files, size in prepared(network, network.side or args.img_size, args.runtimes, Path(folder)):
-                loaded = load(files, torch.device("cpu"), size)
-                calls[f"{network.name} {files.runtime}"] = forward(loaded, size)
+                loaded = load(files, cpu, size)
+                calls[f"{network.name} {files.runtime}"] = forward(LoadedNetwork(network.name, loaded, size, ""), cpu)
                 line = {"network": network.name, "runtime": files.runtime, "engine": loaded.runtime}
                 line |= {"height": size[0], "width": size[1], "threads": args.threads}
                 lines.append(line | {"macs": network_cost(loaded.network, *size).macs, "bytes": total_bytes(files)})
         if not lines:
             raise InputError("none of these networks runs in one of these runtimes")
         with torch.inference_mode():
-            times = interleaved(calls, rounds=args.rounds, seconds=args.seconds, pause=PAUSE)
+            times = interleaved(calls, rounds=args.rounds, seconds=60, pause=PAUSE)
     for line, latency in zip(lines, times.values(), strict=True):
         line |= {"ms": latency.median, "p90": latency.p90, "rounds": latency.rounds}
     base = {line["network"]: line["ms"] for line in lines if line["runtime"] == BASE}
@@ -99,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         line["faster"] = base[line["network"]] / line["ms"] if line["network"] in base else None
     where = environment()
     document = {"machine": where["cpu"], "commit": where["git_commit"], "pause_s": PAUSE, "rows": lines}
-    print_json(document) if args.json else print(text(document))
+    if args.json:
+        print_json(document)
+    else:
+        print(markdown_table(*table(document)), measured(document), sep="\n")
 
 
 def prepared(
@@ -163,33 +165,22 @@ def export(
     return choose_runtime(cfg, str(path), runtime), size
 
 
-def forward(loaded: Loaded, size: tuple[int, int]) -> Callable[[], object]:
-    """A function that runs the network on a random picture."""
-    import torch
-
-    from utils.runtime.load import ForeignModel
-
-    image = torch.rand(1, loaded.network.net.channels, *size, generator=torch.Generator().manual_seed(0))
-    if isinstance(loaded.model, ForeignModel):
-        array, engine = image.numpy(), loaded.model.engine
-        return lambda: engine(array)
-    image = image.to(memory_format=torch.channels_last)
-    return lambda: loaded.model(image)
-
-
-def text(document: Mapping[str, Any]) -> str:
-    """The document for people."""
-    names = ("network", "runtime", "input", "threads", "ms", "p90", "× OpenCV", "GMACs", "MB")
-    columns = [Column(name, ".2f") for name in names]
+def table(document: Mapping[str, Any]) -> tuple[list[Column], list[tuple[Any, ...]]]:
+    """Columns and lines of a document."""
+    names = ("network", "runtime", "input", "ms", "p90", "× OpenCV", "GMACs", "MB")
     lines = []
     for line in document["rows"]:
-        what = (line["network"], line["runtime"], f"{line['height']} × {line['width']}", line["threads"])
-        times = (line["ms"], line["p90"], line["faster"])
-        lines.append((*what, *times, line["macs"] / 1e9, line["bytes"] / 1e6))
+        size, times = f"{line['height']} × {line['width']}", (line["ms"], line["p90"], line["faster"])
+        lines.append((line["network"], line["runtime"], size, *times, line["macs"] / 1e9, line["bytes"] / 1e6))
+    return [Column(name, ".2f") for name in names], lines
+
+
+def measured(document: Mapping[str, Any]) -> str:
+    """How and where a document was measured."""
     rounds = [line["rounds"] for line in document["rows"]]
     engines = ", ".join(dict.fromkeys(line["engine"].split(",")[0] for line in document["rows"]))
-    turns = f"medians of {min(rounds)} to {max(rounds)} turns, one picture"
-    return f"{markdown_table(columns, lines)}\n{turns}; {document['machine']}; {engines}"
+    turns = f"medians of {min(rounds)} to {max(rounds)} turns, threads: {document['rows'][0]['threads']}"
+    return f"{document['machine']}, {turns}; {engines}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Networks pruned by torch-pruning (github.com/VainF/Torch-Pruning, arXiv:2301.12900), to compare ours with.
+"""Peers to compare with: torch-pruning, and quantizers of one float ONNX file that onnxruntime runs.
 
-Its MetaPruner ranks the channels of the whole network, rounds widths to multiples and leaves the heads whole. It drops
-the constants of removed channels.
+torch-pruning (github.com/VainF/Torch-Pruning, arXiv:2301.12900): its MetaPruner ranks the channels of the whole
+network, rounds widths to multiples and leaves the heads whole. It drops the constants of removed channels. The
+quantizers have the settings that their documentation gives for convolutional networks on x86.
 """
 
 from __future__ import annotations
@@ -10,18 +11,35 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Convolutional, Network, Route
+from utils.darknet.data_file import load_data
 from utils.data.datasets import Batch
 from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError
 from utils.graph import channel_graph
+from utils.model_files import choose_model
+from utils.quantization.scheme import QuantSettings
+from utils.quantization.settings import QuantRequest
+from utils.quantization.workflow import calibration_pictures, load_float
 from utils.report.cost import network_cost
+from utils.runtime.exported import DIGEST
+from utils.runtime.metadata import IMAGE
+from utils.runtime.onnx_file import digest
+
+if TYPE_CHECKING:
+    import onnx
 
 GRADIENT = "GroupTaylor"
 """The criterion that needs gradients."""
@@ -135,3 +153,66 @@ def _rebuilt(module: Darknet, size: tuple[int, int]) -> Darknet:
     if not difference <= TOLERANCE:
         raise InfeasibleError(f"torch-pruning: outputs differ by {difference:g} from those of the module it pruned")
     return model
+
+
+def has_vnni() -> bool:
+    """Whether the processor sums 8-bit products in 32 bits; the others saturate in 16, so their weights get 7 bits."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "vnni" in flags.read_text()
+
+
+def calibration_images(data: str, weights: Path, size: int) -> NDArray[np.float32]:
+    """Images [N, 1, C, size, size], 0…1, that quantize.py calibrates with."""
+    asked = QuantRequest(choose_model(None, str(weights)), load_data(data), QuantSettings(fold=True))
+    pictures = calibration_pictures(asked, load_float(asked).model.network, (size, size), torch.device("cpu"))
+    return torch.cat(list(pictures)).unsqueeze(1).numpy()
+
+
+def with_metadata(model: onnx.ModelProto, source: Path) -> bytes:
+    """A peer's file with the metadata of the float file, so that `benchmarks.compare` reads it."""
+    import onnx
+
+    properties = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    del properties["reference"]  # outputs of the float network, which 8 bits change by more than another runtime may
+    onnx.helper.set_model_props(model, properties | {"precision": '"int8"', DIGEST: digest(model)})
+    return model.SerializeToString()
+
+
+def quantize_static(source: Path, images: NDArray[np.float32]) -> onnx.ModelProto:
+    """Static quantization of onnxruntime: QDQ, U8 activations, S8 weights with a scale for each channel."""
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    feeds = ({IMAGE: image} for image in images)
+    with TemporaryDirectory() as folder:
+        prepared, made = Path(folder, "prepared.onnx"), Path(folder, "made.onnx")
+        quant_pre_process(source, prepared)
+        quantization.quantize_static(
+            prepared,
+            made,
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            reduce_range=not has_vnni(),
+        )
+        return onnx.load(made)
+
+
+def quantize_nncf(source: Path, images: NDArray[np.float32]) -> onnx.ModelProto:
+    """NNCF's quantization after training: asymmetric activations, as advised where not all of them are ReLU."""
+    import nncf
+    import onnx
+
+    fix = nncf.OverflowFix.DISABLE if has_vnni() else nncf.OverflowFix.ENABLE
+    return nncf.quantize(
+        onnx.load(source),
+        nncf.Dataset(images, lambda image: {IMAGE: image}),
+        preset=nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(images),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+    )
+
+
+QUANTIZERS = {"onnxruntime quantize_static": quantize_static, "nncf.quantize": quantize_nncf}

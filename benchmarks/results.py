@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 
-from benchmarks import compressions, criteria, goals, integers, speeds, suite, trainings
+from benchmarks import compressions, criteria, goals, suite, trainings
 from utils.cli import Parser, log, print_json, run
 from utils.errors import InputError
 from utils.files import atomic_write_bytes, atomic_write_text, read_text
@@ -25,7 +25,7 @@ PAGE = suite.ROOT / "docs" / "results.md"
 PICTURES = suite.ROOT / "docs" / "images"
 LONGEST_SIDE = 1024
 """Of a picture in docs/images, in pixels."""
-KINDS = (goals, criteria, integers, speeds, trainings, compressions)
+KINDS = (goals, criteria, trainings, compressions)
 """Modules with rows and sections, in the order of the page."""
 ROWS = {name: row for kind in KINDS for name, row in kind.ROWS.items()}
 
@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("rows").add_argument
     add("--rows", nargs="+", default=[], metavar="NAME", help="rows to run; --list has their names (default: none)")
     add("--again", action="store_true", help="run them though they are finished: print the figures, store nothing")
-    add("--list", action="store_true", help="print the rows and what each waits for")
+    add("--list", action="store_true", help="print the rows, and whether they are finished")
     return parser.parse_args(argv)
 
 
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif not finished:
             store(name, ROWS[name].finish(name))
     if args.list:
-        for name, row in ROWS.items():
-            print(f"{name}: {'finished' if stored_file(name).exists() else 'to do'}: {row.what}")
+        for name in ROWS:
+            print(f"{name}: {'finished' if stored_file(name).exists() else 'to do'}")
         return
     atomic_write_text(PAGE, page())
     log(f"wrote {PAGE.relative_to(suite.ROOT)}")

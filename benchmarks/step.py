@@ -1,132 +1,88 @@
-"""A whole training step against the bare convolutions.
-
-The whole step is that of train.py: normalising, forward, loss, backward, clipping, optimizer and averaged weights;
-"model + loss" is its forward and backward pass with the loss, as training speeds are often given. The bare stack is the
-same convolutions, batch normalisations, activations, routes and pools, called one by one from PyTorch, forward and
-backward from the sum of the heads, in the same memory format. All in turn, in one process; the least time of each
-counts, since other work on the machine only adds.
-"""
+"""A training step, its memory and its distillation, for `benchmarks.ratios`."""
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import suite
+from benchmarks.ratios import Laps, Settings, paired
 from models import Darknet
-from utils.cli import Parser, image_side, positive_int, run
+from utils.checkpoint import load_model
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Maxpool, Route, Upsample, Yolo
 from utils.data.datasets import Batch
+from utils.detection.settings import ASSIGNMENTS, LossSettings
+from utils.distillation.strategies import AT, KD, distillation
+from utils.distillation.terms import Distiller, Teacher
+from utils.memory import keep_freed_memory
+from utils.model_files import choose_model
 from utils.report.run_dir import RunDirectory
-from utils.report.tables import Column, markdown_table
 from utils.training.loop import Trainer
+from utils.training.objective import Objective
 from utils.training.settings import Hyperparameters, TrainSettings
-from utils.training.state import Source
+from utils.training.state import Source, write_darknet
 from utils.training.team import Team
 
-EXAMPLE = "python -m benchmarks.step --img_size 224 --batch-size 16"
-CFGS = ("cfg/yolov4-tiny.cfg", "cfg/yolov3-tiny.cfg")
 OBJECTS = 3
 """Boxes in a picture."""
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags of the script."""
-    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.step")
-    add = parser.add_argument_group("what is measured").add_argument
-    add("--cfg", nargs="+", default=CFGS, metavar="FILE", help=f"networks (default: {' '.join(CFGS)})")
-    add("--img_size", type=image_side, default=224, metavar="N", help="side of the input (default: %(default)s)")
-    add("--batch-size", type=positive_int, default=16, metavar="N", help="pictures (default: %(default)s)")
-    add("--rounds", type=positive_int, default=20, metavar="N", help="steps of each kind (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print one row a network."""
-    args = parse_args(argv)
-    milliseconds = (Column(title, ".1f") for title in ("stack ms", "model + loss ms", "step ms"))
-    columns = ("cfg", *milliseconds, Column("model + loss / stack"), Column("step / stack"))
-    rows = [(Path(path).name, *measure(path, args)) for path in args.cfg]
-    print(markdown_table(columns, rows))
-    print(f"least of {args.rounds} rounds, {args.img_size} x {args.img_size}, batch {args.batch_size}, "
-          f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}")  # fmt: skip
-
-
-def measure(path: str, args: argparse.Namespace) -> list[float]:
-    """Least milliseconds of stack, model and loss, and step; the ratios of the last two to the first."""
-    training = Training(path, args.img_size, args.batch_size)
-    kinds = {"stack": training.stack, "model": training.model_and_loss, "step": training.step}
-    least = [min(times) for times in training.laps(kinds, args.rounds).values()]
-    return [*least, *(value / least[0] for value in least[1:])]
+CHILD = "import sys; from benchmarks.step import measure; measure(sys.argv[1], *map(int, sys.argv[2:]))"
+"""A process that measures itself."""
 
 
 class Training:
     """A model, random pictures with boxes, and a trainer.
 
     Args:
-        path: cfg.
+        model: it is trained.
         side: of a picture, in pixels.
         count: pictures in a batch.
     """
 
-    def __init__(self, path: str, side: int, count: int) -> None:
+    def __init__(self, model: Darknet, side: int, count: int) -> None:
         torch.manual_seed(0)
-        network = cfg_file.load(path)
-        self.net = Darknet(network).train().to(memory_format=torch.channels_last)
+        self.net = model.train().to(memory_format=torch.channels_last)
         self.targets = torch.rand(count * OBJECTS, 6)
         self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
-        self.targets[:, 1] = (self.targets[:, 1] * network.classes).floor()
+        self.targets[:, 1] = (self.targets[:, 1] * model.network.classes).floor()
         self.targets[:, 4:] = 0.05 + 0.4 * self.targets[:, 4:]
         pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
         self.batch = Batch(pictures, self.targets, self.targets[:0], torch.arange(count), ())
         self.images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
         settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side))
+        source, team = Source((), (), {}, {}, {}), Team(torch.device("cpu"))
         with tempfile.TemporaryDirectory() as folder:
-            self.trainer = Trainer(self.net, _Hundred(), None, Hyperparameters(), settings, RunDirectory(Path(folder)),
-                                   Source((), (), {}, {}, {}), Team(torch.device("cpu")))  # fmt: skip
+            run = RunDirectory(Path(folder))
+            self.trainer = Trainer(self.net, range(100), None, Hyperparameters(), settings, run, source, team)
 
     def stack(self) -> None:
         """Forward and backward of the bare stack with the model's parameters."""
         drop_gradients(self.net, sum(head.sum() for head in stack(self.net, self.images)))
 
-    def model_and_loss(self) -> None:
+    def model_and_loss(self, objective: Objective | None = None) -> None:
         """Forward and backward of the model with its loss."""
-        drop_gradients(self.net, self.trainer.objective(self.images, self.targets)["total"])
+        drop_gradients(self.net, (objective or self.trainer.objective)(self.images, self.targets)["total"])
+
+    def apart(self, teacher: Teacher) -> None:
+        """The same, and the forward pass of a teacher."""
+        self.model_and_loss()
+        teacher(self.images)
 
     def step(self) -> None:
         """What train.py does with a batch."""
         self.trainer._batch(self.batch, 0)
-
-    def laps(self, kinds: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-        """Milliseconds of everything in turn; the first of each is not counted."""
-        found: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for number in range(rounds + 1):
-            for kind, call in kinds.items():
-                elapsed = timed(call)
-                if number:
-                    found[kind].append(1e3 * elapsed)
-        return found
-
-
-class _Hundred:
-    """Stands for a loader of a hundred batches."""
-
-    def __len__(self) -> int:
-        return 100
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def drop_gradients(model: Darknet, loss: Tensor) -> None:
@@ -163,5 +119,73 @@ def stack(model: Darknet, x: Tensor) -> list[Tensor]:
     return heads
 
 
-if __name__ == "__main__":
-    run(main)
+def step(settings: Settings) -> Iterator[tuple[str, Laps]]:
+    """A whole training step, and the model with its loss, beside the bare convolutions, routes and pools.
+
+    The step normalises, clips, optimizes and averages weights, too. The stack goes backward from the sum of the heads.
+    """
+    for path in settings.cfg:
+        training = Training(Darknet(cfg_file.load(path)), settings.img_size, settings.batch_size)
+        works = {"bare stack": training.stack, "model + loss": training.model_and_loss, "step": training.step}
+        yield f"{path} at {settings.img_size}, batch {settings.batch_size}", paired(works, settings.rounds)
+
+
+def memory(settings: Settings) -> Iterator[tuple[str, Laps]]:
+    """A step and the peak of a process where freed memory is kept, beside one with glibc's ways."""
+    # A variable of glibc's allocator, even one that changes nothing, keeps `utils.memory` from doing anything.
+    environments = {"given back": {"MALLOC_PERTURB_": "0"}, "kept": {}}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    for path in settings.cfg:
+        arguments = [path, *map(str, (settings.img_size, settings.batch_size, settings.rounds))]
+        steps: dict[str, list[float]] = {name: [] for name in environments}
+        peaks: dict[str, list[float]] = {name: [] for name in environments}
+        for _ in range(3):
+            for name, variables in environments.items():
+                command = [sys.executable, "-c", CHILD, *arguments]
+                text = subprocess.run(command, env=inherited | variables, check=True, stdout=subprocess.PIPE).stdout
+                milliseconds, peak = json.loads(text)
+                steps[name].append(milliseconds)
+                peaks[name].append(peak)
+        yield f"{path} at {settings.img_size}, batch {settings.batch_size}, a step", steps
+        yield f"{path}, peak in MiB", peaks
+
+
+def measure(path: str, side: int, count: int, rounds: int) -> None:
+    """Print the median milliseconds of a step, and the most memory that this process had, in MiB."""
+    keep_freed_memory()
+    laps = paired({"step": Training(Darknet(cfg_file.load(path)), side, count).step}, rounds)
+    print(json.dumps([statistics.median(laps["step"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+
+
+def distil(settings: Settings) -> Iterator[tuple[str, Laps]]:
+    """Forward and backward with distillation, beside the same without and the teacher's forward pass.
+
+    The student is what slim pruning leaves of a network with random γ when half of the channels go.
+    """
+    cpu = torch.device("cpu")
+    for path in settings.cfg:
+        model = Darknet(cfg_file.load(path))
+        for name, value in model.state_dict().items():
+            if name.endswith("bn.weight"):
+                value.uniform_()
+        with tempfile.TemporaryDirectory() as folder:
+            weights = str(Path(folder) / "teacher.weights")
+            write_darknet(Path(weights), model)
+            amount = ("--percent", "0.5", "--importance", "gamma", "--no-test")
+            files = ("--cfg", path, "--weights", weights, "--project", folder, "--name", "student")
+            suite.python("slim_prune.py", *files, *amount)
+            student = load_model(choose_model(None, f"{folder}/student/model.pt"))
+        training, teacher = Training(student.model, settings.img_size, settings.batch_size), Teacher(model, cpu)
+        loss = LossSettings()
+        for strategy in [distillation(key, None) for key in KD] + [distillation(None, key) for key in AT]:
+            distiller = Distiller(training.net, teacher, strategy, ASSIGNMENTS[loss.assignment], student.kept)
+            works = {
+                "step + teacher": partial(training.apart, teacher),
+                strategy.name: partial(
+                    training.model_and_loss, Objective(training.net, loss, None, Team(cpu), distiller)
+                ),
+            }
+            yield f"half of {path} at {settings.img_size}, batch {settings.batch_size}", paired(works, settings.rounds)
+
+
+STEPS = {"step": step, "memory": memory, "distil": distil}

@@ -90,46 +90,39 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Student:
-    """A pruned network that is fine-tuned with and without its teacher."""
+def _distilled(
+    key: str, student: str, teacher: str, epochs: int, seeds: Mapping[str, int], *flags: str
+) -> dict[str, Training]:
+    """The pruned network of a row, fine-tuned with and without the network before.
 
-    row: str
-    """Whose pruned network it is."""
-    teacher: str
-    """Row of the network before."""
-    epochs: int
-    seeds: Mapping[str, int]
-    """How many seeds each strategy has, if not one."""
-    strategies: tuple[str, ...] = tuple(STRATEGIES)
-    flags: tuple[str, ...] = ()
-
-    def rows(self) -> Iterator[tuple[str, Training]]:
-        """Every training."""
-        before, pruned = BEGUN[self.teacher], RUNS / self.row / "pruned"
-        student = ("--weights", str(pruned / "model.pt"), "--hyp", "data/hyp.finetune.yaml", *self.flags)
-        teacher = ("--t_weights", str(RUNS / self.teacher / "weights" / "best.pt"))
-        for strategy in self.strategies:
-            flags = (*teacher, *STRATEGIES[strategy]) if STRATEGIES[strategy] else ()
-            for seed in SEEDS[: self.seeds.get(strategy, 1)]:
-                name = seeded(f"{before.data.key}-{strategy}", seed)
-                what = f"distillation: {strategy}"
-                row = replace(before, what=what, cfg=str(pruned / "model.cfg"), epochs=self.epochs, seed=seed)
-                yield name, replace(row, flags=(*student, *flags))
+    Args:
+        key: the rows begin with it.
+        student: row of the pruned network.
+        teacher: row of the network before.
+        epochs: of each.
+        seeds: how many seeds each strategy has.
+        flags: more of train.py.
+    """
+    pruned, best = RUNS / student / "pruned", str(RUNS / teacher / "weights" / "best.pt")
+    start = ("--weights", str(pruned / "model.pt"), "--hyp", "data/hyp.finetune.yaml", *flags)
+    base = replace(BEGUN[teacher], what="distillation", cfg=str(pruned / "model.cfg"), epochs=epochs)
+    rows = {}
+    for strategy, count in seeds.items():
+        teaching = ("--t_weights", best, *STRATEGIES[strategy]) if STRATEGIES[strategy] else ()
+        for seed in SEEDS[:count]:
+            rows[seeded(f"{key}-{strategy}", seed)] = replace(base, seed=seed, flags=(*start, *teaching))
+    return rows
 
 
-STUDENTS = {
-    "bccd": Student("bccd-yolov4-tiny-slim", "bccd-yolov4-tiny", 10, {"plain": 3, "kd3": 3, "kd4": 3, "at3": 3}),
-    "roadsigns": Student(
-        "roadsigns-yolov3-tiny-33-gentle",
-        "roadsigns-yolov3-tiny-33",
-        8,
-        {"plain": 3, "kd4": 3},
-        ("plain", "kd3", "kd4"),
-        ("--no-flip",),
+BCCD_SEEDS = dict.fromkeys(STRATEGIES, 1) | {"plain": 3, "kd3": 3, "kd4": 3, "at3": 3}
+ROADSIGNS_SEEDS = {"plain": 3, "kd3": 1, "kd4": 3}
+DISTILLED = {
+    "bccd": _distilled("bccd", "bccd-yolov4-tiny-slim", "bccd-yolov4-tiny", 10, BCCD_SEEDS),
+    "roadsigns": _distilled(
+        "roadsigns", "roadsigns-yolov3-tiny-33-gentle", "roadsigns-yolov3-tiny-33", 8, ROADSIGNS_SEEDS, "--no-flip"
     ),
 }
-ROWS = ALONE | {name: row for student in STUDENTS.values() for name, row in student.rows()}
+ROWS = {**ALONE, **DISTILLED["bccd"], **DISTILLED["roadsigns"]}
 
 
 def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
@@ -151,8 +144,8 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
         picture=("boxes found in validation pictures", f"{PICTURED}_val_batch0_pred.jpg"),
     )
     lines = [_strategy(name, stored) for name in STRATEGIES]
-    columns = ("", "flags", *(f"{key} {figure}" for key in STUDENTS for figure in ("seeds", "AP50", "AP50-95")))
-    plain = [stored[f"{key}-plain"] for key in STUDENTS]
+    columns = ("", "flags", *(f"{key} {figure}" for key in DISTILLED for figure in ("seeds", "AP50", "AP50-95")))
+    plain = [stored[f"{key}-plain"] for key in DISTILLED]
     yield Section(
         "Distillation",
         "A pruned network, fine-tuned without a teacher and with the network before. ± is the standard deviation over "
@@ -168,7 +161,7 @@ def _strategy(name: str, stored: Mapping[str, Document]) -> list[Any]:
     """The line of a strategy: its figures on each data set, and their mean where all seeds are there."""
     line: list[Any] = [name, " ".join(STRATEGIES[name]) or "no teacher"]
     sets = []
-    for key in STUDENTS:
+    for key in DISTILLED:
         names = [seeded(f"{key}-{name}", seed) for seed in SEEDS]
         sets.append([stored[row] for row in names if row in stored])
         line += [len(sets[-1]) or None, *accuracies(sets[-1])]

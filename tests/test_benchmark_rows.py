@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks import criteria, integers, results, suite, trainings
+from benchmarks import criteria, goals, peers, results, suite, trainings
 from utils.errors import InputError
 
 FIGURES = {"map50_95": 0.1, "map50_95_interval": [0, 1], "map50_interval": [0, 1], "parameters": 9, "macs": 5}
@@ -90,7 +90,7 @@ def test_a_finished_row_is_not_run_and_a_name_that_is_none_is_said(monkeypatch, 
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "python", lambda *command: pytest.fail(f"{command} was run"))
     results.main(["--rows", "chess-int8", "--list"])
-    assert "chess-int8: finished: chess (13 classes), yolov3-tiny @256, 8 bits" in capsys.readouterr().out
+    assert "chess-int8: finished\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="--rows chess-in8: no such row; there are goal-roadsigns, "):
         results.main(["--rows", "chess-in8"])
 
@@ -149,14 +149,14 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     make(runs / "goal-chess/balanced/tune/weights/best.pt")
     make(runs / "chess-yolov3-tiny/weights/best.pt")
-    peers = {label: lambda source, images: (source.name, images) for label in integers.PEERS}
-    monkeypatch.setattr(integers, "PEERS", peers)
-    monkeypatch.setattr(integers, "calibration_images", lambda *_: "pictures")
-    monkeypatch.setattr(integers, "with_metadata", lambda made, source: f"{made}".encode())
-    monkeypatch.setattr(integers, "version", lambda package: "1")
+    stand_ins = {label: lambda source, images: (source.name, images) for label in peers.QUANTIZERS}
+    monkeypatch.setattr(peers, "QUANTIZERS", stand_ins)
+    monkeypatch.setattr(peers, "calibration_images", lambda *_: "pictures")
+    monkeypatch.setattr(peers, "with_metadata", lambda made, source: f"{made}".encode())
+    monkeypatch.setattr(goals, "version", lambda package: "1")
     document = results.ROWS["chess-int8"].finish("chess-int8").document
     labels = [network["network"].partition("=")[0] for network in document["networks"]]
-    assert labels == ["float", *integers.CALIBRATED, integers.TRAINED, *integers.PEERS]
+    assert labels == ["float", *goals.CALIBRATED, goals.TRAINED, *peers.QUANTIZERS]
     starts = [command for command in commands if command[0] in ("quantize.py", "train.py")]
     assert len(starts) == 4
     assert {value(command, "--weights") for command in starts} == {

@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 
 import export
-from benchmarks import criteria, integers, peers
+from benchmarks import criteria, peers
 from models import Darknet
 from tests.nets import tiny
 from tests.test_checkpoint import contents
@@ -89,14 +89,14 @@ def source(files, tmp_path):
 
 
 @pytest.mark.parametrize(("vnni", "bits"), [(True, 8), (False, 7)], ids=["vnni", "no-vnni"])
-@pytest.mark.parametrize("peer", integers.PEERS)
+@pytest.mark.parametrize("peer", peers.QUANTIZERS)
 def test_a_peers_file_opens_as_one_of_export_and_is_near_the_float_one(peer, vnni, bits, source, tmp_path, monkeypatch):
     if "nncf" in peer:
         pytest.importorskip("nncf")
-    monkeypatch.setattr(integers, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(peers, "has_vnni", lambda: vnni)
     images = np.random.default_rng(0).random((4, 1, 3, 64, 64), dtype=np.float32)
     path = tmp_path / "peer.onnx"
-    path.write_bytes(integers.with_metadata(integers.PEERS[peer](source, images), source))
+    path.write_bytes(peers.with_metadata(peers.QUANTIZERS[peer](source, images), source))
     file, float_file = read_onnx(path), read_onnx(source)
     assert not file.notes and file.metadata.precision == "int8" and file.metadata.reference is None
     assert file.metadata.network == float_file.metadata.network
@@ -114,7 +114,7 @@ def test_a_peers_file_opens_as_one_of_export_and_is_near_the_float_one(peer, vnn
 def test_peers_get_the_pictures_of_quantize(folder, tmp_path):
     """quantize.py calibrates with train pictures: all nine, once each, as there are fewer than 128."""
     write_checkpoint(tmp_path / "n.pt", contents(Darknet(tiny())))
-    found = integers.calibration_images(str(folder / "d.data"), tmp_path / "n.pt", 64)
+    found = peers.calibration_images(str(folder / "d.data"), tmp_path / "n.pt", 64)
     assert found.shape == (9, 1, 3, 64, 64) and len({image.tobytes() for image in found}) == 9
     images = [read_image(folder / "images" / f"{number}.png") for number in range(9)]
     assert found.mean() == pytest.approx(np.mean(images) / 255)

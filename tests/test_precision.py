@@ -33,10 +33,9 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture
-def training(tmp_path):
+def training():
     """A trainer of the tiny network, with a scaler as a GPU has it."""
-    (tmp_path / "n.cfg").write_text(TINY)
-    made = Training(str(tmp_path / "n.cfg"), 64, 2)
+    made = Training(Darknet(parse(TINY)), 64, 2)
     made.trainer.state.scaler = torch.amp.GradScaler("cpu")
     return made
 

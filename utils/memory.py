@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     glibc gives blocks of more than 32 MiB back to the system at once, and the next feature map of a training step pays
     for all its pages anew: a sixth to a quarter of the step. What is kept makes the peak a fifth to a third higher
-    (`python -m benchmarks.memory`). To be called before torch allocates. Whoever has set up glibc's allocator by its
-    environment variables (MALLOC_*, GLIBC_TUNABLES) is not overruled.
+    (`python -m benchmarks.ratios memory`). To be called before torch allocates. Whoever has set up glibc's allocator by
+    its environment variables (MALLOC_*, GLIBC_TUNABLES) is not overruled.
 
     Returns:
         Whether it was done: with glibc only.

@@ -174,7 +174,7 @@ def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
     """
     programs: dict[str, dict[int, Callable[[], None]]] = {}
     for number, network in enumerate(networks):
-        programs.setdefault(network.loaded.runtime, {})[number] = _forward(network, device)
+        programs.setdefault(network.loaded.runtime, {})[number] = forward(network, device)
     times: dict[int, Latency] = {}
     with torch.inference_mode():
         for runs in programs.values():
@@ -182,7 +182,7 @@ def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
     return [times[number] for number in range(len(networks))]
 
 
-def _forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
+def forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
     """Return a function that runs a network on one picture and waits for the result."""
     loaded = network.loaded
     image = torch.rand(1, loaded.network.net.channels, *network.size).to(device, memory_format=torch.channels_last)
