@@ -86,6 +86,7 @@ def test_without_a_peer_the_way_to_it_is_said(name, package, runs, monkeypatch):
 
 
 def test_a_finished_row_is_not_run_and_a_name_that_is_none_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)  # main goes to the root of the project, and monkeypatch goes back
     monkeypatch.setattr(results, "PAGE", tmp_path / "docs/results.md")
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setattr(suite, "python", lambda *command: pytest.fail(f"{command} was run"))
