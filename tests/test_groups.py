@@ -39,9 +39,19 @@ BOUNDARIES = {
 }
 """First and last convolution of every group."""
 TWO_HEADS = (
-    conv(8, 3, stride=2), conv(8, 3, stride=2), conv(8, 3, stride=2), conv(12, 3, stride=2), conv(12, 3), SHORTCUT,
-    conv(16, 3, stride=2), conv(16, 1), conv(8), "[upsample]\nstride=2\n", "[route]\nlayers=-1,5\n", conv(10, 3),
-)  # fmt: skip
+    conv(8, 3, stride=2),
+    conv(8, 3, stride=2),
+    conv(8, 3, stride=2),
+    conv(12, 3, stride=2),
+    conv(12, 3),
+    SHORTCUT,
+    conv(16, 3, stride=2),
+    conv(16, 1),
+    conv(8),
+    "[upsample]\nstride=2\n",
+    "[route]\nlayers=-1,5\n",
+    conv(10, 3),
+)
 """Backbone to stride 32, one upsampling, one head: four groups."""
 POLICY = replace(POLICIES["group"], percent=0.5)
 
@@ -70,14 +80,23 @@ class TestGroups:
         plain = graph_of(*(conv(8, 3, stride=2) for _ in range(5)))
         gated = graph_of(conv(8, 3, stride=2), *GATE, *(conv(8, 3, stride=2) for _ in range(4)))
         names = [[(group.name, len(group.layers)) for group in pruning_groups(graph)] for graph in (plain, gated)]
-        assert names[0] == [("backbone to stride 8", 3), ("backbone at stride 16", 1),
-                            ("from stride 32 to the first upsampling", 2)]  # fmt: skip
+        assert names[0] == [
+            ("backbone to stride 8", 3),
+            ("backbone at stride 16", 1),
+            ("from stride 32 to the first upsampling", 2),
+        ]
         assert names[1] == [(names[0][0][0], 5), *names[0][1:]]
 
     def test_what_is_tied_across_a_boundary_is_in_the_group_of_the_first(self):
         """The sum at stride 8 of a convolution of the top-down path and one of the backbone."""
-        graph = graph_of(conv(8, 3, stride=8), conv(4, 3, stride=2), conv(4), "[upsample]\nstride=2\n", conv(8),
-                         "[shortcut]\nfrom=0\nactivation=linear\n".replace("=0", "=-5"))  # fmt: skip
+        graph = graph_of(
+            conv(8, 3, stride=8),
+            conv(4, 3, stride=2),
+            conv(4),
+            "[upsample]\nstride=2\n",
+            conv(8),
+            "[shortcut]\nfrom=0\nactivation=linear\n".replace("=0", "=-5"),
+        )
         assert [group.layers for group in pruning_groups(graph)] == [(0, 4), (1,), (2, 6)]
 
     @examples(300)
@@ -97,8 +116,9 @@ class TestGroups:
         graph = graph_of_cfg(root, name)
         groups = pruning_groups(graph)
         assert sorted(i for group in groups for i in group.layers) == list(graph.makers())
-        assert all(sum(not set(group.layers).isdisjoint(family) for group in groups) == 1
-                   for family in graph.families())  # fmt: skip
+        assert all(
+            sum(not set(group.layers).isdisjoint(family) for group in groups) == 1 for family in graph.families()
+        )
 
     def test_a_pruned_network_has_the_same(self, root):
         graph = graph_of_cfg(root, "yolov4-tiny")
@@ -140,8 +160,10 @@ class TestPercents:
     def test_one_percentage_is_that_of_all(self, root):
         graph = graph_of_cfg(root, "yolov4-tiny")
         gammas = random_gammas(graph, 1)
-        one, each = (choose(graph, gammas, replace(POLICY, percent=0.3, group_percents=percents))
-                     for percents in (None, (0.3,) * 4))  # fmt: skip
+        one, each = (
+            choose(graph, gammas, replace(POLICY, percent=0.3, group_percents=percents))
+            for percents in (None, (0.3,) * 4)
+        )
         assert np.array_equal(one.keep, each.keep)
         assert not np.array_equal(one.keep, choose(graph, gammas, replace(POLICY, percent=0.3, groups=False)).keep)
 
@@ -224,10 +246,14 @@ class TestMerges:
     @pytest.mark.parametrize(
         ("merge", "chain"),
         [
-            ("first", [0, 1, 2]), ("union", [0, 1, 2, 3]), ("majority", [0, 1]), ("intersection", [0]),
-            ("minimum", [3]), ("mean", [0, 1, 3]),
+            ("first", [0, 1, 2]),
+            ("union", [0, 1, 2, 3]),
+            ("majority", [0, 1]),
+            ("intersection", [0]),
+            ("minimum", [3]),
+            ("mean", [0, 1, 3]),
         ],
-    )  # fmt: skip
+    )
     def test_by_hand(self, merge, chain):
         """Eight of sixteen go: 0.05 0.1 0.1 0.15 0.25 0.26 0.3 0.35; the weakest that stays is 0.36.
 
@@ -285,13 +311,16 @@ class TestScript:
     def test_a_run_is_proved_and_says_what_went_from_every_group(self, prune, monkeypatch):
         drawn = []
         monkeypatch.setattr(report, "plot_channels", lambda *_: None)
-        monkeypatch.setattr(report, "plot_threshold", lambda scores, removed, path: (
-            drawn.append((len(scores), removed, path.name))))  # fmt: skip
+        monkeypatch.setattr(
+            report, "plot_threshold", lambda scores, removed, path: drawn.append((len(scores), removed, path.name))
+        )
         document = json.loads(prune(*self.FLAGS, "--no-test"))
         assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
         first, second = document["groups"]
         assert [(group["percent"], group["candidates"], group["removed"]) for group in (first, second)] == [
-            (0.3, 40, 12), (0.5, 6, 3)]  # fmt: skip
+            (0.3, 40, 12),
+            (0.5, 6, 3),
+        ]
         assert second["convolutions"] == [11, 14] and second["kept"] == 3
         assert document["percent"] is None and document["strategy"] == "group"
         run = Path(document["run_dir"])
@@ -310,8 +339,14 @@ class TestScript:
         assert document["groups"] == document["grid"][0]["groups"]
         lines = prune(*self.FLAGS[:-1], "--dry-run").splitlines()
         row = next(line for line in lines if line.startswith("1 backbone to stride 8"))
-        assert row.split()[5:11] == ["0–8", "6", "40", "0.3", f"{document['groups'][0]['advised_percent']:g}",
-                                     str(document["groups"][0]["kept"])]  # fmt: skip
+        assert row.split()[5:11] == [
+            "0–8",
+            "6",
+            "40",
+            "0.3",
+            f"{document['groups'][0]['advised_percent']:g}",
+            str(document["groups"][0]["kept"]),
+        ]
         grid = json.loads(prune("--percent", "0.1", "0.9", "--dry-run", "--json"))["grid"]
         assert [group["percent"] for row in grid for group in row["groups"]] == [0.1, 0.1, 0.9, 0.9]
         assert not (tmp_path / "runs").exists()

@@ -40,8 +40,19 @@ AMOUNTS = {
     "layer_channel": ("--shortcut", "1", "--percent", "0.2"),
 }
 """What each script removes of the tiny network, which has one residual unit: blocks 2 to 4."""
-FILES = {"args.yaml", "channels.csv", "channels.png", "detections.jpg", "env.json", "importance.png", "model.cfg",
-         "model.pt", "model.weights", "plan.json", "report.md"}  # fmt: skip
+FILES = {
+    "args.yaml",
+    "channels.csv",
+    "channels.png",
+    "detections.jpg",
+    "env.json",
+    "importance.png",
+    "model.cfg",
+    "model.pt",
+    "model.weights",
+    "plan.json",
+    "report.md",
+}
 FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 
 
@@ -162,7 +173,13 @@ def test_a_dry_run_writes_nothing(prune, tmp_path):
 def test_a_grid_has_a_row_for_every_combination(prune, tmp_path):
     document = prune("layer_channel", "--percent", "0.1", "0.5", "--shortcuts", "0", "1", "2", "--dry-run")
     assert [(row["percent"], row["shortcut"]) for row in document["grid"]] == [
-        (0.1, 0), (0.1, 1), (0.1, 2), (0.5, 0), (0.5, 1), (0.5, 2)]  # fmt: skip
+        (0.1, 0),
+        (0.1, 1),
+        (0.1, 2),
+        (0.5, 0),
+        (0.5, 1),
+        (0.5, 2),
+    ]
     for row in document["grid"]:
         assert (row["after"] is None) == (row["shortcut"] == 2) == ("works is 1" in str(row["infeasible"]))
     macs = [row["after"]["macs"] for row in document["grid"] if row["after"]]
@@ -203,8 +220,13 @@ def test_a_network_without_residual_units_is_named(root, prune, tmp_path):
 
 
 def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "prune_network", lambda graph, arrays, removal: (
-        workflow.PrunedNetwork(graph.network, {name: 2 * array for name, array in arrays.items()})))  # fmt: skip
+    monkeypatch.setattr(
+        workflow,
+        "prune_network",
+        lambda graph, arrays, removal: workflow.PrunedNetwork(
+            graph.network, {name: 2 * array for name, array in arrays.items()}
+        ),
+    )
     with pytest.raises(InfeasibleError, match=r"certificate: .* nothing is written"):
         prune("slim", "--percent", "0.2", "--no-test")
     assert not (tmp_path / "runs").exists()
@@ -289,8 +311,10 @@ def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
     assert lines[7].startswith("certificate: pruned = masked to ")
     assert lines[8].startswith("advised: ") and "train.py -sr" in lines[9]
     run = tmp_path / "a b" / "exp"
-    assert lines[10] == (f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
-                         f"--data {folder / 'd.data'}")  # fmt: skip
+    assert lines[10] == (
+        f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
+        f"--data {folder / 'd.data'}"
+    )
 
 
 def test_what_was_pruned_can_be_trained(prune, run):
@@ -370,30 +394,44 @@ def test_explain_needs_no_torch(files, root):
 @pytest.mark.parametrize(
     ("name", "flags", "match"),
     [
-        ("slim", ["--percent", "1"], "--percent: 1 is outside 0 <= value < 1"),
-        ("slim", ["--percent", "0.5"], "--data: is needed"),
-        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "0"], "--multiple-of: 0: allowed are 1 to 1024"),
-        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "auto"], "--multiple-of: auto is gone; give 8"),
-        ("slim", ["--percent", "0.5", "--no-test", "--multiple-of", "wide"], "--multiple-of: 'wide' is not an integer"),
-        ("slim", ["--no-test"], "--percent: is needed"),
-        ("slim", ["--percent", "0.5", "--shortcut", "1"], "unknown flag --shortcut"),
-        ("slim", ["--percent", "0.1", "0.2", "--no-test"], "several values are compared with --dry-run"),
-        ("slim", ["--percent", "0.1", "--no-test", "--recalibrate", "2"], "unknown flag --recalibrate"),
-        ("slim", ["--percent", "0.1", "--no-test", "--name", "a/b"], "--name 'a/b': not a plain folder name"),
-        ("slim", ["--explain", "16"], "--explain 16: .*n.cfg has the blocks 0 to 15"),
-        ("slim", ["--sensitivity"], "--sensitivity: is gone; compare amounts with --dry-run"),
-        ("slim", ["--percent", "0.1", "--sensitivity-pictures", "2"], "--sensitivity-pictures: is gone; --max-drop"),
-        ("group", ["--group-percent", "auto", "--target-macs", "0.5"], "--group-percent: auto is gone; give numbers"),
-        ("group", ["--group-percent", "half"], "--group-percent: 'half' is not a number"),
-        ("layer", ["--no-test"], "--shortcut: is needed"),
-        ("layer", ["--shortcut", "-1", "--no-test"], "--shortcut: -1 is below 0"),
-        ("layer", ["--shortcut", "1", "2", "--no-test"], "several values"),
-        ("layer_channel", ["--shortcut", "1", "--no-test"], "--percent: is needed"),
+        ("slim", "--percent 1", "--percent: 1 is outside 0 <= value < 1"),
+        ("slim", "--percent 0.5", "--data: is needed"),
+        ("slim", "--percent 0.5 --no-test --multiple-of 0", "--multiple-of: 0: allowed are 1 to 1024"),
+        ("slim", "--percent 0.5 --no-test --multiple-of auto", "--multiple-of: auto is gone; give 8"),
+        ("slim", "--percent 0.5 --no-test --multiple-of wide", "--multiple-of: 'wide' is not an integer"),
+        ("slim", "--percent 0.5 --shortcut 1", "unknown flag --shortcut"),
+        ("slim", "--percent 0.1 0.2 --no-test", "several values are compared with --dry-run"),
+        ("slim", "--percent 0.1 --no-test --recalibrate 2", "unknown flag --recalibrate"),
+        ("slim", "--percent 0.1 --no-test --name a/b", "--name 'a/b': not a plain folder name"),
+        ("slim", "--explain 16", "--explain 16: .*n.cfg has the blocks 0 to 15"),
+        ("slim", "--sensitivity", "--sensitivity: is gone; compare amounts with --dry-run"),
+        ("slim", "--percent 0.1 --sensitivity-pictures 2", "--sensitivity-pictures: is gone; --max-drop"),
+        ("group", "--group-percent auto --target-macs 0.5", "--group-percent: auto is gone; give numbers"),
+        ("group", "--group-percent half", "--group-percent: 'half' is not a number"),
+        ("layer", "--shortcut -1 --no-test", "--shortcut: -1 is below 0"),
+        ("layer", "--shortcut 1 2 --no-test", "several values"),
+        ("slim", "--target-macs 0.5 --percent 0.5", "not allowed with argument --"),
+        ("slim", "--target-macs 0.5 --max-drop 5", "not allowed with argument --"),
+        ("layer", "--target-macs 0.5 --shortcut 1", "not allowed with argument --"),
+        ("slim", "--target-macs 1", "--target-macs: 1 is outside 0 < value < 1"),
+        ("slim", "--target-params 0", "--target-params: 0 is outside 0 < value < 1"),
+        ("slim", "--max-drop 101", "--max-drop: 101 is outside 0 < value <= 100"),
+        ("slim", "--max-drop 5 --no-test", "--max-drop: needs --data"),
+        ("group", "--target-macs 0.5 --group-percent 0.5 0.5", "takes the place of --target-macs"),
+        ("layer_channel", "--target-macs 0.5 --shortcut 0 1 --dry-run", "give one --shortcut"),
+        ("slim", "--no-test", "--percent: is needed, or a target, such as --target-macs 0.5"),
+        ("layer", "--no-test", "--shortcut: is needed, or a target"),
+        ("slim", "--percent 0.2 --no-test --importance taylor", "--importance taylor: needs --data"),
+        ("slim", "--percent 0.2 --no-test --reconstruct 2", "--reconstruct: needs --data"),
+        ("slim", "--percent 0.2 --no-test --reconstruct 2 --no-absorb", "--reconstruct: fits what --no-absorb leaves"),
+        ("slim", "--percent 0.2 --no-test --rounds 2 --dry-run", "--rounds: does not go with --dry-run"),
+        ("slim", "--percent 0.2 --no-test --rounds 0", "--rounds: 0 is below 1"),
+        ("layer_channel", "--shortcut 1 --no-test", "--percent: is needed"),
     ],
 )
 def test_bad_flags_are_one_line(prune, tmp_path, name, flags, match):
     with pytest.raises(InputError, match=match):
-        prune(name, *flags)
+        prune(name, *flags.split())
     assert not (tmp_path / "runs").exists()
 
 

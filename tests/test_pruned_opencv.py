@@ -33,10 +33,16 @@ QUICK = ("yolov4-tiny", "yolov4-layer_channel")
 SIDE = 128
 """Input of the networks with random weights, in pixels."""
 CASES = tuple(
-    pytest.param(name, strategy, id=f"{name}-{strategy}",
-                 marks=() if name in PUBLIC or f"{name}-{strategy}".startswith(QUICK) else pytest.mark.slow)
-    for name, units in (PUBLIC | OURS).items() for strategy in PERCENTS if units or not strategy.startswith("layer")
-)  # fmt: skip
+    pytest.param(
+        name,
+        strategy,
+        id=f"{name}-{strategy}",
+        marks=() if name in PUBLIC or f"{name}-{strategy}".startswith(QUICK) else pytest.mark.slow,
+    )
+    for name, units in (PUBLIC | OURS).items()
+    for strategy in PERCENTS
+    if units or not strategy.startswith("layer")
+)
 
 
 def network_and_arrays(request, name):

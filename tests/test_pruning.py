@@ -91,10 +91,18 @@ def test_everything_kept_is_the_same_bit_for_bit(root):
 def test_constants_reach_every_reader_exactly_through_1x1():
     """Through a shortcut, a concatenation, an upsampling and a pool, to two readers; γ = 0 makes the constants true."""
     graph = graph_of(
-        conv(8), conv(8), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6), "[upsample]\nstride=2\n",
-        "[maxpool]\nsize=2\nstride=2\n", "[route]\nlayers=-1,2\n", conv(5), "[route]\nlayers=2\n",
-        conv(5), "[shortcut]\nfrom=-3\nactivation=linear\n",
-    )  # fmt: skip
+        conv(8),
+        conv(8),
+        "[shortcut]\nfrom=-2\nactivation=linear\n",
+        conv(6),
+        "[upsample]\nstride=2\n",
+        "[maxpool]\nsize=2\nstride=2\n",
+        "[route]\nlayers=-1,2\n",
+        conv(5),
+        "[route]\nlayers=2\n",
+        conv(5),
+        "[shortcut]\nfrom=-3\nactivation=linear\n",
+    )
     model = randomised(graph.network)
     keep = np.ones(graph.count, np.bool_)
     keep[graph.labels[0][[1, 4]]] = False
@@ -309,11 +317,19 @@ class TestUnits:
     """Residual units: which there are, and the network without them."""
 
     NET = (
-        conv(8), conv(4), conv(8, 3), "[shortcut]\nfrom=-3\nactivation=linear\n",
-        conv(8), "[dropout]\nprobability=.1\n", "[shortcut]\nfrom=-3\nactivation=linear\n",
-        conv(8), "[shortcut]\nfrom=3\nactivation=linear\n", "[route]\nlayers=-1,6\n", conv(8, 3),
+        conv(8),
+        conv(4),
+        conv(8, 3),
+        "[shortcut]\nfrom=-3\nactivation=linear\n",
+        conv(8),
+        "[dropout]\nprobability=.1\n",
+        "[shortcut]\nfrom=-3\nactivation=linear\n",
+        conv(8),
+        "[shortcut]\nfrom=3\nactivation=linear\n",
+        "[route]\nlayers=-1,6\n",
+        conv(8, 3),
         "[shortcut]\nfrom=8\nactivation=linear\n",
-    )  # fmt: skip
+    )
     """Units of two convolutions and of one with a dropout; a shortcut past a block that is read elsewhere, and one past
     a block that reads elsewhere, which are none."""
 
@@ -361,8 +377,15 @@ class TestUnits:
             assert difference(heads(narrow, 64), heads(full, 64)) < 1e-12
 
     def test_what_a_unit_adds_with_gamma_0_is_taken_up_exactly_through_1x1(self):
-        graph = graph_of(conv(8), conv(4), conv(8), "[shortcut]\nfrom=-3\nactivation=linear\n",
-                         conv(8), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))  # fmt: skip
+        graph = graph_of(
+            conv(8),
+            conv(4),
+            conv(8),
+            "[shortcut]\nfrom=-3\nactivation=linear\n",
+            conv(8),
+            "[shortcut]\nfrom=-2\nactivation=linear\n",
+            conv(4),
+        )
         arrays = arrays_of(randomised(graph.network))
         arrays["layers.2.bn.weight"] = np.zeros(8)
         removal = Removal(np.ones(graph.count, np.bool_), residual_units(graph.network)[:1])

@@ -105,9 +105,32 @@ def test_the_networks_have_every_block_and_every_case(exact):
         seen.update(features(network))
 
     look()
-    wanted = {*ACTIVATIONS, "depthwise", "plain", "grouped", "normalised", "bias", "1 heads", "2 heads", "0 units",
-              "1 units", "2 units", "nested", "in a row", "depthwise unit", "0 chains", "1 chains", "2 chains",
-              "equal", "wider", "narrower", "1 sources", "2 sources", "split of 1", "split of 2"}  # fmt: skip
+    wanted = {
+        *ACTIVATIONS,
+        "depthwise",
+        "plain",
+        "grouped",
+        "normalised",
+        "bias",
+        "1 heads",
+        "2 heads",
+        "0 units",
+        "1 units",
+        "2 units",
+        "nested",
+        "in a row",
+        "depthwise unit",
+        "0 chains",
+        "1 chains",
+        "2 chains",
+        "equal",
+        "wider",
+        "narrower",
+        "1 sources",
+        "2 sources",
+        "split of 1",
+        "split of 2",
+    }
     if not exact:
         wanted |= {kind.__name__ for kind in SECTIONS.values()} - {"Depthwise"} | {
             "neither",
@@ -219,10 +242,14 @@ def test_constants_are_taken_up_exactly_through_weighted_sums(kind, normalizatio
     assert difference(heads(model_of(*prune_network(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
-@pytest.mark.parametrize("section", [
-    "[route]\nlayers=-1\ngroups=2\ngroup_id=0\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",
-    "[shortcut]\nfrom=-2\nactivation=leaky\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section",
+    [
+        "[route]\nlayers=-1\ngroups=2\ngroup_id=0\n",
+        "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",
+        "[shortcut]\nfrom=-2\nactivation=leaky\n",
+    ],
+)
 def test_constants_are_taken_up_exactly_through_halves_and_activations(section):
     graph = graph_of(conv(8), conv(8), section, conv(4))
     arrays = random_arrays(graph.network, 1)

@@ -214,32 +214,11 @@ def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_pa
 
 def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
     seen = []
-    monkeypatch.setattr(workflow, "reconstruct", lambda graph, arrays, removal, pictures, *_: (
-        seen.append(len(pictures)), arrays)[1])  # fmt: skip
+    monkeypatch.setattr(
+        workflow, "reconstruct", lambda graph, arrays, removal, pictures, *_: (seen.append(len(pictures)), arrays)[1]
+    )
     document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
-
-
-@pytest.mark.parametrize(
-    ("name", "flags", "match"),
-    [
-        ("slim", ["--target-macs", "0.5", "--percent", "0.5"], "not allowed with argument --"),
-        ("slim", ["--target-macs", "0.5", "--max-drop", "5"], "not allowed with argument --"),
-        ("layer", ["--target-macs", "0.5", "--shortcut", "1"], "not allowed with argument --"),
-        ("slim", ["--target-macs", "1"], "--target-macs: 1 is outside 0 < value < 1"),
-        ("slim", ["--target-params", "0"], "--target-params: 0 is outside 0 < value < 1"),
-        ("slim", ["--max-drop", "101"], "--max-drop: 101 is outside 0 < value <= 100"),
-        ("slim", ["--max-drop", "5", "--no-test"], "--max-drop: needs --data"),
-        ("group", ["--target-macs", "0.5", "--group-percent", "0.5", "0.5"], "takes the place of --target-macs"),
-        ("layer_channel", ["--target-macs", "0.5", "--shortcut", "0", "1", "--dry-run"], "give one --shortcut"),
-        ("slim", ["--no-test"], "--percent: is needed, or a target, such as --target-macs 0.5"),
-        ("layer", ["--no-test"], "--shortcut: is needed, or a target"),
-    ],
-)
-def test_bad_flags_are_one_line(prune, tmp_path, name, flags, match):
-    with pytest.raises(InputError, match=match):
-        prune(name, *flags)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_found_percentage_says_the_same_when_it_is_given():
