@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, image_side, log, positive_int, print_json, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
+from utils.report.journey import Named, named
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import RuntimeFiles, choose_runtime
 
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
 GONE = {"plot": "draw networks by python -m utils.report with --baselines", "batch_size": "leave it out; it is 16"}
-
-
-class Named(NamedTuple):
-    """A network as the command line names it: [NAME=]FILE[@SIDE]."""
-
-    name: str
-    file: str
-    """.pt, a file of export.py, or CFG:WEIGHTS."""
-    side: int | None
-    """Of the network input; None: that of --img_size."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -124,13 +115,6 @@ def entry(network: LoadedNetwork, files: RuntimeFiles, spread: Spread) -> dict[s
         "bytes": total_bytes(files),
         "runtime": network.loaded.runtime.split(",")[0],
     }
-
-
-def named(text: str) -> Named:
-    """A network of the command line; argparse type."""
-    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
-    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
 
 
 def network_files(network: Named) -> RuntimeFiles:

@@ -17,11 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import Named, named, total_bytes
+from benchmarks.compare import total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, run
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model
+from utils.report.journey import Named, named
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
 from utils.runtime.packages import require

@@ -16,6 +16,7 @@ from utils.detection import average_precision as coco
 from utils.detection import bootstrap
 from utils.detection.average_precision import Evaluator
 from utils.errors import InputError
+from utils.report.journey import named
 from utils.training.state import write_darknet
 
 IMAGES = 25
@@ -245,10 +246,10 @@ def test_what_cannot_be_compared_is_refused(folder, networks, arguments, message
     ],
 )
 def test_a_network_may_have_a_name_and_a_size(text, expected):
-    assert compare.named(text) == expected
+    assert named(text) == expected
 
 
 def test_a_file_may_have_any_name(tmp_path):
     path = tmp_path / "a=b@32.pt"
     path.touch()
-    assert compare.named(str(path)) == (str(path), str(path), None)
+    assert named(str(path)) == (str(path), str(path), None)

@@ -91,6 +91,7 @@ class Named(NamedTuple):
 
     name: str
     file: str
+    """.pt, a file of export.py, .weights with its cfg beside it, or in the benchmarks CFG:WEIGHTS."""
     side: int | None
     """Of the network input; None: the network's own."""
 
@@ -374,15 +375,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def named(text: str) -> Named:
-    """Return the network that [NAME=]FILE[@SIDE] names; a path that exists is a path, whatever characters it has.
+    """Return a network of the command line; an existing path is a path whatever its characters. Argparse type."""
+    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
+
+
+def baseline_network(text: str) -> Named:
+    """Return the network that --baselines names.
 
     Raises:
         InputError: no such file, or no side of an input.
     """
-    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
     try:
-        network = Named(name or rest, file if at else rest, image_side(side) if at else None)
+        network = named(text)
     except argparse.ArgumentTypeError as failure:
         raise InputError(f"--baselines {text}: {failure}") from None
     regular_file(network.file, InputError)

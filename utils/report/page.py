@@ -21,7 +21,7 @@ from utils.cli import one_line
 from utils.darknet.data_file import load_data
 from utils.errors import InputError
 from utils.files import atomic_write_text
-from utils.report.journey import MeasureSettings, Run, ancestors, gather, named, parent_of, read_baselines
+from utils.report.journey import MeasureSettings, Run, ancestors, baseline_network, gather, parent_of, read_baselines
 from utils.report.plots import ParetoPoint, plot_course, plot_pareto
 from utils.report.tables import Cell, Column, markdown_table, shown_cells
 
@@ -74,7 +74,7 @@ def write_report(
     """
     out = Path(out)
     _check_folder(out, exist_ok)
-    networks = [named(text) for text in baselines if not text.endswith(".json")]
+    networks = [baseline_network(text) for text in baselines if not text.endswith(".json")]
     known = [network for text in baselines if text.endswith(".json") for network in read_baselines(Path(text))]
     if networks and data is None:
         raise InputError(f"--baselines {networks[0].file}: is measured with --data only; give a .json file of figures")
