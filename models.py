@@ -89,21 +89,21 @@ class Darknet(nn.Module):
         """
         images = images if self.input_type is None else images.to(self.input_type)
         alive: dict[int, Tensor] = {-1: images if self.quantize_image is None else self.quantize_image(images)}
-        heads, wanted, seen = [], {}, {}
+        heads, outputs, attention = [], {}, {}
         for i in range(len(self.layers)):
             x = self._output(i, [alive[source] for source in self._inputs[i]])
             if isinstance(self.blocks[i], Yolo):
                 heads.append(x)
             if i in maps:
-                x, seen[i] = attended(x, i in self._fresh)
+                x, attention[i] = attended(x, i in self._fresh)
             if i in features:
-                wanted[i] = x
+                outputs[i] = x
             for source in self._inputs[i]:
                 if self._last_reader[source] == i:
                     alive.pop(source, None)
             if i in self._last_reader:
                 alive[i] = x
-        return Outputs(tuple(heads), wanted, seen)
+        return Outputs(tuple(heads), outputs, attention)
 
     def _output(self, i: int, sources: list[Tensor]) -> Tensor:
         """Output of block i, which reads `sources`; in float32 in front of a head."""
@@ -221,16 +221,16 @@ def fuse(model: Darknet) -> Darknet:
             state[f"layers.{i}.conv.weight"], state[f"layers.{i}.conv.bias"] = layer.fused()
             block = dataclasses.replace(block, batch_normalize=False, bias=True)
         elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
-            own = zip(("weight", "bias"), layer.fused(), strict=True)
-            state |= {f"layers.{i}.conv.{name}": value for name, value in own if value is not None}
+            tensors = zip(("weight", "bias"), layer.fused(), strict=True)
+            state |= {f"layers.{i}.conv.{name}": value for name, value in tensors if value is not None}
         blocks.append(block)
     fused = load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state)
     fused.quantize_image = copy.deepcopy(model.quantize_image)
-    for layer, own in zip(model.layers, fused.layers, strict=True):
+    for layer, copied in zip(model.layers, fused.layers, strict=True):
         if isinstance(layer, Computing):
-            own.quantize_output = copy.deepcopy(layer.quantize_output)
+            copied.quantize_output = copy.deepcopy(layer.quantize_output)
         if hasattr(layer, "activation"):  # a quantized network may have another slope
-            own.activation = copy.deepcopy(layer.activation)
+            copied.activation = copy.deepcopy(layer.activation)
     return fused.eval().requires_grad_(False)
 
 

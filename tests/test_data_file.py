@@ -62,7 +62,6 @@ def test_darknets_format_gives_paths_beside_the_file(write, tmp_path):
         names=("cat", "hot dog"),
         train=tmp_path / "train.txt",
         valid=tmp_path / "lists" / "val.txt",
-        extra=(("backup", "backup/"), ("eval", "coco")),
     )
     with pytest.raises(FrozenInstanceError):
         data.classes = 3
@@ -75,7 +74,6 @@ def test_yaml_gives_paths_below_its_own_path(write, tmp_path):
         names=("cat", "dog"),
         train=tmp_path / "set" / "images" / "train",
         valid=(tmp_path / "set" / "images" / "val", tmp_path / "set" / "more" / "*.jpg"),
-        extra=(("test", "images/test"), ("download", "https://example.com/a.zip")),
     )
 
 
@@ -172,8 +170,7 @@ def test_a_bad_yaml_is_refused_with_its_line(text, message, write, tmp_path, mon
 def test_yaml_aliases_do_not_multiply(write):
     """Ten levels of ten references each stand for 10^10 values."""
     levels = "".join(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]\n" for level in range(1, 11))
-    data = load_data(write(a_yaml=f"l0: &l0 [x]\n{levels}names: [a]\n"))
-    assert data.extra == ()
+    assert load_data(write(a_yaml=f"l0: &l0 [x]\n{levels}names: [a]\n")).names == ("a",)
     refused(write(a_yaml=f"l0: &l0 [x]\n{levels}names: *l10\n"), "name 0 reads as a list")
 
 
@@ -238,4 +235,3 @@ def test_real_sets_are_described(name, classes, shared):
     assert (data.classes, len(data.names)) == (classes, classes)
     assert (data.train, data.valid) == (folder / "train.txt", folder / "val.txt")
     assert data.train.is_file() and data.valid.is_file()
-    assert data.extra == (("backup", "backup/"),)

@@ -71,14 +71,14 @@ class ChannelGraph:
 
     def _joined(self, counts: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
         """The convolutions with labels that count [L], those together that have such labels in common."""
-        found: dict[int, set[int]] = {}
+        sharing: dict[int, set[int]] = {}
         for i in self.makers():
             mine = self.labels[i][counts[self.labels[i]]].tolist()
-            joined = {i}.union(*(found[label] for label in mine if label in found))
+            joined = {i}.union(*(sharing[label] for label in mine if label in sharing))
             for member in joined if mine else ():
                 for label in self.labels[member][counts[self.labels[member]]].tolist():
-                    found[label] = joined
-        families = {id(family): family for family in found.values()}
+                    sharing[label] = joined
+        families = {id(family): family for family in sharing.values()}
         return tuple(sorted(tuple(sorted(family)) for family in families.values()))
 
     def explain(self, index: int) -> Iterator[str]:
@@ -92,9 +92,9 @@ class ChannelGraph:
             yield f"  made by: {', '.join(f'block {i}' for i in makers) or 'nothing that is pruned'}"
         for tie in self.ties:
             if mine & (set(self.output(tie.one).tolist()) & set(self.output(tie.other).tolist())):
-                place = self.network.where(tie.at)
+                where = self.network.where(tie.at)
                 who = f"block {tie.one}" if tie.one == tie.other else f"blocks {tie.one} and {tie.other}"
-                yield f"  tied: {who}, {tie.reason}, {place}"
+                yield f"  tied: {who}, {tie.reason}, {where}"
         for pin in self.pins:
             if mine & set(self.output(pin.block).tolist()):
                 yield f"  stays: block {pin.block} {pin.reason}"

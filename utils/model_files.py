@@ -98,9 +98,9 @@ def newest_best(network: Network | None, runs: Path, classes: int | None = None)
     Raises:
         InputError: there is none, or none of `classes` classes.
     """
-    found = [path for depth in ("*/*", "*/*/*") for path in runs.glob(f"{depth}/weights/best.pt")]
-    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
+    checkpoints = [path for depth in ("*/*", "*/*/*") for path in runs.glob(f"{depth}/weights/best.pt")]
+    checkpoints.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in checkpoints:
         cfg = path.parent.parent / "model.cfg"
         stored = _readable(cfg)
         if stored and classes in (None, stored.classes) and (network is None or same_network(stored, network)):
@@ -118,10 +118,12 @@ def _readable(cfg: Path) -> Network | None:
         return None
 
 
-def other_network(path: Path, stored: Network, given: Network) -> WeightsError:
+def other_network(path: Path, stored: Network, wanted: Network) -> WeightsError:
     """The error of a file that holds another network than --cfg."""
-    return WeightsError(f"{path}: made for another network ({_size(stored)}) than {given.path} ({_size(given)}); "
-                        "leave the cfg out to use the one inside")  # fmt: skip
+    return WeightsError(
+        f"{path}: made for another network ({_size(stored)}) than {wanted.path} ({_size(wanted)}); "
+        "leave the cfg out to use the one inside"
+    )
 
 
 def _size(network: Network) -> str:
@@ -145,8 +147,10 @@ def is_checkpoint(path: Path) -> bool:
     """
     regular_file(path, WeightsError)
     if path.suffix.lower() in EXPORTED:
-        raise WeightsError(f"{path}: is an exported file, which test.py and detect.py run; give the .pt or .weights "
-                           "file it was made from")  # fmt: skip
+        raise WeightsError(
+            f"{path}: is an exported file, which test.py and detect.py run; give the .pt or .weights "
+            "file it was made from"
+        )
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(ZIP_MAGIC):
@@ -203,9 +207,9 @@ def fit_classes(network: Network, weights: Path) -> Network:
     return adapt_classes(network, classes)
 
 
-def other_classes(weights: Path, found: int, wanted: int) -> WeightsError:
+def other_classes(weights: Path, stored: int, wanted: int) -> WeightsError:
     """The error of weights whose heads are made for another class count than a training needs."""
-    return WeightsError(f"{weights}: made for {found} classes, {wanted} are wanted; add -pt to start its heads anew")
+    return WeightsError(f"{weights}: made for {stored} classes, {wanted} are wanted; add -pt to start its heads anew")
 
 
 def adaptation(before: Network, after: Network, reason: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from utils.cli import log, one_line
 from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
-from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Place, Trail
+from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Position, Trail
 from utils.darknet.blocks.values import Number, SectionError, nearest, shown
 from utils.darknet.network import check_network, trace
 from utils.errors import CfgError
@@ -67,12 +67,12 @@ def format_network(network: Network) -> str:
         CfgError: the blocks do not fit together.
     """
     channels = [network.net.channels, *(shape.channels for shape in trace(network))]
-    places = [Place(index, channels[max(0, index)]) for index in range(-1, len(network.blocks))]
-    return "\n".join(map(_format_block, (network.net, *network.blocks), places))
+    positions = [Position(index, channels[max(0, index)]) for index in range(-1, len(network.blocks))]
+    return "\n".join(map(_format_block, (network.net, *network.blocks), positions))
 
 
-def _format_block(block: Block, place: Place) -> str:
-    values = block.written(place)
+def _format_block(block: Block, position: Position) -> str:
+    values = block.key_values(position)
     lines = [f"[{block.SECTION}]"]
     for name, key in block.KEYS.items():
         value = values.get(name)
@@ -190,7 +190,7 @@ def _add(section: Section, key: str, entry: Entry, path: str, warn: Callable[[st
 class _Reader:
     """Reads one cfg: knows its name and collects what to warn of.
 
-    Its methods raise SectionError for what is wrong in the section they read; `network` adds the place.
+    Its methods raise SectionError for what is wrong in the section they read; `network` adds the position.
     """
 
     def __init__(self, file: str, warn: Callable[[str], None]) -> None:
@@ -206,11 +206,11 @@ class _Reader:
         try:
             if first.name not in NET_NAMES:
                 raise SectionError("a cfg starts with [net], which gives width, height and channels")
-            net = self.block(first, Net, Place(IMAGE, 0))
+            net = self.block(first, Net, Position(IMAGE, 0))
             trail = Trail(Shape(net.channels, net.height, net.width))
             for section in rest:
-                place = Place(len(trail.blocks), trail.before.channels)
-                trail.add(self.block(section, self.kind(section.name), place))
+                position = Position(len(trail.blocks), trail.before.channels)
+                trail.add(self.block(section, self.kind(section.name), position))
             network = Network(net, tuple(trail.blocks), self.file)
             check_network(network, trail.shapes)
         except SectionError as fault:
@@ -240,19 +240,19 @@ class _Reader:
         hint = f"did you mean [{near}]?" if near else f"there are {', '.join(SECTIONS)}"
         raise SectionError(f"no such section; {hint}")
 
-    def block(self, section: Section, kind: type[Block], place: Place) -> Any:
+    def block(self, section: Section, kind: type[Block], position: Position) -> Any:
         """Block of a section."""
         extra = tuple((name, entry.text) for name, entry in section.entries.items() if name not in kind.KEYS)
         for name, _ in extra:
             self.check_extra(section, kind, name)
         values = {name: self.value(section, name, key) for name, key in kind.KEYS.items()}
-        return kind.read(values | {"extra": extra, "line": section.line}, place)
+        return kind.read(values | {"extra": extra, "line": section.line}, position)
 
     def value(self, section: Section, name: str, key: Key) -> Any:
         """Value of a key, or its default."""
         entry = section.entries.get(name)
         if entry is not None:
-            return self.given(section, name, key, entry)
+            return self.parsed(section, name, key, entry)
         if key.default is REQUIRED:
             raise SectionError(f"{name} is missing and has no default; add a line {name}=...")
         if key.told:
@@ -260,7 +260,7 @@ class _Reader:
             self.warn(f"{self.path}:{section.line}: [{section.name}] has no {name}; Darknet's default is {default}")
         return key.default
 
-    def given(self, section: Section, name: str, key: Key, entry: Entry) -> Any:
+    def parsed(self, section: Section, name: str, key: Key, entry: Entry) -> Any:
         """Value of a key that is there."""
         try:
             return key.kind.read(entry.text)

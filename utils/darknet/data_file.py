@@ -39,8 +39,6 @@ class DataConfig:
     """Pictures to train with; None if the file does not say."""
     valid: Source | None
     """Pictures to test with; None if the file does not say."""
-    extra: tuple[tuple[str, str], ...] = ()
-    """Further keys whose values are plain, as text."""
 
 
 def load_data(path: Path | str) -> DataConfig:
@@ -65,7 +63,7 @@ def load_names(path: Path | str) -> tuple[str, ...]:
 
 
 def _from_data(path: Path, text: str) -> DataConfig:
-    """Darknet's format: `classes`, `train`, `valid`, `names`, and keys that are kept."""
+    """Darknet's format: `classes`, `train`, `valid` and `names`; other keys mean nothing."""
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, key, value in _assignments(path, text):
@@ -74,26 +72,25 @@ def _from_data(path: Path, text: str) -> DataConfig:
         lines.setdefault(key, number)
     if "names" not in values:
         raise DataError(f"{path}: no names; add a line like names = classes.names")
-    place = f"{path}:{lines['names']}"
+    where = f"{path}:{lines['names']}"
     names_path = path.parent / values["names"]
     try:
         regular_file(names_path, DataError)
     except DataError as failure:
-        raise DataError(f"{place}: names = {values['names']}: {failure}") from None
+        raise DataError(f"{where}: names = {values['names']}: {failure}") from None
     names = load_names(names_path)
     if (count := values.get("classes")) is not None:
-        place = f"{path}:{lines['classes']}"
+        where = f"{path}:{lines['classes']}"
         if not _COUNT.match(count) or int(count) < 1:
-            raise DataError(f"{place}: classes = {count}; a number of at least 1 was expected")
+            raise DataError(f"{where}: classes = {count}; a number of at least 1 was expected")
         if int(count) != len(names):
-            raise DataError(f"{place}: classes = {count}, but {names_path} has {len(names)} names")
+            raise DataError(f"{where}: classes = {count}, but {names_path} has {len(names)} names")
     return DataConfig(
         path,
         len(names),
         names,
         train=_joined(path.parent, values.get("train")),
         valid=_joined(path.parent, values.get("valid")),
-        extra=tuple((key, value) for key, value in values.items() if key not in ("classes", "names", "train", "valid")),
     )
 
 
@@ -110,10 +107,10 @@ def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _from_yaml(path: Path, text: str) -> DataConfig:
-    """Ultralytics' format: `path`, `train`, `val`, `nc`, `names`, and keys that are kept."""
+    """Ultralytics' format: `path`, `train`, `val`, `nc` and `names`; other keys mean nothing."""
     values = _yaml_mapping(path, text)
 
-    def place(key: str) -> str:
+    def where(key: str) -> str:
         for number, line in enumerate(text.split("\n"), 1):
             if re.match(rf"['\"]?{re.escape(key)}['\"]?\s*:", line):
                 return f"{path}:{number}"
@@ -121,24 +118,18 @@ def _from_yaml(path: Path, text: str) -> DataConfig:
 
     if values.get("names") is None:
         raise DataError(f"{path}: no names; add a list like names: [cat, dog]")
-    names = _yaml_names(values["names"], place("names"))
+    names = _yaml_names(values["names"], where("names"))
     count = values.get("nc", len(names))
     if not isinstance(count, int) or count != len(names):
-        raise DataError(f"{place('nc')}: nc is {_shown(count)}, but names has {len(names)} entries")
-    root = path.parent / _yaml_text(values.get("path") or ".", place("path"))
+        raise DataError(f"{where('nc')}: nc is {_shown(count)}, but names has {len(names)} entries")
+    root = path.parent / _yaml_text(values.get("path") or ".", where("path"))
     valid = "val" if "val" in values else "valid"
-    known = ("path", "train", "nc", "names", valid)
     return DataConfig(
         path,
         len(names),
         names,
-        train=_yaml_source(root, values.get("train"), place("train")),
-        valid=_yaml_source(root, values.get(valid), place(valid)),
-        extra=tuple(
-            (str(key), str(value))
-            for key, value in values.items()
-            if key not in known and _is_plain(key) and _is_plain(value)
-        ),
+        train=_yaml_source(root, values.get("train"), where("train")),
+        valid=_yaml_source(root, values.get(valid), where(valid)),
     )
 
 
@@ -151,38 +142,38 @@ def _yaml_mapping(path: Path, text: str) -> Mapping[Any, Any]:
     return document
 
 
-def _yaml_names(value: Any, place: str) -> tuple[str, ...]:
+def _yaml_names(value: Any, where: str) -> tuple[str, ...]:
     """Names from a list, or from a mapping of the class numbers 0, 1, … to names."""
     if isinstance(value, dict):
         if set(value) != set(range(len(value))):
-            raise DataError(f"{place}: the keys of names must be 0..{len(value) - 1}, each once")
+            raise DataError(f"{where}: the keys of names must be 0..{len(value) - 1}, each once")
         value = [value[number] for number in range(len(value))]
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: names must be a list or a mapping of numbers to names; got {_shown(value)}")
+        raise DataError(f"{where}: names must be a list or a mapping of numbers to names; got {_shown(value)}")
     for number, name in enumerate(value):
         if isinstance(name, bool) or not _is_plain(name):
-            raise DataError(f"{place}: name {number} reads as {_shown(name)}; put it in quotes")
-    return tuple(_checked_name(str(name).strip(), f"{place}: name {number}") for number, name in enumerate(value))
+            raise DataError(f"{where}: name {number} reads as {_shown(name)}; put it in quotes")
+    return tuple(_checked_name(str(name).strip(), f"{where}: name {number}") for number, name in enumerate(value))
 
 
-def _yaml_source(root: Path, value: Any, place: str) -> Source | None:
+def _yaml_source(root: Path, value: Any, where: str) -> Source | None:
     """A path or a list of paths below `root`."""
     if isinstance(value, list) and value:
-        return tuple(root / _yaml_text(item, place) for item in value)
-    return None if value is None else root / _yaml_text(value, place)
+        return tuple(root / _yaml_text(item, where) for item in value)
+    return None if value is None else root / _yaml_text(value, where)
 
 
-def _yaml_text(value: Any, place: str) -> str:
+def _yaml_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: a path was expected; got {_shown(value)}")
+        raise DataError(f"{where}: a path was expected; got {_shown(value)}")
     return value
 
 
-def _checked_name(name: str, place: str) -> str:
+def _checked_name(name: str, where: str) -> str:
     if not name:
-        raise DataError(f"{place}: an empty class name")
+        raise DataError(f"{where}: an empty class name")
     if _CONTROL.search(name):
-        raise DataError(f"{place}: {name[:80]!r} holds control characters")
+        raise DataError(f"{where}: {name[:80]!r} holds control characters")
     return name
 
 

@@ -67,10 +67,10 @@ def table(network: Network, height: int, width: int) -> list[str]:
     """Lines of the layer table: a heading, then a line a block."""
     shapes = (Shape(network.net.channels, height, width), *trace(network, height, width))  # [0] is the image
     costs = block_costs(network, height, width)
-    rows = [_COLUMNS]
+    lines = [_COLUMNS]
     for index, (block, cost) in enumerate(zip(network.blocks, costs, strict=True)):
         reads = block.reads(index)
-        rows.append(
+        lines.append(
             (
                 str(index),
                 block.SECTION,
@@ -85,8 +85,8 @@ def table(network: Network, height: int, width: int) -> list[str]:
                 _references(block, index),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_aligned, row, _COLUMNS, widths)).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(_aligned, row, _COLUMNS, widths)).rstrip() for row in lines]
 
 
 def totals(network: Network, height: int, width: int) -> list[str]:

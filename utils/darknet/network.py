@@ -41,8 +41,8 @@ def trace(network: Network, height: int | None = None, width: int | None = None)
         try:
             trail.add(block)
         except SectionError as fault:
-            place = index if fault.block is None else fault.block
-            where = f"{network.path or 'network'}: input {trail.image}" if place == IMAGE else network.where(place)
+            guilty = index if fault.block is None else fault.block
+            where = f"{network.path or 'network'}: input {trail.image}" if guilty == IMAGE else network.where(guilty)
             raise CfgError(f"{where}: {fault.key + ': ' if fault.key else ''}{fault}") from None
     return tuple(trail.shapes)
 

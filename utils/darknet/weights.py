@@ -126,27 +126,27 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
     """
     header = read_header(path)
     layout = tensors(network)
-    found = regular_file(path, WeightsError).st_size - header.bytes
+    size = regular_file(path, WeightsError).st_size - header.bytes
     count = len(network.blocks)
-    if found == sum(spec.bytes for spec in layout):
+    if size == sum(spec.bytes for spec in layout):
         return Contents(header, count, count, network.classes)
-    classes = _fitting_classes(network, layout, found)
+    classes = _fitting_classes(network, layout, size)
     if partial and classes is not None:
         return Contents(header, count, count, classes, head_convolutions(network))
-    blocks = _backbone(layout, found)
+    blocks = _backbone(layout, size)
     if partial and blocks:
         return Contents(header, blocks, count, network.classes, partial=True)
     expected = sum(spec.bytes for spec in layout)
     raise WeightsError(
-        f"{path}: {_problem(network, layout, found, blocks)}; expected {grouped(header.bytes + expected)} bytes, "
-        f"found {grouped(header.bytes + found)}; {_cause(network, found < expected, classes)}"
+        f"{path}: {_problem(network, layout, size, blocks)}; expected {grouped(header.bytes + expected)} bytes, "
+        f"found {grouped(header.bytes + size)}; {_cause(network, size < expected, classes)}"
     )
 
 
 def fitting_classes(path: Path | str, network: Network) -> int | None:
     """Class count for which the file fits `network` as a whole, told by its size; None if there is none."""
-    found = regular_file(path, WeightsError).st_size - read_header(path).bytes
-    return _fitting_classes(network, tensors(network), found)
+    size = regular_file(path, WeightsError).st_size - read_header(path).bytes
+    return _fitting_classes(network, tensors(network), size)
 
 
 def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[str, np.ndarray]:
@@ -173,7 +173,7 @@ def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[s
         start += spec.size
         if spec.block not in contents.skipped:
             if fault := _fault(spec, array):
-                raise WeightsError(f"{path}: {_place(network, spec)} {fault}; the file is damaged or of another cfg")
+                raise WeightsError(f"{path}: {_where(network, spec)} {fault}; the file is damaged or of another cfg")
             arrays[spec.key] = array
     return arrays
 
@@ -195,52 +195,52 @@ def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], 
     for spec in tensors(network):
         array = arrays.get(spec.key)
         if array is None or array.shape != spec.shape or array.dtype.kind != "f":
-            given = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise ValueError(f"{_place(network, spec)}: float {list(spec.shape)} was expected; got {given}")
+            actual = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"{_where(network, spec)}: float {list(spec.shape)} was expected; got {actual}")
         with np.errstate(over="ignore"):
             stored.append(np.ascontiguousarray(array, dtype="<f4"))
         if fault := _fault(spec, stored[-1]):
-            raise NumericsError(f"{path}: not written, {_place(network, spec)} {fault}")
+            raise NumericsError(f"{path}: not written, {_where(network, spec)} {fault}")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write((header or Header()).pack())
         for array in stored:
             file.write(array.data)
 
 
-def _fitting_classes(network: Network, layout: Sequence[TensorSpec], found: int) -> int | None:
-    """Class count for which the tensors take `found` bytes; the size is linear in it."""
+def _fitting_classes(network: Network, layout: Sequence[TensorSpec], size: int) -> int | None:
+    """Class count for which the tensors take `size` bytes; the size is linear in it."""
     heads = head_convolutions(network)
     of_one_class = 0
     for spec in layout:
         if spec.block in heads:
             convolution, yolo = network.blocks[spec.block : spec.block + 2]
             of_one_class += spec.bytes // convolution.filters * len(yolo.mask)
-    more, rest = divmod(found - sum(spec.bytes for spec in layout), of_one_class)
+    more, rest = divmod(size - sum(spec.bytes for spec in layout), of_one_class)
     classes = network.classes + more
     return classes if rest == 0 and classes >= 1 else None
 
 
-def _backbone(layout: Sequence[TensorSpec], found: int) -> int:
-    """Number of blocks in a file of `found` bytes of tensors that ends where a block ends; 0 for any other file."""
+def _backbone(layout: Sequence[TensorSpec], size: int) -> int:
+    """Number of blocks in a file of `size` bytes of tensors that ends where a block ends; 0 for any other file."""
     end = 0
     for spec, following in pairwise(layout):
         end += spec.bytes
-        if end == found and spec.block != following.block:
+        if end == size and spec.block != following.block:
             return spec.block + 1
     return 0
 
 
-def _problem(network: Network, layout: Sequence[TensorSpec], found: int, blocks: int) -> str:
-    """Where a file of `found` bytes of tensors ends; `blocks` as told by `_backbone`."""
+def _problem(network: Network, layout: Sequence[TensorSpec], size: int, blocks: int) -> str:
+    """Where a file of `size` bytes of tensors ends; `blocks` as told by `_backbone`."""
     if blocks:
         return f"ends after {network.where(blocks - 1)} of {len(network.blocks)}, as a backbone for train.py -pt does"
     end = 0
     for spec in layout:
         end += spec.bytes
-        if found < end:
-            return f"ends inside {_place(network, spec)}: {grouped(end - found)} of {grouped(spec.bytes)} bytes missing"
-    surplus = f"{grouped(found - end)} surplus byte" + ("s" if found - end > 1 else "")
-    return f"{surplus} after {_place(network, layout[-1])}, the last tensor"
+        if size < end:
+            return f"ends inside {_where(network, spec)}: {grouped(end - size)} of {grouped(spec.bytes)} bytes missing"
+    surplus = f"{grouped(size - end)} surplus byte" + ("s" if size - end > 1 else "")
+    return f"{surplus} after {_where(network, layout[-1])}, the last tensor"
 
 
 def _fault(spec: TensorSpec, array: np.ndarray) -> str | None:
@@ -255,7 +255,7 @@ def _fault(spec: TensorSpec, array: np.ndarray) -> str | None:
     return None
 
 
-def _place(network: Network, spec: TensorSpec) -> str:
+def _where(network: Network, spec: TensorSpec) -> str:
     """A tensor for a message: `block 23 (cfg/a.cfg:187), conv.weight`."""
     return f"{network.where(spec.block)}, {spec.name}"
 

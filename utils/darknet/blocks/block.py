@@ -95,7 +95,7 @@ class Shape(NamedTuple):
                 )
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a block stands."""
 
     index: int
@@ -150,16 +150,16 @@ class Block:
         return {name: float(value) if value else None for name, _, value in pairs}
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """The block of a section.
 
         Args:
             values: of all its keys, defaults filled in, None for a key that has none; `extra` and `line` as well.
-            place: where it stands.
+            position: where it stands.
         """
         return cls(**values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """Values of the keys that `read` makes an equal block of; None and keys left out are not written."""
         return vars(self)
 

@@ -13,7 +13,7 @@ from utils.darknet.blocks.block import (
     Keep,
     Key,
     Labeling,
-    Place,
+    Position,
     Shape,
     Trail,
     Values,
@@ -56,7 +56,7 @@ class Convolutional(Block):
     )
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """`pad=1` means size // 2; a 1 × 1 kernel has no dilation."""
         stride, size = values.pop("stride"), values["size"]
         if values.pop("pad"):
@@ -66,7 +66,7 @@ class Convolutional(Block):
         values["stride_y"] = values["stride_y"] or stride
         return cls(**values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """`pad=1` where it says the same as `padding`."""
         pad = self.padding == self.size // 2
         values = vars(self) | written_strides(self) | {"pad": pad}
@@ -173,12 +173,14 @@ class Depthwise(Convolutional):
     activation = Key(ACTIVATION, "linear")
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """`filters` and `groups` may be there if they are the channels; `pad=1` means (size - 1) // 2 in that suite."""
         for name in ("filters", "groups"):
-            if values[name] not in (None, place.channels):
-                raise SectionError(f"one filter a channel is allowed, and the block before has {place.channels}", name)
-            values[name] = place.channels
+            if values[name] not in (None, position.channels):
+                raise SectionError(
+                    f"one filter a channel is allowed, and the block before has {position.channels}", name
+                )
+            values[name] = position.channels
         if values["pad"]:
             values |= {"pad": False, "padding": (values["size"] - 1) // 2}
-        return Convolutional.read(values, place)
+        return Convolutional.read(values, position)

@@ -13,7 +13,7 @@ from utils.darknet.blocks.block import (
     Keep,
     Key,
     Labeling,
-    Place,
+    Position,
     Shape,
     Trail,
     Values,
@@ -33,9 +33,9 @@ class Se(Block):
     """A key of our own, which gives any width."""
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """The width is `squeeze`, or the channels over `reduction`."""
-        channels, squeeze, reduction = place.channels, values.pop("squeeze"), values.pop("reduction")
+        channels, squeeze, reduction = position.channels, values.pop("squeeze"), values.pop("reduction")
         if values["filters"] not in (None, channels):
             raise SectionError(f"{channels} is allowed, the channels of the block before", "filters")
         values["filters"] = squeeze or channels // reduction
@@ -43,12 +43,12 @@ class Se(Block):
             raise SectionError(f"at most {channels} is allowed, the channels of the block before", "reduction")
         return cls(**values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """`reduction` where one gives the width, `squeeze` otherwise."""
-        reduction = max(1, place.channels // self.filters)
-        if place.channels // reduction == self.filters:
-            return {"filters": place.channels, "reduction": reduction}
-        return {"filters": place.channels, "squeeze": self.filters}
+        reduction = max(1, position.channels // self.filters)
+        if position.channels // reduction == self.filters:
+            return {"filters": position.channels, "reduction": reduction}
+        return {"filters": position.channels, "squeeze": self.filters}
 
     def tensors(self, channels: int) -> list[tuple[str, tuple[int, ...]]]:
         """Both fully connected layers, [out, in]."""
@@ -75,13 +75,13 @@ class Gate(Block):
     activation: str = key(PLAIN_ACTIVATION, "linear", optional=True)
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """The reference becomes absolute."""
-        return cls(source=place.absolute(values.pop("from")), **values)
+        return cls(source=position.absolute(values.pop("from")), **values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """The reference becomes relative."""
-        return vars(self) | {"from": self.source - place.index}
+        return vars(self) | {"from": self.source - position.index}
 
     def reads(self, index: int) -> tuple[int, ...]:
         """The previous block, which scales, then the scaled source."""

@@ -11,7 +11,7 @@ from utils.darknet.blocks.block import (
     Block,
     Key,
     Labeling,
-    Place,
+    Position,
     Shape,
     Trail,
     Values,
@@ -46,7 +46,7 @@ class Maxpool(ChannelWise):
     FIXED = "antialiasing=0 maxpool_depth=0 maxpool_zero_nonmax=0"
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """The size is the stride by default, the padding size - 1."""
         stride = values.pop("stride")
         for name in ("size", "stride_x", "stride_y"):
@@ -55,7 +55,7 @@ class Maxpool(ChannelWise):
             values["padding"] = values["size"] - 1
         return cls(**values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """`padding` only where it is not the default."""
         padding = None if self.padding == self.size - 1 else self.padding
         return vars(self) | written_strides(self) | {"padding": padding}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from utils.darknet.blocks.block import Arrays, Block, Labeling, Place, Shape, Trail, Values, Vector, key
+from utils.darknet.blocks.block import Arrays, Block, Labeling, Position, Shape, Trail, Values, Vector, key
 from utils.darknet.blocks.values import COUNT, LONGEST_READ, Integer, List, Reference, SectionError
 
 NEAR = 16
@@ -23,13 +23,13 @@ class Route(Block):
     SILENT = "stream wait_stream"
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """References become absolute."""
-        return cls(**values | {"layers": tuple(map(place.absolute, values["layers"]))})
+        return cls(**values | {"layers": tuple(map(position.absolute, values["layers"]))})
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """References to near blocks become relative."""
-        near = [layer - place.index if layer >= place.index - NEAR else layer for layer in self.layers]
+        near = [layer - position.index if layer >= position.index - NEAR else layer for layer in self.layers]
         return vars(self) | {"layers": near}
 
     def reads(self, index: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from utils.darknet.blocks.block import (
     Keep,
     Key,
     Labeling,
-    Place,
+    Position,
     Shape,
     Trail,
     Values,
@@ -43,13 +43,13 @@ class Shortcut(Block):
     activation: str = key(ACTIVATION, "linear")
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """References become absolute."""
-        return cls(sources=tuple(map(place.absolute, values.pop("from"))), **values)
+        return cls(sources=tuple(map(position.absolute, values.pop("from"))), **values)
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """References become relative."""
-        return vars(self) | {"from": [source - place.index for source in self.sources]}
+        return vars(self) | {"from": [source - position.index for source in self.sources]}
 
     def reads(self, index: int) -> tuple[int, ...]:
         """The previous block, whose width wins, then the sources."""

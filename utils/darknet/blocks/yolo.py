@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.darknet.blocks.block import Block, Key, Labeling, Place, Shape, Trail, Values, key
+from utils.darknet.blocks.block import Block, Key, Labeling, Position, Shape, Trail, Values, key
 from utils.darknet.blocks.convolutional import Convolutional
 from utils.darknet.blocks.values import Choice, Flag, Integer, List, Number, Pairs, SectionError
 
@@ -42,7 +42,7 @@ class Yolo(Block):
     )
 
     @classmethod
-    def read(cls, values: Values, place: Place) -> Block:
+    def read(cls, values: Values, position: Position) -> Block:
         """`num` counts the anchors; without `mask` a head predicts with all of them."""
         count, anchors = values.pop("num"), len(values["anchors"])
         if anchors != count:
@@ -55,7 +55,7 @@ class Yolo(Block):
                 raise SectionError(f"anchor {anchor} is named twice; once is allowed", "mask")
         return cls(**values | {"mask": mask})
 
-    def written(self, place: Place) -> Values:
+    def key_values(self, position: Position) -> Values:
         """`num` counts the anchors."""
         return vars(self) | {"num": len(self.anchors)}
 
