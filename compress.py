@@ -75,12 +75,12 @@ def change_of(text: str) -> tuple[str, str, Any]:
     place, equals, value = text.partition("=")
     stage, dot, flag = place.partition(".")
     try:
-        found = yaml.safe_load(value)
+        content = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        found = None
-    if not (equals and dot and stage and flag) or found is None:
+        content = None
+    if not (equals and dot and stage and flag) or content is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.FLAG=VALUE")
-    return stage, flag, found
+    return stage, flag, content
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -216,7 +216,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
 
 
 def knows(script: str, flag: str) -> bool:
-    """Whether a script has a flag."""
+    """Return whether a script has a flag."""
     return script_parser(script).knows(flag)
 
 
@@ -229,7 +229,7 @@ def script_parser(script: str) -> Parser:
 
 
 def script_module(script: str) -> ModuleType:
-    """One of the suite's scripts as a module of another name: the standard library has a `test`."""
+    """Return a script of the suite as a module of another name: the standard library has a `test`."""
     name = f"script_{script}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / f"{script}.py")

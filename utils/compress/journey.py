@@ -147,7 +147,7 @@ class Journey:
         return done
 
     def _kept(self) -> list[dict[str, Any]]:
-        """What earlier calls have done, and perhaps begun."""
+        """Return the stages that earlier calls have done, and perhaps begun."""
         path = self.folder / STATE
         if not path.exists():
             return []
@@ -174,7 +174,7 @@ class Journey:
                 raise InputError(f"{path}: is missing or was changed since stage {stage.name}; choose another --name")
 
     def _refusal(self, stage: Stage, entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str | None:
-        """How much more AP50 a stage lost than it may, and what to change; None: it passes its gate."""
+        """Return why a stage does not pass its gate, and what to change; None: it passes."""
         best, after = accuracy(entry, done)
         if stage.gate is None:
             return None
@@ -200,7 +200,7 @@ class Journey:
             log(f"stage {name}: begins anew; what it made before is in {target}")
 
     def _goes_on(self, stage: Stage) -> bool:
-        """Whether a stage was begun and is gone on with; another than a training starts anew."""
+        """Return whether a stage goes on where it was; only a training does, all others start again."""
         return stage.script == "train" and (self.folder / stage.name / "weights" / "last.pt").is_file()
 
     def _run(self, stage: Stage, command: list[str], call: Call) -> dict[str, Any]:
@@ -217,11 +217,11 @@ class Journey:
 
 
 ENTRY = ("name", "command", "files", "seconds", "made", "sha256", "document", "refused")
-"""What is known of a stage; `document` is None of one that is not done, `refused` says that it lost too much AP50."""
+"""Keys of a stage in journey.json. `document` is None until it is done; `refused`: it lost too much AP50."""
 
 
 def _begun(command: Sequence[str]) -> dict[str, Any]:
-    """What is known of a stage before it is run: its command, and the digests of the files that this names."""
+    """Return the entry of a stage that is not run yet: its command, and the digests of the files that this names."""
     files = {word: sha256(Path(word)) for word in command[1:] if Path(word).is_file()}
     return {"command": list(command), "files": files, **dict.fromkeys(ENTRY[3:])}
 
@@ -315,7 +315,7 @@ def python(arguments: Sequence[str]) -> str:
 
 
 def _by_signal(number: int) -> tuple[str, int]:
-    """How a script ended that could say nothing, and an exit status for it: that of a shell, 5 if memory was short."""
+    """Return how a signal ended a script, and the exit status of a shell for it, or 5 if memory was short."""
     if number == signal.SIGKILL:
         return "by SIGKILL, as when memory is short", 5
     return f"by signal {number}", 128 + number

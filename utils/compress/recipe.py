@@ -56,16 +56,16 @@ ALLOWED = 10.0
 LARGEST_FILE = 1 << 16
 
 Knows = Callable[[str, str], bool]
-"""Whether a script, by its name, has a flag, with its dashes."""
+"""Tells whether a script, by its name, has a flag, with its dashes."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of a script."""
+    """A call of a script."""
 
     name: str
     script: str
-    """One of SCRIPTS."""
+    """A name in SCRIPTS."""
     flags: tuple[str, ...]
     """As the script gets them, but those of GIVEN."""
     source: str | None
@@ -83,18 +83,18 @@ class Stage:
 
     @property
     def compares(self) -> bool:
-        """Whether its document has the AP50 of the network that it begins with."""
+        """Return whether its document has the AP50 of the network that it begins with."""
         tested = "--no-test" not in (flag.replace("_", "-") for flag in self.flags)
         return tested and (self.script.endswith("_prune") or self.script == "quantize")
 
     @property
     def makes_network(self) -> bool:
-        """Whether another stage can begin with what it makes."""
+        """Return whether another stage can begin with its network."""
         return self.script in MAKERS
 
     @property
     def quantizes(self) -> bool:
-        """Whether the network that it makes is quantized."""
+        """Return whether the network that it makes is quantized."""
         return self.script == "quantize" or self.value("--quantized") not in (None, "0", "-1")
 
     @property
@@ -238,13 +238,13 @@ def _stage(
             )
     if before and source is None:
         raise InputError(f"{where}: there is no network to begin with")
-    given = {str(key): value for key, value in values.items() if key not in OWN}
-    for key, value in given.items():
+    flags = {str(key): value for key, value in values.items() if key not in OWN}
+    for key, value in flags.items():
         _check_flag(where, key, value)
-    spelled = {key.replace("_", "-") for key in given}
+    spelled = {key.replace("_", "-") for key in flags}
     others = {key: value for key, value in shared(values["script"]).items() if key.replace("_", "-") not in spelled}
     allow = _allow(where, values["script"], values.get("allow"))
-    stage = Stage(name, values["script"], tuple(_tokens(where, others | given)), source, values.get("teacher"), allow)
+    stage = Stage(name, values["script"], tuple(_tokens(where, others | flags)), source, values.get("teacher"), allow)
     _check_source(where, stage, next((other for other in before if other.name == source), None))
     return stage
 

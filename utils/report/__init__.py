@@ -1,1 +1,1 @@
-"""What a network costs and what a run leaves behind: counts, times, tables, plots, run directories."""
+"""Costs of a network and files of a run: counts, times, tables, plots, run directories."""

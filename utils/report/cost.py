@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone.
+"""Costs of a network: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone.
 
 BFLOPs are counted as AlexeyAB/darknet prints them: two for each multiply-add of a convolution, one for each cell a max
 pooling looks at, one for each value a shortcut adds. pjreddie/darknet printed the convolutions only (`2 · macs / 1e9`).
@@ -15,7 +15,7 @@ from utils.darknet.network import tensors, trace
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one block or one network, for one picture."""
+    """Costs of a block or a network, for one picture."""
 
     parameters: int
     """Trained values: convolution weights and biases, γ and β."""

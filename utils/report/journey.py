@@ -73,12 +73,12 @@ BASELINE = ("network", "map50", "map50_interval", "map50_95", "parameters", "mac
 """Keys of a network in the document of `benchmarks.compare --json --time`."""
 
 Run = dict[str, Any]
-"""One entry of `runs` in the document."""
+"""Entry of `runs` in the document."""
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How the networks of a report are measured."""
+    """Settings of the measurement of a report's networks."""
 
     batch_size: int = flag(16, "pictures at a time", type=positive_int, metavar="N")
     draws: int = flag(1000, "data sets drawn for the intervals", type=positive_int, metavar="N")

@@ -20,7 +20,7 @@ class Latency:
     p90: float
     """90 % of the runs were no slower."""
     rounds: int
-    """How often it was run."""
+    """Number of runs."""
 
 
 def interleaved(

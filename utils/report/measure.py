@@ -57,7 +57,7 @@ class LoadedNetwork(NamedTuple):
     loaded: Loaded
     size: tuple[int, int]
     mode: str
-    """How pictures are fitted."""
+    """Fit of pictures: `letterbox` or `stretch`."""
 
 
 def measure(
@@ -248,7 +248,7 @@ def _baseline(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ComparedPicture(NamedTuple):
-    """One picture: its objects, and what two networks detect in it."""
+    """A picture: its objects, and the detections of two networks."""
 
     path: str
     truth: Rows

@@ -209,15 +209,15 @@ def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return what page.html shows beside the document: sentences, cards and plots."""
     runs = report["runs"]
     goal = next(run for run in runs if run["name"] == report["goal"])
-    rows = [run["measured"] for run in runs if run["measured"]]
+    measured = [run["measured"] for run in runs if run["measured"]]
     points = [*_points(runs), *map(_baseline_point, report["baselines"])]
-    compared = len(points) > 1 and (rows or report["baselines"])
+    compared = len(points) > 1 and (measured or report["baselines"])
     trained = any(run["median_epochs"] for run in runs)
     return {
         "report": report,
         "lead": lead(runs, goal),
         "cards": list(cards(_first_figures(runs, goal), goal["figures"])) if len(runs) > 1 else [],
-        "busy": any(row["ms_p90"] > BUSY * row["ms"] for row in rows),
+        "busy": any(row["ms_p90"] > BUSY * row["ms"] for row in measured),
         "course": plotted(plot_course, runs) if trained else None,
         "course_words": "; ".join(
             f"{run['name']}: AP50 {run['figures']['map50']:.3f}" for run in runs if run["figures"]["map50"] is not None

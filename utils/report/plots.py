@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8a8a"
 SKY, PURPLE = "#56b4e9", "#cc79a7"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY)
-"""Of families and chains in their order, then again from the first."""
+"""Colours of families and chains in their order, then again from the first."""
 MARKERS = "os^DvPX*"
-"""Of the families of networks. As there are 8 and 7 colours, 56 families look different."""
+"""Marks of the families of networks. As there are 8 and 7 colours, 56 families look different."""
 MOST_NAMED = 30
 """Classes that a legend or an axis names one by one; more are drawn without names."""
 MOST_POINTS = 20_000
@@ -50,7 +50,7 @@ PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("m
 
 @dataclass(frozen=True)
 class LayerBar:
-    """One convolution before and after pruning."""
+    """A convolution before and after pruning."""
 
     block: int
     """Number of its block in the network before."""
@@ -61,9 +61,9 @@ class LayerBar:
     chain: int | None
     """Number of the residual chain that ties it; None for none."""
     candidate: bool
-    """Whether the strategy may remove its channels."""
+    """The strategy may remove its channels."""
     removed: bool
-    """Whether the residual unit that it belongs to was removed whole."""
+    """The residual unit that it belongs to was removed whole."""
 
     @property
     def kept(self) -> int:
@@ -73,7 +73,7 @@ class LayerBar:
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """One convolution of a quantized network."""
+    """A convolution of a quantized network."""
 
     name: str
     sqnr: float | None
@@ -81,12 +81,12 @@ class LayerNoise:
     alone: float | None
     """dB of the heads when it alone is rounded; None: not measured, or nothing was changed."""
     kept: bool
-    """Whether its weights are float."""
+    """Its weights are float."""
 
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One network."""
+    """A network and what it costs."""
 
     name: str
     family: str

@@ -42,7 +42,7 @@ class RunDirectory:
 
     path: Path
     new: bool = field(default=False, compare=False)
-    """Whether it was made for this run by this process."""
+    """This process made it for this run."""
 
     @classmethod
     def create(cls, project: Path | str, name: str = "exp", *, exist_ok: bool = False) -> RunDirectory:
@@ -84,8 +84,8 @@ class RunDirectory:
         try:
             yield self
         except BaseException:
-            found = (path for pattern in results or ("**/[!.]*",) for path in self.path.glob(pattern))
-            if self.new and not any(path.is_file() and (results or path.name not in DESCRIBED) for path in found):
+            files = (path for pattern in results or ("**/[!.]*",) for path in self.path.glob(pattern))
+            if self.new and not any(path.is_file() and (results or path.name not in DESCRIBED) for path in files):
                 with suppress(OSError):  # the failure itself is what counts
                     for path in sorted(self.path.rglob("*"), reverse=True):  # what is in a folder before the folder
                         path.rmdir() if path.is_dir() else path.unlink()
@@ -201,7 +201,7 @@ def called() -> list[str] | None:
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on: Python, packages, machine, threads, devices, and the suite's git commit if there is one."""
+    """Return the environment of a run: Python, packages, machine, threads, devices, and the suite's git commit."""
     torch = sys.modules.get("torch")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

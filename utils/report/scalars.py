@@ -44,7 +44,7 @@ def require_tensorboard() -> None:
 
 
 class Scalars:
-    """One run's events. A write that fails is logged once, and the run goes on without them.
+    """Events of a run. A write that fails is logged once, and the run goes on without them.
 
     Args:
         folder: run directory.

@@ -22,7 +22,7 @@ Cell: TypeAlias = str | int | float | None
 
 @dataclass(frozen=True)
 class Column:
-    """How one column is shown."""
+    """Title and format of a column."""
 
     title: str
     spec: str = ".3f"
@@ -87,7 +87,7 @@ def shown_cells(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tu
     shown = [[_text(cell, column.spec) for cell, column in zip(row, columns, strict=True)] for row in rows]
     numeric = [
         bool(cells) and not any(isinstance(cell, str) for cell in cells)
-        for cells in ([row[place] for row in rows if row[place] is not None] for place in range(len(columns)))
+        for cells in ([row[number] for row in rows if row[number] is not None] for number in range(len(columns)))
     ]
     return shown, numeric
 
