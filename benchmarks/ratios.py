@@ -60,7 +60,7 @@ def paired(works: Mapping[str, Work], rounds: int, clock: Callable[[], float] = 
 def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
     """Training samples of one process, beside reading and resizing the same pictures."""
     cv2.setNumThreads(1)
-    side = settings.img_size
+    side, colourless = settings.img_size, Augmentation(hsv_h=0, hsv_s=0, hsv_v=0)
     with tempfile.TemporaryDirectory() as folder:
         pictures = index(draw_pictures(Path(folder)), "a", cache_dir=None)
 
@@ -72,9 +72,7 @@ def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
             "imread + resize": read_and_resize,
             "mosaic, decoded each time": samples(pictures, settings, Augmentation()),
             "mosaic, cached": samples(pictures, settings, Augmentation(), cache="ram"),
-            "mosaic, cached, no colours": samples(
-                pictures, settings, Augmentation(hsv_h=0, hsv_s=0, hsv_v=0), cache="ram"
-            ),
+            "mosaic, cached, no colours": samples(pictures, settings, colourless, cache="ram"),
         }
         yield f"{len(pictures)} pictures of 640 × 480 to {side}, one thread", paired(works, settings.rounds)
 
