@@ -39,7 +39,6 @@ OURS = (
     "--importance taylor --rounds 4",
 )
 PEERS = ("LAMP", "GroupTaylor", "BNScale", "GroupMagnitude")
-BATCH, MULTIPLE = 16, 8
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Criteria:
         started = time.perf_counter()
         if program == "slim_prune.py":
             command = [program, "--weights", str(weights), *self.data.flags(self.size), "--target-macs", str(share)]
-            command += ["--multiple-of", str(MULTIPLE), "--no-test", *flags, "--project", str(folder), "--name", name]
+            command += ["--multiple-of", "8", "--no-test", *flags, "--project", str(folder), "--name", name]
             pruned = json.loads(suite.python(*command, "--json"))
             files = {key: pruned[key] for key in ("cfg", "weights")}
         else:
@@ -126,8 +125,8 @@ class Criteria:
         model, size = load_model(choose_model(None, str(weights))).model, (self.size, self.size)
         if criterion == peers.GRADIENT:
             data = load_data(suite.shared(self.data.file))
-            peers.gradients(model, make_loader(DetectionDataset(index(data.train, data.names), size=size), BATCH))
-        pruned = peers.prune(model, criterion, share, size, MULTIPLE)
+            peers.gradients(model, make_loader(DetectionDataset(index(data.train, data.names), size=size), 16))
+        pruned = peers.prune(model, criterion, share, size)
         folder.mkdir(exist_ok=True)
         files = {key: folder / f"model.{key}" for key in ("cfg", "weights")}
         atomic_write_text(files["cfg"], format_network(pruned.network))
@@ -137,7 +136,7 @@ class Criteria:
     def distil(self, weights: Path, folder: Path, network: Mapping[str, Any], seed: int) -> Path:
         """Run directory of a distillation that is finished."""
         run_dir = folder / f"{network['name']}-{self.epochs}-seed{seed}"
-        command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.common]
+        command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.data.flags(self.size)]
         command += ["--t_weights", str(weights), "--KDstr", "4", "--epochs", str(self.epochs), "--seed", str(seed)]
         command += [*TRAIN, "--amp", "bf16", *self.flags]
         suite.train(run_dir, *command, "--project", str(folder), "--name", run_dir.name)

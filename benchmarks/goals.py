@@ -215,8 +215,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
 
 def _goal_section(goal: Goal, documents: Sequence[Document]) -> Section:
     """A line for each network, the mean over the seeds."""
-    lines: list[list[Any]] = []
-    first = documents[0]
+    lines, first = [], documents[0]
     for networks in zip(*(document["networks"] for document in documents), strict=True):
         line = [networks[0]["network"]]
         for figure in ("map50", "map50_95"):

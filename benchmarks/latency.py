@@ -28,8 +28,10 @@ from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose
 from utils.runtime.packages import require
 
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
-GONE = dict.fromkeys(("markdown", "plot", "seconds"), "leave it out, or draw what --json prints")
-GONE["data"] = "python -m benchmarks.compare measures AP of the same files"
+GONE = {
+    "data": "python -m benchmarks.compare measures AP of the same files",
+    **dict.fromkeys(("markdown", "plot", "seconds"), "leave it out, or draw what --json prints"),
+}
 BASE = "opencv"
 """What the others are compared with."""
 FORMATS = {"opencv": "darknet", "onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn"}
@@ -56,8 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for runtime in args.runtimes or ():
         if runtime in PACKAGES:
             require(f"--runtimes {runtime}", PACKAGES[runtime])
-    installed = [name for name in RUNTIMES if importlib.util.find_spec(PACKAGES.get(name, "cv2"))]
-    args.runtimes = args.runtimes or sorted(installed, key=lambda name: name != BASE)
+    args.runtimes = args.runtimes or [name for name in RUNTIMES if importlib.util.find_spec(PACKAGES.get(name, "cv2"))]
     return args
 
 
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in lines:
         line["faster"] = base[line["network"]] / line["ms"] if line["network"] in base else None
     where = environment()
-    document = {"machine": where["cpu"], "commit": where["git_commit"], "pause_s": PAUSE, "rows": lines}
+    document = {"machine": where["cpu"], "commit": where["git_commit"], "rows": lines}
     if args.json:
         print_json(document)
     else:

@@ -95,8 +95,8 @@ def samples(pictures: Index, settings: Settings, augment: Augmentation, **option
 
 def draw_pictures(folder: Path, count: int = 64) -> Path:
     """JPEG files with two boxes each, in a folder `images`: smooth noise, finer layers fainter, as in photographs."""
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
+    (folder / "labels").mkdir()
+    (folder / "images").mkdir()
     rng = np.random.default_rng(1)
     for number in range(count):
         image = np.full((480, 640, 3), 128.0)
@@ -119,12 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for what, laps in benchmarks[name](settings_from(args, Settings)):
             log(f"{name}: {what}")
             lines += [(name, what, *cells) for cells in compared(laps)]
-    columns = ("", "measured on", "what", "in units of", Column("ms", ".1f"), Column("unit, ms", ".1f"), "× as long",
-               Column("× as fast", ".2f"))  # fmt: skip
-    print(markdown_table(columns, lines))
-    where = environment()
-    print(f"medians of {args.rounds} rounds; {where['cpu']}, threads: {torch.get_num_threads()}, "
-          f"PyTorch {torch.__version__}, commit {where['git_commit']}")  # fmt: skip
+    names = ("", "measured on", "what", "in units of", "ms", "unit, ms", "× as long", "× as fast")
+    print(markdown_table([Column(name) for name in names], lines))
+    where = f"{environment()['cpu']}, threads: {torch.get_num_threads()}, PyTorch {torch.__version__}"
+    print(f"medians of {args.rounds} rounds; {where}")
 
 
 def parse_args(benchmarks: Mapping[str, object], argv: Sequence[str] | None) -> argparse.Namespace:
