@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from statistics import mean, stdev
-from typing import Any
 
 from benchmarks import latency, peers, suite
 from benchmarks.compare import signed, table

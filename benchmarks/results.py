@@ -45,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     os.chdir(suite.ROOT)
     for name in args.rows:
-        finished = stored_file(name).exists()
-        if finished and args.again:
-            print_json(ROWS[name].finish(name).document)
-        elif not finished:
+        if not stored_file(name).exists():
             store(name, ROWS[name].finish(name))
+        elif args.again:
+            print_json(ROWS[name].finish(name).document)
     if args.list:
         for name in ROWS:
             print(f"{name}: {'finished' if stored_file(name).exists() else 'to do'}")
