@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +31,6 @@ from utils.darknet.cfg import format_network, load, parse
 from utils.darknet.network import max_stride, strides, trace
 from utils.errors import CfgError
 
-OURS = sorted((Path(__file__).parent.parent / "cfg").glob("*.cfg"))
 DARKNET = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-voc", "yolov4", "yolov4-tiny")
 SHARED = [f"darknet_cfg/{name}.cfg" for name in DARKNET] + [f"data/weights/{name}.cfg" for name in PUBLIC_MODELS]
 HEADER = "[net]\nwidth=64\nheight=64\n"
@@ -47,12 +45,6 @@ def silent(text: str) -> None:
 def first(section: str) -> object:
     """The first block of a network that starts with `section`."""
     return parse(f"{HEADER}{section}\n{HEAD}", warn=silent).blocks[0]
-
-
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_our_cfgs_survive_writing(path: Path):
-    network = load(path, silent)
-    assert parse(format_network(network), warn=silent) == network
 
 
 @pytest.mark.parametrize("name", SHARED)
