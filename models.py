@@ -250,3 +250,9 @@ def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
             layer.to(dtype)
     model.input_type = dtype
     return model
+
+
+def network_input(images: Tensor, device: torch.device | str) -> Tensor:
+    """Return uint8 pictures [B, C, H, W] as float32 0…1 on the device, channels-last."""
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return images.float().div_(255)

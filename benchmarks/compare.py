@@ -138,7 +138,8 @@ def text(document: Mapping[str, Any]) -> str:
     sizes = ", ".join(dict.fromkeys("{} × {}".format(*network["size"]) for network in document["networks"]))
     measured = f"{document['images']} pictures of {document['data']}, {sizes}"
     intervals = f"{100 * document['share']:g} % intervals of {document['draws']} draws, seed {document['seed']}"
-    where = ", ".join([document["machine"], *document["gpus"], f"{document['threads']} threads"])
+    machine = ", ".join([document["machine"], *document["gpus"]])
+    where = f"{machine}, {document['threads']} threads, PyTorch {document['torch']}"
     return "\n".join([markdown_table(*table(document)), f"{measured}; {intervals}", where])
 
 

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import Darknet, load_arrays
+from models import Darknet, load_arrays, network_input
 from utils.darknet.blocks import Convolutional, Network, Route
 from utils.darknet.data_file import load_data
 from utils.data.datasets import Batch
-from utils.detection.evaluate import network_input
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks import suite
 from benchmarks.ratios import Laps, Settings, paired
 from models import Darknet
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Maxpool, Route, Upsample, Yolo
 from utils.data.datasets import Batch
@@ -30,11 +30,12 @@ from utils.distillation.terms import Distiller, Teacher
 from utils.memory import keep_freed_memory
 from utils.model_files import choose_model
 from utils.report.run_dir import RunDirectory
+from utils.training.checkpointing import Source
+from utils.training.distributed import Team
+from utils.training.hyperparameters import Hyperparameters
 from utils.training.loop import Trainer
 from utils.training.objective import Objective
-from utils.training.settings import Hyperparameters, TrainSettings
-from utils.training.state import Source, write_darknet
-from utils.training.team import Team
+from utils.training.settings import TrainSettings
 
 OBJECTS = 3
 """Boxes in a picture."""

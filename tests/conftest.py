@@ -154,7 +154,7 @@ def files(tmp_path) -> list[str]:
     import torch
 
     from models import Darknet
-    from utils.training.state import write_darknet
+    from utils.checkpoint import write_darknet
 
     torch.manual_seed(0)
     model = Darknet(tiny())

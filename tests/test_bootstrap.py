@@ -11,13 +11,13 @@ import torch
 from benchmarks import compare
 from models import Darknet
 from tests.test_coco import case, crowd, with_crowds
+from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.detection import average_precision as coco
 from utils.detection import bootstrap
 from utils.detection.average_precision import Evaluator
 from utils.errors import InputError
 from utils.report.journey import named
-from utils.training.state import write_darknet
 
 IMAGES = 25
 

@@ -51,7 +51,8 @@ def batch_of(
     size: tuple[int, int] = (64, 64),
 ) -> DistillationBatch:
     pairing = pairing or pair(*networks, terms)
-    return DistillationBatch(with_maps(student), with_maps(teacher), networks, pairing, targets, size, RULE)
+    yolos = tuple(network.yolos for network in networks)
+    return DistillationBatch(with_maps(student), with_maps(teacher), yolos, pairing, targets, size, RULE)
 
 
 def with_maps(given: Outputs) -> Outputs:

@@ -27,7 +27,7 @@ from utils.darknet.network import adapt_classes, file_bytes
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError, Interrupted
 from utils.model_files import ModelFiles
-from utils.training import objective, optim
+from utils.training import objective, optimizer
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 QUICK = ("--epochs", "1", "--seed", "3")
@@ -71,8 +71,8 @@ def wide(tmp_path) -> str:
 def lines(monkeypatch) -> list[str]:
     """What is said of the teacher."""
     said: list[str] = []
-    for module in ("objective", "distil_flags"):
-        monkeypatch.setattr(f"utils.training.{module}.log", said.append)
+    for module in ("utils.training.objective", "train"):
+        monkeypatch.setattr(f"{module}.log", said.append)
     return said
 
 
@@ -133,7 +133,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_before_its_first_ste
     (tmp_path / "plain.cfg").write_text(format_network(plain))
     found = columns(
         run(*QUICK, "--cfg", str(tmp_path / "plain.cfg"), "--weights", path, "--t_weights", path, "--KDstr", "4",
-            "--AT_str", "2", "--batch-size", "9", "--nominal-batch", "9")
+            "--AT_str", "2", "--batch-size", "9")
     )  # fmt: skip
     assert max(abs(values[0]) for values in found.values()) < 1e-4
 
@@ -168,13 +168,14 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
 class TestAdapters:
     """Convolutions that are trained with the student."""
 
-    FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6",
+    FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2",
              "--seed", "7", "--KDstr", "cwd", "--AT_str", "3", "-sr", "--prune", "1", "--s", "1e-3")  # fmt: skip
 
     @pytest.fixture(autouse=True)
     def accumulating(self, monkeypatch):
         """So short a run would accumulate nothing."""
-        monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+        monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
+        monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
 
     def test_a_resumed_run_is_bit_identical_and_they_are_trained(self, run, wide, tmp_path, monkeypatch):
         straight = Path(run(*self.FLAGS, "--t_weights", wide, "--name", "straight")["last"])
@@ -199,7 +200,7 @@ class TestAdapters:
         assert rows[0] == rows[1]
 
     def test_they_are_part_of_no_network_that_is_written(self, run, wide):
-        document = run(*QUICK, "--t_weights", wide, "--KDstr", "cwd", "--save-period", "1")
+        document = run(*QUICK, "--t_weights", wide, "--KDstr", "cwd")
         folder = Path(document["run_dir"])
         best = read_checkpoint(folder / "weights" / "best.pt")
         assert set(best["model"]) == set(Darknet(tiny()).state_dict())
@@ -210,7 +211,7 @@ class TestAdapters:
             dataclasses.replace(block, line=0) for block in tiny().blocks
         ]
         assert (folder / "weights" / "best.weights").stat().st_size == file_bytes(tiny())
-        assert read_checkpoint(folder / "weights" / "epoch1.pt")["adapters"]
+        assert read_checkpoint(folder / "weights" / "last.pt")["adapters"]
 
     def test_there_are_none_where_the_channels_that_were_kept_are_known(self, run, prune, files, lines, tmp_path):
         pruned = prune("slim", "--percent", "0.3", "--no-test")
@@ -284,7 +285,7 @@ class TestResume:
         for flags, match in (
             (("--KDstr", "2"), "--KDstr is '2' here and '3' in the run"),
             (("--AT_str", "2"), "--AT_str is '2' here and None in the run"),
-            (("--kd-weight", "2"), "--kd-weight is 2.0 here and None in the run"),
+            (("--kd-weight", "2"), "--kd-weight is 2.0 here and 1.0 in the run"),
             (("--t_weights", "other.pt"), r"--t_weights is 'other\.pt' here"),
             (("--t_cfg", "other.cfg"), r"--t_cfg is 'other\.cfg' here"),
         ):
@@ -390,8 +391,8 @@ class TestTeachers:
         ("--multi-scale",),
         ("--img_size", "32", "64", "64"),
         ("--rect",),
-        ("-sr", "--prune", "1", "--s", "auto", "--s-solver", "proximal"),
-        ("--adam", "--no-ema", "--batch-size", "1", "--freeze", "3"),
+        ("-sr", "--prune", "1", "--s", "auto"),
+        ("--adam", "--batch-size", "1", "--freeze", "3"),
     ],
     ids=lambda flags: " ".join(flags),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import load_arrays
+from models import load_arrays, network_input
 from tests.nets import TINY, one_head, tiny
 from tests.pruning import CONV, varied_arrays
 from utils.checkpoint import read_checkpoint, write_checkpoint
@@ -17,7 +17,6 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.data.datasets import Batch
-from utils.detection.evaluate import network_input
 from utils.detection.settings import LossSettings
 from utils.errors import DataError, InfeasibleError, NumericsError
 from utils.graph import channel_graph

@@ -12,9 +12,9 @@ import export
 from benchmarks import latency
 from models import Darknet
 from tests.nets import TINY
+from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
-from utils.training.state import write_darknet
 
 pytest.importorskip("ncnn")
 NEEDS_IMPORTER = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def test_the_table_says_where_it_was_measured(call, capsys):
         (("n.cfg", "n.cfg"), "two networks have one name"),
         (("none.cfg",), r"none\.cfg: no such file"),
         (("none.onnx",), r"none\.onnx"),
-        (("n.cfg", "--plot", "p.png"), "--plot: is gone; leave it out, or draw what --json prints"),
+        (("n.cfg", "--plot", "p.png"), "--plot: is gone; take the table of --json"),
         (("n.cfg", "--img_size", "50"), "none of these networks runs"),
     ],
 )

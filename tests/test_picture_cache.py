@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from utils.checkpoint import read_checkpoint
 from utils.data import store
 from utils.data.augment import Augmentation
@@ -392,14 +393,14 @@ def test_a_cache_in_memory_has_no_name_and_ends_with_its_users(root):
 
 
 def flags(**given) -> SimpleNamespace:
-    return SimpleNamespace(**{"cache": None, "cache_dir": None, "cache_images": False, **given})
+    return SimpleNamespace(**{"cache": None, "cache_dir": None, **given})
 
 
 def test_cache_images_is_cache_ram():
-    assert cache_choice(flags())["cache"] is None
-    assert cache_choice(flags(cache_images=True)) == cache_choice(flags(cache="ram"))
-    chosen = cache_choice(flags(cache_images=True, cache="disk", cache_dir="a"))
-    assert chosen == {"cache": "disk", "cache_dir": Path("a")}
+    parse = train.make_parser().parse_args
+    assert parse([]).cache is None
+    assert parse(["--cache-images"]).cache == parse(["--cache"]).cache == "ram"
+    assert parse(["--cache", "disk"]).cache == "disk"
 
 
 @pytest.mark.parametrize("kind", [None, "ram"])
@@ -415,13 +416,13 @@ def test_a_file_is_no_cache_folder(tmp_path):
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(run, tmp_path):
-    disk = ("--cache", "disk", "--cache-dir", str(tmp_path / "cache"))
+def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain, *others = (
         run("--epochs", "1", "--seed", "1", "--name", name, *given)
-        for name, given in (("plain", ()), ("ram", ("--cache-images",)), ("disk", disk))
+        for name, given in (("plain", ()), ("ram", ("--cache-images",)), ("disk", ("--cache", "disk")))
     )
-    others.append(run("--resume", others[1]["run_dir"], "--cache-dir", str(tmp_path / "other")))
+    others.append(run("--resume", others[1]["run_dir"], "--cache"))
     expected = read_checkpoint(Path(plain["last"]))["model"]
     for other in others:
         found = read_checkpoint(Path(other["last"]))["model"]

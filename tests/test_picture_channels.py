@@ -12,13 +12,12 @@ import slim_prune
 from benchmarks import compare
 from models import Darknet
 from tests.nets import TINY
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import write_checkpoint, write_darknet
 from utils.darknet import info
 from utils.darknet.cfg import load, parse
 from utils.errors import CfgError
 from utils.export.fpga import sample
 from utils.runtime.metadata import Metadata
-from utils.training.state import write_darknet
 
 CFG = TINY.replace("channels=3", "channels=4")
 PRUNERS = {"slim": "--percent 0.2", "layer": "--shortcut 1"}

@@ -20,13 +20,12 @@ from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.errors import InputError, NumericsError
 from utils.layers import ConvBlock
-from utils.pruning.sparsity import SparseSettings
 from utils.quantization.folding import Folding
 from utils.quantization.quantizers import WeightQuantizer
 from utils.quantization.scheme import Grid, QuantSettings
+from utils.training.checkpointing import Progress, State
 from utils.training.settings import QuantPlan, TrainSettings
-from utils.training.sparse import sparsity
-from utils.training.state import Progress, State
+from utils.training.sparsity import Sparsity
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -83,7 +82,8 @@ def test_a_skipped_step_counts_nowhere_but_in_the_log(training):
 
 def test_a_skipped_step_leaves_the_scales_that_sparse_training_shrinks(training):
     trainer = training.trainer
-    trainer.sparsity = sparsity(training.net, SparseSettings(s=0.1, prune=1, proximal=True), trainer.schedule)
+    settings = TrainSettings(sr=True, s=0.1, prune=1, adam=True)
+    trainer.sparsity = Sparsity(training.net, settings, trainer.schedule)
     before = [gamma.clone() for gamma in trainer.sparsity.gammas()]
     spoiled(training)
     training.step()
@@ -126,13 +126,13 @@ def test_without_a_scaler_the_run_ends(training):
 def test_the_state_of_a_scaler_survives_a_stretch_on_a_cpu(training):
     trained = training.trainer.state
     trained.scaler.load_state_dict({**trained.scaler.state_dict(), "scale": 1024.0})
-    saved = trained._complete(training.trainer.source)
+    saved = trained.complete(training.trainer.source)
 
     def passed(checkpoint, *, scaled: bool):
         other = State(trained.model, trained.average, trained.optimizer,
                       torch.amp.GradScaler("cpu", enabled=scaled), Progress())  # fmt: skip
         other.restore(checkpoint)
-        return other._complete(training.trainer.source)
+        return other.complete(training.trainer.source)
 
     on_cpu = passed(saved, scaled=False)
     assert passed(on_cpu, scaled=True)["scaler"]["scale"] == 1024.0
@@ -204,10 +204,10 @@ def test_folding_finds_statistics_of_many_cells_under_autocast(dtype):
 )
 def test_amp_chooses_the_type(monkeypatch, amp, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    settings = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp)
+    settings = TrainSettings(amp=amp)
     assert training_type(settings.precision, GPU) is expected
     assert training_type(settings.precision, CPU) is (torch.bfloat16 if amp == "bf16" else None)
-    quantized = TrainSettings(epochs=1, size=(64, 64), test_size=(64, 64), amp=amp, quant=QuantPlan(QuantSettings()))
+    quantized = TrainSettings(amp=amp, quant=QuantPlan(QuantSettings()))
     assert training_type(quantized.precision, GPU) is None
 
 

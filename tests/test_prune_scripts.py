@@ -20,7 +20,7 @@ import yaml
 
 from models import Darknet, load_arrays
 from tests.nets import tiny
-from utils.checkpoint import load_model, read_checkpoint
+from utils.checkpoint import load_model, read_checkpoint, write_darknet
 from utils.cli import run as run_script
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
@@ -29,7 +29,6 @@ from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError, ResourceError
 from utils.model_files import choose_model
 from utils.pruning import report, workflow
-from utils.training.state import write_darknet
 
 AMOUNTS = {
     "normal": ("--percent", "0.2"),

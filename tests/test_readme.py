@@ -12,8 +12,8 @@ import torch
 
 from models import Darknet
 from tests.nets import TINY
+from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
-from utils.training.state import write_darknet
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Coming from Darknet")[2].partition("\n## ")[0]

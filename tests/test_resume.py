@@ -20,18 +20,18 @@ import torch
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
-from utils.training import loop, objective, optim
+from utils.training import loop, objective, optimizer
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2", "--nominal-batch", "6", "--seed", "7",
-         "-sr", "--prune", "1", "--s", "auto")  # fmt: skip
+SIZES = ("--img_size", "32", "64", "64", "--batch-size", "2")
+FLAGS = ("--epochs", "4", *SIZES, "--seed", "7", "-sr", "--prune", "1", "--s", "auto")
 """Four batches in two steps an epoch: three batches and one; γ under pressure, whose rate turns after two epochs."""
 KILLED = """
 import os, signal, sys
-import utils.training.loop as loop, utils.training.objective as objective, utils.training.optim as optim
+import utils.training.loop as loop, utils.training.objective as objective, utils.training.optimizer as optimizer
 import utils.report.gammas as gammas, utils.report.plots as plots
-optim.LEAST_STEPS = 1
+optimizer.LEAST_STEPS, optimizer.NOMINAL_BATCH = 1, 6
 kind, wanted = sys.argv.pop(1).split(":")
 calls = 0
 def counted(real):
@@ -58,7 +58,8 @@ train.main()
 @pytest.fixture(autouse=True)
 def accumulating(monkeypatch):
     """So short a run would accumulate nothing."""
-    monkeypatch.setattr(optim, "LEAST_STEPS", 1)
+    monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
 
 
 @pytest.fixture

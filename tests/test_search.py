@@ -19,11 +19,10 @@ import train
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
-from utils.training import objective, optim, space
-from utils.training.resumed import STUDY
-from utils.training.search import Search
-from utils.training.settings import Hyperparameters, hyperparameters, load_hyperparameters
-from utils.training.space import SPACE, Range, searched
+from utils.training import evolve, objective, optimizer
+from utils.training.evolve import SPACE, Range, Search, searched
+from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
+from utils.training.resume import STUDY
 
 optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="no optuna")
 START = Hyperparameters()
@@ -38,7 +37,7 @@ class Trainer:
         self.faults = {int(place.removeprefix("at")): fault for place, fault in faults.items()}
         """What is raised in its first epoch, by the number of the training."""
 
-    def __call__(self, hyp, folder, watch):
+    def __call__(self, hyp, folder):
         (folder / "weights").mkdir(parents=True, exist_ok=True)
         for name in ("last.pt", "best.pt"):
             (folder / "weights" / name).write_bytes(b"")
@@ -50,7 +49,6 @@ class Trainer:
             results.append(epoch, row)
             if len(self.taken) in self.faults:
                 raise self.faults.pop(len(self.taken))
-            watch(epoch, row)
         return {**row, "best_epoch": 4}
 
 
@@ -68,9 +66,9 @@ def search(tmp_path_factory):
         folder.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plots, "plot_search", lambda *_: None)
-            patch.setattr(space, "SPACE", FEW)
+            patch.setattr(evolve, "SPACE", FEW)
             patch.setattr(os, "fsync", lambda _: None)
-            return Search(folder, **{"start": START, "trials": trials, "epochs": 4, **changed}).run(trainer)
+            return Search(folder, **{"start": START, "trials": trials, **changed}).run(trainer)
 
     return call
 
@@ -111,7 +109,7 @@ class TestStudy:
         found = [float(row["fitness"]) for row in rows(folder)]
         assert document["fitness"] == pytest.approx(max(found), rel=1e-5)
         assert document["start_fitness"] == pytest.approx(found[0], rel=1e-5)
-        assert document["trials"] == 14 == document["complete"] + document["given_up"]
+        assert document["trials"] == 14 == document["complete"]
         best = load_hyperparameters(folder / "hyp.yaml")
         assert {key: best.flat[key] for key in FEW} == trainer.taken[document["best_trial"] - 1] == document["hyp"]
 
@@ -189,24 +187,15 @@ class TestStudy:
         with pytest.raises(NumericsError, match="none of 1 trials came to its end"):
             search("none", Trainer(at1=NumericsError("loss")), 1)
 
-    def test_bad_trials_are_given_up_unless_that_is_switched_off(self, search, straight):
-        document, _ = straight
-        folder = Path(document["run_dir"])
-        given_up = [number for number, row in enumerate(rows(folder), 1) if row["state"] == "given_up"]
-        assert len(given_up) == document["given_up"] > 0
-        for number in given_up:
-            assert len(read_results(folder / f"trial-{number:03d}" / "results.csv")["epoch"]) < 4
-        assert search("all", Trainer(), max(given_up), prune=False)["given_up"] == 0
-
     def test_a_study_that_is_none_is_one_line(self, tmp_path):
         (tmp_path / STUDY).write_bytes(b"x" * 5000)
         with pytest.raises(CheckpointError, match=r"study\.db: .*not a database") as caught:
-            Search(tmp_path, START, 1, 4).run(Trainer())
+            Search(tmp_path, START, 1).run(Trainer())
         assert "\n" not in str(caught.value)
 
     def test_a_picture_is_drawn(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(space, "SPACE", FEW)
-        Search(tmp_path, START, 1, 4).run(Trainer())
+        monkeypatch.setattr(evolve, "SPACE", FEW)
+        Search(tmp_path, START, 1).run(Trainer())
         assert (tmp_path / "evolve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -236,8 +225,9 @@ class TestScript:
         assert capsys.readouterr().out.startswith("best of 3 trials (3 complete, 0 given up, 0 failed) is ")
 
     def test_an_interrupted_trial_goes_on_inside_its_epochs(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr(optim, "LEAST_STEPS", 1)
-        flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--nominal-batch", "2", "--evolve", "2")
+        monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
+        monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 2)
+        flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--evolve", "2")
         expected = run(*flags, "--name", "straight")
         real, calls = objective.detection_loss, []
 

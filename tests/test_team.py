@@ -22,11 +22,11 @@ from utils.data.index import index
 from utils.detection.evaluate import evaluate
 from utils.errors import InputError
 from utils.model_files import ModelFiles
-from utils.training.team import Team, joined
+from utils.training.distributed import Team, joined
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--epochs", "2", "--workers", "0", "--device", "cpu", "--seed", "3", "--json")
-SPARSE = ("-sr", "--prune", "1", "--s-rate", "auto", "--s-solver", "proximal")
+SPARSE = ("-sr", "--prune", "1", "--s-rate", "auto")
 """--s-rate is --s, which torchrun takes for one of its own flags."""
 
 WATCHED = f"""
@@ -227,7 +227,7 @@ def test_processes_with_gpus_are_joined_by_nccl_which_knows_the_gpu_of_each(monk
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("utils.training.team.select_device", lambda text: torch.device("cuda", int(text)))
+    monkeypatch.setattr("utils.training.distributed.select_device", lambda text: torch.device("cuda", int(text)))
     monkeypatch.setattr(dist, "init_process_group", lambda kind, **how: joined_with.update(how, kind=kind))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     with joined("") as team:

@@ -143,7 +143,8 @@ class TestResume:
         monkeypatch.setattr(train, "_summary", str)
         train.main(["--resume", str(done), "--workers", "1", "--device", "cpu"])
         train.main(["--resume", str(done)])
-        assert [(plan.workers, plan.device, plan.settings.epochs) for plan in plans] == [(1, "cpu", 2), (0, "cpu", 2)]
+        found = [(plan.settings.workers, plan.settings.device, plan.settings.epochs) for plan in plans]
+        assert found == [(1, "cpu", 2), (0, "cpu", 2)]
 
     def test_a_finished_run_says_so_and_trains_nothing(self, run, done, capsys, monkeypatch):
         before = (done / "weights" / "last.pt").read_bytes()

@@ -22,16 +22,15 @@ from utils.darknet import weights as weights_file
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
 from utils.model_files import choose_model
 from utils.training import objective
-from utils.training.ema import AveragedModel
-from utils.training.multiscale import rescaled
-from utils.training.optim import Schedule, accumulation, build_optimizer, set_step
-from utils.training.settings import (
+from utils.training.hyperparameters import (
     Hyperparameters,
     OptimizerSettings,
-    TrainSettings,
     hyperparameters,
     load_hyperparameters,
 )
+from utils.training.optimizer import AveragedModel, Schedule, accumulation, build_optimizer, set_step
+from utils.training.pictures import rescaled
+from utils.training.settings import TrainSettings
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize(("accumulate", "first"), [(1, 10), (4, 10), (16, 17)])
 def test_a_multi_scale_run_begins_with_its_largest_size_and_then_varies(accumulate, first):
     """Until a batch follows the first optimizer step; all follows from the seed, the epoch and the position."""
-    settings = TrainSettings(3, (96, 64), (96, 64), sizes=(60, 130), seed=1, accumulate=accumulate)
+    settings = TrainSettings(size=(96, 64), sizes=(60, 130), seed=1, accumulate=accumulate)
 
     def heights(epoch, positions):
         images = torch.zeros(1, 3, 96, 64)
@@ -90,7 +89,7 @@ class TestSchedule:
         [(16, 1000, 10, 4), (16, 19, 60, 1), (16, 200, 10, 2), (128, 9, 9, 1)],
     )
     def test_batches_are_accumulated_only_where_a_thousand_steps_are_left(self, batch, batches, epochs, expected):
-        assert accumulation(batch, 64, batches, epochs) == expected
+        assert accumulation(batch, batches, epochs) == expected
 
 
 def test_only_weights_of_convolutions_decay():
@@ -199,7 +198,7 @@ class TestRun:
             hyp, args = (
                 yaml.safe_load(Path(document["run_dir"], name).read_text()) for name in ("hyp.yaml", "args.yaml")
             )
-            return document, hyp["flip_lr"], args["no_flip"], output.err
+            return document, hyp["flip_lr"], args["flip"], output.err
 
         def made(script: str, weights: str, *flags: str) -> str:
             main = importlib.import_module(script).main
@@ -211,11 +210,11 @@ class TestRun:
         pruned = made("slim_prune", base, "--percent", "0.2", "--no-test")
         copy = made("export", pruned, "--format", "pt")
         for weights in (base, pruned, copy):
-            document, flip, no_flip, told = flips(weights)
-            assert (flip, no_flip) == (0, True)
+            document, flip, mirrored, told = flips(weights)
+            assert (flip, mirrored) == (0, False)
             assert f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures" in told
-        document, flip, no_flip, told = flips(document["best"], "--flip")
-        assert (flip, no_flip) == (Hyperparameters().augmentation.flip_lr, False) and "taken over" not in told
+        document, flip, mirrored, told = flips(document["best"], "--flip")
+        assert (flip, mirrored) == (Hyperparameters().augmentation.flip_lr, True) and "taken over" not in told
         assert flips(document["best"])[1] > 0
         assert flips(base, "-pt")[1] > 0
 
@@ -250,19 +249,19 @@ class TestRun:
 
     @pytest.mark.parametrize("seed", [20261129, 2**63 - 1])
     def test_a_seed_may_be_a_date_or_have_63_bits(self, run, tmp_path, seed):
-        whole = run("--epochs", "2", "--seed", str(seed), "--multi-scale", "--auto-anchors", "--save-period", "1")
+        whole = run("--epochs", "2", "--seed", str(seed), "--multi-scale", "--auto-anchors")
         weights = Path(whole["run_dir"]) / "weights"
         last = {key: value.clone() for key, value in tensors(weights / "last.pt").items()}  # the file is overwritten
-        shutil.copy(weights / "epoch1.pt", weights / "last.pt")
+        shutil.copy(weights / "prev.pt", weights / "last.pt")
         resumed = tensors(run("--resume", whole["run_dir"])["last"])
         assert all(torch.equal(last[key], resumed[key]) for key in last)
 
     def test_resumed_is_bit_identical_to_not_interrupted(self, run, tmp_path):
         flags = ["--epochs", "3", "--multi-scale", "--seed", "5"]
         whole = run(*flags)
-        cut = run(*flags, "--save-period", "1", "--name", "cut")
+        cut = run(*flags, "--name", "cut")
         directory = tmp_path / "runs" / "cut"
-        shutil.copy(directory / "weights" / "epoch1.pt", directory / "weights" / "last.pt")
+        shutil.copy(directory / "weights" / "prev.pt", directory / "weights" / "last.pt")
         resumed = run("--resume", str(directory))
         assert resumed["run_dir"] == str(directory)
         assert same(whole["last"], resumed["last"])
@@ -326,13 +325,12 @@ class TestRun:
         "flags",
         [
             ("--adam",),
-            ("--no-ema",),
             ("--rect",),
             ("--img_size", "32", "64", "96"),
             ("--auto-anchors",),
             ("--nosave",),
         ],
-        ids=["adam", "no-ema", "rect", "sizes", "anchors", "nosave"],
+        ids=["adam", "rect", "sizes", "anchors", "nosave"],
     )
     def test_options_run_to_the_end(self, run, flags):
         document = run("--epochs", "2", *flags)

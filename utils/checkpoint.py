@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,38 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any], keep_previous: P
         _save({"format": FORMAT, **checkpoint}, temporary)
         if keep_previous is not None and path.exists():
             link_file(path, keep_previous)
+
+
+def model_document(
+    state: Mapping[str, Tensor],
+    network: Network,
+    names: Sequence[str],
+    lineage: Iterable[Mapping[str, Any]],
+    *,
+    kept: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the dict that a checkpoint holds.
+
+    Args:
+        state: tensors of the model by their keys.
+        network: of the model.
+        names: of its classes.
+        lineage: what it was made from, oldest first.
+        kept: of a pruned network: where its channels come from, as `pruning.report.kept` writes it.
+        quantization: of a quantized network: `QuantSettings.document`.
+        more: other entries.
+    """
+    entries = [dict(entry) for entry in lineage]
+    parts = {"model": dict(state), "ema": None, "cfg": cfg_file.format_network(network), "names": list(names)}
+    return {**parts, "lineage": entries, "kept": kept, "quantization": quantization, **more}
+
+
+def write_darknet(path: Path, model: Darknet, seen: int = 0) -> None:
+    """Write a model as a Darknet .weights file; `seen` is the number of pictures it was trained with."""
+    arrays = {key: value.detach().cpu().float().numpy() for key, value in model.state_dict().items()}
+    weights_file.write(path, model.network, arrays, weights_file.Header(seen=seen))
 
 
 def link_file(path: Path, target: Path) -> None:

@@ -89,6 +89,8 @@ class Parser(argparse.ArgumentParser):
                 options["help"] += " (default: %(default)s)"
             if isinstance(default, bool) and "action" not in options:
                 options["action"] = "store_true"
+            elif not {"action", "choices", "metavar"} & options.keys():
+                options["metavar"] = METAVARS.get(options.get("type"))
             names = setting.metadata["flags"] or (f"--{setting.name.replace('_', '-')}",)
             group.add_argument(*names, dest=setting.name, default=default, **options)
 
@@ -203,6 +205,14 @@ def threshold(text: str) -> float:
     if not 0 <= (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value <= 1")
     return value
+
+
+METAVARS = {
+    None: "FILE",
+    **dict.fromkeys((threshold, fraction), "P"),
+    **dict.fromkeys((positive_int, non_negative_int, random_seed, integer), "N"),
+}
+"""How --help calls the value of a flag, by its type; a flag without a type is a file."""
 
 
 def image_side(text: str) -> int:

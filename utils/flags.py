@@ -51,25 +51,24 @@ def cache_choice(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: --cache-dir without --cache disk, or it is no folder.
     """
-    kind = args.cache or ("ram" if getattr(args, "cache_images", False) else None)
     if args.cache_dir is None:
-        return {"cache": kind, "cache_dir": None}
-    if kind != "disk":
+        return {"cache": args.cache, "cache_dir": None}
+    if args.cache != "disk":
         raise InputError("--cache-dir: goes with --cache disk")
     if os.path.exists(args.cache_dir) and not os.path.isdir(args.cache_dir):
         raise InputError(f"--cache-dir {args.cache_dir}: is a file; name a folder")
-    return {"cache": kind, "cache_dir": Path(args.cache_dir)}
+    return {"cache": args.cache, "cache_dir": Path(args.cache_dir)}
 
 
 def add_device_flags(group: Group, *, half: bool = True) -> None:
     """--device and, where a network only runs, --half."""
     text = "cpu, cuda, or the number of a GPU, as 1 or cuda:1 (default: a GPU if there is one)"
-    group.add_argument("--device", type=_device, default="", metavar="D", help=text)
+    group.add_argument("--device", type=device_name, default="", metavar="D", help=text)
     if half:
         group.add_argument("--half", action="store_true", help="float16, on a GPU or in ncnn")
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
     """What --device may say; whether the machine has it is seen when PyTorch is loaded. Argparse type."""
     if reason := why_no_device(text):
         raise argparse.ArgumentTypeError(reason)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models import network_input
 from utils.boxes import to_corners
 from utils.cli import leads, log
 from utils.darknet.network import max_stride
@@ -187,12 +188,6 @@ def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, d
     for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
         rows = decoded_rows(model, network_input(torch.zeros(shape, dtype=torch.uint8), device), settings)
         suppressed(torch.ones_like(rows[:, :2]), settings)
-
-
-def network_input(images: Tensor, device: torch.device | str) -> Tensor:
-    """uint8 [B, C, H, W] to float32 0..1 on the device, channels-last."""
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return images.float().div_(255)
 
 
 def detect(model: Darknet | ForeignModel, images: Tensor) -> Tensor:

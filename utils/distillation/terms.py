@@ -98,17 +98,18 @@ class Distiller(nn.Module):
         divisor: Callable[[float], float] = AT_LEAST_ONE,
     ) -> None:
         super().__init__()
-        self.networks = student.network, teacher.network
-        self.distillation, note = comparable(distillation, *self.networks)
+        networks = student.network, teacher.network
+        self.yolos = tuple(network.yolos for network in networks)
+        self.distillation, note = comparable(distillation, *networks)
         self.teacher, self.rule, self.divisor = teacher, rule, divisor
-        self.pairing = pair(*self.networks, self.distillation, kept)
+        self.pairing = pair(*networks, self.distillation, kept)
         self.notes = (*note, *self.pairing.notes)
         """What could not be compared, for the log."""
         self.adapters = nn.ModuleDict()
         for feature in self._features(Quantity.CHANNELS):
             if feature.needs_adapter:
                 self.adapters[feature.key] = nn.Conv2d(*feature.widths, 1, bias=False)
-        self.wanted = self._blocks("student")
+        self.wanted, self._teacher_blocks = self._blocks("student"), self._blocks("teacher")
         """Blocks of the student whose outputs `forward` needs, and those whose attention maps."""
 
     def teach(self, images: Tensor) -> Outputs:
@@ -116,7 +117,7 @@ class Distiller(nn.Module):
 
         Best called before the student sees them: what the student computes then is still at hand in its backward pass.
         """
-        return self.teacher(images, *self._blocks("teacher"))
+        return self.teacher(images, *self._teacher_blocks)
 
     def forward(self, teacher: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """Return the weighted terms of a batch, scalars in float32.
@@ -129,7 +130,7 @@ class Distiller(nn.Module):
         """
         options = {"rule": self.rule, "divisor": self.divisor, "adapters": self.adapters}
         with torch.autocast(targets.device.type, enabled=False):
-            batch = DistillationBatch(student, teacher, self.networks, self.pairing, targets, size, **options)
+            batch = DistillationBatch(student, teacher, self.yolos, self.pairing, targets, size, **options)
             return {term: weight * TERMS[term](batch) for term, weight in self.distillation.terms.items()}
 
     def _features(self, quantity: Quantity) -> tuple[FeaturePair, ...]:
@@ -169,8 +170,8 @@ class DistillationBatch:
 
     student: Outputs
     teacher: Outputs
-    networks: tuple[Network, Network]
-    """The student's and the teacher's."""
+    yolos: tuple[Sequence[Yolo], Sequence[Yolo]]
+    """Heads of the student and the teacher."""
     pairing: Pairing
     targets: Tensor
     """[N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input."""
@@ -189,8 +190,8 @@ class DistillationBatch:
         pairs = []
         for heads in self.pairing.heads:
             mine, theirs = zip(*heads.anchors, strict=True)
-            student = _columns(self.student.heads[heads.student], self.networks[0].yolos[heads.student], mine)
-            teacher = _columns(self.teacher.heads[heads.teacher], self.networks[1].yolos[heads.teacher], theirs)
+            student = _columns(self.student.heads[heads.student], self.yolos[0][heads.student], mine)
+            teacher = _columns(self.teacher.heads[heads.teacher], self.yolos[1][heads.teacher], theirs)
             pairs.append((student, teacher))
         return pairs
 
@@ -198,8 +199,8 @@ class DistillationBatch:
         """Return the logits of `objectness` or `classes` of each pair of heads."""
         pairs = []
         for heads, (student, teacher) in zip(self.pairing.heads, self.columns, strict=True):
-            mine = _logits(getattr(student, part), self.networks[0].yolos[heads.student])
-            pairs.append((mine, _logits(getattr(teacher, part), self.networks[1].yolos[heads.teacher])))
+            mine = _logits(getattr(student, part), self.yolos[0][heads.student])
+            pairs.append((mine, _logits(getattr(teacher, part), self.yolos[1][heads.teacher])))
         return pairs
 
     @cached_property
@@ -220,7 +221,7 @@ class DistillationBatch:
     @cached_property
     def boxes(self) -> Boxes:
         """Boxes of the positives."""
-        positives = assign(self.targets, self.networks[0].yolos, self.grids, self.size, self.rule)
+        positives = assign(self.targets, self.yolos[0], self.grids, self.size, self.rule)
         parts = [
             self._head_boxes(columns, heads, positives[heads.student])
             for columns, heads in zip(self.columns, self.pairing.heads, strict=True)
@@ -229,7 +230,7 @@ class DistillationBatch:
 
     def _head_boxes(self, columns: tuple[Columns, Columns], heads: HeadPair, positives: Positives) -> Boxes:
         numbers = {anchor: number for number, (anchor, _) in enumerate(heads.anchors)}
-        count = len(self.networks[0].yolos[heads.student].mask)
+        count = len(self.yolos[0][heads.student].mask)
         number = positives.anchor.new_tensor([numbers.get(anchor, -1) for anchor in range(count)])[positives.anchor]
         paired = number >= 0
         at = positives.image[paired], number[paired], positives.row[paired], positives.column[paired]
@@ -237,7 +238,7 @@ class DistillationBatch:
         scale = self.targets.new_tensor((width / self.size[1], height / self.size[0]))
         boxes = []
         for side, yolo_number in enumerate((heads.student, heads.teacher)):
-            yolo = self.networks[side].yolos[yolo_number]
+            yolo = self.yolos[side][yolo_number]
             anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in heads.anchors])
             boxes.append(box_offsets(columns[side].boxes[at], anchors[at[1]], yolo))
         return Boxes(*boxes, positives.boxes[paired])
@@ -252,7 +253,7 @@ class DistillationBatch:
     def masks(self) -> list[Tensor]:
         """Cells near objects, bool [B, H, W] for each head of the student."""
         pictures = len(self.student.heads[0])
-        return object_mask(self.targets, self.networks[0].yolos, self.grids, self.size, pictures)
+        return object_mask(self.targets, self.yolos[0], self.grids, self.size, pictures)
 
     def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features with equal channels: the teacher's kept ones, or the student's through its adapter."""
@@ -275,7 +276,7 @@ def objectness(batch: DistillationBatch) -> Tensor:
 
 def classes(batch: DistillationBatch) -> Tensor:
     """Σ o^t T² KL of σ(z_c / T) over cells, for each object the teacher sees; mean over classes, o^t its objectness."""
-    return _attended(batch, binary_kl) / max(1, batch.networks[0].classes)
+    return _attended(batch, binary_kl) / max(1, batch.yolos[0][0].classes)
 
 
 def class_softmax(batch: DistillationBatch) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Darknet, fuse
-from utils.checkpoint import load_model, write_checkpoint
-from utils.darknet.cfg import format_network
+from utils.checkpoint import load_model, model_document, write_checkpoint
 from utils.detection.decode import decode
 from utils.export.agreement import TOLERANCES, Agreement, onnx_agreement, picture, raw_heads
 from utils.export.darknet_format import make_darknet
@@ -128,18 +127,12 @@ def make_torchscript(subject: Subject, asked: ExportRequest) -> Made:
 def make_checkpoint(subject: Subject, asked: ExportRequest) -> Made:
     """A .pt of this suite, read back and compared value by value."""
     state = {key: value.contiguous() for key, value in subject.model.state_dict().items()}
-    document = {
-        "model": state,
-        "ema": None,
-        "cfg": format_network(subject.metadata.network),
-        "names": list(subject.metadata.names),
-        "lineage": [dict(entry) for entry in subject.metadata.lineage],
-        "kept": subject.loaded.kept,
-    }
+    metadata = subject.metadata
+    checkpoint = model_document(state, metadata.network, metadata.names, metadata.lineage, kept=subject.loaded.kept)
 
     def write(path: Path) -> None:
         with atomic_path(path) as temporary:
-            write_checkpoint(temporary, document)
+            write_checkpoint(temporary, checkpoint)
             back = load_model(ModelFiles(None, temporary, True)).model.state_dict()
             arrays = {key: value.numpy() for key, value in state.items()}
             check_same(path, arrays, {key: value.numpy() for key, value in back.items()})

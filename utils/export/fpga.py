@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Darknet, fuse
+from models import Darknet, fuse, network_input
 from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
 from utils.darknet.cfg import format_network
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
-from utils.detection.evaluate import network_input
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga_files import files, folder_bytes, write_folder
 from utils.export.fpga_reference import EXACT_BITS, Codes, Program, Step, bits_needed

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import model_document, write_checkpoint
 from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Network
@@ -175,15 +175,8 @@ def write_network(
     text = format_network(network)
     run.file("model.cfg").unlink(missing_ok=True)  # of an earlier pruning, with --exist-ok
     weights_file.write(run.file("model.weights"), network, arrays)
-    checkpoint = {
-        "model": {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()},
-        "ema": None,
-        "cfg": text,
-        "names": list(names),
-        "lineage": [dict(entry) for entry in lineage],
-        "kept": origins,
-    }
-    write_checkpoint(run.file("model.pt"), checkpoint)
+    state = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    write_checkpoint(run.file("model.pt"), model_document(state, network, names, lineage, kept=origins))
     run.write_text("model.cfg", text)
     if warning := opencv_warning(network):
         log(f"{run.path}: {warning}")

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import Darknet, fuse
-from utils.checkpoint import LoadedModel, load_model, write_checkpoint
+from models import Darknet, fuse, network_input
+from utils.checkpoint import LoadedModel, load_model, model_document, write_checkpoint
 from utils.cli import input_size, log
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import max_stride
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
-from utils.detection.evaluate import Accuracy, measure_accuracy, network_input
+from utils.detection.evaluate import Accuracy, measure_accuracy
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
 from utils.layers import ConvBlock
@@ -330,16 +330,11 @@ def write(run: RunDirectory, quantized: Quantized, command: str) -> dict[str, An
     text = format_network(quantized.model.network)
     run.file("model.cfg").unlink(missing_ok=True)  # of an earlier quantization, with --exist-ok
     *ancestors, parent = quantized.lineage
-    checkpoint = {
-        "model": {name: value.detach().cpu().contiguous() for name, value in quantized.model.state_dict().items()},
-        "ema": None,
-        "cfg": text,
-        "names": list(quantized.names),
-        "lineage": [*map(dict, ancestors), {**parent, "command": command}],
-        "kept": quantized.loaded.kept,
-        "quantization": quantized.settings.document(),
-        "calibration": document["calibration"],
-    }
+    lineage = [*ancestors, {**parent, "command": command}]
+    state = {name: value.detach().cpu().contiguous() for name, value in quantized.model.state_dict().items()}
+    more = {"kept": quantized.loaded.kept, "quantization": quantized.settings.document()}
+    more["calibration"] = document["calibration"]
+    checkpoint = model_document(state, quantized.model.network, quantized.names, lineage, **more)
     write_checkpoint(run.file("model.pt"), checkpoint)
     run.write_text("model.cfg", text)
     return document

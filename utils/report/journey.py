@@ -30,8 +30,8 @@ from utils.report.cost import network_cost
 from utils.report.run_dir import last_epochs, read_results
 from utils.runtime.choice import KINDS
 from utils.runtime.exported import ExportedFile
-from utils.training.quant_flags import OFF
-from utils.training.settings import fitness
+from utils.training.hyperparameters import fitness
+from utils.training.settings import OFF
 
 FPGA = f"model{SUFFIXES['fpga']}"
 """Folder that export.py makes in place of a file."""

@@ -1,26 +1,100 @@
-"""`train.py --evolve`: a search over hyper-parameters whose trials are trainings."""
+"""`train.py --evolve`: a search over hyper-parameters by trainings, whose values optuna chooses; no torch.
+
+The study, `study.db` in the run directory, is optuna's and holds every trial. A trial that something interrupted is
+there in the state RUNNING when the search goes on. It is marked as failed, and a new one with the same values and the
+same folder takes its place. What is random in the choice of a trial's values follows from the seed and the number of
+trials before it, so an interrupted search chooses what it would have chosen without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.cli import processes
+import numpy as np
+
+from utils.cli import log, processes
 from utils.darknet import cfg as cfg_file
-from utils.errors import InputError
+from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
 from utils.model_files import ModelFiles
 from utils.report.run_dir import RunDirectory
-from utils.training.resumed import START
-from utils.training.search import Search, Watch
-from utils.training.settings import Hyperparameters
+from utils.report.tables import csv_table
+from utils.training.hyperparameters import Hyperparameters, fitness, hyperparameters
+from utils.training.resume import START, STUDY
+from utils.training.settings import TrainPlan
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+STATES = {"complete": "COMPLETE", "given_up": "PRUNED", "failed": "FAIL"}
+"""Our words for optuna's states of a trial that came to an end; older versions gave trials up."""
+Train = Callable[[Hyperparameters, Path], Mapping[str, Any]]
+"""Train with some hyper-parameters in a folder, going on with what is there; returns map50, map50_95 and best_epoch."""
 
 
-def run_search(plan: Mapping[str, Any]) -> dict[str, Any]:
+class Range(NamedTuple):
+    """Values that a hyper-parameter may take in a search."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether its logarithm is what is drawn evenly."""
+
+
+SPACE = {
+    "lr0": Range(1e-3, 0.3, log=True),
+    "lrf": Range(1e-3, 0.5, log=True),
+    "momentum": Range(0.8, 0.98),
+    "weight_decay": Range(1e-5, 5e-3, log=True),
+    "warmup": Range(0.0, 0.2),
+    "box_gain": Range(1.0, 20.0, log=True),
+    "objectness_gain": Range(0.2, 5.0, log=True),
+    "class_gain": Range(0.2, 5.0, log=True),
+    "mosaic": Range(0.0, 1.0),
+    "mixup": Range(0.0, 0.5),
+    "hsv_h": Range(0.0, 0.1),
+    "hsv_s": Range(0.0, 0.9),
+    "hsv_v": Range(0.0, 0.9),
+    "translate": Range(0.0, 0.3),
+    "scale": Range(0.0, 0.9),
+}
+"""What is searched, by the keys of a hyp file."""
+
+
+def searched(start: Hyperparameters) -> dict[str, Range]:
+    """Return the ranges of a search that begins at `start`, widened to hold it.
+
+    A value of 0 has no logarithm: a key that is searched by it and starts at 0 is left at 0.
+    """
+    ranges = {}
+    for key, (low, high, log_scale) in SPACE.items():
+        value = start.flat[key]
+        if value > 0 or not log_scale:
+            ranges[key] = Range(min(low, value), max(high, value), log_scale)
+    return ranges
+
+
+def require_optuna() -> None:
+    """Say how to get optuna where it is missing.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("--evolve: needs optuna; pip install -r requirements-search.txt")
+
+
+def run_search(plan: TrainPlan) -> dict[str, Any]:
     """Search from the hyper-parameters of a plan on; the best ones are in the run directory's hyp.yaml.
 
     Args:
-        plan: fields of TrainPlan, for one training; `resume` is the folder of a search.
+        plan: of one training; `resume` is the folder of a search.
 
     Returns:
         The values of `train.py --evolve --json`.
@@ -28,28 +102,45 @@ def run_search(plan: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there are no pictures to evaluate on, or several processes.
     """
-    if plan["data"].valid is None:
-        raise InputError(f"--evolve: {plan['data'].path} names no valid pictures; the trials are compared on them")
+    settings = plan.settings
+    if plan.data.valid is None:
+        raise InputError(f"--evolve: {plan.data.path} names no valid pictures; the trials are compared on them")
     if processes() > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
-    settings = plan["settings"]
 
-    def train(hyp: Hyperparameters, folder: Path, watch: Watch) -> dict[str, Any]:
-        from utils.training.workflow import TrainPlan, run_training
+    def train(hyp: Hyperparameters, folder: Path) -> dict[str, Any]:
+        from utils.training.workflow import run_training
 
-        return run_training(TrainPlan(**{**plan, **_trial(hyp, folder)}), watch)
+        return run_training(_trial(plan, hyp, folder))
 
-    with _run(plan).until("trial-*/results.csv", "trial-*/weights/last.pt") as run:
-        _describe(run, plan)
-        trials = plan["args"]["evolve"]
-        search = Search(run.path, plan["hyp"], trials, settings.epochs, settings.seed, prune=settings.test)
-        return search.run(train)
+    if plan.resume is None:
+        directory = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
+    else:
+        directory = RunDirectory(plan.resume)
+    with directory.until("trial-*/results.csv", "trial-*/weights/last.pt") as run:
+        if plan.resume is None:
+            values = plan.hyp.flat
+            run.describe(args=plan.args, hyp=values, cfg=cfg_file.format_network(plan.files.network))
+            run.write_yaml(START, values)
+        else:
+            run.write_yaml("args.yaml", plan.args)
+        return Search(run.path, plan.hyp, plan.args["evolve"], settings.seed).run(train)
+
+
+def _trial(plan: TrainPlan, hyp: Hyperparameters, folder: Path) -> TrainPlan:
+    """Return the plan of a trial, which goes on where it was interrupted."""
+    settings = dataclasses.replace(plan.settings, project=str(folder.parent), name=folder.name, exist_ok=True)
+    trial = dataclasses.replace(plan, settings=settings, hyp=hyp, resume=None)
+    if (folder / "weights" / "last.pt").is_file():
+        files = ModelFiles(cfg_file.load(folder / "model.cfg"), None)
+        trial = dataclasses.replace(trial, resume=folder, files=files)
+    return trial
 
 
 def search_summary(document: Mapping[str, Any]) -> str:
-    """The result in words."""
+    """Return the result in words."""
     start = document["start_fitness"]
-    states = ", ".join(f"{document[key]} {key.replace('_', ' ')}" for key in ("complete", "given_up", "failed"))
+    states = ", ".join(f"{document[key]} {key.replace('_', ' ')}" for key in STATES)
     return (
         f"best of {document['trials']} trials ({states}) is {document['best_trial']}: fitness "
         f"{document['fitness']:.4f}, the first one's {'none' if start is None else f'{start:.4f}'}\n"
@@ -57,26 +148,178 @@ def search_summary(document: Mapping[str, Any]) -> str:
     )
 
 
-def _run(plan: Mapping[str, Any]) -> RunDirectory:
-    """The run directory of the search, a new one or that of --resume."""
-    if plan["resume"] is not None:
-        return RunDirectory(plan["resume"])
-    return RunDirectory.create(plan["project"], plan["name"], exist_ok=plan["exist_ok"])
+@dataclass(frozen=True)
+class Search:
+    """A search in a run directory that exists.
+
+    Its last trial's end leaves trials.csv, hyp.yaml (the best values so far) and evolve.png there, and the folders
+    trial-001, trial-002, …, of which only the best one keeps its weights.
+    """
+
+    folder: Path
+    start: Hyperparameters
+    """Values of the first trial, and of what is not searched."""
+    trials: int
+    seed: int = 0
+
+    def run(self, train: Train) -> dict[str, Any]:
+        """Train what is left of the trials, and return the values of `train.py --evolve --json`.
+
+        Raises:
+            CheckpointError: the study cannot be read or written.
+            NumericsError: no trial came to its end.
+            Interrupted: a signal came; the search can go on.
+        """
+        with _storage_errors(self.folder / STUDY):
+            study = self._study()
+            ranges = searched(self.start)
+            if not study.get_trials(deepcopy=False):
+                study.enqueue_trial({key: self.start.flat[key] for key in ranges})
+            _replace_interrupted(study, len(ranges))
+            self._publish(study)
+            while (done := len(ended(study))) < self.trials:
+                self._trial(study, done + 1, train)
+                self._publish(study)
+            return self._document(ended(study))
+
+    def _study(self) -> Study:
+        """Return the study of the folder, new or as it was left."""
+        import optuna
+        from sqlalchemy.engine import URL
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        url = URL.create("sqlite", database=str((self.folder / STUDY).absolute())).render_as_string()
+        try:
+            return optuna.create_study(storage=url, study_name="search", direction="maximize", load_if_exists=True)
+        except RuntimeError as failure:
+            raise CheckpointError(f"{self.folder / STUDY}: {failure}") from None
+
+    def _trial(self, study: Study, number: int, train: Train) -> None:
+        """Train once, and tell the study how it ended."""
+        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        seed = np.random.SeedSequence([self.seed, number]).generate_state(1)
+        study.sampler = TPESampler(seed=int(seed[0]))
+        trial = study.ask()
+        values = {}
+        for key, (low, high, log_scale) in searched(self.start).items():
+            values[key] = trial.suggest_float(key, low, high, log=log_scale)
+        folder = trial_folder(self.folder, number)
+        log(f"trial {number} of {self.trials}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        try:
+            document = train(hyperparameters(values, folder.name, self.start), folder)
+        except NumericsError as failure:
+            trial.set_user_attr("reason", str(failure))
+            study.tell(trial, state=TrialState.FAIL)
+            log(f"trial {number}: failed: {failure}")
+        except Interrupted as stop:
+            message = f"interrupted in trial {number} of {self.trials}; --resume {self.folder} goes on"
+            raise Interrupted(stop.exit_status - 128, message) from None
+        else:
+            value = fitness(document["map50"], document["map50_95"])
+            trial.set_user_attr("best_epoch", document["best_epoch"])
+            study.tell(trial, value)
+            log(f"trial {number}: fitness {value:.4f}; the best is {study.best_value:.4f}")
+
+    def _publish(self, study: Study) -> None:
+        """Write what is known so far, and remove the weights of all trials but the best."""
+        from utils.report.plots import plot_search
+
+        run, done = RunDirectory(self.folder), ended(study)
+        ranges, best = searched(self.start), best_of(done)
+        run.write_text("trials.csv", _table(done, tuple(ranges)))
+        if best is not None:
+            run.write_yaml("hyp.yaml", hyperparameters(done[best - 1].params, "best", self.start).flat)
+            complete = [(number, trial) for number, trial in enumerate(done, 1) if trial.state.name == "COMPLETE"]
+            plot_search(
+                [number for number, _ in complete],
+                [trial.value for _, trial in complete],
+                {key: [trial.params[key] for _, trial in complete] for key in ranges},
+                run.file("evolve.png"),
+                {key for key, bounds in ranges.items() if bounds.log},
+            )
+        for number in range(1, len(done) + 1):
+            if number != best:
+                for path in trial_folder(self.folder, number).glob("weights/*"):
+                    path.unlink()
+
+    def _document(self, done: Sequence[FrozenTrial]) -> dict[str, Any]:
+        best = best_of(done)
+        if best is None:
+            raise NumericsError(
+                f"{self.folder}: none of {len(done)} trials came to its end; try a smaller lr0 in --hyp"
+            )
+        return {
+            "trials": len(done),
+            **{name: sum(trial.state.name == state for trial in done) for name, state in STATES.items()},
+            "best_trial": best,
+            "fitness": done[best - 1].value,
+            "start_fitness": done[0].value if done[0].state.name == "COMPLETE" else None,
+            "hyp": done[best - 1].params,
+            "run_dir": str(self.folder),
+            "best": str(trial_folder(self.folder, best) / "weights" / "best.pt"),
+        }
 
 
-def _describe(run: RunDirectory, plan: Mapping[str, Any]) -> None:
-    """Write all that an interrupted search goes on from."""
-    if plan["resume"] is not None:
-        run.write_yaml("args.yaml", plan["args"])
-        return
-    values = plan["hyp"].flat
-    run.describe(args=plan["args"], hyp=values, cfg=cfg_file.format_network(plan["files"].network))
-    run.write_yaml(START, values)
+def trial_folder(folder: Path, number: int) -> Path:
+    """Return the run directory of a trial; numbers begin with 1."""
+    return folder / f"trial-{number:03d}"
 
 
-def _trial(hyp: Hyperparameters, folder: Path) -> dict[str, Any]:
-    """What a trial's plan has of its own; it goes on where it was interrupted."""
-    own = {"hyp": hyp, "project": folder.parent, "name": folder.name, "exist_ok": True, "resume": None}
-    if (folder / "weights" / "last.pt").is_file():
-        own |= {"resume": folder, "files": ModelFiles(cfg_file.load(folder / "model.cfg"), None)}
-    return own
+def ended(study: Study) -> list[FrozenTrial]:
+    """Return the trials that are over, in their order; those that were interrupted left out."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") or "reason" in trial.user_attrs]
+
+
+def best_of(done: Sequence[FrozenTrial]) -> int | None:
+    """Return the number of the trial with the highest fitness, the first of equal ones; None if none is complete."""
+    complete = [(-trial.value, number) for number, trial in enumerate(done, 1) if trial.state.name == "COMPLETE"]
+    return min(complete)[1] if complete else None
+
+
+def _replace_interrupted(study: Study, count: int) -> None:
+    """Mark a trial that was interrupted as failed, once a new one with its `count` values waits.
+
+    One that was interrupted while they were chosen has trained nothing; they are chosen again, but for fixed ones.
+    """
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    waits = any(trial.state == TrialState.WAITING for trial in trials)
+    for trial in trials:
+        if trial.state == TrialState.RUNNING:
+            if not waits:
+                chosen = len(trial.params) == count
+                study.enqueue_trial(trial.params if chosen else trial.system_attrs.get("fixed_params", {}))
+            study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _table(done: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
+    """Return the text of trials.csv."""
+    words = {state: word for word, state in STATES.items()}
+    lines = []
+    for number, trial in enumerate(done, 1):
+        figures = [trial.value, trial.user_attrs.get("best_epoch"), *(trial.params[key] for key in keys)]
+        cells = (None if figure is None else f"{figure:.6g}" for figure in figures)
+        lines.append([number, words[trial.state.name], *cells])
+    return csv_table(["trial", "state", "fitness", "best_epoch", *keys], lines)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of optuna's storage into one line.
+
+    Raises:
+        CheckpointError, ResourceError: the study cannot be used; the disk is full.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError) as failure:
+        reason = str(failure.__cause__ or failure).partition("\n")[0]
+        kind = ResourceError if "full" in reason or "disk I/O" in reason else CheckpointError
+        raise kind(f"{path}: {reason}") from None

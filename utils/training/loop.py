@@ -6,44 +6,51 @@ the same whether or not the run was interrupted before it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models import Darknet, fuse, reduced
+from models import Darknet, fuse, network_input, reduced
 from utils.cli import log
 from utils.darknet.network import max_stride
+from utils.data.datasets import Batch
 from utils.detection.average_precision import Metrics
-from utils.detection.evaluate import evaluate, network_input
+from utils.detection.evaluate import evaluate
 from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.layers import Computing
+from utils.quantization.attach import Phase, set_phase
+from utils.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from utils.quantization.scheme import MOST_BITS
 from utils.report.run_dir import Results, RunDirectory
-from utils.training.ema import AveragedModel
-from utils.training.multiscale import rescaled
+from utils.training.checkpointing import Progress, Source, State
+from utils.training.distributed import StopRequest, Team
+from utils.training.hyperparameters import Hyperparameters, fitness
 from utils.training.objective import Objective
-from utils.training.optim import Schedule, build_optimizer, clip_gradient, set_step
-from utils.training.rounding import Rounding
-from utils.training.settings import Hyperparameters, TrainSettings, fitness
-from utils.training.sparse import sparsity
-from utils.training.state import Progress, Source, State
-from utils.training.stop import StopRequest
-from utils.training.team import Team
+from utils.training.optimizer import AveragedModel, Schedule, build_optimizer, clip_gradient, set_step
+from utils.training.pictures import rescaled
+from utils.training.settings import TrainSettings
+from utils.training.sparsity import Sparsity
 
 SCORES = ("precision", "recall", "f1", "map50", "map50_95")
 COLUMNS = (*SCORES, "lr", "seconds", "loading", "test_seconds")
 """Columns of results.csv after the epoch and the losses; `loading` is the share of `seconds` spent waiting for data."""
 MOST_SKIPPED = 20
 """Steps in a row that a gradient scaler may skip for infinite gradients before the run ends."""
+DELAY, FREEZE = 0.1, 0.5
+"""Share of the steps in which a quantization finds the bounds of activations before these are rounded, and after which
+bounds and folded statistics stay."""
+BITS_MORE = 4
+"""Bits more at the begin of --bit-warmup; one bit less in each of that many equal parts."""
 
 
 class _Abandoned(Exception):  # noqa: N818
@@ -79,32 +86,33 @@ class Trainer:
     ) -> None:
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.hyp, self.settings, self.run, self.source, self.team = hyp, settings, run, source, team
-        self.schedule = Schedule(hyp.optimizer, settings.epochs, len(train_loader), settings.accumulate)
+        self.batches = len(train_loader)
+        self.schedule = Schedule(hyp.optimizer, settings.epochs, self.batches, settings.accumulate)
+        self.stride = max_stride(model.network)
         _freeze(model, settings.freeze)
         self.dtype = training_type(settings.precision, team.device)
         self.objective = Objective(model, hyp.loss, self.dtype, team, distiller)
         adapters = None if distiller is None else distiller.adapters
-        average = AveragedModel(model, self.schedule.ema_decay) if settings.average else None
         self.state = State(
             model,
-            average,
+            AveragedModel(model, self.schedule.ema_decay),
             build_optimizer(model, hyp.optimizer, settings.adam, adapters),
             torch.amp.GradScaler(team.device.type, enabled=self.dtype is torch.float16),
             Progress(),
             adapters,
         )
-        self.sparsity = None if settings.sparse is None else sparsity(model, settings.sparse, self.schedule)
+        self.sparsity = Sparsity(model, settings, self.schedule) if settings.sr else None
         if self.sparsity is not None:
             self.progress.control = self.sparsity.control()
-        models = [model] if average is None else [model, average.model]
-        self.rounding = settings.quant and Rounding(models, settings.quant, self.schedule.steps)
+        self.rounding = None
+        if settings.quant is not None:
+            models = [model, self.state.average.model]
+            self.rounding = Rounding(models, self.schedule.steps, settings.quant.bit_warmup)
         self.results = Results(run.file("results.csv"), (*self.objective.columns.values(), *COLUMNS))
         self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
         """Called in the first process with the number and the row of each epoch, before it is saved."""
         self.stop = StopRequest()
         self._skipped = 0
-        self._losses: list[float] = []
-        """Of the batches of the step under way."""
 
     @property
     def progress(self) -> Progress:
@@ -125,7 +133,7 @@ class Trainer:
             ResourceError: a checkpoint cannot be written; the one before it is intact.
         """
         with self.stop:
-            if self.settings.save and self.progress == Progress(control=self.progress.control):
+            if not self.settings.nosave and self.progress == Progress(control=self.progress.control):
                 self._save()
             if self.rounding is not None:  # a resumed run may begin with an evaluation
                 self.rounding.begin(max(0, self.progress.step - 1))
@@ -138,7 +146,7 @@ class Trainer:
         return self.progress
 
     def _measure_start(self) -> None:
-        """AP50 before the first step, the first that s = auto compares others with."""
+        """Measure AP50 before the first step, the first that s = auto compares others with."""
         if self.progress.control is not None and self.progress.step == 0 and self._tests_epochs:
             metrics = self._evaluate()
             self._leave_if_asked()
@@ -147,12 +155,12 @@ class Trainer:
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
         if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
-            self.progress.control.see_ap50(metrics.map50, self.settings.sparse.drop)
+            self.progress.control.see_ap50(metrics.map50)
 
     @property
     def _tests_epochs(self) -> bool:
         """Whether there is a score after every epoch."""
-        return self.val_loader is not None and self.settings.test
+        return self.val_loader is not None and not self.settings.notest
 
     @contextmanager
     def _leaving_nothing(self) -> Iterator[None]:
@@ -172,9 +180,15 @@ class Trainer:
         self.train_loader.begin(done.epoch, done.batch)
         self.model.train()
         _freeze_statistics(self.model, self.settings.freeze)
-        count = len(self.train_loader)
-        bar = tqdm(self.train_loader, f"epoch {done.epoch + 1}/{self.settings.epochs}", count, initial=done.batch,
-                   file=sys.stderr, disable=None if self.team.leads else True, leave=False)  # fmt: skip
+        bar = tqdm(
+            self.train_loader,
+            f"epoch {done.epoch + 1}/{self.settings.epochs}",
+            self.batches,
+            initial=done.batch,
+            file=sys.stderr,
+            disable=None if self.team.leads else True,
+            leave=False,
+        )
         pending: dict[str, float] = {}
         asked = time.perf_counter()
         for position, batch in enumerate(bar, start=done.batch):
@@ -188,46 +202,45 @@ class Trainer:
                 _add(done.sums, pending)
                 done.batch, pending = position + 1, {}
                 self._leave_if_asked()
-        return self._means(count)
+        return self._means()
 
-    def _means(self, batches: int) -> dict[str, float]:
+    def _means(self) -> dict[str, float]:
         """The epoch's row of results.csv, without the scores."""
         sums = self.progress.sums
         columns = self.objective.columns
-        means = [value / batches / self.team.size for value in self.team.total(*(sums[name] for name in columns))]
+        means = [value / self.batches / self.team.size for value in self.team.total(*(sums[name] for name in columns))]
         return dict(zip(columns.values(), means, strict=True)) | {
             "lr": self.state.optimizer.param_groups[0]["lr"],
             "seconds": sums["seconds"],
             "loading": sums["waited"] / sums["seconds"],
         }
 
-    def _batch(self, batch: Any, position: int) -> dict[str, float]:
-        """Gradient of one batch, and the step if it closes one; the loss terms."""
+    def _batch(self, batch: Batch, position: int) -> dict[str, float]:
+        """Add the gradient of one batch, and take the step if it closes one; return the loss terms."""
         done = self.progress
         number = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position
         torch.manual_seed(number % 2**64)  # it takes no more bits
         images = network_input(batch.images, self.team.device)
         if self.settings.sizes is not None:
-            images = rescaled(images, self.settings, max_stride(self.model.network), done.epoch, position)
+            images = rescaled(images, self.settings, self.stride, done.epoch, position)
         closes = self._closes_step(position)
         if self.rounding is not None:
             self.rounding.begin(done.step)
         with self.objective.unsynchronised(alone=not closes):
-            targets, ignored = (boxes.to(self.team.device) for boxes in (batch.targets, batch.ignored))
+            targets, ignored = batch.targets.to(self.team.device), batch.ignored.to(self.team.device)
             terms = self.objective(images, targets, ignored)
             values = {name: float(value.detach()) for name, value in terms.items()}
             self._check(values, position, batch)
             first = position - position % self.settings.accumulate
-            group = min(self.settings.accumulate, len(self.train_loader) - first)
+            group = min(self.settings.accumulate, self.batches - first)
             self.state.scaler.scale(terms["total"] / group).backward()
-        self._losses.append(values["total"])
         if closes:
             self._step()
         return values
 
     def _closes_step(self, position: int) -> bool:
         """Whether the batch at a position of the epoch is the last of an optimizer step."""
-        return (position + 1) % self.settings.accumulate == 0 or position + 1 == len(self.train_loader)
+        return (position + 1) % self.settings.accumulate == 0 or position + 1 == self.batches
 
     def _step(self) -> None:
         """One optimizer step with the gradient that has been added up, or none if the gradient is not finite.
@@ -240,14 +253,10 @@ class Trainer:
         scaler.unscale_(optimizer)
         norm = clip_gradient(_parameters(optimizer), self.hyp.optimizer.clip_norm)
         finite = math.isfinite(norm)
-        losses, self._losses = self._losses, []
         # Not scaler.step: it calls a fused optimizer for a skipped step, too, which then goes on from a momentum that
         # was allocated and never written.
         if finite:
             if self.sparsity is not None:
-                if done.control is not None:
-                    loss = self.team.total(sum(losses) / len(losses))[0] / self.team.size
-                    done.control.see_loss(loss, done.step, self.schedule.steps_per_epoch)
                 self.sparsity.add_gradient(done)
             optimizer.step()
         scaler.update()
@@ -259,10 +268,9 @@ class Trainer:
         if self.sparsity is not None:
             self.sparsity.shrink(done)
         done.step += 1
-        if self.state.average is not None:
-            self.state.average.update()
-            if self.sparsity is not None:
-                self.sparsity.keep_zeros(self.state.average.model)
+        self.state.average.update()
+        if self.sparsity is not None:
+            self.sparsity.keep_zeros(self.state.average.model)
 
     def _skip(self) -> None:
         """Count a step that was not taken.
@@ -280,7 +288,7 @@ class Trainer:
         """In which type a loss or gradient was computed, where that may be why it is not finite."""
         return f", computed in {self.dtype} (--amp off computes in float32)" if self.dtype else ""
 
-    def _check(self, terms: Mapping[str, float], position: int, batch: Any) -> None:
+    def _check(self, terms: Mapping[str, float], position: int, batch: Batch) -> None:
         """Stop all processes before a step that would spoil the weights."""
         finite = math.isfinite(terms["total"])
         if not self.team.any(not finite)[0]:
@@ -290,8 +298,10 @@ class Trainer:
             raise NumericsError(f"{place}: loss is not finite in another process; the last checkpoint is intact")
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions)
-        raise NumericsError(f"{place}: loss is not finite ({values}){self._computed()}; pictures {files}; the last "
-                            "checkpoint is intact; try a smaller lr0")  # fmt: skip
+        raise NumericsError(
+            f"{place}: loss is not finite ({values}){self._computed()}; pictures {files}; the last checkpoint is "
+            "intact; try a smaller lr0"
+        )
 
     def _close_epoch(self, row: dict[str, float]) -> bool:
         """Evaluate, record and save; whether the run ends here."""
@@ -311,7 +321,7 @@ class Trainer:
         if self.team.leads:
             self._record(row, metrics)
             ends = self.finished
-            if self.settings.save or ends:
+            if ends or not self.settings.nosave:
                 self._save()
         return self.team.any(ends)[0]
 
@@ -344,8 +354,6 @@ class Trainer:
                 self.val_loader,
                 self.source.names,
                 device=self.team.device,
-                conf_thres=self.settings.conf_thres,
-                iou_thres=self.settings.iou_thres,
                 by_size=False,
                 on_batch=poll,
                 gather=self.team.gather,
@@ -385,7 +393,7 @@ class Trainer:
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics.map50, metrics.map50_95)
             counts = self.rounding is None or self.rounding.complete
-            if counts and (value > done.best_fitness or not self.settings.save or self.sparsity is not None):
+            if counts and (value > done.best_fitness or self.settings.nosave or self.settings.sr):
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
             done.best_epoch = done.epoch
@@ -409,8 +417,52 @@ class Trainer:
         if done.epoch and done.best_epoch in (0, done.epoch):
             self.state.write_best(self.run, self.source, len(self.train_loader.dataset))
         self.state.write_last(self.run, self.source)
-        if self.settings.save_period and done.epoch and done.epoch % self.settings.save_period == 0:
-            self.state.write_epoch(self.run, self.source)
+
+
+class Rounding:
+    """Phases of a quantization: bounds are found first, then all is rounded, then bounds and statistics stay.
+
+    All follows from the number of a step, so that a run that is resumed goes on as it would have.
+
+    Args:
+        models: with quantizers in their slots: the one that is trained, and its average.
+        steps: optimizer steps of the run.
+        warmup: share of the steps in which weights and activations have more bits.
+    """
+
+    def __init__(self, models: Sequence[Darknet], steps: int, warmup: float = 0.0) -> None:
+        self._models, self._steps, self._warmup = models, steps, warmup
+        self._starts = (round(DELAY * steps), round(FREEZE * steps))
+        self._grids = []
+        for model in models:
+            for module in model.modules():
+                if isinstance(module, ActivationQuantizer | WeightQuantizer):
+                    self._grids.append((module, module.grid))
+        self._now: tuple[Phase, int] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is rounded to the final bits, so that a score is that of the network that is kept."""
+        return self._now in ((Phase.ROUNDING, 0), (Phase.FROZEN, 0))
+
+    def begin(self, step: int) -> None:
+        """Enter the phase of a step, 0 for the first one."""
+        begins, freezes = self._starts
+        phase = Phase.OBSERVING if step < begins else Phase.ROUNDING if step < freezes else Phase.FROZEN
+        surplus = surplus_bits(self._warmup, step, self._steps)
+        if (phase, surplus) == self._now:
+            return
+        self._now = (phase, surplus)
+        for model in self._models:
+            set_phase(model, phase)
+        for module, grid in self._grids:
+            module.grid = dataclasses.replace(grid, bits=min(MOST_BITS, grid.bits + surplus))
+
+
+def surplus_bits(warmup: float, step: int, steps: int) -> int:
+    """Return the bits beyond the final ones at a step of a run of `steps`; none in its last step."""
+    parts = min(round(warmup * steps), steps - 1)
+    return 0 if step >= parts else math.ceil(BITS_MORE * (parts - step) / parts)
 
 
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:

@@ -19,12 +19,11 @@ from utils.detection.losses import detection_loss
 from utils.detection.settings import ASSIGNMENTS, LossSettings
 from utils.device import training_type
 from utils.distillation.matching import Kept, rebased
-from utils.distillation.strategies import Quantity
+from utils.distillation.strategies import Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
-from utils.training.distil_flags import DistillationPlan
-from utils.training.settings import Hyperparameters, TrainSettings
-from utils.training.team import Team
+from utils.training.distributed import Team
+from utils.training.settings import TrainPlan, TrainSettings
 
 COLUMNS = {"box": "box_loss", "objectness": "objectness_loss", "classes": "class_loss"}
 """Columns in results.csv of the terms of the detection loss."""
@@ -49,7 +48,7 @@ class Objective:
         team: Team,
         distiller: Distiller | None = None,
     ) -> None:
-        self.network, self.settings, self.dtype, self.team = model.network, settings, dtype, team
+        self.yolos, self.settings, self.dtype, self.team = model.network.yolos, settings, dtype, team
         # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
         self._parallel = team.parallel(model, buffers=model.quantize_image is not None)
         self._wanted = () if distiller is None else distiller.wanted
@@ -73,8 +72,8 @@ class Objective:
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self._parallel(images, *self._wanted)
         size = (images.shape[-2], images.shape[-1])
-        yolos, positives = self.network.yolos, self.team.positives
-        terms = detection_loss(outputs.heads, targets, yolos, size, self.settings, positives, ignored)._asdict()
+        options = (self.settings, self.team.positives, ignored)
+        terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
         if teacher is not None:
             learnt = self._distil(teacher, outputs, targets, size)
             terms["total"] = terms["total"] + sum(learnt.values())
@@ -100,44 +99,34 @@ class LoadedTeacher(NamedTuple):
     """Of the teacher's file and its network, which may be that of another file."""
 
 
-def load_teacher(
-    plan: DistillationPlan,
-    student: Darknet,
-    kept: Kept | None,
-    settings: TrainSettings,
-    hyp: Hyperparameters,
-    team: Team,
-    rect: bool = False,
-) -> LoadedTeacher:
+def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Team) -> LoadedTeacher:
     """Load the teacher and pair it with the student.
 
     Args:
-        plan: the teacher's files, and what is compared.
+        plan: of a run with a teacher.
         student: model that is trained.
         kept: where its convolutions come from, if it was pruned.
-        settings: of the run; the teacher must be able to work at its sizes.
-        hyp: whose assignment tells which predictions answer for an object.
         team: on whose device the teacher runs.
-        rect: batches have the shapes of their pictures.
 
     Raises:
         WeightsError: the teacher's file cannot be used.
         InputError: teacher and student have nothing in common that is compared, or other input sizes.
     """
-    loaded = load_model(plan.teacher)
+    settings, loaded = plan.settings, load_model(plan.teacher)
     for note in loaded.notes:
         log(note)
-    _check_sizes(student, loaded.model, settings, rect, str(loaded.path))
+    _check_sizes(student, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
-    rule = ASSIGNMENTS[hyp.loss.assignment]
-    distiller = Distiller(student, teacher, plan.distillation, rule, kept, team.positives).to(team.device)
+    chosen = distillation(settings.KDstr, settings.AT_str, settings.kd_weight)
+    rule = ASSIGNMENTS[plan.hyp.loss.assignment]
+    distiller = Distiller(student, teacher, chosen, rule, kept, team.positives).to(team.device)
     for note in distiller.notes:
         log(f"{loaded.path}: {note}")
     terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
-    log(f"{plan.distillation.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
-    entry = {**origin(loaded.path), "teacher": plan.distillation.name}
+    log(f"{chosen.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
+    entry = {**origin(loaded.path), "teacher": chosen.name}
     network = format_network(teacher.network)
     return LoadedTeacher(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
 
@@ -154,9 +143,9 @@ def _comparison(distiller: Distiller) -> str:
     return "; ".join(parts)
 
 
-def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, rect: bool, path: str) -> None:
+def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, path: str) -> None:
     mine, theirs = max_stride(student.network), max_stride(teacher.network)
-    varied = rect or settings.sizes is not None
+    varied = settings.rect or settings.sizes is not None
     sides = (*settings.size, mine) if varied else settings.size
     if bad := next((side for side in sides if side % theirs), None):
         what = f"sides are multiples of {mine}" if varied else f"a side is {bad}"

@@ -1,80 +1,86 @@
-"""The pictures of a run: what is indexed, and how processes load and share it."""
+"""The pictures of a run: what is indexed, how processes load and share it, and sizes that vary."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from utils.cli import log
+from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
-from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, Loader, make_loader
+from utils.darknet.network import max_stride, normalised_cell
+from utils.data.datasets import DetectionDataset, Loader, make_loader, rectangle
+from utils.data.images import Size
 from utils.data.index import Index, index
-from utils.data.store import CacheKind, PictureStore
-from utils.errors import DataError
-from utils.training.settings import TrainSettings
-from utils.training.team import Team
+from utils.data.store import PictureStore
+from utils.errors import DataError, InputError
+from utils.training.distributed import Team
+from utils.training.settings import TrainPlan, TrainSettings
+
+SIZE_PERIOD = 10
+"""Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 
 
-def indices(data: DataConfig, *, strict: bool, single_class: bool) -> tuple[Index, Index | None]:
-    """The training pictures, and those to evaluate on; what is wrong with either is said once.
+def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | None]:
+    """Return the training pictures, and those to evaluate on; what is wrong with either is logged.
 
     Raises:
-        DataError: there are no training pictures, or with `strict` anything is wrong.
+        DataError: there are no training pictures.
     """
-    found = []
+    if data.train is None:
+        raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
+    parts = []
     for role, source in (("train", data.train), ("valid", data.valid)):
         if source is None:
-            if role == "train":
-                raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
             log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
-            found.append(None)
+            parts.append(None)
             continue
-        part = index(source, data.names, strict=strict)
+        part = index(source, data.names)
         log(f"{role}: {part.report.summary()}")
-        found.append(part.single_class() if single_class else part)
-    return found[0], found[1]
+        parts.append(part.single_class() if single_class else part)
+    return parts[0], parts[1]
 
 
 def loaders(
-    train: Index,
-    valid: Index | None,
-    *,
-    shared: Mapping[str, Any],
-    settings: TrainSettings,
-    augmentation: Augmentation,
-    plain_end: float,
-    cache: CacheKind | None,
-    batch_size: int,
-    workers: int,
-    team: Team,
+    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
 ) -> tuple[Loader, Loader | None]:
-    """Loaders of the training pictures, augmented, and of those to evaluate on, for this process's share of both.
+    """Return loaders of the training pictures, augmented, and of those to evaluate on, for this process's share.
 
     Args:
+        plan: of the run.
         train: training pictures.
         valid: pictures to evaluate on.
-        shared: arguments of DetectionDataset for both.
-        settings: of the run.
-        augmentation: of the training pictures.
-        plain_end: last share of the epochs, without mosaic and mixup.
-        cache: where decoded pictures are kept.
-        batch_size: pictures in a batch of a process.
-        workers: processes that read.
+        network: tells channels and stride.
         team: the processes that train together.
+
+    Raises:
+        DataError: there are fewer training pictures than processes.
     """
+    settings = plan.settings
+    if len(train) < team.size:
+        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
+    shared = {"channels": network.net.channels, "rect": settings.rect, "stride": max_stride(network)}
 
-    def load(pictures: Index, shuffle: bool, **options: Any) -> Loader:
+    def load(pictures: Index, shuffle: bool, **options: object) -> Loader:
         with team.one_by_one():
-            kept = cache if team.leads or cache == "disk" else None
-            dataset = DetectionDataset(pictures, cache=kept, **options, **shared)
-        if cache == "ram":
+            cache = settings.cache if team.leads or settings.cache == "disk" else None
+            dataset = DetectionDataset(pictures, cache=cache, **options, **shared)
+        if settings.cache == "ram":
             share_pictures(dataset.store, team)
-        part = {"share": (team.rank, team.size), "device": team.device}
-        return make_loader(dataset, batch_size, workers=workers, shuffle=shuffle, **part)
+        share = (team.rank, team.size)
+        return make_loader(
+            dataset,
+            settings.batch_size,
+            workers=settings.workers,
+            shuffle=shuffle,
+            share=share,
+            device=team.device,
+        )
 
-    plain_from = settings.epochs - round(plain_end * settings.epochs)
-    varied = {"augment": augmentation, "seed": settings.seed, "plain_from": plain_from}
+    plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
+    varied = {"augment": plan.hyp.augmentation, "seed": settings.seed, "plain_from": plain_from}
     loader = load(train, True, size=settings.size, **varied)
     return loader, None if valid is None else load(valid, False, size=settings.test_size)
 
@@ -86,3 +92,57 @@ def share_pictures(store: PictureStore, team: Team) -> None:
         store.join(address)
         if not store.address:
             store.keep("ram")
+
+
+def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.int64], processes: int = 1) -> None:
+    """Refuse batches of one picture where a normalised map has a single cell: one value has no variance.
+
+    Args:
+        network: what is trained.
+        settings: of the run.
+        shapes: [N, 2], height and width of the training pictures.
+        processes: that train together.
+
+    Raises:
+        InputError: names the block and the size of the input.
+    """
+    if settings.batch_size > 1 and len(shapes) >= 2 * processes:  # a last batch of one picture joins the one before it
+        return
+    for height, width in sorted(_smallest_inputs(network, settings, shapes)):
+        if (number := normalised_cell(network, height, width)) is not None:
+            raise InputError(
+                f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
+                "picture; batch normalisation needs two values: use a larger --img_size or more pictures"
+            )
+
+
+def _smallest_inputs(network: Network, settings: TrainSettings, shapes: NDArray[np.int64]) -> set[Size]:
+    stride, longest = max_stride(network), max(settings.size)
+    if settings.rect:
+        return {rectangle(shape[None], longest, stride) for shape in np.unique(shapes, axis=0)}
+    low = settings.sizes[0] if settings.sizes else longest
+    height, width = (max(stride, round(side * low / longest / stride) * stride) for side in settings.size)
+    return {(height, width)}
+
+
+def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, position: int) -> Tensor:
+    """Return a batch at the size that a multi-scale run drew for this stretch of batches.
+
+    The run begins with the largest size, so that it runs out of memory at once or not at all. It stays until a batch
+    follows the first optimizer step, which makes the optimizer's state.
+
+    Args:
+        images: [B, C, H, W].
+        settings: with the smallest and largest side in `sizes`, and the batches of a step in `accumulate`.
+        stride: the sides are multiples of it.
+        epoch: epochs done.
+        position: of the batch in its epoch.
+    """
+    low, high = settings.sizes
+    rng = np.random.default_rng([settings.seed, epoch, position // SIZE_PERIOD])
+    side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
+    if epoch == 0 and position < max(SIZE_PERIOD, settings.accumulate + 1):
+        side = high // stride * stride
+    longest = max(images.shape[2:])
+    size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -1,98 +1,290 @@
-"""Hyper-parameters of a training, read from a flat YAML file (`--hyp`); no torch.
-
-Every key is a field of one of three dataclasses: the optimizer's below, `LossSettings`, `Augmentation`.
-"""
+"""Flags of train.py as settings, each written once, and what follows from them; no torch."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import yaml
-
-from utils.darknet.blocks import Network, Yolo
-from utils.data.augment import Augmentation
-from utils.detection.settings import LossSettings
+from utils.cli import (
+    LARGEST_SIDE,
+    flag,
+    fraction,
+    image_side,
+    input_size,
+    log,
+    non_negative_int,
+    number,
+    positive_int,
+    random_seed,
+    settings_from,
+    threshold,
+)
+from utils.darknet.blocks import Network
+from utils.darknet.data_file import DataConfig
+from utils.device import AMP
+from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import InputError
-from utils.files import read_text, reading_yaml
-from utils.pruning.sparsity import SparseSettings
-from utils.quantization.scheme import QuantSettings
+from utils.flags import EVALUATOR_GONE, MOST_PARALLEL, device_name
+from utils.model_files import ModelFiles
+from utils.pruning.policy import SETS
+from utils.quantization.scheme import SCHEMES, QuantSettings, check, notes
+from utils.quantization.settings import SchemeFlags
+from utils.training.hyperparameters import Hyperparameters
 
-LARGEST_HYP = 1 << 20
+TRIALS = 30
+"""Trainings of a search, unless --evolve says how many."""
+MULTI_SCALE = (0.67, 1.5)
+"""Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
+AUTO = "auto"
+"""In place of a number: s is controlled in every step, see `sparsity.Control`."""
+LARGEST_S = 10.0
+OFF = (-1, 0)
+"""Values of --quantized that switch it off."""
+ALSO_GOOGLE = 3
+"""The README of the suites this one follows has it in the example for Google's scheme."""
 
 
-INSTEAD = {
-    "iou_loss": "iou_loss",
-    "iou_normalizer": "box_gain",
-    "cls_normalizer": "class_gain",
-    "obj_normalizer": "objectness_gain",
-    "label_smooth_eps": "label_smoothing",
-    "max_delta": "clip_norm",
-    "nms_kind": None,
-    "beta_nms": None,
+class Gone(NamedTuple):
+    """A flag of older versions."""
+
+    instead: str
+    """What to do without it."""
+    unused: tuple[Any, ...] | None = (None, False)
+    """Values in args.yaml of runs that can go on; None: all of them mean what is done now."""
+
+
+GONE = {
+    "bucket": Gone("nothing is uploaded. Copy the run directory when the training is over"),
+    "memory_format": Gone("tensors are channels-last, always", None),
+    "s_coach": Gone("--s auto measures AP50 after every epoch itself"),
+    "s_enough": Gone("--s auto stops pressing on channels once --s-share of them are weak"),
+    "s_turn": Gone("--s-schedule dynamic turns after 0.4 of the epochs, global after half of them"),
+    "s_keep": Gone("--s-schedule dynamic keeps 0.65 of the channels under pressure"),
+    "s_solver": Gone("soft thresholding goes with --s auto and with --adam, a sub-gradient with all else"),
+    "s_drop": Gone("--s auto lets go while AP50 is more than 3 points below its best"),
+    "all_convs": Gone("channels outside the classic ones need no sparse training; prune with --importance taylor"),
+    "kd_temperature": Gone("it is 3, always"),
+    "kd_weighting": Gone("the weights are those that measured best, see docs/distillation.md", (None, "normalised")),
+    "kd_mask": Gone("--KDstr 5 looks at features near objects only"),
+    "dorefa_grid": Gone("--quantized 2 rounds to levels with a 0, which can be exported"),
+    "ema": Gone("averaged weights are evaluated and kept, always", (True,)),
+    "no_ema": Gone("averaged weights are evaluated and kept, always"),
+    "nominal_batch": Gone("batches are accumulated up to 64 pictures; a larger --batch-size is a larger step", (64,)),
+    "save_period": Gone("last.pt and prev.pt are the last two epochs; copy what is to be kept", (0,)),
+    "evaluator": Gone(EVALUATOR_GONE["evaluator"], None),
+    "strict_data": Gone("python -m utils.data.doctor lists what is wrong with a data set, and ends with status 2"),
+    "cache_dir": Gone("the folder is that of $XDG_CACHE_HOME, or ~/.cache"),
 }
-"""Keys of `[yolo]` that Darknet uses and a training here does not, and those of --hyp in their place."""
+"""Flags of older versions, without dashes and with underscores."""
 
 
-def unused_keys(network: Network) -> str | None:
-    """One line on keys of the heads that a training does not use, with their values; None if all are defaults."""
-    told, instead = [], []
-    for key, own in INSTEAD.items():
-        default = next(entry.default for entry in dataclasses.fields(Yolo) if entry.name == key)
-        values = [getattr(yolo, key) for yolo in network.yolos]
-        if any(value != default for value in values):
-            told.append(f"{key}={'/'.join(dict.fromkeys(map(str, values)))}")
-            instead += [own] if own else []
-    if not told:
-        return None
-    way = f"in their place --hyp has {', '.join(instead)}" if instead else "suppression is the same for all networks"
-    return f"{network.path}: training does not use {', '.join(told)}; {way}"
+class RateSchedule(NamedTuple):
+    """Channels that are penalised with s, and with a hundredth of s, in the course of a sparse training.
+
+    Where `turn` is a whole number of epochs, the code of arXiv:2306.01526 turns one epoch later: there s is for
+    epoch <= 0.4 · epochs, from 0. The paper's abstract does not decide it; here it is for exactly that share.
+    """
+
+    turn: float
+    """Share of the epochs in which all are penalised with s."""
+    weakest: float
+    """Share of the channels, the weakest, that are so from then on; ranks are taken again at every step."""
 
 
-def fitness(map50: float, map50_95: float) -> float:
-    """What `best.pt` is best at: 0.1 · AP50 + 0.9 · AP50-95."""
-    return 0.1 * map50 + 0.9 * map50_95
+SCHEDULES = {
+    "dynamic": RateSchedule(0.4, 0.65),
+    "constant": RateSchedule(1.0, 1.0),
+    "global": RateSchedule(0.5, 0.0),
+}
+"""dynamic: that of Chu et al., arXiv:2306.01526; constant: Network Slimming's; global: s falls for all after half."""
+
+
+def rate_or_auto(text: str) -> float | Literal["auto"]:
+    """A strength, 0 < s <= 10, or `auto`; argparse type."""
+    return AUTO if text == AUTO else positive(text, LARGEST_S, f"s <= {LARGEST_S:g}; or {AUTO}")
+
+
+def positive(text: str, largest: float = LARGEST_WEIGHT, bound: str = "") -> float:
+    """A number, 0 < value <= largest; argparse type."""
+    if not 0 < (value := number(text)) <= largest:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0 < {bound or f'value <= {largest:g}'}")
+    return value
+
+
+def worker_count(text: str) -> int:
+    """A number of processes; argparse type."""
+    if (value := non_negative_int(text)) > MOST_PARALLEL:
+        raise argparse.ArgumentTypeError(f"{text}: at most {MOST_PARALLEL} are allowed")
+    return value
+
+
+def listed(texts: Mapping[Any, str]) -> str:
+    """Return choices of a flag and what they mean, for its help."""
+    return "; ".join(f"{key}: {text}" for key, text in texts.items())
+
+
+KINDS = listed({key: strategy.what for key, strategy in KD.items()})
+MAPS = listed({key: strategy.what for key, strategy in AT.items()})
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """Step sizes and their schedule."""
+class InputFlags:
+    """Network, data set and weights to start from."""
 
-    lr0: float = 0.03
-    """Largest learning rate, for SGD; Adam takes a thirtieth."""
-    lrf: float = 0.01
-    """Last learning rate as a share of lr0; the way down is a half cosine."""
-    momentum: float = 0.937
-    """Of SGD (Nesterov); β₁ of Adam."""
-    weight_decay: float = 5e-4
-    """On the weights of convolutions only, never on γ, β or biases."""
-    warmup: float = 0.05
-    """Share of the optimizer steps in which the learning rate rises from 0 and the momentum to its value."""
-    warmup_momentum: float = 0.8
-    clip_norm: float = 10.0
-    """Largest norm of the whole gradient; 0 switches clipping off."""
-    ema_horizon: float = 0.02
-    """Share of the optimizer steps over which the averaged weights remember."""
-    plain_end: float = 0.1
-    """Last share of the epochs, trained without mosaic and mixup (arXiv:2107.08430, section 2.1)."""
+    cfg: str | None = flag(None, "Darknet network description")
+    data: str | None = flag(None, "data set: .data or data.yaml")
+    weights: str | None = flag(None, "weights to start from, .pt or .weights (default: new ones)")
+    pretrain: bool = flag(
+        False, "accept a backbone (.conv.N), and heads of another class count, which start anew", "-pt", "--pretrain"
+    )
+    single_cls: bool = flag(False, "all labels are one class")
 
-    def __post_init__(self) -> None:
-        for name in ("momentum", "warmup", "warmup_momentum", "ema_horizon", "plain_end", "lrf"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1")
-        for name in ("momentum", "warmup_momentum"):
-            if getattr(self, name) == 1:
-                raise ValueError(f"{name} 1: allowed is 0 <= value < 1")
-        if not 0 < self.lr0 <= 10:
-            raise ValueError(f"lr0 {self.lr0}: allowed is 0 < value <= 10")
-        for name in ("weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) <= 1e6:
-                raise ValueError(f"{name} {getattr(self, name)}: allowed is 0 <= value <= 1e6")
+
+@dataclass(frozen=True)
+class ScheduleFlags:
+    """Epochs, batches and optimizer."""
+
+    epochs: int = flag(300, "passes over the pictures", type=positive_int)
+    batch_size: int = flag(16, "pictures in a batch of a process", type=positive_int)
+    hyp: str | None = flag(None, "hyper-parameters, YAML (default: the built-in ones; hyp.yaml of a run shows all)")
+    evolve: int | None = flag(
+        None, f"search --hyp in N trainings (default: {TRIALS})", type=positive_int, nargs="?", const=TRIALS
+    )
+    adam: bool = flag(False, "Adam (decoupled decay) in place of SGD")
+    freeze: int = flag(0, "leave blocks 0…N-1 as they are", type=non_negative_int)
+    patience: int = flag(0, "stop after N epochs without a better fitness (default: never)", type=non_negative_int)
+    seed: int = flag(0, "all that is random follows from it (default: 0)", type=random_seed)
+
+
+@dataclass(frozen=True)
+class SparseFlags:
+    """Sparse training: an L1 penalty s · Σ|γ| on the batch-norm scales of channels that pruning may remove."""
+
+    sr: bool = flag(
+        False, "L1-penalise γ of channels; best.pt is then the last epoch", "-sr", "--sparsity-regularization"
+    )
+    s: float | Literal["auto"] = flag(
+        0.001, f"strength, or {AUTO}: as AP50 bears it", "--s", "--s-rate", type=rate_or_auto, metavar="S"
+    )
+    prune: int = flag(0, f"which channels: {listed(SETS)} (default: 0)", type=int, choices=tuple(SETS))
+    s_schedule: str = flag(
+        "dynamic",
+        "dynamic: after 0.4 of the epochs only the weakest 0.65 of the channels feel all of s, the others a hundredth; "
+        "constant; global: all a hundredth after half of the epochs",
+        choices=tuple(SCHEDULES),
+    )
+    s_share: float = flag(0.5, f"share of the channels that --s {AUTO} makes weak; 0.01 takes 20 steps", type=threshold)
+
+
+@dataclass(frozen=True)
+class DistillationFlags:
+    """The teacher, and what is learnt from it."""
+
+    t_cfg: str | None = flag(None, "network of the teacher; not needed where --t_weights is a .pt", "--t_cfg")
+    t_weights: str | None = flag(None, "a trained network to learn from, .pt or .weights", "--t_weights")
+    KDstr: str | None = flag(
+        None, f"what is learnt: {KINDS} (default: {DEFAULT}, or none beside --AT_str)", "--KDstr", choices=tuple(KD)
+    )
+    AT_str: str | None = flag(
+        None, f"attention to learn, alone or beside --KDstr: {MAPS}", "--AT_str", choices=tuple(AT)
+    )
+    kd_weight: float = flag(1.0, "factor on all that is learnt (default: 1)", type=positive, metavar="X")
+
+
+@dataclass(frozen=True)
+class QuantFlags(SchemeFlags):
+    """--quantized and the flags that go with it."""
+
+    quantized: int = flag(
+        -1,
+        "round weights and activations as integer arithmetic does: 1: Google (Jacob et al.), 2: DoReFa's weights, with "
+        "Google's bounds of activations in place of DoReFa's clamp to 0…1; 0 or -1: off (default: off)",
+        type=int,
+        choices=(*OFF, *SCHEMES, ALSO_GOOGLE),
+        metavar="{1,2}",
+    )
+    BN_Fold: bool = flag(
+        False, "fold batch normalisation into the weights before they are rounded", "--BN_Fold", "--BN_Flod"
+    )
+    bit_warmup: float = flag(
+        0.0, "share of the steps in which bits fall to --w_bit and --a_bit, 0 <= P < 1 (default: 0)", type=fraction
+    )
+
+
+@dataclass(frozen=True)
+class PictureFlags:
+    """Sizes and variations of the pictures."""
+
+    img_size: Sequence[int] | None = flag(
+        None,
+        "side of the input: N, or MIN MAX [TEST] to vary it (default: the cfg's width and height)",
+        "--img_size",
+        type=image_side,
+        nargs="+",
+        metavar="N",
+    )
+    multi_scale: bool = flag(False, "vary the side between 0.67 and 1.5 times --img_size")
+    rect: bool = flag(False, "batches of one shape each, as narrow as their pictures")
+    flip: bool | None = flag(
+        None,
+        "mirrored pictures, or none where left and right differ (default: as in the training of a .pt of --weights; "
+        "mirrored with -pt and without weights)",
+        action=argparse.BooleanOptionalAction,
+    )
+    cache: str | None = flag(
+        None,
+        "decode pictures once: ram (the same as no value) keeps them for this run, disk in a file for later ones, too",
+        "--cache",
+        "--cache-images",
+        nargs="?",
+        const="ram",
+        choices=("ram", "disk"),
+    )
+    auto_anchors: bool = flag(False, "cluster the anchors from the data's boxes")
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where a run is kept, and how it computes."""
+
+    resume: str | None = flag(
+        None, "go on with an interrupted run (default: the newest in --project)", nargs="?", const="", metavar="DIR"
+    )
+    project: str = flag("runs/train", "folder of the run directory", metavar="DIR")
+    name: str = flag("exp", "name of the run directory, numbered if taken", metavar="NAME")
+    exist_ok: bool = flag(False, "use the run directory even if it exists")
+    nosave: bool = flag(False, "write checkpoints after the last epoch only")
+    notest: bool = flag(False, "evaluate after the last epoch only")
+    device: str = flag(
+        "", "cpu, cuda, or the number of a GPU (default: a GPU if there is one)", type=device_name, metavar="D"
+    )
+    sync_bn: bool = flag(False, "batch normalisation over the pictures of all processes, with torchrun on GPUs")
+    amp: str = flag(
+        "auto",
+        "type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU. bf16 "
+        "works on a CPU, too, in half the time where it has AMX. off is float32, as always with --quantized and in "
+        "front of heads",
+        choices=AMP,
+    )
+    workers: int = flag(2, "processes that read", type=worker_count, metavar="N")
+    tensorboard: bool = flag(False, "write events for TensorBoard into the run directory")
+    json: bool = flag(False, "print one JSON document")
+
+
+GROUPS = {
+    "model and data": InputFlags,
+    "schedule": ScheduleFlags,
+    "sparse training": SparseFlags,
+    "distillation": DistillationFlags,
+    "quantization-aware training": QuantFlags,
+    "pictures": PictureFlags,
+    "run": RunFlags,
+}
+"""Groups of --help."""
+SPELLINGS = {setting.name: setting.metadata["flags"] for kind in GROUPS.values() for setting in fields(kind)}
 
 
 @dataclass(frozen=True)
@@ -100,58 +292,22 @@ class QuantPlan:
     """Quantization in a training."""
 
     settings: QuantSettings
-    delay: float = 0.1
-    """Share of the steps in which bounds of activations are found before these are rounded."""
-    freeze: float = 0.5
-    """Share of the steps after which bounds and folded statistics stay."""
     bit_warmup: float = 0.0
-    """Share of the steps in which weights and activations have more bits than `settings` says, below 1."""
-    bits_more: int = 4
-    """At its begin; one bit less in each of that many equal parts. No grid has more than MOST_BITS."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.bit_warmup < 1:
-            raise ValueError(f"bit_warmup {self.bit_warmup}: allowed is 0 <= value < 1")
-
-    def surplus(self, step: int, steps: int) -> int:
-        """Bits more than asked for at a step of a run of `steps`; none in its last step."""
-        parts = min(round(self.bit_warmup * steps), steps - 1)
-        return 0 if step >= parts else math.ceil(self.bits_more * (parts - step) / parts)
+    """Share of the steps in which weights and activations have more bits than `settings` says."""
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """What a run is asked to do, beside the hyper-parameters."""
+class TrainSettings(RunFlags, PictureFlags, DistillationFlags, SparseFlags, ScheduleFlags, InputFlags):
+    """All flags of a run but those of quantization, and what follows from them and the network."""
 
-    epochs: int
-    size: tuple[int, int]
+    size: tuple[int, int] = (416, 416)
     """Height and width of the network input."""
-    test_size: tuple[int, int]
+    test_size: tuple[int, int] = (416, 416)
     """Height and width when evaluating."""
     sizes: tuple[int, int] | None = None
     """Smallest and largest side of a multi-scale run; None: always `size`."""
-    seed: int = 0
-    adam: bool = False
-    average: bool = True
     accumulate: int = 1
-    freeze: int = 0
-    """Number of leading blocks whose parameters and statistics stay."""
-    patience: int = 0
-    """Epochs without a better fitness after which the run ends; 0: never."""
-    test: bool = True
-    """Evaluate after every epoch; otherwise after the last one only."""
-    save: bool = True
-    """Write checkpoints after every epoch; otherwise after the last one only."""
-    save_period: int = 0
-    """Keep epochN.pt every so many epochs; 0: never."""
-    conf_thres: float = 0.001
-    iou_thres: float = 0.6
-    amp: str = "auto"
-    """Type that a GPU computes in, one of `device.AMP`."""
-    sync_bn: bool = False
-    """Batch normalisation takes the statistics of the pictures of all processes."""
-    sparse: SparseSettings | None = None
-    """Press on γ; the last epoch, the sparsest, is then the one that is kept."""
+    """Batches in an optimizer step."""
     quant: QuantPlan | None = None
     """Train with rounded weights and activations."""
 
@@ -160,67 +316,138 @@ class TrainSettings:
         """`amp`, but "off" with quantization: 16 bits do not hold the values of the grids of evaluations and files."""
         return "off" if self.quant else self.amp
 
+    @property
+    def proximal(self) -> bool:
+        """Soft thresholding after the step (ISTA; Ye et al., arXiv:1802.00124), in place of a sub-gradient before it.
+
+        It gives exact zeros. Adam would scale a sub-gradient away, and with --s auto it swings around zero.
+        """
+        return self.adam or self.s == AUTO
+
 
 @dataclass(frozen=True)
-class Hyperparameters:
-    """All that `--hyp` can set."""
+class TrainPlan:
+    """A training, checked as far as it can be without torch and without the pictures."""
 
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    settings: TrainSettings
+    files: ModelFiles
+    """The network, adapted to the data, and the weights to start from."""
+    data: DataConfig
+    hyp: Hyperparameters
+    args: Mapping[str, Any]
+    """The flags, for args.yaml."""
+    teacher: ModelFiles | None = None
+    resume: Path | None = None
+    """Run directory to go on with."""
 
     @property
-    def flat(self) -> dict[str, Any]:
-        """The values by their keys, as the file has them."""
-        return {key: value for part in dataclasses.asdict(self).values() for key, value in part.items()}
+    def names(self) -> tuple[str, ...]:
+        """Class names of the run."""
+        return ("object",) if self.settings.single_cls else self.data.names
 
 
-def hyperparameters(
-    values: Mapping[str, Any], where: str = "hyp", base: Hyperparameters | None = None
-) -> Hyperparameters:
-    """Defaults (or `base`) with some keys changed.
-
-    Raises:
-        InputError: an unknown key, a value of the wrong type or outside its range; `where` names the place.
-    """
-    base = base or Hyperparameters()
-    known = base.flat
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise InputError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if not _same_kind(value, known[key]):
-            raise InputError(f"{where}: {key} is {value!r}; a {type(known[key]).__name__} is needed")
-    parts = {}
-    for part in dataclasses.fields(base):
-        section = getattr(base, part.name)
-        changed = {key: _cast(value, known[key]) for key, value in values.items() if hasattr(section, key)}
-        try:
-            parts[part.name] = dataclasses.replace(section, **changed)
-        except ValueError as failure:
-            raise InputError(f"{where}: {failure}") from None
-    return Hyperparameters(**parts)
+def flag_name(name: str) -> str:
+    """Return a flag as it is typed, by the name of its field."""
+    return (*SPELLINGS.get(name, ()), f"--{name.replace('_', '-')}")[0]
 
 
-def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) -> Hyperparameters:
-    """Hyper-parameters of a YAML file; keys it leaves out keep their defaults.
+def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Refuse flags that mean nothing without others, or contradict them.
+
+    Args:
+        args: all flags.
+        given: those of the command line.
 
     Raises:
-        InputError: the file cannot be read, is no flat mapping, or `hyperparameters` refuses a value.
+        InputError: names the flag.
     """
-    text = read_text(path, max_bytes=LARGEST_HYP)
-    with reading_yaml(path):
-        values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a mapping 'key: value' is needed, found {type(values).__name__}")
-    return hyperparameters(values, str(path), base)
+    if not args.sr:
+        _check_none(SparseFlags, given, "says how to train sparse; add -sr, or leave it out")
+    if not args.t_cfg and not args.t_weights:
+        _check_none(
+            DistillationFlags, given, "there is nobody to learn from; add --t_weights (and --t_cfg for a .weights)"
+        )
+    if args.quantized in OFF:
+        _check_none(QuantFlags, given, "says how to quantize; add --quantized 1 or 2, or leave it out")
+    if args.nosave and args.patience:
+        raise InputError("--patience: needs the best weights kept; leave out --nosave")
+    if args.pretrain and args.weights is None:
+        raise InputError("-pt: goes with --weights, whose heads may start with new weights")
+    if args.t_cfg and not args.t_weights:
+        raise InputError(f"--t_cfg {args.t_cfg}: a teacher needs what it has learnt; add --t_weights")
+    if args.sr:
+        _check_sparse(args, given)
 
 
-def _same_kind(value: Any, like: Any) -> bool:
-    if isinstance(like, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, type(like))
+def _check_none(kind: type, given: Mapping[str, Any], reason: str) -> None:
+    names = [setting.name for setting in fields(kind) if setting.name in given and setting.name != "quantized"]
+    if names:
+        raise InputError(f"{flag_name(names[0])}: {reason}")
 
 
-def _cast(value: Any, like: Any) -> Any:
-    return float(value) if isinstance(like, float) else value
+def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    if args.patience:
+        raise InputError("--patience: a sparse training goes to its end, the last epoch is the sparsest; leave it out")
+    if args.evolve:
+        raise InputError("--evolve: looks for the best training, which is none with -sr; leave one of them out")
+    if args.s == AUTO and "s_schedule" in given:
+        raise InputError(f"--s-schedule: --s {AUTO} chooses the channels itself; leave it out, or give --s a number")
+    if args.s != AUTO and "s_share" in given:
+        raise InputError(f"--s-share: goes with --s {AUTO}")
+    if args.s == AUTO and args.notest:
+        raise InputError(f"--s {AUTO}: is guided by AP50 after every epoch; leave out --notest, or give --s a number")
+
+
+def quant_plan(args: argparse.Namespace, network: Network) -> QuantPlan | None:
+    """Return the quantization of a network that the flags ask for; None without --quantized.
+
+    Raises:
+        InputError: flags that contradict one another, or an activation that the target cannot compute.
+    """
+    if args.quantized in OFF:
+        return None
+    if args.quantized == ALSO_GOOGLE:
+        log("--quantized 3: is taken for 1, Google's scheme, as the README of earlier suites has it")
+    flags = settings_from(args, QuantFlags)
+    settings = flags.settings(SCHEMES.get(args.quantized, SCHEMES[1]), fold=flags.BN_Fold)
+    check(network, settings)
+    for note in notes(settings):
+        log(note)
+    return QuantPlan(settings, flags.bit_warmup)
+
+
+class InputSizes(NamedTuple):
+    """Sizes of a run's pictures; see TrainSettings."""
+
+    size: tuple[int, int]
+    test_size: tuple[int, int]
+    sizes: tuple[int, int] | None
+
+
+def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int) -> InputSizes:
+    """Return the sizes that --img_size, --multi-scale and --rect ask for.
+
+    Args:
+        args: the flags.
+        default: height and width of the cfg.
+        stride: the network's, of which sides are multiples.
+    """
+    sides = args.img_size or []
+    if args.rect and (args.multi_scale or len(sides) > 1):
+        raise InputError("--rect: batches take their shape from their pictures; leave out --multi-scale and MIN MAX")
+    if len(sides) > 3:
+        raise InputError(f"--img_size: takes N or MIN MAX [TEST]; got {len(sides)} numbers")
+    for side in sides:
+        input_size([side], stride, default)
+    if len(sides) < 2:
+        size = (sides[0], sides[0]) if sides else default
+        if not args.multi_scale:
+            return InputSizes(size, size, None)
+        low, high = (round(max(size) * share / stride) * stride for share in MULTI_SCALE)
+        return InputSizes(size, size, (max(stride, low), min(LARGEST_SIDE, high)))
+    if args.multi_scale:
+        raise InputError("--multi-scale: --img_size MIN MAX gives the range already; leave one of them out")
+    low, high, test = sides[0], sides[1], sides[-1]
+    if low > high:
+        raise InputError(f"--img_size {low} {high}: MIN is above MAX")
+    return InputSizes((high, high), (test, test), (low, high))

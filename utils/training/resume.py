@@ -1,8 +1,8 @@
-"""Which folder `--resume` means, the flags that its run had, and whether those given beside it agree; no torch."""
+"""The folder that --resume means, the flags that its run had, and whether those beside --resume agree; no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import yaml
 
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
+from utils.training.settings import GONE, flag_name
 
 STUDY = "study.db"
 """What makes a folder that of a search."""
@@ -20,26 +21,24 @@ PARTS = {
     True: ("args.yaml", START, "model.cfg", STUDY),
 }
 """Files without which a run, or a search (True), cannot go on."""
-MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache", "cache_dir", "cache_images")
+MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok")
-ALL_ALIKE = ("evaluator", "memory_format")
-"""Flags of older versions whose values all mean what is done now."""
-SPELLED = {"img_size": "--img_size", "sr": "-sr", "t_cfg": "--t_cfg", "t_weights": "--t_weights", "AT_str": "--AT_str"}
-"""Flags that are not written as their names are."""
-PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp", "cache_dir")
+RENAMED = ("no_flip", "cache_images")
+"""Flags of older versions whose values are elsewhere: in hyp.yaml, or may change."""
+PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp")
 
 
 def newest_run(project: Path) -> Path:
-    """The folder in `project` that a run or a search wrote to last.
+    """Return the folder in `project` that a run or a search wrote to last.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = [path for name in ("weights/last.pt", STUDY) for path in project.glob(f"*/{name}")]
-    if not found:
+    written = [path for name in ("weights/last.pt", STUDY) for path in project.glob(f"*/{name}")]
+    if not written:
         raise CheckpointError(f"--resume: no run in {project} has a weights/last.pt or a {STUDY}")
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    newest = max(written, key=lambda path: path.stat().st_mtime_ns)
     return project / newest.relative_to(project).parts[0]
 
 
@@ -48,13 +47,12 @@ def is_search(folder: Path) -> bool:
     return (folder / STUDY).is_file()
 
 
-def stored_flags(folder: Path, known: Mapping[str, Any], gone: Collection[str] = ()) -> dict[str, Any]:
-    """Return the flags that the run in `folder` was started with.
+def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that the run in `folder` was started with, without those that have their default or are gone.
 
     Args:
         folder: of the run.
         known: flags of this version.
-        gone: flags of older versions, which are dropped where the run did not use them.
 
     Raises:
         CheckpointError: a file of the run is missing, or its args.yaml is none, or has a flag that is not in `known`.
@@ -68,35 +66,36 @@ def stored_flags(folder: Path, known: Mapping[str, Any], gone: Collection[str] =
         stored = None
     if not isinstance(stored, dict):
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
-    dropped = {flag for flag in gone if flag in ALL_ALIKE or stored.get(flag) in (None, False)}
-    stored = {flag: value for flag, value in stored.items() if flag not in dropped}
-    unknown = set(stored) - set(known)
-    if unknown:
-        raise CheckpointError(f"{folder}/args.yaml: unknown flag {sorted(unknown)[0]!r}; it is of another version")
-    return stored
+    flags = {}
+    for name, value in stored.items():
+        if name in RENAMED or (name in GONE and (GONE[name].unused is None or value in GONE[name].unused)):
+            continue
+        if name not in known:
+            raise CheckpointError(f"{folder}/args.yaml: unknown flag {name!r}; it is of another version")
+        if value is not None:  # what older versions have for a default
+            flags[name] = value
+    return flags
 
 
-def changed_flags(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the flags on the command line that change something in the run: `MAY_CHANGE`, and a search's trials.
+def changed_flags(folder: Path, run: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags on the command line that change something in the run: `MAY_CHANGE`, and a search's trials.
 
     Args:
         folder: of the run.
-        stored: the flags it was started with.
+        run: all its flags.
         given: flags on the command line, without defaults.
 
     Raises:
         InputError: another flag has another value than the run's.
     """
     free = (*MAY_CHANGE, *(("evolve",) if is_search(folder) else ()))
-    own = {"project": str(folder.parent), "name": folder.name}
+    place = {"project": str(folder.parent), "name": folder.name}
     for key, value in given.items():
-        if key in (*free, *OF_NO_RUN) or key not in stored or any(
-            _same(key, value, known[key]) for known in (stored, own) if key in known
-        ):  # fmt: skip
+        known = [flags[key] for flags in (run, place) if key in flags]
+        if key in free or key in OF_NO_RUN or any(_same(key, value, other) for other in known):
             continue
-        flag = SPELLED.get(key, f"--{key.replace('_', '-')}")
         raise InputError(
-            f"--resume {folder}: {flag} is {value!r} here and {stored[key]!r} in the run; leave it out to go on "
+            f"--resume {folder}: {flag_name(key)} is {value!r} here and {run[key]!r} in the run; leave it out to go on "
             "with the run, or start a new one"
         )
     return {key: given[key] for key in free if key in given}

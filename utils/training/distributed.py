@@ -1,6 +1,6 @@
-"""Processes that train one model together, started by torchrun, and the little they tell each other beside gradients.
+"""Processes that train one model together, started by torchrun, what they exchange beside gradients, and signals.
 
-A process on its own is a team of one, and every exchange returns what was given.
+A process on its own is a team of one, and every exchange returns its own value.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 import torch
@@ -24,6 +27,8 @@ from utils.device import select_device
 from utils.errors import InputError
 
 T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""That a training hears at its next step boundary."""
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others before it takes one for lost (one that ends is noticed at once, by torchrun).
 
@@ -154,3 +159,35 @@ def joined(device: str) -> Iterator[Team]:
     finally:
         dist.destroy_process_group()
         gc.collect()  # the last reference ends the group's threads, which must not outlive the interpreter
+
+
+class StopRequest:
+    """Context in which the first signal is only noted; a second one does at once what it did before.
+
+    `signal` is the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

@@ -1,7 +1,8 @@
-"""The optimizer, and how its step size moves."""
+"""The optimizer, its step size in the course of a run, and the averaged weights."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.training.settings import OptimizerSettings
+from utils.training.hyperparameters import OptimizerSettings
 
 NOMINAL_BATCH = 64
 """Pictures an optimizer step stands for; smaller batches are accumulated up to it."""
@@ -17,19 +18,21 @@ LEAST_STEPS = 1000
 """A run gets at least this many optimizer steps, by accumulating less, before the nominal batch is kept."""
 ADAM_SHARE = 1 / 30
 """Adam's learning rate as a share of SGD's."""
+RAMP = 10
+"""Early on the average forgets faster: the decay of update t is at most (1 + t) / (RAMP + t)."""
+QUANTIZER = "quantize_"
+"""In the names of a quantizer's tensors; its bounds are running averages already, and stay where training left them."""
 
 
-def accumulation(batch: int, nominal: int, batches: int, epochs: int) -> int:
-    """Batches an optimizer step accumulates: up to the nominal batch, but leaving LEAST_STEPS steps in the run.
+def accumulation(batch: int, batches: int, epochs: int) -> int:
+    """Return how many batches an optimizer step accumulates: up to NOMINAL_BATCH, but LEAST_STEPS steps are left.
 
     Args:
         batch: pictures in a batch.
-        nominal: pictures an optimizer step should stand for.
         batches: batches in an epoch.
         epochs: epochs in the run.
     """
-    wanted = max(1, round(nominal / batch))
-    return max(1, min(wanted, batches * epochs // LEAST_STEPS))
+    return max(1, min(round(NOMINAL_BATCH / batch), batches * epochs // LEAST_STEPS))
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Schedule:
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, adam: bool, beside: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam with decoupled decay, over the parameters that require a gradient.
+    """Return SGD with Nesterov momentum, or Adam with decoupled decay, over the parameters that require a gradient.
 
     Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not. `beside` is a module
     that is trained in the same way with the model.
@@ -121,6 +124,35 @@ def clip_gradient(parameters: Iterable[nn.Parameter], limit: float) -> float:
     if limit and limit < norm < math.inf:
         torch._foreach_mul_(gradients, limit / norm)
     return norm
+
+
+class AveragedModel:
+    """Exponential moving average of a model's parameters and running statistics; the rest is the model's.
+
+    Args:
+        model: its copy starts the average; it stays on its device.
+        decay: share of the average that an update keeps, once the start is over.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+        current = model.state_dict()
+        self._averaged, self._copied = [], []
+        for name, mean in self.model.state_dict().items():
+            averaged = mean.is_floating_point() and QUANTIZER not in name
+            (self._averaged if averaged else self._copied).append((mean, current[name]))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the model; call it once an optimizer step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (RAMP + self.updates))
+        means, values = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(means, values, 1 - decay)
+        for copied, value in self._copied:
+            copied.copy_(value)
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -1,0 +1,252 @@
+"""The weights a training starts from, where it stands, and the checkpoints that an exact resume goes on from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models import Darknet
+from utils.checkpoint import (
+    check_state,
+    link_file,
+    load_model,
+    model_document,
+    origin,
+    read_checkpoint,
+    write_checkpoint,
+    write_darknet,
+)
+from utils.cli import log
+from utils.darknet import weights as weights_file
+from utils.darknet.network import head_convolutions
+from utils.errors import CheckpointError, NumericsError, WeightsError
+from utils.model_files import ModelFiles, other_classes
+from utils.report.run_dir import RunDirectory
+from utils.training.optimizer import AveragedModel
+from utils.training.sparsity import Control
+
+STATE_KEYS = ("optimizer", "scaler", "ema_updates", "progress", "lineage", "plan")
+"""What a checkpoint of a training has beside a model."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all that a checkpoint needs beside tensors."""
+
+    epoch: int = 0
+    """Epochs done."""
+    batch: int = 0
+    """Batches done of the epoch after those; always at the end of an optimizer step."""
+    step: int = 0
+    """Optimizer steps done."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Loss terms and seconds, summed over those batches."""
+    best_fitness: float = -1.0
+    best_epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the best epoch."""
+    control: Control | None = None
+    """Of a sparse training with s = auto."""
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Progress:
+        """Return the progress that a checkpoint holds; older versions had more entries in the control."""
+        control = stored.get("control")
+        if control is not None:
+            known = {entry.name for entry in fields(Control)}
+            control = Control(**{name: value for name, value in control.items() if name in known})
+        return cls(**{**stored, "control": control})
+
+
+class Source(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    names: Sequence[str]
+    lineage: Sequence[Mapping[str, Any]]
+    args: Mapping[str, Any]
+    hyp: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), with a teacher its
+    digest."""
+    kept: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
+
+
+@dataclass
+class State:
+    """Everything that a training step changes."""
+
+    model: Darknet
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    progress: Progress
+    adapters: nn.Module | None = None
+    """What a distillation trains beside the model; it is saved for a resume only."""
+    _scale: dict[str, Any] = field(default_factory=dict, init=False)
+    """State of the scaler that a resumed run had, kept for the next GPU while it computes without one."""
+
+    @property
+    def kept(self) -> Darknet:
+        """The model that is evaluated and kept: the averaged one."""
+        return self.average.model
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Continue where a checkpoint of this run stopped."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.average.model.load_state_dict(checkpoint["ema"])
+        self.average.updates = checkpoint["ema_updates"]
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self._scale = checkpoint["scaler"]
+        if self.scaler.is_enabled() and self._scale:  # empty where no process before this one had a scaler
+            self.scaler.load_state_dict(self._scale)
+        self.progress = Progress.restored(checkpoint["progress"])
+        if self.adapters is not None:
+            self.adapters.load_state_dict(checkpoint["adapters"])
+
+    def write_last(self, run: RunDirectory, source: Source) -> None:
+        """Write `last.pt` with all that a resume needs; the one before it stays as `prev.pt`.
+
+        Raises:
+            NumericsError: a weight is not finite; nothing is written.
+            ResourceError: the disk is full or broken; `last.pt` is as it was.
+        """
+        path = run.weights / "last.pt"
+        write_checkpoint(path, self.complete(source), keep_previous=path.with_name("prev.pt"))
+
+    def write_best(self, run: RunDirectory, source: Source, pictures: int) -> None:
+        """Write `best.pt` and `best.weights`: the model without the state of the training.
+
+        Args:
+            run: where to.
+            source: what the file says of itself.
+            pictures: in an epoch, for the count of pictures in the Darknet file.
+        """
+        write_checkpoint(run.weights / "best.pt", self._document(self.kept, source))
+        write_darknet(run.weights / "best.weights", self.kept, self.progress.epoch * pictures)
+
+    def complete(self, source: Source) -> dict[str, Any]:
+        """Return the content of `last.pt`."""
+        return self._document(self.model, source) | {
+            "ema": _tensors(self.average.model),
+            "ema_updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() or self._scale,
+            "adapters": {} if self.adapters is None else _tensors(self.adapters),
+        }
+
+    def _document(self, model: Darknet, source: Source) -> dict[str, Any]:
+        entries = {key: dict(getattr(source, key)) for key in ("args", "hyp", "plan")}
+        entries |= {"kept": source.kept, "quantization": source.quantization, "progress": asdict(self.progress)}
+        return model_document(_tensors(model), model.network, source.names, source.lineage, **entries)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    broken = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
+    if broken is not None:
+        raise NumericsError(f"{broken} is not finite and is not written; the last checkpoint is intact")
+    return state
+
+
+class Start(NamedTuple):
+    """A model ready to be trained."""
+
+    model: Darknet
+    lineage: tuple[dict[str, Any], ...]
+    """What the weights were made from, oldest first; empty for new ones."""
+    note: str
+    """What was loaded, for the log."""
+    kept: Mapping[str, Any] | None = None
+    """Of a pruned network: where its channels come from."""
+
+
+def initial_model(files: ModelFiles, pretrained: bool) -> Start:
+    """Return the network with new weights, or with those of a file.
+
+    Args:
+        files: the network, adapted to the data, and perhaps weights.
+        pretrained: `-pt`: accept a backbone file, and heads of another class count, which start with new weights.
+
+    Raises:
+        WeightsError: the file does not fit.
+    """
+    model = Darknet(files.network)
+    if files.weights is None:
+        return Start(model, (), "new weights")
+    if files.is_checkpoint:
+        return _from_checkpoint(model, files, pretrained)
+    contents = weights_file.check(files.weights, files.network, partial=pretrained)
+    arrays = weights_file.read(files.weights, files.network, partial=pretrained)
+    _copy(model, {key: torch.from_numpy(array) for key, array in arrays.items()})
+    return Start(model, (origin(files.weights),), f"{files.weights}: {contents}")
+
+
+def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
+    loaded = load_model(files)
+    state, network = loaded.model.state_dict(), loaded.model.network
+    note = f"{files.weights}: all {len(network.blocks)} layers loaded"
+    if network.classes != files.network.classes:
+        if not pretrained:
+            raise other_classes(files.weights, network.classes, files.network.classes)
+        heads = head_convolutions(network)
+        state = {key: value for key, value in state.items() if int(key.split(".")[1]) not in heads}  # layers.BLOCK.…
+        note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
+    if loaded.quantization is not None:
+        target = loaded.quantization.target
+        note += f"; it was quantized with --target {target}: its weights before rounding are taken, and nothing else"
+    _copy(model, state)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note, loaded.kept)
+
+
+def _copy(model: Darknet, state: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a model; what the state does not have stays, and quantizers of another model are left out."""
+    targets = model.state_dict()
+    with torch.no_grad():
+        for key, value in state.items():
+            if "quantize_" not in key:
+                targets[key].copy_(value)
+
+
+def resumable(folder: Path, model: Darknet) -> dict[str, Any]:
+    """Return the checkpoint that a run goes on from: `last.pt`, or `prev.pt` where that cannot be used.
+
+    A `last.pt` that cannot be used is kept as `damaged.pt`, so that the next save does not make it the `prev.pt`.
+
+    Args:
+        folder: the run's folder of weights.
+        model: of the run's network.
+
+    Raises:
+        CheckpointError: both are damaged, of another network, or without the state of a training.
+    """
+    last, previous = folder / "last.pt", folder / "prev.pt"
+    try:
+        return _training_state(last, model)
+    except (WeightsError, CheckpointError) as failure:
+        if not previous.exists():
+            raise CheckpointError(str(failure)) from None
+        reason = str(failure)
+    try:
+        checkpoint = _training_state(previous, model)
+    except (WeightsError, CheckpointError) as failure:
+        raise CheckpointError(f"{reason}; and {failure}") from None
+    log(f"{reason}; going on from {previous}")
+    os.replace(last, folder / "damaged.pt")
+    link_file(previous, last)
+    return checkpoint
+
+
+def _training_state(path: Path, model: Darknet) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    check_state(checkpoint["model"], model.network, path)
+    missing = [key for key in STATE_KEYS if key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{path}: has no {missing[0]!r}, so no training can go on from it")
+    return checkpoint

@@ -1,0 +1,403 @@
+"""Sparse training: the L1 penalty on batch-norm scales γ in every optimizer step, and what a run says and writes of it.
+
+It adds s · Σ|γ| of the candidates to the loss (Liu et al., arXiv:1708.06519, section 3), so that channels the detector
+can do without fade away before pruning removes them.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import Darknet
+from utils.cli import log
+from utils.errors import InputError, ResourceError
+from utils.graph import ChannelGraph, channel_graph
+from utils.pruning.policy import (
+    FREE_SHARE,
+    SETS,
+    ChannelPolicy,
+    advised_percent,
+    candidates,
+    channel_scores,
+    choose,
+    voters,
+)
+from utils.pruning.surgery import arrays_of, gammas_of
+from utils.pruning.units import Importance, residual_units, unit_scores
+from utils.report.gammas import BELOW, GammaLog
+from utils.report.scalars import Scalars
+from utils.training.optimizer import Schedule
+from utils.training.settings import AUTO, LARGEST_S, SCHEDULES, RateSchedule, TrainSettings
+
+if TYPE_CHECKING:
+    from utils.training.checkpointing import Progress
+    from utils.training.loop import Trainer
+
+DECAY = 0.01
+"""What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
+DROP = 3.0
+"""Points of AP50 below the best known at which s = auto lets go."""
+PLAN_END = 0.8
+"""Share of the optimizer steps after which `auto` penalises no further channel; the network recovers in the rest."""
+STRIDE = 0.1
+"""Share of the wanted channels that `auto` takes to zero at a time. On all of them, γ fall side by side: on bccd
+(yolov4-tiny, 285 steps) AP50 fell by 7 points when the median |γ| was 0.6 of what it was, and no channel was weak."""
+START, CEILING = 1 / 8, 4.0
+"""First and largest s of `auto`, in multiples of the s that takes an average γ to zero in that share of the plan,
+against no loss. It begins with too little. A channel that resists the largest is one that the detector needs."""
+FEEBLE, FIERCE = 0.1, 4.0
+"""A training in which γ can travel less than this share of their median does next to nothing; in which they can travel
+more than so many times the largest of them, it may leave nothing."""
+RULE = "!" * 80
+NOTHING = "prune: nothing yet; no channel is weak enough: a larger s, or more epochs"
+SCRIPTS = {0: "normal_prune.py", 1: "slim_prune.py", 2: "layer_prune.py"}
+"""Script that removes the penalised channels, by `--prune`."""
+
+
+@dataclass
+class Control:
+    """What `--s auto` knows; a checkpoint holds all of it.
+
+    The plan: the share of weak channels rises with the travel of γ, Σ paces of the steps, to the wanted share. s is for
+    the weakest channels only: `STRIDE` of the wanted ones more than are weak, or are to be weak by now. It rises while
+    the share is behind its plan, by at most a factor of two in an epoch: between two looks at AP50 no s is more than
+    twice one that was borne. While the share is not behind, s stays.
+
+    s is 0 while AP50 is too far below its best. Afterwards it goes on from half of what it was, or from the first s. It
+    is also 0 once the wanted share is weak, and after the plan.
+
+    Channels that are weak already keep the largest s so far, so that they do not grow back.
+    """
+
+    limit: float
+    """A channel is weak if its |γ| is below: `FREE_SHARE` of the mean before the training. So all weak channels
+    together hold at most that share of Σ|γ|, which is what pruning may take of a layer."""
+    reach: float
+    """How far a γ travels within the plan with s = 1."""
+    fair: float
+    """The s that takes an average γ to zero in `STRIDE` of the plan, against no loss."""
+    hold: float
+    """The s of weak channels."""
+    allowed: float
+    """The largest s of the next step, for the others."""
+    s: float = 0.0
+    """Of the last step, for the others."""
+    best50: float | None = None
+    """Highest AP50 so far, that of the network before the training included; None: not measured."""
+    fallen: bool = False
+    """AP50 is more than `DROP` points below."""
+    rests: bool = False
+    """There was no penalty in the last step because of AP50."""
+    rested: int = 0
+    """Steps without a penalty because of that."""
+
+    @classmethod
+    def begin(cls, scores: NDArray[np.floating], reach: float) -> Control:
+        """Return the state before the first step, from |γ| of the candidates and their reach within the plan."""
+        mean = float(scores.mean())
+        fair = min(mean / (STRIDE * reach), LARGEST_S / CEILING) if reach else 0.0
+        return cls(FREE_SHARE * mean, reach, fair, START * fair, START * fair)
+
+    def planned(self, share: float, left: float) -> float:
+        """Return the share of channels that the plan wants weak when a γ can still travel `left` with s = 1."""
+        return share * (1 - left / self.reach) if self.reach else share
+
+    def next_s(self, weak: float, left: float, share: float, steps_per_epoch: int) -> tuple[float, float]:
+        """Return the s of a step for channels that are not weak, and the share of all channels that feel it.
+
+        Args:
+            weak: share of the channels that are.
+            left: how far a γ travels in the rest of the plan with s = 1.
+            share: of the channels that is to be weak.
+            steps_per_epoch: in which s may double.
+        """
+        self.s, planned = 0.0, self.planned(share, left)
+        if weak >= share or left <= 0:
+            return 0.0, weak
+        if self.fallen and not self.rests:
+            self.allowed = max(self.allowed / 2, START * self.fair)
+        self.rests = self.fallen
+        self.rested += self.fallen
+        if not self.fallen:
+            self.s = self.allowed
+            rise = 2 ** (1 / steps_per_epoch) if weak < planned else 1.0
+            self.allowed = min(self.s * rise, CEILING * self.fair)
+        self.hold = max(self.hold, self.s)
+        return self.s, min(share, min(weak, planned) + STRIDE * share)
+
+    def see_ap50(self, map50: float) -> None:
+        """Compare AP50 with the best so far."""
+        self.best50 = max(map50, self.best50 or 0.0)
+        self.fallen = 100 * (self.best50 - map50) > DROP
+
+
+class Sparsity:
+    """The penalty on the γ of a model's candidates.
+
+    It is applied once per optimizer step, when the gradient is complete: added up over batches, unscaled, averaged over
+    the processes and clipped.
+
+    Args:
+        model: that is about to be trained.
+        settings: of the run.
+        schedule: of the learning rate.
+
+    Raises:
+        InputError: the model has no candidate, or all are frozen.
+    """
+
+    def __init__(self, model: Darknet, settings: TrainSettings, schedule: Schedule) -> None:
+        self.model, self.settings, self.schedule, self.proximal = model, settings, schedule, settings.proximal
+        self.rates = SCHEDULES[settings.s_schedule]
+        graph = channel_graph(model.network)
+        self.voters: dict[int, tuple[int, ...]] = {}
+        """For each candidate the blocks whose γ [C] speak for its channels: itself, and depthwise ones behind it."""
+        for layer, blocks in voters(graph, candidates(graph, settings.prune)).items():
+            if all(model.layers[block].bn.weight.requires_grad for block in blocks):
+                self.voters[layer] = blocks
+        if not self.voters:
+            raise InputError(
+                f"--prune {settings.prune}: {model.network.path or 'the network'} has no such convolutions to train "
+                f"({SETS[settings.prune]}); another --prune, or a smaller --freeze"
+            )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The candidates."""
+        return tuple(self.voters)
+
+    def scores(self) -> NDArray[np.float64]:
+        """Return |γ| of all channels [N], in the order of the candidates; means where several speak for one."""
+        return self._scores().cpu().numpy()
+
+    @torch.no_grad()
+    def add_gradient(self, progress: Progress) -> None:
+        """Add the sub-gradient s · sign(γ) to the gradients of γ, for the sub-gradient solver."""
+        if not self.proximal:
+            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
+                if gamma.grad is not None:
+                    gamma.grad.add_(gamma.sign() * rate)
+
+    @torch.no_grad()
+    def shrink(self, progress: Progress) -> None:
+        """Take s · pace off every |γ|, down to 0, after the step, for the proximal solver."""
+        if self.proximal:
+            pace = self.schedule.pace(progress.step)
+            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
+                gamma.copy_(gamma.sign() * (gamma.abs() - rate * pace).clamp_(min=0))
+
+    @torch.no_grad()
+    def keep_zeros(self, average: Darknet) -> None:
+        """Set γ of the averaged model to 0 where the proximal solver has set those of the model to 0."""
+        if self.proximal:
+            for mean, gamma in zip(self.gammas(average), self.gammas(), strict=True):
+                mean.masked_fill_(gamma == 0, 0)
+
+    @property
+    def reach(self) -> float:
+        """How far a weak γ gets in the whole training with s = 1: the sum of the paces under the penalty."""
+        schedule, per_epoch = self.schedule, self.schedule.steps_per_epoch
+        reach, count = 0.0, len(self._scores())
+        for step in range(schedule.steps):
+            full = penalised(self.rates, step // per_epoch, schedule.epochs, count)
+            reach += schedule.pace(step) * (1.0 if full else DECAY)
+        return reach
+
+    def control(self) -> Control | None:
+        """Return the state of s = auto before the first step; None where s is a number."""
+        return Control.begin(self.scores(), self.planned_reach()) if self.settings.s == AUTO else None
+
+    def planned_reach(self, step: int = 0) -> float:
+        """Return how far a γ gets from a step on until the plan of s = auto ends, with s = 1."""
+        return float(self._paces[step:].sum())
+
+    def gammas(self, model: Darknet | None = None) -> list[Tensor]:
+        """Return the penalised parameters γ, of the model or of another one of its kind."""
+        layers = (model or self.model).layers
+        return [layers[block].bn.weight for blocks in self.voters.values() for block in blocks]
+
+    def _scores(self) -> Tensor:
+        scores = []
+        for blocks in self.voters.values():
+            gammas = [self.model.layers[block].bn.weight.detach().abs() for block in blocks]
+            scores.append(torch.stack(gammas).double().mean(0))
+        return torch.cat(scores)
+
+    @cached_property
+    def _paces(self) -> NDArray[np.float64]:
+        """Pace of each step of the plan of s = auto."""
+        return np.array([self.schedule.pace(step) for step in range(round(PLAN_END * self.schedule.steps))])
+
+    def _rates(self, progress: Progress) -> list[Tensor | float]:
+        """Return for each γ the s of its channels; one number while all are penalised alike."""
+        widths = [len(self.model.layers[layer].bn.weight) for layer in self.voters]
+        if progress.control is not None:
+            rates = self._controlled_rates(progress.control, progress.step)
+        else:
+            count, s = sum(widths), self.settings.s
+            full = penalised(self.rates, progress.epoch, self.schedule.epochs, count)
+            if full in (0, count):
+                return [s if full else s * DECAY] * sum(map(len, self.voters.values()))
+            rates = torch.where(_ranks(self._scores()) < full, s, s * DECAY).float()
+        rate_of = dict(zip(self.voters, rates.split(widths), strict=True))
+        return [rate_of[layer] for layer, blocks in self.voters.items() for _ in blocks]
+
+    def _controlled_rates(self, control: Control, step: int) -> Tensor:
+        scores, left = self._scores(), self.planned_reach(step)
+        weak = float((scores < control.limit).double().mean())
+        s, share = control.next_s(weak, left, self.settings.s_share, self.schedule.steps_per_epoch)
+        rates = torch.where(_ranks(scores) < math.ceil(share * len(scores)), s, 0.0).float()
+        rates[scores < control.limit] = control.hold
+        return rates
+
+
+def penalised(rates: RateSchedule, epoch: int, epochs: int, channels: int) -> int:
+    """Return how many of the channels, the weakest, are penalised with s in an epoch (from 0)."""
+    return channels if epoch < rates.turn * epochs else int(channels * rates.weakest)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Return the rank of each channel, 0 for the weakest."""
+    ranks = torch.empty(len(scores), dtype=torch.long, device=scores.device)
+    ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores), device=scores.device)
+    return ranks
+
+
+class SparseRecord:
+    """The γ of one run: logged at its start, written after every epoch, drawn at its end.
+
+    Args:
+        trainer: of a sparse training.
+        events: of TensorBoard, if wanted.
+    """
+
+    def __init__(self, trainer: Trainer, events: Scalars | None) -> None:
+        self.trainer, self.run, self.events = trainer, trainer.run, events
+        self.sparsity: Sparsity = trainer.sparsity
+        self._graph = channel_graph(trainer.model.network)
+        self._log = GammaLog(self.run)
+
+    def begin(self) -> None:
+        """Log what can be expected, so that a training that would do nothing is not overlooked; write γ before it."""
+        self.trainer.watchers.append(self.append)
+        if self.trainer.progress.step:
+            return
+        text, warning = outlook(self.sparsity, self.trainer.progress.control)
+        log(f"{text}; {len(self.sparsity.layers)} convolutions ({SETS[self.sparsity.settings.prune]})")
+        if warning:
+            log(f"{RULE}\nwarning: {warning}\n{RULE}")
+        self.append(0, {})
+
+    def append(self, epoch: int, row: Mapping[str, float | None]) -> None:
+        """Write the γ of the model that is kept; a watcher of the trainer."""
+        scores = channel_scores(self._graph, self._gammas(), self.sparsity.layers)
+        every = np.concatenate(list(scores.values()))
+        try:
+            self._log.append(epoch, scores, self._controlled(every))
+        except (OSError, ResourceError) as failure:  # a table is not worth a training
+            log(f"warning: {failure}; the γ of epoch {epoch} are missing there")
+        if self.events is not None:
+            self.events.histogram(epoch, "gamma/all", every)
+            for block, values in scores.items():
+                self.events.histogram(epoch, f"gamma/{block}", values)
+
+    def finish(self) -> None:
+        """Draw the pictures, and log what pruning can take of the model that was kept."""
+        settings, schedule = self.sparsity.settings, self.sparsity.schedule
+        turn = 1 if settings.s == AUTO else self.sparsity.rates.turn
+        self._log.draw(turn * schedule.epochs if turn < 1 else None)
+        gammas = self._gammas()
+        every = np.concatenate(list(channel_scores(self._graph, gammas, self.sparsity.layers).values()))
+        shares = ", ".join(f"{(every < limit).mean():.0%} below {limit:g}" for limit in BELOW)
+        log(f"|γ| of {len(every)} channels: {shares}")
+        if (control := self.trainer.progress.control) is not None:
+            log(_outcome(control, settings.s_share, float((every < control.limit).mean()), schedule.steps))
+        flags = _advised_flags(self._graph, gammas, settings.prune)
+        files = ["--weights", str(self.run.weights / "best.pt"), "--data", str(self.trainer.source.args["data"])]
+        words = [SCRIPTS[settings.prune], *files, *flags]
+        log(f"prune: python {shlex.join(words)}" if flags else NOTHING)
+
+    def _gammas(self) -> Importance:
+        return gammas_of(self._graph.network, arrays_of(self.trainer.state.kept))
+
+    def _controlled(self, scores: NDArray[np.floating]) -> dict[str, float] | None:
+        """Return what s = auto did until now; None where s is a number."""
+        control = self.trainer.progress.control
+        if control is None:
+            return None
+        left = self.sparsity.planned_reach(self.trainer.progress.step)
+        weak = float((scores < control.limit).mean())
+        plan = control.planned(self.sparsity.settings.s_share, left)
+        return {"s": control.s, "plan": plan, "weak": weak, "rested": control.rested}
+
+
+def outlook(sparsity: Sparsity, control: Control | None = None) -> tuple[str, str | None]:
+    """Return what can be expected of a sparse training, and a warning if that is next to nothing.
+
+    Args:
+        sparsity: before the training.
+        control: of s = auto; None where s is a number.
+    """
+    scores, share, steps = sparsity.scores(), sparsity.settings.s_share, sparsity.schedule.steps
+    if control is not None:
+        text = f"sparse training: {share:.0%} of {len(scores)} channels are to be weak, |γ| < {control.limit:.3g}"
+        return (
+            f"{text}, after {round(PLAN_END * steps)} of {steps} optimizer steps; s {AUTO} starts at "
+            f"{control.allowed:.3g}",
+            None,
+        )
+    s, reach, median = float(sparsity.settings.s), sparsity.reach, float(np.median(scores))
+    travel, enough = s * reach, _enough(scores, share, reach)
+    text = (
+        f"sparse training: {len(scores)} channels, s {s:g}; a γ can travel {travel:.3g}, their median |γ| is "
+        f"{median:.3g}; against no loss s {enough:g} brings {share:.0%} of them to zero"
+    )
+    if travel > FIERCE * float(scores.max()):
+        warning = "s is so large that all γ can come to zero, also those the detector needs"
+        return text, f"{warning}; --s {AUTO}, or a smaller s"
+    if travel >= FEEBLE * median:
+        return text, None
+    way_out = f"--s {AUTO}, or --s {enough:g}, or" if enough < LARGEST_S else "a larger lr0, or many"
+    return text, (
+        f"these steps are too few or s is too small: no γ can move by more than {100 * travel / median:.2g} % of the "
+        f"median, and pruning will find nothing to remove; {way_out} more epochs"
+    )
+
+
+def _enough(scores: NDArray[np.floating], share: float, reach: float) -> float:
+    """Return the s with which a share of the channels gets to zero against no loss, to three digits."""
+    exact = float(np.quantile(scores, share)) / reach
+    return min(LARGEST_S, float(f"{exact * 1.005:.3g}")) if exact > 0 else TrainSettings().s
+
+
+def _outcome(control: Control, share: float, weak: float, steps: int) -> str:
+    """Return what s = auto has reached, for the log."""
+    text = f"--s {AUTO}: {weak:.0%} of the channels are weak, |γ| < {control.limit:.3g}; {share:.0%} were wanted"
+    if weak >= share:
+        return text
+    rests = f", and in {control.rested} of them accuracy was too low for a penalty" if control.rested else ""
+    return (
+        f"{text}: {steps} optimizer steps were too few{rests}; more epochs, a smaller batch, or pruning with "
+        "--importance taylor, which needs no sparse training"
+    )
+
+
+def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: int) -> list[str]:
+    """Return the flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
+    if prune == 2:
+        scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), residual_units(graph.network))
+        weak = int((scores < FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
+        return ["--shortcut", str(weak)] if weak else []
+    choice = choose(graph, gammas, ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None))
+    percent = advised_percent(choice.scores, choice.max_percent)
+    return ["--percent", f"{percent:g}"] if percent else []
