@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from utils.cli import Parser, image_side, input_size, log, print_json, run
+from utils.cli import Parser, image_side, input_size, log, print_json, require, run
 from utils.compress.journey import Journey, made_by, python
 from utils.compress.recipe import ALL, Recipe, read_recipe
 from utils.darknet import cfg as cfg_file
@@ -33,14 +33,13 @@ from utils.darknet.network import adapt_classes, file_bytes, max_stride, picture
 from utils.darknet.weights import Header
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
-from utils.export.request import PACKAGES
+from utils.export.settings import PACKAGES
 from utils.files import ROOT
 from utils.model_files import cfg_of, choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
 from utils.runtime.choice import KINDS, runtime_of
-from utils.runtime.packages import require
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
 PROJECT = "runs/compress"
@@ -208,7 +207,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
         module.make_request(args)
     elif script == "export":
         require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
-        module.request(args)
+        module.check_files(args)
     elif Path(args.weights).suffix in KINDS:
         runtime_of(Path(args.weights), args.runtime)
     else:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from utils import cli
 from utils.darknet import cfg as cfg_file
+from utils.darknet.data_file import Names, check_names, named_classes
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.draw import draw_detections
 from utils.data.sources import Frame, Limits, find, frames
@@ -31,7 +32,6 @@ from utils.flags import add_device_flags, add_model_flags, add_picture_flags, ad
 from utils.report.detections import DetectionFiles, DetectionReport, FileKinds, check_fourcc
 from utils.report.run_dir import RunDirectory, check_run
 from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choose_runtime
-from utils.runtime.names import Names, check_names, named_classes
 
 if TYPE_CHECKING:
     from utils.darknet.blocks import Network

@@ -11,31 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from utils.cli import Parser, input_size, integer, log, run, threshold
+from utils.cli import Parser, input_size, log, print_json, require, run, settings_from
 from utils.darknet import cfg as cfg_file
+from utils.darknet.data_file import Names, check_names, named_classes
 from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
-from utils.export.request import (
-    ALIASES,
-    COMPANIONS,
-    DEFAULT_OPSET,
-    GOES_WITH,
-    MISH_FORMS,
-    MISH_OPSET,
-    OPSETS,
-    PACKAGES,
-    SUFFIXES,
-    ExportRequest,
-    OnnxOptions,
-)
+from utils.export.settings import ALIASES, COMPANIONS, GOES_WITH, MISH_OPSET, PACKAGES, SUFFIXES, ExportSettings
 from utils.flags import add_model_flags, add_picture_flags, add_run_flags
-from utils.model_files import choose_model
+from utils.model_files import ModelFiles, choose_model
 from utils.report.run_dir import check_run
-from utils.runtime.names import check_names, named_classes
-from utils.runtime.packages import require
 
 EXAMPLE = "python export.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --format onnx"
 PROJECT = "runs/export"
@@ -43,88 +30,54 @@ PROJECT = "runs/export"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     args.format = ALIASES.get(args.format, args.format)
-    check_flags(args)
+    check_flags(args, parser.given(argv))
     return args
 
 
 def make_parser() -> Parser:
     """The flags that the script takes."""
     parser = Parser(__doc__, EXAMPLE)
-    _add_model_group(parser)
-    _add_file_group(parser)
-    group = parser.add_argument_group("results")
-    place = "the file to write; it must not exist (default: model.SUFFIX in a new run directory)"
-    group.add_argument("--output", type=Path, metavar="PATH", help=place)
-    add_run_flags(group, PROJECT)
-    group.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
-
-
-def _add_model_group(parser: Parser) -> None:
     group = parser.add_argument_group("model")
     add_model_flags(group)
     names = "data set, for the names of the classes: .data or data.yaml (default: those in a .pt, else numbers)"
     group.add_argument("--data", metavar="FILE", help=names)
     group.add_argument("--names", metavar="FILE", help="names of the classes, one a line; wins over --data")
     add_picture_flags(group)
+    parser.add_settings("file", ExportSettings)
+    group = parser.add_argument_group("results")
+    path = "the file to write; it must not exist (default: model.SUFFIX in a new run directory)"
+    group.add_argument("--output", type=Path, metavar="PATH", help=path)
+    add_run_flags(group, PROJECT)
+    group.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
 
 
-def _add_file_group(parser: Parser) -> None:
-    group = parser.add_argument_group("file")
-    add = group.add_argument
-    kinds = "kind of the file; weights is another name of darknet (default: %(default)s)"
-    add("--format", choices=(*SUFFIXES, *ALIASES), default="onnx", help=kinds)
-    integers = "the integers that a quantized network was trained or calibrated with, for integer kernels"
-    add("--int8", action="store_true", help=integers)
-    add("--sample", type=Path, metavar="FILE", help="picture whose codes --format fpga writes (default: a random one)")
-    add("--decode", action="store_true", help="put out rows (cx, cy, w, h, objectness, classes), not raw heads")
-    add("--nms", action="store_true", help="put out detections (picture, x1, y1, x2, y2, confidence, class)")
-    least = "least confidence of a detection, with --nms; else noted in the file (default: %(default)s)"
-    add("--conf-thres", type=threshold, default=0.3, metavar="C", help=least)
-    most = "a box that overlaps a better one of its class by more is dropped (default: %(default)s)"
-    add("--iou-thres", type=threshold, default=0.6, metavar="T", help=most)
-    add("--multi-label", action="store_true", help="with --nms: all classes of a box above C, not only the best")
-    version = f"ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})"
-    add("--opset", type=opset, metavar="N", help=version)
-    add("--dynamic-batch", action="store_true", help="any number of pictures at a time (default: one)")
-    half = "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it; input, output: float32"
-    add("--half", action="store_true", help=half)
-    add("--fold", action="store_true", help="darknet: batch normalisations become biases (default: left as they are)")
-    forms = "exp: fastest in onnxruntime; softplus: what OpenCV recognises; op: ONNX's own, from opset "
-    add("--mish", choices=MISH_FORMS, help=f"how mish is written; {forms}{MISH_OPSET} on (default: exp)")
-
-
-def opset(text: str) -> int:
-    """A version of ONNX's operators; argparse type."""
-    if (value := integer(text)) not in OPSETS:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
-    return value
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together.
+def check_flags(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Refuse flags that do not go together; `given` are those of the command line.
 
     Raises:
         InputError: names the flag and what it goes with.
     """
     for flag, formats in GOES_WITH.items():
-        if getattr(args, flag[2:].replace("-", "_")) and args.format not in formats:
+        if flag in given and args.format not in formats:
             *others, last = formats
-            raise InputError(f"{flag}: goes with --format {', '.join(others)}{' or ' if others else ''}{last}")
+            listed = f"{', '.join(others)}{' or ' if others else ''}{last}"
+            raise InputError(f"--{flag.replace('_', '-')}: goes with --format {listed}")
     if args.half and (args.int8 or args.format == "tensorrt"):
         raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
     if args.multi_label and not args.nms:
         raise InputError("--multi-label: goes with --nms")
     if args.decode and args.nms:
         raise InputError("--decode: --nms puts out detections, which rows were made to already; leave one of them out")
-    if args.mish == "op" and (args.opset or DEFAULT_OPSET) < MISH_OPSET:
+    if args.mish == "op" and args.opset < MISH_OPSET:
         raise InputError(f"--mish op: needs --opset {MISH_OPSET} or more")
-    check_place(args)
+    check_output(args)
 
 
-def check_place(args: argparse.Namespace) -> None:
+def check_output(args: argparse.Namespace) -> None:
     """Refuse a file that exists or cannot be written.
 
     Raises:
@@ -147,55 +100,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without torch, then make, prove and write the file."""
     args = parse_args(argv)
     require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
-    asked = request(args)
-    for note in asked.files.notes:
+    files, names = check_files(args)
+    for note in files.notes:
         log(note)
-    from utils.export.workflow import export
-
-    export(asked)
-
-
-def request(args: argparse.Namespace) -> ExportRequest:
-    """Check the files.
-
-    Raises:
-        InputError: one cannot be used, or does not fit the others.
-    """
-    network = cfg_file.load(args.cfg) if args.cfg else None
-    given = named_classes(args.names, args.data)
-    files = choose_model(network, args.weights, classes=given and len(given.names))
-    if files.network is not None:
-        own = (files.network.net.height, files.network.net.width)
-        trace(files.network, *input_size(args.img_size, max_stride(files.network), own))
-        if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
-            check_names(given, files.network, files.weights)
-    options = OnnxOptions(
-        opset=args.opset or DEFAULT_OPSET,
-        dynamic_batch=args.dynamic_batch,
-        mish=args.mish or MISH_FORMS[0],
-        multi_label=args.multi_label,
-        int8=args.int8 or args.format == "tensorrt",
-    )
-    return ExportRequest(
-        files,
-        args.format,
-        vars(args),
-        given=given,
-        sides=tuple(args.img_size) if args.img_size else None,
+    settings = settings_from(
+        args,
+        ExportSettings,
+        sides=args.img_size and tuple(args.img_size),
         mode=args.mode,
-        output="detections" if args.nms else "rows" if args.decode else "heads",
-        precision="float16" if args.half else "int8" if options.int8 else "float32",
-        conf_thres=args.conf_thres,
-        iou_thres=args.iou_thres,
-        options=options,
-        sample=args.sample,
-        fold=args.fold,
         path=args.output,
         project=Path(args.project),
         name=args.name,
         exist_ok=args.exist_ok,
-        as_json=args.json,
     )
+    from utils.export.workflow import export, text
+
+    document = export(files, settings, names, vars(args))
+    print_json(document) if args.json else print(text(document))
+
+
+def check_files(args: argparse.Namespace) -> tuple[ModelFiles, Names | None]:
+    """The network, and the names of its classes.
+
+    Raises:
+        InputError: a file cannot be used, or does not fit the others.
+    """
+    network = cfg_file.load(args.cfg) if args.cfg else None
+    names = named_classes(args.names, args.data)
+    files = choose_model(network, args.weights, classes=names and len(names.names))
+    if files.network is not None:
+        default = (files.network.net.height, files.network.net.width)
+        trace(files.network, *input_size(args.img_size, max_stride(files.network), default))
+        if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
+            check_names(names, files.network, files.weights)
+    return files, names
 
 
 if __name__ == "__main__":

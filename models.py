@@ -234,6 +234,16 @@ def fuse(model: Darknet) -> Darknet:
     return fused.eval().requires_grad_(False)
 
 
+def oversized(model: Darknet, dtype: torch.dtype) -> str | None:
+    """Text on a weight that is too large for a type; None without one."""
+    most, kind = torch.finfo(dtype).max, str(dtype).removeprefix("torch.")
+    for key, value in model.state_dict().items():
+        if (largest := value.abs().amax()) > most:
+            block = model.network.where(int(key.split(".")[1]))
+            return f"{block}: {key} has the value {largest:.4g}, and {kind} ends at {most:g}"
+    return None
+
+
 def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
     """The model, which is changed, with weights and feature maps of 16 bits, for inference.
 
@@ -242,9 +252,8 @@ def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
     Raises:
         NumericsError: a weight is too large for the type.
     """
-    for key, value in model.state_dict().items():
-        if value.abs().amax() > torch.finfo(dtype).max:
-            raise NumericsError(f"{key} has the value {value.abs().amax():.4g}, which {dtype} cannot hold")
+    if fault := oversized(model, dtype):
+        raise NumericsError(fault)
     for block, layer in enumerate(model.layers):
         if block not in model._before_heads:
             layer.to(dtype)

@@ -18,13 +18,13 @@ from typing import Any
 from benchmarks import peers, suite
 from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
 from benchmarks.trainings import accuracies
+from utils.cli import require
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
 from utils.errors import InputError
 from utils.files import atomic_write_text, read_text, sha256
 from utils.model_files import choose_model
 from utils.report.tables import Column
-from utils.runtime.packages import require
 
 OURS = (
     "--importance gamma --reconstruct 0",

@@ -20,9 +20,9 @@ from benchmarks.compare import signed, table
 from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
 from benchmarks.trainings import seeded
 from utils.checkpoint import read_checkpoint
+from utils.cli import require
 from utils.files import atomic_write_bytes, read_text
 from utils.report.tables import Column
-from utils.runtime.packages import require
 
 RECIPES = ("balanced", "smallest")
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import total_bytes
-from utils.cli import Parser, image_side, log, positive_int, print_json, run
+from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model
 from utils.report.journey import Named, named
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
-from utils.runtime.packages import require
 
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
 GONE = {
@@ -150,18 +149,16 @@ def export(
     Raises:
         InputError: the runtime cannot run it.
     """
-    from utils.export.formats import FORMATS as MAKERS
-    from utils.export.request import SUFFIXES, ExportRequest
-    from utils.export.workflow import load_subject, write
+    from utils.export import workflow
+    from utils.export.settings import SUFFIXES, ExportSettings
 
     format_ = FORMATS.get(runtime, "pt")
     path = folder / f"{Path(network.file).stem}-{side}{SUFFIXES[format_]}"
-    request = ExportRequest(files, format_, sides=(side,) if side else None, path=path)
-    subject = load_subject(request)
-    size = subject.metadata.size
+    settings = ExportSettings(format_, sides=(side,) if side else None, path=path)
+    size = workflow.load_subject(files, settings).metadata.size
     if runtime == "torch":
         return RuntimeFiles(*(getattr(files, field.name) for field in fields(ModelFiles))), size
-    write(request, subject.metadata.network, MAKERS[format_](subject, request))
+    workflow.export(files, settings)
     cfg = cfg_file.load(path.with_suffix(".cfg")) if format_ == "darknet" else None
     return choose_runtime(cfg, str(path), runtime), size
 

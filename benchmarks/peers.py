@@ -33,9 +33,8 @@ from utils.quantization.scheme import QuantSettings
 from utils.quantization.settings import QuantRequest
 from utils.quantization.workflow import calibration_pictures, load_float
 from utils.report.cost import network_cost
-from utils.runtime.exported import DIGEST
+from utils.runtime.exported import DIGEST, graph_digest
 from utils.runtime.metadata import IMAGE
-from utils.runtime.onnx_file import digest
 
 if TYPE_CHECKING:
     import onnx
@@ -173,7 +172,7 @@ def with_metadata(model: onnx.ModelProto, source: Path) -> bytes:
 
     properties = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
     del properties["reference"]  # outputs of the float network, which 8 bits change by more than another runtime may
-    onnx.helper.set_model_props(model, properties | {"precision": '"int8"', DIGEST: digest(model)})
+    onnx.helper.set_model_props(model, properties | {"precision": '"int8"', DIGEST: graph_digest(model)})
     return model.SerializeToString()
 
 

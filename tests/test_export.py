@@ -32,18 +32,16 @@ from utils.darknet.cfg import format_network
 from utils.darknet.network import max_stride, opencv_warning
 from utils.detection.decode import decode, non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
-from utils.export.activations import MISH
-from utils.export.agreement import Agreement
-from utils.export.blocks import EMITTERS
-from utils.export.onnx_model import onnx_model
-from utils.export.request import MISH_FORMS, OPSETS, OnnxOptions
+from utils.export.onnx_file import onnx_model
+from utils.export.onnx_graph import EMITTERS, MISH
+from utils.export.settings import MISH_FORMS, OPSETS, ExportSettings
+from utils.export.verify import Agreement
 from utils.layers import LAYERS
 from utils.model_files import choose_model
 from utils.quantization.scheme import QuantSettings
 from utils.runtime.engines import darknet_heads, onnxruntime_engine
-from utils.runtime.metadata import Metadata, read_metadata
-from utils.runtime.onnx_file import read_onnx
-from utils.runtime.reference import compare
+from utils.runtime.exported import read_onnx
+from utils.runtime.metadata import Metadata, compare, read_metadata
 
 CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-csp",
         "yolov4-leaky", "yolov4-leaky-spp557", "yolov4-tiny")  # fmt: skip
@@ -87,12 +85,10 @@ def tamed(model, images):
     return model
 
 
-def emitted(model, options=OnnxOptions(), **metadata) -> onnx.ModelProto:  # noqa: B008 - frozen
+def emitted(model, settings=ExportSettings(), **metadata) -> onnx.ModelProto:  # noqa: B008 - frozen
     """The file of a model, which the checker of ONNX accepts."""
-    fused = fuse(model)
-    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
     names = tuple(map(str, range(model.network.classes)))
-    made = onnx_model(fused.network, arrays, Metadata(model.network, names, **metadata), options)
+    made = onnx_model(model, Metadata(model.network, names, **metadata), settings)
     onnx.checker.check_model(made, full_check=True)
     return made
 
@@ -152,7 +148,7 @@ def test_every_block_has_a_form():
 @given(networks(), st.integers(0, 99), st.sampled_from((OPSETS[0], 17, OPSETS[-1])))
 def test_random_networks_agree_with_pytorch(network, seed, opset):
     model, images = lively(network, seed), pictures(network)
-    assert_same(heads_of(model, images), ran(emitted(model, OnnxOptions(opset=opset)), images))
+    assert_same(heads_of(model, images), ran(emitted(model, ExportSettings(opset=opset)), images))
 
 
 @pytest.mark.parametrize("opset", [OPSETS[0], 17, OPSETS[-1]])
@@ -163,7 +159,7 @@ def test_activations_agree_with_pytorch_where_they_saturate_too(activation, opse
     with torch.no_grad():
         model.layers[0].conv.weight.mul_(40)
     images = pictures(network)
-    assert_same(heads_of(model, images), ran(emitted(model, OnnxOptions(opset=opset)), images), 1e-5)
+    assert_same(heads_of(model, images), ran(emitted(model, ExportSettings(opset=opset)), images), 1e-5)
 
 
 @pytest.mark.parametrize("form", MISH_FORMS)
@@ -176,9 +172,9 @@ def test_every_form_of_mish_is_mish(form):
         model.layers[0].conv.bias.fill_(-90)
         model.layers[1].conv.weight.fill_(1)
     images = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
-    found = ran(emitted(model, OnnxOptions(opset=18, mish=form)), images)
+    found = ran(emitted(model, ExportSettings(opset=18, mish=form)), images)
     assert_same(heads_of(model, images), found, 1e-6)
-    assert {node.op_type for node in emitted(model, OnnxOptions(opset=18, mish=form)).graph.node} & {"Mish"} == (
+    assert {node.op_type for node in emitted(model, ExportSettings(opset=18, mish=form)).graph.node} & {"Mish"} == (
         {"Mish"} if form == "op" else set()
     )
 
@@ -204,7 +200,7 @@ def test_rows_are_those_of_decode(new_coords, dynamic):
     model, images = lively(network), pictures(network, 3 if dynamic else 1)
     with torch.inference_mode():
         want = decode(model(images).heads, network.yolos, (64, 96)).numpy()
-    (found,) = ran(emitted(model, OnnxOptions(dynamic_batch=dynamic), output="rows"), images)
+    (found,) = ran(emitted(model, ExportSettings(dynamic_batch=dynamic), output="rows"), images)
     assert_same([want[..., :4], want[..., 4:]], [found[..., :4], found[..., 4:]], 1e-5)
 
 
@@ -215,8 +211,8 @@ def test_detections_are_those_of_non_max_suppression(multi_label, batch, least):
     """At 0.5 there are many, at 0.999 none or few."""
     model = eager(sized(tiny(), 32, 64))
     images = pictures(model.network, batch)
-    options = OnnxOptions(dynamic_batch=batch > 1, multi_label=multi_label)
-    made = emitted(model, options, output="detections", conf_thres=least, iou_thres=0.4)
+    settings = ExportSettings(dynamic_batch=batch > 1, multi_label=multi_label)
+    made = emitted(model, settings, output="detections", conf_thres=least, iou_thres=0.4)
     (found,) = ran(made, images)
     with torch.inference_mode():
         rows = decode(model(images).heads, model.network.yolos, (32, 64))
@@ -241,7 +237,7 @@ def test_a_dynamic_batch_takes_any_number_and_a_fixed_one_takes_one():
     model = lively(tiny())
     images = pictures(model.network, 3)
     want = heads_of(model, images)
-    assert_same(want, ran(emitted(model, OnnxOptions(dynamic_batch=True)), images))
+    assert_same(want, ran(emitted(model, ExportSettings(dynamic_batch=True)), images))
     with pytest.raises(SuiteError, match="dimension"):
         ran(emitted(model), images)
 
@@ -262,9 +258,7 @@ def test_half_refuses_a_weight_that_float16_cannot_hold():
     model = lively(tiny())
     with torch.no_grad():
         model.layers[2].conv.weight[0, 0, 0, 0] = 1e6
-    with pytest.raises(
-        InfeasibleError, match=r"--half: block 2 \(tiny.cfg:\d+\) has the weight .*float16 ends at 65504"
-    ):
+    with pytest.raises(InfeasibleError, match=r"block 2 \(tiny.cfg:\d+\): layers\.2.* and float16 ends at 65504"):
         emitted(model, precision="float16")
 
 
@@ -489,14 +483,14 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
 ], ids=" ".join)  # fmt: skip
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
-    from utils.export import darknet_format, formats
+    from utils.export import onnx_file, torch_files
 
     def wrong(model):
         fused = fuse(model)
         fused.layers[6].conv.weight[0, 0] += 1
         return fused
 
-    for module in (formats, darknet_format):
+    for module in (onnx_file, torch_files):
         monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
     with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):

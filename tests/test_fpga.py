@@ -25,8 +25,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import parse
 from utils.errors import InfeasibleError, InputError
-from utils.export.fpga import program, prove
-from utils.export.fpga_reference import KINDS, Program, Step, accumulators, bits_needed, shift
+from utils.export.fpga import CodeRange, Program, Step, accumulators, program, prove, shift
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
 from utils.quantization.folding import MOST_SHIFT
@@ -136,7 +135,7 @@ def test_sums_bound_what_any_input_gives():
     model, _ = shifting(network)
     made = program(model)
     step = made.steps[0]
-    needed = bits_needed(step, {-1: made.image})
+    needed = step.accumulator_bits([made.image])
     largest = 0
     for o in range(4):
         signs = np.sign(step.weight[o]) * (np.sign(step.bias[o]) or 1)
@@ -200,11 +199,12 @@ def read(folder: Path) -> tuple[Program, dict[str, np.ndarray], dict]:
         own = {key: arrays.get(f"block{block['block']:03d}.{key}") for key in ("weight", "bias")}
         own = {key: None if value is None else value.astype(np.int64) for key, value in own.items()}
         limits = (block["exponent"], block["low"], block["high"], block["bits"])
-        steps.append(Step(block["computes"], section, tuple(block["reads"]), *limits, block["activation"] == "leaky",
-                          even, tuple(block.get("up", ())), tuple(block.get("down", ())), **own))  # fmt: skip
+        codes = CodeRange(*limits, even, block["activation"] == "leaky")
+        places = (tuple(block.get("up", ())), tuple(block.get("down", ())))
+        steps.append(Step(block["computes"], section, tuple(block["reads"]), codes, *places, **own))
     image = layout["image"]
-    picture = Step("pass", None, (), image["exponent"], -128, 127, image["bits"], half_even=even)
-    return Program(picture, tuple(steps), tuple(layout["heads"])), arrays, layout
+    picture = CodeRange(image["exponent"], -128, 127, image["bits"], even)
+    return Program(picture, tuple(steps)), arrays, layout
 
 
 def test_the_folder_alone_says_what_to_compute(folder):
@@ -214,7 +214,8 @@ def test_the_folder_alone_says_what_to_compute(folder):
     for index, block in enumerate(layout["blocks"]):
         if block["computes"] != "pass":
             np.testing.assert_array_equal(codes[index], arrays[f"block{index:03d}.output"], str(block))
-    assert set(block["computes"] for block in layout["blocks"]) <= set(KINDS)
+    kinds = {"convolution", "shortcut", "product", "route", "maxpool", "upsample", "reorg", "pass"}
+    assert {block["computes"] for block in layout["blocks"]} <= kinds
     assert document["bytes"] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     assert document["max_abs_error"] == 0 and document["float32"]["share"] < 0.01
 

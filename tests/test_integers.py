@@ -27,18 +27,17 @@ from utils.checkpoint import write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import format_network
 from utils.errors import InfeasibleError, InputError
-from utils.export.agreement import onnx_agreement
-from utils.export.codes import LARGEST_BIAS, Codes, codes_of
-from utils.export.onnx_model import onnx_model
-from utils.export.request import OnnxOptions
+from utils.export.integers import LARGEST_BIAS, Codes, Gap, codes_of
+from utils.export.onnx_file import onnx_model, prove_onnx
+from utils.export.settings import ExportSettings
 from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, QuantSettings
 from utils.runtime.choice import choose_runtime
+from utils.runtime.exported import read_onnx
 from utils.runtime.metadata import Metadata
-from utils.runtime.onnx_file import read_onnx
 
 INTEGRAL = tuple(name for name in TARGETS if name != "fpga")
-OPTIONS = OnnxOptions(int8=True)
+INT8 = ExportSettings(int8=True)
 
 
 def of_target(target: str, **more) -> QuantSettings:
@@ -55,17 +54,17 @@ def pictures(model: Darknet, count: int = 1) -> torch.Tensor:
     return torch.rand((count, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
 
 
-def made_of(model: Darknet, settings: QuantSettings, options: OnnxOptions = OPTIONS) -> tuple[onnx.ModelProto, Codes]:
+def made_of(model: Darknet, settings: QuantSettings) -> tuple[onnx.ModelProto, Codes]:
     """The file of a quantized model, and its integers."""
     codes = codes_of(model, explicit=settings.target == "tensorrt")
-    fused = fuse(model)
-    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
-    return onnx_model(fused.network, arrays, described(model, settings), options, codes), codes
+    return onnx_model(model, described(model, settings), INT8, codes), codes
 
 
-def proved(model: Darknet, settings: QuantSettings, options: OnnxOptions = OPTIONS):
-    made, codes = made_of(model, settings, options)
-    return onnx_agreement(made, model, described(model, settings), options, codes)
+def proved(model: Darknet, settings: QuantSettings) -> Gap:
+    made, codes = made_of(model, settings)
+    proof, gap = prove_onnx(made, model, described(model, settings), INT8, codes)
+    assert np.isfinite(proof.error)
+    return gap
 
 
 @pytest.mark.parametrize("target", INTEGRAL)
@@ -76,10 +75,9 @@ def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
     settings = of_target(target, fold=len(network.blocks) % 2 == 0)
     model = lively(network)
     model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
-    found = proved(model, settings)
-    assert found.layers.steps <= 1
-    assert found.layers.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
-    assert np.isfinite(found.error)
+    gap = proved(model, settings)
+    assert gap.steps <= 1
+    assert gap.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
 
 
 @pytest.mark.parametrize("more", [
@@ -96,7 +94,7 @@ def test_every_way_to_quantize_is_carried(more):
         torch.manual_seed(seed)
         model = lively(network)
         model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
-        assert proved(model, settings).layers.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers) - 2
+        assert proved(model, settings).layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers) - 2
 
 
 def test_dead_and_inverted_channels_keep_their_bias():
@@ -112,7 +110,7 @@ def test_dead_and_inverted_channels_keep_their_bias():
         model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
         kernels = codes_of(model).kernels
         assert all(np.abs(kernel.bias).max() <= LARGEST_BIAS for kernel in kernels.values())
-        assert proved(model, settings).layers.layers == 3
+        assert proved(model, settings).layers == 3
 
 
 def test_a_rounded_convolution_may_read_a_float_head():
@@ -122,7 +120,7 @@ def test_a_rounded_convolution_may_read_a_float_head():
     conv = CONV.format(4, "leaky")
     model = lively(one_head(conv, head, "[route]\nlayers=-2\n", conv))
     model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
-    assert proved(model, settings).layers.layers > 0
+    assert proved(model, settings).layers > 0
 
 
 def test_integers_are_those_of_the_simulation():
@@ -150,7 +148,7 @@ def test_a_layer_that_differs_is_named():
         if tensor.name == "block2/weight/codes":
             tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
     with pytest.raises(InfeasibleError, match=r"block 2 .*differs from the simulation by \d+ steps"):
-        onnx_agreement(made, model, described(model, settings), OPTIONS, codes)
+        prove_onnx(made, model, described(model, settings), INT8, codes)
 
 
 @pytest.mark.parametrize("target", ["cpu", "arm"])
@@ -176,9 +174,7 @@ def test_onnxruntime_runs_integer_kernels_from_the_picture_to_the_heads(name, ta
 def test_files_are_a_quarter_of_the_float_ones(root):
     network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
     model = lively(network)
-    fused = fuse(model)
-    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
-    whole = onnx_model(fused.network, arrays, Metadata(network, tuple(map(str, range(80)))), OnnxOptions()).ByteSize()
+    whole = onnx_model(model, Metadata(network, tuple(map(str, range(80)))), ExportSettings()).ByteSize()
     for heads, most in (("8", 0.26), ("float", 0.285)):
         settings = of_target("cpu", heads=heads)
         quantized = calibrated(lively(network), torch.rand(1, 3, 32, 32), settings).requires_grad_(False)
@@ -206,7 +202,7 @@ def test_tensorrt_gets_symmetric_explicit_integers():
         if node.op_type == "Conv":
             assert by_output[by_output[node.input[1]].input[0]].op_type == "QuantizeLinear"
             assert constants[node.input[2]].dtype == np.float32
-    assert proved(model, settings).layers.layers >= 5
+    assert proved(model, settings).layers >= 5
 
 
 @pytest.fixture
@@ -241,14 +237,14 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
 
 def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    from utils.runtime import reference
+    from utils.runtime import metadata
 
     document = call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "a.xml")
     assert document["layers"] > 4 and document["runtime"].startswith("OpenVINO")
     found = choose_runtime(None, "a.xml", None).exported.metadata
     assert found.precision == "int8" and QuantSettings(**found.quantization) == of_target("cpu")
-    monkeypatch.setattr(reference, "FLOORS", {"int8": 0.0})
-    monkeypatch.setattr(reference, "MOST", 0.0)
+    monkeypatch.setattr(metadata, "TOLERANCES", {"int8": 0.0})
+    monkeypatch.setattr(metadata, "MOST", 0.0)
     with pytest.raises(
         InfeasibleError, match=r"--format openvino: its integers differ from the simulation by 0.*nothing"
     ):

@@ -21,7 +21,7 @@ from utils.data.images import read_image
 from utils.errors import InfeasibleError
 from utils.report.cost import network_cost
 from utils.runtime.engines import onnxruntime_engine
-from utils.runtime.onnx_file import read_onnx
+from utils.runtime.exported import read_onnx
 
 SIZE = (64, 64)
 

@@ -28,13 +28,14 @@ from utils.data.images import write_image
 from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
 from utils.model_files import ModelFiles
+from utils.runtime import engines
 from utils.runtime import load as load_module
 from utils.runtime.choice import KINDS as KINDS_OF
 from utils.runtime.choice import RuntimeFiles, choose_runtime
-from utils.runtime.engines import Engine, opencv_onnx_engine
+from utils.runtime.engines import Engine, onnxruntime_engine, opencv_onnx_engine
+from utils.runtime.exported import read_onnx
 from utils.runtime.load import ENGINES, ForeignModel, load
-from utils.runtime.onnx_file import read_onnx
-from utils.runtime.reference import picture, read_reference, reference, sample
+from utils.runtime.metadata import picture, reference, sample
 
 NAMES = ("cat", "dog")
 COUNT = 5
@@ -411,7 +412,6 @@ def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
 def test_a_file_of_a_version_before_is_not_compared(folder, monkeypatch):
     files = choose_runtime(None, "a.onnx", None)
     before = replace(files.exported, metadata=replace(files.exported.metadata, reference=None))
-    assert read_reference(None) is None
     monkeypatch.setattr("utils.runtime.load.ENGINES", {"onnxruntime": wrong})
     load(replace(files, exported=before), CPU)
 
@@ -444,6 +444,28 @@ def test_opencv_5_gets_int8_files_in_its_classic_engine(folder, monkeypatch, int
     monkeypatch.setattr(cv2.dnn, "readNetFromONNX", lambda path, **options: given.append(options) or read(path))
     opencv_onnx_engine(Path("a.onnx"), ["head0"], 1, integers=integers)
     assert given == [{"engine": 1} if classic else {}]
+
+
+@pytest.mark.parametrize(("cpu", "wide", "slower"), [
+    ("flags : fpu avx512f avx512_vnni\n", True, False), ("flags : fpu avx_vnni sse\n", True, False),
+    ("flags : fpu avx512f\n", True, True), (None, True, True), ("flags : fpu avx2\n", False, False),
+])  # fmt: skip
+def test_weights_of_8_bits_cost_time_only_where_products_saturate(folder, tmp_path, monkeypatch, cpu, wide, slower):
+    """None: a system that does not list the instructions of its processor."""
+    import onnxruntime
+
+    entries = []
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key, value):
+            entries.append((key, value))
+
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    onnxruntime_engine(Path("a.onnx"), ["head0"], 1, 1, wide=wide)
+    assert entries == [("session.x64quantprecision", "1")] * slower
 
 
 def test_what_onnxruntime_cannot_read_is_one_line(folder, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,12 @@ LARGEST_SEED = 2**63 - 1
 """That a flag may ask for, as PyTorch's generators take."""
 LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
+REQUIREMENTS = {
+    "openvino": "requirements-openvino.txt",
+    "torch_pruning": "requirements-dev.txt",
+    "nncf": "requirements-dev.txt",
+}
+"""Files that list optional packages; requirements-export.txt has the others."""
 Settings = TypeVar("Settings")
 
 
@@ -147,6 +154,22 @@ def settings_from(args: argparse.Namespace, kind: type[Settings], **others: Any)
     """Return the dataclass filled from the flags that have the names of its fields; `others` come before flags."""
     values = {setting.name: getattr(args, setting.name) for setting in fields(kind) if hasattr(args, setting.name)}
     return kind(**{**values, **others})
+
+
+def require(why: str, *packages: str) -> None:
+    """Refuse a missing package by the file to install it from; nothing is imported.
+
+    Args:
+        why: the flag or file that needs them.
+        packages: names to import.
+
+    Raises:
+        InputError: one is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            file = REQUIREMENTS.get(package, "requirements-export.txt")
+            raise InputError(f"{why}: needs the package {package}; pip install -r {file}")
 
 
 def integer(text: str) -> int:

@@ -27,7 +27,7 @@ from typing import Any
 from utils.cli import log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
-from utils.export.request import ALIASES, SUFFIXES
+from utils.export.settings import ALIASES, SUFFIXES
 from utils.files import ROOT, atomic_write_text, read_text, sha256
 from utils.model_files import cfg_of
 from utils.report.run_dir import RunDirectory

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from utils.darknet.blocks import Network
 from utils.errors import DataError
 from utils.files import read_text, reading_yaml, regular_file
 
@@ -60,6 +61,30 @@ def load_names(path: Path | str) -> tuple[str, ...]:
     """
     lines = _normal_newlines(read_text(path, DataError, LARGEST_FILE)).rstrip().split("\n")
     return tuple(_checked_name(line.strip(), f"{path}:{number}") for number, line in enumerate(lines, 1))
+
+
+class Names(NamedTuple):
+    """Names of the classes and the file that has them."""
+
+    names: tuple[str, ...]
+    path: str
+
+
+def named_classes(names: str | None, data: str | None) -> Names | None:
+    """Names from the file of --names, else of --data, else None."""
+    if names is not None:
+        return Names(load_names(names), names)
+    return None if data is None else Names(load_data(data).names, data)
+
+
+def check_names(names: Names | None, network: Network, model: object) -> None:
+    """Refuse more or fewer names than classes.
+
+    Raises:
+        DataError: says how many there are of each.
+    """
+    if names is not None and len(names.names) != network.classes:
+        raise DataError(f"{names.path}: {len(names.names)} names, but {model} has {network.classes} classes")
 
 
 def _from_data(path: Path, text: str) -> DataConfig:

@@ -1,189 +1,267 @@
-"""A network trained with powers of two, as the integers that an FPGA computes with, and the proof that they are it."""
+"""export.py --format fpga: a network trained with powers of two as the integers that an FPGA computes with.
+
+The value of a code q is q · 2^e, with one exponent e for all that a block puts out. With ⌊a / 2^n⌉ a shift to the right
+that rounds (to the left for n < 0, which is exact) and `sat` the limits of the block's codes:
+
+    convolution   A[o] = Σ w[o] x + (b[o] << up[o])         y = sat(⌊act(A[o]) / 2^down[o]⌉)
+    shortcut      A = Σ_i (x_i << up_i)                     y = sat(⌊act(A) / 2^down⌉)
+    product       A = x_1 x_2                               y = sat(⌊act(A) / 2^down⌉)
+    route         of several sources                        y_i = sat(⌊x_i / 2^down_i⌉)
+
+The accumulator A of channel o is in units of 2^(e_x + e_w[o]), that of a shortcut in units of its finest source, to
+which all others are shifted. Leaky is act(A) = A << 7 where A >= 0 and 13 A elsewhere, in units 2^7 as fine, so `down`
+has 7 places more. Relu and relu6 are limits: 0, and the code of 6. Max pooling, nearest upsampling, reorg, dropout and
+a route of one source hand codes on with their exponent.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import Darknet, fuse, network_input
-from utils.darknet.blocks import Block, Maxpool, Reorg, Upsample
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, Route, Shape, Shortcut, Upsample
 from utils.darknet.cfg import format_network
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
-from utils.errors import InfeasibleError, InputError
-from utils.export.fpga_files import files, folder_bytes, write_folder
-from utils.export.fpga_reference import EXACT_BITS, Codes, Program, Step, bits_needed
-from utils.layers import ConvBlock
+from utils.errors import InfeasibleError
+from utils.export.settings import ExportSettings
+from utils.export.verify import Agreement, Subject, picture
+from utils.layers import ConvBlock, build_layer
 from utils.quantization.quantizers import ActivationQuantizer
-from utils.quantization.scheme import SHIFT_PLACES, QuantSettings, passes
+from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
 from utils.runtime.metadata import Metadata
 
-HANDS_ON = {Maxpool: "maxpool", Upsample: "upsample", Reorg: "reorg"}
+Codes = NDArray[np.int64]
+"""[C, H, W]."""
+EXACT_BITS = 53
+"""Of an integer in float64, sign aside."""
+FURTHEST = 62
+"""Places after which nothing of 64 bits is left."""
+HANDS_ON = {Maxpool: "maxpool", Upsample: "upsample", Reorg: "reorg", Route: "route"}
 RELU6 = 6.0
+GEOMETRY = {
+    Convolutional: ("filters", "size", "stride_x", "stride_y", "padding", "dilation", "groups"),
+    Maxpool: ("size", "stride_x", "stride_y", "padding"),
+    Upsample: ("stride",),
+    Reorg: ("stride",),
+    Route: ("groups", "group_id"),
+}
+"""Keys of a block that say what it computes."""
+ABOUT = {
+    "value": "code * 2^exponent",
+    "weights": "[filters, channels / groups, size, size], last index fastest; two's complement",
+    "accumulator": "sum of weight * code, plus bias << up; accumulator_bits hold it, and its sign, for any picture",
+    "leaky": f"accumulator << {SHIFT_PLACES} where it is not negative, {SHIFT_FACTOR} * accumulator elsewhere",
+    "down": "places to the right with rounding, to the left where negative; then limits low, high",
+    "shortcut": "every source << up, added over the channels that the first has in common with it; then leaky, down",
+    "route": "the group_id-th of groups parts of every source, each of several down and to the limits",
+    "hex": "one code a line, hexadecimal two's complement, for $readmemh; activations are [C, H, W]",
+}
+"""What the numbers of layout.json mean."""
 
 
-class Proof(NamedTuple):
-    """What was found when the integers were compared with the simulation of the training."""
+class CodeRange(NamedTuple):
+    """The codes that a tensor may have."""
 
-    codes: dict[int, Codes]
-    """Of all blocks for the picture, whose own are −1; the same as in float64 in every bit."""
-    compared: int
-    """How many codes those are."""
-    float32_error: float
-    """Largest difference of a head in float32, in its own unit."""
-    float32_share: float
-    """Share of the codes of all blocks that are others in float32."""
-    accumulator_bits: tuple[int, ...]
-    """Of each block, for any picture; 0 for one that only hands codes on."""
+    exponent: int
+    low: int
+    high: int
+    """Limits, those of a relu included."""
+    bits: int
+    half_even: bool = True
+    """Ties go to the even neighbour; otherwise away from 0."""
+    leaky: bool = False
+    """Leaky comes before the rounding."""
+
+    def encode(self, values: NDArray[np.floating]) -> Codes:
+        """The codes of a picture [C, H, W], 0…1."""
+        scaled = np.ldexp(values.astype(np.float64), -self.exponent)
+        away = np.trunc(scaled + np.copysign(0.5, scaled))  # exact: float32 has 24 bits, float64 53
+        rounded = np.rint(scaled) if self.half_even else away
+        return np.clip(rounded, self.low, self.high).astype(np.int64)
+
+    def finish(self, sums: Codes, down: Codes | int) -> Codes:
+        """Activation, rounding shift, limits."""
+        if self.leaky:
+            sums = np.where(sums >= 0, sums << SHIFT_PLACES, sums * SHIFT_FACTOR)
+        # A shift to the left keeps what is at a limit there, and may not overflow.
+        near = np.clip(sums, min(self.low, 0) - 1, self.high + 1)
+        sums = np.where(np.asarray(down) < 0, near, sums)
+        return np.clip(shift(sums, down, self.half_even), self.low, self.high)
 
 
-def check_shifts(settings: QuantSettings | None, path: Path) -> None:
-    """Refuse a network that was not made for shifts.
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The integer function of one block."""
 
-    Raises:
-        InputError: names the command that makes one.
+    kind: str
+    """convolution, shortcut, product, route, or what hands on: maxpool, upsample, reorg, pass."""
+    block: Block
+    reads: tuple[int, ...]
+    range: CodeRange
+    """Of what it puts out."""
+    up: tuple[int, ...] = ()
+    """Places to the left: of each bias, or of each source of a shortcut."""
+    down: tuple[int, ...] = ()
+    """Places to the right: of each channel of a convolution, of each source of a route, or of all."""
+    weight: Codes | None = None
+    """[O, I, k, k]."""
+    bias: Codes | None = None
+    """[O]."""
+
+    def run(self, sources: Sequence[Codes]) -> Codes:
+        """Codes of the block for those that it reads."""
+        if self.kind == "convolution":
+            sums = accumulators(sources[0], self.weight, self.block)
+            if self.bias is not None:
+                sums += (self.bias << np.array(self.up))[:, None, None]
+            return self.range.finish(sums, np.array(self.down)[:, None, None])
+        if self.kind == "shortcut":
+            total = sources[0] << self.up[0]
+            for x, up in zip(sources[1:], self.up[1:], strict=True):
+                common = min(len(total), len(x))
+                total[:common] += x[:common] << up
+            return self.range.finish(total, self.down[0])
+        if self.kind == "product":
+            return self.range.finish(sources[0] * sources[1], self.down[0])
+        if len(sources) > 1:
+            parts = [np.split(x, self.block.groups)[self.block.group_id] for x in sources]
+            return np.concatenate([self.range.finish(x, down) for x, down in zip(parts, self.down, strict=True)])
+        layer = build_layer(self.block, Shape(*sources[0].shape)).eval()
+        return layer(torch.from_numpy(sources[0])[None].double())[0].long().numpy()
+
+    def accumulator_bits(self, sources: Sequence[CodeRange]) -> int:
+        """Bits, sign included, of the largest accumulator that any input could give; 0 for what hands codes on.
+
+        Args:
+            sources: of the blocks it reads; their limits bound what comes in.
+        """
+        most = [max(-source.low, source.high) for source in sources]
+        if self.kind == "convolution":
+            sums = np.abs(self.weight).sum(axis=(1, 2, 3), dtype=np.float64) * most[0]
+            added = 0 if self.bias is None else np.ldexp(np.abs(self.bias).astype(np.float64), np.array(self.up))
+            largest = float(np.max(sums + added))
+        elif self.kind == "shortcut":
+            largest = float(sum(np.ldexp(float(x), up) for x, up in zip(most, self.up, strict=True)))
+        elif self.kind == "product":
+            largest = float(most[0]) * most[1]
+        else:
+            return 0
+        return int(np.frexp(largest)[1]) + 1
+
+
+class Program(NamedTuple):
+    """A network in integers."""
+
+    image: CodeRange
+    """Of pictures."""
+    steps: tuple[Step, ...]
+    """One a block."""
+
+    def run(self, image: Codes) -> dict[int, Codes]:
+        """The codes of all blocks for those of a picture, which are there as −1."""
+        codes = {-1: image.astype(np.int64)}
+        for index, step in enumerate(self.steps):
+            codes[index] = step.run([codes[source] for source in step.reads])
+        return codes
+
+    def accumulator_bits(self) -> list[int]:
+        """Bits of the accumulators of every block."""
+        ranges = [*(step.range for step in self.steps), self.image]
+        return [step.accumulator_bits([ranges[source] for source in step.reads]) for step in self.steps]
+
+
+def shift(a: Codes, places: Codes | int, half_even: bool) -> Codes:
+    """⌊a / 2^places⌉; ties go to the even neighbour, or away from 0."""
+    right = np.clip(places, 0, FURTHEST)
+    half = np.where(right > 0, np.int64(1) << np.maximum(right - 1, 0), 0)
+    magnitude = np.abs(a)
+    floor = magnitude >> right
+    rest = magnitude - (floor << right)
+    more = (rest > half) | ((rest == half) & (floor & 1 == 1)) if half_even else rest >= half
+    rounded = np.sign(a) * (floor + (more & (right > 0)))
+    return rounded << np.clip(-np.asarray(places), 0, FURTHEST)
+
+
+def accumulators(x: Codes, weight: Codes, block: Convolutional) -> Codes:
+    """Σ w x, [O, H', W'].
+
+    The products are added in float64, whose integers are exact up to 2^53; `accumulator_bits` says that they are
+    smaller.
     """
-    if settings is None or not settings.kernels.power_of_two:
-        how = "is float" if settings is None else f"is quantized with --target {settings.target}"
-        way = "train.py --weights FILE --quantized 1 --FPGA"
-        raise InputError(f"--format fpga: {path} {how}; `{way}` makes one of shifts of the float network, or "
-                         "`quantize.py --weights FILE --target fpga`")  # fmt: skip
-
-
-class Folder(NamedTuple):
-    """What can be written."""
-
-    write: Callable[[Path], None]
-    facts: Mapping[str, Any]
-    """For --json."""
-
-
-def sample(path: Path, metadata: Metadata) -> Tensor:
-    """A picture as the network sees it, [1, C, H, W], 0…1.
-
-    Raises:
-        DataError, CfgError: it cannot be read, or not as the network takes it.
-    """
-    pixels, _ = fit(read_image(path, picture_channels(metadata.network)), metadata.size, metadata.mode)
-    return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
-
-
-def make_folder(
-    model: Darknet, picture: Tensor, settings: QuantSettings, metadata: Metadata, source: Path | None
-) -> Folder:
-    """The integers of a model, proved on a picture.
-
-    Args:
-        model: in evaluation mode, rounding.
-        picture: [1, C, H, W], 0…1.
-        settings: of the model.
-        metadata: what layout.json says of it.
-        source: where the picture is from; None: it is random.
-
-    Raises:
-        InfeasibleError: the integers are not the simulation.
-    """
-    made = program(model)
-    proof = prove(made, model, picture)
-    facts: dict[str, Any] = {
-        "codes": proof.compared,
-        "float32": {"max_abs_error": proof.float32_error, "share": proof.float32_share},
-    }
-    described = {
-        "names": metadata.names,
-        "picture": "random" if source is None else str(source),
-        "rounding": "half to even" if settings.half_even else "half away from 0",
-        "quantization": settings.document(),
-        "lineage": metadata.lineage,
-        **facts,
-        "cfg": format_network(metadata.network),
-    }
-
-    def write(folder: Path) -> None:
-        bits = proof.accumulator_bits
-        write_folder(folder, files(made, proof.codes, bits, metadata.network, described))
-        facts["bytes"] = folder_bytes(folder)
-
-    facts["accumulator_bits"] = proof.accumulator_bits
-    facts["precision"] = f"integers, weights of {settings.weight_bits} bits"
-    return Folder(write, facts)
+    sums = F.conv2d(
+        torch.from_numpy(x)[None].double(),
+        torch.from_numpy(weight).double(),
+        stride=(block.stride_y, block.stride_x),
+        padding=block.padding * block.dilation,
+        dilation=block.dilation,
+        groups=block.groups,
+    )
+    return sums[0].long().numpy()
 
 
 @torch.no_grad()
 def program(model: Darknet) -> Program:
     """The integers of a model in evaluation mode, whose quantizers round."""
-    image = _Grid.of(model.quantize_image)
-    grids = {-1: image}
-    steps = []
+    image = _range(model.quantize_image)
+    ranges, steps = {-1: image}, []
     for index, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
         reads = block.reads(index)
-        sources = [grids[read] for read in reads]
+        sources = [ranges[read] for read in reads]
         if passes(block):
-            grids[index] = sources[0]
-            kind = "route" if hasattr(block, "layers") else HANDS_ON.get(type(block), "pass")
-            steps.append(sources[0].step(kind, block, reads))
-            continue
-        grids[index] = own = _Grid.of(layer.quantize_output).limited(getattr(layer, "activation", None))
-        steps.append(_computed(own, block, layer, reads, sources))
-    return Program(image.step("pass", model.network.net, ()), tuple(steps), model.network.heads)
+            steps.append(Step(HANDS_ON.get(type(block), "pass"), block, reads, sources[0]._replace(leaky=False)))
+        else:
+            steps.append(_computing(block, layer, reads, sources))
+        ranges[index] = steps[-1].range
+    return Program(image, tuple(steps))
 
 
-class _Grid(NamedTuple):
-    """The codes a tensor may have."""
-
-    exponent: int
-    low: int
-    high: int
-    bits: int
-    half_even: bool
-    leaky: bool = False
-
-    @classmethod
-    def of(cls, slot: ActivationQuantizer) -> _Grid:
-        grid = slot.grid
-        return cls(_exponents(slot.scale().scale)[0], grid.low, grid.high, grid.bits, grid.half_even)
-
-    def limited(self, activation: nn.Module | None) -> _Grid:
-        """With the limits of an activation."""
-        if isinstance(activation, nn.ReLU6):  # codes of 6 are rounded as all are
-            six = math.ldexp(RELU6, -self.exponent)
-            most = round(six) if self.half_even else math.floor(six + 0.5)
-            return self._replace(low=0, high=min(self.high, most))
-        if isinstance(activation, nn.ReLU):
-            return self._replace(low=0)
-        return self._replace(leaky=isinstance(activation, nn.LeakyReLU))
-
-    def step(self, kind: str, block: Block, reads: tuple[int, ...], **more: object) -> Step:
-        return Step(kind, block, reads, self.exponent, self.low, self.high, self.bits, half_even=self.half_even, **more)
+def _range(slot: ActivationQuantizer, activation: nn.Module | None = None) -> CodeRange:
+    """The codes of a slot, within the limits of the activation before it."""
+    grid, exponent = slot.grid, _exponents(slot.scale().scale)[0]
+    low, high = grid.low, grid.high
+    if isinstance(activation, nn.ReLU6):  # codes of 6 are rounded as all are
+        six = math.ldexp(RELU6, -exponent)
+        high = min(high, round(six) if grid.half_even else math.floor(six + 0.5))
+    if isinstance(activation, nn.ReLU | nn.ReLU6):
+        low = 0
+    return CodeRange(exponent, low, high, grid.bits, grid.half_even, isinstance(activation, nn.LeakyReLU))
 
 
-def _computed(own: _Grid, block: Block, layer: nn.Module, reads: tuple[int, ...], sources: list[_Grid]) -> Step:
+def _computing(block: Block, layer: nn.Module, reads: tuple[int, ...], sources: Sequence[CodeRange]) -> Step:
     """The step of a block that computes."""
-    leaky = {"leaky": own.leaky}
-    further = own.exponent + SHIFT_PLACES * own.leaky
+    codes = _range(layer.quantize_output, getattr(layer, "activation", None))
+    exponents = [source.exponent for source in sources]
+    finer = codes.exponent + SHIFT_PLACES * codes.leaky
     if isinstance(layer, ConvBlock):
         weight, bias, scale, bias_scale = layer.fold.folded(layer.conv, layer.bn, layer.quantize_weight)
-        units = [sources[0].exponent + e for e in _exponents(scale.expand(len(weight)))]
-        up = [] if bias is None else [e - unit for e, unit in zip(_exponents(bias_scale), units, strict=True)]
-        return own.step("convolution", block, reads, **leaky,
-                        up=tuple(up), down=tuple(further - unit for unit in units),
-                        weight=_integers(weight, scale.reshape(-1, 1, 1, 1)),
-                        bias=None if bias is None else _integers(bias, bias_scale))  # fmt: skip
-    if hasattr(block, "layers"):
-        return own.step("route", block, reads, down=tuple(own.exponent - source.exponent for source in sources))
-    if hasattr(block, "sources"):
-        unit = min(source.exponent for source in sources)
-        up = tuple(source.exponent - unit for source in sources)
-        return own.step("shortcut", block, reads, **leaky, up=up, down=(further - unit,))
-    unit = sum(source.exponent for source in sources)
-    return own.step("product", block, reads, **leaky, down=(further - unit,))
+        units = [exponents[0] + exponent for exponent in _exponents(scale.expand(len(weight)))]
+        down = tuple(finer - unit for unit in units)
+        whole = _integers(weight, scale.reshape(-1, 1, 1, 1))
+        step = Step("convolution", block, reads, codes, down=down, weight=whole)
+        if bias is None:
+            return step
+        up = tuple(exponent - unit for exponent, unit in zip(_exponents(bias_scale), units, strict=True))
+        return replace(step, up=up, bias=_integers(bias, bias_scale))
+    if isinstance(block, Route):
+        return Step("route", block, reads, codes, down=tuple(codes.exponent - exponent for exponent in exponents))
+    if isinstance(block, Shortcut):
+        unit = min(exponents)
+        up = tuple(exponent - unit for exponent in exponents)
+        return Step("shortcut", block, reads, codes, up, (finer - unit,))
+    return Step("product", block, reads, codes, down=(finer - sum(exponents),))
 
 
 def _exponents(scale: Tensor) -> list[int]:
@@ -200,46 +278,158 @@ def _integers(values: Tensor, scale: Tensor) -> Codes:
     return codes.astype(np.int64)
 
 
+class Proof(NamedTuple):
+    """Comparison of the integers with the simulation of the training."""
+
+    codes: Mapping[int, Codes]
+    """Of all blocks for the picture, whose own are −1; the same as in float64 in every bit."""
+    compared: int
+    """How many codes those are."""
+    float32_error: float
+    """Largest difference of a head in float32, in its own unit."""
+    float32_share: float
+    """Share of the codes of all blocks that are others in float32."""
+    accumulator_bits: Sequence[int]
+    """Of each block, for any picture; 0 for one that only hands codes on."""
+
+
 @torch.inference_mode()
-def prove(made: Program, model: Darknet, picture: Tensor) -> Proof:
+def prove(made: Program, model: Darknet, image: Tensor) -> Proof:
     """Compare every block with the simulation in float64, for one picture, and measure float32.
 
     Args:
         made: of the model.
         model: in evaluation mode, rounding.
-        picture: [1, C, H, W], 0…1.
+        image: [1, C, H, W], 0…1.
 
     Raises:
         InfeasibleError: a code differs, or an accumulator may leave what float64 computes exactly; names the block.
     """
-    everything = dict(enumerate(made.steps)) | {-1: made.image}
-    bits = tuple(bits_needed(step, everything) for step in made.steps)
+    bits, most = made.accumulator_bits(), EXACT_BITS - SHIFT_PLACES
     for index, needed in enumerate(bits):
-        if needed + SHIFT_PLACES > EXACT_BITS:
-            most = EXACT_BITS - SHIFT_PLACES
-            raise InfeasibleError(f"{model.network.where(index)}: sums may need {needed} bits, and at most {most} can "
-                                  "be proved; take fewer --w_bit or --a_bit")  # fmt: skip
+        if needed > most:
+            raise InfeasibleError(
+                f"{model.network.where(index)}: sums may need {needed} bits, and at most {most} can be proved; take "
+                "fewer --w_bit or --a_bit"
+            )
     single = fuse(model)
-    double = copy.deepcopy(single).double()
-    codes = {-1: made.encode(picture[0].double().numpy())}
-    codes = made.run(codes[-1])
-    want, rough = (_features(network, picture) for network in (double, single))
+    want, rough = (_features(network, image) for network in (copy.deepcopy(single).double(), single))
+    codes = made.run(made.image.encode(image[0].numpy()))
     different = compared = 0
-    for index, step in everything.items():
-        exact = np.ldexp(codes[index].astype(np.float64), step.exponent)
-        if not np.array_equal(exact, want[index]):
-            place = "the picture" if index < 0 else model.network.where(index)
-            raise InfeasibleError(f"{place}: {int((exact != want[index]).sum())} of {exact.size} codes differ from the "
-                                  "simulation in float64; nothing is written")  # fmt: skip
+    for index, values in codes.items():
+        exponent = (made.steps[index].range if index >= 0 else made.image).exponent
+        exact = np.ldexp(values.astype(np.float64), exponent)
+        if wrong := int((exact != want[index]).sum()):
+            where = "the picture" if index < 0 else model.network.where(index)
+            raise InfeasibleError(
+                f"{where}: {wrong} of {exact.size} codes differ from the simulation in float64; nothing is written"
+            )
         different, compared = different + int((exact != rough[index]).sum()), compared + exact.size
-    error = max(float(np.abs(want[head] - rough[head]).max()) for head in made.heads)
+    error = max(float(np.abs(want[head] - rough[head]).max()) for head in model.network.heads)
     return Proof(codes, compared, error, different / compared, bits)
 
 
-def _features(network: Darknet, picture: Tensor) -> Mapping[int, np.ndarray]:
-    """What all blocks put out, and the rounded picture as −1, [C, H, W] in float64."""
-    kind = next(network.parameters()).dtype
-    picture = picture.to(kind)
-    found = dict(network(picture, features=range(len(network.layers))).features)
-    found[-1] = network.quantize_image(picture)
-    return {index: value[0].double().numpy() for index, value in found.items()}
+def _features(network: Darknet, image: Tensor) -> Mapping[int, NDArray[np.float64]]:
+    """What all blocks put out, and the rounded picture as −1, [C, H, W]."""
+    image = image.to(next(network.parameters()).dtype)
+    features = dict(network(image, features=range(len(network.layers))).features)
+    features[-1] = network.quantize_image(image)
+    return {index: value[0].double().numpy() for index, value in features.items()}
+
+
+def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple[Agreement, dict[str, Any]]:
+    """A folder: layout.json, model.npz, and text for $readmemh of a simulator of hardware.
+
+    Raises:
+        InfeasibleError: the integers are not the simulation.
+        DataError, CfgError: the picture of --sample cannot be read, or not as the network takes it.
+    """
+    metadata, quantization = subject.metadata, subject.loaded.quantization
+    image = picture(metadata) if settings.sample is None else sample(settings.sample, metadata)
+    made = program(subject.model)
+    proof = prove(made, subject.model, image)
+    facts = {
+        "codes": proof.compared,
+        "float32": {"max_abs_error": proof.float32_error, "share": proof.float32_share},
+    }
+    description = {
+        "names": metadata.names,
+        "picture": "random" if settings.sample is None else str(settings.sample),
+        "rounding": "half to even" if quantization.half_even else "half away from 0",
+        "quantization": quantization.document(),
+        "lineage": metadata.lineage,
+        **facts,
+        "cfg": format_network(metadata.network),
+    }
+    write_folder(folder / "model.fpga", made, proof, metadata.network, description)
+    precision = f"integers, weights of {quantization.weight_bits} bits"
+    facts |= {"accumulator_bits": proof.accumulator_bits, "precision": precision}
+    return Agreement(runtime="integers in numpy against float64 in PyTorch"), facts
+
+
+def sample(path: Path, metadata: Metadata) -> Tensor:
+    """A picture as the network sees it, [1, C, H, W], 0…1."""
+    pixels, _ = fit(read_image(path, picture_channels(metadata.network)), metadata.size, metadata.mode)
+    return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
+
+
+def write_folder(folder: Path, made: Program, proof: Proof, network: Network, description: Mapping[str, Any]) -> None:
+    """Write the integers, and the codes of the picture that they were proved on."""
+    tensors: dict[str, tuple[Codes, int]] = {}
+    blocks = []
+    for index, (step, bits) in enumerate(zip(made.steps, proof.accumulator_bits, strict=True)):
+        prefix = f"block{index:03d}"
+        for key, codes in (("weight", step.weight), ("bias", step.bias)):
+            if codes is not None:
+                tensors[f"{prefix}.{key}"] = codes, stored_bits(codes)
+        for key, places in (("up", step.up), ("down", step.down)):
+            if places:
+                tensors[f"{prefix}.{key}"] = np.array(places), 8
+        if step.kind != "pass":
+            tensors[f"{prefix}.output"] = proof.codes[index], step.range.bits
+        blocks.append(_described(index, step, proof.codes[index].shape) | {"accumulator_bits": bits})
+    tensors["image"] = proof.codes[-1], made.image.bits
+    (folder / "hex").mkdir(parents=True)
+    for name, (codes, bits) in tensors.items():
+        (folder / "hex" / f"{name}.hex").write_bytes(hexadecimal(codes, bits))
+    arrays = {name: codes.astype(np.int8 if bits <= 8 else np.int16) for name, (codes, bits) in tensors.items()}
+    np.savez_compressed(folder / "model.npz", **arrays)
+    image = {"shape": proof.codes[-1].shape, "exponent": made.image.exponent, "bits": made.image.bits}
+    layout = {**description, "about": ABOUT, "image": image, "heads": network.heads}
+    head = json.dumps(layout, indent=1, ensure_ascii=False).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(block, ensure_ascii=False) for block in blocks)
+    (folder / "layout.json").write_text(f'{head},\n "blocks": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def stored_bits(codes: Codes) -> int:
+    """Bits of a weight or bias in the files: 8, or 16."""
+    return 8 if np.abs(codes).max(initial=0) < 2**7 else 16
+
+
+def hexadecimal(codes: Codes, bits: int) -> bytes:
+    """One code a line, two or four digits of two's complement."""
+    digits = 2 if bits <= 8 else 4
+    lines = np.array([f"{code:0{digits}x}\n".encode() for code in range(16**digits)])
+    return lines[codes.ravel() % 16**digits].tobytes()
+
+
+def _described(index: int, step: Step, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A block in layout.json."""
+    block, codes = step.block, step.range
+    document: dict[str, Any] = {
+        "block": index,
+        "section": type(block).__name__.lower(),
+        "computes": step.kind,
+        "reads": step.reads,
+        "shape": shape,
+        "exponent": codes.exponent,
+        "bits": codes.bits,
+        "low": codes.low,
+        "high": codes.high,
+        "activation": "leaky" if codes.leaky else getattr(block, "activation", "linear"),
+    }
+    document |= {key: getattr(block, key) for key in GEOMETRY.get(type(block), ())}
+    if step.weight is not None:
+        bias_bits = 8 if step.bias is None else stored_bits(step.bias)
+        document |= {"weight_bits": stored_bits(step.weight), "bias_bits": bias_bits}
+    return document | {key: list(getattr(step, key)) for key in ("up", "down") if getattr(step, key)}

@@ -1,10 +1,15 @@
-"""Files with integers: what can be one, and the proof that each layer computes what the training computed with."""
+"""Networks in integers: codes of weights and biases, roundings of tensors, and the proof layer by layer.
+
+Everything is what the training computed with, so the values of the file are those of the simulation: a convolution
+reads x = s_x (q − z), its weights are s_w[c] · codes with batch normalisation folded in, and its bias has the scale
+s_x · s_w[c], at which integer kernels add it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +17,110 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Darknet
-from utils.errors import InfeasibleError, InputError
-from utils.export.codes import Codes, Point
-from utils.layers import ConvBlock
-from utils.quantization.quantizers import Scale, codes
-from utils.quantization.scheme import QuantSettings, simulated_only
-from utils.runtime.metadata import IMAGE
+from utils.errors import InfeasibleError
+from utils.layers import Computing, ConvBlock, normalisation
+from utils.quantization.quantizers import ActivationQuantizer, Scale
+from utils.quantization.quantizers import codes as round_to_codes
+from utils.quantization.scheme import Grid, passes
+from utils.runtime.metadata import IMAGE, TOLERANCES, compare
 
 MOST_STEPS = 1
 """A layer's output may differ by that much: sums are scaled in another order there, and a tie falls elsewhere."""
-FLOAT_TOLERANCE = 1e-3
-"""max|a - b| / max(1, max|a|) of a head that is not rounded."""
+LARGEST_BIAS = 2**30
+"""In codes; leaves sums of products as much again in 32 bits."""
+SPREAD = 63
+"""Largest code of weights of 7 bits, whose products no target lets saturate."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that is rounded: x̂ = scale · (q − zero)."""
+
+    scale: np.float32
+    zero: int
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution in integers."""
+
+    codes: NDArray[np.int8]
+    """[O, I, k, k]."""
+    scale: NDArray[np.float32]
+    """[O]."""
+    bias: NDArray[np.int32] | None
+    """[O], in units of `bias_scale`."""
+    bias_scale: NDArray[np.float32]
+    """[O]."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers of a network."""
+
+    points: Mapping[int, Point]
+    """The roundings of what blocks put out, and of the picture (−1). Blocks that only pass values on are there, too."""
+    before: frozenset[int]
+    """Blocks that round before their activation as well, to the same codes."""
+    kernels: Mapping[int, Kernel]
+    """Of blocks whose weights are rounded; but for those that read a float head, whose weights are floats in a file."""
+    explicit: bool = False
+    """Weights are written in float and rounded in the file, biases are float, as TensorRT reads them."""
+
+
+def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
+    """The integers of a quantized model, whose batch normalisations are not folded yet."""
+    points = {-1: point(model.quantize_image)}
+    before, kernels = set(), {}
+    for index, layer in enumerate(model.layers):
+        source = model.blocks[index].reads(index)[0]
+        slot = layer.quantize_output if isinstance(layer, Computing) else None
+        if slot is not None:
+            points[index] = point(slot)
+            if slot.twice:
+                before.add(index)
+        elif passes(model.blocks[index]) and source in points:
+            points[index] = points[source]
+        if isinstance(layer, ConvBlock) and layer.quantize_weight is not None and source in points:
+            kernels[index] = kernel(layer, points[source])
+    return Codes(points, frozenset(before), kernels, explicit)
+
+
+def point(slot: ActivationQuantizer) -> Point:
+    """Scale and zero point of a slot."""
+    scale, zero = slot.scale()
+    return Point(np.float32(scale.item()), int(zero), slot.grid)
+
+
+@torch.no_grad()
+def kernel(layer: ConvBlock, source: Point) -> Kernel:
+    """Codes of a convolution that reads a rounded tensor.
+
+    Codes of few bits are spread over more, in smaller steps that divide theirs, so that the bias has small ones, too. A
+    channel whose weights are so small that its bias would leave 32 bits gets larger steps for both.
+    """
+    weight, gain, bias = layer.conv.weight, None, layer.conv.bias
+    if layer.bn is not None:
+        gain, bias = normalisation(layer.bn)
+        if layer.fold is not None:
+            weight, gain = weight * gain.view(-1, 1, 1, 1), None
+    quantizer = layer.quantize_weight
+    steps = quantizer.scale(weight)
+    finer = max(1, SPREAD // quantizer.grid.high)
+    whole = quantizer.codes(weight) * finer
+    scale = steps.scale.expand(len(weight)).double() / finer
+    if gain is not None:
+        whole, scale = whole * torch.sign(gain).view(-1, 1, 1, 1), scale * gain.abs().double()
+    if bias is not None:
+        wider = torch.maximum(scale, bias.abs().double() / (float(source.scale) * LARGEST_BIAS))
+        whole = torch.round(whole * torch.nan_to_num(scale / wider).view(-1, 1, 1, 1))
+        scale = wider
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = scale.float()
+    bias_scale = scale * float(source.scale)
+    added = None if bias is None else torch.round(bias.double() / bias_scale.double()).int().numpy()
+    return Kernel(whole.to(torch.int8).numpy(), scale.numpy(), added, bias_scale.numpy())
 
 
 class Gap(NamedTuple):
@@ -36,73 +134,49 @@ class Gap(NamedTuple):
     """How many were compared."""
 
 
-def check_integers(settings: QuantSettings | None, path: Path, tensorrt: bool) -> None:
-    """Refuse a network that has no form in 8-bit integers.
-
-    Args:
-        settings: how it is quantized; None: it is not.
-        path: its file.
-        tensorrt: the file is meant for TensorRT.
-
-    Raises:
-        InputError: names the way out.
-    """
-    flag = "--format tensorrt" if tensorrt else "--int8"
-    wanted = "tensorrt" if tensorrt else "cpu"
-    if settings is None:
-        raise InputError(f"{flag}: {path} is float; `quantize.py --weights {path} --target {wanted}` or `train.py "
-                         f"--weights {path} --quantized 1 --target {wanted}` quantizes it first")  # fmt: skip
-    again = f"quantize the float network with --target {wanted}"
-    if settings.target == "fpga":
-        raise InputError(f"{flag}: {path} is quantized for an FPGA; take --format fpga, or {again}")
-    if tensorrt != (settings.target == "tensorrt"):
-        way = f"; take --format {'onnx --int8' if tensorrt else 'tensorrt'}, or {again}"
-        raise InputError(f"{flag}: {path} is quantized with --target {settings.target}{way}")
-    if reason := simulated_only(settings):
-        raise InputError(f"{flag}: {path} {reason}")
-
-
-def stages(model: Darknet, integers: Codes, tensors: Sequence[str]) -> list[str]:
+def stages(model: Darknet, codes: Codes, tensors: Collection[str]) -> list[str]:
     """Names of all tensors of a file that hold codes, and of heads that are float."""
     names = [f"{IMAGE}/codes"]
     for index in range(len(model.blocks)):
         names += [f"block{index}/linear/codes", f"block{index}/codes"]
-    known = set(tensors)
-    floats = [f"block{head - 1}" for head in model.network.heads if head - 1 not in integers.points]
-    return [name for name in names if name in known] + floats
+    floats = [f"block{head - 1}" for head in model.network.heads if head - 1 not in codes.points]
+    return [name for name in names if name in tensors] + floats
 
 
 @torch.inference_mode()
-def layer_gaps(model: Darknet, integers: Codes, found: dict[str, NDArray[np.generic]]) -> Gap:
+def layer_gaps(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]]) -> Gap:
     """Compare every layer of a file with the simulation, fed with what the layer read in the file.
 
     Args:
         model: quantized, in evaluation mode.
-        integers: of the model.
-        found: the tensors of `stages`, as the file computed them.
+        codes: of the model.
+        tensors: those of `stages`, as the file computed them.
 
     Raises:
         InfeasibleError: a layer differs by more than MOST_STEPS; names it.
     """
     different = total = steps = layers = 0
     for index, layer in enumerate(model.layers):
-        inputs = [_values(model, integers, found, source) for source in model.blocks[index].reads(index)]
-        linear, name, point = f"block{index}/linear/codes", f"block{index}/codes", integers.points.get(index)
+        inputs = [_values(model, codes, tensors, source) for source in model.blocks[index].reads(index)]
+        linear, name, point = f"block{index}/linear/codes", f"block{index}/codes", codes.points.get(index)
         pairs = []
-        if linear in found:
+        if linear in tensors:
             pairs.append((layer.sums(inputs[0]), linear))
-            pairs.append((layer.activation(_dequantized(found[linear], point)), name))
-        elif name in found:
+            pairs.append((layer.activation(_dequantized(tensors[linear], point)), name))
+        elif name in tensors:
             pairs.append((layer(*inputs), name))
         elif isinstance(layer, ConvBlock):
-            _check_float(layer(*inputs), found[f"block{index}"], model.network.where(index))
-        for values, place in pairs:
-            want = codes(values, _scale(point), point.grid)
-            apart = (want - torch.from_numpy(found[place]).to(want.dtype)).abs()
+            _check_float(layer(*inputs), tensors[f"block{index}"], model.network.where(index))
+        for values, tensor in pairs:
+            scale = Scale(torch.tensor(point.scale), torch.tensor(point.zero, dtype=torch.int32))
+            want = round_to_codes(values, scale, point.grid)
+            apart = (want - torch.from_numpy(tensors[tensor]).to(want.dtype)).abs()
             worst = int(apart.max())
             if worst > MOST_STEPS:
-                raise InfeasibleError(f"{model.network.where(index)}: differs from the simulation by {worst} steps "
-                                      "in the file; nothing is written")  # fmt: skip
+                raise InfeasibleError(
+                    f"{model.network.where(index)}: differs from the simulation by {worst} steps in the file; "
+                    "nothing is written"
+                )
             steps, different, total = max(steps, worst), different + int((apart > 0).sum()), total + apart.numel()
         layers += bool(pairs)
     if not layers:
@@ -110,33 +184,22 @@ def layer_gaps(model: Darknet, integers: Codes, found: dict[str, NDArray[np.gene
     return Gap(steps, different / max(1, total), layers)
 
 
-def _check_float(want: Tensor, found: NDArray[np.floating], where: str) -> None:
-    gap = float((want - torch.from_numpy(found)).abs().max()) / max(1.0, float(want.abs().max()))
-    if not gap <= FLOAT_TOLERANCE:
+def _check_float(want: Tensor, head: NDArray[np.floating], where: str) -> None:
+    """Refuse a head in float that differs."""
+    gap = compare([want.numpy()], [head])[1]
+    if not gap <= TOLERANCES["float32"]:
         raise InfeasibleError(f"{where}: differs from PyTorch by {gap:.3g} of the largest value; nothing is written")
 
 
-def _values(model: Darknet, integers: Codes, found: dict[str, NDArray[np.generic]], block: int) -> Tensor:
+def _values(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]], block: int) -> Tensor:
     """The output of a block as the file has it; of a picture with −1."""
     name = f"block{block}/codes" if block >= 0 else f"{IMAGE}/codes"
-    if name in found:
-        return _dequantized(found[name], integers.points[block])
-    if f"block{block}" in found:
-        return torch.from_numpy(found[f"block{block}"])
-    return _values(model, integers, found, model.blocks[block].reads(block)[0])
+    if name in tensors:
+        return _dequantized(tensors[name], codes.points[block])
+    if f"block{block}" in tensors:
+        return torch.from_numpy(tensors[f"block{block}"])
+    return _values(model, codes, tensors, model.blocks[block].reads(block)[0])
 
 
-def _dequantized(values: NDArray[np.generic], point: Point) -> Tensor:
+def _dequantized(values: NDArray[np.integer], point: Point) -> Tensor:
     return (torch.from_numpy(values).float() - point.zero) * torch.tensor(point.scale)
-
-
-def _scale(point: Point) -> Scale:
-    return Scale(torch.tensor(point.scale), torch.tensor(point.zero, dtype=torch.int32))
-
-
-def types(tensors: Sequence[str], integers: Codes) -> dict[str, int]:
-    """ONNX's type of each tensor of `stages`."""
-    import onnx
-
-    kind = onnx.TensorProto.INT8 if integers.points[-1].grid.signed else onnx.TensorProto.UINT8
-    return {name: kind if name.endswith("/codes") else onnx.TensorProto.FLOAT for name in tensors}

@@ -3,142 +3,187 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import load_model
-from utils.cli import input_size, log, print_json
-from utils.darknet.blocks import Network
-from utils.darknet.cfg import format_network
+from utils.cli import input_size, log
+from utils.darknet.data_file import Names, check_names
 from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
-from utils.export.formats import FORMATS
-from utils.export.fpga import check_shifts
-from utils.export.integers import check_integers
-from utils.export.made import Made, Subject
-from utils.export.request import COMPANIONS, ONNX_LIKE, PAIRS, SUFFIXES, ExportRequest
-from utils.files import atomic_write_text
-from utils.quantization.scheme import QuantSettings
+from utils.export.settings import COMPANIONS, ONNX_LIKE, PAIRS, SUFFIXES, ExportSettings
+from utils.export.verify import Agreement, Subject
+from utils.files import atomic_path
+from utils.model_files import ModelFiles
+from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
 from utils.runtime.metadata import Metadata
-from utils.runtime.names import check_names
+
+MAKERS = {
+    "onnx": "onnx_file.make_onnx",
+    "tensorrt": "onnx_file.make_onnx",
+    "ncnn": "ncnn.make_ncnn",
+    "openvino": "openvino.make_openvino",
+    "torchscript": "torch_files.make_torchscript",
+    "darknet": "torch_files.make_darknet",
+    "pt": "torch_files.make_checkpoint",
+    "fpga": "fpga.make_fpga",
+}
+"""Functions of this room that make and prove model.SUFFIX in a folder; imported when used, as packages are optional."""
 
 
-def export(asked: ExportRequest) -> None:
-    """Carry out a request and print what came of it.
+def export(
+    files: ModelFiles, settings: ExportSettings, names: Names | None = None, args: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Make a file; returns the document of --json.
+
+    Args:
+        files: of the network.
+        settings: of the file.
+        names: of the classes; those of the weights, else numbers, when None.
+        args: every flag and its value, for args.yaml of a new run directory.
 
     Raises:
         InputError: names, size or weights that do not fit.
         InfeasibleError: the file would not compute what PyTorch does; nothing is written.
     """
-    subject = load_subject(asked)
-    made = FORMATS[asked.format](subject, asked)
-    path = write(asked, subject.metadata.network, made)
-    document = describe(asked, subject.metadata, made, path)
-    print_json(document) if asked.as_json else print(text(document))
+    subject = load_subject(files, settings, names)
+    module, _, function = MAKERS[settings.format].partition(".")
+    make = getattr(importlib.import_module(f"utils.export.{module}"), function)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
+        proof, facts = make(subject, settings, Path(folder))
+        path = settings.path
+        if path is None:
+            run = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
+            ending.enter_context(run.until())
+            run.describe(args=dict(args or {}))
+            path = run.file(f"model{SUFFIXES[settings.format]}")
+        size = publish(Path(folder), path)
+    return describe(settings, subject.metadata, path, size, proof, facts)
 
 
-def load_subject(asked: ExportRequest) -> Subject:
-    """The model, with the input size that was asked for, and what its file will say of it."""
-    loaded = load_model(asked.files)
+def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | None = None) -> Subject:
+    """The model with the input size of its file, and the metadata of the file."""
+    loaded = load_model(files)
     for note in loaded.notes:
         log(note)
     network = loaded.model.network
-    check_names(asked.given, network, asked.files.weights)
-    check_quantization(asked, loaded.quantization)
-    network = sized(network, input_size(asked.sides, max_stride(network), (network.net.height, network.net.width)))
-    names = (asked.given and asked.given.names) or loaded.names or tuple(map(str, range(network.classes)))
+    check_names(names, network, files.weights)
+    check_quantization(loaded.quantization, settings, files.weights)
+    default = network.net.height, network.net.width
+    height, width = input_size(settings.sides, max_stride(network), default)
+    trace(network, height, width)
+    network = replace(network, net=replace(network.net, height=height, width=width))
     metadata = Metadata(
         network,
-        names,
-        output=asked.output,
-        mode=asked.mode,
-        precision=asked.precision,
-        conf_thres=asked.conf_thres,
-        iou_thres=asked.iou_thres,
+        (names and names.names) or loaded.names or tuple(map(str, range(network.classes))),
+        output=settings.output,
+        mode=settings.mode,
+        precision=settings.precision,
+        conf_thres=settings.conf_thres,
+        iou_thres=settings.iou_thres,
         lineage=loaded.lineage(),
         quantization=loaded.quantization and loaded.quantization.document(),
     )
     model = copy.copy(loaded.model)
     model.network = network
-    return Subject(loaded, model.requires_grad_(False).eval(), metadata)
+    return Subject(loaded, model.eval().requires_grad_(False), metadata)
 
 
-def check_quantization(asked: ExportRequest, settings: QuantSettings | None) -> None:
-    """Refuse integers of a float network, and float files of a quantized one.
+def check_quantization(quantization: QuantSettings | None, settings: ExportSettings, path: Path) -> None:
+    """Refuse integers of a float network, float files of a quantized one, and integers that the format has not.
 
     Raises:
         InputError: names the way out.
     """
-    if asked.format == "fpga":
-        check_shifts(settings, asked.files.weights)
-    elif asked.options.int8:
-        check_integers(settings, asked.files.weights, asked.format == "tensorrt")
-    elif settings is not None:
-        way = "add --int8" if asked.format in ONNX_LIKE else "take --format onnx --int8"
-        way = "take --format fpga" if settings.kernels.power_of_two else way
-        raise InputError(f"{asked.files.weights}: is quantized, and this file would be float; {way}, or give the "
-                         "weights it was made from")  # fmt: skip
+    target = quantization and quantization.target
+    state = f"is quantized with --target {target}" if quantization else "is float"
+    if settings.format == "fpga":
+        if quantization is None or not quantization.kernels.power_of_two:
+            raise InputError(
+                f"--format fpga: {path} {state}; `train.py --weights FILE --quantized 1 --FPGA` makes one of shifts of "
+                "the float network, or `quantize.py --weights FILE --target fpga`"
+            )
+    elif settings.integers:
+        check_integers(quantization, settings, f"{path} {state}")
+    elif quantization is not None:
+        way = "add --int8" if settings.format in ONNX_LIKE else "take --format onnx --int8"
+        way = "take --format fpga" if quantization.kernels.power_of_two else way
+        raise InputError(
+            f"{path}: is quantized, and this file would be float; {way}, or give the weights it was made from"
+        )
 
 
-def sized(network: Network, size: tuple[int, int]) -> Network:
-    """The network with another input.
-
-    Raises:
-        CfgError: its blocks cannot work on it.
-    """
-    trace(network, *size)
-    return replace(network, net=replace(network.net, height=size[0], width=size[1]))
-
-
-def write(asked: ExportRequest, network: Network, made: Made) -> Path:
-    """Write the file, and its cfg where it needs one: last, so that a cfg is never without its weights."""
-    with ExitStack() as ending:
-        path = asked.path
-        if path is None:
-            run = RunDirectory.create(asked.project, asked.name, exist_ok=asked.exist_ok)
-            ending.enter_context(run.until())
-            run.describe(args=asked.flags)
-            path = run.file(f"model{SUFFIXES[asked.format]}")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        made.write(path)
-        if asked.format in PAIRS:
-            atomic_write_text(path.with_suffix(".cfg"), format_network(made.network or network))
-    return path
+def check_integers(quantization: QuantSettings | None, settings: ExportSettings, state: str) -> None:
+    """Refuse a network whose integers are not those of the format; `state` names its file and how it is quantized."""
+    tensorrt = settings.format == "tensorrt"
+    flag, target = ("--format tensorrt", "tensorrt") if tensorrt else ("--int8", "cpu")
+    again = f"or quantize the float network with --target {target}"
+    path = state.partition(" is ")[0]
+    if quantization is None:
+        raise InputError(
+            f"{flag}: {state}; `quantize.py --weights {path} --target {target}` or `train.py --weights {path} "
+            f"--quantized 1 --target {target}` quantizes it first"
+        )
+    if quantization.target == "fpga":
+        raise InputError(f"{flag}: {path} is quantized for an FPGA; take --format fpga, {again}")
+    if tensorrt != (quantization.target == "tensorrt"):
+        way = "onnx --int8" if tensorrt else "tensorrt"
+        raise InputError(f"{flag}: {state}; take --format {way}, {again}")
+    if reason := simulated_only(quantization):
+        raise InputError(f"{flag}: {path} {reason}")
 
 
-def describe(asked: ExportRequest, metadata: Metadata, made: Made, path: Path) -> dict[str, Any]:
+def publish(folder: Path, path: Path) -> int:
+    """Copy what was made as model.* in a folder to `path` and its companions; returns the bytes, without a cfg."""
+    size = 0
+    for file in sorted(folder.rglob("*"), key=lambda file: (file.suffix == path.suffix, file.name == "layout.json")):
+        if file.is_dir():
+            continue
+        inner = file.relative_to(folder).parts[1:]
+        target = path.joinpath(*inner) if inner else path.with_suffix(file.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:  # what is named comes last: it is never without the others
+            shutil.copyfile(file, temporary)
+        size += file.stat().st_size * (file.suffix != ".cfg")
+    return size
+
+
+def describe(
+    settings: ExportSettings, metadata: Metadata, path: Path, size: int, proof: Agreement, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """The document of --json."""
-    found = made.agreement
     document = {
-        "format": asked.format,
+        "format": settings.format,
         "path": str(path),
-        "bytes": path.stat().st_size,
-        "max_abs_error": found.max_abs_error,
-        "error": found.error,
-        "tolerance": found.tolerance,
-        "runtime": found.runtime,
+        "bytes": size,
+        "max_abs_error": proof.max_abs_error,
+        "error": proof.error,
+        "tolerance": proof.tolerance,
+        "runtime": proof.runtime,
         "input": [metadata.network.net.channels, *metadata.size],
         "classes": metadata.network.classes,
     }
-    if asked.format in PAIRS:
+    if settings.format in PAIRS:
         return document | {"cfg": str(path.with_suffix(".cfg"))}
-    files = [str(path.with_suffix(suffix)) for suffix in COMPANIONS.get(asked.format, ())]
-    document |= {"files": files} if files else {}
-    if asked.format == "tensorrt":
+    if companions := COMPANIONS.get(settings.format):
+        document["files"] = [str(path.with_suffix(suffix)) for suffix in companions]
+    if settings.format == "tensorrt":
         # Tensors have the types of the graph: in TensorRT 10 with this flag, in 11 always, where the flag has no effect
         # and --int8 and --fp16 are errors (NVIDIA, "Migrating trtexec Usage from TensorRT 10.x to 11.x").
-        document["command"] = shlex.join(
-            ["trtexec", f"--onnx={path}", "--stronglyTyped", f"--saveEngine={path.with_suffix('.engine')}"]
-        )
-    return document | {"output": metadata.output, "precision": metadata.precision, **made.facts}
+        engine = f"--saveEngine={path.with_suffix('.engine')}"
+        document["command"] = shlex.join(["trtexec", f"--onnx={path}", "--stronglyTyped", engine])
+    return document | {"output": metadata.output, "precision": metadata.precision, **facts}
 
 
-def text(document: dict[str, Any]) -> str:
+def text(document: Mapping[str, Any]) -> str:
     """The document for people."""
     size = f"{document['bytes'] / 1e6:.2f} MB"
     if "cfg" in document:
@@ -146,16 +191,22 @@ def text(document: dict[str, Any]) -> str:
     channels, height, width = document["input"]
     kind = {"heads": "raw heads", "rows": "decoded rows", "detections": "detections"}[document["output"]]
     opset = f", opset {document['opset']}" if "opset" in document else ""
-    made = (
-        f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}\n"
+    lines = [
+        f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}",
         f"differs from PyTorch by {document['error']:.2g} of the largest value, {document['max_abs_error']:.2g} in all "
-        f"({document['runtime']})"
-    )
+        f"({document['runtime']})",
+    ]
     if "layers" in document:
-        made += (f"\neach of {document['layers']} layers, on the same integers: {document['steps']} step at most, "
-                 f"{document['share']:.2%} of the values differ")  # fmt: skip
+        lines.append(
+            f"each of {document['layers']} layers, on the same integers: {document['steps']} step at most, "
+            f"{document['share']:.2%} of the values differ"
+        )
     if "float32" in document:
-        found, most = document["float32"], max(document["accumulator_bits"])
-        made += (f"\nthe same in every bit of {document['codes']} codes; in float32 {found['share']:.2%} of them "
-                 f"differ, heads by {found['max_abs_error']:.2g}; sums have at most {most} bits")  # fmt: skip
-    return made + (f"\n{document['command']}" if "command" in document else "")
+        rough, most = document["float32"], max(document["accumulator_bits"])
+        lines.append(
+            f"the same in every bit of {document['codes']} codes; in float32 {rough['share']:.2%} of them differ, "
+            f"heads by {rough['max_abs_error']:.2g}; sums have at most {most} bits"
+        )
+    if "command" in document:
+        lines.append(document["command"])
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.network import file_bytes
 from utils.errors import InputError, SuiteError
-from utils.export.request import COMPANIONS, PAIRS, SUFFIXES
+from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES
 from utils.files import read_text, reading_yaml, regular_file, sha256
 from utils.model_files import cfg_of
 from utils.report.cost import network_cost

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.cli import require
 from utils.darknet.blocks import Network
 from utils.darknet.network import opencv_warning, same_network
 from utils.errors import InputError
 from utils.flags import Group
 from utils.model_files import ModelFiles, adaptation, choose_model, other_network
-from utils.runtime.exported import ExportedFile
-from utils.runtime.ncnn_file import read_ncnn
-from utils.runtime.onnx_file import read_onnx
-from utils.runtime.openvino_file import read_openvino
-from utils.runtime.packages import require
+from utils.runtime.exported import ExportedFile, read_ncnn, read_onnx, read_openvino
 
 READABLE = ".pt, .weights, .onnx, ncnn's .param or OpenVINO's .xml"
 """Kinds of `--weights` that can be run."""
@@ -174,20 +171,12 @@ def _weights(files: ModelFiles, runtime: str | None) -> RuntimeFiles:
             raise InputError(
                 f"--runtime opencv: {files.weights} is a .pt file; export.py makes .weights or .onnx of it"
             )
-        check_importer()
+        import cv2
+
+        if not hasattr(cv2.dnn, "readNetFromDarknet"):
+            raise InputError(
+                f"--runtime opencv: OpenCV {cv2.__version__} reads no Darknet files, 4.x does; both read .onnx files"
+            )
         if warning := opencv_warning(files.network):
             raise InputError(f"--runtime opencv: {warning}")
-    return RuntimeFiles(*(getattr(files, field.name) for field in fields(ModelFiles)), runtime or "torch")
-
-
-def check_importer() -> None:
-    """Refuse an OpenCV that does not read Darknet files.
-
-    Raises:
-        InputError: names the way out.
-    """
-    import cv2
-
-    if not hasattr(cv2.dnn, "readNetFromDarknet"):
-        raise InputError(f"--runtime opencv: OpenCV {cv2.__version__} reads no Darknet files, 4.x does; .onnx files "
-                         "work with both")  # fmt: skip
+    return RuntimeFiles(**vars(files), runtime=runtime or "torch")

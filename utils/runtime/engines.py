@@ -19,6 +19,9 @@ Array = NDArray[np.float32]
 
 ROUNDS_FLOATS = "WeightBiasQuantization"
 """Lets onnxruntime round float weights between integers, where a convolution was kept float."""
+CPU_INFO = Path("/proc/cpuinfo")
+VNNI = {"avx512_vnni", "avx_vnni"}
+"""Names of the instructions in CPU_INFO."""
 NCNN_HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
 """Options that let ncnn round feature maps to 16 bits where a processor has instructions for them."""
 OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
@@ -66,7 +69,7 @@ def onnxruntime_engine(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.use_deterministic_compute = True
-    if wide:
+    if wide and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # what goes wrong is an exception, too
     place = "the file" if isinstance(model, bytes) else str(model)
@@ -87,6 +90,17 @@ def onnxruntime_engine(
             raise NumericsError(f"{place}: onnxruntime failed: {first_line(failure)}") from None
 
     return Engine(run, batch, f"onnxruntime {onnxruntime.__version__}, CPU, threads: {threads}")
+
+
+def has_vnni() -> bool:
+    """Tell whether an x86 adds products of 8 bits in 32 bits, so that no pair of them saturates.
+
+    Linux lists the instructions of its processor. Elsewhere the answer is False, which costs time and is always right.
+    """
+    try:
+        return bool(set(CPU_INFO.read_text().split()) & VNNI)
+    except OSError:
+        return False
 
 
 def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, integers: bool = False) -> Engine:

@@ -13,7 +13,7 @@ from models import Darknet, Outputs, fuse, reduced
 from utils.checkpoint import load_model
 from utils.darknet.blocks import Network
 from utils.darknet.network import OPENCV_EPSILON
-from utils.errors import InputError, WeightsError
+from utils.errors import InfeasibleError, InputError, WeightsError
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import (
     Engine,
@@ -24,8 +24,7 @@ from utils.runtime.engines import (
     openvino_engine,
 )
 from utils.runtime.exported import ExportedFile
-from utils.runtime.metadata import Metadata
-from utils.runtime.reference import check_engine, picture, reference
+from utils.runtime.metadata import Metadata, distance, parts, picture, reference, sample
 
 
 class ForeignModel(nn.Module):
@@ -94,8 +93,9 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
             raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
         loaded = load_model(files)
         if files.half and loaded.quantization is not None:
-            raise InputError(f"--half: {files.weights} is quantized, and float16 has other values than its grids; "
-                             "leave --half out")  # fmt: skip
+            raise InputError(
+                f"--half: {files.weights} is quantized, and float16 has other values than its grids; leave --half out"
+            )
         model = fuse(loaded.model)
         if files.half:
             model = reduced(model, torch.float16)
@@ -113,6 +113,32 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         check_engine(engine, file, half=files.half)
     decodes = file is not None and file.metadata.output == "rows"
     return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
+
+
+def check_engine(engine: Engine, file: ExportedFile, *, half: bool = False) -> None:
+    """Run an engine once and compare it with the reference of its file; files of versions before have none.
+
+    Args:
+        engine: of the file.
+        file: what is known of it.
+        half: the engine may compute in float16.
+
+    Raises:
+        InfeasibleError: it computes something else; names it, the file and the difference.
+    """
+    metadata, wanted = file.metadata, file.metadata.reference
+    if wanted is None:
+        return
+    precision = "float16" if half else metadata.precision
+    outputs = engine(picture(metadata.network))
+    arrays = parts(outputs[0]) if metadata.output == "rows" else outputs
+    gap = distance([np.array(values) for values in wanted.values], [sample(array) for array in arrays], precision)
+    limit = wanted.limit(precision)
+    if not gap <= limit:  # NaN, too
+        raise InfeasibleError(
+            f"{file.path}: {engine.name} computes another network than the file was made of: its outputs differ by "
+            f"{gap:.3g}, allowed is {limit:.3g}; take another --runtime, or another version of it"
+        )
 
 
 @torch.inference_mode()

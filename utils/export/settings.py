@@ -1,0 +1,130 @@
+"""Flags of export.py as values, and the formats. No torch, no onnx."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.cli import flag, integer, threshold
+
+SUFFIXES = {
+    "onnx": ".onnx",
+    "ncnn": ".ncnn.param",
+    "openvino": ".xml",
+    "tensorrt": ".onnx",
+    "torchscript": ".torchscript",
+    "darknet": ".weights",
+    "pt": ".pt",
+    "fpga": ".fpga",
+}
+"""Formats and how their files end; .fpga is a folder."""
+ALIASES = {"weights": "darknet"}
+"""Other names of formats."""
+PAIRS = ("darknet", "pt")
+"""Formats whose files have a cfg beside them."""
+COMPANIONS = {"ncnn": (".bin", ".json"), "openvino": (".bin",), **dict.fromkeys(PAIRS, (".cfg",))}
+"""Last suffixes of the files that belong to the one that is named."""
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "tensorrt": ("onnx", "onnxruntime"),
+    "ncnn": ("onnx", "onnxruntime", "ncnn", "pnnx"),
+    "openvino": ("onnx", "onnxruntime", "openvino"),
+}
+"""What a format needs beside the suite's own packages."""
+ONNX_LIKE = ("onnx", "openvino", "tensorrt")
+"""Formats that are ONNX files or made of them."""
+GOES_WITH = {
+    "int8": ("onnx", "openvino", "tensorrt"),
+    "nms": ("onnx", "tensorrt"),
+    "multi_label": ("onnx", "tensorrt"),
+    "opset": ONNX_LIKE,
+    "dynamic_batch": ONNX_LIKE,
+    "half": ("onnx", "ncnn", "openvino"),
+    "mish": ONNX_LIKE,
+    "decode": (*ONNX_LIKE, "torchscript"),
+    "sample": ("fpga",),
+    "fold": ("darknet",),
+}
+"""Flags and the formats they go with."""
+OPSETS = range(13, 22)
+"""Versions of ONNX's operators that onnx 1.16 and onnxruntime 1.18 know, the oldest ones that will do."""
+DEFAULT_OPSET = 17
+"""Read by onnxruntime and by OpenCV 4.14; all blocks have an operator of their own from 14 on."""
+MISH_FORMS = ("exp", "softplus", "op")
+"""Ways to write mish; `onnx_graph.MISH` has them."""
+MISH_OPSET = 18
+"""From here on ONNX has the operator."""
+
+
+def operator_version(text: str) -> int:
+    """A version of ONNX's operators; argparse type."""
+    if (value := integer(text)) not in OPSETS:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
+    return value
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """The file that is made of a network."""
+
+    format: str = flag("onnx", "kind of the file; weights is another name of darknet", choices=(*SUFFIXES, *ALIASES))
+    int8: bool = flag(
+        False, "the integers that a quantized network was trained or calibrated with, for integer kernels"
+    )
+    sample: Path | None = flag(
+        None, "picture whose codes --format fpga writes (default: a random one)", type=Path, metavar="FILE"
+    )
+    decode: bool = flag(False, "put out rows (cx, cy, w, h, objectness, classes), not raw heads")
+    nms: bool = flag(False, "put out detections (picture, x1, y1, x2, y2, confidence, class)")
+    conf_thres: float = flag(
+        0.3, "least confidence of a detection, with --nms; else noted in the file", type=threshold, metavar="C"
+    )
+    iou_thres: float = flag(
+        0.6, "a box that overlaps a better one of its class by more is dropped", type=threshold, metavar="T"
+    )
+    multi_label: bool = flag(False, "with --nms: all classes of a box above C, not only the best")
+    opset: int = flag(
+        DEFAULT_OPSET, f"ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}", type=operator_version, metavar="N"
+    )
+    dynamic_batch: bool = flag(False, "any number of pictures at a time (default: one)")
+    half: bool = flag(
+        False,
+        "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it; input, output: float32",
+    )
+    fold: bool = flag(False, "darknet: batch normalisations become biases (default: left as they are)")
+    mish: str = flag(
+        MISH_FORMS[0],
+        "how mish is written; exp: fastest in onnxruntime; softplus: what OpenCV recognises; "
+        f"op: ONNX's own, from opset {MISH_OPSET} on",
+        choices=MISH_FORMS,
+    )
+    sides: tuple[int, ...] | None = None
+    """Of --img_size."""
+    mode: str = "letterbox"
+    """How pictures will be fitted."""
+    path: Path | None = None
+    """The file to write; None: model.SUFFIX in a new run directory."""
+    project: Path = Path("runs/export")
+    name: str = "exp"
+    exist_ok: bool = False
+
+    @property
+    def integers(self) -> bool:
+        """Whether the file has integers for integer kernels."""
+        return self.int8 or self.format == "tensorrt"
+
+    @property
+    def batch(self) -> int | None:
+        """Pictures that the file takes at a time; None: any number."""
+        return None if self.dynamic_batch else 1
+
+    @property
+    def output(self) -> str:
+        """A key of `metadata.OUTPUTS`."""
+        return "detections" if self.nms else "rows" if self.decode else "heads"
+
+    @property
+    def precision(self) -> str:
+        """Of weights and feature maps."""
+        return "float16" if self.half else "int8" if self.integers else "float32"
