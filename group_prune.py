@@ -8,10 +8,10 @@ What a shortcut ties is kept by majority, as in the paper's code; every layer ke
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("group", ChannelPolicy(0.0, merge="majority", layer_keep=0.01, groups=True))
+STRATEGY = PruneStrategy("group", ChannelPolicy(0.0, merge="majority", layer_keep=0.01, groups=True))
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

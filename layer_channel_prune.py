@@ -8,10 +8,10 @@ before this one know units of two convolutions only, and what they save as the p
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("layer_channel", ChannelPolicy(0.0, layer_keep=0.01), units=True)
+STRATEGY = PruneStrategy("layer_channel", ChannelPolicy(0.0, layer_keep=0.01), units=True)
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

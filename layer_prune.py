@@ -8,9 +8,9 @@ network has random weights.
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 
-STRATEGY = Strategy("layer", units=True)
+STRATEGY = PruneStrategy("layer", units=True)
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

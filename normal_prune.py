@@ -7,10 +7,10 @@ percentage that works. The suites before this one leave out convolutions before 
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("normal", ChannelPolicy(0.0, prune=0))
+STRATEGY = PruneStrategy("normal", ChannelPolicy(0.0, prune=0))
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ layer keeps one multiple at least.
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("regular", ChannelPolicy(0.0, prune=0, multiple_of=8))
+STRATEGY = PruneStrategy("regular", ChannelPolicy(0.0, prune=0, multiple_of=8))
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ channels is refused, with the largest percentage that works.
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("shortcut", ChannelPolicy(0.0, merge="first"))
+STRATEGY = PruneStrategy("shortcut", ChannelPolicy(0.0, merge="first"))
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ suites before this one give it to the next block only.
 from __future__ import annotations
 
 from utils.cli import run
-from utils.pruning.command import Strategy, script
+from utils.pruning.command import PruneStrategy, script
 from utils.pruning.policy import ChannelPolicy
 
-STRATEGY = Strategy("slim", ChannelPolicy(0.0, layer_keep=0.01))
+STRATEGY = PruneStrategy("slim", ChannelPolicy(0.0, layer_keep=0.01))
 main = script(STRATEGY, __doc__)
 
 if __name__ == "__main__":

@@ -138,8 +138,7 @@ def text(document: Mapping[str, Any]) -> str:
     sizes = ", ".join(dict.fromkeys("{} × {}".format(*network["size"]) for network in document["networks"]))
     measured = f"{document['images']} pictures of {document['data']}, {sizes}"
     intervals = f"{100 * document['share']:g} % intervals of {document['draws']} draws, seed {document['seed']}"
-    machine = ", ".join([document["machine"], *document["gpus"]])
-    where = f"{machine}, {document['threads']} threads, PyTorch {document['torch']}"
+    where = ", ".join([document["machine"], *document["gpus"], f"{document['threads']} threads"])
     return "\n".join([markdown_table(*table(document)), f"{measured}; {intervals}", where])
 
 

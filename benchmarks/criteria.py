@@ -18,9 +18,12 @@ from typing import Any
 from benchmarks import peers, suite
 from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
 from benchmarks.trainings import accuracies
+from utils.checkpoint import load_model, write_darknet
 from utils.cli import require
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
+from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.index import index
 from utils.errors import InputError
 from utils.files import atomic_write_text, read_text, sha256
 from utils.model_files import choose_model
@@ -32,11 +35,9 @@ OURS = (
     "--importance taylor --rounds 1 --reconstruct 0",
     "--importance taylor --rounds 1",
     "--importance taylor --rounds 2",
-    "--importance taylor",
+    "--importance taylor --rounds 4",
 )
 PEERS = ("LAMP", "GroupTaylor", "BNScale", "GroupMagnitude")
-BATCH, MULTIPLE = 16, 8
-FIGURES = ("map50", "map50_interval", "map50_95", "map50_95_interval", "parameters", "macs")
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,6 @@ class Criteria:
     """Of the multiply-adds that are left at most."""
     seeds: tuple[int, ...] = ()
     """Of the distillation; empty: there is none."""
-
-    @property
-    def what(self) -> str:
-        """The question it answers."""
-        after = f"after {self.epochs} epochs of distillation, three seeds" if self.seeds else "without any training"
-        return f"{self.source}: criteria of importance, ours and torch-pruning's, {after}"
-
-    @property
-    def common(self) -> list[str]:
-        """Flags that all scripts have."""
-        return ["--data", self.data.file, "--img_size", str(self.size)]
 
     def finish(self, name: str) -> Finished:
         """Cut by every criterion, train, and measure all at once.
@@ -86,15 +76,14 @@ class Criteria:
                 for seed in self.seeds:
                     run_dir = self.distil(weights, folder, network, seed)
                     files[run_dir.name] = run_dir / "weights" / "best.pt"
-        document = suite.compare(self.common, files)
-        figures = [{key: measured[key] for key in FIGURES} for measured in document.pop("networks")]
+        document = suite.compare(self.data.flags(self.size), files)
+        figures = document.pop("networks")
         document |= {"epochs": self.epochs if self.seeds else 0, "seeds": self.seeds, "before": figures[0]}
         each = 1 + len(self.seeds)
         document["networks"] = [
             {
-                "network": network["name"],
-                **{key: network[key] for key in ("criterion", "share", "seconds")},
                 **figures[1 + each * number],
+                **{key: network[key] for key in ("criterion", "share", "seconds")},
                 "trained": figures[2 + each * number : 1 + each * (number + 1)],
             }
             for number, network in enumerate(networks)
@@ -119,8 +108,8 @@ class Criteria:
         program, *flags = criterion.split()
         started = time.perf_counter()
         if program == "slim_prune.py":
-            command = [program, "--weights", str(weights), *self.common, "--target-macs", str(share)]
-            command += ["--multiple-of", str(MULTIPLE), "--no-test", *flags, "--project", str(folder), "--name", name]
+            command = [program, "--weights", str(weights), *self.data.flags(self.size), "--target-macs", str(share)]
+            command += ["--multiple-of", "8", "--no-test", *flags, "--project", str(folder), "--name", name]
             pruned = json.loads(suite.python(*command, "--json"))
             files = {key: pruned[key] for key in ("cfg", "weights")}
         else:
@@ -132,15 +121,11 @@ class Criteria:
 
     def cut_by_peer(self, weights: Path, folder: Path, criterion: str, share: float) -> dict[str, str]:
         """Files of the network that torch-pruning leaves."""
-        from utils.checkpoint import load_model, write_darknet
-        from utils.data.datasets import DetectionDataset, make_loader
-        from utils.data.index import index
-
         model, size = load_model(choose_model(None, str(weights))).model, (self.size, self.size)
         if criterion == peers.GRADIENT:
             data = load_data(suite.shared(self.data.file))
-            peers.gradients(model, make_loader(DetectionDataset(index(data.train, data.names), size=size), BATCH))
-        pruned = peers.prune(model, criterion, share, size, MULTIPLE)
+            peers.gradients(model, make_loader(DetectionDataset(index(data.train, data.names), size=size), 16))
+        pruned = peers.prune(model, criterion, share, size)
         folder.mkdir(exist_ok=True)
         files = {key: folder / f"model.{key}" for key in ("cfg", "weights")}
         atomic_write_text(files["cfg"], format_network(pruned.network))
@@ -150,7 +135,7 @@ class Criteria:
     def distil(self, weights: Path, folder: Path, network: Mapping[str, Any], seed: int) -> Path:
         """Run directory of a distillation that is finished."""
         run_dir = folder / f"{network['name']}-{self.epochs}-seed{seed}"
-        command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.common]
+        command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.data.flags(self.size)]
         command += ["--t_weights", str(weights), "--KDstr", "4", "--epochs", str(self.epochs), "--seed", str(seed)]
         command += [*TRAIN, "--amp", "bf16", *self.flags]
         suite.train(run_dir, *command, "--project", str(folder), "--name", run_dir.name)
@@ -180,12 +165,11 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
         for network in document["networks"]:
             line = [network["criterion"], network["share"], *_figures(network), network["seconds"]]
             lines.append(line + (accuracies(network["trained"]) if trained else []))
-        seeds = ", ".join(map(str, document["seeds"]))
-        how = f", trained for {document['epochs']} epochs; ± is the standard deviation over seeds {seeds}"
-        note = f"{document['images']} pictures{how if trained else ''}. {suite.place(document)}"
-        yield Section(
-            name, f"{ROWS[name].what}.", columns + after, lines, [f"python -m benchmarks.results --rows {name}"], note
-        )
+        distilled = f", then distilled for {document['epochs']} epochs, ± over seeds" if trained else ""
+        what = f"{ROWS[name].source}, cut by our criteria of importance and torch-pruning's{distilled}."
+        command = f"python -m benchmarks.results --rows {name}"
+        note = f"{document['images']} pictures. {suite.place(document)}"
+        yield Section(name, what, columns + after, lines, [command], note)
 
 
 def _figures(network: Mapping[str, Any]) -> list[Any]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from statistics import mean, stdev
-from typing import Any
 
 from benchmarks import latency, peers, suite
 from benchmarks.compare import signed, table
@@ -48,11 +47,6 @@ class Goal:
         """Row of this goal."""
         return seeded(f"goal-{self.data.key}", self.seed)
 
-    @property
-    def common(self) -> list[str]:
-        """Flags that all scripts have."""
-        return ["--data", self.data.file, "--img_size", str(self.size)]
-
     def finish(self, name: str) -> Finished:
         """Compress by both recipes, make the references, compare all; what is done of it is kept.
 
@@ -60,7 +54,7 @@ class Goal:
             InputError: the row of the finished network is missing.
         """
         source, folder = suite.weights_of(self.source), RUNS / name
-        start, project = [*self.common, "--weights", str(source)], ["--project", str(folder), "--name"]
+        start, project = [*self.data.flags(self.size), "--weights", str(source)], ["--project", str(folder), "--name"]
         changes = ["all.amp=bf16", "all.workers=1", "all.cache-images=true", f"all.seed={self.seed}"]
         commands, epochs = [], 0
         for recipe in RECIPES:
@@ -91,7 +85,7 @@ class Goal:
             files[f"{recipe}, float"] = suite.tuned(name, recipe)
             files[f"{recipe}, 8 bits"] = folder / recipe / "int8/model.onnx"
         document = {
-            **suite.compare(self.common, files),
+            **suite.compare(self.data.flags(self.size), files),
             "command": suite.shown(commands[0]),
             "epochs": epochs,
             "original_epochs": int(read_checkpoint(source)["args"]["epochs"]),
@@ -129,8 +123,8 @@ class Quantization:
         """
         require(name, "onnx", "onnxruntime", "nncf")
         goal, folder, weights = self.goal, RUNS / name, suite.tuned(self.goal.name)
-        networks, commands = {"float": weights}, []
-        start = [*goal.common, "--weights", str(weights), "--project", str(folder), "--name"]
+        common, networks, commands = goal.data.flags(goal.size), {"float": weights}, []
+        start = [*common, "--weights", str(weights), "--project", str(folder), "--name"]
         for label, flags in CALIBRATED.items():
             networks[label] = folder / _slug(label) / "model.pt"
             commands.append(["quantize.py", *start, _slug(label), *flags])
@@ -142,7 +136,7 @@ class Quantization:
         files = {label: folder / f"{_slug(label)}.onnx" for label in (*networks, *peers.QUANTIZERS)}
         for label, path in networks.items():
             flags = ["--output", str(files[label]), *([] if label == "float" else ["--int8"])]
-            suite.once(files[label], "export.py", "--weights", str(path), *goal.common, *flags)
+            suite.once(files[label], "export.py", "--weights", str(path), *common, *flags)
         if missing := [label for label in peers.QUANTIZERS if not files[label].exists()]:
             images = peers.calibration_images(suite.shared(goal.data.file), weights, goal.size)
             for label in missing:
@@ -150,7 +144,7 @@ class Quantization:
                 atomic_write_bytes(files[label], peers.with_metadata(model, files["float"]))
         document = {
             "commands": [suite.shown(command) for command in commands],
-            **suite.compare(goal.common, files, "--time"),
+            **suite.compare(common, files, "--time"),
             "peers": {package: version(package) for package in ("onnxruntime", "nncf")},
             "vnni": peers.has_vnni(),
         }
@@ -211,8 +205,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
             "activations, 7-bit weights (--target cpu) where nothing else is said.",
             *table(document),
             commands=document["commands"],
-            note=f"{_settings(document)}{document['images']} pictures; {100 * document['share']:g} % intervals of a "
-            f"bootstrap over the pictures, {document['draws']} draws, seed {document['seed']}. {suite.place(document)}",
+            note=f"{_peers(document)}{document['images']} pictures, {document['draws']} draws. {suite.place(document)}",
         )
     for name in [name for name in SPEEDS if name in stored]:
         what = f"{SPEEDS[name].goal.network} before and after pruning in every runtime at 416 × 416."
@@ -221,8 +214,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
 
 def _goal_section(goal: Goal, documents: Sequence[Document]) -> Section:
     """A line for each network, the mean over the seeds."""
-    lines: list[list[Any]] = []
-    first = documents[0]
+    lines, first = [], documents[0]
     for networks in zip(*(document["networks"] for document in documents), strict=True):
         line = [networks[0]["network"]]
         for figure in ("map50", "map50_95"):
@@ -256,8 +248,8 @@ def _joined(differences: Sequence[Sequence[float]]) -> tuple[float, float, float
     return mean(values), mean(values) - half, mean(values) + half
 
 
-def _settings(document: Document) -> str:
-    """The settings of the peers; empty for rows of older code, which had none."""
+def _peers(document: Document) -> str:
+    """Versions and settings of the peers; rows of older code had none."""
     if "peers" not in document:
         return ""
     bits = "8-bit weights, as the processor has VNNI" if document["vnni"] else "7-bit weights, without VNNI"

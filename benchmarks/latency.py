@@ -28,10 +28,8 @@ from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose
 
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
 GONE = {
-    "data": "python -m benchmarks.compare measures AP50 of the same files",
-    "plot": "take the table of --json",
-    "markdown": "leave it out; the table is in Markdown",
-    "seconds": "leave it out; no turn begins after 60",
+    "data": "python -m benchmarks.compare measures AP of the same files",
+    **dict.fromkeys(("markdown", "plot", "seconds"), "leave it out, or draw what --json prints"),
 }
 BASE = "opencv"
 """What the others are compared with."""
@@ -59,8 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for runtime in args.runtimes or ():
         if runtime in PACKAGES:
             require(f"--runtimes {runtime}", PACKAGES[runtime])
-    installed = [name for name in RUNTIMES if importlib.util.find_spec(PACKAGES.get(name, "cv2"))]
-    args.runtimes = args.runtimes or sorted(installed, key=lambda name: name != BASE)
+    args.runtimes = args.runtimes or [name for name in RUNTIMES if importlib.util.find_spec(PACKAGES.get(name, "cv2"))]
     return args
 
 
@@ -97,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in lines:
         line["faster"] = base[line["network"]] / line["ms"] if line["network"] in base else None
     where = environment()
-    document = {"machine": where["cpu"], "commit": where["git_commit"], "pause_s": PAUSE, "rows": lines}
+    document = {"machine": where["cpu"], "commit": where["git_commit"], "rows": lines}
     if args.json:
         print_json(document)
     else:
@@ -108,13 +105,11 @@ def prepared(
     network: Named, side: int | None, runtimes: Sequence[str], folder: Path
 ) -> Iterator[tuple[RuntimeFiles, tuple[int, int]]]:
     """The network's files for every runtime that can run it, and the input they take."""
-    if Path(network.file).suffix.lower() in KINDS:
-        for runtime in runtimes:
-            if runtime in KINDS[Path(network.file).suffix.lower()].runtimes:
-                files = choose_runtime(None, network.file, runtime)
-                if side:
-                    files.check_size((side, side))
-                yield files, files.exported.metadata.size
+    if kind := KINDS.get(Path(network.file).suffix.lower()):
+        for runtime in [runtime for runtime in runtimes if runtime in kind.runtimes]:
+            files = choose_runtime(None, network.file, runtime)
+            files.check_size((side, side) if side else files.exported.metadata.size)
+            yield files, files.exported.metadata.size
         return
     files = source(network, folder)
     for runtime in runtimes:

@@ -60,7 +60,7 @@ def paired(works: Mapping[str, Work], rounds: int, clock: Callable[[], float] = 
 def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
     """Training samples of one process, beside reading and resizing the same pictures."""
     cv2.setNumThreads(1)
-    side = settings.img_size
+    side, colourless = settings.img_size, Augmentation(hsv_h=0, hsv_s=0, hsv_v=0)
     with tempfile.TemporaryDirectory() as folder:
         pictures = index(draw_pictures(Path(folder)), "a", cache_dir=None)
 
@@ -72,9 +72,7 @@ def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
             "imread + resize": read_and_resize,
             "mosaic, decoded each time": samples(pictures, settings, Augmentation()),
             "mosaic, cached": samples(pictures, settings, Augmentation(), cache="ram"),
-            "mosaic, cached, no colours": samples(
-                pictures, settings, Augmentation(hsv_h=0, hsv_s=0, hsv_v=0), cache="ram"
-            ),
+            "mosaic, cached, no colours": samples(pictures, settings, colourless, cache="ram"),
         }
         yield f"{len(pictures)} pictures of 640 × 480 to {side}, one thread", paired(works, settings.rounds)
 
@@ -97,8 +95,8 @@ def samples(pictures: Index, settings: Settings, augment: Augmentation, **option
 
 def draw_pictures(folder: Path, count: int = 64) -> Path:
     """JPEG files with two boxes each, in a folder `images`: smooth noise, finer layers fainter, as in photographs."""
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
+    (folder / "labels").mkdir()
+    (folder / "images").mkdir()
     rng = np.random.default_rng(1)
     for number in range(count):
         image = np.full((480, 640, 3), 128.0)
@@ -121,12 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for what, laps in benchmarks[name](settings_from(args, Settings)):
             log(f"{name}: {what}")
             lines += [(name, what, *cells) for cells in compared(laps)]
-    columns = ("", "measured on", "what", "in units of", Column("ms", ".1f"), Column("unit, ms", ".1f"), "× as long",
-               Column("× as fast", ".2f"))  # fmt: skip
-    print(markdown_table(columns, lines))
-    where = environment()
-    print(f"medians of {args.rounds} rounds; {where['cpu']}, threads: {torch.get_num_threads()}, "
-          f"PyTorch {torch.__version__}, commit {where['git_commit']}")  # fmt: skip
+    names = ("", "measured on", "what", "in units of", "ms", "unit, ms", "× as long", "× as fast")
+    print(markdown_table([Column(name) for name in names], lines))
+    where = f"{environment()['cpu']}, threads: {torch.get_num_threads()}, PyTorch {torch.__version__}"
+    print(f"medians of {args.rounds} rounds; {where}")
 
 
 def parse_args(benchmarks: Mapping[str, object], argv: Sequence[str] | None) -> argparse.Namespace:

@@ -38,6 +38,10 @@ class DataSet(NamedTuple):
         """Its .data file; `python` puts the folder of the real data for `{shared}`."""
         return f"{{shared}}/data/{self.key}/{self.key}.data"
 
+    def flags(self, size: int) -> list[str]:
+        """Flags of scripts that read it, with the side of the network input."""
+        return ["--data", self.file, "--img_size", str(size)]
+
 
 BCCD = DataSet("bccd", "bccd (3 classes)")
 ROADSIGNS = DataSet("roadsigns", "roadsigns (21 classes)")
@@ -133,15 +137,15 @@ def compare(common: Sequence[str], files: Mapping[str, object], *flags: str) -> 
     return document | {"data": common[1].replace("{shared}", "../shared")}
 
 
-def weights_of(row: str, stage: str = "") -> Path:
-    """The best weights of a training row, or of a stage of a compression.
+def weights_of(row: str) -> Path:
+    """The best weights of a training row, or of ROW/STAGE of a compression.
 
     Raises:
         InputError: they are missing.
     """
-    path = RUNS / row / stage / "weights" / "best.pt"
+    path = RUNS / row / "weights" / "best.pt"
     if not path.is_file():
-        raise InputError(f"{path}: is missing; run the row {row} first")
+        raise InputError(f"{path}: is missing; run the row {row.partition('/')[0]} first")
     return path
 
 

@@ -41,8 +41,7 @@ class Training:
         folder, command = RUNS / name, self.command(name)
         suite.train(folder, *command)
         weights = str(folder / "weights" / "best.pt")
-        size = ("--img_size", str(self.size))
-        figures = json.loads(suite.python("test.py", "--data", self.data.file, *size, "--json", "--weights", weights))
+        figures = json.loads(suite.python("test.py", *self.data.flags(self.size), "--json", "--weights", weights))
         environment = json.loads(read_text(folder / "env.json"))
         document = {
             "command": suite.shown(command),

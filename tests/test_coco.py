@@ -201,8 +201,9 @@ def test_metrics_are_those_from_pycocotools_numbers(data, monkeypatch):
         detections, truth = data(5)
         for image in range(25):
             mine, real = detections.image == image, truth.image == image
-            corners, objects = (b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in (
-                (detections, mine), (truth, real)))  # fmt: skip
+            corners, objects = (
+                b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in ((detections, mine), (truth, real))
+            )
             rows = np.column_stack([truth.category[real], objects, truth.crowd[real]])
             evaluator.add(corners, detections.score[mine], detections.category[mine], rows)
         metrics.append(evaluator.result())

@@ -20,7 +20,7 @@ from utils.darknet.data_file import load_data
 from utils.data import doctor
 from utils.data.images import write_image
 from utils.data.labels import EFFECTS, KINDS
-from utils.data.toy import OUTLINES, Recipe, build
+from utils.data.toy import OUTLINES, ToyRecipe, build
 from utils.errors import DataError, InputError
 
 TRAIN, VAL = 12, 8
@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 def good(tmp_path_factory):
     """A drawn set; every class has boxes in both splits."""
     folder = tmp_path_factory.mktemp("toy") / "set"
-    build(folder, Recipe(TRAIN, VAL, 64))
+    build(folder, ToyRecipe(TRAIN, VAL, 64))
     rows = [f"{kind} 0.5 0.5 0.{kind + 20} 0.3\n" for kind in range(12)]
     for path in (folder / "labels").iterdir():
         path.write_text("".join(rows if path.stem.endswith("_00000") else rows[3:4]))

@@ -168,9 +168,10 @@ def test_the_batch_size_does_not_matter(pictures):
 def test_processes_that_share_the_pictures_measure_to_the_last_digit_what_one_measures(pictures, processes, rect):
     """Three pictures twice in three batches: of seven processes some have none."""
     twice = dataclasses.replace(
-        pictures, **{name: getattr(pictures, name) * 2 for name in ("images", "labels", "ignored")},
+        pictures,
+        **{name: getattr(pictures, name) * 2 for name in ("images", "labels", "ignored")},
         shapes=np.concatenate([pictures.shapes] * 2),
-    )  # fmt: skip
+    )
     dataset = DetectionDataset(twice, size=(64, 96), rect=rect)
     torch.manual_seed(0)
     model, options = Darknet(tiny()), {"device": "cpu", "conf_thres": 1e-4, "keep_detections": True}

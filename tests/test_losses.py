@@ -201,8 +201,10 @@ class Plain:
     def terms(self, heads, targets) -> tuple[float, float, float]:
         """Box, objectness and class loss."""
         size = (self.width, self.height) * 2
-        objects = [(int(row[0]), int(row[1]), [part * side for part, side in zip(row[2:], size, strict=True)])
-                   for row in targets.double().tolist()]  # fmt: skip
+        objects = [
+            (int(row[0]), int(row[1]), [part * side for part, side in zip(row[2:], size, strict=True)])
+            for row in targets.double().tolist()
+        ]
         owned: dict[tuple[int, ...], list[int]] = {}
         for number, (picture, _, box) in enumerate(objects):
             overlaps = [overlap([0, 0, *box[2:]], [0, 0, *anchor]) for anchor in self.ANCHORS]
@@ -246,8 +248,10 @@ class Plain:
 
 def overlap(a, b) -> float:
     """IoU of two boxes cx, cy, w, h."""
-    sides = [max(0.0, min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2))
-             for i in (0, 1)]  # fmt: skip
+    sides = [
+        max(0.0, min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2))
+        for i in (0, 1)
+    ]
     both = sides[0] * sides[1]
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
@@ -255,8 +259,9 @@ def overlap(a, b) -> float:
 def complete_overlap(a, b) -> float:
     """CIoU (Zheng et al., arXiv:1911.08287)."""
     iou = overlap(a, b)
-    hull = [max(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - min(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
-            for i in (0, 1)]  # fmt: skip
+    hull = [
+        max(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - min(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
+    ]
     distance = ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (hull[0] ** 2 + hull[1] ** 2)
     v = 4 / math.pi**2 * (math.atan(a[2] / a[3]) - math.atan(b[2] / b[3])) ** 2
     return iou - distance - (v * v / (1 - iou + v) if v else 0)
@@ -273,8 +278,10 @@ def test_it_is_that_of_plain_numbers(classes, height, width):
     """Inputs wider and higher than a square; a picture without objects; two objects of two classes in a cell."""
     plain = Plain(classes, height, width)
     generator = torch.Generator().manual_seed(classes)
-    heads = [torch.randn(3, 2 * (5 + classes), height // stride, width // stride, generator=generator)
-             for stride in plain.STRIDES]  # fmt: skip
+    heads = [
+        torch.randn(3, 2 * (5 + classes), height // stride, width // stride, generator=generator)
+        for stride in plain.STRIDES
+    ]
     targets = torch.tensor([[0, 0], [0, classes - 1], [2, 0], [0, 0]])
     targets = torch.cat([targets, 0.15 + 0.6 * torch.rand(4, 4, generator=generator)], 1)
     targets[3] = targets[0] * torch.tensor([1, 1, 1, 1, 1.05, 1.05])

@@ -61,8 +61,9 @@ def test_a_range_holds_zero_and_lies_within_the_values(name, grid):
 def test_what_an_observer_minimizes_is_smaller_than_with_the_whole_range(grid):
     """On the values themselves, not on their histogram; the square error of heavy tails by a factor."""
     x = heavy()
-    whole, square, cosine = (rounded(x, best_range(histogram(x), grid, COSTS[name]), grid)
-                             for name in ("minmax", "mse", "cosine"))  # fmt: skip
+    whole, square, cosine = (
+        rounded(x, best_range(histogram(x), grid, COSTS[name]), grid) for name in ("minmax", "mse", "cosine")
+    )
     assert (square - x).square().mean() < 0.95 * (whole - x).square().mean()
     similar = [torch.cosine_similarity(x, values, dim=0) for values in (whole, cosine, square)]
     assert similar[1] > similar[0] and similar[1] >= similar[2] - 1e-6
@@ -88,6 +89,8 @@ def test_a_curve_that_is_flat_below_lets_values_be_clipped_there():
     x = torch.linspace(-20, 4, 100_001)
     plain, curved = (best_range(histogram(x), U8, COSTS["mse"], curve) for curve in (None, MISH))
     assert plain.low < -19 and -10 < curved.low < -2
-    errors = [(MISH.function(x) - rounded(MISH.function(rounded(x, bounds, U8)), bounds, U8)).square().mean()
-              for bounds in (plain, curved)]  # fmt: skip
+    errors = [
+        (MISH.function(x) - rounded(MISH.function(rounded(x, bounds, U8)), bounds, U8)).square().mean()
+        for bounds in (plain, curved)
+    ]
     assert errors[1] < 0.5 * errors[0]

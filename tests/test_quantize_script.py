@@ -161,9 +161,30 @@ def test_a_drop_that_cannot_be_met_is_infeasible_and_nothing_is_written(call, mo
 def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
     weights = call("--no-test")["weights"]
     capsys.readouterr()
-    train.main(["--weights", weights, "--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"),
-                "--quantized", "1", "--BN_Fold", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--device",
-                "cpu", "--project", str(tmp_path / "t"), "--json"])  # fmt: skip
+    train.main(
+        [
+            "--weights",
+            weights,
+            "--cfg",
+            str(folder / "n.cfg"),
+            "--data",
+            str(folder / "d.data"),
+            "--quantized",
+            "1",
+            "--BN_Fold",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            "--project",
+            str(tmp_path / "t"),
+            "--json",
+        ]
+    )
     checkpoint = read_checkpoint(Path(json.loads(capsys.readouterr().out)["best"]))
     assert [Path(entry["path"]).name for entry in checkpoint["lineage"]] == ["n.weights", "model.pt"]
     assert checkpoint["quantization"]["fold"]
@@ -205,11 +226,14 @@ def test_a_quantized_network_is_not_quantized_again(call, capsys):
     assert left.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("keys", "flags", "message"), [
-    ("valid=val.txt", (), r"names no train pictures, which the calibration needs"),
-    ("train=train.txt", (), r"names no valid pictures to measure on; --no-test works without"),
-    ("train=nowhere.txt\nvalid=val.txt", ("--no-test",), r"nowhere\.txt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "flags", "message"),
+    [
+        ("valid=val.txt", (), r"names no train pictures, which the calibration needs"),
+        ("train=train.txt", (), r"names no valid pictures to measure on; --no-test works without"),
+        ("train=nowhere.txt\nvalid=val.txt", ("--no-test",), r"nowhere\.txt"),
+    ],
+)
 def test_pictures_that_are_missing_are_said(call, folder, keys, flags, message, tmp_path):
     (folder / "odd.data").write_text(f"classes=2\n{keys}\nnames=d.names\n")
     with pytest.raises(DataError, match=message):

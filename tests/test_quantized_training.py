@@ -66,9 +66,12 @@ GRADUAL = ("--FPGA", "--a_bit", "4", "--bit-warmup", "0.6")
 
 @pytest.mark.parametrize(
     ("place", "flags"),
-    [("detection_loss:5", ()), ("evaluate:2", ()), *((place, GRADUAL) for place in (
-        "detection_loss:1", "detection_loss:5", "detection_loss:10", "evaluate:2"))],
-)  # fmt: skip
+    [
+        ("detection_loss:5", ()),
+        ("evaluate:2", ()),
+        *((place, GRADUAL) for place in ("detection_loss:1", "detection_loss:5", "detection_loss:10", "evaluate:2")),
+    ],
+)
 def test_interrupted_and_resumed_is_bit_identical(run, leaky, monkeypatch, flags, place):
     """While bounds are found (1 of 12 steps), while all is rounded with more bits (5), frozen (10), and evaluated."""
     name, _, number = place.partition(":")
@@ -194,8 +197,18 @@ def test_three_is_taken_for_google_and_said(capsys):
 def test_a_quantized_network_is_not_pruned(run, folder, tmp_path):
     weights = run("--epochs", "1", "--quantized", "1")["best"]
     with pytest.raises(InputError, match="is quantized, which comes after pruning"):
-        slim_prune.main(["--weights", weights, "--data", f"{folder}/d.data", "--percent", "0.2",
-                         "--project", str(tmp_path / "pruned")])  # fmt: skip
+        slim_prune.main(
+            [
+                "--weights",
+                weights,
+                "--data",
+                f"{folder}/d.data",
+                "--percent",
+                "0.2",
+                "--project",
+                str(tmp_path / "pruned"),
+            ]
+        )
     assert not (tmp_path / "pruned").exists()
 
 

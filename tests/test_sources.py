@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.data.images import write_image
-from utils.data.sources import Limits, Source, find, frames
+from utils.data.sources import FrameSource, Limits, find, frames
 from utils.errors import InputError
 
 
@@ -73,9 +73,9 @@ def test_paths_in_a_list_are_relative_to_it(tmp_path, monkeypatch):
 
 def test_streams_are_told_by_number_address_or_list(tmp_path):
     (tmp_path / "all.streams").write_text("# cameras\nrtsp://a/1\n\n 0 \nhttp://b\n")
-    assert find("0") == Source(streams=("0",))
-    assert find("rtsp://user:word@camera/1") == Source(streams=("rtsp://user:word@camera/1",))
-    assert find(str(tmp_path / "all.streams")) == Source(streams=("rtsp://a/1", "0", "http://b"))
+    assert find("0") == FrameSource(streams=("0",))
+    assert find("rtsp://user:word@camera/1") == FrameSource(streams=("rtsp://user:word@camera/1",))
+    assert find(str(tmp_path / "all.streams")) == FrameSource(streams=("rtsp://a/1", "0", "http://b"))
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4"])

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.sources import Clock, Limits, Source, frames, read_streams, without_password
+from utils.data.sources import Deadline, FrameSource, Limits, frames, read_streams, without_password
 from utils.errors import InputError
 
 PAUSE = 0.02
@@ -96,7 +96,7 @@ def camera(*script: int | str) -> Iterator[Camera]:
 
 def test_frames_come_in_order_each_once_and_end_with_the_count():
     with camera(1000) as server:
-        got = list(frames(Source(streams=(server.address,)), Limits(max_frames=10)))
+        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_frames=10)))
     numbers = [number_in(frame.image) for frame in got]
     assert len(numbers) == 10
     assert numbers == sorted(set(numbers))
@@ -114,7 +114,7 @@ def test_a_slow_consumer_gets_the_newest_frame_and_the_index_tells_what_was_drop
 
 def test_a_lost_stream_is_reported_and_comes_back_without_a_stale_or_black_frame(capfd):
     with camera(8, "refuse", 1000) as server:
-        got = list(frames(Source(streams=(server.address,)), Limits(max_frames=20, stream_timeout=5)))
+        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_frames=20, stream_timeout=5)))
     numbers = [number_in(frame.image) for frame in got]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] > 8
@@ -126,7 +126,7 @@ def test_a_lost_stream_is_reported_and_comes_back_without_a_stale_or_black_frame
 
 def test_a_stream_that_changes_its_size_goes_on():
     with camera("grow") as server:
-        got = list(frames(Source(streams=(server.address,)), Limits(max_seconds=0.6, stream_timeout=5)))
+        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_seconds=0.6, stream_timeout=5)))
     numbers = [number_in(frame.image) for frame in got]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] > 12
@@ -134,7 +134,7 @@ def test_a_stream_that_changes_its_size_goes_on():
 
 def test_a_dead_stream_does_not_stop_the_others(capfd):
     with camera(3, "stall") as dying, camera(1000) as living:
-        source = Source(streams=(dying.address, living.address))
+        source = FrameSource(streams=(dying.address, living.address))
         got = list(frames(source, Limits(max_seconds=0.7, stream_timeout=0.7)))
     last = {address: max(frame.index for frame in got if frame.source == address) for address in source.streams}
     assert last[dying.address] == 2
@@ -146,13 +146,13 @@ def test_a_dead_stream_does_not_stop_the_others(capfd):
 def test_a_stream_that_never_gives_a_frame_is_an_error_in_bounded_time(entry):
     start = time.monotonic()
     with camera(entry) as server, pytest.raises(InputError, match=r"--source .*: no frame within 0.6 s"):
-        list(frames(Source(streams=(server.address,)), Limits(stream_timeout=0.6)))
+        list(frames(FrameSource(streams=(server.address,)), Limits(stream_timeout=0.6)))
     assert time.monotonic() - start < 6
 
 
 def test_a_stream_that_stays_away_ends_the_reading(capfd):
     with camera(3, "refuse") as server:
-        got = list(frames(Source(streams=(server.address,)), Limits(stream_timeout=0.6)))
+        got = list(frames(FrameSource(streams=(server.address,)), Limits(stream_timeout=0.6)))
     assert got[-1].index == 2
     assert "no frame for 0.6 s" in capfd.readouterr().err
 
@@ -186,14 +186,14 @@ def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
 
 
 def test_the_clock_runs_from_its_start():
-    clock = Clock(0.05)
-    assert clock.remaining() == np.inf
-    clock.start()
-    assert 0 < clock.remaining() <= 0.05
+    deadline = Deadline(0.05)
+    assert deadline.remaining() == np.inf
+    deadline.start()
+    assert 0 < deadline.remaining() <= 0.05
     time.sleep(0.06)
-    assert clock.remaining() == 0
-    clock.start()
-    assert clock.remaining() == 0
+    assert deadline.remaining() == 0
+    deadline.start()
+    assert deadline.remaining() == 0
 
 
 def test_passwords_are_not_shown():

@@ -20,7 +20,7 @@ from utils.darknet import weights as weights_file
 from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
 from utils.pruning import workflow
-from utils.pruning.target import Amount, Target, make_plan, make_steps
+from utils.pruning.target import Amount, PruneTarget, make_plan, make_steps
 from utils.report.cost import network_cost
 from utils.report.latency import Latency
 
@@ -62,7 +62,7 @@ def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
         looked.append(step)
         return figures[step]
 
-    share = Target("macs", bound)
+    share = PruneTarget("macs", bound)
     try:
         found = share.reach(steps, figure)
         assert figures[found] <= bound and (found == 0 or figures[found - 1] > bound)
@@ -70,7 +70,7 @@ def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
         works = float(str(refused).split()[-1])
         assert figures[replace(share, bound=works).reach(steps, figure)] <= works
     assert len(looked) <= 2 * (2 + len(figures).bit_length())
-    drop, first = Target("drop", bound), int(first)
+    drop, first = PruneTarget("drop", bound), int(first)
     try:
         found = drop.reach(steps, figure, first)
         assert found >= first and figures[found] <= bound and (found == steps or figures[found + 1] > bound)
@@ -94,13 +94,13 @@ def test_counted_targets_are_met_channel_by_channel_in_any_network(network, seed
         steps = make_steps(graph, gammas, POLICIES[name], None, fine=True)
     except InfeasibleError:
         return
-    counted = Target(kind, 0.5).counted
+    counted = PruneTarget(kind, 0.5).counted
 
     def figure(step: int) -> float:
         left = network_cost(steps.plan(step).after(), *size)
         return getattr(left, counted) / getattr(network_cost(network), counted)
 
-    target = Target(kind, 0.3 + 0.7 * figure(steps.last))
+    target = PruneTarget(kind, 0.3 + 0.7 * figure(steps.last))
     if target.bound < 1:
         step = target.reach(steps.last, figure)
         assert figure(step) <= target.bound < figure(step - 1)

@@ -166,8 +166,12 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, s
     assert boxes.min() >= 0
     assert (boxes[:, :2] + boxes[:, 2:] <= (90.001, 60.001)).all()
     assert {path.name for path in Path("runs/test/exp").iterdir()} == {
-        "args.yaml", "data.yaml", "detections.json", "env.json", "model.cfg",
-    }  # fmt: skip
+        "args.yaml",
+        "data.yaml",
+        "detections.json",
+        "env.json",
+        "model.cfg",
+    }
 
 
 def test_weights_left_out_are_the_newest_that_fit_and_are_named(folder, script, capsys):

@@ -7,7 +7,7 @@ import pytest
 from utils.data.toy import (
     MIN_VISIBLE,
     OUTLINES,
-    Recipe,
+    ToyRecipe,
     _all_visible,
     _area,
     _cover,
@@ -18,7 +18,7 @@ from utils.data.toy import (
 )
 from utils.errors import DataError, InputError
 
-SMALL = Recipe(train=3, val=2, size=96)
+SMALL = ToyRecipe(train=3, val=2, size=96)
 
 
 def contents(folder):
@@ -27,7 +27,7 @@ def contents(folder):
 
 def test_equal_recipes_draw_equal_sets_and_another_seed_another_one(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        build(tmp_path / name, Recipe(3, 2, 96, seed))
+        build(tmp_path / name, ToyRecipe(3, 2, 96, seed))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     pictures = [
         {data for name, data in contents(tmp_path / folder).items() if name.suffix == ".jpg"} for folder in "ac"
@@ -86,7 +86,7 @@ def test_anything_else_is_refused_and_kept(tmp_path, kind):
 def test_another_or_a_changed_set_is_refused(tmp_path):
     build(tmp_path / "set", SMALL)
     with pytest.raises(DataError, match=r"holds another picture set .*seed=0"):
-        build(tmp_path / "set", Recipe(3, 2, 96, seed=1))
+        build(tmp_path / "set", ToyRecipe(3, 2, 96, seed=1))
     (tmp_path / "set" / "labels" / "val_00000.txt").write_text("0 0.5 0.5 1 1\n")
     with pytest.raises(DataError, match=r"labels/val_00000.txt: missing or changed"):
         build(tmp_path / "set", SMALL)
@@ -105,7 +105,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("recipe", [{"train": 0}, {"val": 100_001}, {"size": 32}])
 def test_a_recipe_out_of_range_is_refused(recipe):
     with pytest.raises(InputError, match="--"):
-        Recipe(**recipe)
+        ToyRecipe(**recipe)
 
 
 def test_the_command_line_says_what_it_made(tmp_path, capsys):

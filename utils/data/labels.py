@@ -33,55 +33,55 @@ LONG = 4.0
 """Ratio of the sides of a picture from which a letterbox leaves less than a quarter of the input to it."""
 
 
-class Kind(NamedTuple):
-    """Severity of a kind of finding, and the way out."""
+class Advice(NamedTuple):
+    """Severity of a kind of finding, and the way out as a text."""
 
     severity: Severity
-    advice: str
+    text: str
 
 
 _WRONG_LABEL = "correct the line: a wrong label leaves its whole picture out"
 _BAD_PICTURE = "save or fetch the picture again, or take it off the list"
-KINDS: Mapping[str, Kind] = {
-    "wrong path": Kind("fatal", "paths are relative to the file that names them"),
-    "no pictures": Kind("fatal", "name pictures in the list, folder or pattern"),
-    "nothing usable": Kind("fatal", "correct what is found below"),
-    "no boxes": Kind("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
-    "same file in train and val": Kind("fatal", "take it off one list: results on it say nothing"),
-    "identical pictures in train and val": Kind("fatal", "take one off its list: results on it say nothing"),
-    "missing image": Kind("fatal", "paths in a list are relative to the list"),
-    "not a file": Kind("fatal", "take it off the list"),
-    "unreadable image": Kind("fatal", "look at the file's permissions"),
-    "empty image": Kind("fatal", _BAD_PICTURE),
-    "unknown image format": Kind("fatal", "save it as PNG, JPEG, BMP, WebP, GIF or TIFF"),
-    "oversized image": Kind("fatal", "scale it down"),
-    "damaged image": Kind("fatal", _BAD_PICTURE),
-    "unreadable label file": Kind("fatal", "look at the file's permissions and size"),
-    "not a text file": Kind("fatal", "save it as UTF-8"),
-    "wrong column count": Kind("fatal", _WRONG_LABEL),
-    "not a number": Kind("fatal", _WRONG_LABEL),
-    "fractional class": Kind("fatal", _WRONG_LABEL),
-    "negative class": Kind("fatal", "classes count from 0"),
-    "class beyond names": Kind("fatal", "add the name, or correct the class; classes count from 0"),
-    "out of range": Kind("fatal", "boxes are shares of the picture, 0..1, not pixels"),
-    "negative size": Kind("fatal", _WRONG_LABEL),
-    "listed twice": Kind("warning", "it is used once"),
-    "zero-size box": Kind("warning", "the row is left out"),
-    "duplicate row": Kind("warning", "the second is left out"),
-    "no validation pictures": Kind("warning", "nothing is evaluated, and best.pt is the last epoch"),
-    "identical pictures in one split": Kind("warning", "they count twice; take one off the list"),
-    "most label files missing": Kind("warning", "these pictures teach that there is nothing; see where labels belong"),
-    "class without a box in train": Kind("warning", "it cannot be learnt"),
-    "class without a box in val": Kind("warning", "it is not measured; mAP is the mean over the others"),
-    "object labelled twice": Kind("warning", f"boxes of a class that overlap by more than {TWIN_IOU:g}; delete one"),
-    "box beyond the picture": Kind("warning", "it is cut to the picture; look whether boxes are of another size"),
-    "many boxes smaller than a cell": Kind("warning", "train at a larger --img_size, or with a head of finer stride"),
-    "anchors do not fit": Kind("warning", "train.py --auto-anchors clusters them again"),
-    "very long picture": Kind("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
-    "boxes smaller than a cell": Kind("note", "expect to miss them"),
-    "other class count": Kind("note", "train.py adapts the heads"),
-    "no label file": Kind("note", "a picture without objects"),
-    "empty label file": Kind("note", "a picture without objects"),
+KINDS: Mapping[str, Advice] = {
+    "wrong path": Advice("fatal", "paths are relative to the file that names them"),
+    "no pictures": Advice("fatal", "name pictures in the list, folder or pattern"),
+    "nothing usable": Advice("fatal", "correct what is found below"),
+    "no boxes": Advice("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
+    "same file in train and val": Advice("fatal", "take it off one list: results on it say nothing"),
+    "identical pictures in train and val": Advice("fatal", "take one off its list: results on it say nothing"),
+    "missing image": Advice("fatal", "paths in a list are relative to the list"),
+    "not a file": Advice("fatal", "take it off the list"),
+    "unreadable image": Advice("fatal", "look at the file's permissions"),
+    "empty image": Advice("fatal", _BAD_PICTURE),
+    "unknown image format": Advice("fatal", "save it as PNG, JPEG, BMP, WebP, GIF or TIFF"),
+    "oversized image": Advice("fatal", "scale it down"),
+    "damaged image": Advice("fatal", _BAD_PICTURE),
+    "unreadable label file": Advice("fatal", "look at the file's permissions and size"),
+    "not a text file": Advice("fatal", "save it as UTF-8"),
+    "wrong column count": Advice("fatal", _WRONG_LABEL),
+    "not a number": Advice("fatal", _WRONG_LABEL),
+    "fractional class": Advice("fatal", _WRONG_LABEL),
+    "negative class": Advice("fatal", "classes count from 0"),
+    "class beyond names": Advice("fatal", "add the name, or correct the class; classes count from 0"),
+    "out of range": Advice("fatal", "boxes are shares of the picture, 0..1, not pixels"),
+    "negative size": Advice("fatal", _WRONG_LABEL),
+    "listed twice": Advice("warning", "it is used once"),
+    "zero-size box": Advice("warning", "the row is left out"),
+    "duplicate row": Advice("warning", "the second is left out"),
+    "no validation pictures": Advice("warning", "nothing is evaluated, and best.pt is the last epoch"),
+    "identical pictures in one split": Advice("warning", "they count twice; take one off the list"),
+    "most label files missing": Advice("warning", "these pictures teach that nothing is there; look where labels lie"),
+    "class without a box in train": Advice("warning", "it cannot be learnt"),
+    "class without a box in val": Advice("warning", "it is not measured; mAP is the mean over the others"),
+    "object labelled twice": Advice("warning", f"boxes of a class that overlap by more than {TWIN_IOU:g}; delete one"),
+    "box beyond the picture": Advice("warning", "it is cut to the picture; look whether boxes are of another size"),
+    "many boxes smaller than a cell": Advice("warning", "train at a larger --img_size, or with a head of finer stride"),
+    "anchors do not fit": Advice("warning", "train.py --auto-anchors clusters them again"),
+    "very long picture": Advice("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
+    "boxes smaller than a cell": Advice("note", "expect to miss them"),
+    "other class count": Advice("note", "train.py adapts the heads"),
+    "no label file": Advice("note", "a picture without objects"),
+    "empty label file": Advice("note", "a picture without objects"),
 }
 """Every kind of finding of `index` and of the doctor, the worst first.
 

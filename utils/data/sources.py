@@ -42,7 +42,7 @@ POLL = 0.1
 
 
 @dataclass(frozen=True)
-class Source:
+class FrameSource:
     """Files or streams that `--source` names: files in the order they are read, or live streams."""
 
     files: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Frame:
     """Frames a second that the source promises; 0 where it says nothing."""
 
 
-class Clock:
+class Deadline:
     """A deadline that begins to run when the first frame is done; never reached without `seconds`."""
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -96,7 +96,7 @@ class Clock:
         return max(0.0, self._end - time.monotonic())
 
 
-def find(text: str) -> Source:
+def find(text: str) -> FrameSource:
     """Files or streams that a `--source` names; files are looked for, but not opened.
 
     Args:
@@ -110,7 +110,7 @@ def find(text: str) -> Source:
     if not text:
         raise InputError("--source: is empty; give a picture, video, folder, list, webcam number or address")
     if _is_stream(text, "--source"):
-        return Source(streams=(text,))
+        return FrameSource(streams=(text,))
     if os.path.isdir(text):
         files = _readable(os.path.join(text, name) for name in os.listdir(text))
         missing = f"{text}: no pictures or videos in this folder (looked for {_suffixes()})"
@@ -120,13 +120,13 @@ def find(text: str) -> Source:
         words = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
         missing = f"--source {text}: {words} a picture or video ({_suffixes()})"
     elif _suffix(text) == ".streams":
-        return Source(streams=_listed_streams(text))
+        return FrameSource(streams=_listed_streams(text))
     else:
         files = tuple(list_images(text))
         missing = f"{text}: the list is empty; expected the path of a picture or video a line"
     if not files:
         raise InputError(missing)
-    return Source(files=files)
+    return FrameSource(files=files)
 
 
 def _readable(paths: Iterable[str]) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def _listed_streams(path: str) -> tuple[str, ...]:
     return tuple(streams)
 
 
-def frames(source: Source, limits: Limits | None = None) -> Iterator[Frame]:
+def frames(source: FrameSource, limits: Limits | None = None) -> Iterator[Frame]:
     """The frames of a source, read one by one; of live streams the newest, each at most once.
 
     A file that cannot be read is skipped, and named in one warning at the end.
@@ -173,16 +173,16 @@ def frames(source: Source, limits: Limits | None = None) -> Iterator[Frame]:
         InputError: no file can be read, or no stream ever gave a frame.
     """
     limits = limits or Limits()
-    clock = Clock(limits.max_seconds)
+    deadline = Deadline(limits.max_seconds)
     if source.streams:
-        reading = read_streams(source.streams, limits.stream_timeout, clock)
+        reading = read_streams(source.streams, limits.stream_timeout, deadline)
     else:
         reading = _read_files(source.files)
     with closing(reading):
         for count, frame in enumerate(reading, 1):
             yield frame
-            clock.start()
-            if count == limits.max_frames or clock.remaining() == 0:
+            deadline.start()
+            if count == limits.max_frames or deadline.remaining() == 0:
                 return
 
 
@@ -386,18 +386,18 @@ class StreamReader(threading.Thread):
             self._changed.notify_all()
 
 
-def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = None) -> Iterator[Frame]:
+def read_streams(sources: Sequence[str], timeout: float, deadline: Deadline | None = None) -> Iterator[Frame]:
     """Newest frames of several streams, in turn, each frame once; ends when all streams have ended or are dead.
 
     Args:
         sources: addresses and webcam numbers, as given.
         timeout: seconds without a frame of any stream after which all count as dead.
-        clock: ends the reading, too.
+        deadline: ends the reading, too.
 
     Raises:
         InputError: no stream ever gave a frame.
     """
-    clock = clock or Clock()
+    deadline = deadline or Deadline()
     changed = threading.Condition()
     readers = [
         StreamReader(source, number, changed, min(timeout, LONGEST_READ)) for number, source in enumerate(sources, 1)
@@ -405,7 +405,7 @@ def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = N
     for reader in readers:
         reader.start()
     try:
-        while (frame := _next_frame(readers, changed, timeout, clock)) is not None:
+        while (frame := _next_frame(readers, changed, timeout, deadline)) is not None:
             yield frame
     finally:
         for reader in readers:
@@ -418,11 +418,11 @@ def read_streams(sources: Sequence[str], timeout: float, clock: Clock | None = N
 
 
 def _next_frame(
-    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, clock: Clock
+    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, deadline: Deadline
 ) -> Frame | None:
     """The newest frame of the ready stream that waited longest; None when time is up or nothing can come any more."""
     with changed:
-        while clock.remaining() > 0:
+        while deadline.remaining() > 0:
             ready = [reader for reader in readers if reader.ready]
             if ready:
                 return min(ready, key=lambda reader: reader.served).take()
@@ -431,5 +431,5 @@ def _next_frame(
                 if silence >= timeout and any(reader.received for reader in readers):
                     log(f"no frame for {timeout:g} s (--stream-timeout): the end")
                 return None
-            changed.wait(min(POLL, timeout - silence, clock.remaining()))
+            changed.wait(min(POLL, timeout - silence, deadline.remaining()))
     return None

@@ -296,7 +296,7 @@ JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ToyRecipe:
     """Size and seed of a set; equal recipes draw equal sets."""
 
     train: int = flag(1400, "training pictures", type=positive_int, metavar="N")
@@ -323,7 +323,7 @@ class ToySet:
     """False if the set was there already."""
 
 
-def build(output: Path, recipe: Recipe) -> ToySet:
+def build(output: Path, recipe: ToyRecipe) -> ToySet:
     """Draw the set into the folder `output`, which is new or empty, or find that it is there already.
 
     The set is drawn beside `output` and moved there in one step, so the folder holds all of it or nothing.
@@ -341,7 +341,7 @@ def build(output: Path, recipe: Recipe) -> ToySet:
     return ToySet(output / "toy.data", boxes, drawn)
 
 
-def _write_set(folder: Path, recipe: Recipe) -> None:
+def _write_set(folder: Path, recipe: ToyRecipe) -> None:
     for name in ("images", "labels"):
         (folder / name).mkdir()
     write_data_file(folder, "toy", list(OUTLINES), valid=True)
@@ -361,19 +361,24 @@ def _write_picture(folder: Path, stem: str, rng: np.random.Generator, size: int)
     (folder / "labels" / f"{stem}.txt").write_text(lines)
 
 
-def _manifest(folder: Path, recipe: Recipe) -> str:
+def _title(recipe: ToyRecipe) -> str:
+    """First line of a manifest. It names no class of today, so that sets that were drawn before are known."""
+    return f"# Recipe(train={recipe.train}, val={recipe.val}, size={recipe.size}, seed={recipe.seed})"
+
+
+def _manifest(folder: Path, recipe: ToyRecipe) -> str:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != MANIFEST]
-    return f"# {recipe}\n" + "".join(lines)
+    return f"{_title(recipe)}\n" + "".join(lines)
 
 
-def _check_is_set(output: Path, recipe: Recipe) -> None:
+def _check_is_set(output: Path, recipe: ToyRecipe) -> None:
     """Raise DataError unless `output` holds what its manifest lists, byte for byte, and was drawn by `recipe`."""
     way_out = "name a new folder with --output"
     if not (output / MANIFEST).is_file():
         raise DataError(f"{output}: holds other files or is no folder; {way_out}")
     text = read_text(output / MANIFEST, DataError)
-    if text.partition("\n")[0] != f"# {recipe}":
+    if text.partition("\n")[0] != _title(recipe):
         raise DataError(f"{output}: holds another picture set ({text.partition(chr(10))[0][2:200]}); {way_out}")
     for line in text.splitlines()[1:]:
         digest, _, name = line.partition("  ")
@@ -385,7 +390,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m utils.data.toy`."""
     parser = Parser(__doc__, EXAMPLE, "python -m utils.data.toy")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the set, new or empty")
-    parser.add_settings("picture set", Recipe)
+    parser.add_settings("picture set", ToyRecipe)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser.parse_args(argv)
 
@@ -393,7 +398,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the set and print where it is."""
     args = parse_args(argv)
-    recipe = settings_from(args, Recipe)
+    recipe = settings_from(args, ToyRecipe)
     made = build(args.output, recipe)
     if args.json:
         print_json({"data": str(made.data), "boxes": made.boxes, "drawn": made.drawn, "classes": len(OUTLINES)})

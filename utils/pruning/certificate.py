@@ -102,7 +102,7 @@ def certify(
     images = image.double()
     if normalised_cell(network, side, side) is not None:
         images = torch.cat([images, torch.rand(image.shape, generator=generator).double()])
-    small, large = _model(*bare), _model(network, arrays)
+    small, large = model_of(*bare), model_of(network, arrays)
     with masked(large, graph, removal):
         float32 = difference(small(image).heads, large(image).heads)
         pairs = [_in_float64(small.double(), large.double(), image.double())]
@@ -111,13 +111,13 @@ def certify(
                 module.train()  # normalise by the statistics of the picture
         pairs.append(_in_float64(small, large, images))
     float64, allowed = max(pairs, key=lambda pair: np.nan_to_num(pair[0] / pair[1], nan=np.inf))
-    final = _model(*written)(image).heads
-    large = _model(network, whole)
+    final = model_of(*written)(image).heads
+    large = model_of(network, whole)
     with masked(large, graph, removal):
         keep_size = difference(final, large(image).heads)
     border = None
     if not fitted:
-        constant = _model(network, without_gamma(graph, arrays, removal))
+        constant = model_of(network, without_gamma(graph, arrays, removal))
         border = difference(final, constant(image).heads)
     return Certificate(float32, float64, keep_size, border, side, allowed)
 
@@ -176,5 +176,6 @@ def without_gamma(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dict
     return changed
 
 
-def _model(network: Network, arrays: Arrays) -> Darknet:
+def model_of(network: Network, arrays: Arrays) -> Darknet:
+    """A network as a model in evaluation mode; its tensors share the memory of the arrays."""
     return load_arrays(network, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}).eval()

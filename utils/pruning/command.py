@@ -1,4 +1,4 @@
-"""The command line that all pruning scripts share; a script is its docstring and one `Strategy`. No torch."""
+"""The command line that all pruning scripts share; a script is its docstring and one `PruneStrategy`. No torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from utils.flags import add_device_flags, add_model_flags, add_picture_flags, ad
 from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
 from utils.pruning.policy import SETS, ChannelPolicy, candidates, check_percents, pruning_groups
-from utils.pruning.target import Amount, Target
+from utils.pruning.target import Amount, PruneTarget
 from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_run
 
@@ -49,7 +49,7 @@ FITTED = 128
 
 
 @dataclass(frozen=True)
-class Strategy:
+class PruneStrategy:
     """Parts of a network that one script removes."""
 
     name: str
@@ -77,7 +77,7 @@ def group_share(text: str) -> float:
 class Removed:
     """Flags of what is removed: an amount or a target, and what ranks channels and units."""
 
-    strategy: Strategy
+    strategy: PruneStrategy
     shortcut: Sequence[int] | None = flag(
         None,
         "number of residual units to remove, the weakest first; several with --dry-run",
@@ -155,11 +155,11 @@ class Removed:
             raise InputError(f"{self.target.flag}: finds one network; give one --shortcut")
 
     @property
-    def target(self) -> Target | None:
+    def target(self) -> PruneTarget | None:
         """The target in place of an amount."""
         bounds = {kind: getattr(self, f"target_{kind}") for kind in ("params", "macs", "latency")}
         bounds["drop"] = self.max_drop
-        return next((Target(kind, bound) for kind, bound in bounds.items() if bound is not None), None)
+        return next((PruneTarget(kind, bound) for kind, bound in bounds.items() if bound is not None), None)
 
     @property
     def amounts(self) -> tuple[Amount, ...]:
@@ -290,7 +290,7 @@ class PruneSettings(Removed):
             )
 
 
-def make_parser(strategy: Strategy, description: str) -> Parser:
+def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     """The flags that a pruning script takes."""
     channels, program = strategy.channels, f"{strategy.name}_prune.py"
     amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (channels is not None)
@@ -328,7 +328,7 @@ def _policy_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def make_settings(strategy: Strategy, args: argparse.Namespace) -> PruneSettings:
+def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSettings:
     """Check flags and files.
 
     Raises:
@@ -357,7 +357,7 @@ def make_settings(strategy: Strategy, args: argparse.Namespace) -> PruneSettings
     return settings
 
 
-def script(strategy: Strategy, description: str) -> Callable[[Sequence[str] | None], None]:
+def script(strategy: PruneStrategy, description: str) -> Callable[[Sequence[str] | None], None]:
     """The `main` of a pruning script."""
 
     def main(argv: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models import load_arrays, network_input
+from models import network_input
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.network import trace
 from utils.data.datasets import Batch
@@ -28,6 +28,7 @@ from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
 from utils.graph import ChannelGraph
+from utils.pruning.certificate import model_of
 from utils.pruning.surgery import Arrays
 from utils.pruning.units import Importance, residual_units
 from utils.report.cost import block_costs, total
@@ -51,8 +52,8 @@ def taylor(
     Raises:
         NumericsError: the loss or a gradient is not finite.
     """
-    model = load_arrays(network, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
-    model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    model = model_of(network, arrays)
+    model.requires_grad_(False).to(device, memory_format=torch.channels_last)
     scaled = {i: layer.bn for i, layer in enumerate(model.layers) if getattr(layer, "bn", None) is not None}
     parameters = [p.requires_grad_() for bn in scaled.values() for p in (bn.weight, bn.bias)]
     units = residual_units(network)

@@ -96,7 +96,7 @@ def make_plan(
 
 
 @dataclass(frozen=True)
-class Target:
+class PruneTarget:
     """A bound that the pruned network keeps."""
 
     kind: Literal["params", "macs", "latency", "drop"]
@@ -205,7 +205,7 @@ def make_steps(
     return Steps(plan, 0 if shortcut else 1, math.floor(choice.max_percent * whole + 1e-9))
 
 
-def find_plan(target: Target, steps: Steps, figure: Callable[[Plan], float]) -> tuple[Plan, float, int]:
+def find_plan(target: PruneTarget, steps: Steps, figure: Callable[[Plan], float]) -> tuple[Plan, float, int]:
     """The plan that a target asks for, its figure, and how many networks were tried.
 
     Raises:
@@ -285,6 +285,6 @@ def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[s
     return plan, _target_document(target, reached, amount, tried) | {"rounds": settings.cuts}
 
 
-def _target_document(target: Target, reached: float, amount: Amount, tried: int) -> dict[str, Any]:
+def _target_document(target: PruneTarget, reached: float, amount: Amount, tried: int) -> dict[str, Any]:
     """The part of the document that says what a target led to."""
     return {"flag": target.flag, "bound": target.bound, "reached": reached, **amount._asdict(), "tried": tried}

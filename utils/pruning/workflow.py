@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Darknet, fuse, load_arrays, network_input
+from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
@@ -31,7 +31,7 @@ from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
 from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
-from utils.pruning.certificate import certify, masked
+from utils.pruning.certificate import certify, masked, model_of
 from utils.pruning.importance import per_saving, taylor
 from utils.pruning.reconstruct import most_pictures, reconstruct
 from utils.pruning.surgery import (
@@ -44,7 +44,7 @@ from utils.pruning.surgery import (
     gammas_of,
     prune_network,
 )
-from utils.pruning.target import Amount, Plan, Target, make_plan, plan_for_target, plan_in_rounds
+from utils.pruning.target import Amount, Plan, PruneTarget, make_plan, plan_for_target, plan_in_rounds
 from utils.pruning.units import Importance, residual_units
 from utils.report.cost import Cost, network_cost
 from utils.report.latency import Latency, interleaved
@@ -60,44 +60,14 @@ Drawn = list[tuple[NDArray[np.uint8], NDArray[np.floating]]]
 """Pictures [C, H, W] and their detections [k, 6]: x1, y1, x2, y2 in pixels, confidence, class."""
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The device and the input size that all networks are timed with."""
-
-    device: torch.device
-    size: Size
-
-    def model(self, network: Network, arrays: Arrays) -> Darknet:
-        """A network on the device, with its batch normalisations folded."""
-        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-        return fuse(load_arrays(network, tensors)).to(self.device, memory_format=torch.channels_last)
-
-    def latency(self, models: Mapping[str, Darknet], **pace: int) -> dict[str, Latency]:
-        """Time of a forward pass of one picture, the models in turn; `pace` as of `latency.interleaved`."""
-        channels = next(iter(models.values())).network.net.channels
-        image = torch.rand(1, channels, *self.size, generator=torch.Generator().manual_seed(0))
-        image = image.to(self.device, memory_format=torch.channels_last)
-
-        def forward(model: Darknet) -> None:
-            model(image)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-
-        with torch.inference_mode():
-            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()}, **pace)
-
-    def runtime(self) -> str:
-        """The device as a reader knows it."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"CPU, threads: {torch.get_num_threads()}"
-
-
 @dataclass(frozen=True, eq=False)
-class Pruner(Clock):
-    """A network that is to be pruned, and the pictures that its channels are ranked and measured with."""
+class Pruner:
+    """A network that is to be pruned, and the device and pictures that its channels are ranked and measured with."""
 
     settings: PruneSettings
+    device: torch.device
+    size: Size
+    """Of the network input."""
     graph: ChannelGraph
     arrays: Arrays
     hyp: Mapping[str, Any]
@@ -152,6 +122,30 @@ class Pruner(Clock):
             )
         return map50
 
+    def model(self, network: Network, arrays: Arrays) -> Darknet:
+        """A network on the device, with its batch normalisations folded."""
+        return fuse(model_of(network, arrays)).to(self.device, memory_format=torch.channels_last)
+
+    def latency(self, models: Mapping[str, Darknet]) -> dict[str, Latency]:
+        """Time of a forward pass of one picture, the models in turn."""
+        channels = next(iter(models.values())).network.net.channels
+        image = torch.rand(1, channels, *self.size, generator=torch.Generator().manual_seed(0))
+        image = image.to(self.device, memory_format=torch.channels_last)
+
+        def forward(model: Darknet) -> None:
+            model(image)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        with torch.inference_mode():
+            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()})
+
+    def runtime(self) -> str:
+        """The device as a reader knows it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, threads: {torch.get_num_threads()}"
+
     def training_batches(self, network: Network, augment: Augmentation | None, most: int) -> Iterator[Batch]:
         """Batches of training pictures, in an order and with an augmentation that follow from the seed.
 
@@ -203,7 +197,7 @@ class Pruner(Clock):
         """The network that would be written."""
         return prune_network(self.graph, self.compensated(removal), removal)
 
-    def figure(self, target: Target, plan: Plan) -> float:
+    def figure(self, target: PruneTarget, plan: Plan) -> float:
         """What a target bounds: parameters, multiply-adds or time as shares of those before, or points of AP50 lost.
 
         A time is the median of a forward pass, run in turn with the network before.
@@ -262,7 +256,7 @@ def prune(settings: PruneSettings) -> None:
     size = input_size(settings.img_size, max_stride(network), (network.net.height, network.net.width))
     hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
     settings = with_importance(settings, loaded)
-    pruner = Pruner(device, size, settings, channel_graph(network), arrays_of(loaded.model), hyp)
+    pruner = Pruner(settings, device, size, channel_graph(network), arrays_of(loaded.model), hyp)
     importance = pruner.importance(network, pruner.arrays)
     ranking = pruner.ranking(pruner.graph, importance)
     plan, target, amounts = None, None, settings.amounts

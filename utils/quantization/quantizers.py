@@ -154,13 +154,7 @@ class DorefaQuantizer(WeightQuantizer):
         return unit._replace(scale=unit.scale * self._largest(weight))
 
     def codes(self, weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
-        """The integers of a weight.
-
-        Raises:
-            ValueError: DoReFa's own grid has no 0.
-        """
-        if self.published:
-            raise ValueError("the published grid has no integers around 0")
+        """The integers of a weight on the grid that has a 0."""
         return codes(self._squeezed(weight), self._unit(weight, least), self.grid)
 
     def _squeezed(self, weight: Tensor) -> Tensor:
