@@ -129,18 +129,11 @@ class Step:
                 sums += (self.bias << np.array(self.up))[:, None, None]
             return self.range.finish(sums, np.array(self.down)[:, None, None])
         if self.kind == "shortcut":
-            total = sources[0] << self.up[0]
-            for x, up in zip(sources[1:], self.up[1:], strict=True):
-                common = min(len(total), len(x))
-                total[:common] += x[:common] << up
-            return self.range.finish(total, self.down[0])
-        if self.kind == "product":
-            return self.range.finish(sources[0] * sources[1], self.down[0])
-        if len(sources) > 1:
-            parts = [np.split(x, self.block.groups)[self.block.group_id] for x in sources]
-            return np.concatenate([self.range.finish(x, down) for x, down in zip(parts, self.down, strict=True)])
-        layer = build_layer(self.block, Shape(*sources[0].shape)).eval()
-        return layer(torch.from_numpy(sources[0])[None].double())[0].long().numpy()
+            sources = [codes << up for codes, up in zip(sources, self.up, strict=True)]
+        elif self.kind == "route" and self.down:
+            sources = [self.range.finish(codes, down) for codes, down in zip(sources, self.down, strict=True)]
+        output = exactly(self.block, sources)
+        return self.range.finish(output, self.down[0]) if self.kind in ("shortcut", "product") else output
 
     def accumulator_bits(self, sources: Sequence[CodeRange]) -> int:
         """Bits, sign included, of the largest accumulator that any input could give; 0 for what hands codes on.
@@ -193,6 +186,13 @@ def shift(a: Codes, places: Codes | int, half_even: bool) -> Codes:
     more = (rest > half) | ((rest == half) & (floor & 1 == 1)) if half_even else rest >= half
     rounded = np.sign(a) * (floor + (more & (right > 0)))
     return rounded << np.clip(-np.asarray(places), 0, FURTHEST)
+
+
+def exactly(block: Block, sources: Sequence[Codes]) -> Codes:
+    """A block without its activation on codes, in float64, which is exact as in `accumulators`."""
+    linear = replace(block, activation="linear") if hasattr(block, "activation") else block
+    layer = build_layer(linear, Shape(*sources[0].shape)).eval()
+    return layer(*(torch.from_numpy(codes)[None].double() for codes in sources))[0].long().numpy()
 
 
 def accumulators(x: Codes, weight: Codes, block: Convolutional) -> Codes:

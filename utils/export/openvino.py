@@ -12,7 +12,7 @@ from utils.errors import InfeasibleError
 from utils.export.onnx_file import emit_whole
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, verify
-from utils.runtime.engines import OPENVINO_PLACES, first_line, openvino_engine
+from utils.runtime.engines import openvino_engine, told_as
 from utils.runtime.exported import DIGEST, OPENVINO_SECTION, sha256
 from utils.runtime.metadata import Metadata
 
@@ -45,13 +45,9 @@ def save(onnx: bytes, path: Path, metadata: Metadata) -> None:
     """
     import openvino
 
-    try:
+    version = openvino.__version__
+    with told_as(InfeasibleError, f"--format openvino: OpenVINO {version} cannot read the ONNX file", RuntimeError):
         model = openvino.Core().read_model(onnx)
-    except RuntimeError as failure:
-        raise InfeasibleError(
-            f"--format openvino: OpenVINO {openvino.__version__} cannot read the ONNX file: "
-            f"{first_line(failure, OPENVINO_PLACES)}"
-        ) from None
     model.set_rt_info(metadata.properties(), [OPENVINO_SECTION])
     weights, half = path.with_suffix(".bin"), metadata.precision == "float16"
     openvino.save_model(model, path, compress_to_fp16=half)

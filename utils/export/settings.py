@@ -49,18 +49,20 @@ GOES_WITH = {
 """Flags and the formats they go with."""
 OPSETS = range(13, 22)
 """Versions of ONNX's operators that onnx 1.16 and onnxruntime 1.18 know, the oldest ones that will do."""
+VERSIONS = f"{OPSETS[0]} to {OPSETS[-1]}"
 DEFAULT_OPSET = 17
 """Read by onnxruntime and by OpenCV 4.14; all blocks have an operator of their own from 14 on."""
 MISH_FORMS = ("exp", "softplus", "op")
 """Ways to write mish; `onnx_graph.MISH` has them."""
 MISH_OPSET = 18
 """From here on ONNX has the operator."""
+MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"
 
 
 def operator_version(text: str) -> int:
     """A version of ONNX's operators; argparse type."""
     if (value := integer(text)) not in OPSETS:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
+        raise argparse.ArgumentTypeError(f"{text}: allowed are {VERSIONS}")
     return value
 
 
@@ -69,36 +71,18 @@ class ExportSettings:
     """The file that is made of a network."""
 
     format: str = flag("onnx", "kind of the file; weights is another name of darknet", choices=(*SUFFIXES, *ALIASES))
-    int8: bool = flag(
-        False, "the integers that a quantized network was trained or calibrated with, for integer kernels"
-    )
-    sample: Path | None = flag(
-        None, "picture whose codes --format fpga writes (default: a random one)", type=Path, metavar="FILE"
-    )
+    int8: bool = flag(False, "the integers that a quantized network was trained or calibrated with")
+    sample: Path | None = flag(None, "picture of --format fpga (default: a random one)", type=Path, metavar="FILE")
     decode: bool = flag(False, "put out rows (cx, cy, w, h, objectness, classes), not raw heads")
     nms: bool = flag(False, "put out detections (picture, x1, y1, x2, y2, confidence, class)")
-    conf_thres: float = flag(
-        0.3, "least confidence of a detection, with --nms; else noted in the file", type=threshold, metavar="C"
-    )
-    iou_thres: float = flag(
-        0.6, "a box that overlaps a better one of its class by more is dropped", type=threshold, metavar="T"
-    )
+    conf_thres: float = flag(0.3, "least confidence with --nms; else noted in the file", type=threshold, metavar="C")
+    iou_thres: float = flag(0.6, "overlap of which the worse box of a class is dropped", type=threshold, metavar="T")
     multi_label: bool = flag(False, "with --nms: all classes of a box above C, not only the best")
-    opset: int = flag(
-        DEFAULT_OPSET, f"ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}", type=operator_version, metavar="N"
-    )
+    opset: int = flag(DEFAULT_OPSET, f"ONNX's operators, {VERSIONS}", type=operator_version, metavar="N")
     dynamic_batch: bool = flag(False, "any number of pictures at a time (default: one)")
-    half: bool = flag(
-        False,
-        "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it; input, output: float32",
-    )
+    half: bool = flag(False, "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it")
     fold: bool = flag(False, "darknet: batch normalisations become biases (default: left as they are)")
-    mish: str = flag(
-        MISH_FORMS[0],
-        "how mish is written; exp: fastest in onnxruntime; softplus: what OpenCV recognises; "
-        f"op: ONNX's own, from opset {MISH_OPSET} on",
-        choices=MISH_FORMS,
-    )
+    mish: str = flag(MISH_FORMS[0], MISH_HELP, choices=MISH_FORMS)
     sides: tuple[int, ...] | None = None
     """Of --img_size."""
     mode: str = "letterbox"

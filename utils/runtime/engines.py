@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
-from utils.errors import NumericsError, WeightsError
+from utils.errors import NumericsError, SuiteError, WeightsError
 from utils.runtime.metadata import IMAGE
 
 Array = NDArray[np.float32]
@@ -28,6 +29,8 @@ OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISIO
 """One picture at a time; without the last OpenVINO rounds to bfloat16 on processors that have it."""
 OPENVINO_PLACES = ("Exception from", "Check '")
 """How lines of its messages begin that name places in its own code."""
+MESSAGE = 200
+"""Characters of another program's message that are shown."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class Engine:
             return self.run(images)
         parts = [self.run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+@contextmanager
+def told_as(error: type[SuiteError], what: str, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Context in which an exception of a library becomes an error of one line: the first that says something."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except kind as failure:
+        lines = [line for line in map(str.strip, str(failure).splitlines()) if line]
+        line = next((line for line in lines if not line.startswith(OPENVINO_PLACES)), type(failure).__name__)
+        raise error(f"{what}: {line[:MESSAGE]}") from None
 
 
 def onnxruntime_engine(
@@ -72,22 +88,15 @@ def onnxruntime_engine(
     if wide and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # what goes wrong is an exception, too
-    place = "the file" if isinstance(model, bytes) else str(model)
-    try:
-        source = model if isinstance(model, bytes) else str(model)
-        session = onnxruntime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[ROUNDS_FLOATS]
-        )
-    except MemoryError:
-        raise
-    except Exception as failure:  # onnxruntime has a kind of its own for every status
-        raise WeightsError(f"{place}: onnxruntime cannot read it: {first_line(failure)}") from None
+    source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
+    optimizers = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": [ROUNDS_FLOATS]}
+    # onnxruntime has a kind of exception of its own for every status.
+    with told_as(WeightsError, f"{name}: onnxruntime cannot read it"):
+        session = onnxruntime.InferenceSession(source, options, **optimizers)
 
     def run(images: Array) -> list[Array]:
-        try:
+        with told_as(NumericsError, f"{name}: onnxruntime failed"):
             return session.run(list(outputs), {IMAGE: images})
-        except Exception as failure:
-            raise NumericsError(f"{place}: onnxruntime failed: {first_line(failure)}") from None
 
     return Engine(run, batch, f"onnxruntime {onnxruntime.__version__}, CPU, threads: {threads}")
 
@@ -117,7 +126,7 @@ def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, inte
     """
     classic = integers and hasattr(cv2.dnn, "ENGINE_CLASSIC")  # OpenCV 4 has no other engine
     options = {"engine": cv2.dnn.ENGINE_CLASSIC} if classic else {}
-    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, threads, str(path))
+    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, threads, path)
 
 
 def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int], threads: int) -> Engine:
@@ -135,7 +144,7 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
     sized = replace(network, net=replace(network.net, height=size[0], width=size[1]))
     cfg = np.frombuffer(format_network(sized).encode(), np.uint8)
     read = cv2.dnn.readNetFromDarknet
-    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), threads, str(weights))
+    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), threads, weights)
 
 
 def darknet_heads(network: Network) -> list[str]:
@@ -144,23 +153,20 @@ def darknet_heads(network: Network) -> list[str]:
     return [f"conv_{head - 1}" if curve == "linear" else f"{curve}_{head}" for head, curve in convolutions]
 
 
-def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: int, place: str) -> Engine:
+def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: int, path: Path) -> Engine:
     cv2.setNumThreads(threads)
-    try:
+    program = f"OpenCV {cv2.__version__}"
+    with told_as(WeightsError, f"{path}: {program} cannot read it", cv2.error):
         net = read()
         net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
         net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
-    except cv2.error as failure:
-        raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot read it: {first_line(failure)}") from None
 
     def run(images: Array) -> list[Array]:
-        try:
+        with told_as(WeightsError, f"{path}: {program} cannot run it", cv2.error):
             net.setInput(images)
             return [np.array(output) for output in net.forward(list(outputs))]
-        except cv2.error as failure:
-            raise WeightsError(f"{place}: OpenCV {cv2.__version__} cannot run it: {first_line(failure)}") from None
 
-    return Engine(run, 1, f"OpenCV {cv2.__version__}, CPU, threads: {threads}")
+    return Engine(run, 1, f"{program}, CPU, threads: {threads}")
 
 
 def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool = False) -> Engine:
@@ -191,13 +197,13 @@ def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool
         picture = np.ascontiguousarray(images[0])
         extractor = net.create_extractor()
         extractor.input(IMAGE, ncnn.Mat(picture).clone())
-        found = []
+        heads = []
         for name in outputs:
             failed, blob = extractor.extract(name)
             if failed:
                 raise NumericsError(f"{param}: ncnn failed at {name}")
-            found.append(np.array(blob)[None])
-        return found
+            heads.append(np.array(blob)[None])
+        return heads
 
     return Engine(run, 1, f"ncnn {ncnn.__version__}, CPU, threads: {threads}")
 
@@ -216,27 +222,15 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
     """
     import openvino
 
-    place = "the file" if isinstance(model, bytes) else str(model)
-    try:
+    source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
+    with told_as(WeightsError, f"{name}: OpenVINO cannot read it", RuntimeError):
         core = openvino.Core()
-        read = core.read_model(model if isinstance(model, bytes) else str(model))
-        compiled = core.compile_model(read, "CPU", {**OPENVINO, "INFERENCE_NUM_THREADS": threads})
+        compiled = core.compile_model(core.read_model(source), "CPU", {**OPENVINO, "INFERENCE_NUM_THREADS": threads})
         request = compiled.create_infer_request()
-    except RuntimeError as failure:
-        raise WeightsError(f"{place}: OpenVINO cannot read it: {first_line(failure, OPENVINO_PLACES)}") from None
 
     def run(images: Array) -> list[Array]:
-        try:
-            found = request.infer({IMAGE: images}, share_inputs=True)
-        except RuntimeError as failure:
-            raise NumericsError(f"{place}: OpenVINO failed: {first_line(failure, OPENVINO_PLACES)}") from None
-        return [np.array(found[name]) for name in outputs]
+        with told_as(NumericsError, f"{name}: OpenVINO failed", RuntimeError):
+            tensors = request.infer({IMAGE: images}, share_inputs=True)
+        return [np.array(tensors[output]) for output in outputs]
 
     return Engine(run, batch, f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, threads: {threads}")
-
-
-def first_line(failure: Exception, skipped: tuple[str, ...] = ()) -> str:
-    """The first line of a message that says something."""
-    lines = [line for line in map(str.strip, str(failure).splitlines()) if line]
-    told = [line for line in lines if not line.startswith(skipped)] if skipped else lines
-    return (told or lines or [type(failure).__name__])[0][:200]

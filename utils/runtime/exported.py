@@ -13,7 +13,7 @@ from utils import files
 from utils.cli import require
 from utils.errors import WeightsError
 from utils.files import read_text, regular_file
-from utils.runtime.engines import OPENVINO_PLACES, first_line
+from utils.runtime.engines import told_as
 from utils.runtime.metadata import IMAGE, Metadata, read_metadata
 
 if TYPE_CHECKING:
@@ -68,12 +68,8 @@ def read_onnx(path: Path) -> ExportedFile:
     require(str(path), "onnx")
     import onnx
 
-    try:
+    with told_as(WeightsError, f"{path}: no ONNX file, or damaged; take another copy"):  # protobuf's own exceptions
         model = onnx.load(str(path), load_external_data=False)
-    except MemoryError:
-        raise
-    except Exception as failure:  # protobuf's own kinds of errors
-        raise WeightsError(f"{path}: no ONNX file, or damaged ({first_line(failure)}); take another copy") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise WeightsError(f"{path}: keeps tensors in other files; files of export.py do not")
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -98,11 +94,8 @@ def read_openvino(path: Path) -> ExportedFile:
     require(str(path), "openvino")
     import openvino
 
-    try:
+    with told_as(WeightsError, f"{path}: no OpenVINO file, or damaged; take another copy", RuntimeError):
         model = openvino.Core().read_model(str(path))
-    except RuntimeError as failure:
-        reason = first_line(failure, OPENVINO_PLACES)
-        raise WeightsError(f"{path}: no OpenVINO file, or damaged ({reason}); take another copy") from None
     section = model.get_rt_info([OPENVINO_SECTION]).value if model.has_rt_info([OPENVINO_SECTION]) else {}
     entries = section.items() if isinstance(section, dict) else ()
     properties = {key: str(getattr(value, "value", value)) for key, value in entries}
