@@ -26,15 +26,20 @@ from utils.report.run_dir import check_run
 from utils.report.scalars import require_tensorboard
 from utils.training.evolve import require_optuna, run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
-from utils.training.resume import PATHS, START, changed_flags, is_search, newest_run, stored_flags
 from utils.training.settings import (
     GONE,
     GROUPS,
+    PATHS,
+    START,
     TrainPlan,
     TrainSettings,
+    changed_flags,
     check_flags,
     input_sizes,
+    is_search,
+    newest_run,
     quant_plan,
+    stored_flags,
 )
 
 EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --hyp data/hyp.demo.yaml --epochs 20"

@@ -64,7 +64,6 @@ TORCH_FREE = (
     "utils.runtime.exported",
     "utils.runtime.metadata",
     "utils.training.evolve",
-    "utils.training.resume",
     "utils.training.hyperparameters",
     "utils.report.run_dir",
     "utils.training.settings",

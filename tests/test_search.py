@@ -22,7 +22,7 @@ from utils.report.run_dir import Results, read_results
 from utils.training import evolve, objective, optimizer
 from utils.training.evolve import SPACE, Range, Search, searched
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
-from utils.training.resume import STUDY
+from utils.training.settings import STUDY
 
 optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="no optuna")
 START = Hyperparameters()

@@ -83,11 +83,11 @@ class Team:
             model = self.share(model.cpu() if self.leads else None)
         return model.to(self.device, memory_format=torch.channels_last)
 
-    def gather(self, own: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """What each process gave, by rank."""
-        values = [own] * self.size
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, own)
+            dist.all_gather_object(values, value)
         return values
 
     @contextmanager
@@ -147,8 +147,9 @@ def joined(device: str) -> Iterator[Team]:
         raise InputError(f"--device {device}: with torchrun each process takes a GPU of its own; leave it out")
     gpus = torch.cuda.device_count()
     if device != "cpu" and local >= gpus and (gpus or device):
-        raise InputError(f"torchrun: {gpus} GPUs for process {local} of this machine; lower --nproc-per-node, or add "
-                         "--device cpu")  # fmt: skip
+        raise InputError(
+            f"torchrun: {gpus} GPUs for process {local} of this machine; lower --nproc-per-node, or add --device cpu"
+        )
     chosen = select_device(str(local) if device != "cpu" and gpus else "cpu")
     importlib.import_module("torch.distributed.nn.functional")  # imported later, its defaults keep the group for ever
     gpu = chosen if chosen.type == "cuda" else None

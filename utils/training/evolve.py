@@ -25,8 +25,7 @@ from utils.model_files import ModelFiles
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import csv_table
 from utils.training.hyperparameters import Hyperparameters, fitness, hyperparameters
-from utils.training.resume import START, STUDY
-from utils.training.settings import TrainPlan
+from utils.training.settings import START, STUDY, TrainPlan
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -65,7 +65,7 @@ class Trainer:
         train_loader: batches of training pictures, those of this process.
         val_loader: batches of the pictures to evaluate on; None: there are none.
         hyp: hyper-parameters.
-        settings: what the run is asked to do.
+        settings: of the run.
         run: its directory.
         source: names, lineage and flags, stored in the checkpoints.
         team: the processes that train together.
@@ -190,14 +190,14 @@ class Trainer:
             leave=False,
         )
         pending: dict[str, float] = {}
-        asked = time.perf_counter()
+        last = time.perf_counter()
         for position, batch in enumerate(bar, start=done.batch):
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - last
             values = self._batch(batch, position)
             bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in values.items()))
             now = time.perf_counter()
-            _add(pending, values | {"seconds": now - asked, "waited": waited})
-            asked = now
+            _add(pending, values | {"seconds": now - last, "waited": waited})
+            last = now
             if self._closes_step(position):
                 _add(done.sums, pending)
                 done.batch, pending = position + 1, {}
