@@ -127,7 +127,7 @@ def test_a_batch_larger_than_the_set_is_the_set(run, data):
 def test_a_picture_bomb_is_left_out_and_named(run, data, lines):
     (data / "images" / "0.png").write_bytes(bomb(50_000))
     trained(run, data)
-    assert "oversized image: 1 (left out)" in lines[0]
+    assert "oversized image: 1 (image left out)" in lines[0]
 
 
 NAMES = (
