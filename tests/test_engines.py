@@ -45,7 +45,7 @@ def written(model, folder: Path, *, half: bool = False) -> Path:
     """The .param file that pnnx makes of a model; the .bin file is beside it."""
     names = tuple(map(str, range(model.network.classes)))
     metadata = Metadata(model.network, names, precision="float16" if half else "float32")
-    return convert(emitted(model).SerializeToString(), folder, metadata)
+    return convert(emitted(model).SerializeToString(), folder / "a.param", metadata)
 
 
 def ncnn_heads(model, images: torch.Tensor, folder: Path, *, half: bool = False) -> list[np.ndarray]:
@@ -175,7 +175,7 @@ def test_a_head_that_is_read_on_leaves_under_its_name(folder):
 
 def test_what_pnnx_cannot_convert_is_one_line(folder):
     with pytest.raises(InfeasibleError, match=r"--format ncnn: pnnx .* cannot convert the ONNX file") as caught:
-        convert(b"nonsense", folder, Metadata(tiny(), ("a", "b")))
+        convert(b"nonsense", folder / "a.param", Metadata(tiny(), ("a", "b")))
     assert "\n" not in str(caught.value)
 
 
