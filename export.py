@@ -55,14 +55,14 @@ def make_parser() -> Parser:
     return parser
 
 
-def check_flags(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Refuse flags that do not go together; `given` are those of the command line.
+def check_flags(args: argparse.Namespace, flags: Collection[str]) -> None:
+    """Refuse flags that do not go together; `flags` are those of the command line.
 
     Raises:
         InputError: names the flag and what it goes with.
     """
     for flag, formats in GOES_WITH.items():
-        if flag in given and args.format not in formats:
+        if flag in flags and args.format not in formats:
             *others, last = formats
             listed = f"{', '.join(others)}{' or ' if others else ''}{last}"
             raise InputError(f"--{flag.replace('_', '-')}: goes with --format {listed}")

@@ -364,7 +364,7 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     write_folder(folder / "model.fpga", made, proof, metadata.network, description)
     precision = f"integers, weights of {quantization.weight_bits} bits"
     facts |= {"accumulator_bits": proof.accumulator_bits, "precision": precision}
-    return Agreement(runtime="integers in numpy against float64 in PyTorch"), facts
+    return Agreement(runtime="integers against float64 in PyTorch"), facts
 
 
 def sample(path: Path, metadata: Metadata) -> Tensor:

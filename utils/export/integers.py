@@ -33,7 +33,7 @@ SPREAD = 63
 
 
 @dataclass(frozen=True)
-class Point:
+class RoundingPoint:
     """A tensor that is rounded: x̂ = scale · (q − zero)."""
 
     scale: np.float32
@@ -59,7 +59,7 @@ class Kernel:
 class Codes:
     """The integers of a network."""
 
-    points: Mapping[int, Point]
+    points: Mapping[int, RoundingPoint]
     """The roundings of what blocks put out, and of the picture (−1). Blocks that only pass values on are there, too."""
     before: frozenset[int]
     """Blocks that round before their activation as well, to the same codes."""
@@ -87,14 +87,14 @@ def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
     return Codes(points, frozenset(before), kernels, explicit)
 
 
-def point(slot: ActivationQuantizer) -> Point:
+def point(slot: ActivationQuantizer) -> RoundingPoint:
     """Scale and zero point of a slot."""
     scale, zero = slot.scale()
-    return Point(np.float32(scale.item()), int(zero), slot.grid)
+    return RoundingPoint(np.float32(scale.item()), int(zero), slot.grid)
 
 
 @torch.no_grad()
-def kernel(layer: ConvBlock, source: Point) -> Kernel:
+def kernel(layer: ConvBlock, source: RoundingPoint) -> Kernel:
     """Codes of a convolution that reads a rounded tensor.
 
     Codes of few bits are spread over more, in smaller steps that divide theirs, so that the bias has small ones, too. A
@@ -201,5 +201,5 @@ def _values(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]], b
     return _values(model, codes, tensors, model.blocks[block].reads(block)[0])
 
 
-def _dequantized(values: NDArray[np.integer], point: Point) -> Tensor:
+def _dequantized(values: NDArray[np.integer], point: RoundingPoint) -> Tensor:
     return (torch.from_numpy(values).float() - point.zero) * torch.tensor(point.scale)

@@ -187,9 +187,9 @@ def add_detections(graph: Graph, rows: str, classes: int, metadata: Metadata, se
         graph.constant("iou_thres", [metadata.iou_thres], np.float32),
         graph.constant("conf_thres", [metadata.conf_thres], np.float32),
     ]
-    found = graph.add("NonMaxSuppression", [corners, scores, *limits], "found")
-    picture, label, row = (_index(graph, found, axis, name) for axis, name in enumerate(("picture", "label", "row")))
-    confidence = graph.add("GatherND", [scores, found], "confidence")
+    selected = graph.add("NonMaxSuppression", [corners, scores, *limits], "found")
+    picture, label, row = (_index(graph, selected, axis, name) for axis, name in enumerate(("picture", "label", "row")))
+    confidence = graph.add("GatherND", [scores, selected], "confidence")
     box = graph.add("GatherND", [corners, graph.add("Concat", [picture, row], "place", axis=1)], "box")
     axis = graph.integers("column", [1])
     columns = [
@@ -216,14 +216,14 @@ def _scores(graph: Graph, rows: str, classes: int, multi_label: bool) -> str:
     scores = graph.add("Mul", [probabilities, graph.slice(rows, 4, 5, 2, "objectness")], "products")
     if not multi_label and classes > 1:
         best = graph.add("ArgMax", [scores], "best", axis=2, keepdims=1)
-        own = graph.add("Equal", [best, graph.integers("numbers", np.arange(classes)[None, None])], "own")
-        scores = graph.add("Where", [own, scores, graph.constant("none", 0.0, np.float32)], "best_only")
+        is_best = graph.add("Equal", [best, graph.integers("numbers", np.arange(classes)[None, None])], "own")
+        scores = graph.add("Where", [is_best, scores, graph.constant("none", 0.0, np.float32)], "best_only")
     return graph.add("Transpose", [scores], "scores", perm=[0, 2, 1])
 
 
-def _index(graph: Graph, found: str, axis: int, name: str) -> str:
+def _index(graph: Graph, selected: str, axis: int, name: str) -> str:
     """One column [K, 1] of what NonMaxSuppression selected."""
-    return graph.add("Gather", [found, graph.integers(f"{name}_axis", [axis])], name, axis=1)
+    return graph.add("Gather", [selected, graph.integers(f"{name}_axis", [axis])], name, axis=1)
 
 
 def _best_first(graph: Graph, confidence: str, batch: int | None) -> str:

@@ -34,7 +34,7 @@ from utils.darknet.blocks import (
     Yolo,
 )
 from utils.darknet.network import by_block, trace
-from utils.export.integers import Codes, Kernel, Point
+from utils.export.integers import Codes, Kernel, RoundingPoint
 from utils.layers import LEAKY_SLOPE
 from utils.runtime.metadata import PRODUCER
 
@@ -80,7 +80,7 @@ class Graph:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
-    def round(self, tensor: str, point: Point) -> str:
+    def round(self, tensor: str, point: RoundingPoint) -> str:
         """Append the rounding of a tensor to integers and back; returns the name of what comes back."""
         kind = np.int8 if point.grid.signed else np.uint8
         scale = self.constant(f"{tensor}/scale", point.scale, np.float32)
@@ -212,7 +212,7 @@ class Site:
     """Its weights, by their names in the block."""
     kernel: Kernel | None = None
     """Its weights in integers, where it is rounded."""
-    before: Point | None = None
+    before: RoundingPoint | None = None
     """The rounding of what its activation gets, if that is rounded."""
     explicit: bool = False
     """As in `Codes`."""

@@ -17,7 +17,7 @@ from utils.checkpoint import LoadedModel
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError, NumericsError
 from utils.runtime.engines import Engine
-from utils.runtime.metadata import TOLERANCES, Arrays, Metadata, Reference, compare, parts, reference
+from utils.runtime.metadata import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
 from utils.runtime.metadata import picture as random_pictures
 
 
@@ -42,7 +42,7 @@ class Agreement:
     """None: layers with integers are compared one by one, as a step in one is carried on to the next."""
     runtime: str = f"PyTorch {torch.__version__}"
     """What ran it."""
-    reference: Reference | None = None
+    reference: ReferenceOutputs | None = None
     """Values that the file keeps."""
 
     def check(self, what: str) -> None:

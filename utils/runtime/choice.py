@@ -22,7 +22,7 @@ PACKAGES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "openvino": "openvino"
 """What a runtime needs beside the suite's own packages."""
 
 
-class Kind(NamedTuple):
+class ExportedKind(NamedTuple):
     """Files of one format of export.py."""
 
     read: Callable[[Path], ExportedFile]
@@ -31,9 +31,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    ".onnx": Kind(read_onnx, ("onnxruntime", "opencv", "openvino")),
-    ".param": Kind(read_ncnn, ("ncnn",)),
-    ".xml": Kind(read_openvino, ("openvino",)),
+    ".onnx": ExportedKind(read_onnx, ("onnxruntime", "opencv", "openvino")),
+    ".param": ExportedKind(read_ncnn, ("ncnn",)),
+    ".xml": ExportedKind(read_openvino, ("openvino",)),
 }
 """By how their names end."""
 

@@ -47,7 +47,7 @@ every layer was proved; OpenCV 5.0's new engine, which computes wrong, by 4.3 to
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceOutputs:
     """Outputs of the network that a file was made of, for `picture`."""
 
     values: tuple[tuple[float, ...], ...]
@@ -85,7 +85,7 @@ class Metadata:
     """What the file was made from, oldest first."""
     quantization: Mapping[str, Any] | None = None
     """How an int8 network was quantized, as `QuantSettings.document` writes it."""
-    reference: Reference | None = None
+    reference: ReferenceOutputs | None = None
     """Outputs that runtimes are compared with; None in files of versions before."""
 
     @property
@@ -177,18 +177,18 @@ def _quantization(document: Mapping[str, Any] | None) -> Mapping[str, Any] | Non
     return document and QuantSettings(**{**document, "kept": tuple(document["kept"])}).document()
 
 
-def _reference(document: Mapping[str, Any] | None) -> Reference | None:
+def _reference(document: Mapping[str, Any] | None) -> ReferenceOutputs | None:
     """The reference of a file; None of one that has none, as those of versions before."""
     if document is None:
         return None
-    return Reference(tuple(tuple(map(float, values)) for values in document["values"]), float(document["gap"]))
+    return ReferenceOutputs(tuple(tuple(map(float, values)) for values in document["values"]), float(document["gap"]))
 
 
-def reference(want: Arrays, outputs: Arrays, precision: str) -> Reference:
+def reference(want: Arrays, outputs: Arrays, precision: str) -> ReferenceOutputs:
     """Values to keep of the first picture's arrays: those of the network, and those of a program that was proved."""
     kept, other = ([sample(array[:1]) for array in arrays] for arrays in (want, outputs))
     values = tuple(tuple(float(f"{value:.7g}") for value in array) for array in kept)
-    return Reference(values, distance(kept, other, precision))
+    return ReferenceOutputs(values, distance(kept, other, precision))
 
 
 def picture(network: Network, count: int = 1) -> NDArray[np.float32]:
