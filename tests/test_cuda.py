@@ -30,7 +30,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 
 QUICK = """
-import shutil
+from utils.checkpoint import write_checkpoint
 from utils.pruning import report
 from utils.quantization import workflow
 from utils.report import gammas, plots
@@ -44,7 +44,7 @@ write_last = State.write_last
 
 def write_epoch(state, run, source):
     write_last(state, run, source)
-    shutil.copyfile(run.weights / "last.pt", run.weights / f"epoch{state.progress.epoch}.pt")
+    write_checkpoint(run.weights / f"epoch{state.progress.epoch}.pt", state.complete(source))
 
 State.write_last = write_epoch
 

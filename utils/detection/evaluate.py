@@ -186,7 +186,9 @@ def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, d
     """Pass a blank batch of every length through the whole chain, with boxes for the suppression."""
     channels = loader.dataset.channels
     for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
-        rows = decoded_rows(model, network_input(torch.zeros(shape, dtype=torch.uint8), device), settings)
+        rows = decoded_rows(
+            model, network_input(torch.zeros(shape, dtype=torch.uint8, device=device), device), settings
+        )
         suppressed(torch.ones_like(rows[:, :2]), settings)
 
 
