@@ -104,10 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, files = load_inputs(args)
 
     from utils.data.index import index
+
+    pictures = index(getattr(data, args.split), data.names, strict=args.strict_data)  # before torch is loaded
+
     from utils.detection.evaluate import ONE_CLASS
     from utils.report.tables import benchmark_text, measurement_text
 
-    pictures = index(getattr(data, args.split), data.names, strict=args.strict_data)
     if args.verbose or pictures.report.flaws():
         cli.log(pictures.report.summary())
     loaded, device = load_network(args, data, files)
