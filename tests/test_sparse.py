@@ -213,7 +213,8 @@ class TestFlags:
             (["-sr", "--s-solver", "proximal"], "--s-solver: is gone; soft thresholding goes with --s auto and with"),
             (["-sr", "--s", "auto", "--notest"], "--s auto: is guided by AP50 after every epoch; leave out --notest"),
             (["-sr", "--s-share", "0.3"], "--s-share: goes with --s auto"),
-            (["-sr", "--s", "auto", "--s-drop", "2"], "--s-drop: is gone; --s auto lets go while AP50 is more than 3"),
+            (["-sr", "--s-drop", "2"], "--s-drop: goes with --s auto"),
+            (["-sr", "--s", "auto", "--s-drop", "0"], "--s-drop: 0 is outside 0 < value <= 100"),
             (["-sr", "--s-coach", "0"], "--s-coach: is gone; --s auto measures AP50"),
             (["-sr", "--s-enough", "0.3"], "--s-enough: is gone; --s auto stops pressing"),
             (["-sr", "--s", "auto", "--s-schedule", "global"], "--s-schedule: --s auto chooses the channels itself"),
@@ -294,7 +295,7 @@ class TestControl:
     def test_it_lets_go_at_once_when_ap50_falls_and_goes_on_from_half_when_it_is_back(self):
         control, found = self.control(), []
         for map50 in (0.5, 0.9, 0.871, 0.869, 0.4, 0.88):
-            control.see_ap50(map50)
+            control.see_ap50(map50, 3.0)
             found.append(self.next_s(control))
         assert found == pytest.approx([0.1, 0.2, 0.4, 0, 0, 0.2])
         assert (control.best50, control.rested, control.hold) == (0.9, 2, 0.4)
@@ -302,7 +303,7 @@ class TestControl:
     def test_s_does_not_halve_below_the_first_one(self):
         control, found = self.control(), []
         for map50 in (0.9, 0.5) * 6:
-            control.see_ap50(map50)
+            control.see_ap50(map50, 3.0)
             found.append(self.next_s(control, weak=0.49))
         assert found[::2] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
 

@@ -155,7 +155,7 @@ class Trainer:
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
         if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
-            self.progress.control.see_ap50(metrics.map50)
+            self.progress.control.see_ap50(metrics.map50, self.sparsity.settings.s_drop)
 
     @property
     def _tests_epochs(self) -> bool:

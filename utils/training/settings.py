@@ -19,6 +19,7 @@ from utils.cli import (
     log,
     non_negative_int,
     number,
+    points,
     positive_int,
     random_seed,
     settings_from,
@@ -84,7 +85,6 @@ GONE = {
     "s_turn": Gone("--s-schedule dynamic turns after 0.4 of the epochs, global after half of them"),
     "s_keep": Gone("--s-schedule dynamic keeps 0.65 of the channels under pressure"),
     "s_solver": Gone("soft thresholding goes with --s auto and with --adam, a sub-gradient with all else"),
-    "s_drop": Gone("--s auto lets go while AP50 is more than 3 points below its best"),
     "all_convs": Gone("channels outside the classic ones need no sparse training; prune with --importance taylor"),
     "kd_temperature": Gone("it is 3, always"),
     "kd_weighting": Gone("the weights are those that measured best, see docs/distillation.md", (None, "normalised")),
@@ -197,6 +197,7 @@ class SparseFlags:
         choices=tuple(SCHEDULES),
     )
     s_share: float = flag(0.5, f"share of the channels that --s {AUTO} makes weak; 0.01 takes 20 steps", type=threshold)
+    s_drop: float = flag(3.0, f"points of AP50 below the best at which --s {AUTO} lets go", type=points, metavar="P")
 
 
 @dataclass(frozen=True)
@@ -412,8 +413,9 @@ def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         raise InputError("--evolve: looks for the best training, which is none with -sr; leave one of them out")
     if args.s == AUTO and "s_schedule" in given:
         raise InputError(f"--s-schedule: --s {AUTO} chooses the channels itself; leave it out, or give --s a number")
-    if args.s != AUTO and "s_share" in given:
-        raise InputError(f"--s-share: goes with --s {AUTO}")
+    for name in ("s_share", "s_drop"):
+        if args.s != AUTO and name in given:
+            raise InputError(f"{flag_name(name)}: goes with --s {AUTO}")
     if args.s == AUTO and args.notest:
         raise InputError(f"--s {AUTO}: is guided by AP50 after every epoch; leave out --notest, or give --s a number")
 

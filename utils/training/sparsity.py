@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 DECAY = 0.01
 """What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
-DROP = 3.0
-"""Points of AP50 below the best known at which s = auto lets go."""
 PLAN_END = 0.8
 """Share of the optimizer steps after which `auto` penalises no further channel; the network recovers in the rest."""
 STRIDE = 0.1
@@ -95,7 +93,7 @@ class Control:
     best50: float | None = None
     """Highest AP50 so far, that of the network before the training included; None: not measured."""
     fallen: bool = False
-    """AP50 is more than `DROP` points below."""
+    """AP50 is too far below."""
     rests: bool = False
     """There was no penalty in the last step because of AP50."""
     rested: int = 0
@@ -135,10 +133,10 @@ class Control:
         self.hold = max(self.hold, self.s)
         return self.s, min(share, min(weak, planned) + STRIDE * share)
 
-    def see_ap50(self, map50: float) -> None:
-        """Compare AP50 with the best so far."""
+    def see_ap50(self, map50: float, drop: float) -> None:
+        """Compare AP50 with the best so far, of which it may lose `drop` points."""
         self.best50 = max(map50, self.best50 or 0.0)
-        self.fallen = 100 * (self.best50 - map50) > DROP
+        self.fallen = 100 * (self.best50 - map50) > drop
 
 
 class Sparsity:
