@@ -239,7 +239,7 @@ def script_module(script: str) -> ModuleType:
 
 def write_page(journey: Journey, done: Sequence[dict[str, Any]]) -> Path:
     """The page about the journey; its first network is the one that was given, or else trained."""
-    from utils.report.page import write_report
+    from utils.compress.page import write_report
 
     runs = [journey.folder / entry["name"] for entry in done if (journey.folder / entry["name"]).is_dir()]
     baselines = smaller_picture(Path(done[0]["made"]), runs[0] / "model.cfg", journey.side)

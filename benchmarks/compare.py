@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, image_side, log, positive_int, print_json, random_seed, run
+from utils.compress.document import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
-from utils.report.journey import Named, named
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import RuntimeFiles, choose_runtime
 
 if TYPE_CHECKING:
+    from utils.compress.measure import LoadedNetwork
     from utils.detection.bootstrap import Spread
-    from utils.report.measure import LoadedNetwork
 
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
 GONE = {"plot": "draw networks by python -m utils.report with --baselines", "batch_size": "leave it out; it is 16"}
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from utils.compress.measure import evaluate_network, load_network, matched, network_times
     from utils.data.index import index
     from utils.detection.bootstrap import SHARE, bootstrap
     from utils.device import select_device
-    from utils.report.measure import evaluate_network, load_network, matched, network_times
     from utils.report.run_dir import environment
 
     device, pictures = select_device(args.device), index(data.valid, data.names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks import suite
 from benchmarks.compare import table
-from benchmarks.suite import BCCD, ROADSIGNS, RUNS, DataSet, Document, Finished, Section
+from benchmarks.suite import BCCD, ROADSIGNS, RUNS, DataSet, Document, Finished, PageSection
 
 STAGES = ("base", "original", "sparse", "pruned", "tuned")
 """Of the recipes; `original` is the network of another row."""
@@ -56,8 +56,8 @@ ROWS = {
 }
 
 
-def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """A section for each compression."""
     for name in [name for name in ROWS if name in stored]:
         row, commands, note = ROWS[name], stored[name]["commands"], suite.place(stored[name])
-        yield Section(name, f"{row.what}; {row.data.what} @{row.size}.", *table(stored[name]), commands, note)
+        yield PageSection(name, f"{row.what}; {row.data.what} @{row.size}.", *table(stored[name]), commands, note)

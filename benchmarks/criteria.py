@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, suite
-from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
+from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, PageSection
 from benchmarks.trainings import accuracies
 from utils.checkpoint import load_model, write_darknet
 from utils.cli import require
@@ -154,7 +154,7 @@ ROWS = CUT | {
 }
 
 
-def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """A section for each network and share."""
     for name in [name for name in ROWS if name in stored]:
         document = stored[name]
@@ -169,7 +169,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
         what = f"{ROWS[name].source}, cut by our criteria of importance and torch-pruning's{distilled}."
         command = f"python -m benchmarks.results --rows {name}"
         note = f"{document['images']} pictures. {suite.place(document)}"
-        yield Section(name, what, columns + after, lines, [command], note)
+        yield PageSection(name, what, columns + after, lines, [command], note)
 
 
 def _figures(network: Mapping[str, Any]) -> list[Any]:

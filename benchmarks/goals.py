@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from benchmarks import latency, peers, suite
 from benchmarks.compare import signed, table
-from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
+from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, PageSection
 from benchmarks.trainings import seeded
 from utils.checkpoint import read_checkpoint
 from utils.cli import require
@@ -191,7 +191,7 @@ ROWS = {
 }
 
 
-def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """A table for each data set over its seeds, one for each float network that is quantized, and one of times."""
     for goal in GOALS:
         documents = [stored[row] for row in (seeded(goal.name, seed) for seed in SEEDS) if row in stored]
@@ -199,7 +199,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
             yield _goal_section(goal, documents)
     for name in [name for name in QUANTIZED if name in stored]:
         document = stored[name]
-        yield Section(
+        yield PageSection(
             name,
             f"{QUANTIZED[name].goal.what}, pruned and distilled; the float network is --weights of the commands. 8-bit "
             "activations, 7-bit weights (--target cpu) where nothing else is said.",
@@ -209,10 +209,10 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
         )
     for name in [name for name in SPEEDS if name in stored]:
         what = f"{SPEEDS[name].goal.network} before and after pruning in every runtime at 416 × 416."
-        yield Section(name, what, *latency.table(stored[name]), note=f"{latency.measured(stored[name])}.")
+        yield PageSection(name, what, *latency.table(stored[name]), note=f"{latency.measured(stored[name])}.")
 
 
-def _goal_section(goal: Goal, documents: Sequence[Document]) -> Section:
+def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:
     """A line for each network, the mean over the seeds."""
     lines, first = [], documents[0]
     for networks in zip(*(document["networks"] for document in documents), strict=True):
@@ -225,7 +225,7 @@ def _goal_section(goal: Goal, documents: Sequence[Document]) -> Section:
             line.append(mean(o / network[cost] for o, network in zip(originals, networks, strict=True)))
         lines.append(line)
     ratios = [Column(f"{cost} ÷", ".1f") for cost in ("parameters", "multiply-adds", "file")]
-    return Section(
+    return PageSection(
         goal.name,
         f"{goal.what}: the mean of {len(documents)} seeds. The original was trained for {first['original_epochs']} "
         f"epochs; each recipe trains for {first['epochs']} at most. Intervals hold the pictures and the seeds: the "

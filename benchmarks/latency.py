@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmarks.compare import total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
+from utils.compress.document import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model
-from utils.report.journey import Named, named
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
 
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from utils.compress.measure import LoadedNetwork, forward
     from utils.report.cost import network_cost
     from utils.report.latency import interleaved
-    from utils.report.measure import LoadedNetwork, forward
     from utils.report.run_dir import environment
     from utils.runtime.load import load
 

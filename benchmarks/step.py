@@ -43,7 +43,7 @@ CHILD = "import sys; from benchmarks.step import measure; measure(sys.argv[1], *
 """A process that measures itself."""
 
 
-class Training:
+class TimedTraining:
     """A model, random pictures with boxes, and a trainer.
 
     Args:
@@ -126,7 +126,7 @@ def step(settings: Settings) -> Iterator[tuple[str, Laps]]:
     The step normalises, clips, optimizes and averages weights, too. The stack goes backward from the sum of the heads.
     """
     for path in settings.cfg:
-        training = Training(Darknet(cfg_file.load(path)), settings.img_size, settings.batch_size)
+        training = TimedTraining(Darknet(cfg_file.load(path)), settings.img_size, settings.batch_size)
         works = {"bare stack": training.stack, "model + loss": training.model_and_loss, "step": training.step}
         yield f"{path} at {settings.img_size}, batch {settings.batch_size}", paired(works, settings.rounds)
 
@@ -154,7 +154,7 @@ def memory(settings: Settings) -> Iterator[tuple[str, Laps]]:
 def measure(path: str, side: int, count: int, rounds: int) -> None:
     """Print the median milliseconds of a step, and the most memory that this process had, in MiB."""
     keep_freed_memory()
-    laps = paired({"step": Training(Darknet(cfg_file.load(path)), side, count).step}, rounds)
+    laps = paired({"step": TimedTraining(Darknet(cfg_file.load(path)), side, count).step}, rounds)
     print(json.dumps([statistics.median(laps["step"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
@@ -176,7 +176,7 @@ def distil(settings: Settings) -> Iterator[tuple[str, Laps]]:
             files = ("--cfg", path, "--weights", weights, "--project", folder, "--name", "student")
             suite.python("slim_prune.py", *files, *amount)
             student = load_model(choose_model(None, f"{folder}/student/model.pt"))
-        training, teacher = Training(student.model, settings.img_size, settings.batch_size), Teacher(model, cpu)
+        training, teacher = TimedTraining(student.model, settings.img_size, settings.batch_size), Teacher(model, cpu)
         loss = LossSettings()
         for strategy in [distillation(key, None) for key in KD] + [distillation(None, key) for key in AT]:
             distiller = Distiller(training.net, teacher, strategy, ASSIGNMENTS[loss.assignment], student.kept)

@@ -56,7 +56,7 @@ class Finished(NamedTuple):
     """It becomes docs/images/ROW_NAME."""
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """A section of docs/results.md."""
 
     title: str

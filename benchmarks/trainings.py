@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import suite
-from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, Section
+from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, PageSection
 from utils.files import read_text
 from utils.report.run_dir import read_results
 from utils.report.tables import Column
@@ -124,7 +124,7 @@ DISTILLED = {
 ROWS = {**ALONE, **DISTILLED["bccd"], **DISTILLED["roadsigns"]}
 
 
-def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
+def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """The trainings in one table, the distillations in another."""
     lines = []
     for name in [name for name in ALONE if name in stored]:
@@ -133,7 +133,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
         costs = (document["macs"] / 1e9, document["train_minutes"])
         lines.append([name, row.what, row.epochs, *accuracy, *costs])
     columns = ("row", "what", "epochs", "AP50", "AP50-95", "P", "R", "parameters", "GMACs", Column("train min", ".1f"))
-    yield Section(
+    yield PageSection(
         "Trainings",
         "Best epoch, averaged weights; minutes are those of the training steps.",
         columns,
@@ -145,7 +145,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[Section]:
     lines = [_strategy(name, stored) for name in STRATEGIES]
     columns = ("", "flags", *(f"{key} {figure}" for key in DISTILLED for figure in ("seeds", "AP50", "AP50-95")))
     plain = [stored[f"{key}-plain"] for key in DISTILLED]
-    yield Section(
+    yield PageSection(
         "Distillation",
         "A pruned network, fine-tuned without a teacher and with the network before. ± is the standard deviation over "
         "the seeds; the mean is over both data sets.",

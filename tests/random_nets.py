@@ -16,9 +16,21 @@ WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)
 WIDEST_ROUTE = 24
 HEAD = "[convolutional]\nfilters={}\nactivation=linear\n[yolo]\nmask={}\nnum=3\nanchors=4,4,8,8,12,10\nclasses=1\n"
 EXACT_PIECES = (
-    "convolution", "depthwise", "shortcut", "shortcut", "unit", "unit", "units", "route", "pyramid", "upsample", "pool",
-    "dropout", "branch", "head",
-)  # fmt: skip
+    "convolution",
+    "depthwise",
+    "shortcut",
+    "shortcut",
+    "unit",
+    "unit",
+    "units",
+    "route",
+    "pyramid",
+    "upsample",
+    "pool",
+    "dropout",
+    "branch",
+    "head",
+)
 SHIFT_PIECES = (*EXACT_PIECES, "narrowing", "sam", "reorg")
 PIECES = (*EXACT_PIECES, "narrowing", "squeeze", "scale", "sam", "reorg")
 
@@ -70,8 +82,10 @@ class _Sketch:
 
     def sources(self, side: int, channels: int | None = None) -> list[int]:
         """Blocks with maps of this side, and of this width if one is given."""
-        fits = (self.maps[i] is not None and self.maps[i][1] == side and channels in (None, self.maps[i][0])
-                for i in range(len(self.maps)))  # fmt: skip
+        fits = (
+            self.maps[i] is not None and self.maps[i][1] == side and channels in (None, self.maps[i][0])
+            for i in range(len(self.maps))
+        )
         return [i for i, fit in enumerate(fits) if fit]
 
     def reference(self, block: int) -> str:
@@ -107,8 +121,12 @@ class _Sketch:
         if self.draw(st.booleans()) and channels > 1:
             self.convolution(channels, groups=channels, size=size, batch_normalize=self.number(0, 1))
             return
-        self.add(f"[depthwise]\nsize={size}\npad=1\nbatch_normalize={self.number(0, 1)}\n"
-                 f"activation={self.any_of(*self.activations)}\n", channels, side)  # fmt: skip
+        self.add(
+            f"[depthwise]\nsize={size}\npad=1\nbatch_normalize={self.number(0, 1)}\n"
+            f"activation={self.any_of(*self.activations)}\n",
+            channels,
+            side,
+        )
 
     def narrowing(self) -> None:
         """A convolution of stride 2, or without padding."""
@@ -162,8 +180,11 @@ class _Sketch:
         self.unit(inner=True)
         both = len(self.maps) - 1
         self.convolution()
-        self.add(f"[route]\nlayers={self.references([len(self.maps) - 1, both])}\n",
-                 self.last[0] + self.maps[both][0], self.last[1])  # fmt: skip
+        self.add(
+            f"[route]\nlayers={self.references([len(self.maps) - 1, both])}\n",
+            self.last[0] + self.maps[both][0],
+            self.last[1],
+        )
 
     def route(self) -> None:
         """Of one to four blocks, or of a part of each."""

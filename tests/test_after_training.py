@@ -21,7 +21,7 @@ from utils.quantization.attach import Phase, set_phase
 from utils.quantization.calibration import COSTS, biased, block_noise, head_noise, means, quantizers, whole_noise
 from utils.quantization.scheme import Grid, QuantSettings, rounded_convolutions
 from utils.quantization.settings import AUTO
-from utils.quantization.workflow import Recipe, choose_observer, prepare, ranking
+from utils.quantization.workflow import FloatNetwork, choose_observer, prepare, ranking
 
 FINE = {"weight_bits": 16, "activation_bits": 16}
 
@@ -38,7 +38,7 @@ def pictures(model: Darknet, count: int = 4) -> torch.Tensor:
     return images
 
 
-def recipe(model: Darknet, observer: str = "minmax", *, correct: bool = False, **how: object) -> Recipe:
+def recipe(model: Darknet, observer: str = "minmax", *, correct: bool = False, **how: object) -> FloatNetwork:
     chosen = QuantSettings(**{"target": "cpu-vnni", "weight_bits": 8, "fold": True, **how})
     images = pictures(model)
     return prepare(model, chosen, images.split(2), COSTS[observer], images if correct else None)

@@ -12,23 +12,23 @@ from benchmarks import compare
 from models import Darknet
 from tests.test_coco import case, crowd, with_crowds
 from utils.checkpoint import write_darknet
+from utils.compress.document import named
 from utils.darknet import cfg as cfg_file
 from utils.detection import average_precision as coco
 from utils.detection import bootstrap
 from utils.detection.average_precision import Evaluator
 from utils.errors import InputError
-from utils.report.journey import named
 
 IMAGES = 25
 
 
-def measured(detections: coco.Boxes, truth: coco.Boxes, images: int) -> np.ndarray:
+def measured(detections: coco.ImageBoxes, truth: coco.ImageBoxes, images: int) -> np.ndarray:
     """AP50 and AP50-95 of the evaluator."""
     ap = coco.precision_recall(detections, truth, images, True).precision.mean(axis=1)
     return np.array([coco.mean(ap[0, :, 0]), coco.mean(ap[:, :, 0])])
 
 
-def no_ties(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+def no_ties(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """As `case`, but scores are equal in different images only."""
     detections, truth = case(seed)
     rng = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def no_ties(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
     return detections._replace(score=score), truth
 
 
-def repeated(boxes: coco.Boxes, weights: np.ndarray) -> coco.Boxes:
+def repeated(boxes: coco.ImageBoxes, weights: np.ndarray) -> coco.ImageBoxes:
     """Boxes of a data set in which image i comes `weights[i]` times."""
     rows = [np.flatnonzero(boxes.image == image) for image, times in enumerate(weights) for _ in range(times)]
     which = np.concatenate([np.zeros(0, int), *rows])
@@ -45,8 +45,8 @@ def repeated(boxes: coco.Boxes, weights: np.ndarray) -> coco.Boxes:
     return taken(boxes, which)._replace(image=numbers)
 
 
-def taken(boxes: coco.Boxes, which: np.ndarray) -> coco.Boxes:
-    return coco.Boxes(*(values[which] if len(values) else values for values in boxes))
+def taken(boxes: coco.ImageBoxes, which: np.ndarray) -> coco.ImageBoxes:
+    return coco.ImageBoxes(*(values[which] if len(values) else values for values in boxes))
 
 
 @pytest.mark.parametrize("boxes", [case, crowd, no_ties, with_crowds])
@@ -116,7 +116,7 @@ def test_a_network_does_not_differ_from_itself():
         assert 0 <= spread.ap50.low < spread.ap50.high <= 1
 
 
-def without(detections: coco.Boxes, share: float) -> coco.Boxes:
+def without(detections: coco.ImageBoxes, share: float) -> coco.ImageBoxes:
     """Detections of which some are lost, any of them."""
     kept = np.random.default_rng(0).random(len(detections.score)) >= share
     return taken(detections, kept)

@@ -10,11 +10,17 @@ import torch
 from utils.boxes import shape_iou, similarity, to_centres, to_corners
 
 PAIRS = [
-    ((0.5, 0.5, 0.4, 0.4), (0.6, 0.55, 0.3, 0.5),
-     {"iou": 0.476190, "giou": 0.409524, "diou": 0.448566, "ciou": 0.447487, "inside": 0.625}),
-    ((0.2, 0.2, 0.2, 0.2), (0.7, 0.7, 0.2, 0.4),
-     {"iou": 0.0, "giou": -0.785714, "diou": -0.442478, "ciou": -0.444167, "inside": 0.0}),
-]  # fmt: skip
+    (
+        (0.5, 0.5, 0.4, 0.4),
+        (0.6, 0.55, 0.3, 0.5),
+        {"iou": 0.476190, "giou": 0.409524, "diou": 0.448566, "ciou": 0.447487, "inside": 0.625},
+    ),
+    (
+        (0.2, 0.2, 0.2, 0.2),
+        (0.7, 0.7, 0.2, 0.4),
+        {"iou": 0.0, "giou": -0.785714, "diou": -0.442478, "ciou": -0.444167, "inside": 0.0},
+    ),
+]
 
 
 @pytest.mark.parametrize(("a", "b", "expected"), PAIRS)

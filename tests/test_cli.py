@@ -125,14 +125,20 @@ def test_control_characters_are_escaped():
 @pytest.mark.parametrize(
     ("failure", "status"),
     [
-        (InputError("x"), 2), (CheckpointError("x"), 3), (NumericsError("x"), 4), (ResourceError("x"), 5),
-        (InfeasibleError("x"), 6), (MemoryError(), 5), (OSError(28, "No space left on device", "f"), 5),
-        (FileNotFoundError(2, "No such file", "f"), 2), (KeyboardInterrupt(), 130),
+        (InputError("x"), 2),
+        (CheckpointError("x"), 3),
+        (NumericsError("x"), 4),
+        (ResourceError("x"), 5),
+        (InfeasibleError("x"), 6),
+        (MemoryError(), 5),
+        (OSError(28, "No space left on device", "f"), 5),
+        (FileNotFoundError(2, "No such file", "f"), 2),
+        (KeyboardInterrupt(), 130),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 5),
         (RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:41234"), 5),
     ],
-)  # fmt: skip
+)
 def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):
     def main():
         raise failure

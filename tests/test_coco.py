@@ -14,15 +14,15 @@ from utils.detection import average_precision as coco
 from utils.detection.average_precision import Evaluator
 
 
-def pycocotools_evaluation(detections: coco.Boxes, truth: coco.Boxes, images: int) -> COCOeval:
+def pycocotools_evaluation(detections: coco.ImageBoxes, truth: coco.ImageBoxes, images: int) -> COCOeval:
     """Pycocotools' own evaluation of the classes that have objects, not yet run; it prints as it runs."""
     classes = truth.classes
     with contextlib.redirect_stdout(io.StringIO()):
         return COCOeval(_indexed(truth, images, classes), _indexed(detections, images, classes), "bbox")
 
 
-def _indexed(boxes: coco.Boxes, images: int, classes: coco.Integers) -> COCO:
-    """coco.Boxes as COCO annotations; ids begin at 1, since COCOeval takes 0 for "not matched"."""
+def _indexed(boxes: coco.ImageBoxes, images: int, classes: coco.Integers) -> COCO:
+    """Boxes as COCO annotations; ids begin at 1, since COCOeval takes 0 for "not matched"."""
     area = boxes.xywh[:, 2] * boxes.xywh[:, 3]
     columns = [boxes.image.tolist(), boxes.category.tolist(), boxes.xywh.tolist(), area.tolist()]
     columns += [boxes.score.tolist() or [0.0] * len(area), boxes.crowd.astype(int).tolist()]
@@ -39,7 +39,9 @@ def _indexed(boxes: coco.Boxes, images: int, classes: coco.Integers) -> COCO:
     return coco
 
 
-def by_pycocotools(detections: coco.Boxes, truth: coco.Boxes, images: int, by_size: bool) -> coco.PrecisionRecall:
+def by_pycocotools(
+    detections: coco.ImageBoxes, truth: coco.ImageBoxes, images: int, by_size: bool
+) -> coco.PrecisionRecall:
     """The oracle: pycocotools; arguments and result as of `precision_recall`."""
     classes = truth.classes
     run = pycocotools_evaluation(detections, truth, images)
@@ -62,12 +64,14 @@ def by_pycocotools(detections: coco.Boxes, truth: coco.Boxes, images: int, by_si
 EVALUATORS = (coco.precision_recall, by_pycocotools)
 
 
-def case(seed: int, images: int = 25, classes: int = 4, detections: int = 140) -> tuple[coco.Boxes, coco.Boxes]:
+def case(
+    seed: int, images: int = 25, classes: int = 4, detections: int = 140
+) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """Objects of all sizes, some images without; half of the detections near objects, scores with ties."""
     rng = np.random.default_rng(seed)
     count = rng.poisson(4, images) * (rng.random(images) < 0.8)
     image = np.repeat(np.arange(images), count)
-    truth = coco.Boxes(image, rng.integers(0, classes, len(image)), boxes(rng, len(image)), np.zeros(0))
+    truth = coco.ImageBoxes(image, rng.integers(0, classes, len(image)), boxes(rng, len(image)), np.zeros(0))
     owner = np.repeat(np.arange(images), detections)
     place = boxes(rng, len(owner))
     category, first = rng.integers(0, classes + 1, len(owner)), np.cumsum(count) - count
@@ -75,7 +79,7 @@ def case(seed: int, images: int = 25, classes: int = 4, detections: int = 140) -
     chosen = first[owner[near]] + rng.integers(0, count[owner[near]])
     place[near] = truth.xywh[chosen] * rng.choice([1, 1, 1.1, 0.9, 1.3], (len(chosen), 4))
     category[near] = truth.category[chosen]
-    return coco.Boxes(owner, category, place, np.round(rng.random(len(owner)), 2)), truth
+    return coco.ImageBoxes(owner, category, place, np.round(rng.random(len(owner)), 2)), truth
 
 
 def boxes(rng, count):
@@ -96,7 +100,7 @@ def test_it_equals_pycocotools(seed, by_size):
         assert len(ours.scores[k]) == len(theirs.scores[k])
 
 
-def with_crowds(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+def with_crowds(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """As `case`, but a third of the boxes are ignored, twice as large, and all of class 3; of class 0 none is."""
     detections, truth = case(seed)
     ignored = (np.random.default_rng(seed).random(len(truth.image)) < 1 / 3) & (truth.category > 0)
@@ -115,7 +119,7 @@ def test_ignored_boxes_are_pycocotools_crowds(seed, by_size):
     for one, other in ((ours.scores, theirs.scores), (ours.hits, theirs.hits)):
         assert [np.sort(values).tolist() for values in one] == [np.sort(values).tolist() for values in other]
     blind = coco.precision_recall(
-        detections, coco.Boxes(*(values[~truth.ignored] for values in truth[:3]), truth.score), 25, by_size
+        detections, coco.ImageBoxes(*(values[~truth.ignored] for values in truth[:3]), truth.score), 25, by_size
     )
     assert (
         ours.precision[0, ..., 0] >= blind.precision[0, ..., 0]
@@ -136,7 +140,7 @@ def test_pycocotools_counts_what_is_marked_ignore_but_no_crowd():
     assert np.array_equal(*stats)
 
 
-def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
+def crowd(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """Two images of two classes with 40 objects and 500 detections, all from a few boxes and a few scores.
 
     More than 100 of a class in an image, equal IoUs and equal scores throughout, sides of 0, and areas of 32² and 96².
@@ -147,7 +151,7 @@ def crowd(seed: int) -> tuple[coco.Boxes, coco.Boxes]:
     owner = [np.sort(rng.integers(0, 2, len(part))) for part in place]
     category = [rng.integers(0, 2, len(part)) for part in place]
     score = [rng.integers(1, 9, 500) / 10, np.zeros(0)]
-    return tuple(coco.Boxes(*parts) for parts in zip(owner, category, place, score, strict=True))
+    return tuple(coco.ImageBoxes(*parts) for parts in zip(owner, category, place, score, strict=True))
 
 
 @pytest.mark.parametrize("ignored", [0, 0.3])

@@ -57,12 +57,23 @@ def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
     journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, 96)
     commands = journey.planned()
     assert [command[0] for command in commands] == [
-        "train.py", "train.py", "slim_prune.py", "train.py", "export.py", "quantize.py", "test.py",
-    ]  # fmt: skip
+        "train.py",
+        "train.py",
+        "slim_prune.py",
+        "train.py",
+        "export.py",
+        "quantize.py",
+        "test.py",
+    ]
     assert [value(command, "--weights") for command in commands] == [
-        None, "j/train/weights/best.pt", "j/sparse/weights/best.pt", "j/prune/model.pt", "j/train/weights/best.pt",
-        "j/tune/weights/best.pt", "j/whole/model.onnx",
-    ]  # fmt: skip
+        None,
+        "j/train/weights/best.pt",
+        "j/sparse/weights/best.pt",
+        "j/prune/model.pt",
+        "j/train/weights/best.pt",
+        "j/tune/weights/best.pt",
+        "j/whole/model.onnx",
+    ]
     assert [value(command, "--cfg") for command in commands] == ["n.cfg", *[None] * 6]
     assert value(commands[3], "--t_weights") == "j/train/weights/best.pt"
     assert "-sr" in commands[1] and value(commands[1], "--s") == "auto" and "--dry-run" not in commands[2]
@@ -193,14 +204,17 @@ def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, t
         compress.main([*common, "--data", "d.yaml"])
     other = Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n"))
     document = {"ema": None, "names": ["a", "b"], "lineage": [], "kept": None}
-    write_checkpoint(tmp_path / "other.pt", document | {"model": other.state_dict(),
-                     "cfg": format_network(other.network)})  # fmt: skip
+    write_checkpoint(
+        tmp_path / "other.pt", document | {"model": other.state_dict(), "cfg": format_network(other.network)}
+    )
     with pytest.raises(InputError, match=r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"):
         compress.main([*common, "--weights", "other.pt"])
     settings = QuantSettings()
     rounded = quantize(Darknet(tiny()), settings)
-    write_checkpoint(tmp_path / "int.pt", document | {"model": rounded.state_dict(), "cfg": TINY,
-                     "quantization": settings.document()})  # fmt: skip
+    write_checkpoint(
+        tmp_path / "int.pt",
+        document | {"model": rounded.state_dict(), "cfg": TINY, "quantization": settings.document()},
+    )
     with pytest.raises(InputError, match=r"--weights int\.pt: is quantized already"):
         compress.main([*common, "--weights", "int.pt"])
     assert not (tmp_path / "runs").exists()
@@ -305,7 +319,7 @@ stages:
 
 def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, monkeypatch, no_plots):
     """From a file alone to the page; its accuracy is what test.py finds, its time that of the runtime of the last."""
-    from utils.report import measure
+    from utils.compress import measure
 
     for name in ("SECONDS", "LEAST_SECONDS"):
         monkeypatch.setattr(measure, name, 0.1)
@@ -443,8 +457,12 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
     commands = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()
     given = {value(command, "--name") or "measure": command for command in commands}
     assert [name for name, command in given.items() if value(command, "--batch-size") == "4"] == [
-        "train", "prune", "tune", "int8", "measure",
-    ]  # fmt: skip
+        "train",
+        "prune",
+        "tune",
+        "int8",
+        "measure",
+    ]
     assert value(given["sparse"], "--batch_size") == "8" and "--batch-size" not in given["sparse"]
     assert [name for name, command in given.items() if "--no-flip" in command] == ["train", "tune"]
     assert [name for name, command in given.items() if "--workers" in command] == ["train", "sparse", "tune", "measure"]
@@ -517,8 +535,12 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
         finish(("sparse", "allow", 8))
     assert len(finish(("sparse", "epochs", 9), ("tune", "allow", 40))) == 6
     assert sorted(path.name for path in (tmp_path / "j").glob("*.refused*")) == [
-        "int8.refused1", "prune.refused1", "sparse.refused1", "tune.refused1", "whole.refused1",
-    ]  # fmt: skip
+        "int8.refused1",
+        "prune.refused1",
+        "sparse.refused1",
+        "tune.refused1",
+        "whole.refused1",
+    ]
 
 
 def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(tmp_path):
@@ -650,9 +672,21 @@ def test_a_journey_killed_at_any_time_ends_as_one_that_was_not(folder, tmp_path,
     (tmp_path / "r.yaml").write_text(SHORT)
 
     def command(project: str) -> list[str]:
-        return [sys.executable, str(root / "compress.py"), "--cfg", str(folder / "n.cfg"), "--data",
-                str(folder / "d.data"), "--recipe", str(tmp_path / "r.yaml"), "--project", project, "--name", "j",
-                "--json"]  # fmt: skip
+        return [
+            sys.executable,
+            str(root / "compress.py"),
+            "--cfg",
+            str(folder / "n.cfg"),
+            "--data",
+            str(folder / "d.data"),
+            "--recipe",
+            str(tmp_path / "r.yaml"),
+            "--project",
+            project,
+            "--name",
+            "j",
+            "--json",
+        ]
 
     quiet = {"cwd": tmp_path, "stderr": subprocess.DEVNULL}
     whole = json.loads(subprocess.run(command("whole"), stdout=subprocess.PIPE, check=True, **quiet).stdout)

@@ -30,8 +30,18 @@ from utils.pruning.target import Amount, make_plan
 OUTPUTS, EVERYTHING = distillation("3", None), distillation("cwd", "3")
 CHANNELS, ATTENTION = distillation("cwd", None), distillation(None, "1")
 RULE = ASSIGNMENTS["darknet"]
-CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4-csp",
-        "yolov4-leaky", "yolov4-tiny", "yolov4")  # fmt: skip
+CFGS = (
+    "demo",
+    "mobilenetv2-yolov3",
+    "yolo-fastest",
+    "yolov3",
+    "yolov3-spp",
+    "yolov3-tiny",
+    "yolov4-csp",
+    "yolov4-leaky",
+    "yolov4-tiny",
+    "yolov4",
+)
 SEVERAL_HEADS = TINY[: TINY.index("[route]\nlayers=7")]
 """The tiny network as far as its first head, which is at stride 8."""
 SECOND = """
@@ -85,9 +95,16 @@ class TestRoles:
     def test_those_of_yolov3_are_what_its_stages_end_in_and_what_heads_and_upsamplings_read(self, root):
         found = {feature.block: (feature.role, feature.stride) for feature in features(load(root, "yolov3"))}
         assert found == {
-            4: ("stage", 2), 11: ("stage", 4), 36: ("stage", 8), 61: ("stage", 16), 80: ("head", 32),
-            84: ("upsampled", 32), 92: ("head", 16), 96: ("upsampled", 16), 104: ("head", 8),
-        }  # fmt: skip
+            4: ("stage", 2),
+            11: ("stage", 4),
+            36: ("stage", 8),
+            61: ("stage", 16),
+            80: ("head", 32),
+            84: ("upsampled", 32),
+            92: ("head", 16),
+            96: ("upsampled", 16),
+            104: ("head", 8),
+        }
 
     @pytest.mark.parametrize("name", CFGS)
     def test_every_network_pairs_with_itself_whole(self, root, name):
@@ -109,8 +126,9 @@ class TestRoles:
             "[convolutional]\nfilters=5\nsize=3\npad=1\nstride=2\n",
         )
         assert [(f.role, f.block, f.group) for f in features(given)] == [
-            ("stage", 0, "backbone"), ("head", 1, "deep"),
-        ]  # fmt: skip
+            ("stage", 0, "backbone"),
+            ("head", 1, "deep"),
+        ]
 
 
 class TestHeads:
@@ -127,8 +145,14 @@ class TestHeads:
             "the teacher's head at stride 8 has none in the student and teaches nothing",
         )
         assert [f.name for f in found.features] == [
-            "stage at 2", "stage at 4", "stage at 8", "stage at 16", "head at 32", "upsampled at 32", "head at 16",
-        ]  # fmt: skip
+            "stage at 2",
+            "stage at 4",
+            "stage at 8",
+            "stage at 16",
+            "head at 32",
+            "upsampled at 32",
+            "head at 16",
+        ]
         assert [f.needs_adapter for f in found.features] == [False] * 4 + [True] * 3
         shapes = trace(student), trace(teacher)
         for f in found.features:
@@ -187,15 +211,18 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("teacher", "chosen", "match"),
         [
-            (replace(tiny(), net=replace(tiny().net, channels=1)), OUTPUTS,
-             r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
+            (
+                replace(tiny(), net=replace(tiny().net, channels=1)),
+                OUTPUTS,
+                r"tiny\.cfg: takes pictures of 1 channels, the student of 3",
+            ),
             (replace(tiny(), net=replace(tiny().net, channels=1)), ATTENTION, "takes pictures of 1 channels"),
             (one_head(width=64), adapt_classes, "no head of the student has stride and anchors"),
             (with_anchors(tiny(), *[(400, 1)] * 6), OUTPUTS, "no head of the student has stride and anchors"),
             (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
         ],
         ids=["channels", "channels of features", "strides", "anchors", "features"],
-    )  # fmt: skip
+    )
     def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, chosen, match):
         if not hasattr(chosen, "terms"):
             teacher, chosen = adapt_classes(teacher, 2), OUTPUTS

@@ -132,9 +132,22 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_before_its_first_ste
     path = checkpoint(tmp_path / "plain.pt", plain)
     (tmp_path / "plain.cfg").write_text(format_network(plain))
     found = columns(
-        run(*QUICK, "--cfg", str(tmp_path / "plain.cfg"), "--weights", path, "--t_weights", path, "--KDstr", "4",
-            "--AT_str", "2", "--batch-size", "9")
-    )  # fmt: skip
+        run(
+            *QUICK,
+            "--cfg",
+            str(tmp_path / "plain.cfg"),
+            "--weights",
+            path,
+            "--t_weights",
+            path,
+            "--KDstr",
+            "4",
+            "--AT_str",
+            "2",
+            "--batch-size",
+            "9",
+        )
+    )
     assert max(abs(values[0]) for values in found.values()) < 1e-4
 
 
@@ -168,8 +181,27 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
 class TestAdapters:
     """Convolutions that are trained with the student."""
 
-    FLAGS = ("--epochs", "4", "--img_size", "32", "64", "64", "--batch-size", "2",
-             "--seed", "7", "--KDstr", "cwd", "--AT_str", "3", "-sr", "--prune", "1", "--s", "1e-3")  # fmt: skip
+    FLAGS = (
+        "--epochs",
+        "4",
+        "--img_size",
+        "32",
+        "64",
+        "64",
+        "--batch-size",
+        "2",
+        "--seed",
+        "7",
+        "--KDstr",
+        "cwd",
+        "--AT_str",
+        "3",
+        "-sr",
+        "--prune",
+        "1",
+        "--s",
+        "1e-3",
+    )
 
     @pytest.fixture(autouse=True)
     def accumulating(self, monkeypatch):

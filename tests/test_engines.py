@@ -116,11 +116,14 @@ def test_opencv_agrees_on_random_networks_it_is_not_warned_of(folder, network, s
 
 
 @NEEDS_IMPORTER
-@pytest.mark.parametrize(("section", "reason"), [
-    ("[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n", "reads a bias where bias=0"),
-    ("[shortcut]\nfrom=-2\nweights_type=per_feature\nactivation=linear\n", "passes over the weights of a shortcut"),
-    ("[route]\nlayers=-1,-2\ngroups=2\ngroup_id=1\n", "cuts the concatenation of a route into groups"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ("[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n", "reads a bias where bias=0"),
+        ("[shortcut]\nfrom=-2\nweights_type=per_feature\nactivation=linear\n", "passes over the weights of a shortcut"),
+        ("[route]\nlayers=-1,-2\ngroups=2\ngroup_id=1\n", "cuts the concatenation of a route into groups"),
+    ],
+)
 def test_what_opencv_is_warned_of_it_computes_otherwise(section, reason, folder):
     before = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
     network = one_head(before, before, section)

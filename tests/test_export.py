@@ -43,8 +43,19 @@ from utils.runtime.engines import darknet_heads, onnxruntime_engine
 from utils.runtime.exported import read_onnx
 from utils.runtime.metadata import Metadata, compare, read_metadata
 
-CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-csp",
-        "yolov4-leaky", "yolov4-leaky-spp557", "yolov4-tiny")  # fmt: skip
+CFGS = (
+    "demo",
+    "mobilenetv2-yolov3",
+    "yolo-fastest",
+    "yolov3",
+    "yolov3-spp",
+    "yolov3-tiny",
+    "yolov4",
+    "yolov4-csp",
+    "yolov4-leaky",
+    "yolov4-leaky-spp557",
+    "yolov4-tiny",
+)
 NEEDS_OPENVINO = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
 QUICK = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov4-tiny")
 
@@ -179,13 +190,16 @@ def test_every_form_of_mish_is_mish(form):
     )
 
 
-@pytest.mark.parametrize("section", [
-    "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
-    "[maxpool]\nsize=2\nstride=1\n",
-    "[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n",
-    "[maxpool]\nsize=3\nstride=2\npadding=4\n",
-    "[upsample]\nstride=3\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section",
+    [
+        "[convolutional]\nfilters=6\nsize=3\npad=1\nstride_x=2\nstride_y=1\ndilation=2\nactivation=leaky\n",
+        "[maxpool]\nsize=2\nstride=1\n",
+        "[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n",
+        "[maxpool]\nsize=3\nstride=2\npadding=4\n",
+        "[upsample]\nstride=3\n",
+    ],
+)
 def test_uneven_windows_agree_with_pytorch(section):
     network = sized(one_head(section), 16, 24)
     model, images = lively(network), pictures(network)
@@ -282,11 +296,22 @@ def test_metadata_come_back():
     assert read_metadata(metadata.properties(), "x.onnx") == metadata
 
 
-@pytest.mark.parametrize(("key", "text"), [
-    ("names", '["a"]'), ("names", "{"), ("names", "null"), ("output", "[]"), ("thresholds", "{}"), ("input", "3"),
-    ("output", '{"kind": "other"}'), ("lineage", "[1]"), ("schema", "7"), ("cfg", "[net]\nwidth=x\n"),
-    ("names", "[" * 5000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("names", '["a"]'),
+        ("names", "{"),
+        ("names", "null"),
+        ("output", "[]"),
+        ("thresholds", "{}"),
+        ("input", "3"),
+        ("output", '{"kind": "other"}'),
+        ("lineage", "[1]"),
+        ("schema", "7"),
+        ("cfg", "[net]\nwidth=x\n"),
+        ("names", "[" * 5000),
+    ],
+)
 def test_damaged_metadata_are_one_line(key, text):
     properties = Metadata(tiny(), ("a", "b")).properties() | {key: text}
     with pytest.raises(InputError, match=r"^x\.onnx[!:]") as caught:
@@ -348,15 +373,30 @@ def test_a_checkpoint_brings_cfg_names_and_lineage(call, tmp_path):
     assert heads[1]["anchors"][0] == [4, 4]
 
 
-@pytest.mark.parametrize("flags", [
-    ("--decode",), ("--nms",), ("--nms", "--multi-label", "--dynamic-batch", "--conf-thres", "0.01"),
-    ("--nms", "--dynamic-batch", "--conf-thres", "0", "--iou-thres", "1"), ("--half",), ("--half", "--decode"),
-    ("--opset", "13"), ("--opset", "21", "--mish", "op"), ("--mish", "softplus"),
-    ("--format", "torchscript"), ("--format", "torchscript", "--decode"),
-    ("--format", "ncnn"), ("--format", "ncnn", "--half"), ("--format", "darknet", "--fold"),
-    *(pytest.param(("--format", "openvino", *more), marks=NEEDS_OPENVINO)
-      for more in ((), ("--half",), ("--decode", "--dynamic-batch"))),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--decode",),
+        ("--nms",),
+        ("--nms", "--multi-label", "--dynamic-batch", "--conf-thres", "0.01"),
+        ("--nms", "--dynamic-batch", "--conf-thres", "0", "--iou-thres", "1"),
+        ("--half",),
+        ("--half", "--decode"),
+        ("--opset", "13"),
+        ("--opset", "21", "--mish", "op"),
+        ("--mish", "softplus"),
+        ("--format", "torchscript"),
+        ("--format", "torchscript", "--decode"),
+        ("--format", "ncnn"),
+        ("--format", "ncnn", "--half"),
+        ("--format", "darknet", "--fold"),
+        *(
+            pytest.param(("--format", "openvino", *more), marks=NEEDS_OPENVINO)
+            for more in ((), ("--half",), ("--decode", "--dynamic-batch"))
+        ),
+    ],
+    ids=" ".join,
+)
 def test_every_kind_of_file_is_proved_and_written(call, tmp_path, flags):
     document = call(*DARKNET, *flags)
     assert document["error"] <= document["tolerance"]
@@ -387,8 +427,10 @@ def test_a_folded_network_computes_the_same_without_batch_normalisation(call, tm
 
 def test_folding_gives_opencv_the_blocks_it_does_not_read(call, tmp_path, capsys):
     """A [depthwise] becomes a grouped convolution, and every convolution has a bias."""
-    network = one_head("[depthwise]\nsize=3\npad=1\nbatch_normalize=1\nactivation=leaky\n",
-                       "[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n")  # fmt: skip
+    network = one_head(
+        "[depthwise]\nsize=3\npad=1\nbatch_normalize=1\nactivation=leaky\n",
+        "[convolutional]\nfilters=4\nbias=0\nactivation=leaky\n",
+    )
     (tmp_path / "d.cfg").write_text(format_network(network))
     model = lively(network)
     weights_file.write("d.weights", network, {key: value.numpy() for key, value in model.state_dict().items()})
@@ -432,32 +474,35 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
     assert "OpenCV's reader of Darknet files refuses activation=relu6" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--opset", "12"), "--opset: 12: allowed are 13 to 21"),
-    (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
-    (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
-    (("--format", "pt", "--half"), "--half: goes with --format onnx"),
-    (("--format", "ncnn", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
-    (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino or tensorrt"),
-    (("--format", "openvino", "--nms"), "--nms: goes with --format onnx or tensorrt"),
-    (("--fold",), "--fold: goes with --format darknet"),
-    (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
-    (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
-    (("--format", "weights", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
-    (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
-    (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
-    (("--multi-label",), "--multi-label: goes with --nms"),
-    (("--nms", "--decode"), "--decode: --nms puts out detections"),
-    (("--mish", "op"), "--mish op: needs --opset 18 or more"),
-    (("--img_size", "65"), "--img_size 65: not a multiple of 8"),
-    (("--output", "a.pt"), "--output a.pt: a file of --format onnx ends in .onnx"),
-    (("--format", "pt", "--output", "a.pt"), "--output a.pt: exists"),
-    (("--format", "weights", "--output", "new/../a.weights"), "--output new/../a.weights: exists"),
-    (("--format", "pt", "--output", "a.pt", "--name", "b"), "--output: is the file itself"),
-    (("--names", "three.names"), "three.names: 3 names, but a.weights has 2 classes"),
-    (("--project", "a.cfg/x"), "--project a.cfg/x"),
-    (("--name", "a/b"), "--name 'a/b'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--opset", "12"), "--opset: 12: allowed are 13 to 21"),
+        (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
+        (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
+        (("--format", "pt", "--half"), "--half: goes with --format onnx"),
+        (("--format", "ncnn", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
+        (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino or tensorrt"),
+        (("--format", "openvino", "--nms"), "--nms: goes with --format onnx or tensorrt"),
+        (("--fold",), "--fold: goes with --format darknet"),
+        (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
+        (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
+        (("--format", "weights", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
+        (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
+        (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
+        (("--multi-label",), "--multi-label: goes with --nms"),
+        (("--nms", "--decode"), "--decode: --nms puts out detections"),
+        (("--mish", "op"), "--mish op: needs --opset 18 or more"),
+        (("--img_size", "65"), "--img_size 65: not a multiple of 8"),
+        (("--output", "a.pt"), "--output a.pt: a file of --format onnx ends in .onnx"),
+        (("--format", "pt", "--output", "a.pt"), "--output a.pt: exists"),
+        (("--format", "weights", "--output", "new/../a.weights"), "--output new/../a.weights: exists"),
+        (("--format", "pt", "--output", "a.pt", "--name", "b"), "--output: is the file itself"),
+        (("--names", "three.names"), "three.names: 3 names, but a.weights has 2 classes"),
+        (("--project", "a.cfg/x"), "--project a.cfg/x"),
+        (("--name", "a/b"), "--name 'a/b'"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(call, tmp_path, flags, message):
     (tmp_path / "new").mkdir()
     (tmp_path / "c.ncnn.bin").write_bytes(b"mine")
@@ -478,9 +523,17 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
     assert not (tmp_path / "b.weights").exists()
 
 
-@pytest.mark.parametrize("flags", [
-    (), ("--decode",), ("--format", "torchscript"), ("--format", "ncnn"), ("--format", "darknet", "--fold"),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--decode",),
+        ("--format", "torchscript"),
+        ("--format", "ncnn"),
+        ("--format", "darknet", "--fold"),
+    ],
+    ids=" ".join,
+)
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
     from utils.export import onnx_file, torch_files
@@ -537,8 +590,14 @@ def test_a_missing_package_is_one_line_before_torch_and_before_any_file(package,
         "try:\n    cli.run(export.main)\n"
         "finally:\n    assert 'torch' not in sys.modules and 'onnx' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert done.stderr == f"error: --format onnx: needs the package {package}; pip install -r requirements-export.txt\n"
     assert left(tmp_path) == []
@@ -554,8 +613,14 @@ def test_formats_that_need_no_onnx_work_without_it(call, root, tmp_path, format_
         f"sys.argv = ['export.py', '--weights', 'a.pt', '--format', {format_!r}]\n"
         "cli.run(export.main)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
 
 

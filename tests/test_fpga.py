@@ -43,8 +43,12 @@ def shifting(network: Network, found: QuantSettings = SHIFTS) -> tuple[Darknet, 
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
-@given(network=networks(shifts=True), bits=st.tuples(*[st.integers(2, 16)] * 3), even=st.booleans(),
-       scheme=st.sampled_from(("google", "google", "dorefa")))  # fmt: skip
+@given(
+    network=networks(shifts=True),
+    bits=st.tuples(*[st.integers(2, 16)] * 3),
+    even=st.booleans(),
+    scheme=st.sampled_from(("google", "google", "dorefa")),
+)
 def test_the_integers_are_the_simulation_in_every_bit(network, bits, even, scheme):
     """Whatever blocks, bits and ties: also for a picture whose values leave the bounds that were found."""
     weight_bits, activation_bits, bias_bits = bits
@@ -78,8 +82,9 @@ def test_a_shift_rounds_as_fractions_do(a, places, even):
 def test_sums_of_products_are_those_of_integers(groups, stride, dilation):
     rng = np.random.default_rng(0)
     x, weight = rng.integers(-(2**15), 2**15, (4, 7, 7)), rng.integers(-(2**15), 2**15, (8, 4 // groups, 3, 3))
-    block = Convolutional(filters=8, size=3, stride_x=stride, stride_y=stride, padding=1, dilation=dilation,
-                          groups=groups)  # fmt: skip
+    block = Convolutional(
+        filters=8, size=3, stride_x=stride, stride_y=stride, padding=1, dilation=dilation, groups=groups
+    )
     found = accumulators(x, weight, block)
     padded = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation)))
     for o, i, j in ((0, 0, 0), (3, 1, 2), (7, 2, 1)):
@@ -94,8 +99,9 @@ def test_leaky_is_13_128_in_the_quantized_network_only():
     slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
     fused = {module.negative_slope for module in fuse(model).modules() if isinstance(module, nn.LeakyReLU)}
     assert slopes == fused == {SHIFT_SLOPE} == {13 / 128}
-    floats = {module.negative_slope for module in lively(parse(LEAKY, "n.cfg")).modules()
-              if isinstance(module, nn.LeakyReLU)}  # fmt: skip
+    floats = {
+        module.negative_slope for module in lively(parse(LEAKY, "n.cfg")).modules() if isinstance(module, nn.LeakyReLU)
+    }
     assert floats == {0.1}
 
 
@@ -236,8 +242,18 @@ def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
 
     write(tmp_path / "a.pt", SHIFTS)
     write_image(tmp_path / "p.png", np.full((64, 64, 3), 51, np.uint8))
-    export.main(["--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga",
-                 "--sample", f"{tmp_path}/p.png"])  # fmt: skip
+    export.main(
+        [
+            "--weights",
+            f"{tmp_path}/a.pt",
+            "--format",
+            "fpga",
+            "--output",
+            f"{tmp_path}/a.fpga",
+            "--sample",
+            f"{tmp_path}/p.png",
+        ]
+    )
     assert "the same in every bit of" in capsys.readouterr().out
     _, arrays, layout = read(tmp_path / "a.fpga")
     assert (arrays["image"] == round(0.2 * 2.0 ** -layout["image"]["exponent"])).all()

@@ -15,21 +15,21 @@ import pytest
 
 import slim_prune
 import train
-from tests.test_layering import imports, owned
+from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 21_600,
-    "modules in utils/": 226,
+    "code lines of scripts, models.py, utils/": 17_120,
+    "modules in utils/": 118,
     "code lines of benchmarks/": 1_300,
-    "code lines of tests/": 18_700,
+    "code lines of tests/": 18_300,
     "files that run in slim_prune.py --no-test": 38,
     "files that run in one training step": 16,
-    "class names used twice": 32,
-    "folders in a cycle of imports": 15,
+    "class names used twice": 0,
+    "folders in a cycle of imports": 0,
     "flags of train.py": 52,
-    "README lines": 400,
-    "fmt: skip": 376,
+    "README lines": 200,
+    "fmt: skip": 0,
     "lines of the median function": 10,
 }
 """What is measured, and the most that is allowed. docs/architecture.md has the table."""
@@ -63,7 +63,7 @@ def cycles(sources) -> list[str]:
     for source in sources:
         for _, name in imports(source.tree):
             target = owned(name, modules)
-            if target and target.startswith("utils.") and source.module.startswith("utils."):
+            if target and is_room(source) and target.count(".") > 1 and source.module not in SCRIPTS:
                 imported[folder(source.module)].add(folder(target))
     reached = {start: set(targets) - {start} for start, targets in imported.items()}
     for _ in reached:
@@ -72,8 +72,13 @@ def cycles(sources) -> list[str]:
     return [start for start, targets in reached.items() if start in targets]
 
 
+def is_room(source) -> bool:
+    """Whether a file is in a folder of utils/."""
+    return source.path.startswith("utils/") and source.path.count("/") > 1
+
+
 def folder(module: str) -> str:
-    """Return the folder of a module in utils; a module beside the folders is one for itself."""
+    """Return the folder of a module in utils."""
     return module.split(".")[1]
 
 

@@ -80,12 +80,22 @@ def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
     assert gap.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
 
 
-@pytest.mark.parametrize("more", [
-    {"scheme": "dorefa"}, {"scheme": "dorefa", "fold": True}, {"weight_bits": 2}, {"weight_bits": 4, "fold": True},
-    {"heads": "float"}, {"first": "float", "activation": "relu"},
-    {"kept": (0, 1), "activation": "linear"},
-    {"first": "float", "heads": "float"}, {"kept": (0, 2)}, {"heads": "all", "first": "all"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"scheme": "dorefa"},
+        {"scheme": "dorefa", "fold": True},
+        {"weight_bits": 2},
+        {"weight_bits": 4, "fold": True},
+        {"heads": "float"},
+        {"first": "float", "activation": "relu"},
+        {"kept": (0, 1), "activation": "linear"},
+        {"first": "float", "heads": "float"},
+        {"kept": (0, 2)},
+        {"heads": "all", "first": "all"},
+    ],
+    ids=str,
+)
 def test_every_way_to_quantize_is_carried(more):
     activation = {**more}.pop("activation", None)
     settings = of_target("cpu", **{key: value for key, value in more.items() if key != "activation"})
@@ -276,7 +286,7 @@ def test_tensorrt_names_the_command(call):
         (of_target("cpu"), ("--int8", "--half"), "--half: a file has float16 or integers"),
         (of_target("cpu"), ("--int8", "--format", "weights"), "--int8: goes with --format onnx"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_integers_is_refused(call, tmp_path, settings, flags, message):
     with pytest.raises(InputError, match=message):
         call(settings, *flags)

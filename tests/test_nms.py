@@ -8,10 +8,16 @@ import torchvision
 
 from utils.detection.decode import non_max_suppression
 
-ROWS = torch.tensor([
-    [[10, 10, 10, 10, 0.9, 0.8, 0.3], [11, 10, 10, 10, 0.9, 0.7, 0.1], [40, 40, 8, 8, 0.8, 0.1, 0.9],
-     [40, 40, 8, 8, 0.2, 0.1, 0.9]],
-])  # fmt: skip
+ROWS = torch.tensor(
+    [
+        [
+            [10, 10, 10, 10, 0.9, 0.8, 0.3],
+            [11, 10, 10, 10, 0.9, 0.7, 0.1],
+            [40, 40, 8, 8, 0.8, 0.1, 0.9],
+            [40, 40, 8, 8, 0.2, 0.1, 0.9],
+        ],
+    ]
+)
 
 
 def run(rows=ROWS, conf=0.25, iou=0.5, **options):

@@ -110,10 +110,16 @@ def test_equal_data_draw_equal_pictures(tmp_path):
 def layers(count: int) -> list[LayerBar]:
     """Widths from 16 to 1024; every third layer in one of the chains, every seventh no candidate, one unit removed."""
     return [
-        LayerBar(block=2 * n, before=16 << n % 7, after=1 + n % 16, chain=n // 20 if n % 3 == 0 else None,
-                 candidate=n % 7 != 6, removed=n in (3, 4))
+        LayerBar(
+            block=2 * n,
+            before=16 << n % 7,
+            after=1 + n % 16,
+            chain=n // 20 if n % 3 == 0 else None,
+            candidate=n % 7 != 6,
+            removed=n in (3, 4),
+        )
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("count", "width"), [(0, 840), (1, 840), (11, 840), (107, 2868)])
@@ -125,8 +131,11 @@ def test_the_picture_is_as_wide_as_the_network_is_deep(tmp_path, recwarn, count,
 
 def test_the_numbers_count_a_removed_unit_as_gone(tmp_path, drawn):
     """32 + 64 + 64 channels, of which 9 + 64 stay."""
-    bars = [LayerBar(0, 32, 9, None, True, False), LayerBar(1, 64, 64, 0, True, False),
-            LayerBar(4, 64, 5, 0, True, True)]  # fmt: skip
+    bars = [
+        LayerBar(0, 32, 9, None, True, False),
+        LayerBar(1, 64, 64, 0, True, False),
+        LayerBar(4, 64, 5, 0, True, True),
+    ]
     plot_channels(bars, tmp_path / "channels.png")
     (ax,) = drawn[0].axes
     assert ax.get_title() == "channels: 160 → 73, 45.6 % stay"
@@ -245,8 +254,9 @@ def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn, re
     axes = drawn[0].axes
     assert [ax.get_xlabel() for ax in axes] == ["million parameters", "GMACs", "ms a picture"]
     assert len({ax.get_ylim() for ax in axes}) == 1
-    for ax, costs in zip(axes, ([p.parameters / 1e6 for p in given], [p.macs / 1e9 for p in given],
-                                [p.ms for p in given]), strict=True):  # fmt: skip
+    for ax, costs in zip(
+        axes, ([p.parameters / 1e6 for p in given], [p.macs / 1e9 for p in given], [p.ms for p in given]), strict=True
+    ):
         marks = np.vstack([line.get_xydata() for line in ax.lines if line.get_label() != "front"])
         assert sorted(map(tuple, marks)) == sorted(zip(costs, [p.ap50 for p in given], strict=True))
         bars = np.vstack([np.array(lines.get_segments())[:, :, 1] for lines in ax.collections])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.step import Training
+from benchmarks.step import TimedTraining
 from models import Darknet, reduced
 from tests.nets import TINY, tiny
 from utils.checkpoint import read_checkpoint
@@ -34,7 +34,7 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 @pytest.fixture
 def training():
     """A trainer of the tiny network, with a scaler as a GPU has it."""
-    made = Training(Darknet(parse(TINY)), 64, 2)
+    made = TimedTraining(Darknet(parse(TINY)), 64, 2)
     made.trainer.state.scaler = torch.amp.GradScaler("cpu")
     return made
 
@@ -129,8 +129,9 @@ def test_the_state_of_a_scaler_survives_a_stretch_on_a_cpu(training):
     saved = trained.complete(training.trainer.source)
 
     def passed(checkpoint, *, scaled: bool):
-        other = State(trained.model, trained.average, trained.optimizer,
-                      torch.amp.GradScaler("cpu", enabled=scaled), Progress())  # fmt: skip
+        other = State(
+            trained.model, trained.average, trained.optimizer, torch.amp.GradScaler("cpu", enabled=scaled), Progress()
+        )
         other.restore(checkpoint)
         return other.complete(training.trainer.source)
 

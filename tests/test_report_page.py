@@ -17,21 +17,26 @@ import export
 from tests.nets import TINY
 from utils.checkpoint import origin, read_checkpoint, write_checkpoint
 from utils.cli import run as run_script
+from utils.compress import measure
+from utils.compress.document import MeasureSettings, gather, parent_of
+from utils.compress.measure import compare_picture, detected, panels
+from utils.compress.page import interval, lead, write_report
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
 from utils.detection.bootstrap import Interval
 from utils.errors import InputError
 from utils.report import __main__ as script
-from utils.report import measure
 from utils.report.cost import network_cost
-from utils.report.journey import MeasureSettings, gather, parent_of
-from utils.report.measure import compare_picture, detected, panels
-from utils.report.page import interval, lead, write_report
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect", "image"}
 EVIL = '<script>alert("&")</script>'
-CERTIFICATE = {"compact_vs_silenced": 3e-7, "compact_vs_silenced_float64": 1e-14, "compact_vs_keep_size": 2e-7,
-               "border": 0.017, "side": 64}  # fmt: skip
+CERTIFICATE = {
+    "compact_vs_silenced": 3e-7,
+    "compact_vs_silenced_float64": 1e-14,
+    "compact_vs_keep_size": 2e-7,
+    "border": 0.017,
+    "side": 64,
+}
 
 
 class Page(HTMLParser):
@@ -80,8 +85,16 @@ def checkpoint(path, network, lineage=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [EVIL, "b"]
     state = Darknet(network).state_dict()
-    write_checkpoint(path, {"model": state, "ema": None, "cfg": format_network(network), "names": names,
-                            "lineage": [dict(entry) for entry in lineage]})  # fmt: skip
+    write_checkpoint(
+        path,
+        {
+            "model": state,
+            "ema": None,
+            "cfg": format_network(network),
+            "names": names,
+            "lineage": [dict(entry) for entry in lineage],
+        },
+    )
 
 
 def training(folder, network, lineage=(), values=(0.25, 0.5, 0.4375), **args):
@@ -106,9 +119,13 @@ def pruning(folder, network, lineage):
     checkpoint(folder / "model.pt", network, lineage)
     drawn(folder / "channels.png")
     row = {"map50": 0.375, "map50_95": 0.125, "parameters": 1234, "macs": 56789, "weights_bytes": 4000, "ms": 2.5}
-    plan = {"strategy": "slim", "before": {**row, "parameters": 2345, "ms": 5.0}, "after": row,
-            "certificate": CERTIFICATE,
-            "latency": {"height": 64, "width": 64, "runtime": "CPU, threads: 1"}}  # fmt: skip
+    plan = {
+        "strategy": "slim",
+        "before": {**row, "parameters": 2345, "ms": 5.0},
+        "after": row,
+        "certificate": CERTIFICATE,
+        "latency": {"height": 64, "width": 64, "runtime": "CPU, threads: 1"},
+    }
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "args.yaml").write_text(yaml.safe_dump({"percent": [0.5], "weights": "best.pt"}))
     header = "block,new_block,line,before,after,candidate,chain,unit,mean_importance"
@@ -204,8 +221,11 @@ def test_page_markdown_and_json_tell_the_same(report, network):
     assert document["runs"][3]["epochs"]["map50"] == [0.5, 0.5625]
     keys = ("median_epochs", "median_map50", "median_map50_95")
     assert [[run[key] for key in keys] for run in document["runs"]] == [
-        [3, 0.4375, 0.21875], [3, 0.4375, 0.21875], [0, None, None], [2, 0.53125, 0.265625],
-    ]  # fmt: skip
+        [3, 0.4375, 0.21875],
+        [3, 0.4375, 0.21875],
+        [0, None, None],
+        [2, 0.53125, 0.265625],
+    ]
     for shown in (
         "is chosen on the pictures that its accuracy is reported on",
         "the last 20% of the epochs, at least 3",
@@ -357,8 +377,16 @@ def test_a_report_that_is_there_is_kept_unless_told_otherwise(tmp_path, chain, c
 
 
 def test_baselines_of_a_file_are_drawn_beside_the_journey(tmp_path, chain):
-    row = {"network": "small", "size": [32, 32], "map50": 0.25, "map50_interval": [0.125, 0.375], "map50_95": 0.0625,
-           "parameters": 999, "macs": 888, "ms": 1.25}  # fmt: skip
+    row = {
+        "network": "small",
+        "size": [32, 32],
+        "map50": 0.25,
+        "map50_interval": [0.125, 0.375],
+        "map50_95": 0.0625,
+        "parameters": 999,
+        "macs": 888,
+        "ms": 1.25,
+    }
     (tmp_path / "b.json").write_text(json.dumps({"networks": [row]}))
     write_report(chain, tmp_path / "out", baselines=[str(tmp_path / "b.json")])
     page, text, document = read(tmp_path / "out")

@@ -105,8 +105,20 @@ def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None
 
 def test_killed_four_times_and_resumed_is_bit_identical(run, straight, folder, tmp_path):
     """In an accumulated step, while a checkpoint is flushed, before it is renamed, and just after a resume."""
-    folder_flags = ["--cfg", f"{folder}/n.cfg", "--data", f"{folder}/d.data", "--workers", "0", "--device", "cpu",
-                    "--project", f"{tmp_path}/runs", "--name", "cut"]  # fmt: skip
+    folder_flags = [
+        "--cfg",
+        f"{folder}/n.cfg",
+        "--data",
+        f"{folder}/d.data",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--project",
+        f"{tmp_path}/runs",
+        "--name",
+        "cut",
+    ]
     directory = tmp_path / "runs" / "cut"
     epochs = []
     for number, place in enumerate(("loss:9", "fsync:4", "replace:5", "loss:1")):
@@ -225,8 +237,18 @@ def test_other_pictures_cannot_be_resumed(run, folder, tmp_path):
 def test_killed_at_random_instants_with_workers_it_is_bit_identical(folder, tmp_path):
     """Eight times kill -9 of the whole group, wherever the run then is: starting, loading, saving, evaluating."""
     common = [sys.executable, "train.py", "--workers", "2", "--device", "cpu"]
-    begin = [*common, "--cfg", f"{folder}/n.cfg", "--data", f"{folder}/d.data", *FLAGS, "--epochs", "40",
-             "--project", f"{tmp_path}/runs"]  # fmt: skip
+    begin = [
+        *common,
+        "--cfg",
+        f"{folder}/n.cfg",
+        "--data",
+        f"{folder}/d.data",
+        *FLAGS,
+        "--epochs",
+        "40",
+        "--project",
+        f"{tmp_path}/runs",
+    ]
     subprocess.run([*begin, "--name", "straight"], cwd=ROOT, check=True, capture_output=True)
     rng = random.Random(1000)
     last = tmp_path / "runs" / "cut" / "weights" / "last.pt"

@@ -67,8 +67,14 @@ def made(tmp_path_factory):
         write_checkpoint(Path("a.pt"), {"model": state, "ema": None, "cfg": TINY, "names": NAMES and list(NAMES)})
         weights_file.write("a.weights", tiny(), {key: value.numpy() for key, value in state.items()})
         Path("a.cfg").write_text(TINY)
-        for name, flags in {"a": (), "dynamic": ("--dynamic-batch",), "rows": ("--decode",), "nms": ("--nms",),
-                            "stretch": ("--stretch",), "wide": ("--img_size", "32", "64")}.items():  # fmt: skip
+        for name, flags in {
+            "a": (),
+            "dynamic": ("--dynamic-batch",),
+            "rows": ("--decode",),
+            "nms": ("--nms",),
+            "stretch": ("--stretch",),
+            "wide": ("--img_size", "32", "64"),
+        }.items():
             export.main(["--weights", "a.pt", "--output", f"{name}.onnx", *flags])
         for name, flags in OTHERS.items():
             export.main(["--weights", "a.pt", "--output", name, *flags])
@@ -163,8 +169,10 @@ if HAS_OPENVINO:
         "OpenVINO, any batch, decoded": ("--weights", "rows.xml", "--runtime", "openvino"),
         "OpenVINO, onnx": ("--weights", "a.onnx", "--runtime", "openvino"),
     }
-CASES = [pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
-         for name, flags in KINDS.items()]  # fmt: skip
+CASES = [
+    pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
+    for name, flags in KINDS.items()
+]
 
 
 @pytest.mark.parametrize(("flags", "runtime"), CASES)
@@ -216,26 +224,29 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--weights", "a.onnx", "--img_size", "96"), "--img_size 96 96: a.onnx takes 64 × 64 only"),
-    (("--weights", "a.onnx", "--augment"), "--augment: looks at pictures of several sizes, and a.onnx takes one"),
-    (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
-    (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
-    (("--weights", "a.onnx", "--runtime", "torch"), "a.onnx is run by onnxruntime, opencv or openvino; give"),
-    (("--weights", "nms.onnx"), "--weights nms.onnx: ends in NMS"),
-    (("--weights", "a.ncnn.param", "--img_size", "96"), "--img_size 96 96: a.ncnn.param takes 64 × 64 only"),
-    (("--weights", "a.ncnn.param", "--device", "0"), "--device 0: ncnn runs on the CPU"),
-    (("--weights", "a.ncnn.param", "--runtime", "opencv"), "a.ncnn.param is run by ncnn; it runs .onnx files"),
-    (("--weights", "a.onnx", "--runtime", "ncnn"), "run by onnxruntime, opencv or openvino; it runs .param files"),
-    (("--weights", "a.pt", "--runtime", "ncnn"), "--runtime ncnn: a.pt is no file for it; it runs .param files"),
-    (("--weights", "none.ncnn.param"), "none.ncnn.param: no such file"),
-    (("--weights", "alone.param"), "alone.json: no such file, and it says what alone.param is"),
-    (("--weights", "a.pt", "--runtime", "onnxruntime"), "a.pt is no file for it; it runs .onnx files"),
-    (("--weights", "a.pt", "--runtime", "opencv"), "--runtime opencv: a.pt is a .pt file"),
-    (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made for another network ("),
-    (("--weights", "none.onnx"), "none.onnx: no such file"),
-    ((*DARKNET, "--runtime", "opencv", "--half"), "--half: opencv computes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--weights", "a.onnx", "--img_size", "96"), "--img_size 96 96: a.onnx takes 64 × 64 only"),
+        (("--weights", "a.onnx", "--augment"), "--augment: looks at pictures of several sizes, and a.onnx takes one"),
+        (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
+        (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
+        (("--weights", "a.onnx", "--runtime", "torch"), "a.onnx is run by onnxruntime, opencv or openvino; give"),
+        (("--weights", "nms.onnx"), "--weights nms.onnx: ends in NMS"),
+        (("--weights", "a.ncnn.param", "--img_size", "96"), "--img_size 96 96: a.ncnn.param takes 64 × 64 only"),
+        (("--weights", "a.ncnn.param", "--device", "0"), "--device 0: ncnn runs on the CPU"),
+        (("--weights", "a.ncnn.param", "--runtime", "opencv"), "a.ncnn.param is run by ncnn; it runs .onnx files"),
+        (("--weights", "a.onnx", "--runtime", "ncnn"), "run by onnxruntime, opencv or openvino; it runs .param files"),
+        (("--weights", "a.pt", "--runtime", "ncnn"), "--runtime ncnn: a.pt is no file for it; it runs .param files"),
+        (("--weights", "none.ncnn.param"), "none.ncnn.param: no such file"),
+        (("--weights", "alone.param"), "alone.json: no such file, and it says what alone.param is"),
+        (("--weights", "a.pt", "--runtime", "onnxruntime"), "a.pt is no file for it; it runs .onnx files"),
+        (("--weights", "a.pt", "--runtime", "opencv"), "--runtime opencv: a.pt is a .pt file"),
+        (("--weights", "a.onnx", "--cfg", "other.cfg"), "a.onnx: made for another network ("),
+        (("--weights", "none.onnx"), "none.onnx: no such file"),
+        ((*DARKNET, "--runtime", "opencv", "--half"), "--half: opencv computes"),
+    ],
+)
 @pytest.mark.parametrize("call", ["measured", "found"])
 def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, flags, message):
     (folder / "other.cfg").write_text(TINY.replace("filters=12", "filters=10"))
@@ -403,8 +414,11 @@ def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
     files = choose_runtime(cfg_file.load("a.cfg"), "a.weights", "opencv")
     load(files, CPU, (64, 96))
     right = load_module.opencv_darknet_engine
-    monkeypatch.setattr(load_module, "opencv_darknet_engine", lambda *given: (
-        replace(right(*given), run=lambda images: [1.01 * head for head in right(*given).run(images)])))  # fmt: skip
+    monkeypatch.setattr(
+        load_module,
+        "opencv_darknet_engine",
+        lambda *given: replace(right(*given), run=lambda images: [1.01 * head for head in right(*given).run(images)]),
+    )
     with pytest.raises(InfeasibleError, match=r"a\.weights: OpenCV .* computes another network"):
         load(files, CPU)
 
@@ -446,10 +460,16 @@ def test_opencv_5_gets_int8_files_in_its_classic_engine(folder, monkeypatch, int
     assert given == [{"engine": 1} if classic else {}]
 
 
-@pytest.mark.parametrize(("cpu", "wide", "slower"), [
-    ("flags : fpu avx512f avx512_vnni\n", True, False), ("flags : fpu avx_vnni sse\n", True, False),
-    ("flags : fpu avx512f\n", True, True), (None, True, True), ("flags : fpu avx2\n", False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cpu", "wide", "slower"),
+    [
+        ("flags : fpu avx512f avx512_vnni\n", True, False),
+        ("flags : fpu avx_vnni sse\n", True, False),
+        ("flags : fpu avx512f\n", True, True),
+        (None, True, True),
+        ("flags : fpu avx2\n", False, False),
+    ],
+)
 def test_weights_of_8_bits_cost_time_only_where_products_saturate(folder, tmp_path, monkeypatch, cpu, wide, slower):
     """None: a system that does not list the instructions of its processor."""
     import onnxruntime
@@ -563,10 +583,13 @@ def test_an_openvino_file_of_another_program_is_refused(copied):
         choose_runtime(None, str(path), None)
 
 
-@pytest.mark.parametrize(("package", "name", "flags"), [
-    ("ncnn", "a.ncnn.param", "-r requirements-export.txt"),
-    pytest.param("openvino", "a.xml", "-r requirements-openvino.txt", marks=NEEDS_OPENVINO),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("package", "name", "flags"),
+    [
+        ("ncnn", "a.ncnn.param", "-r requirements-export.txt"),
+        pytest.param("openvino", "a.xml", "-r requirements-openvino.txt", marks=NEEDS_OPENVINO),
+    ],
+)
 def test_a_missing_runtime_names_its_requirements(folder, monkeypatch, package, name, flags):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else find(asked))

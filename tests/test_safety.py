@@ -14,9 +14,25 @@ import pytest
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {
-    "urllib", "urllib3", "requests", "httpx", "aiohttp", "http", "socket", "socketserver", "ssl", "ftplib", "smtplib",
-    "telnetlib", "xmlrpc", "asyncio", "torch.hub", "wget", "gdown", "huggingface_hub",
-}  # fmt: skip
+    "urllib",
+    "urllib3",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "http",
+    "socket",
+    "socketserver",
+    "ssl",
+    "ftplib",
+    "smtplib",
+    "telnetlib",
+    "xmlrpc",
+    "asyncio",
+    "torch.hub",
+    "wget",
+    "gdown",
+    "huggingface_hub",
+}
 ATTRIBUTES = {
     "os": {"system", "popen", "execv", "execve", "execvp", "execl", "execlp", "spawnl", "spawnv", "removedirs"},
     "shutil": {"rmtree"},

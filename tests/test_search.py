@@ -20,7 +20,7 @@ from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
 from utils.training import evolve, objective, optimizer
-from utils.training.evolve import SPACE, Range, Search, searched
+from utils.training.evolve import SPACE, Search, SearchRange, searched
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import STUDY
 
@@ -94,7 +94,7 @@ class TestSpace:
 
     def test_ranges_hold_the_start_and_a_key_without_logarithm_stays(self):
         found = searched(hyperparameters({"lr0": 2.0, "weight_decay": 0.0, "mosaic": 0.0}))
-        assert found["lr0"] == Range(1e-3, 2.0, log=True)
+        assert found["lr0"] == SearchRange(1e-3, 2.0, log=True)
         assert "weight_decay" not in found
         assert found["mosaic"] == SPACE["mosaic"]
 

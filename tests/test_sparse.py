@@ -353,8 +353,12 @@ class TestRun:
             before = [gamma.grad.clone() for gamma in flat]
             real(self, progress)
             calls.append(progress.epoch)
-            seen.append(all(torch.equal(gamma.grad, old + gamma.detach().sign() * 0.02)
-                            for gamma, old in zip(flat, before, strict=True)))  # fmt: skip
+            seen.append(
+                all(
+                    torch.equal(gamma.grad, old + gamma.detach().sign() * 0.02)
+                    for gamma, old in zip(flat, before, strict=True)
+                )
+            )
 
         monkeypatch.setattr(Sparsity, "add_gradient", add_gradient)
         run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2")

@@ -139,8 +139,10 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
         notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
     trained, given = ((n.net.height, n.net.width) for n in (stored, files.network))
     if trained != given:
-        notes.append(f"{files.weights}: trained for {trained[0]} × {trained[1]}, {files.network.path} says "
-                     f"{given[0]} × {given[1]}; --img_size or leaving --cfg out chooses")  # fmt: skip
+        notes.append(
+            f"{files.weights}: trained for {trained[0]} × {trained[1]}, {files.network.path} says "
+            f"{given[0]} × {given[1]}; --img_size or leaving --cfg out chooses"
+        )
     return network, tuple(notes)
 
 

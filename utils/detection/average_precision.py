@@ -37,7 +37,7 @@ CONFIDENCES = np.linspace(0.0, 1.0, 1001)
 """Confidence thresholds at which P, R and F1 are measured."""
 
 
-class Boxes(NamedTuple):
+class ImageBoxes(NamedTuple):
     """Objects or detections of all images, in the order of the images."""
 
     image: Integers
@@ -61,9 +61,9 @@ class Boxes(NamedTuple):
         """[K], classes with objects that count."""
         return np.unique(self.category[~self.crowd])
 
-    def taken(self, which: Bools | Integers) -> Boxes:
+    def taken(self, which: Bools | Integers) -> ImageBoxes:
         """Some of the boxes."""
-        return Boxes(*(values[which] if len(values) else values for values in self))
+        return ImageBoxes(*(values[which] if len(values) else values for values in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def mean(values: Floats) -> float:
     return float(values.mean()) if values.size else 0.0
 
 
-def precision_recall(detections: Boxes, truth: Boxes, images: int, by_size: bool) -> PrecisionRecall:
+def precision_recall(detections: ImageBoxes, truth: ImageBoxes, images: int, by_size: bool) -> PrecisionRecall:
     """Measure detections.
 
     Args:
@@ -145,7 +145,9 @@ def interpolated(true: Floats, counted: Floats, objects: Floats) -> Floats:
     return np.repeat(envelope.ravel(), repeats.ravel()).reshape(*true.shape[:-1], len(RECALLS))
 
 
-def sort_boxes(detections: Boxes, truth: Boxes, images: int) -> tuple[Integers, Boxes, Boxes, Integers]:
+def sort_boxes(
+    detections: ImageBoxes, truth: ImageBoxes, images: int
+) -> tuple[Integers, ImageBoxes, ImageBoxes, Integers]:
     """The K classes with objects, and the boxes of these, whose `category` is the position among them.
 
     Returns:
@@ -165,7 +167,7 @@ def sort_boxes(detections: Boxes, truth: Boxes, images: int) -> tuple[Integers, 
     return classes, objects, candidates, np.searchsorted(candidates.category, np.arange(len(classes) + 1))
 
 
-def _of_classes(boxes: Boxes, classes: Integers) -> Boxes:
+def _of_classes(boxes: ImageBoxes, classes: Integers) -> ImageBoxes:
     """Boxes of some classes, with the position in `classes` for the class."""
     position = np.searchsorted(classes, boxes.category)
     known = np.isin(boxes.category, classes)
@@ -178,7 +180,7 @@ def _positions(group: Integers) -> Integers:
     return np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
 
 
-class Pairs(NamedTuple):
+class PossibleMatches(NamedTuple):
     """Pairs of a detection and an object of its image and class, by round, detection, object."""
 
     detection: Integers
@@ -188,7 +190,7 @@ class Pairs(NamedTuple):
     """Where each round starts, and the end."""
 
 
-def near_pairs(candidates: Boxes, objects: Boxes, images: int) -> Pairs:
+def near_pairs(candidates: ImageBoxes, objects: ImageBoxes, images: int) -> PossibleMatches:
     """The pairs that overlap enough to match at some threshold; boxes as `sort_boxes` sorts them."""
     group, other = (boxes.category * images + boxes.image for boxes in (candidates, objects))
     objects_of = np.bincount(other, minlength=int(group.max(initial=0)) + 1)
@@ -205,7 +207,7 @@ def near_pairs(candidates: Boxes, objects: Boxes, images: int) -> Pairs:
     turn = _positions(group[one[new]])[number]
     order = np.argsort(turn, kind="stable")
     rounds = np.searchsorted(turn[order], np.arange(int(turn.max(initial=-1)) + 2))
-    return Pairs(one[order], two[order], iou[order], rounds)
+    return PossibleMatches(one[order], two[order], iou[order], rounds)
 
 
 def _iou(one: Floats, two: Floats, crowd: Bools) -> Floats:
@@ -217,7 +219,7 @@ def _iou(one: Floats, two: Floats, crowd: Bools) -> Floats:
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
 
 
-def match_pairs(pairs: Pairs, count: int, crowd: Bools, ignored: Bools) -> tuple[Bools, Bools]:
+def match_pairs(pairs: PossibleMatches, count: int, crowd: Bools, ignored: Bools) -> tuple[Bools, Bools]:
     """Detections to objects, the best first: each takes the object of the highest IoU that is free, ignored ones last.
 
     A crowd is always free. Objects outside the range of areas are ignored as well, but match once.
@@ -451,7 +453,7 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), dtype=np.float64)
 
 
-def coco_boxes(images: Sequence[np.ndarray], *, scored: bool) -> Boxes:
+def coco_boxes(images: Sequence[np.ndarray], *, scored: bool) -> ImageBoxes:
     """Rows of each image as COCO has them.
 
     Args:
@@ -461,7 +463,7 @@ def coco_boxes(images: Sequence[np.ndarray], *, scored: bool) -> Boxes:
     rows = np.concatenate([np.zeros((0, 6)), *(np.pad(part, ((0, 0), (0, 6 - part.shape[1]))) for part in images)])
     image = np.repeat(np.arange(len(images)), [len(part) for part in images])
     last = (rows[:, 5], np.zeros(0, np.bool_)) if scored else (np.zeros(0), rows[:, 5] > 0)
-    return Boxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), *last)
+    return ImageBoxes(image, rows[:, 0].astype(np.int64), _xywh(rows[:, 1:5]), *last)
 
 
 def _curves(measured: PrecisionRecall, objects: np.ndarray) -> Curves:
@@ -481,7 +483,7 @@ def _curves(measured: PrecisionRecall, objects: np.ndarray) -> Curves:
     )
 
 
-def _by_size(ap: np.ndarray, truth: Boxes) -> tuple[SizeMetrics, ...]:
+def _by_size(ap: np.ndarray, truth: ImageBoxes) -> tuple[SizeMetrics, ...]:
     """AP and number of objects for COCO's small, medium and large; `ap` is [T, K, A]."""
     area = truth.xywh[:, 2] * truth.xywh[:, 3]
     return tuple(

@@ -30,8 +30,8 @@ from utils.detection.average_precision import (
     IOUS,
     RECALLS,
     Bools,
-    Boxes,
     Floats,
+    ImageBoxes,
     Integers,
     coco_boxes,
     interpolated,
@@ -84,7 +84,7 @@ class Spread:
     gain50_95: Interval
 
 
-def match(detections: Boxes, truth: Boxes, images: int) -> Matches:
+def match(detections: ImageBoxes, truth: ImageBoxes, images: int) -> Matches:
     """Matches that `precision_recall` computes AP from; arguments as there."""
     classes, objects, candidates, starts = sort_boxes(detections, truth, images)
     matched, passed = match_pairs(

@@ -9,21 +9,20 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from models import Darknet
 from utils.data.images import FitMode, fit, unfit
 from utils.detection.decode import non_max_suppression
 from utils.detection.evaluate import detect, detect_views, network_input
 from utils.detection.settings import DetectorSettings, Times
 from utils.errors import NumericsError
-from utils.runtime.load import ForeignModel
 
 
 @dataclass(frozen=True)
 class Detector:
     """A network and its settings."""
 
-    model: Darknet | ForeignModel
+    model: nn.Module
     """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
     size: tuple[int, int]
     """Height and width of the network input."""

@@ -32,7 +32,6 @@ from utils.detection.decode import decode, non_max_suppression
 from utils.detection.settings import EvaluationSettings, Times
 from utils.errors import NumericsError
 from utils.files import ROOT, read_text
-from utils.runtime.load import ForeignModel
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -192,9 +191,9 @@ def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, d
         suppressed(torch.ones_like(rows[:, :2]), settings)
 
 
-def detect(model: Darknet | ForeignModel, images: Tensor) -> Tensor:
+def detect(model: nn.Module, images: Tensor) -> Tensor:
     """Decoded rows [B, N, 5 + C] of images [B, C, H, W], as `utils.detection.decode.decode` returns them."""
-    if isinstance(model, ForeignModel) and model.decodes:
+    if getattr(model, "decodes", False):  # a file that is read by another program
         return model.rows(images)
     heads = [head.float() for head in model(images).heads]
     return decode(heads, model.network.yolos, tuple(images.shape[2:]))

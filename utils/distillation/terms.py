@@ -156,7 +156,7 @@ class Columns(NamedTuple):
     """[B, A, H, W, C]."""
 
 
-class Boxes(NamedTuple):
+class PairedBoxes(NamedTuple):
     """The P positives of all paired heads; boxes cx, cy, w, h relative to their cell, in cells."""
 
     student: Tensor
@@ -219,16 +219,16 @@ class DistillationBatch:
         return [tuple(head.shape[-2:]) for head in self.student.heads]
 
     @cached_property
-    def boxes(self) -> Boxes:
-        """Boxes of the positives."""
+    def boxes(self) -> PairedBoxes:
+        """PairedBoxes of the positives."""
         positives = assign(self.targets, self.yolos[0], self.grids, self.size, self.rule)
         parts = [
             self._head_boxes(columns, heads, positives[heads.student])
             for columns, heads in zip(self.columns, self.pairing.heads, strict=True)
         ]
-        return Boxes(*map(torch.cat, zip(*parts, strict=True)))
+        return PairedBoxes(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _head_boxes(self, columns: tuple[Columns, Columns], heads: HeadPair, positives: Positives) -> Boxes:
+    def _head_boxes(self, columns: tuple[Columns, Columns], heads: HeadPair, positives: Positives) -> PairedBoxes:
         numbers = {anchor: number for number, (anchor, _) in enumerate(heads.anchors)}
         count = len(self.yolos[0][heads.student].mask)
         number = positives.anchor.new_tensor([numbers.get(anchor, -1) for anchor in range(count)])[positives.anchor]
@@ -241,7 +241,7 @@ class DistillationBatch:
             yolo = self.yolos[side][yolo_number]
             anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in heads.anchors])
             boxes.append(box_offsets(columns[side].boxes[at], anchors[at[1]], yolo))
-        return Boxes(*boxes, positives.boxes[paired])
+        return PairedBoxes(*boxes, positives.boxes[paired])
 
     def maps(self, group: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""

@@ -73,7 +73,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class FloatNetwork:
     """A float network and all that is known of it; it is quantized in one step, whatever is kept float."""
 
     model: Darknet
@@ -111,22 +111,22 @@ def prepare(
     batches: Iterable[Tensor],
     cost: Cost | None = None,
     corrected_with: Tensor | None = None,
-) -> Recipe:
+) -> FloatNetwork:
     """Look at a float model's activations.
 
     Args:
         model: left as it is.
         settings: how it will be quantized.
         batches: calibration pictures as of `calibration.observe`.
-        cost: of `Recipe`.
-        corrected_with: of `Recipe`.
+        cost: of `FloatNetwork`.
+        corrected_with: of `FloatNetwork`.
 
     Raises:
         InputError: the target cannot compute the network.
         NumericsError: an activation is not finite.
     """
     model = copy.deepcopy(model).eval()
-    return Recipe(model, settings, observe(attached(model, settings), batches), cost, corrected_with)
+    return FloatNetwork(model, settings, observe(attached(model, settings), batches), cost, corrected_with)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +247,7 @@ def accuracy_on(request: QuantRequest, network: Network, size: tuple[int, int], 
     return measure
 
 
-def choose_observer(name: str, recipe: Recipe, images: Sequence[Tensor]) -> tuple[str, Recipe]:
+def choose_observer(name: str, recipe: FloatNetwork, images: Sequence[Tensor]) -> tuple[str, FloatNetwork]:
     """The observer of that name, or the one that leaves least noise in the heads, and the recipe with it."""
     if name != AUTO:
         return name, replace(recipe, cost=COSTS[name])
@@ -264,7 +264,7 @@ def ranking(decibels: Mapping[int, float | None]) -> tuple[int, ...]:
 
 
 def choose_kept(
-    request: QuantRequest, recipe: Recipe, ranked: Sequence[int], measure: Measure | None, before: Accuracy | None
+    request: QuantRequest, recipe: FloatNetwork, ranked: Sequence[int], measure: Measure | None, before: Accuracy | None
 ) -> tuple[Sequence[int], Accuracy | None]:
     """Blocks that stay float, those that do most harm first, and the accuracy then: a number, or as many as it takes.
 

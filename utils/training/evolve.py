@@ -37,7 +37,7 @@ Train = Callable[[Hyperparameters, Path], Mapping[str, Any]]
 """Train with some hyper-parameters in a folder, going on with what is there; returns map50, map50_95 and best_epoch."""
 
 
-class Range(NamedTuple):
+class SearchRange(NamedTuple):
     """Values that a hyper-parameter may take in a search."""
 
     low: float
@@ -47,26 +47,26 @@ class Range(NamedTuple):
 
 
 SPACE = {
-    "lr0": Range(1e-3, 0.3, log=True),
-    "lrf": Range(1e-3, 0.5, log=True),
-    "momentum": Range(0.8, 0.98),
-    "weight_decay": Range(1e-5, 5e-3, log=True),
-    "warmup": Range(0.0, 0.2),
-    "box_gain": Range(1.0, 20.0, log=True),
-    "objectness_gain": Range(0.2, 5.0, log=True),
-    "class_gain": Range(0.2, 5.0, log=True),
-    "mosaic": Range(0.0, 1.0),
-    "mixup": Range(0.0, 0.5),
-    "hsv_h": Range(0.0, 0.1),
-    "hsv_s": Range(0.0, 0.9),
-    "hsv_v": Range(0.0, 0.9),
-    "translate": Range(0.0, 0.3),
-    "scale": Range(0.0, 0.9),
+    "lr0": SearchRange(1e-3, 0.3, log=True),
+    "lrf": SearchRange(1e-3, 0.5, log=True),
+    "momentum": SearchRange(0.8, 0.98),
+    "weight_decay": SearchRange(1e-5, 5e-3, log=True),
+    "warmup": SearchRange(0.0, 0.2),
+    "box_gain": SearchRange(1.0, 20.0, log=True),
+    "objectness_gain": SearchRange(0.2, 5.0, log=True),
+    "class_gain": SearchRange(0.2, 5.0, log=True),
+    "mosaic": SearchRange(0.0, 1.0),
+    "mixup": SearchRange(0.0, 0.5),
+    "hsv_h": SearchRange(0.0, 0.1),
+    "hsv_s": SearchRange(0.0, 0.9),
+    "hsv_v": SearchRange(0.0, 0.9),
+    "translate": SearchRange(0.0, 0.3),
+    "scale": SearchRange(0.0, 0.9),
 }
 """What is searched, by the keys of a hyp file."""
 
 
-def searched(start: Hyperparameters) -> dict[str, Range]:
+def searched(start: Hyperparameters) -> dict[str, SearchRange]:
     """Return the ranges of a search that begins at `start`, widened to hold it.
 
     A value of 0 has no logarithm: a key that is searched by it and starts at 0 is left at 0.
@@ -75,7 +75,7 @@ def searched(start: Hyperparameters) -> dict[str, Range]:
     for key, (low, high, log_scale) in SPACE.items():
         value = start.flat[key]
         if value > 0 or not log_scale:
-            ranges[key] = Range(min(low, value), max(high, value), log_scale)
+            ranges[key] = SearchRange(min(low, value), max(high, value), log_scale)
     return ranges
 
 

@@ -18,15 +18,15 @@ from markupsafe import Markup
 
 from utils import __version__
 from utils.cli import one_line
+from utils.compress.document import MeasureSettings, Run, ancestors, baseline_network, gather, parent_of, read_baselines
 from utils.darknet.data_file import load_data
 from utils.errors import InputError
 from utils.files import atomic_write_text
-from utils.report.journey import MeasureSettings, Run, ancestors, baseline_network, gather, parent_of, read_baselines
 from utils.report.plots import ParetoPoint, plot_course, plot_pareto
 from utils.report.tables import Cell, Column, markdown_table, shown_cells
 
 if TYPE_CHECKING:
-    from utils.report.measure import ComparedPicture
+    from utils.compress.measure import ComparedPicture
 
 PAGE, MARKDOWN, DOCUMENT = "report.html", "report.md", "report.json"
 """Files of a report."""
@@ -82,7 +82,7 @@ def write_report(
     report = gather(runs, title) | {"baselines": known}
     pictures: Sequence[ComparedPicture] = ()
     if config is not None:
-        from utils.report.measure import measure  # torch
+        from utils.compress.measure import measure  # torch
 
         pictures = measure(report, config, networks, device, settings)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
@@ -193,7 +193,7 @@ def plotted(draw: Callable[[Any, Path], None], content: Any) -> str:
 
 def shown_panels(picture: ComparedPicture, first: str, last: str, classes: Sequence[str]) -> Iterable[tuple[str, str]]:
     """Return the three panels of a picture, each with its caption."""
-    from utils.report.measure import jpeg, panels
+    from utils.compress.measure import jpeg, panels
 
     changed = f"{len(picture.lost)} lost, {len(picture.gained)} gained"
     captions = (

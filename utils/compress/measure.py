@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from utils.cli import input_size, log
+from utils.compress.document import MeasureSettings, Named, exported
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
@@ -26,7 +27,6 @@ from utils.device import select_device
 from utils.errors import DataError, InputError
 from utils.model_files import cfg_of
 from utils.report.cost import network_cost
-from utils.report.journey import MeasureSettings, Named, exported
 from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import environment
 from utils.runtime.choice import RuntimeFiles, choose_runtime
