@@ -35,7 +35,7 @@ from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
 from utils.files import ROOT
-from utils.model_files import cfg_of, choose_model
+from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
@@ -122,8 +122,8 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
             raise InputError(f"{data.path}: no {key} = …; a journey needs pictures to train with and to measure on")
         for part in [source] if isinstance(source, Path) else source:
             list_images(part)
-    network = cfg_file.load(args.cfg) if args.cfg is not None else None
-    network = adapt_classes(network, data.classes) if args.weights is None else trained_network(network, args.weights)
+    cfg = cfg_file.load(args.cfg) if args.cfg is not None else None
+    network = adapt_classes(cfg, data.classes) if cfg and args.weights is None else trained_network(cfg, args.weights)
     if network.classes != data.classes:
         raise InputError(
             f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
@@ -149,7 +149,7 @@ def trained_network(network: Network | None, weights: str) -> Network:
     if not Path(weights).is_file():
         raise InputError(f"--weights {weights}: there is no such file")
     files = choose_model(network, weights)
-    if not files.is_checkpoint:
+    if files.network and not files.is_checkpoint:
         return files.network
     from utils.checkpoint import load_model  # torch
 
@@ -171,7 +171,7 @@ def check_stages(journey: Journey, network: Network) -> None:
     """
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         weights = Path(folder) / "network.weights"
-        cfg_of(weights).write_text(format_network(network))
+        weights.with_suffix(".cfg").write_text(format_network(network))
         weights.write_bytes(Header().pack())
         os.truncate(weights, file_bytes(network))
         made: dict[str, Path] = {}
@@ -184,7 +184,7 @@ def check_stages(journey: Journey, network: Network) -> None:
                 told = str(failure).replace(stand_in, own)
                 raise InputError(f"{journey.recipe.path}: stage {stage.name}: {told}") from None
             file = made_by(stage, Path(folder))
-            made[stage.name] = file if stage.script == "export" and file.suffix in KINDS else weights
+            made[stage.name] = file if file and stage.script == "export" and file.suffix in KINDS else weights
 
 
 def check_stage(script: str, flags: Sequence[str]) -> None:
@@ -223,7 +223,7 @@ def script_parser(script: str) -> Parser:
     """The parser of one of the suite's scripts."""
     module = script_module(script)
     if script.endswith("_prune"):
-        return make_prune_parser(module.STRATEGY, module.__doc__)
+        return make_prune_parser(module.STRATEGY, module.__doc__ or "")
     return module.make_parser()
 
 
@@ -232,6 +232,7 @@ def script_module(script: str) -> ModuleType:
     name = f"script_{script}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / f"{script}.py")
+        assert spec is not None and spec.loader is not None, "the script is there"
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

@@ -58,7 +58,7 @@ class Darknet(nn.Module):
             build_layer(block, image if reads[0] < 0 else shapes[reads[0]])
             for block, reads in zip(network.blocks, inputs, strict=True)
         )
-        self.quantize_image: nn.Module | None = None
+        self.quantize_image: Any = None
         """Slot of a quantized network: maps pictures to the values they may take."""
         self.input_type: torch.dtype | None = None
         """Type that pictures are given, of a network with weights of 16 bits (`reduced`); None: they stay."""

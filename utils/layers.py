@@ -35,12 +35,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Computing(nn.Module):
     """A layer that computes new values, which a quantized network rounds.
 
-    `quantize_output` is a slot: None, or a module that maps an output to the values it may take.
+    `quantize_output` is a slot: None, or a module that maps an output to the values it may take. Its class is of
+    `utils.quantization`, which stands above this room.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.quantize_output: nn.Module | None = None
+        self.quantize_output: Any = None
 
     def put_out(self, x: Tensor) -> Tensor:
         """The output as it is handed on."""
@@ -72,7 +73,7 @@ class ConvBlock(Computing):
         )
         self.bn = nn.BatchNorm2d(block.filters, BN_EPSILON, BN_MOMENTUM) if block.batch_normalize else None
         self.activation = ACTIVATIONS[block.activation]()
-        self.quantize_weight: nn.Module | None = None
+        self.quantize_weight: Any = None
         self.fold: Any = None
 
     def forward(self, x: Tensor) -> Tensor:

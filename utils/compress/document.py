@@ -250,7 +250,7 @@ def best_epoch(results: Mapping[str, Sequence[float]], *, sparse: bool) -> int |
     known = {int(epoch): fitness(*pair) for epoch, *pair in scores if all(map(math.isfinite, pair))}
     if not known:
         return None
-    return list(known)[-1] if sparse else max(known, key=known.get)
+    return list(known)[-1] if sparse else max(known, key=known.__getitem__)
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:
@@ -261,7 +261,7 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 def exported(weights: Path | str | None) -> ExportedFile | None:
     """Return what a file for another runtime says of itself; None for another file."""
     kind = KINDS.get(Path(weights).suffix) if weights is not None else None
-    return None if kind is None else kind.read(Path(weights))
+    return None if kind is None or weights is None else kind.read(Path(weights))
 
 
 def _lineage(weights: Path | None) -> tuple[str | None, list[dict[str, Any]]]:

@@ -95,7 +95,7 @@ class Journey:
 
     def planned(self) -> list[list[str]]:
         """The commands of all stages."""
-        made = {stage.name: made_by(stage, self.folder / stage.name) for stage in self.recipe.stages}
+        made = {stage.name: path for stage in self.recipe.stages if (path := made_by(stage, self.folder / stage.name))}
         return [self.command(stage, made) for stage in self.recipe.stages]
 
     def finish(self, call: Call) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.draw import FONT, Image, draw_detections
-from utils.data.images import read_image
+from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
 from utils.detection.bootstrap import SHARE, Matches, bootstrap, matches
 from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
@@ -30,7 +30,7 @@ from utils.report.cost import network_cost
 from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import environment
 from utils.runtime.choice import RuntimeFiles, choose_runtime
-from utils.runtime.load import Loaded, load
+from utils.runtime.load import ForeignModel, Loaded, load
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""
@@ -56,7 +56,7 @@ class LoadedNetwork(NamedTuple):
     name: str
     loaded: Loaded
     size: tuple[int, int]
-    mode: str
+    mode: FitMode
     """Fit of pictures: `letterbox` or `stretch`."""
 
 
@@ -129,7 +129,7 @@ def _can_run(run: Mapping[str, Any]) -> bool:
 def _files(file: str) -> RuntimeFiles:
     """Return the files of a network; the cfg of a .weights file is beside it."""
     cfg = cfg_of(Path(file))
-    files = choose_runtime(cfg and cfg_file.load(cfg), file, None)
+    files = choose_runtime(cfg_file.load(cfg) if cfg else None, file, None)
     for note in files.notes:
         log(note)
     return files
@@ -172,21 +172,21 @@ def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
 
     Threads of one program wait for work in a loop for a while, and would slow down the next one.
     """
-    programs: dict[str, dict[int, Callable[[], None]]] = {}
+    programs: dict[str, dict[str, Callable[[], None]]] = {}
     for number, network in enumerate(networks):
-        programs.setdefault(network.loaded.runtime, {})[number] = forward(network, device)
-    times: dict[int, Latency] = {}
+        programs.setdefault(network.loaded.runtime, {})[str(number)] = forward(network, device)
+    times: dict[str, Latency] = {}
     with torch.inference_mode():
         for runs in programs.values():
             times |= interleaved(runs, seconds=max(LEAST_SECONDS, SECONDS / len(programs)))
-    return [times[number] for number in range(len(networks))]
+    return [times[str(number)] for number in range(len(networks))]
 
 
 def forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
     """Return a function that runs a network on one picture and waits for the result."""
-    loaded = network.loaded
+    loaded, model = network.loaded, network.loaded.model
     image = torch.rand(1, loaded.network.net.channels, *network.size).to(device, memory_format=torch.channels_last)
-    call = loaded.model.rows if getattr(loaded.model, "decodes", False) else loaded.model
+    call = model.rows if isinstance(model, ForeignModel) and model.decodes else model
 
     def run() -> None:
         call(image)
@@ -315,7 +315,7 @@ def panels(picture: ComparedPicture, names: Sequence[str]) -> list[Image]:
     longest = max(image.shape[:2])
     scale = min(LONGEST / longest, max(1.0, SHORTEST / longest))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image = cast(Image, cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
     factor = np.array([scale] * 4 + [1, 1])
     marked = image.copy()
     for rows, word, colour in ((picture.lost, "lost", LOST), (picture.gained, "gained", GAINED)):

@@ -135,7 +135,7 @@ def plain(words: str) -> str:
 def _used(columns: Sequence[Titled], rows: Sequence[Sequence[Cell]]) -> tuple[list[Column], list[list[Cell]]]:
     """Return a table without the columns that no row has anything for."""
     used = [number for number in range(len(columns)) if any(row[number] is not None for row in rows)]
-    titled = [Column(columns[n]) if isinstance(columns[n], str) else Column(*columns[n]) for n in used]
+    titled = [Column(t) if isinstance(t, str) else Column(*t) for t in (columns[number] for number in used)]
     return titled, [[row[number] for number in used] for row in rows]
 
 

@@ -297,13 +297,13 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
                 f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
             )
     if stage.script == "test" and source is not None and source.script == "export":
-        kind = source.value("--format")
-        if kind in UNMEASURED or "--nms" in source.flags:
-            what = "with NMS" if "--nms" in source.flags else f"of format {kind}"
+        made = source.value("--format")
+        if made in UNMEASURED or "--nms" in source.flags:
+            what = "with NMS" if "--nms" in source.flags else f"of format {made}"
             raise InputError(
                 f"{where}: {source.name} makes a file {what}, which test.py does not run; name another stage by `from`"
             )
-    if quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
+    if source is not None and quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut
 from utils.darknet.blocks.block import IMAGE, Trail, steps
@@ -70,7 +70,7 @@ def max_stride(network: Network) -> int:
     return max(strides(network))
 
 
-def picture_channels(network: Network) -> int:
+def picture_channels(network: Network) -> Literal[1, 3]:
     """Channels of the pictures that a network takes.
 
     Raises:
@@ -82,7 +82,7 @@ def picture_channels(network: Network) -> int:
             f"{network.path or 'network'}: [net] channels={channels}: pictures have 1 (grey) or 3 (RGB); change the "
             "cfg, or take what reads no pictures: info, export.py, pruning with --no-test and no --data"
         )
-    return channels
+    return 1 if channels == 1 else 3
 
 
 class TensorSpec(NamedTuple):

@@ -38,7 +38,7 @@ from utils.data.images import fit, read_image
 from utils.errors import InfeasibleError
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, picture
-from utils.layers import ConvBlock, build_layer
+from utils.layers import Computing, ConvBlock, build_layer
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
 from utils.runtime.metadata import Metadata
@@ -123,7 +123,7 @@ class Step:
 
     def run(self, sources: Sequence[Codes]) -> Codes:
         """Codes of the block for those that it reads."""
-        if self.kind == "convolution":
+        if isinstance(self.block, Convolutional) and self.weight is not None:
             sums = accumulators(sources[0], self.weight, self.block)
             if self.bias is not None:
                 sums += (self.bias << np.array(self.up))[:, None, None]
@@ -142,7 +142,7 @@ class Step:
             sources: of the blocks it reads; their limits bound what comes in.
         """
         most = [max(-source.low, source.high) for source in sources]
-        if self.kind == "convolution":
+        if self.weight is not None:
             sums = np.abs(self.weight).sum(axis=(1, 2, 3), dtype=np.float64) * most[0]
             added = 0 if self.bias is None else np.ldexp(np.abs(self.bias).astype(np.float64), np.array(self.up))
             largest = float(np.max(sums + added))
@@ -190,8 +190,8 @@ def shift(a: Codes, places: Codes | int, half_even: bool) -> Codes:
 
 def exactly(block: Block, sources: Sequence[Codes]) -> Codes:
     """A block without its activation on codes, in float64, which is exact as in `accumulators`."""
-    linear = replace(block, activation="linear") if hasattr(block, "activation") else block
-    layer = build_layer(linear, Shape(*sources[0].shape)).eval()
+    linear: dict[str, Any] = {"activation": "linear"} if hasattr(block, "activation") else {}
+    layer = build_layer(replace(block, **linear), Shape(*sources[0].shape)).eval()
     return layer(*(torch.from_numpy(codes)[None].double() for codes in sources))[0].long().numpy()
 
 
@@ -222,7 +222,7 @@ def program(model: Darknet) -> Program:
         sources = [ranges[read] for read in reads]
         if passes(block):
             steps.append(Step(HANDS_ON.get(type(block), "pass"), block, reads, sources[0]._replace(leaky=False)))
-        else:
+        elif isinstance(layer, Computing):
             steps.append(_computing(block, layer, reads, sources))
         ranges[index] = steps[-1].range
     return Program(image, tuple(steps))
@@ -240,7 +240,7 @@ def _range(slot: ActivationQuantizer, activation: nn.Module | None = None) -> Co
     return CodeRange(exponent, low, high, grid.bits, grid.half_even, isinstance(activation, nn.LeakyReLU))
 
 
-def _computing(block: Block, layer: nn.Module, reads: tuple[int, ...], sources: Sequence[CodeRange]) -> Step:
+def _computing(block: Block, layer: Computing, reads: tuple[int, ...], sources: Sequence[CodeRange]) -> Step:
     """The step of a block that computes."""
     codes = _range(layer.quantize_output, getattr(layer, "activation", None))
     exponents = [source.exponent for source in sources]
@@ -345,6 +345,7 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
         DataError, CfgError: the picture of --sample cannot be read, or not as the network takes it.
     """
     metadata, quantization = subject.metadata, subject.loaded.quantization
+    assert quantization is not None, "check_quantization refuses a float network"
     image = picture(metadata) if settings.sample is None else sample(settings.sample, metadata)
     made = program(subject.model)
     proof = prove(made, subject.model, image)
@@ -393,7 +394,7 @@ def write_folder(folder: Path, made: Program, proof: Proof, network: Network, de
     for name, (codes, bits) in tensors.items():
         (folder / "hex" / f"{name}.hex").write_bytes(hexadecimal(codes, bits))
     arrays = {name: codes.astype(np.int8 if bits <= 8 else np.int16) for name, (codes, bits) in tensors.items()}
-    np.savez_compressed(folder / "model.npz", **arrays)
+    np.savez_compressed(folder / "model.npz", **arrays)  # type: ignore[arg-type]  # the stub: one may be allow_pickle
     image = {"shape": proof.codes[-1].shape, "exponent": made.image.exponent, "bits": made.image.bits}
     layout = {**description, "about": ABOUT, "image": image, "heads": network.heads}
     head = json.dumps(layout, indent=1, ensure_ascii=False).removesuffix("\n}")

@@ -158,16 +158,17 @@ def layer_gaps(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]]
     different = total = steps = layers = 0
     for index, layer in enumerate(model.layers):
         inputs = [_values(model, codes, tensors, source) for source in model.blocks[index].reads(index)]
-        linear, name, point = f"block{index}/linear/codes", f"block{index}/codes", codes.points.get(index)
+        linear, name = f"block{index}/linear/codes", f"block{index}/codes"
         pairs = []
-        if linear in tensors:
+        if isinstance(layer, ConvBlock) and linear in tensors:
             pairs.append((layer.sums(inputs[0]), linear))
-            pairs.append((layer.activation(_dequantized(tensors[linear], point)), name))
+            pairs.append((layer.activation(_dequantized(tensors[linear], codes.points[index])), name))
         elif name in tensors:
             pairs.append((layer(*inputs), name))
         elif isinstance(layer, ConvBlock):
             _check_float(layer(*inputs), tensors[f"block{index}"], model.network.where(index))
         for values, tensor in pairs:
+            point = codes.points[index]
             scale = Scale(torch.tensor(point.scale), torch.tensor(point.zero, dtype=torch.int32))
             want = round_to_codes(values, scale, point.grid)
             apart = (want - torch.from_numpy(tensors[tensor]).to(want.dtype)).abs()

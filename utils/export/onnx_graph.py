@@ -203,7 +203,8 @@ class Site:
     graph: Graph
     name: str
     """Of the tensor it makes."""
-    block: Block
+    block: Any
+    """Of the kind that the function in EMITTERS is for."""
     inputs: tuple[str, ...]
     """Tensors of the blocks it reads."""
     shapes: tuple[Shape, ...]
@@ -231,12 +232,11 @@ class Site:
         """Add the kernel of the block's convolution, and its bias."""
         names = f"{self.name}/weight", f"{self.name}/bias"
         if self.kernel is not None:
-            return self._integral(*names)
+            return self._integral(self.kernel, *names)
         arrays = [self.arrays.get("conv.weight"), self.arrays.get("conv.bias")]
         return [self.graph.constant(name, of) for name, of in zip(names, arrays, strict=True) if of is not None]
 
-    def _integral(self, name: str, bias_name: str) -> list[str]:
-        kernel = self.kernel
+    def _integral(self, kernel: Kernel, name: str, bias_name: str) -> list[str]:
         weight = self.graph.integral(name, kernel.codes, kernel.scale, explicit=self.explicit)
         if kernel.bias is None:
             return [weight]

@@ -28,6 +28,7 @@ def make_openvino(subject: Subject, settings: ExportSettings, folder: Path) -> t
     save(onnx, path, metadata)
     engine = openvino_engine(path, metadata.tensors, settings.batch, torch.get_num_threads())
     proof = verify("--format openvino", subject, engine)
+    assert proof.reference is not None and metadata.reference is not None, "both were compared"
     gap, limit = proof.reference.gap, metadata.reference.limit(metadata.precision)
     if metadata.precision == "int8" and not gap <= limit:
         raise InfeasibleError(

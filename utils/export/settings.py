@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from utils.cli import flag, integer, threshold
 
@@ -85,7 +86,7 @@ class ExportSettings:
     mish: str = flag(MISH_FORMS[0], MISH_HELP, choices=MISH_FORMS)
     sides: tuple[int, ...] | None = None
     """Of --img_size."""
-    mode: str = "letterbox"
+    mode: Literal["letterbox", "stretch"] = "letterbox"
     """How pictures will be fitted."""
     path: Path | None = None
     """The file to write; None: model.SUFFIX in a new run directory."""

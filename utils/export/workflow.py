@@ -90,14 +90,14 @@ def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | Non
         conf_thres=settings.conf_thres,
         iou_thres=settings.iou_thres,
         lineage=loaded.lineage(),
-        quantization=loaded.quantization and loaded.quantization.document(),
+        quantization=loaded.quantization.document() if loaded.quantization else None,
     )
     model = copy.copy(loaded.model)
     model.network = network
     return Subject(loaded, model.eval().requires_grad_(False), metadata)
 
 
-def check_quantization(quantization: QuantSettings | None, settings: ExportSettings, path: Path) -> None:
+def check_quantization(quantization: QuantSettings | None, settings: ExportSettings, path: Path | None) -> None:
     """Refuse integers of a float network, float files of a quantized one, and integers that the format has not.
 
     Raises:

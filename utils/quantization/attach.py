@@ -37,7 +37,7 @@ def quantize(model: Darknet, settings: QuantSettings) -> Darknet:
     network = model.network
     check(network, settings)
     model.quantize_image = ActivationQuantizer(settings.activations(8))
-    outputs = {-1: model.quantize_image}
+    outputs: dict[int, ActivationQuantizer | None] = {-1: model.quantize_image}
     """Quantizer of the output of each block."""
     for index, (block, layer) in enumerate(zip(network.blocks, model.layers, strict=True)):
         source = outputs.get(block.reads(index)[0])
@@ -47,7 +47,7 @@ def quantize(model: Darknet, settings: QuantSettings) -> Darknet:
             layer.quantize_output = ActivationQuantizer(settings.activations())
         if isinstance(getattr(layer, "activation", None), nn.LeakyReLU) and settings.kernels.leaky_slope is not None:
             layer.activation = nn.LeakyReLU(settings.kernels.leaky_slope, inplace=True)
-        outputs[index] = source if passes(block) else layer.quantize_output
+        outputs[index] = layer.quantize_output if isinstance(layer, Computing) and not passes(block) else source
     set_phase(model, Phase.OFF)
     return model
 
@@ -66,6 +66,7 @@ def _fill(
     else:
         layer.quantize_weight = WeightQuantizer(grids.weights)
     if grids.bias is not None:
+        assert source is not None, "where biases are rounded, nothing is float"
         layer.fold = Folding(BiasRounding(grids.bias, source))
     elif settings.fold and layer.bn is not None:
         layer.fold = Folding()

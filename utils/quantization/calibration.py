@@ -188,10 +188,11 @@ class Statistics:
 
 def curve_behind(model: Darknet, point: Point) -> Curve | None:
     """The activation function behind a point, or the logistic function that the decoding of a head begins with."""
-    if point.before:
-        return Curve(model.layers[point.block].activation, again=True)
+    layer = model.layers[point.block]
+    if point.before and isinstance(layer, ConvBlock):
+        return Curve(layer.activation, again=True)
     head = model.blocks[point.block + 1] if point.block + 1 in model.network.heads else None
-    return None if head is None or head.new_coords else Curve(torch.sigmoid, again=False)
+    return None if getattr(head, "new_coords", True) else Curve(torch.sigmoid, again=False)
 
 
 @torch.no_grad()
@@ -236,7 +237,7 @@ def _watch(model: Darknet, batches: Iterable[Tensor], see: Callable[[Point, Tens
         for point, _ in quantizers(model):
             layer = model.layers[point.block]
             hooks.enter_context(layer.register_forward_hook(partial(output, Point(point.block))))
-            if point.before:
+            if point.before and isinstance(layer, ConvBlock):
                 hooks.enter_context(layer.activation.register_forward_pre_hook(partial(entry, point)))
         for images in batches:
             model(images)
@@ -244,7 +245,7 @@ def _watch(model: Darknet, batches: Iterable[Tensor], see: Callable[[Point, Tens
     return pictures
 
 
-def biased(model: Darknet) -> dict[int, nn.Parameter]:
+def biased(model: Darknet) -> dict[int, Tensor]:
     """β of the batch normalisation, or the bias, of every convolution that has one."""
     biases = {}
     for index, layer in convolutions(model):

@@ -12,7 +12,7 @@ may be 0. What is added may be rounded, too: `BiasRounding`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +96,12 @@ class Folding:
         if bn is None or self.frozen or not bn.training:
             folded = self.folded(conv, bn, quantize_weight)
             return conv._conv_forward(x, folded.weight, folded.bias)
-        mean, variance = _statistics(conv(x), bn)
-        batch, deviation = torch.sqrt(variance + bn.eps), torch.sqrt(bn.running_var + bn.eps)
+        mean, variance, running = _statistics(conv(x), bn)
+        batch, deviation = torch.sqrt(variance + bn.eps), torch.sqrt(running + bn.eps)
         weight = conv.weight * (bn.weight / deviation).view(-1, 1, 1, 1)
         folded = self._rounded(weight, bn.bias - bn.weight * mean / batch, quantize_weight)
         sums = conv._conv_forward(x, folded.weight, None)
-        return sums * (deviation / batch).view(1, -1, 1, 1) + folded.bias.view(1, -1, 1, 1)
+        return sums * (deviation / batch).view(1, -1, 1, 1) + cast(Tensor, folded.bias).view(1, -1, 1, 1)
 
     def folded(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: WeightQuantizer | None) -> Folded:
         """Weight and bias of an evaluation, with running statistics."""
@@ -123,13 +123,15 @@ class Folding:
         return Folded(weight, self.bias(bias, scale), scale, self.bias.scale(bias, scale).scale)
 
 
-def _statistics(sums: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a batch, [C] each; the running ones are moved as batch normalisation does it."""
+def _statistics(sums: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of a batch, and the running variance, [C] each; running ones are moved as usual."""
     sums = sums.to(torch.promote_types(sums.dtype, torch.float32))  # variance · count overflows float16
+    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
+    assert bn.momentum is not None, "BN_MOMENTUM"
     variance, mean = torch.var_mean(sums, dim=(0, 2, 3), correction=0)
     with torch.no_grad():
         count = sums.numel() // sums.shape[1]
         bn.running_mean += bn.momentum * (mean - bn.running_mean)
         bn.running_var += bn.momentum * (variance * (count / max(1, count - 1)) - bn.running_var)
         bn.num_batches_tracked += 1
-    return mean, variance
+    return mean, variance, bn.running_var

@@ -198,6 +198,10 @@ class ActivationQuantizer(nn.Module):
             then those of what it gets. Integer kernels work so where the function is one of its own.
     """
 
+    low: Tensor
+    high: Tensor
+    seen: Tensor
+
     def __init__(self, grid: Grid, momentum: float = 0.05, twice: bool = False) -> None:
         super().__init__()
         self.grid, self.momentum, self.twice = grid, momentum, twice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from utils.darknet.blocks import (
     Avgpool,
@@ -116,7 +116,8 @@ SCHEMES: Mapping[int, str] = {1: "google", 2: "dorefa"}
 class QuantSettings:
     """How a network is quantized; it is stored with the network."""
 
-    scheme: Literal["google", "dorefa"] = "google"
+    scheme: str = "google"
+    """A value of SCHEMES."""
     target: str = "cpu"
     weight_bits: int = 7
     activation_bits: int = 8
@@ -125,9 +126,9 @@ class QuantSettings:
     published: bool = False
     """DoReFa's own grid, which has no 0 and cannot be exported."""
     half_even: bool = True
-    heads: Literal["float", "8", "all"] = "8"
+    heads: str = "8"
     """The detection convolutions: a key of POLICIES."""
-    first: Literal["float", "8", "all"] = "8"
+    first: str = "8"
     """The first convolution: a key of POLICIES."""
     kept: tuple[int, ...] = ()
     """Blocks whose convolutions stay float."""
@@ -177,7 +178,7 @@ def conv_grids(network: Network, index: int, settings: QuantSettings) -> ConvGri
         weight_bits = max(kernels.weight_bits, weight_bits)
         activation_bits = max(kernels.head_bits if head else 8, activation_bits)
     weights = Grid(weight_bits, per_channel=True, power_of_two=kernels.power_of_two, half_even=settings.half_even)
-    before = kernels.rounds_before and block.activation not in RELUS
+    before = kernels.rounds_before and getattr(block, "activation", "linear") not in RELUS
     bias = replace(weights, bits=settings.bias_bits) if kernels.power_of_two else None
     return ConvGrids(weights, settings.activations(activation_bits), before, bias)
 

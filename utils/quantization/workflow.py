@@ -15,9 +15,9 @@ from torch import Tensor
 from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model, model_document, write_checkpoint
 from utils.cli import input_size, log
-from utils.darknet.blocks import Network
+from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import format_network
-from utils.darknet.network import max_stride
+from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.evaluate import Accuracy, measure_accuracy
@@ -159,7 +159,7 @@ def quantize_network(request: QuantRequest) -> Quantized:
     network = loaded.model.network
     size = input_size(request.sides, max_stride(network), (network.net.height, network.net.width))
     pictures = calibration_pictures(request, network, size, device)
-    model = copy.deepcopy(loaded.model).eval().to(device, memory_format=torch.channels_last)
+    model = copy.deepcopy(loaded.model).eval().to(device).to(memory_format=torch.channels_last)
     measure = accuracy_on(request, network, size, device) if request.test else None
     before = measure("float", loaded.model) if measure else None
     corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if request.bias_correction else None
@@ -220,6 +220,7 @@ def calibration_pictures(
     Raises:
         InputError: there are fewer than --calib says.
     """
+    assert request.data.train is not None, "QuantRequest refuses such data"
     pictures = index(request.data.train, request.data.names)
     if request.calib is not None and request.calib > len(pictures):
         raise InputError(
@@ -229,19 +230,20 @@ def calibration_pictures(
     if request.calib is None and count < PICTURES:
         log(f"--calib: the calibration takes all {count} train pictures")
     chosen = pictures.subset(np.random.default_rng(request.seed).permutation(len(pictures))[:count].tolist())
-    dataset = DetectionDataset(chosen, size=size, mode=request.mode, channels=network.net.channels)
+    dataset = DetectionDataset(chosen, size=size, mode=request.mode, channels=picture_channels(network))
     images = torch.cat([batch.images for batch in make_loader(dataset, request.batch_size)])
     return Pictures(images, request.batch_size, device)
 
 
 def accuracy_on(request: QuantRequest, network: Network, size: tuple[int, int], device: torch.device) -> Measure:
     """A function that measures networks on the validation pictures."""
+    assert request.data.valid is not None, "QuantRequest refuses such data"
     pictures, names = index(request.data.valid, request.data.names), request.data.names
-    dataset = DetectionDataset(pictures, size=size, mode=request.mode, channels=network.net.channels)
+    dataset = DetectionDataset(pictures, size=size, mode=request.mode, channels=picture_channels(network))
     loader = make_loader(dataset, request.batch_size, device=device)
 
     def measure(name: str, model: Darknet) -> Accuracy:
-        fused = fuse(model).to(device, memory_format=torch.channels_last)
+        fused = fuse(model).to(device).to(memory_format=torch.channels_last)
         return measure_accuracy(name, fused, loader, names, device)
 
     return measure
@@ -252,7 +254,7 @@ def choose_observer(name: str, recipe: FloatNetwork, images: Sequence[Tensor]) -
     if name != AUTO:
         return name, replace(recipe, cost=COSTS[name])
     noise = {key: whole_noise(replace(recipe, cost=cost).quantized(), images) for key, cost in COSTS.items()}
-    best = max(noise, key=lambda key: math.inf if noise[key] is None else noise[key])
+    best, _ = max(noise.items(), key=lambda item: math.inf if item[1] is None else item[1])
     text = ", ".join(f"{key} {decibels:.1f}" for key, decibels in noise.items() if decibels is not None)
     log(f"--observer auto: takes {best}; signal to noise in the heads, dB: {text}")
     return best, replace(recipe, cost=COSTS[best])
@@ -273,10 +275,11 @@ def choose_kept(
     """
     kept = ranked[: request.keep_float]
     after = measure("rounded", recipe.quantized(kept)) if measure else None
-    while request.max_drop is not None and (lost := 100 * (before.map50 - after.map50)) > request.max_drop:
+    most = math.inf if request.max_drop is None else request.max_drop
+    while measure and before and after and (lost := 100 * (before.map50 - after.map50)) > most:
         if len(kept) == len(ranked):
             raise InfeasibleError(
-                f"--max-drop {request.max_drop:g}: {lost:.2f} points of AP50 are lost even with every convolution "
+                f"--max-drop {most:g}: {lost:.2f} points of AP50 are lost even with every convolution "
                 "float; take more --a_bit, or a larger drop"
             )
         kept = ranked[: len(kept) + 1]
@@ -295,9 +298,8 @@ def layer_entries(
         alone: of `calibration.head_noise`; empty if it was not measured.
     """
     entries = []
-    for number, layer in enumerate(model.layers):
-        if isinstance(layer, ConvBlock):
-            block = model.blocks[number]
+    for number, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
+        if isinstance(block, Convolutional) and isinstance(layer, ConvBlock):
             name = f"{number} convolutional"
             slots = (layer.quantize_weight, layer.quantize_output)
             bits = (FLOAT_BITS if module is None else module.grid.bits for module in slots)
@@ -318,7 +320,7 @@ def write(run: RunDirectory, quantized: Quantized, command: str) -> dict[str, An
         The document of --json.
     """
     files = {"weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path)}
-    document = files | quantized.document
+    document = {**files, **quantized.document}
     entries = document["layers"]
     run.write_json("quantize.json", document)
     run.write_text("layers.csv", csv_table(TITLES, [[entry[title] for title in TITLES] for entry in entries]))
@@ -345,7 +347,7 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     entries = document["layers"]
     worst = sorted((entry for entry in entries if entry["sqnr_db"] is not None), key=lambda entry: entry["sqnr_db"])
     keys = ["name", "bits", "activation_bits", "sqnr_db"]
-    columns = ["worst layers", "weights", "outputs", Column("SQNR, dB", ".1f")]
+    columns: list[Column | str] = ["worst layers", "weights", "outputs", Column("SQNR, dB", ".1f")]
     if any(entry["alone_db"] is not None for entry in entries):
         keys.append("alone_db")
         columns.append(Column("alone, dB", ".1f"))

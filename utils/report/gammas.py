@@ -157,7 +157,7 @@ def plot_gamma_epochs(
     sides = np.append(epochs, epochs[-1] + 1) - 0.5
     drawn = ax.pcolormesh(sides, bounds, np.asarray(counts, float).T, cmap="Blues", vmin=0)
     figure.colorbar(drawn, ax=ax, label="channels in each bin")
-    finish(ax, f"|γ| of {spaced(int(np.sum(counts[-1])))} channels over the epochs", "epoch", "|γ|")
+    finish(ax, f"|γ| of {spaced(int(np.sum(np.asarray(counts)[-1])))} channels over the epochs", "epoch", "|γ|")
     ax.grid(False)
     ax.set_yscale("log")
     _name_zero(ax.yaxis, bounds)

@@ -56,4 +56,4 @@ def interleaved(
             start = perf_counter()
             run()
             laps[name].append(1000 * (perf_counter() - start))
-    return {name: Latency(*np.percentile(times, (50, 90)).tolist(), len(times)) for name, times in laps.items()}
+    return {name: Latency(float(np.percentile(t, 50)), float(np.percentile(t, 90)), len(t)) for name, t in laps.items()}

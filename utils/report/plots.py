@@ -21,6 +21,7 @@ from utils.cli import one_line
 from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -149,7 +150,7 @@ def spaced(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
-def colours(count: int) -> list[str | tuple[float, ...]]:
+def colours(count: int) -> Sequence[str | tuple[float, ...]]:
     """Return as many colours that are told apart."""
     if count <= 4:
         return [BLUE, ORANGE, GREEN, RED][:count]
@@ -158,7 +159,7 @@ def colours(count: int) -> list[str | tuple[float, ...]]:
     return [colormaps["turbo"](share) for share in np.linspace(0.05, 0.95, count)]
 
 
-def draw_course(ax: Axes, epochs: Sequence[float], values: Sequence[float], name: str, colour: Any) -> None:
+def draw_course(ax: Axes, epochs: ArrayLike, values: ArrayLike, name: str, colour: Any) -> None:
     """Draw one column over the epochs it has values for; a lone value is seen by its mark."""
     x, y = np.asarray(epochs, float), np.asarray(values, float)
     known = np.isfinite(y)
@@ -168,7 +169,7 @@ def draw_course(ax: Axes, epochs: Sequence[float], values: Sequence[float], name
 
 def whole_epochs(ax: Axes) -> None:
     """Put ticks of the x axis at whole numbers."""
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
 
 
 def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
@@ -362,13 +363,13 @@ def plot_channels(bars: Sequence[LayerBar], path: Path) -> None:
 def _tints(bars: Sequence[LayerBar]) -> list[str]:
     """Return a colour a bar: grey for no candidate, blue without a chain, else that of its chain."""
     chains = sorted({bar.chain for bar in bars if bar.candidate and bar.chain is not None})
-    of_chain = {chain: COLOURS[1 + number % 5] for number, chain in enumerate(chains)}
+    of_chain: dict[int | None, str] = {chain: COLOURS[1 + number % 5] for number, chain in enumerate(chains)}
     return [of_chain.get(bar.chain, BLUE) if bar.candidate else GREY for bar in bars]
 
 
 def _write_numbers(ax: Axes, bars: Sequence[LayerBar]) -> None:
     """Write the channels kept of all above every bar, and its block below."""
-    look = {"fontsize": 7, "rotation": 90}
+    look: dict[str, Any] = {"fontsize": 7, "rotation": 90}
     for number, bar in enumerate(bars):
         text = str(bar.before) if bar.kept == bar.before else f"{bar.kept}/{bar.before}"
         ax.annotate(text, (number, bar.before), (0, 3), textcoords="offset points", ha="center", va="bottom", **look)
@@ -421,7 +422,7 @@ def plot_threshold(scores: ArrayLike, removed: int, path: Path) -> None:
     for part, name, colour in ((slice(removed), "below the cut", ORANGE), (slice(removed, None), "above", BLUE)):
         curve.fill_between(ranks[part], low, drawn[part], color=colour, alpha=0.3, linewidth=0)
         curve.plot(ranks[part], drawn[part], color=colour, linewidth=2.2)
-        look = {"orientation": "horizontal", "fill": True, "color": colour}
+        look: dict[str, Any] = {"orientation": "horizontal", "fill": True, "color": colour}
         counts = np.histogram(drawn[part], bins)[0]
         label = f"{name}: {spaced(len(drawn[part]))}"
         histogram.stairs(below + counts, bins, baseline=below, label=label, **look)
@@ -461,7 +462,7 @@ def plot_noise(layers: Sequence[LayerNoise], path: Path) -> None:
     numbers = np.arange(len(layers))
     values, alone = np.array([(layer.sqnr, layer.alone) for layer in layers], float).reshape(-1, 2).T
     ax.bar(numbers, values, width=0.8, color=[GREY if layer.kept else BLUE for layer in layers])
-    handles = [Patch(color=BLUE, label="its output, all of the network rounded")]
+    handles: list[Artist] = [Patch(color=BLUE, label="its output, all of the network rounded")]
     if any(layer.kept for layer in layers):
         handles.append(Patch(color=GREY, label="the same, weights float"))
     if np.isfinite(alone).any():

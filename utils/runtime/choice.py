@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from utils.cli import require
 from utils.darknet.blocks import Network
@@ -42,6 +42,8 @@ KINDS = {
 class RuntimeFiles(ModelFiles):
     """Files of a model, and what runs it."""
 
+    weights: Path
+    """Never new ones."""
     runtime: str = "torch"
     """One of RUNTIMES."""
     exported: ExportedFile | None = None
@@ -63,7 +65,7 @@ class RuntimeFiles(ModelFiles):
             )
 
     @property
-    def mode(self) -> str | None:
+    def mode(self) -> Literal["letterbox", "stretch"] | None:
         """How pictures are fitted, if the file says so."""
         return self.exported.metadata.mode if self.exported else None
 
@@ -177,6 +179,6 @@ def _weights(files: ModelFiles, runtime: str | None) -> RuntimeFiles:
             raise InputError(
                 f"--runtime opencv: OpenCV {cv2.__version__} reads no Darknet files, 4.x does; both read .onnx files"
             )
-        if warning := opencv_warning(files.network):
+        if files.network and (warning := opencv_warning(files.network)):
             raise InputError(f"--runtime opencv: {warning}")
     return RuntimeFiles(**vars(files), runtime=runtime or "torch")

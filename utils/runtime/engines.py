@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.errors import NumericsError, SuiteError, WeightsError
-from utils.runtime.metadata import IMAGE
+from utils.runtime.metadata import IMAGE, Arrays
 
 Array = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ class Engine:
     name: str
     """What runs it, with version and threads."""
 
-    def __call__(self, images: Array) -> list[Array]:
+    def __call__(self, images: Array) -> Arrays:
         """The outputs for any number of pictures."""
         if self.batch is None or len(images) == self.batch:
             return self.run(images)
@@ -124,8 +124,8 @@ def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, inte
     Raises:
         WeightsError: OpenCV cannot read the file.
     """
-    classic = integers and hasattr(cv2.dnn, "ENGINE_CLASSIC")  # OpenCV 4 has no other engine
-    options = {"engine": cv2.dnn.ENGINE_CLASSIC} if classic else {}
+    classic = getattr(cv2.dnn, "ENGINE_CLASSIC", None) if integers else None  # OpenCV 4 has no other engine
+    options = {} if classic is None else {"engine": classic}
     return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, threads, path)
 
 
@@ -149,7 +149,7 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
 
 def darknet_heads(network: Network) -> list[str]:
     """Names of the raw heads in OpenCV's reader of Darknet files, where an activation is a layer of its own."""
-    convolutions = [(head, network.blocks[head - 1].activation) for head in network.heads]
+    convolutions = [(head, getattr(network.blocks[head - 1], "activation", "linear")) for head in network.heads]
     return [f"conv_{head - 1}" if curve == "linear" else f"{curve}_{head}" for head, curve in convolutions]
 
 

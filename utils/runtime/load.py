@@ -99,15 +99,16 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         model = fuse(loaded.model)
         if files.half:
             model = reduced(model, torch.float16)
-        model.to(device, memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
         gpu = device.type == "cuda"
         where = torch.cuda.get_device_name(device) if gpu else f"CPU, threads: {threads}"
         return Loaded(model, loaded.model.network, loaded.names, f"PyTorch {torch.__version__}, {where}", loaded.notes)
     network, file = files.network, files.exported
+    assert network is not None, "only a .pt is read without its cfg"
     if file is None:
         size = size or (network.net.height, network.net.width)
         engine = opencv_darknet_engine(network, files.weights, size, threads)
-        check_engine(engine, _darknet_files(files, size))
+        check_engine(engine, _darknet_files(files, network, size))
     else:
         engine = ENGINES[files.runtime](files, file, threads)
         check_engine(engine, file, half=files.half)
@@ -142,9 +143,9 @@ def check_engine(engine: Engine, file: ExportedFile, *, half: bool = False) -> N
 
 
 @torch.inference_mode()
-def _darknet_files(files: RuntimeFiles, size: tuple[int, int]) -> ExportedFile:
+def _darknet_files(files: RuntimeFiles, network: Network, size: tuple[int, int]) -> ExportedFile:
     """Darknet files with what PyTorch puts out for them, computed with OpenCV's epsilon, as their reference."""
-    network = replace(files.network, net=replace(files.network.net, height=size[0], width=size[1]))
+    network = replace(network, net=replace(network.net, height=size[0], width=size[1]))
     model = load_model(files).model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Metadata:
     """Of the classes."""
     output: str = "heads"
     """A key of OUTPUTS."""
-    mode: str = "letterbox"
+    mode: Literal["letterbox", "stretch"] = "letterbox"
     """How pictures are fitted to the input: a key of `flags.MODES`."""
     precision: str = "float32"
     """Of weights and feature maps: float32, float16 or int8; input and outputs are always float32."""
