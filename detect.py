@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -101,7 +101,7 @@ def _add_result_flags(parser: cli.Parser) -> None:
     add("--fourcc", type=fourcc, default=FOURCC, metavar="CODE", help="format of videos (default: %(default)s)")
     add("--view-img", action="store_true", help="show each picture in a window; a key goes on, q ends")
     layouts = group.add_mutually_exclusive_group()
-    layout = {"dest": "layout", "action": "store_const", "default": "text"}
+    layout: dict[str, Any] = {"dest": "layout", "action": "store_const", "default": "text"}
     layouts.add_argument("--json", const="array", help="print one JSON array, an object a frame", **layout)
     layouts.add_argument("--json-lines", const="lines", help="print one JSON object a line, as frames come", **layout)
 
@@ -224,7 +224,7 @@ def detect_all(
         drawn = draw_detections(frame.image, detections, names) if writing.kinds.pictures or view else None
         writing.write(frame, detections, drawn)
         report.add(frame, detections, times)
-        if view and not show(frame, drawn):
+        if view and drawn is not None and not show(frame, drawn):
             return
 
 

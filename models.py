@@ -116,11 +116,11 @@ class Darknet(nn.Module):
     @torch.no_grad()
     def initialize(self) -> None:
         """Draw weights: He's normal distribution, as Darknet; the heads predict their prior probabilities."""
-        for i, layer in enumerate(self.layers):
+        for i, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
             if isinstance(layer, ConvBlock):
                 nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
-            if isinstance(self.blocks[i], Yolo):
-                _initialize_head(self.layers[i - 1].conv, self.blocks[i])
+            if isinstance(block, Yolo) and isinstance(before := self.layers[i - 1], ConvBlock):
+                _initialize_head(before.conv, block)
 
 
 def _in_float32(layer: nn.Module, *sources: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def fuse(model: Darknet) -> Darknet:
     state = {key: value.detach() for key, value in model.state_dict().items() if not _SPECIAL.search(key)}
     blocks = []
     for i, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
-        if isinstance(layer, ConvBlock) and layer.bn is not None:
+        if isinstance(block, Convolutional) and isinstance(layer, ConvBlock) and layer.bn is not None:
             state[f"layers.{i}.conv.weight"], state[f"layers.{i}.conv.bias"] = layer.fused()
             block = dataclasses.replace(block, batch_normalize=False, bias=True)
         elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
@@ -227,7 +227,7 @@ def fuse(model: Darknet) -> Darknet:
     fused = load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state)
     fused.quantize_image = copy.deepcopy(model.quantize_image)
     for layer, copied in zip(model.layers, fused.layers, strict=True):
-        if isinstance(layer, Computing):
+        if isinstance(layer, Computing) and isinstance(copied, Computing):
             copied.quantize_output = copy.deepcopy(layer.quantize_output)
         if hasattr(layer, "activation"):  # a quantized network may have another slope
             copied.activation = copy.deepcopy(layer.activation)

@@ -174,7 +174,8 @@ def input_sizes(sides: Sequence[int] | None, task: str, network: Network, files:
     else:
         sizes = []
         for scale in BENCHMARK_SCALES:
-            sizes.append(tuple(max(stride, round(side * scale / stride) * stride) for side in default))
+            height, width = (max(stride, round(side * scale / stride) * stride) for side in default)
+            sizes.append((height, width))
     for size in sizes:
         trace(network, *size)
         files.check_size(size)

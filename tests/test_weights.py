@@ -159,7 +159,7 @@ def test_the_count_of_parameters_leaves_running_statistics_out(nano):
 @pytest.mark.parametrize(("major", "minor", "size"), [(0, 1, 16), (0, 2, 20), (0, 3, 20), (1, 0, 20), (0, 0, 16)])
 def test_seen_has_eight_bytes_from_version_0_2_on(major, minor, size, nano, tmp_path):
     header = Header(major, minor, 0, 5)
-    assert header.bytes == len(header.pack()) == size
+    assert header.size == len(header.pack()) == size
     path = file_of_offsets(tmp_path / "w.weights", nano, header)
     assert weights.read_header(path) == header
     assert path.stat().st_size == NANO_BYTES - 20 + size

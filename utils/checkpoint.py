@@ -76,9 +76,10 @@ def load_model(files: ModelFiles) -> LoadedModel:
     Raises:
         WeightsError: damaged, foreign, or for another network than `files.network`.
     """
-    if files.weights is None:
-        return LoadedModel(Darknet(files.network), None)
-    if not files.is_checkpoint:
+    if files.weights is None or not files.is_checkpoint:
+        assert files.network is not None  # only a checkpoint goes without
+        if files.weights is None:
+            return LoadedModel(Darknet(files.network), None)
         arrays = weights_file.read(files.weights, files.network)
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return LoadedModel(load_arrays(files.network, tensors), None, files.weights)
@@ -132,6 +133,7 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     if files.network is None:
         return stored, ()
     if not same_network(stored, files.network):
+        assert files.weights is not None  # the checkpoint
         raise other_network(files.weights, stored, files.network)
     network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
     notes = list(adaptation(files.network, network, f"the classes in {files.weights}"))

@@ -14,14 +14,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
 from utils.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
@@ -37,7 +40,7 @@ REQUIREMENTS = {
     "nncf": "requirements-dev.txt",
 }
 """Files that list optional packages; requirements-export.txt has the others."""
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=__version__, help="print the version and exit")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse after every known flag got its documented spelling; an unknown flag is an error."""
         given = list(sys.argv[1:] if args is None else args)
         parsed, unknown = super().parse_known_args([self._spelled(token) for token in given], namespace)
@@ -230,7 +233,7 @@ def threshold(text: str) -> float:
     return value
 
 
-METAVARS = {
+METAVARS: dict[Callable[[str], float] | None, str] = {
     None: "FILE",
     **dict.fromkeys((threshold, fraction), "P"),
     **dict.fromkeys((positive_int, non_negative_int, random_seed, integer), "N"),

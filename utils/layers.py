@@ -112,6 +112,7 @@ class ConvBlock(Computing):
 
 def normalisation(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Gain and offset [C] of a batch normalisation with running statistics: γ / √(σ² + ε) and β − μ · gain."""
+    assert bn.running_mean is not None and bn.running_var is not None  # `ConvBlock` keeps statistics
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     return gain, bn.bias - bn.running_mean * gain
 
@@ -201,15 +202,15 @@ class Addition(Computing):
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         """[B, C, H, W] and others [B, C_i, H, W] to [B, C, H, W]."""
-        scales = [None] * (1 + len(others)) if self.weights is None else list(self._scales())
+        scales = [None] * (1 + len(others)) if self.weights is None else list(self._scales(self.weights))
         total = first if scales[0] is None else first * scales[0]
         for other, scale in zip(others, scales[1:], strict=True):
             total = _add_common(total, other, scale)
         return self.put_out(self.activation(total))
 
-    def _scales(self) -> Tensor:
+    def _scales(self, weights: Tensor) -> Tensor:
         """Normalised weights, [inputs, C or 1, 1, 1]."""
-        weights = self.weights.view(len(self.weights), -1, 1, 1)
+        weights = weights.view(len(weights), -1, 1, 1)
         if self.normalization == "none":
             return weights
         if self.normalization == "relu":
@@ -268,7 +269,7 @@ class Head(nn.Identity):
     """`[yolo]`: hands the raw output of the convolution before it on; decoding is `utils.detection.decode`."""
 
 
-LAYERS: dict[type[Block], Callable[[Block, int], nn.Module]] = {
+LAYERS: dict[type[Block], Callable[[Any, int], nn.Module]] = {
     blocks.Convolutional: ConvBlock,
     blocks.Se: SqueezeExcite,
     blocks.Maxpool: MaxPool,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, Literal, NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut, Yolo
 from utils.darknet.blocks.block import IMAGE, Trail, steps
 from utils.darknet.blocks.values import SectionError
 from utils.errors import CfgError
@@ -172,10 +172,10 @@ def adapt_classes(network: Network, classes: int) -> Network:
     if all(yolo.classes == classes for yolo in network.yolos):
         return network
     blocks = list(network.blocks)
-    for head in network.heads:
-        yolo = replace(blocks[head], classes=classes)
-        blocks[head - 1] = replace(blocks[head - 1], filters=yolo.channels)
-        blocks[head] = yolo
+    for head, old in zip(network.heads, network.yolos, strict=True):
+        before, yolo = blocks[head - 1], replace(old, classes=classes)
+        assert isinstance(before, Convolutional)  # `Yolo.shape` allows nothing else
+        blocks[head - 1], blocks[head] = replace(before, filters=yolo.channels), yolo
     return replace(network, blocks=tuple(blocks))
 
 
@@ -191,7 +191,7 @@ def _skeleton(network: Network) -> list[Any]:
     """What the outputs depend on, for one class."""
     skeleton: list[Any] = [network.net.channels]
     for block in adapt_classes(network, 1).blocks:
-        if block.IS_HEAD:
+        if isinstance(block, Yolo):
             skeleton.append((block.mask, block.scale_x_y, block.new_coords))
         else:
             skeleton.append(replace(block, extra=()))
@@ -255,8 +255,8 @@ def opencv_warning(network: Network) -> str | None:
 def _problems(block: Block) -> Iterator[str]:
     if isinstance(block, Se):
         yield "refuses [se]"
-    if getattr(block, "activation", "") in REFUSED_ACTIVATIONS:
-        yield f"refuses activation={block.activation}"
+    if (activation := getattr(block, "activation", "")) in REFUSED_ACTIVATIONS:
+        yield f"refuses activation={activation}"
     if isinstance(block, Shortcut) and len(block.sources) > 1:
         yield "ignores the second from of a shortcut"
     if isinstance(block, Shortcut) and block.weights_type != "none":

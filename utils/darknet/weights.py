@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Header:
         return self.major * 10 + self.minor >= 2
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Size in the file: 20, or 16 before version 0.2."""
         return _VERSION.size + (8 if self.wide else 4)
 
@@ -104,12 +104,12 @@ def read_header(path: Path | str) -> Header:
             f"transposed weights, which are not supported"
         )
     header = Header(*version)
-    if len(data) < header.bytes:
-        raise WeightsError(f"{path}: ends inside the header: {size} bytes; {header.bytes} were expected")
-    seen = int.from_bytes(data[_VERSION.size : header.bytes], "little")
+    if len(data) < header.size:
+        raise WeightsError(f"{path}: ends inside the header: {size} bytes; {header.size} were expected")
+    seen = int.from_bytes(data[_VERSION.size : header.size], "little")
     if seen >= 1 << 63:
         raise WeightsError(f"{path}: its header says {seen - (1 << 64)} pictures were seen; 0 or more were expected")
-    return Header(*version, seen)
+    return replace(header, seen=seen)
 
 
 def check(path: Path | str, network: Network, *, partial: bool = False) -> Contents:
@@ -126,7 +126,7 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
     """
     header = read_header(path)
     layout = tensors(network)
-    size = regular_file(path, WeightsError).st_size - header.bytes
+    size = regular_file(path, WeightsError).st_size - header.size
     count = len(network.blocks)
     if size == sum(spec.bytes for spec in layout):
         return Contents(header, count, count, network.classes)
@@ -138,14 +138,14 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
         return Contents(header, blocks, count, network.classes, partial=True)
     expected = sum(spec.bytes for spec in layout)
     raise WeightsError(
-        f"{path}: {_problem(network, layout, size, blocks)}; expected {grouped(header.bytes + expected)} bytes, "
-        f"found {grouped(header.bytes + size)}; {_cause(network, size < expected, classes)}"
+        f"{path}: {_problem(network, layout, size, blocks)}; expected {grouped(header.size + expected)} bytes, "
+        f"found {grouped(header.size + size)}; {_cause(network, size < expected, classes)}"
     )
 
 
 def fitting_classes(path: Path | str, network: Network) -> int | None:
     """Class count for which the file fits `network` as a whole, told by its size; None if there is none."""
-    size = regular_file(path, WeightsError).st_size - read_header(path).bytes
+    size = regular_file(path, WeightsError).st_size - read_header(path).size
     return _fitting_classes(network, tensors(network), size)
 
 
@@ -164,7 +164,7 @@ def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[s
         WeightsError: as in `check`, or a value is NaN or infinite, or a variance negative.
     """
     contents = check(path, network, partial=partial)
-    values = np.memmap(path, dtype="<f4", mode="c", offset=contents.header.bytes).view(np.ndarray)
+    values = np.memmap(path, dtype="<f4", mode="c", offset=contents.header.size).view(np.ndarray)
     arrays, start = {}, 0
     for spec in tensors(adapt_classes(network, contents.classes)):
         if spec.block >= contents.blocks:
@@ -209,12 +209,11 @@ def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], 
 
 def _fitting_classes(network: Network, layout: Sequence[TensorSpec], size: int) -> int | None:
     """Class count for which the tensors take `size` bytes; the size is linear in it."""
-    heads = head_convolutions(network)
+    yolos = dict(zip(head_convolutions(network), network.yolos, strict=True))
     of_one_class = 0
     for spec in layout:
-        if spec.block in heads:
-            convolution, yolo = network.blocks[spec.block : spec.block + 2]
-            of_one_class += spec.bytes // convolution.filters * len(yolo.mask)
+        if spec.block in yolos:
+            of_one_class += spec.bytes // spec.shape[0] * len(yolos[spec.block].mask)
     more, rest = divmod(size - sum(spec.bytes for spec in layout), of_one_class)
     classes = network.classes + more
     return classes if rest == 0 and classes >= 1 else None

@@ -80,7 +80,7 @@ def used_anchors(network: Network) -> tuple[int, ...]:
     return tuple(sorted({number for yolo in network.yolos for number in yolo.mask}))
 
 
-def with_anchors(network: Network, anchors: Sequence[Sequence[float]]) -> Network:
+def with_anchors(network: Network, anchors: Sequence[Sequence[float]] | NDArray[np.float64]) -> Network:
     """The network with new values for the anchors its heads use, in the order of `used_anchors`."""
     numbers = used_anchors(network)
     blocks = []

@@ -121,7 +121,7 @@ def read_voc(
             raise DataError(f"{_voc_list(roots[0], name)}: no such list; {there}")
         splits[name] = list(_voc_pictures(paths, images, rules or VocRules(), notes))
     folder = "val" if val is None or not re.fullmatch(r"\w+", val) or val == "train" else val
-    return Annotated(splits[train], splits.get(val), None, notes, ("train", folder))
+    return Annotated(splits[train], None if val is None else splits[val], None, notes, ("train", folder))
 
 
 def _voc_list(root: Path, name: str) -> Path:
@@ -177,9 +177,10 @@ def _voc_picture(path: Path, folder: Path, rules: VocRules) -> Picture:
         name, box = _text(element, "name"), element.find("bndbox")
         if not name or box is None:
             raise DataError(f"{path}:{element.get('line')}: an object needs a name and a bndbox")
-        corners = (_number(path, box, key) - rules.first_pixel for key in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.append(Box(name, *corners, ignored))
-    return Picture(_voc_image(path, folder, root), tuple(sides) if min(sides) > 0 else None, tuple(boxes), str(path))
+        x1, y1, x2, y2 = (_number(path, box, key) - rules.first_pixel for key in ("xmin", "ymin", "xmax", "ymax"))
+        boxes.append(Box(name, x1, y1, x2, y2, ignored))
+    shape = (sides[0], sides[1]) if min(sides) > 0 else None
+    return Picture(_voc_image(path, folder, root), shape, tuple(boxes), str(path))
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -320,7 +321,7 @@ class CocoFile:
         folder = images or self._folder(names)
         pictures = []
         for name, item in zip(names, self.lists["images"], strict=True):
-            sides = item.get("height"), item.get("width")
+            sides = item.get("height", 0), item.get("width", 0)
             size = sides if all(type(side) is int and side > 0 for side in sides) else None
             location = f"{self.path}: image {item['id']}"
             pictures.append(Picture(folder / name, size, tuple(boxes[item["id"]]), location))
@@ -335,11 +336,11 @@ class CocoFile:
 
     def _bbox(self, at: int) -> Sequence[float]:
         box = self.lists["annotations"][at].get("bbox")
-        numbers = isinstance(box, list) and all(type(side) in (int, float) and abs(side) < 1e9 for side in box)
-        if not numbers or len(box) != 4:
+        numbers = [n for n in box if type(n) in (int, float) and abs(n) < 1e9] if isinstance(box, list) else []
+        if len(numbers) != 4 or numbers != box:
             where = f"{self.path}: annotations[{at}]"
             raise DataError(f"{where}: bbox is {repr(box)[:60]}; x, y, width, height were expected")
-        return box
+        return numbers
 
     def _folder(self, names: Sequence[str]) -> Path:
         """Folder of the first picture that is there: ../train2017, ../images/train2017, ../images, beside the file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -84,7 +84,7 @@ def jitter_colours(
     """
     turn, saturation, value = rng.uniform(-1, 1, 3) * (augmentation.hsv_h, augmentation.hsv_s, augmentation.hsv_v)
     if turn and image.shape[2] == 3:
-        image = cv2.transform(image, _hue_rotation(2 * np.pi * turn))
+        image = cast("NDArray[np.uint8]", cv2.transform(image, _hue_rotation(2 * np.pi * turn)))
     cv2.split(image, list(planes))
     if not (saturation or value):
         return
@@ -120,14 +120,14 @@ def flip(
         boxes = np.column_stack([boxes[:, :2], height - boxes[:, 4], boxes[:, 3], height - boxes[:, 2]])
     if mirror or overturn:
         code = -1 if mirror and overturn else int(mirror)
-        image = cv2.flip(image, code).reshape(image.shape)
+        image = cast("NDArray[np.uint8]", cv2.flip(image, code).reshape(image.shape))
     return image, boxes
 
 
 def blend(rng: Generator, image: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Mixup of two samples of the same shape; the boxes of both stay."""
     share = rng.beta(MIXUP_BETA, MIXUP_BETA)
-    return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape)
+    return cast("NDArray[np.uint8]", cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape))
 
 
 def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> None:

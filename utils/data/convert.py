@@ -57,7 +57,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m utils.data.convert`."""
     parser = Parser(__doc__, f"{PROGRAM} {FORMATS['voc'][1]}", PROGRAM)
-    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=_format_parser)
+    formats = parser.add_subparsers(  # type: ignore[call-overload]  # the stub asks for a class
+        dest="format", metavar="FORMAT", required=True, parser_class=_format_parser
+    )
     for name, add_flags in (("voc", _add_voc), ("coco", _add_coco), ("oxford-hand", _add_oxford)):
         sub = formats.add_parser(name, description=FORMATS[name][0], epilog=FORMATS[name][1])
         add_flags(sub.add_argument_group("data set"))

@@ -216,10 +216,10 @@ class DetectionDataset(Dataset[Sample]):
 
         Ignored boxes among them are marked.
         """
-        positions, regions = [position], ((0, 0, size[1], size[0]),)
+        positions, regions = [position], [(0, 0, size[1], size[0])]
         if rng.random() < augment.mosaic:
             positions += rng.integers(len(self), size=3).tolist()
-            regions = mosaic_regions(rng, size)
+            regions = list(mosaic_regions(rng, size))
         canvas = np.empty((*size, self.channels), np.uint8)
         placements = []
         for at, region in zip(positions, regions, strict=True):
@@ -312,15 +312,18 @@ class BatchPlan:
         return np.random.default_rng(seeds).permutation(count).tolist()
 
 
-class Loader(DataLoader[Batch]):
+class Loader(DataLoader[Sample]):
     """Batches of a data set; an error in a worker is raised here as itself, with the file that it names."""
+
+    dataset: DetectionDataset
+    batch_sampler: BatchPlan
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """Let the next pass yield the batches of an epoch without the first `skip`."""
         self.dataset.set_epoch(epoch)
         self.batch_sampler.skip = skip
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the stub names torch's own class
         for batch in super().__iter__():
             if isinstance(batch, SuiteError):
                 try:
@@ -333,7 +336,7 @@ class Loader(DataLoader[Batch]):
         """End the workers. Those that live until the interpreter ends are killed by it, which torch reports."""
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
-            iterator._shutdown_workers()  # torch has no other way
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch has no other way
 
 
 def make_loader(
@@ -371,7 +374,7 @@ def make_loader(
     )
 
 
-def _unchanged(batch: Batch | SuiteError) -> Batch | SuiteError:
+def _unchanged(batch: object) -> object:
     """The batch as `__getitems__` made it."""
     return batch
 

@@ -180,7 +180,7 @@ def lines(document: Mapping[str, Any], setting: Setting) -> Iterator[str]:
                 f"{split}: boxes in a picture: mean {figures['boxes_mean']:.1f}, most {figures['boxes_most']}; "
                 f"pixels at {setting.size[1]} x {setting.size[0]} (5, 50, 95 %): widths {wide}, heights {high}"
             )
-    if anchors := document["anchors"]:
+    if setting.network and (anchors := document["anchors"]):
         reached = f"reach {anchors['reached']:.1%} of the boxes, mean best IoU {anchors['mean_iou']:.3f}"
         yield f"anchors of {setting.network.path}: {reached}"
     for problem in document["problems"]:
@@ -264,7 +264,7 @@ def _odd_boxes(split: str, pictures: Index) -> Iterator[Problem]:
             yield _problem(kind, split, list(dict.fromkeys(paths)), count=len(paths))
 
 
-def _twins(labels: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> int:
+def _twins(labels: NDArray[np.float32], low: NDArray[np.floating], high: NDArray[np.floating]) -> int:
     """Number of boxes that overlap an earlier one of their class by more than TWIN_IOU."""
     areas, count = (high - low).prod(axis=1), 0
     for at in range(1, len(labels)):

@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -104,7 +104,7 @@ def draw_grid(images: Image, detections: Sequence[NDArray[np.floating]], names: 
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     for position in range(count):
         picture = np.repeat(images[position].transpose(1, 2, 0), 3 // images.shape[1], axis=2)
-        picture = cv2.resize(picture, (cell_width, cell_height), interpolation=interpolation)
+        picture = cast("Image", cv2.resize(picture, (cell_width, cell_height), interpolation=interpolation))
         boxes = detections[position] * ([cell_width / width, cell_height / height] * 2 + [1, 1])
         top, left = (position // columns) * (cell_height + GAP), (position % columns) * (cell_width + GAP)
         grid[top : top + cell_height, left : left + cell_width] = draw_detections(picture, boxes, names)
@@ -192,6 +192,7 @@ def _place(
         hidden = sum(_overlap(label, other) for other in taken) + abs(inside - y) * width
         if hidden < least:
             best, least = label, hidden
+    assert best is not None  # every label hides less than infinity
     return best
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -192,7 +192,7 @@ def _decode(data: bytes, path: Path | str, channels: Channels, shrink: Shrink = 
         image = None
     if image is None:
         raise PictureError(path, "damaged image", "cannot be decoded")
-    return image if channels == 3 else image[..., None]
+    return cast("Image", image if channels == 3 else image[..., None])
 
 
 FitMode = Literal["letterbox", "stretch"]
@@ -258,7 +258,7 @@ def paste(image: NDArray[np.uint8], placed: Fit) -> NDArray[np.uint8]:
     channels, inner = image.shape[2], inner_size(placed)
     if inner != image.shape[:2]:
         resized = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR)
-        image = resized.reshape(*inner, channels)  # OpenCV drops a single channel
+        image = cast("Image", resized.reshape(*inner, channels))  # OpenCV drops a single channel
     if inner == placed.size:
         return image
     canvas = np.full((*placed.size, channels), GREY, np.uint8)

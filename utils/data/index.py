@@ -84,9 +84,9 @@ class Index:
 
     def subset(self, positions: Sequence[int]) -> Index:
         """The same data set with some of its pictures only."""
-        images, labels, ignored = (
-            tuple(values[position] for position in positions) for values in (self.images, self.labels, self.ignored)
-        )
+        images = tuple(self.images[position] for position in positions)
+        labels = tuple(self.labels[position] for position in positions)
+        ignored = tuple(self.ignored[position] for position in positions)
         return replace(self, images=images, labels=labels, ignored=ignored, shapes=self.shapes[list(positions)])
 
     def single_class(self) -> Index:
@@ -203,8 +203,8 @@ def _read_list(path: str) -> Iterator[str]:
 
 
 def _repeated(listed: Sequence[str]) -> list[str]:
-    first: set[str] = set()
-    return [path for path in listed if path in first or first.add(path)]
+    first = {path: at for at, path in reversed(list(enumerate(listed)))}
+    return [path for at, path in enumerate(listed) if first[path] != at]
 
 
 def default_folder() -> Path | None:
@@ -242,7 +242,7 @@ def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
         progress = tqdm(pool.map(_check, unknown), "checking pictures", len(unknown), delay=2, disable=None)
         verdicts |= dict(zip(unknown, progress, strict=True))
     if unknown and cache:
-        _store_entries(cache, {path: [*stamps[path], *verdicts[path]] for path in paths if stamps[path]})
+        _store_entries(cache, {path: [*mark, *verdicts[path]] for path in paths if (mark := stamps[path])})
     return [verdicts[path] for path in paths]
 
 

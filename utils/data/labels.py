@@ -199,6 +199,7 @@ def parse_labels(data: bytes, path: str, classes: int) -> tuple[Boxes, list[Find
         if kind is None and row in lines:
             kind, detail = "duplicate row", f"the same as line {lines[row]}"
         if kind is None:
+            assert row is not None  # its kind would be "not a number"
             lines[row] = number
         else:
             findings.append(Finding(kind, f"{path}:{number}", detail))

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -164,7 +164,7 @@ def _listed_streams(path: str) -> tuple[str, ...]:
     return tuple(streams)
 
 
-def frames(source: FrameSource, limits: Limits | None = None) -> Iterator[Frame]:
+def frames(source: FrameSource, limits: Limits | None = None) -> Generator[Frame]:
     """The frames of a source, read one by one; of live streams the newest, each at most once.
 
     A file that cannot be read is skipped, and named in one warning at the end.
@@ -186,7 +186,7 @@ def frames(source: FrameSource, limits: Limits | None = None) -> Iterator[Frame]
                 return
 
 
-def _read_files(files: tuple[str, ...]) -> Iterator[Frame]:
+def _read_files(files: tuple[str, ...]) -> Generator[Frame]:
     unreadable = []
     for path in files:
         try:
@@ -203,7 +203,7 @@ def _read_files(files: tuple[str, ...]) -> Iterator[Frame]:
     log(f"warning: {len(unreadable)} of {len(files)} files cannot be read and were skipped: {shown}")
 
 
-def _read_file(path: str) -> Iterator[Frame]:
+def _read_file(path: str) -> Generator[Frame]:
     """The frames of a video or picture, told apart by the suffix, or by the content where the suffix is of no picture.
 
     Raises:
@@ -339,6 +339,7 @@ class StreamReader(threading.Thread):
     def take(self) -> Frame:
         """The newest frame, once; call it with `changed` held, when `ready`."""
         image, self._newest = self._newest, None
+        assert image is not None  # `ready`
         self.served = time.monotonic()
         self._changed.notify_all()
         return Frame(self.source, self.received - 1, image, "stream", self._fps)
@@ -386,7 +387,7 @@ class StreamReader(threading.Thread):
             self._changed.notify_all()
 
 
-def read_streams(sources: Sequence[str], timeout: float, deadline: Deadline | None = None) -> Iterator[Frame]:
+def read_streams(sources: Sequence[str], timeout: float, deadline: Deadline | None = None) -> Generator[Frame]:
     """Newest frames of several streams, in turn, each frame once; ends when all streams have ended or are dead.
 
     Args:

@@ -19,7 +19,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -100,7 +100,7 @@ class PixelFile:
     def _checksum(self) -> int:
         checksum = 0
         for position in tqdm(range(len(self._shapes)), "checking the picture cache", delay=2, disable=None):
-            checksum = zlib.crc32(self[position], checksum)
+            checksum = zlib.crc32(self[position].data, checksum)
         return checksum
 
 
@@ -135,9 +135,9 @@ class PictureStore:
         layout = self._layout()
         try:
             self._kept = self._in_memory(layout) if kind == "ram" else self._on_disk(layout, folder)
-        except (OSError, ResourceError) as failure:
-            reason = f"{failure.filename}: {failure.strerror}" if getattr(failure, "filename", None) else str(failure)
-            log(f"--cache {kind}: {reason}; pictures are decoded each time they are needed")
+        except (OSError, ResourceError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            log(f"--cache {kind}: {why}; pictures are decoded each time they are needed")
 
     @property
     def address(self) -> str:
@@ -173,7 +173,8 @@ class PictureStore:
         image = read_image(self.index.images[position], self.channels, shrink=shrink)
         if image.shape[:2] == (height, width):
             return image
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, self.channels)
+        image = cast("Image", cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+        return image.reshape(height, width, self.channels)
 
     def _layout(self) -> PixelLayout:
         """Shapes of the pictures, and a key of all that their pixels depend on."""
@@ -221,8 +222,8 @@ class PictureStore:
             for start in range(0, count, CHUNK):
                 for image in pool.map(self._decoded, range(start, min(start + CHUNK, count))):
                     image = np.ascontiguousarray(image)
-                    file.write(image)
-                    checksum = zlib.crc32(image, checksum)
+                    file.write(image.data)
+                    checksum = zlib.crc32(image.data, checksum)
                     progress.update()
         file.seek(0)
         file.write(layout.header(checksum))

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ TILT = 0.5
 """Largest rotation of an object, either way, in radians."""
 
 
-def _polar(radii: Sequence[float], turn: float = 0.0) -> Contour:
+def _polar(radii: Sequence[float] | NDArray[np.float64], turn: float = 0.0) -> Contour:
     """Polygon with its corners at equal angles and the given distances from the centre; `turn` in radians."""
     angles = turn + 2 * np.pi * np.arange(len(radii)) / len(radii)
     return (np.stack([np.cos(angles), np.sin(angles)], 1) * np.array(radii)[:, None]).astype(np.float32)
@@ -223,8 +223,8 @@ def _clutter(canvas: NDArray[np.float32], rng: Generator) -> None:
 def _blob(rng: Generator, size: int) -> Contour:
     """A smooth closed curve, two to four times as long as wide."""
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    waves = sum(rng.uniform(0, 0.22) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
-    points = _polar(1 + waves) * [1, rng.uniform(0.25, 0.5)] * rng.uniform(0.06, 0.25) * size
+    wave = sum((rng.uniform(0, 0.22) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)), np.zeros(40))
+    points = _polar(1 + wave) * [1, rng.uniform(0.25, 0.5)] * rng.uniform(0.06, 0.25) * size
     return (points @ _rotation(rng.uniform(0, np.pi)) + rng.uniform(0, size, 2)).astype(np.float32)
 
 
@@ -281,7 +281,7 @@ def _paint(canvas: NDArray[np.float32], cover: NDArray[np.uint8], rng: Generator
 def _camera(rng: Generator, canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Blur, contrast, brightness and sensor noise; uint8 of the same shape."""
     if rng.random() < 0.6:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2))
+        canvas = cast("NDArray[np.float32]", cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2)))
     contrast, brightness, grain = rng.uniform(0.7, 1.1), rng.uniform(-30, 30), rng.uniform(0, 10)
     noise = rng.standard_normal(canvas.shape, np.float32) * np.float32(grain)
     return np.clip((canvas - 128) * np.float32(contrast) + np.float32(128.5 + brightness) + noise, 0, 255).astype(

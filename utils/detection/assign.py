@@ -68,8 +68,8 @@ def _chosen(shapes: Tensor, yolo: Yolo, yolos: Sequence[Yolo], rule: Assignment)
     scores = _similarity(shapes, shapes.new_tensor(yolo.anchors), rule.similarity)
     chosen = scores[:, mask] > (yolo.iou_thresh if rule.threshold is None else rule.threshold)
     if rule.best:
-        numbers = sorted({number for other in yolos if other.anchors == yolo.anchors for number in other.mask})
-        numbers = torch.tensor(numbers, device=shapes.device)
+        rivals = sorted({number for other in yolos if other.anchors == yolo.anchors for number in other.mask})
+        numbers = torch.tensor(rivals, device=shapes.device)
         chosen |= numbers[scores[:, numbers].argmax(dim=1)][:, None] == mask
     return chosen
 
@@ -100,7 +100,7 @@ def _positives(targets: Tensor, chosen: Tensor, grid: tuple[int, int], yolo: Yol
 
 def _with_neighbours(
     item: Tensor, anchor: Tensor, boxes: Tensor, cell: Tensor, cells: Tensor, yolo: Yolo
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The pairs, and once more for every neighbour cell from which scale_x_y reaches the object's centre."""
     reach = REACH * yolo.scale_x_y / 2
     parts = [(item, anchor, boxes, cell)]

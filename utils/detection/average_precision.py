@@ -63,7 +63,7 @@ class ImageBoxes(NamedTuple):
 
     def taken(self, which: Bools | Integers) -> ImageBoxes:
         """Some of the boxes."""
-        return ImageBoxes(*(values[which] if len(values) else values for values in self))
+        return ImageBoxes._make(values[which] if len(values) else values for values in self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ def _precision_of_class(hits: Bools, passed: Bools, count: int) -> Floats:
     return interpolated(np.cumsum(hits[:, at], 1), counted, np.array(count))
 
 
-def interpolated(true: Floats, counted: Floats, objects: Floats) -> Floats:
+def interpolated(true: Floats, counted: Floats | Integers, objects: Floats) -> Floats:
     """Best precision at each of RECALLS or a higher recall, [..., R]; 0 at those that are not reached.
 
     Args:
@@ -433,7 +433,7 @@ def confusion_matrix(
     true_classes = truth[:, 0].astype(int)
     partner = np.full(len(truth), -1)
     if len(boxes) and len(truth):
-        iou = coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:5]), [0] * len(truth))  # [n, m]
+        iou = np.asarray(coco_mask.iou(_xywh(boxes), _xywh(truth[:, 1:5]), [0] * len(truth)))  # [n, m]
         detection, target = np.nonzero(iou >= iou_thres)
         for pair in np.argsort(-iou[detection, target], kind="stable"):
             if partner[target[pair]] < 0 and detection[pair] not in partner:
@@ -442,9 +442,9 @@ def confusion_matrix(
     np.add.at(matrix, (true_classes, predicted), 1)
     stray = np.delete(np.arange(len(boxes)), partner[partner >= 0])
     if len(stray) and len(crowd):
-        inside = coco_mask.iou(_xywh(boxes[stray]), _xywh(crowd[:, 1:5]), [1] * len(crowd)) >= iou_thres
+        inside = np.asarray(coco_mask.iou(_xywh(boxes[stray]), _xywh(crowd[:, 1:5]), [1] * len(crowd))) >= iou_thres
         stray = stray[~(inside & (classes[stray, None] == crowd[:, 0])).any(axis=1)]
-    np.add.at(matrix, (count, classes[stray]), 1)
+    np.add.at(matrix[count], classes[stray], 1)
     return matrix
 
 

@@ -149,16 +149,16 @@ def average_precision(matches: Matches, weights: Integers) -> Floats:
     Returns:
         [D, 2], AP50 and AP50-95, means over the classes that have objects in a data set; 0 where none has.
     """
-    weights = weights.astype(np.float64)  # sums of integers are exact
-    ap = np.full((len(weights), len(IOUS), len(matches.classes)), -1.0)
+    times = weights.astype(np.float64)  # sums of integers are exact
+    ap = np.full((len(times), len(IOUS), len(matches.classes)), -1.0)
     parts = zip(matches.objects, matches.detections, matches.hits, matches.passed, strict=True)
     for k, (objects, images, hits, passed) in enumerate(parts):
         at = np.flatnonzero(hits.any(0))  # precision can rise nowhere else
         images = images[: at[-1] + 1 if len(at) else 0]
         passed = passed[:, : len(images)] if passed.any() else np.zeros((1, len(images)), np.bool_)
         step = max(1, MOST_VALUES // max(len(images), len(IOUS) * max(len(at), len(RECALLS))))
-        for start in range(0, len(weights), step):
-            part = weights[start : start + step]
+        for start in range(0, len(times), step):
+            part = times[start : start + step]
             count = part[:, objects].sum(1)
             there = np.flatnonzero(count)
             ap[start + there, :, k] = _of_class(part[there], count[there], images, at, hits[:, at], passed)

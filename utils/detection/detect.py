@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from utils.data.images import FitMode, fit, unfit
+from utils.data.images import FitMode, Image, fit, unfit
 from utils.detection.decode import non_max_suppression
-from utils.detection.evaluate import detect, detect_views, network_input
+from utils.detection.evaluate import Model, detect, detect_views, network_input
 from utils.detection.settings import DetectorSettings, Times
 from utils.errors import NumericsError
 
@@ -22,7 +22,7 @@ from utils.errors import NumericsError
 class Detector:
     """A network and its settings."""
 
-    model: nn.Module
+    model: Model
     """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
     size: tuple[int, int]
     """Height and width of the network input."""
@@ -49,7 +49,7 @@ class Detector:
         moments = [time.perf_counter()]
         device = self.device
         if self.model.network.net.channels == 1:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+            image = cast("Image", cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
         fitted, placed = fit(image, self.size, self.mode)
         images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
         _lap(moments, device)
@@ -59,9 +59,9 @@ class Detector:
             raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
         _lap(moments, device)
         settings = self.settings
-        options = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
-        detections = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)[0]
-        detections = detections.double().cpu().numpy()
+        nms: dict[str, Any] = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
+        found = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **nms)[0]
+        detections = found.double().cpu().numpy()
         detections[:, :4] = unfit(detections[:, :4], placed)
         _lap(moments, device)
         return detections, Times(*(1000 * np.diff(moments)))

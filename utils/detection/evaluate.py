@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import network_input
@@ -34,9 +33,10 @@ from utils.errors import NumericsError
 from utils.files import ROOT, read_text
 
 if TYPE_CHECKING:
-    from models import Darknet
-    from utils.data.datasets import Batch
+    from utils.data.datasets import Batch, Loader
 
+Model: TypeAlias = Any
+"""A `Darknet`, or what stands in for one: it has `network`, and returns `Outputs` or has `decodes` and `rows`."""
 T = TypeVar("T")
 COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 """Ids between 1 and 90 that COCO gives to no class of its detection task."""
@@ -98,8 +98,8 @@ class Evaluation:
 
 
 def evaluate(
-    model: Darknet,
-    loader: DataLoader,
+    model: Model,
+    loader: Loader,
     names: Sequence[str],
     *,
     device: torch.device | str,
@@ -113,7 +113,7 @@ def evaluate(
     """Detect in every picture and compare with its labels. No parameter, buffer or training flag of the model changes.
 
     Args:
-        model: on `device`; anything with `network` that returns `Outputs` will do.
+        model: on `device`.
         loader: of `utils.data.datasets`, without augmentation.
         names: of the classes, by index.
         device: where the pictures go.
@@ -124,7 +124,8 @@ def evaluate(
         gather: what it is given in each of the processes that share the pictures; all of them return the same.
         options: fields of EvaluationSettings.
     """
-    settings, clock, compared = EvaluationSettings(**options), _Clock(device), []
+    settings, clock = EvaluationSettings(**options), _Clock(device)
+    compared: list[tuple[ImageDetections, np.ndarray]] = []
     hidden = None if leads() else True
     with _evaluation_mode(model):
         if warm:
@@ -151,8 +152,8 @@ def evaluate(
 
 def measure_accuracy(
     name: str,
-    model: Darknet,
-    loader: DataLoader,
+    model: Model,
+    loader: Loader,
     names: Sequence[str],
     device: torch.device,
     on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
@@ -163,7 +164,7 @@ def measure_accuracy(
     return Accuracy(metrics.map50, metrics.map50_95)
 
 
-def decoded_rows(model: Darknet, images: Tensor, settings: EvaluationSettings) -> Tensor:
+def decoded_rows(model: Model, images: Tensor, settings: EvaluationSettings) -> Tensor:
     """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
 
     Raises:
@@ -177,11 +178,11 @@ def decoded_rows(model: Darknet, images: Tensor, settings: EvaluationSettings) -
 
 def suppressed(rows: Tensor, settings: EvaluationSettings) -> list[Tensor]:
     """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
-    options = {"multi_label": settings.multi_label, "max_nms": settings.max_nms}
+    options: dict[str, Any] = {"multi_label": settings.multi_label, "max_nms": settings.max_nms}
     return [image.cpu() for image in non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)]
 
 
-def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, device: torch.device | str) -> None:
+def _warm_up(settings: EvaluationSettings, model: Model, loader: Loader, device: torch.device | str) -> None:
     """Pass a blank batch of every length through the whole chain, with boxes for the suppression."""
     channels = loader.dataset.channels
     for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
@@ -191,15 +192,15 @@ def _warm_up(settings: EvaluationSettings, model: Darknet, loader: DataLoader, d
         suppressed(torch.ones_like(rows[:, :2]), settings)
 
 
-def detect(model: nn.Module, images: Tensor) -> Tensor:
+def detect(model: Model, images: Tensor) -> Tensor:
     """Decoded rows [B, N, 5 + C] of images [B, C, H, W], as `utils.detection.decode.decode` returns them."""
     if getattr(model, "decodes", False):  # a file that is read by another program
         return model.rows(images)
     heads = [head.float() for head in model(images).heads]
-    return decode(heads, model.network.yolos, tuple(images.shape[2:]))
+    return decode(heads, model.network.yolos, (images.shape[2], images.shape[3]))
 
 
-def detect_views(model: Darknet, images: Tensor, views: Sequence[View] = VIEWS) -> Tensor:
+def detect_views(model: Model, images: Tensor, views: Sequence[View] = VIEWS) -> Tensor:
     """The rows of all views of the images, in pixels of the images: [B, ΣN, 5 + C]."""
     width, stride, rows = images.shape[3], max_stride(model.network), []
     for view in views:
@@ -237,6 +238,7 @@ def _compared(
     images, classes, ignored = targets.numpy()[:, [0, 1, 6]].T
     classes = classes * (not single_class)
     for number, (position, fit) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
+        assert fit is not None  # evaluation does not augment
         rows, labels = detections[number].double().numpy(), images == number
         image = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
         yield image, np.column_stack([classes[labels], unfit(boxes[labels], fit), ignored[labels]])

@@ -64,7 +64,7 @@ def detection_loss(
     """
     rule = ASSIGNMENTS[settings.assignment]
     heads = [head.float() for head in heads]
-    grids = [tuple(head.shape[-2:]) for head in heads]
+    grids = [(head.shape[-2], head.shape[-1]) for head in heads]
     positives = assign(targets, yolos, grids, size, rule)
     unsure = [(targets, "iou")] if rule.ignore else []
     if ignored is not None and len(ignored):

@@ -98,14 +98,14 @@ class Shape(NamedTuple):
 class Position(NamedTuple):
     """Where a block stands."""
 
-    index: int
+    number: int
     """Its number; -1 for `[net]`."""
     channels: int
     """What the block before it puts out."""
 
     def absolute(self, reference: int) -> int:
         """Number of a block that a cfg names."""
-        return self.index + reference if reference < 0 else reference
+        return self.number + reference if reference < 0 else reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +359,7 @@ class Trail:
             raise SectionError(f"block {len(self.blocks)} follows a [yolo], which ends a branch; go on from a [route]")
         self.shapes.append(block.shape(self))
         self.blocks.append(block)
-        self.classes = block.classes if block.IS_HEAD else self.classes
+        self.classes = getattr(block, "classes", self.classes)
 
     def read(self, sources: Sequence[int], key: str) -> list[Shape]:
         """Shapes of the blocks that the next block names in `key`; one that it cannot read is refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from utils.darknet.blocks.block import (
     ACTIVATION,
@@ -167,10 +168,10 @@ class Convolutional(Block):
 class Depthwise(Convolutional):
     """`[depthwise]` of the SpursLipu suite, as it is read: a `Convolutional` with other defaults."""
 
-    filters = Key(COUNT, None)
-    size = Key(SIZE, 3)
-    groups = Key(COUNT, None)
-    activation = Key(ACTIVATION, "linear")
+    filters: Any = Key(COUNT, None)
+    size: Any = Key(SIZE, 3)
+    groups: Any = Key(COUNT, None)
+    activation: Any = Key(ACTIVATION, "linear")
 
     @classmethod
     def read(cls, values: Values, position: Position) -> Block:

@@ -81,7 +81,7 @@ class Gate(Block):
 
     def key_values(self, position: Position) -> Values:
         """The reference becomes relative."""
-        return vars(self) | {"from": self.source - position.index}
+        return vars(self) | {"from": self.source - position.number}
 
     def reads(self, index: int) -> tuple[int, ...]:
         """The previous block, which scales, then the scaled source."""

@@ -29,7 +29,7 @@ class Route(Block):
 
     def key_values(self, position: Position) -> Values:
         """References to near blocks become relative."""
-        near = [layer - position.index if layer >= position.index - NEAR else layer for layer in self.layers]
+        near = [layer - position.number if layer >= position.number - NEAR else layer for layer in self.layers]
         return vars(self) | {"layers": near}
 
     def reads(self, index: int) -> tuple[int, ...]:

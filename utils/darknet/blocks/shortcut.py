@@ -49,7 +49,7 @@ class Shortcut(Block):
 
     def key_values(self, position: Position) -> Values:
         """References become relative."""
-        return vars(self) | {"from": [source - position.index for source in self.sources]}
+        return vars(self) | {"from": [source - position.number for source in self.sources]}
 
     def reads(self, index: int) -> tuple[int, ...]:
         """The previous block, whose width wins, then the sources."""

@@ -48,10 +48,10 @@ class Yolo(Block):
         if anchors != count:
             raise SectionError(f"{anchors} pairs, but num is {count}; they must agree", "anchors")
         mask = values["mask"] or tuple(range(count))
-        for position, anchor in enumerate(mask):
+        for place, anchor in enumerate(mask):
             if anchor >= count:
                 raise SectionError(f"there is no anchor {anchor}; 0..{count - 1} is allowed", "mask")
-            if anchor in mask[:position]:
+            if anchor in mask[:place]:
                 raise SectionError(f"anchor {anchor} is named twice; once is allowed", "mask")
         return cls(**values | {"mask": mask})
 
