@@ -202,9 +202,8 @@ def build_detector(
     network = loaded.network
     check_classes(args.classes, names_file, network, files)
     settings = cli.settings_from(args, DetectorSettings)
-    detector = Detector(
-        loaded.model, input_size(args.img_size, network), args.mode or files.mode or "letterbox", settings
-    )
+    mode = args.mode or files.mode or "letterbox"
+    detector = Detector(loaded.model, input_size(args.img_size, network), mode, settings)
     detector.warm_up()
     return detector, (names_file and names_file.names) or loaded.names or tuple(map(str, range(network.classes)))
 

@@ -172,10 +172,8 @@ def input_sizes(sides: Sequence[int] | None, task: str, network: Network, files:
     elif files.exported is not None:
         sizes = [default]
     else:
-        sizes = []
-        for scale in BENCHMARK_SCALES:
-            height, width = (max(stride, round(side * scale / stride) * stride) for side in default)
-            sizes.append((height, width))
+        scaled = ([max(stride, round(side * by / stride) * stride) for side in default] for by in BENCHMARK_SCALES)
+        sizes = [(height, width) for height, width in scaled]
     for size in sizes:
         trace(network, *size)
         files.check_size(size)

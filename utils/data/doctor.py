@@ -167,9 +167,8 @@ def lines(document: Mapping[str, Any], setting: Setting) -> Iterator[str]:
         yield f"{split}: {totals(figures)}"
     if splits:
         shown = []
-        for name, *counts in zip(
-            document["names"], *(part["boxes_per_class"] for part in splits.values()), strict=True
-        ):
+        per_class = [part["boxes_per_class"] for part in splits.values()]
+        for name, *counts in zip(document["names"], *per_class, strict=True):
             shown.append(f"{one_line(name)} {'/'.join(map(str, counts))}")
         text = f"boxes of each class, {'/'.join(splits)}: {', '.join(shown)}"
         yield textwrap.fill(text, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

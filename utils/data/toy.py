@@ -284,9 +284,8 @@ def _camera(rng: Generator, canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
         canvas = cast("NDArray[np.float32]", cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2)))
     contrast, brightness, grain = rng.uniform(0.7, 1.1), rng.uniform(-30, 30), rng.uniform(0, 10)
     noise = rng.standard_normal(canvas.shape, np.float32) * np.float32(grain)
-    return np.clip((canvas - 128) * np.float32(contrast) + np.float32(128.5 + brightness) + noise, 0, 255).astype(
-        np.uint8
-    )
+    shown = (canvas - 128) * np.float32(contrast) + np.float32(128.5 + brightness) + noise
+    return np.clip(shown, 0, 255).astype(np.uint8)
 
 
 EXAMPLE = "python -m utils.data.toy --output runs/demo/data --train 1400 --val 150"

@@ -186,9 +186,8 @@ def _warm_up(settings: EvaluationSettings, model: Model, loader: Loader, device:
     """Pass a blank batch of every length through the whole chain, with boxes for the suppression."""
     channels = loader.dataset.channels
     for shape in {(len(requests), channels, *requests[0].size) for requests in loader.batch_sampler}:
-        rows = decoded_rows(
-            model, network_input(torch.zeros(shape, dtype=torch.uint8, device=device), device), settings
-        )
+        blank = torch.zeros(shape, dtype=torch.uint8, device=device)
+        rows = decoded_rows(model, network_input(blank, device), settings)
         suppressed(torch.ones_like(rows[:, :2]), settings)
 
 
