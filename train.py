@@ -96,6 +96,7 @@ def planned(args: argparse.Namespace) -> TrainPlan:
     flip = _flip(args)
     hyp = _hyperparameters(args.hyp, flip)
     files = _model_files(args, network, 1 if args.single_cls else data.classes, data)
+    assert files.network is not None  # adapted to the data
     picture_channels(files.network)
     teacher = _teacher(args)
     settings = _settings(args, files.network)
@@ -126,9 +127,9 @@ def _model_files(args: argparse.Namespace, network: Network | None, classes: int
     """Return the network adapted to the data, and the weights, as far as their size tells."""
     weights = Path(args.weights) if args.weights else None
     checkpoint = weights is not None and is_checkpoint(weights)
-    if network is None and not checkpoint:
-        raise InputError("--cfg: is needed; only a .pt brings its network with it")
     if network is None:
+        if weights is None or not checkpoint:
+            raise InputError("--cfg: is needed; only a .pt brings its network with it")
         from utils.checkpoint import stored_network
 
         network = stored_network(weights)
@@ -197,7 +198,7 @@ def _resumed(folder: Path, given: Mapping[str, Any]) -> TrainPlan:
     return dataclasses.replace(plan, resume=folder, args=stored)
 
 
-def _summary(document: dict[str, Any]) -> str:
+def _summary(document: Mapping[str, Any]) -> str:
     if document["map50"] is None:
         return f"{document['epochs']} epochs, none evaluated\n{document['best']}"
     score = f"AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"

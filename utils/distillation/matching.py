@@ -172,7 +172,8 @@ def pair(student: Network, teacher: Network, distillation: Distillation, kept: K
             f"{student.net.channels}"
         )
     notes: list[str] = []
-    heads = pairs = ()
+    heads: tuple[HeadPair, ...] = ()
+    pairs: tuple[FeaturePair, ...] = ()
     if distillation.compares(Quantity.SCORES | Quantity.BOXES):
         heads = _head_pairs(student, teacher, notes)
         if not heads:

@@ -48,7 +48,7 @@ class Teacher:
         self._model = fuse(model)
         if dtype is not None and model.quantize_image is None:
             self._model = reduced(self._model, dtype)
-        self._model.to(device, memory_format=torch.channels_last)
+        self._model.to(device).to(memory_format=torch.channels_last)
         self.network: Network = model.network
         """The blocks as they were before folding; their numbers are the same."""
         self._stride = max_stride(self.network)
@@ -99,7 +99,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         networks = student.network, teacher.network
-        self.yolos = tuple(network.yolos for network in networks)
+        self.yolos = student.network.yolos, teacher.network.yolos
         self.distillation, note = comparable(distillation, *networks)
         self.teacher, self.rule, self.divisor = teacher, rule, divisor
         self.pairing = pair(*networks, self.distillation, kept)
@@ -128,9 +128,9 @@ class Distiller(nn.Module):
             targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
             size: height and width of the network input, in pixels.
         """
-        options = {"rule": self.rule, "divisor": self.divisor, "adapters": self.adapters}
+        how = self.rule, self.divisor, self.adapters
         with torch.autocast(targets.device.type, enabled=False):
-            batch = DistillationBatch(student, teacher, self.yolos, self.pairing, targets, size, **options)
+            batch = DistillationBatch(student, teacher, self.yolos, self.pairing, targets, size, *how)
             return {term: weight * TERMS[term](batch) for term, weight in self.distillation.terms.items()}
 
     def _features(self, quantity: Quantity) -> tuple[FeaturePair, ...]:
@@ -181,7 +181,7 @@ class DistillationBatch:
     divisor: Callable[[float], float] = AT_LEAST_ONE
     """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
     the objects of all."""
-    adapters: Mapping[str, nn.Module] = field(default_factory=dict)
+    adapters: Mapping[str, nn.Module] | nn.ModuleDict = field(default_factory=dict)
     """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
 
     @cached_property
@@ -216,7 +216,7 @@ class DistillationBatch:
     @cached_property
     def grids(self) -> list[tuple[int, int]]:
         """Cells of the student's heads."""
-        return [tuple(head.shape[-2:]) for head in self.student.heads]
+        return [(head.shape[-2], head.shape[-1]) for head in self.student.heads]
 
     @cached_property
     def boxes(self) -> PairedBoxes:
@@ -241,7 +241,7 @@ class DistillationBatch:
             yolo = self.yolos[side][yolo_number]
             anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in heads.anchors])
             boxes.append(box_offsets(columns[side].boxes[at], anchors[at[1]], yolo))
-        return PairedBoxes(*boxes, positives.boxes[paired])
+        return PairedBoxes(boxes[0], boxes[1], positives.boxes[paired])
 
     def maps(self, group: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""
@@ -271,7 +271,8 @@ class DistillationBatch:
 
 def objectness(batch: DistillationBatch) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
-    return sum(binary_kl(*pair, 1.0).sum() for pair in batch.logits("objectness")) / batch.attended
+    divergences = (binary_kl(*pair, 1.0).sum() for pair in batch.logits("objectness"))
+    return sum(divergences, batch.targets.new_zeros(())) / batch.attended
 
 
 def classes(batch: DistillationBatch) -> Tensor:
@@ -306,9 +307,9 @@ def attention(batch: DistillationBatch, group: str | None = None, masked: bool =
     `masked`: A is 0 but near objects (Wang et al., arXiv:1906.03609).
     """
     distances = []
-    for maps in batch.maps(group):
+    for maps in map(list, batch.maps(group)):
         if masked:
-            near = project(batch.masks, tuple(maps[0].shape[1:]))
+            near = project(batch.masks, (maps[0].shape[1], maps[0].shape[2]))
             maps = [torch.where(near, map_, 0.0) for map_ in maps]
         student, teacher = (F.normalize(map_.flatten(1)) for map_ in maps)
         distances.append((student - teacher).square().sum() / len(student))

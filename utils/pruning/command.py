@@ -32,7 +32,7 @@ from utils.flags import add_device_flags, add_model_flags, add_picture_flags, ad
 from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
 from utils.pruning.policy import SETS, ChannelPolicy, candidates, check_percents, pruning_groups
-from utils.pruning.target import Amount, PruneTarget
+from utils.pruning.target import Amount, Bounded, PruneTarget
 from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_run
 
@@ -157,8 +157,8 @@ class Removed:
     @property
     def target(self) -> PruneTarget | None:
         """The target in place of an amount."""
-        bounds = {kind: getattr(self, f"target_{kind}") for kind in ("params", "macs", "latency")}
-        bounds["drop"] = self.max_drop
+        bounds: dict[Bounded, float | None] = {"params": self.target_params, "macs": self.target_macs}
+        bounds |= {"latency": self.target_latency, "drop": self.max_drop}
         return next((PruneTarget(kind, bound) for kind, bound in bounds.items() if bound is not None), None)
 
     @property
@@ -169,17 +169,18 @@ class Removed:
             InputError: a flag is missing.
         """
         channels, other = self.strategy.channels, ", or a target, such as --target-macs 0.5"
-        values = {"percent": [None], "shortcut": [None]}
+        percents: Sequence[float | None] = [None]
+        shortcuts: Sequence[int | None] = [None]
         if channels is not None and self.target is None and self.group_percent is None:
-            values["percent"] = self.percent
+            percents = self.percent or ()
             other = f", or --group-percent{other}" if channels.groups else other
         if self.strategy.units and (channels is not None or self.target is None):
-            values["shortcut"] = self.shortcut
-        for name, given in values.items():
-            if given is None:
+            shortcuts = self.shortcut or ()
+        for name, given in (("percent", percents), ("shortcut", shortcuts)):
+            if not given:
                 way_out = "" if name == "shortcut" and channels is not None else other
                 raise InputError(f"--{name}: is needed{way_out}; --dry-run shows beforehand what would be left")
-        return tuple(Amount(*pair) for pair in product(*values.values()))
+        return tuple(Amount(*pair) for pair in product(percents, shortcuts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,7 @@ class PruneSettings(Removed):
             raise InputError("--percent, --shortcut: several values are compared with --dry-run; a pruning takes one")
         if self.data is None and self.test:
             raise InputError("--data: is needed to measure the accuracy; or --no-test")
-        if self.test and self.data.valid is None:
+        if self.test and self.data is not None and self.data.valid is None:
             raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
 
     @property
@@ -352,12 +353,12 @@ def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSet
     settings = settings_from(args, PruneSettings, **others)
     for note in files.notes:
         log(note)
-    if not files.is_checkpoint:
+    if files.network is not None and not files.is_checkpoint:
         settings.check_classes(files.network)
     return settings
 
 
-def script(strategy: PruneStrategy, description: str) -> Callable[[Sequence[str] | None], None]:
+def script(strategy: PruneStrategy, description: str) -> Callable[..., None]:
     """The `main` of a pruning script."""
 
     def main(argv: Sequence[str] | None = None) -> None:

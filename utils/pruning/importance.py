@@ -28,6 +28,7 @@ from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
 from utils.graph import ChannelGraph
+from utils.layers import ConvBlock
 from utils.pruning.certificate import model_of
 from utils.pruning.surgery import Arrays
 from utils.pruning.units import Importance, residual_units
@@ -53,8 +54,8 @@ def taylor(
         NumericsError: the loss or a gradient is not finite.
     """
     model = model_of(network, arrays)
-    model.requires_grad_(False).to(device, memory_format=torch.channels_last)
-    scaled = {i: layer.bn for i, layer in enumerate(model.layers) if getattr(layer, "bn", None) is not None}
+    model.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    scaled = {i: layer.bn for i, layer in enumerate(model.layers) if isinstance(layer, ConvBlock) and layer.bn}
     parameters = [p.requires_grad_() for bn in scaled.values() for p in (bn.weight, bn.bias)]
     units = residual_units(network)
     sums: dict[int, NDArray[np.float64]] = {}

@@ -208,6 +208,7 @@ class Part:
         limiting = self.emptied(most + 1)
         max_percent = min(9999, 10000 * most // self.ranked) / 1e4
         if self.removed > most:
+            assert limiting is not None  # `most` is the largest number that empties nothing
             name = "--percent" if self.policy.group_percents is None else "--group-percent"
             raise InfeasibleError(
                 f"{name} {self.percent:g}: {self.graph.network.where(limiting)} would lose all its "
@@ -337,7 +338,8 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
     allowed = {
         i
         for i in graph.makers()
-        if blocks[i].batch_normalize
+        if isinstance(block := blocks[i], Convolutional)
+        and block.batch_normalize
         and i not in gates
         and not graph.pinned[graph.labels[i]].any()
         and (prune == 1 or not graph.tied[graph.labels[i]].any())
@@ -395,7 +397,7 @@ def pruning_groups(graph: ChannelGraph) -> tuple[Group, ...]:
     return tuple(Group(name, layers) for name, layers in zip(GROUPS, members, strict=True) if layers)
 
 
-def check_percents(groups: Sequence[Group], percents: Sequence[float], where: str) -> None:
+def check_percents(groups: Sequence[Group | None], percents: Sequence[float], where: str) -> None:
     """Refuse another number of percentages than there are groups.
 
     Args:
@@ -409,7 +411,7 @@ def check_percents(groups: Sequence[Group], percents: Sequence[float], where: st
     if len(percents) != len(groups):
         known = "; ".join(
             f"{number} {group.name}, blocks {group.layers[0]} to {group.layers[-1]}"
-            for number, group in enumerate(groups, 1)
+            for number, group in enumerate(filter(None, groups), 1)
         )
         raise InputError(f"--group-percent: {len(percents)} values, but {where} has {len(groups)} groups: {known}")
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import load_arrays
-from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.blocks import Network
 from utils.darknet.network import trace
 from utils.errors import NumericsError
 from utils.graph import IMAGE, ChannelGraph
+from utils.layers import ConvBlock
 from utils.pruning.surgery import Arrays, Removal
 
 RIDGE = 1e-4
@@ -69,7 +70,8 @@ def reconstruct(
     before, after = (
         load_arrays(graph.network, {name: torch.tensor(np.asarray(array)) for name, array in arrays.items()})
         .eval()
-        .to(device, memory_format=torch.channels_last)
+        .to(device)
+        .to(memory_format=torch.channels_last)
         for _ in range(2)
     )
     generator = torch.Generator().manual_seed(seed)
@@ -82,16 +84,17 @@ def reconstruct(
             [list(of) for of in zip(*(outputs[source][side] for source in reads), strict=True)] for side in (0, 1)
         )
         whole = all(outputs[source][0] is outputs[source][1] for source in reads)
-        if not whole and _mixes(graph, i):
+        layer = after.layers[i]
+        if not whole and isinstance(layer, ConvBlock) and layer.conv.groups == 1:  # its outputs read all of its inputs
             kept = torch.from_numpy(np.flatnonzero(removal.keep[graph.reads(i)]))
-            _refit(after.layers[i], *_moments(was, now, kept, generator), kept)
+            _refit(layer, *_moments(was, now, kept, generator), kept)
         full = [before.layers[i](*inputs) for inputs in was]
         stays = removal.stays(graph, i)
         if whole and stays.all():
             left = full
         else:
             mask = torch.from_numpy(stays).to(device).view(1, -1, 1, 1)
-            left = [after.layers[i](*inputs) * mask for inputs in now]
+            left = [layer(*inputs) * mask for inputs in now]
         for source in reads:
             if last_reader[source] == i:
                 outputs.pop(source, None)
@@ -104,17 +107,11 @@ def reconstruct(
     return fitted
 
 
-def _mixes(graph: ChannelGraph, i: int) -> bool:
-    """Whether a block is a convolution whose outputs read all of its inputs."""
-    block = graph.network.blocks[i]
-    return isinstance(block, Convolutional) and block.groups == 1
-
-
 def _moments(
     was: Sequence[Sequence[Tensor]], now: Sequence[Sequence[Tensor]], kept: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Means of z zᵀ [K + 1, K + 1] and z xᵀ [K + 1, C] over positions, with a last z that is 1; float64, on the CPU."""
-    square = cross = 0.0
+    square = cross = torch.zeros((), dtype=torch.float64)
     count, most = 0, max(1, POSITIONS // len(was))
     for (x,), (z,) in zip(was, now, strict=True):
         places = torch.randperm(x.shape[0] * x.shape[2] * x.shape[3], generator=generator)[:most].to(x.device)
@@ -126,7 +123,7 @@ def _moments(
     return square / count, cross / count
 
 
-def _refit(layer: nn.Module, square: Tensor, cross: Tensor, kept: Tensor) -> None:
+def _refit(layer: ConvBlock, square: Tensor, cross: Tensor, kept: Tensor) -> None:
     """Give a convolution the weights and the shift of the solution; see the head of this module."""
     count = len(kept)
     shifts = layer.bn is not None or layer.conv.bias is not None  # else nothing can take b, and the best A has none
@@ -142,7 +139,7 @@ def _refit(layer: nn.Module, square: Tensor, cross: Tensor, kept: Tensor) -> Non
     weight.zero_()
     weight[:, kept.to(weight.device)] = torch.einsum("ochw,kc->okhw", exact, solution[:count]).to(weight)
     shift = torch.einsum("ochw,kc->o", exact, solution[count:])
-    if layer.bn is not None:
+    if layer.bn is not None and layer.bn.running_mean is not None:
         layer.bn.running_mean -= shift.to(layer.bn.running_mean)
-    elif shifts:
+    elif layer.conv.bias is not None:
         layer.conv.bias += shift.to(layer.conv.bias)

@@ -64,13 +64,13 @@ def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
     A block that is no convolution, or a depthwise one, is counted with the convolution before it, so that the groups
     add up to the network. Blocks before the first convolution are in that one's group.
     """
-    parts = () if plan.choice is None else plan.choice.parts
-    if not parts or parts[0].group is None:
+    if (choice := plan.choice) is None or not (groups := [part.group for part in choice.parts if part.group]):
         return None
-    group_of = {block: place for place, part in enumerate(parts) for block in part.group.layers}
+    group_of = {block: place for place, group in enumerate(groups) for block in group.layers}
     number = numbers(plan.graph.network, plan.removal)
     old, new = (block_costs(network, *size) for network in (plan.graph.network, plan.after()))
-    before, after = ([[] for _ in parts] for _ in range(2))
+    before: list[list[Cost]] = [[] for _ in groups]
+    after: list[list[Cost]] = [[] for _ in groups]
     place = group_of[min(group_of)]
     for block, cost in enumerate(old):
         place = group_of.get(block, place)
@@ -79,18 +79,18 @@ def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
             after[place].append(new[number[block]])
     return [
         {
-            "name": part.group.name,
-            "convolutions": list(part.group.layers),
+            "name": group.name,
+            "convolutions": list(group.layers),
             "candidates": part.ranked,
             "percent": part.percent,
-            "advised_percent": advised_percent(part.scores, plan.choice.max_percent) if part.ranked else None,
+            "advised_percent": advised_percent(part.scores, choice.max_percent) if part.ranked else None,
             "removed": part.removed,
             "threshold": part.threshold,
             "kept": sum(int(plan.removal.keep[plan.graph.labels[layer]].sum()) for layer in part.ranks),
             "before": _cost(total(before[place])),
             "after": _cost(total(after[place])),
         }
-        for place, part in enumerate(parts)
+        for place, (group, part) in enumerate(zip(groups, choice.parts, strict=True))
     ]
 
 
@@ -112,7 +112,8 @@ def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, An
     for old, new in numbers(graph.network, plan.removal).items():
         if isinstance(graph.network.blocks[old], Convolutional):
             channels = np.flatnonzero(plan.removal.keep[graph.labels[old]]).tolist()
-            origin = {"block": old, "channels": range(len(graph.labels[old]))} if before is None else before[str(old)]
+            origin: Mapping[str, Any] = {"block": old, "channels": range(len(graph.labels[old]))}
+            origin = origin if before is None else before[str(old)]
             origins[str(new)] = {"block": origin["block"], "channels": [origin["channels"][i] for i in channels]}
     return origins
 
@@ -282,12 +283,11 @@ def advice(document: Document) -> Iterator[str]:
         name, subject = "--group-percent", "so many of a group's weakest"
         advised = [group["advised_percent"] or 0.0 for group in groups]
         more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
-        warning = f"more goes from group {', '.join(more)}"
+        warning = f"more goes from group {', '.join(more)}" if more else ""
     elif document["advised_percent"] is not None:
         advised, percent = [document["advised_percent"]], document.get("percent") or 0.0
         name, subject = "--percent", f"the weakest {100 * advised[0]:.0f} % of the channels"
-        more = percent > advised[0]
-        warning = f"--percent {percent:g} is more"
+        warning = f"--percent {percent:g} is more" if percent > advised[0] else ""
     else:
         return
     free = f"{100 * FREE_SHARE:.0f} % of"
@@ -296,7 +296,7 @@ def advice(document: Document) -> Iterator[str]:
         yield f"advised: {name} {percents}; {subject} hold at most {free} any layer's Σ |γ|"
     else:
         yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free} a layer's Σ |γ| already"
-    if more:
+    if warning:
         yield f"{warning}: {MORE}"
 
 

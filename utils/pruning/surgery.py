@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.darknet.blocks import Network
+from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.blocks.block import IMAGE, Vector
 from utils.darknet.network import by_block, tensors
 from utils.graph import ChannelGraph
@@ -140,7 +140,10 @@ def fold_constants(graph: ChannelGraph, arrays: Arrays, removal: Removal) -> dic
         sources = [outputs[i] for i in block.reads(index)]
         stays, tensor = removal.stays(graph, index), tensors_of.get(index, {})
         changed |= {f"layers.{index}.{name}": array for name, array in block.take_up(tensor, sources[0]).items()}
-        constant = block.shifted(tensor) if index in masked else block.constant(tensor, sources, len(stays))
+        if isinstance(block, Convolutional) and index in masked:
+            constant = block.shifted(tensor)
+        else:
+            constant = block.constant(tensor, sources, len(stays))
         outputs[index] = np.where(stays, constant if block.hands_on() else 0.0, constant)
     return changed
 

@@ -16,7 +16,7 @@ from utils.errors import InfeasibleError
 from utils.graph import ChannelGraph
 from utils.pruning.policy import ChannelChoice, ChannelPolicy, choose
 from utils.pruning.surgery import Keep, Removal, prune_blocks
-from utils.pruning.units import Importance, check_units, choose_units, most_units
+from utils.pruning.units import Importance, Unit, check_units, choose_units, most_units
 
 if TYPE_CHECKING:
     from utils.pruning.workflow import Pruner
@@ -83,7 +83,8 @@ def make_plan(
         InfeasibleError: a convolution would lose all its channels, or there are not so many units.
         NumericsError: an importance is NaN or infinite.
     """
-    keep, choice, units = np.ones(graph.count, np.bool_), None, ()
+    keep, choice = np.ones(graph.count, np.bool_), None
+    units: tuple[Unit, ...] = ()
     if channels is not None:
         if amount.percent is not None:
             channels = replace(channels, percent=amount.percent)
@@ -95,13 +96,16 @@ def make_plan(
     return Plan(graph, amount, Removal(keep, units), choice)
 
 
+Bounded = Literal["params", "macs", "latency", "drop"]
+"""Parameters, multiply-adds, or the median time of a forward pass, as shares of those of the network before; or the
+loss of AP50 in points."""
+
+
 @dataclass(frozen=True)
 class PruneTarget:
     """A bound that the pruned network keeps."""
 
-    kind: Literal["params", "macs", "latency", "drop"]
-    """Parameters, multiply-adds, or the median time of a forward pass, as shares of those of the network before; or the
-    loss of AP50 in points."""
+    kind: Bounded
     bound: float
 
     @property
@@ -112,7 +116,7 @@ class PruneTarget:
     @property
     def counted(self) -> Literal["parameters", "macs"] | None:
         """The cost of a cfg that is bounded, without pictures and time; None of a time or a loss."""
-        return {"params": "parameters", "macs": "macs"}.get(self.kind)
+        return "parameters" if self.kind == "params" else "macs" if self.kind == "macs" else None
 
     def reach(self, steps: int, figure: Callable[[int], float], first: int = 1) -> int:
         """The number of steps to go, by bisection.
@@ -234,6 +238,7 @@ def plan_for_target(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[
         InputError: the network before finds nothing, and AP50 is to be measured.
     """
     settings, target, channels = pruner.settings, pruner.settings.target, pruner.settings.channels
+    assert target is not None  # called with one
     fine = target.counted is not None
     steps = make_steps(pruner.graph, importance, channels, settings.amounts[0].shortcut, fine=fine)
     plan, reached, tried = find_plan(target, steps, partial(pruner.figure, target))
@@ -257,9 +262,10 @@ def plan_in_rounds(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[s
     """
     settings, graph = pruner.settings, pruner.graph
     target, amount, channels = settings.target, settings.amounts[0], settings.channels
+    assert channels is not None  # --rounds goes with them
     first = choose(graph, importance, replace(channels, percent=0.0, groups=False))
     keep, reached, tried = first.keep, 1.0, 0
-    stays = 1 - amount.percent if target is None else target.bound
+    stays = 1 - (amount.percent or 0.0) if target is None else target.bound
     for number in range(1, settings.cuts + 1):
         share = stays ** (number / settings.cuts)
         if number > 1:

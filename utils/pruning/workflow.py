@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
+from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
@@ -78,6 +79,12 @@ class Pruner:
         """The network before."""
         return self.graph.network
 
+    @property
+    def data(self) -> DataConfig:
+        """The data set of what is computed from pictures."""
+        assert self.settings.data is not None  # PruneSettings refuses flags whose pictures are not given
+        return self.settings.data
+
     @cached_property
     def cost(self) -> Cost:
         """Cost of the network before."""
@@ -92,7 +99,8 @@ class Pruner:
     def pictures(self) -> Loader:
         """The validation pictures."""
         settings, channels = self.settings, picture_channels(self.network)
-        pictures = index(settings.data.valid, settings.data.names)
+        assert self.data.valid is not None  # as above
+        pictures = index(self.data.valid, self.data.names)
         dataset = DetectionDataset(pictures, size=self.size, mode=settings.mode, channels=channels)
         return make_loader(dataset, settings.batch_size, device=self.device)
 
@@ -117,14 +125,12 @@ class Pruner:
         """
         map50 = self.accuracy("original", self.original)[0].map50
         if map50 == 0:
-            raise InputError(
-                f"{self.settings.files.weights}: finds nothing in {self.settings.data.valid}; its AP50 is 0"
-            )
+            raise InputError(f"{self.settings.files.weights}: finds nothing in {self.data.valid}; its AP50 is 0")
         return map50
 
     def model(self, network: Network, arrays: Arrays) -> Darknet:
         """A network on the device, with its batch normalisations folded."""
-        return fuse(model_of(network, arrays)).to(self.device, memory_format=torch.channels_last)
+        return fuse(model_of(network, arrays)).to(self.device).to(memory_format=torch.channels_last)
 
     def latency(self, models: Mapping[str, Darknet]) -> dict[str, Latency]:
         """Time of a forward pass of one picture, the models in turn."""
@@ -138,7 +144,7 @@ class Pruner:
                 torch.cuda.synchronize(self.device)
 
         with torch.inference_mode():
-            return interleaved({name: lambda model=model: forward(model) for name, model in models.items()})
+            return interleaved({name: partial(forward, model) for name, model in models.items()})
 
     def runtime(self) -> str:
         """The device as a reader knows it."""
@@ -155,9 +161,11 @@ class Pruner:
             most: batches; fewer come if the pictures do not make so many.
         """
         settings = self.settings
-        pictures = index(settings.data.train, settings.data.names)
-        options = {"augment": augment, "seed": settings.seed, "channels": picture_channels(network)}
-        dataset = DetectionDataset(pictures, size=self.size, mode=settings.mode, **options)
+        assert self.data.train is not None  # as above
+        pictures, channels = index(self.data.train, self.data.names), picture_channels(network)
+        dataset = DetectionDataset(
+            pictures, size=self.size, mode=settings.mode, augment=augment, seed=settings.seed, channels=channels
+        )
         return islice(make_loader(dataset, settings.batch_size, shuffle=True, device=self.device), most)
 
     def importance(self, network: Network, arrays: Arrays) -> Importance:
@@ -225,7 +233,7 @@ class Pruner:
                 if position in shown:
                     drawn.append((image.numpy(), boxes[boxes[:, 4] >= DRAWN_CONFIDENCE].numpy()))
 
-        return measure_accuracy(name, model, self.pictures, self.settings.data.names, self.device, keep), drawn
+        return measure_accuracy(name, model, self.pictures, self.data.names, self.device, keep), drawn
 
 
 def _chosen(kind: type, hyp: Mapping[str, Any]) -> Any:
@@ -371,7 +379,7 @@ def write(
         document["data"] = str(settings.data.path) if settings.data else None
         run.describe(args=settings.flags)
         bars = report.layer_bars(plan)
-        policy = settings.channels and dataclasses.replace(settings.channels, percent=plan.amount.percent)
+        policy = settings.channels and dataclasses.asdict(settings.channels) | {"percent": plan.amount.percent}
         run.write_json("plan.json", report.plan_document(plan, policy, importance, document))
         run.write_text("channels.csv", report.channel_table(plan, bars, importance))
         run.write_text("report.md", report.markdown(document))
@@ -426,7 +434,7 @@ def measure(pruner: Pruner, removal: Removal, pruned: PrunedNetwork, document: d
     sides = {"height": pruner.size[0], "width": pruner.size[1], "runtime": pruner.runtime()}
     document["latency"] = {name: dataclasses.asdict(latency) for name, latency in times.items()} | sides
     document["efficiency"] = faster / less
-    return side_by_side(drawn_before, drawn_after, pruner.settings.data.names)
+    return side_by_side(drawn_before, drawn_after, pruner.data.names)
 
 
 def side_by_side(before: Drawn, after: Drawn, names: Sequence[str]) -> NDArray[np.uint8]:

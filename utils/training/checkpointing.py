@@ -142,7 +142,7 @@ class State:
         }
 
     def _document(self, model: Darknet, source: Source) -> dict[str, Any]:
-        entries = {key: dict(getattr(source, key)) for key in ("args", "hyp", "plan")}
+        entries: dict[str, Any] = {key: dict(getattr(source, key)) for key in ("args", "hyp", "plan")}
         entries |= {"kept": source.kept, "quantization": source.quantization, "progress": asdict(self.progress)}
         return model_document(_tensors(model), model.network, source.names, source.lineage, **entries)
 
@@ -159,7 +159,7 @@ class Start(NamedTuple):
     """A model ready to be trained."""
 
     model: Darknet
-    lineage: tuple[dict[str, Any], ...]
+    lineage: tuple[Mapping[str, Any], ...]
     """What the weights were made from, oldest first; empty for new ones."""
     note: str
     """What was loaded, for the log."""
@@ -177,6 +177,7 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
     Raises:
         WeightsError: the file does not fit.
     """
+    assert files.network is not None  # train.py has found one
     model = Darknet(files.network)
     if files.weights is None:
         return Start(model, (), "new weights")
@@ -190,11 +191,12 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
 
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
     loaded = load_model(files)
+    assert loaded.path is not None  # it is a checkpoint
     state, network = loaded.model.state_dict(), loaded.model.network
     note = f"{files.weights}: all {len(network.blocks)} layers loaded"
-    if network.classes != files.network.classes:
+    if network.classes != model.network.classes:
         if not pretrained:
-            raise other_classes(files.weights, network.classes, files.network.classes)
+            raise other_classes(loaded.path, network.classes, model.network.classes)
         heads = head_convolutions(network)
         state = {key: value for key, value in state.items() if int(key.split(".")[1]) not in heads}  # layers.BLOCK.…
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"

@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ from utils.device import select_device
 from utils.errors import InputError
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=nn.Module)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """That a training hears at its next step boundary."""
 PATIENCE = timedelta(hours=2)
@@ -73,15 +74,16 @@ class Team:
         """The value that the first process gave."""
         if self.size == 1:
             return value
-        values = [value if self.leads else None]
+        values = [value]
         dist.broadcast_object_list(values, 0)
         return values[0]
 
-    def share_model(self, model: nn.Module | None) -> nn.Module:
+    def share_model(self, model: Model | None) -> Model:
         """The model that the first process gave, with its buffers, on the device of each."""
         if self.size > 1:
-            model = self.share(model.cpu() if self.leads else None)
-        return model.to(self.device, memory_format=torch.channels_last)
+            model = self.share(model.cpu() if model is not None and self.leads else None)
+        assert model is not None  # the first process has one
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def gather(self, value: T) -> list[T]:
         """What each process gave, by rank."""
@@ -125,7 +127,7 @@ class Team:
 
     def unsynchronised(self, model: nn.Module, alone: bool) -> AbstractContextManager[None]:
         """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
-        return model.no_sync() if alone and self.size > 1 else nullcontext()
+        return model.no_sync() if alone and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
@@ -170,7 +172,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

@@ -119,7 +119,7 @@ def run_search(plan: TrainPlan) -> dict[str, Any]:
     with directory.until("trial-*/results.csv", "trial-*/weights/last.pt") as run:
         if plan.resume is None:
             values = plan.hyp.flat
-            run.describe(args=plan.args, hyp=values, cfg=cfg_file.format_network(plan.files.network))
+            run.describe(args=plan.args, hyp=values, cfg=cfg_file.format_network(plan.network))
             run.write_yaml(START, values)
         else:
             run.write_yaml("args.yaml", plan.args)
@@ -233,7 +233,7 @@ class Search:
             complete = [(number, trial) for number, trial in enumerate(done, 1) if trial.state.name == "COMPLETE"]
             plot_search(
                 [number for number, _ in complete],
-                [trial.value for _, trial in complete],
+                [trial.value for _, trial in complete if trial.value is not None],
                 {key: [trial.params[key] for _, trial in complete] for key in ranges},
                 run.file("evolve.png"),
                 {key for key, bounds in ranges.items() if bounds.log},
@@ -274,8 +274,8 @@ def ended(study: Study) -> list[FrozenTrial]:
 
 def best_of(done: Sequence[FrozenTrial]) -> int | None:
     """Return the number of the trial with the highest fitness, the first of equal ones; None if none is complete."""
-    complete = [(-trial.value, number) for number, trial in enumerate(done, 1) if trial.state.name == "COMPLETE"]
-    return min(complete)[1] if complete else None
+    complete = [number for number, trial in enumerate(done, 1) if trial.state.name == "COMPLETE"]
+    return max(complete, key=lambda number: done[number - 1].value or 0.0, default=None)
 
 
 def _replace_interrupted(study: Study, count: int) -> None:

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet, fuse, network_input, reduced
 from utils.cli import log
 from utils.darknet.network import max_stride
-from utils.data.datasets import Batch
+from utils.data.datasets import Batch, Loader
 from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate
 from utils.device import training_type
@@ -75,8 +74,8 @@ class Trainer:
     def __init__(
         self,
         model: Darknet,
-        train_loader: DataLoader,
-        val_loader: DataLoader | None,
+        train_loader: Loader,
+        val_loader: Loader | None,
         hyp: Hyperparameters,
         settings: TrainSettings,
         run: RunDirectory,
@@ -150,12 +149,13 @@ class Trainer:
         if self.progress.control is not None and self.progress.step == 0 and self._tests_epochs:
             metrics = self._evaluate()
             self._leave_if_asked()
+            assert metrics is not None  # else it has left
             self._steer(metrics)
 
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
         if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
-            self.progress.control.see_ap50(metrics.map50, self.sparsity.settings.s_drop)
+            self.progress.control.see_ap50(metrics.map50, self.settings.s_drop)
 
     @property
     def _tests_epochs(self) -> bool:
@@ -330,6 +330,7 @@ class Trainer:
 
         Only a copy is shared: parameters are the same in all processes, running statistics are not, and stay so.
         """
+        assert self.val_loader is not None  # nobody evaluates without
         rounds = self.val_loader.batch_sampler.total // self.team.size  # in which every process has a batch
 
         def poll(number: int, *_: object) -> None:
@@ -347,6 +348,7 @@ class Trainer:
         Raises:
             NumericsError: the network returns NaN, in float32 or in one of several processes.
         """
+        assert self.val_loader is not None  # nobody evaluates without
         model = fuse(self.state.kept)
         try:
             return evaluate(

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Darknet
 from utils.checkpoint import load_model, origin
@@ -52,9 +52,11 @@ class Objective:
         # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
         self._parallel = team.parallel(model, buffers=model.quantize_image is not None)
         self._wanted = () if distiller is None else distiller.wanted
-        trains = distiller is not None and len(distiller.adapters)
-        self._distiller, self._distil = distiller, team.parallel(distiller) if trains else distiller
-        self._exchanging = (self._parallel, self._distil) if trains else (self._parallel,)
+        self._distiller, self._exchanging = distiller, [self._parallel]
+        self._distil: nn.Module | None = distiller
+        if distiller is not None and len(distiller.adapters):
+            self._distil = team.parallel(distiller)
+            self._exchanging.append(self._distil)
         terms = () if distiller is None else distiller.distillation.terms
         self.columns: Mapping[str, str] = COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
         """Column of results.csv for every term."""
@@ -74,7 +76,7 @@ class Objective:
         size = (images.shape[-2], images.shape[-1])
         options = (self.settings, self.team.positives, ignored)
         terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
-        if teacher is not None:
+        if self._distil is not None:
             learnt = self._distil(teacher, outputs, targets, size)
             terms["total"] = terms["total"] + sum(learnt.values())
             terms |= {f"kd_{term}": value for term, value in learnt.items()}
@@ -112,6 +114,7 @@ def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Tea
         WeightsError: the teacher's file cannot be used.
         InputError: teacher and student have nothing in common that is compared, or other input sizes.
     """
+    assert plan.teacher is not None and plan.teacher.weights is not None  # choose_model has found them
     settings, loaded = plan.settings, load_model(plan.teacher)
     for note in loaded.notes:
         log(note)
@@ -126,7 +129,7 @@ def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Tea
         log(f"{loaded.path}: {note}")
     terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
     log(f"{chosen.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
-    entry = {**origin(loaded.path), "teacher": chosen.name}
+    entry = {**origin(plan.teacher.weights), "teacher": chosen.name}
     network = format_network(teacher.network)
     return LoadedTeacher(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
 

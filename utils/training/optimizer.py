@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models import Darknet
 from utils.training.hyperparameters import OptimizerSettings
 
 NOMINAL_BATCH = 64
@@ -134,12 +135,13 @@ class AveragedModel:
         decay: share of the average that an update keeps, once the start is over.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Darknet, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         current = model.state_dict()
-        self._averaged, self._copied = [], []
+        self._averaged: list[tuple[Tensor, Tensor]] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
         for name, mean in self.model.state_dict().items():
             averaged = mean.is_floating_point() and QUANTIZER not in name
             (self._averaged if averaged else self._copied).append((mean, current[name]))
@@ -155,7 +157,7 @@ class AveragedModel:
             copied.copy_(value)
 
 
-def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+def _matrices(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             yield module.weight

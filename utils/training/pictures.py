@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -9,8 +11,9 @@ from torch import Tensor
 
 from utils.cli import log
 from utils.darknet.blocks import Network
-from utils.darknet.data_file import DataConfig
-from utils.darknet.network import max_stride, normalised_cell
+from utils.darknet.data_file import DataConfig, Source
+from utils.darknet.network import max_stride, normalised_cell, picture_channels
+from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset, Loader, make_loader, rectangle
 from utils.data.images import Size
 from utils.data.index import Index, index
@@ -31,16 +34,17 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
     """
     if data.train is None:
         raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
-    parts = []
-    for role, source in (("train", data.train), ("valid", data.valid)):
-        if source is None:
-            log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
-            parts.append(None)
-            continue
-        part = index(source, data.names)
-        log(f"{role}: {part.report.summary()}")
-        parts.append(part.single_class() if single_class else part)
-    return parts[0], parts[1]
+
+    def part(role: str, source: Source) -> Index:
+        found = index(source, data.names)
+        log(f"{role}: {found.report.summary()}")
+        return found.single_class() if single_class else found
+
+    train = part("train", data.train)
+    if data.valid is None:
+        log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
+        return train, None
+    return train, part("valid", data.valid)
 
 
 def loaders(
@@ -61,28 +65,27 @@ def loaders(
     settings = plan.settings
     if len(train) < team.size:
         raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
-    shared = {"channels": network.net.channels, "rect": settings.rect, "stride": max_stride(network)}
+    channels, stride = picture_channels(network), max_stride(network)
+    kind = partial(DetectionDataset, seed=settings.seed, channels=channels, rect=settings.rect, stride=stride)
+    plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
 
-    def load(pictures: Index, shuffle: bool, **options: object) -> Loader:
+    def load(pictures: Index, size: Size, augment: Augmentation | None = None) -> Loader:
         with team.one_by_one():
             cache = settings.cache if team.leads or settings.cache == "disk" else None
-            dataset = DetectionDataset(pictures, cache=cache, **options, **shared)
+            dataset = kind(pictures, size=size, augment=augment, plain_from=plain_from, cache=cache)
         if settings.cache == "ram":
             share_pictures(dataset.store, team)
-        share = (team.rank, team.size)
         return make_loader(
             dataset,
             settings.batch_size,
             workers=settings.workers,
-            shuffle=shuffle,
-            share=share,
+            shuffle=augment is not None,
+            share=(team.rank, team.size),
             device=team.device,
         )
 
-    plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
-    varied = {"augment": plan.hyp.augmentation, "seed": settings.seed, "plain_from": plain_from}
-    loader = load(train, True, size=settings.size, **varied)
-    return loader, None if valid is None else load(valid, False, size=settings.test_size)
+    loader = load(train, settings.size, plan.hyp.augmentation)
+    return loader, None if valid is None else load(valid, settings.test_size)
 
 
 def share_pictures(store: PictureStore, team: Team) -> None:
@@ -138,6 +141,7 @@ def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, p
         epoch: epochs done.
         position: of the batch in its epoch.
     """
+    assert settings.sizes is not None  # it is a multi-scale run
     low, high = settings.sizes
     rng = np.random.default_rng([settings.seed, epoch, position // SIZE_PERIOD])
     side = stride * int(rng.integers(-(-low // stride), high // stride + 1))

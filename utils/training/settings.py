@@ -42,7 +42,7 @@ TRIALS = 30
 """Trainings of a search, unless --evolve says how many."""
 MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 """In place of a number: s is controlled in every step, see `sparsity.Control`."""
 LARGEST_S = 10.0
 OFF = (-1, 0)
@@ -189,7 +189,7 @@ class SparseFlags:
     s: float | Literal["auto"] = flag(
         0.001, f"strength, or {AUTO}: as AP50 bears it", "--s", "--s-rate", type=rate_or_auto, metavar="S"
     )
-    prune: int = flag(0, f"which channels: {listed(SETS)} (default: 0)", type=int, choices=tuple(SETS))
+    prune: Literal[0, 1, 2] = flag(0, f"which channels: {listed(SETS)} (default: 0)", type=int, choices=tuple(SETS))
     s_schedule: str = flag(
         "dynamic",
         "dynamic: after 0.4 of the epochs only the weakest 0.65 of the channels feel all of s, the others a hundredth; "
@@ -255,7 +255,7 @@ class PictureFlags:
         "mirrored with -pt and without weights)",
         action=argparse.BooleanOptionalAction,
     )
-    cache: str | None = flag(
+    cache: Literal["ram", "disk"] | None = flag(
         None,
         "decode pictures once: ram (the same as no value) keeps them for this run, disk in a file for later ones, too",
         "--cache",
@@ -360,6 +360,12 @@ class TrainPlan:
     teacher: ModelFiles | None = None
     resume: Path | None = None
     """Run directory to go on with."""
+
+    @property
+    def network(self) -> Network:
+        """What is trained."""
+        assert self.files.network is not None  # a plan without one is refused
+        return self.files.network
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -514,7 +520,7 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
     flags = {}
     for name, value in stored.items():
-        if name in RENAMED or (name in GONE and (GONE[name].unused is None or value in GONE[name].unused)):
+        if name in RENAMED or (name in GONE and ((unused := GONE[name].unused) is None or value in unused)):
             continue
         if name not in known:
             raise CheckpointError(f"{folder}/args.yaml: unknown flag {name!r}; it is of another version")

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -161,7 +161,7 @@ class Sparsity:
         self.voters: dict[int, tuple[int, ...]] = {}
         """For each candidate the blocks whose γ [C] speak for its channels: itself, and depthwise ones behind it."""
         for layer, blocks in voters(graph, candidates(graph, settings.prune)).items():
-            if all(model.layers[block].bn.weight.requires_grad for block in blocks):
+            if all(_gamma(model, block).requires_grad for block in blocks):
                 self.voters[layer] = blocks
         if not self.voters:
             raise InputError(
@@ -221,13 +221,12 @@ class Sparsity:
 
     def gammas(self, model: Darknet | None = None) -> list[Tensor]:
         """Return the penalised parameters γ, of the model or of another one of its kind."""
-        layers = (model or self.model).layers
-        return [layers[block].bn.weight for blocks in self.voters.values() for block in blocks]
+        return [_gamma(model or self.model, block) for blocks in self.voters.values() for block in blocks]
 
     def _scores(self) -> Tensor:
         scores = []
         for blocks in self.voters.values():
-            gammas = [self.model.layers[block].bn.weight.detach().abs() for block in blocks]
+            gammas = [_gamma(self.model, block).detach().abs() for block in blocks]
             scores.append(torch.stack(gammas).double().mean(0))
         return torch.cat(scores)
 
@@ -238,11 +237,11 @@ class Sparsity:
 
     def _rates(self, progress: Progress) -> list[Tensor | float]:
         """Return for each γ the s of its channels; one number while all are penalised alike."""
-        widths = [len(self.model.layers[layer].bn.weight) for layer in self.voters]
+        widths = [len(_gamma(self.model, layer)) for layer in self.voters]
         if progress.control is not None:
             rates = self._controlled_rates(progress.control, progress.step)
         else:
-            count, s = sum(widths), self.settings.s
+            count, s = sum(widths), float(self.settings.s)  # auto has a control
             full = penalised(self.rates, progress.epoch, self.schedule.epochs, count)
             if full in (0, count):
                 return [s if full else s * DECAY] * sum(map(len, self.voters.values()))
@@ -257,6 +256,10 @@ class Sparsity:
         rates = torch.where(_ranks(scores) < math.ceil(share * len(scores)), s, 0.0).float()
         rates[scores < control.limit] = control.hold
         return rates
+
+
+def _gamma(model: Darknet, block: int) -> Tensor:
+    return model.get_parameter(f"layers.{block}.bn.weight")
 
 
 def penalised(rates: RateSchedule, epoch: int, epochs: int, channels: int) -> int:
@@ -281,7 +284,8 @@ class SparseRecord:
 
     def __init__(self, trainer: Trainer, events: Scalars | None) -> None:
         self.trainer, self.run, self.events = trainer, trainer.run, events
-        self.sparsity: Sparsity = trainer.sparsity
+        assert trainer.sparsity is not None  # it trains sparse
+        self.sparsity = trainer.sparsity
         self._graph = channel_graph(trainer.model.network)
         self._log = GammaLog(self.run)
 
@@ -375,7 +379,7 @@ def outlook(sparsity: Sparsity, control: Control | None = None) -> tuple[str, st
 def _enough(scores: NDArray[np.floating], share: float, reach: float) -> float:
     """Return the s with which a share of the channels gets to zero against no loss, to three digits."""
     exact = float(np.quantile(scores, share)) / reach
-    return min(LARGEST_S, float(f"{exact * 1.005:.3g}")) if exact > 0 else TrainSettings().s
+    return min(LARGEST_S, float(f"{exact * 1.005:.3g}")) if exact > 0 else float(TrainSettings().s)
 
 
 def _outcome(control: Control, share: float, weak: float, steps: int) -> str:
@@ -390,7 +394,7 @@ def _outcome(control: Control, share: float, weak: float, steps: int) -> str:
     )
 
 
-def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: int) -> list[str]:
+def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1, 2]) -> list[str]:
     """Return the flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
     if prune == 2:
         scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), residual_units(graph.network))

@@ -23,7 +23,7 @@ from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import write_image
 from utils.data.index import Index
 from utils.detection.evaluate import Evaluation, evaluate
-from utils.errors import InputError
+from utils.errors import InputError, SuiteError
 from utils.model_files import ModelFiles
 from utils.quantization.attach import quantize
 from utils.report import plots
@@ -56,24 +56,24 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
         train, valid = indices(plan.data, single_class=settings.single_cls)
     if settings.sr and settings.s == AUTO and valid is None:
         raise InputError(f"--s {AUTO}: is guided by AP50, but {plan.data.path} names no valid pictures; give a number")
-    files = _fitted(plan, train)
-    check_batches(files.network, settings, train.shapes, team.size)
+    plan = _fitted(plan, train)
+    check_batches(plan.network, settings, train.shapes, team.size)
     batches: dict[str, Any] = {"data": train.fingerprint(), "batch": settings.batch_size * team.size}
-    start, checkpoint = _start(plan, files, team)
+    start, checkpoint = _start(plan, team)
     lineage, distiller = start.lineage, None
     if plan.teacher is not None:
         teacher = load_teacher(plan, start.model, start.kept, team)
         distiller, batches["teacher"] = teacher.distiller, teacher.digest
         lineage = (*lineage, teacher.origin) if checkpoint is None else lineage
     if checkpoint is not None:
-        _check_unchanged(plan.resume, checkpoint["plan"], batches)
-    train_loader, val_loader = loaders(plan, train, valid, files.network, team)
+        _check_unchanged(plan, checkpoint["plan"], batches)
+    train_loader, val_loader = loaders(plan, train, valid, plan.network, team)
     for loader in filter(None, (train_loader, val_loader)):
         ending.callback(loader.close)
     settings = dataclasses.replace(settings, accumulate=_accumulate(plan, len(train_loader), team.size))
-    run = _run_directory(plan, files, team, ending)
-    model = start.model.to(team.device, memory_format=torch.channels_last)
-    quant = settings.quant and settings.quant.settings.document()
+    run = _run_directory(plan, team, ending)
+    model = start.model.to(team.device).to(memory_format=torch.channels_last)
+    quant = None if settings.quant is None else settings.quant.settings.document()
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, start.kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
     if checkpoint is not None:
@@ -90,11 +90,11 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     return document | (last_epochs(read_results(run.file("results.csv"))) if team.leads else {})
 
 
-def _start(plan: TrainPlan, files: ModelFiles, team: Team) -> tuple[Start, dict[str, Any] | None]:
+def _start(plan: TrainPlan, team: Team) -> tuple[Start, dict[str, Any] | None]:
     """Return the model that the run starts from, and the checkpoint that a resumed one goes on from."""
     settings = plan.settings
     torch.manual_seed(settings.seed)
-    start = initial_model(files, settings.pretrain)
+    start = initial_model(plan.files, settings.pretrain)
     if settings.quant is not None:
         quantize(start.model, settings.quant.settings)
     if settings.sync_bn:
@@ -120,15 +120,15 @@ def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | No
     }
 
 
-def _fitted(plan: TrainPlan, train: Index) -> ModelFiles:
-    """Return the network with the input size of the run, and with new anchors where --auto-anchors wants them."""
-    network, settings = plan.files.network, plan.settings
+def _fitted(plan: TrainPlan, train: Index) -> TrainPlan:
+    """Return the plan with the input size of the run, and with new anchors where --auto-anchors wants them."""
+    network, settings = plan.network, plan.settings
     if settings.auto_anchors and plan.resume is None:
         network, text = auto_anchors(network, train, settings.size, "letterbox", settings.seed)
         log(text)
     height, width = settings.test_size
-    net = dataclasses.replace(network.net, height=height, width=width)
-    return dataclasses.replace(plan.files, network=dataclasses.replace(network, net=net))
+    network = dataclasses.replace(network, net=dataclasses.replace(network.net, height=height, width=width))
+    return dataclasses.replace(plan, files=dataclasses.replace(plan.files, network=network))
 
 
 def _watch(trainer: Trainer) -> SparseRecord | None:
@@ -150,19 +150,19 @@ def _standing(trainer: Trainer, run: RunDirectory) -> str:
     return f"going on after epoch {done.epoch} of {epochs}, batch {done.batch}"
 
 
-def _check_unchanged(run: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_unchanged(plan: TrainPlan, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other pictures or batches: the rest of the epoch would be another one."""
     if then["data"] != now["data"]:
         raise InputError(
-            f"--resume {run}: its training pictures or labels were changed; start a new run from its last.pt"
+            f"--resume {plan.resume}: its training pictures or labels were changed; start a new run from its last.pt"
         )
     if then["batch"] != now["batch"]:
         raise InputError(
-            f"--resume {run}: it has {then['batch']} pictures in a batch of all processes, now {now['batch']}; start "
-            "as many processes as before"
+            f"--resume {plan.resume}: it has {then['batch']} pictures in a batch of all processes, now {now['batch']}; "
+            "start as many processes as before"
         )
     if then.get("teacher") != now.get("teacher"):
-        raise InputError(f"--resume {run}: its teacher was changed; start a new run from its last.pt")
+        raise InputError(f"--resume {plan.resume}: its teacher was changed; start a new run from its last.pt")
 
 
 def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
@@ -173,13 +173,13 @@ def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
     return count
 
 
-def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team, ending: ExitStack) -> RunDirectory:
+def _run_directory(plan: TrainPlan, team: Team, ending: ExitStack) -> RunDirectory:
     """Return the folder of the run, made and described by the first process."""
     if plan.resume is not None:
-        run = RunDirectory(plan.resume)
+        resumed = RunDirectory(plan.resume)
         if team.leads:
-            run.sweep()
-        return run
+            resumed.sweep()
+        return resumed
     settings, run = plan.settings, None
     if team.leads:
         run = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
@@ -187,12 +187,12 @@ def _run_directory(plan: TrainPlan, files: ModelFiles, team: Team, ending: ExitS
     if run is None:
         return RunDirectory(path)
     ending.enter_context(run.until("results.csv", "weights/last.pt"))
-    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(files.network), data=_data_yaml(plan))
-    if warning := opencv_warning(files.network):
+    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(plan.network), data=_data_yaml(plan))
+    if warning := opencv_warning(plan.network):
         log(f"{run.path}: {warning}")
-    if warning := unused_keys(files.network):
+    if warning := unused_keys(plan.network):
         log(warning)
-    cost = network_cost(files.network, *settings.size)
+    cost = network_cost(plan.network, *settings.size)
     log(f"{run.path}: {cost.parameters} parameters, {cost.macs / 1e9:.3f} GMACs at {settings.size}")
     return run
 
@@ -213,12 +213,14 @@ def _draw_start(run: RunDirectory, loader: Loader, train: Index, names: Sequence
     loader.dataset.set_epoch(0)
     requests = next(iter(loader.batch_sampler))
     batch = loader.dataset.__getitems__(requests)
+    if isinstance(batch, SuiteError):
+        raise batch
     _draw_batch(run.file("train_batch0.jpg"), batch, names)
 
 
 def _draw_batch(path: Path, batch: Batch, names: Sequence[str], detections: Sequence[Tensor] | None = None) -> None:
     """Draw a grid of a batch with its labels, or with detections."""
-    size = tuple(batch.images.shape[2:])
+    size = (batch.images.shape[2], batch.images.shape[3])
     if detections is None:
         boxes = targets_as_detections(batch.targets.numpy(), len(batch.images), size)
     else:
