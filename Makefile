@@ -67,6 +67,7 @@ test: $(VENV)/.dev.stamp
 lint: $(VENV)/.dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean:
 	rm -rf $(VENV) $(DEMO)
