@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from utils.boxes import shape_iou, similarity, to_centres, to_corners
+from utils.boxes import shape_iou, similarity, to_corners
 
 PAIRS = [
     (
@@ -58,9 +58,9 @@ def test_alpha_is_a_constant_for_the_gradient():
     torch.testing.assert_close(mine, other)
 
 
-def test_corner_and_centre_formats_are_inverse():
-    boxes = torch.rand(20, 4)
-    torch.testing.assert_close(to_centres(to_corners(boxes)), boxes)
+def test_corners_lie_half_a_side_from_the_centre():
+    corners = to_corners(torch.tensor([[[10.0, 20.0, 4.0, 6.0]]]))
+    assert corners.tolist() == [[[8.0, 17.0, 12.0, 23.0]]]
 
 
 def test_shape_iou_is_the_iou_of_centred_boxes():

@@ -427,7 +427,7 @@ def test_a_file_of_a_version_before_is_not_compared(folder, monkeypatch):
     files = choose_runtime(None, "a.onnx", None)
     before = replace(files.exported, metadata=replace(files.exported.metadata, reference=None))
     monkeypatch.setattr("utils.runtime.load.ENGINES", {"onnxruntime": wrong})
-    load(replace(files, exported=before), CPU)
+    assert load(replace(files, exported=before), CPU).network == files.network
 
 
 def test_a_reference_is_what_pytorch_puts_out(folder):

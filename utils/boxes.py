@@ -17,12 +17,6 @@ def to_corners(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
-def to_centres(boxes: Tensor) -> Tensor:
-    """(x1, y1, x2, y2) to (cx, cy, w, h)."""
-    low, high = boxes[..., :2], boxes[..., 2:4]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
-
-
 def similarity(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
     """How well pairs of boxes agree.
 

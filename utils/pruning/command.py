@@ -26,7 +26,6 @@ from utils.cli import (
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.network import picture_channels
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.graph import channel_graph
@@ -277,18 +276,9 @@ class PruneSettings(Removed):
         return FITTED if self.absorb and self.trains else 0
 
     def check_classes(self, network: Network) -> None:
-        """Refuse weights of another class count than the data set's, or of other channels than its pictures have.
-
-        Raises:
-            InputError, CfgError: says both numbers.
-        """
-        if self.trains or (self.test and not self.dry_run):
-            picture_channels(network)
-        if self.data is not None and network.classes != self.data.classes:
-            raise InputError(
-                f"{self.files.weights}: a network of {network.classes} classes, but {self.data.path} has "
-                f"{self.data.classes}; give the data set it was trained with"
-            )
+        """Refuse a network that does not go with the data set, as `ModelFiles.check_classes` does."""
+        if self.data is not None:
+            self.files.check_classes(network, self.data)
 
 
 def make_parser(strategy: PruneStrategy, description: str) -> Parser:

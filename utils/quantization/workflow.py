@@ -163,11 +163,13 @@ def quantize_network(request: QuantRequest) -> Quantized:
     measure = accuracy_on(request, network, size, device) if request.test else None
     before = measure("float", loaded.model) if measure else None
     corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if request.bias_correction else None
-    recipe = prepare(model, request.scheme, pictures, corrected_with=corrected_with)
-    observer, recipe = choose_observer(request.observer, recipe, pictures.first(LOOKED_AT, LOOKED_AT))
-    alone = head_noise(recipe.quantized(), pictures.first(LOOKED_AT, request.batch_size)) if request.ranks else {}
-    kept, after = choose_kept(request, recipe, ranking(alone), measure, before)
-    model = recipe.quantized(kept)
+    float_network = prepare(model, request.scheme, pictures, corrected_with=corrected_with)
+    observer, float_network = choose_observer(request.observer, float_network, pictures.first(LOOKED_AT, LOOKED_AT))
+    alone = (
+        head_noise(float_network.quantized(), pictures.first(LOOKED_AT, request.batch_size)) if request.ranks else {}
+    )
+    kept, after = choose_kept(request, float_network, ranking(alone), measure, before)
+    model = float_network.quantized(kept)
     decibels = block_noise(model, pictures.first(LOOKED_AT, AT_ONCE))
     accuracies = {"before": before and before._asdict(), "after": after and after._asdict()}
     document = {
@@ -187,7 +189,7 @@ def quantize_network(request: QuantRequest) -> Quantized:
         "map50": {when: values and values["map50"] for when, values in accuracies.items()},
     }
     names = loaded.names or request.data.names
-    return Quantized(model, recipe.keeping(kept), loaded, lineage, names, document)
+    return Quantized(model, float_network.keeping(kept), loaded, lineage, names, document)
 
 
 def load_float(request: QuantRequest) -> LoadedModel:
@@ -249,15 +251,15 @@ def accuracy_on(request: QuantRequest, network: Network, size: tuple[int, int], 
     return measure
 
 
-def choose_observer(name: str, recipe: FloatNetwork, images: Sequence[Tensor]) -> tuple[str, FloatNetwork]:
-    """The observer of that name, or the one that leaves least noise in the heads, and the recipe with it."""
+def choose_observer(name: str, float_network: FloatNetwork, images: Sequence[Tensor]) -> tuple[str, FloatNetwork]:
+    """The observer of that name, or the one that leaves least noise in the heads, and the network with it."""
     if name != AUTO:
-        return name, replace(recipe, cost=COSTS[name])
-    noise = {key: whole_noise(replace(recipe, cost=cost).quantized(), images) for key, cost in COSTS.items()}
+        return name, replace(float_network, cost=COSTS[name])
+    noise = {key: whole_noise(replace(float_network, cost=cost).quantized(), images) for key, cost in COSTS.items()}
     best, _ = max(noise.items(), key=lambda item: math.inf if item[1] is None else item[1])
     text = ", ".join(f"{key} {decibels:.1f}" for key, decibels in noise.items() if decibels is not None)
     log(f"--observer auto: takes {best}; signal to noise in the heads, dB: {text}")
-    return best, replace(recipe, cost=COSTS[best])
+    return best, replace(float_network, cost=COSTS[best])
 
 
 def ranking(decibels: Mapping[int, float | None]) -> tuple[int, ...]:
@@ -266,7 +268,11 @@ def ranking(decibels: Mapping[int, float | None]) -> tuple[int, ...]:
 
 
 def choose_kept(
-    request: QuantRequest, recipe: FloatNetwork, ranked: Sequence[int], measure: Measure | None, before: Accuracy | None
+    request: QuantRequest,
+    float_network: FloatNetwork,
+    ranked: Sequence[int],
+    measure: Measure | None,
+    before: Accuracy | None,
 ) -> tuple[Sequence[int], Accuracy | None]:
     """Blocks that stay float, those that do most harm first, and the accuracy then: a number, or as many as it takes.
 
@@ -274,7 +280,7 @@ def choose_kept(
         InfeasibleError: all of them are too few.
     """
     kept = ranked[: request.keep_float]
-    after = measure("rounded", recipe.quantized(kept)) if measure else None
+    after = measure("rounded", float_network.quantized(kept)) if measure else None
     most = math.inf if request.max_drop is None else request.max_drop
     while measure and before and after and (lost := 100 * (before.map50 - after.map50)) > most:
         if len(kept) == len(ranked):
@@ -283,7 +289,7 @@ def choose_kept(
                 "float; take more --a_bit, or a larger drop"
             )
         kept = ranked[: len(kept) + 1]
-        after = measure(f"blocks {', '.join(map(str, kept))} float", recipe.quantized(kept))
+        after = measure(f"blocks {', '.join(map(str, kept))} float", float_network.quantized(kept))
     return kept, after
 
 
