@@ -17,8 +17,8 @@ from tests.test_models import CONV, lively
 from tests.test_quantized_networks import distance
 from utils.errors import NumericsError
 from utils.quantization import workflow
-from utils.quantization.attach import Phase, set_phase
 from utils.quantization.calibration import COSTS, biased, block_noise, head_noise, means, quantizers, whole_noise
+from utils.quantization.quantizers import Phase, set_phase
 from utils.quantization.scheme import Grid, QuantSettings, rounded_convolutions
 from utils.quantization.settings import AUTO
 from utils.quantization.workflow import FloatNetwork, choose_observer, prepare, ranking

@@ -29,7 +29,7 @@ from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InfeasibleError, InputError
 from utils.files import sha256
-from utils.quantization.attach import quantize
+from utils.quantization.quantizers import quantize
 from utils.quantization.scheme import QuantSettings
 
 CHAIN = """

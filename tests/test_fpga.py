@@ -28,7 +28,7 @@ from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import CodeRange, Program, Step, accumulators, program, prove, shift
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
-from utils.quantization.folding import MOST_SHIFT
+from utils.quantization.quantizers import MOST_SHIFT
 from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings, check
 
 LEAKY = TINY.replace("mish", "leaky")

@@ -20,8 +20,7 @@ from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.errors import InputError, NumericsError
 from utils.layers import ConvBlock
-from utils.quantization.folding import Folding
-from utils.quantization.quantizers import WeightQuantizer
+from utils.quantization.quantizers import Folding, WeightQuantizer
 from utils.quantization.scheme import Grid, QuantSettings
 from utils.training.checkpointing import Progress, State
 from utils.training.settings import QuantPlan, TrainSettings

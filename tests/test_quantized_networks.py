@@ -14,8 +14,7 @@ from tests.random_nets import networks
 from tests.test_models import CONV, lively
 from utils.errors import InputError
 from utils.layers import ConvBlock
-from utils.quantization.attach import Phase, quantize, set_phase
-from utils.quantization.quantizers import ActivationQuantizer
+from utils.quantization.quantizers import ActivationQuantizer, Phase, quantize, set_phase
 from utils.quantization.scheme import TARGETS, QuantSettings
 
 FINE = {"weight_bits": 16, "activation_bits": 16, "heads": "8"}

@@ -18,8 +18,7 @@ from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.errors import InputError, Interrupted, WeightsError
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
-from utils.quantization.attach import quantize
-from utils.quantization.quantizers import ActivationQuantizer
+from utils.quantization.quantizers import ActivationQuantizer, quantize
 from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import read_results
 from utils.training import workflow

@@ -33,7 +33,7 @@ from utils.model_files import (
     other_network,
     with_anchors_of,
 )
-from utils.quantization.attach import Phase, quantize, set_phase
+from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 
 FORMAT = 1

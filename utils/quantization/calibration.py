@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from models import Darknet
 from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock
-from utils.quantization.attach import Phase, set_phase
-from utils.quantization.quantizers import ActivationQuantizer, fake_quantize, scale_of
+from utils.quantization.quantizers import ActivationQuantizer, Phase, fake_quantize, scale_of, set_phase
 from utils.quantization.scheme import Grid
 
 BINS = 2048

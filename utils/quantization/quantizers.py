@@ -1,4 +1,4 @@
-"""Rounding a tensor to a grid, so that training sees what integer arithmetic will make of it.
+"""Rounding a tensor to a grid, so that training sees what integer arithmetic will make of it; quantizers of a model.
 
     q = clamp(⌊x / s⌉ + z, low, high),   x̂ = s (q − z)                     (Jacob et al., arXiv:1712.05877, section 2.1)
 
@@ -7,13 +7,20 @@ The gradient passes where x lies inside the range and is 0 outside (straight-thr
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from enum import Enum
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from utils.quantization.scheme import Grid
+from models import Darknet
+from utils.darknet.blocks import Network
+from utils.layers import Computing, ConvBlock, normalisation
+from utils.quantization.scheme import Grid, QuantSettings, check, conv_grids, passes
 
+MOST_SHIFT = 15
+"""Most places that a bias is shifted to the left: with 16 bits it then leaves half of 32 to the sum of products."""
 LEAST_SCALE = 2.0**-60
 """Scales of at most this are those of a tensor that is 0 everywhere, and are 1: dividing by less might overflow."""
 LEAST_POWER = 2.0**-24
@@ -238,3 +245,197 @@ class ActivationQuantizer(nn.Module):
         self.low += share * (low - self.low)
         self.high += share * (high - self.high)
         self.seen += 1
+
+
+class BiasRounding:
+    """Biases on a grid of powers of two, to which an accumulator is aligned by shifts; a value in a `Folding`.
+
+    With s_x the scale of what the convolution reads, s_w[o] that of its weights and s_b that of the largest bias,
+
+        b̂[o] = s · ⌊b[o] / s⌉,   s = max(s_b, s_x s_w[o])
+
+    so that a bias is a whole number of units of the accumulator, q_b 2^n with 0 <= n. A channel whose weights are so
+    small that n would be more than MOST_SHIFT has larger steps for them: s_w[o] >= s_b / (2^MOST_SHIFT s_x).
+
+    Args:
+        grid: with a scale for each channel.
+        source: what rounds what the convolution reads.
+    """
+
+    def __init__(self, grid: Grid, source: ActivationQuantizer) -> None:
+        self.grid, self.source, self.rounding = grid, source, False
+
+    def least(self, bias: Tensor | None) -> Tensor | float:
+        """Least scale of the weights."""
+        if bias is None or not self.rounding or not bias.detach().any():
+            return 0.0
+        return self._coarsest(bias) / (self.source.scale().scale * 2**MOST_SHIFT)
+
+    def scale(self, bias: Tensor, weights: Tensor) -> Scale:
+        """Scale of each bias, [O], beside weights of scale [O] or []."""
+        scale = torch.maximum(self._coarsest(bias), self.source.scale().scale * weights).expand(len(bias))
+        return Scale(scale, torch.zeros_like(scale, dtype=torch.int32))
+
+    def __call__(self, bias: Tensor, weights: Tensor) -> Tensor:
+        """The biases as they are added."""
+        return fake_quantize(bias, self.scale(bias, weights), self.grid) if self.rounding else bias
+
+    def _coarsest(self, bias: Tensor) -> Tensor:
+        """s_b."""
+        low, high = bias.detach().aminmax()
+        return scale_of(low, high, self.grid).scale
+
+
+class Folded(NamedTuple):
+    """The one convolution that is computed."""
+
+    weight: Tensor
+    """[O, I, k, k], rounded."""
+    bias: Tensor | None
+    """[O], rounded if biases are."""
+    weight_scale: Tensor | None = None
+    """Of the weight, [O] or []; None: it is not rounded."""
+    bias_scale: Tensor | None = None
+    """[O]; None: biases are not rounded."""
+
+
+class Folding:
+    """The fold of one convolution, with or without a batch normalisation; a value in its slot.
+
+    Weights are rounded with batch normalisation folded into them, in training as in inference. Krishnamoorthi
+    (arXiv:1806.08342, section 3.2.2): with σ² the running and σ_B² the batch's variance,
+
+        training:   conv(x, Q(W γ / σ)) · σ / σ_B + β − γ μ_B / σ_B
+        frozen, evaluation:   conv(x, Q(W γ / σ)) + β − γ μ / σ
+
+    The weights that are rounded follow the running statistics, so that they do not jitter from batch to batch, and the
+    result those of the batch. A second, unrounded convolution finds the batch's statistics; nothing is divided by γ,
+    which may be 0.
+
+    `frozen`: the running statistics are used in training, too, and stay.
+
+    Args:
+        bias: rounds what is added; None: nothing does.
+    """
+
+    def __init__(self, bias: BiasRounding | None = None) -> None:
+        self.bias, self.frozen = bias, False
+
+    def __call__(
+        self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: WeightQuantizer | None
+    ) -> Tensor:
+        """[B, C_in, H, W] to [B, filters, H', W']."""
+        if bn is None or self.frozen or not bn.training:
+            folded = self.folded(conv, bn, quantize_weight)
+            return conv._conv_forward(x, folded.weight, folded.bias)
+        mean, variance, running = _statistics(conv(x), bn)
+        batch, deviation = torch.sqrt(variance + bn.eps), torch.sqrt(running + bn.eps)
+        weight = conv.weight * (bn.weight / deviation).view(-1, 1, 1, 1)
+        folded = self._rounded(weight, bn.bias - bn.weight * mean / batch, quantize_weight)
+        sums = conv._conv_forward(x, folded.weight, None)
+        return sums * (deviation / batch).view(1, -1, 1, 1) + cast(Tensor, folded.bias).view(1, -1, 1, 1)
+
+    def folded(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, quantize_weight: WeightQuantizer | None) -> Folded:
+        """Weight and bias of an evaluation, with running statistics."""
+        if bn is None:
+            return self._rounded(conv.weight, conv.bias, quantize_weight)
+        gain, offset = normalisation(bn)
+        return self._rounded(conv.weight * gain.view(-1, 1, 1, 1), offset, quantize_weight)
+
+    def _rounded(self, weight: Tensor, bias: Tensor | None, quantize_weight: WeightQuantizer | None) -> Folded:
+        if quantize_weight is None:
+            return Folded(weight, bias)
+        if self.bias is None:
+            return Folded(quantize_weight(weight), bias)
+        least = self.bias.least(bias)
+        scale = quantize_weight.scale(weight, least).scale
+        weight = quantize_weight(weight, least)
+        if bias is None:
+            return Folded(weight, None, scale)
+        return Folded(weight, self.bias(bias, scale), scale, self.bias.scale(bias, scale).scale)
+
+
+def _statistics(sums: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of a batch, and the running variance, [C] each; running ones are moved as usual."""
+    sums = sums.to(torch.promote_types(sums.dtype, torch.float32))  # variance · count overflows float16
+    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
+    assert bn.momentum is not None, "BN_MOMENTUM"
+    variance, mean = torch.var_mean(sums, dim=(0, 2, 3), correction=0)
+    with torch.no_grad():
+        count = sums.numel() // sums.shape[1]
+        bn.running_mean += bn.momentum * (mean - bn.running_mean)
+        bn.running_var += bn.momentum * (variance * (count / max(1, count - 1)) - bn.running_var)
+        bn.num_batches_tracked += 1
+    return mean, variance, bn.running_var
+
+
+class Phase(Enum):
+    """What quantizers do."""
+
+    OFF = "off"
+    """Nothing: the network computes in float."""
+    OBSERVING = "observing"
+    """Weights are rounded, bounds of activations are found."""
+    ROUNDING = "rounding"
+    """All is rounded, bounds follow the batches."""
+    FROZEN = "frozen"
+    """All is rounded; bounds and folded statistics stay."""
+
+
+def quantize(model: Darknet, settings: QuantSettings) -> Darknet:
+    """Put quantizers into the slots of a model, which is changed; they are in phase OFF.
+
+    Raises:
+        InputError: the target cannot compute an activation of the network.
+    """
+    network = model.network
+    check(network, settings)
+    model.quantize_image = ActivationQuantizer(settings.activations(8))
+    outputs: dict[int, ActivationQuantizer | None] = {-1: model.quantize_image}
+    """Quantizer of the output of each block."""
+    for index, (block, layer) in enumerate(zip(network.blocks, model.layers, strict=True)):
+        source = outputs.get(block.reads(index)[0])
+        if isinstance(layer, ConvBlock):
+            _fill(layer, index, network, settings, source)
+        elif isinstance(layer, Computing) and not passes(block):
+            layer.quantize_output = ActivationQuantizer(settings.activations())
+        if isinstance(getattr(layer, "activation", None), nn.LeakyReLU) and settings.kernels.leaky_slope is not None:
+            layer.activation = nn.LeakyReLU(settings.kernels.leaky_slope, inplace=True)
+        outputs[index] = layer.quantize_output if isinstance(layer, Computing) and not passes(block) else source
+    set_phase(model, Phase.OFF)
+    return model
+
+
+def _fill(
+    layer: ConvBlock, index: int, network: Network, settings: QuantSettings, source: ActivationQuantizer | None
+) -> None:
+    """Fill the slots of the convolution of block `index`, whose input `source` rounds."""
+    grids = conv_grids(network, index, settings)
+    if grids.output is not None:
+        layer.quantize_output = ActivationQuantizer(grids.output, twice=grids.before)
+    if grids.weights is None:
+        return
+    if settings.scheme == "dorefa":
+        layer.quantize_weight = DorefaQuantizer(replace(grids.weights, per_channel=False), settings.published)
+    else:
+        layer.quantize_weight = WeightQuantizer(grids.weights)
+    if grids.bias is not None:
+        assert source is not None, "where biases are rounded, nothing is float"
+        layer.fold = Folding(BiasRounding(grids.bias, source))
+    elif settings.fold and layer.bn is not None:
+        layer.fold = Folding()
+
+
+def set_phase(model: Darknet, phase: Phase) -> None:
+    """Let all quantizers of a model do what a phase says."""
+    rounding = phase in (Phase.ROUNDING, Phase.FROZEN)
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.observing = phase in (Phase.OBSERVING, Phase.ROUNDING)
+            module.rounding = rounding
+        elif isinstance(module, WeightQuantizer):
+            module.rounding = phase is not Phase.OFF
+        elif isinstance(module, ConvBlock) and module.fold is not None:
+            module.fold.frozen = phase is Phase.FROZEN
+            if module.fold.bias is not None:
+                module.fold.bias.rounding = rounding

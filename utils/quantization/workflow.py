@@ -24,7 +24,6 @@ from utils.detection.evaluate import Accuracy, measure_accuracy
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
 from utils.layers import ConvBlock
-from utils.quantization.attach import Phase, quantize, set_phase
 from utils.quantization.calibration import (
     COSTS,
     Cost,
@@ -35,6 +34,7 @@ from utils.quantization.calibration import (
     observe,
     whole_noise,
 )
+from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings, check, notes, rounded_convolutions
 from utils.quantization.settings import AUTO, PICTURES, QuantRequest
 from utils.report.plots import LayerNoise, plot_noise

@@ -27,8 +27,7 @@ from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
 from utils.layers import Computing
-from utils.quantization.attach import Phase, set_phase
-from utils.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from utils.quantization.quantizers import ActivationQuantizer, Phase, WeightQuantizer, set_phase
 from utils.quantization.scheme import MOST_BITS
 from utils.report.run_dir import Results, RunDirectory
 from utils.training.checkpointing import Progress, Source, State

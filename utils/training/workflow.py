@@ -25,7 +25,7 @@ from utils.data.index import Index
 from utils.detection.evaluate import Evaluation, evaluate
 from utils.errors import InputError, SuiteError
 from utils.model_files import ModelFiles
-from utils.quantization.attach import quantize
+from utils.quantization.quantizers import quantize
 from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, last_epochs, read_results
