@@ -123,6 +123,18 @@ def test_dead_and_inverted_channels_keep_their_bias():
         assert proved(model, settings).layers == 3
 
 
+def test_a_tensor_that_is_always_zero_leaves_the_biases_behind_it_fine():
+    """A dead relu; a bias has the scale of the tensor times that of the weights."""
+    torch.manual_seed(0)
+    model = lively(one_head(CONV.format(6, "relu") + CONV.format(8, "relu")))
+    with torch.no_grad():
+        model.layers[0].bn.weight.zero_()
+        model.layers[0].bn.bias.fill_(-1.0)
+        model.layers[1].bn.bias.mul_(0.01)
+    model = calibrated(model, pictures(model, 2), of_target("cpu")).requires_grad_(False)
+    assert proved(model, of_target("cpu")).layers == 3
+
+
 def test_a_rounded_convolution_may_read_a_float_head():
     torch.manual_seed(0)
     settings = of_target("cpu", heads="float")

@@ -22,7 +22,10 @@ from utils.quantization.scheme import Grid, QuantSettings, check, conv_grids, pa
 MOST_SHIFT = 15
 """Most places that a bias is shifted to the left: with 16 bits it then leaves half of 32 to the sum of products."""
 LEAST_SCALE = 2.0**-60
-"""Scales of at most this are those of a tensor that is 0 everywhere, and are 1: dividing by less might overflow."""
+"""Scales of at most this are those of a tensor that is 0 everywhere: dividing by less might overflow."""
+ZERO_SCALE = 2.0**-8
+"""Scale of a tensor that is 0 everywhere. Biases are rounded to its multiples where the tensor is read, so 1 is too
+coarse."""
 LEAST_POWER = 2.0**-24
 """Least scale that is a power of two: what shifts of few places still reach."""
 
@@ -51,7 +54,7 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     span = torch.maximum(-low, high) if grid.symmetric else high - low
     scale = span / ((grid.high if grid.symmetric else grid.high - grid.low) + grid.power_of_two)
-    scale = torch.where(scale > LEAST_SCALE, scale, torch.ones_like(scale))
+    scale = torch.where(scale > LEAST_SCALE, scale, torch.full_like(scale, ZERO_SCALE))
     if grid.power_of_two:
         scale = power_above(scale).clamp(min=LEAST_POWER)
     if grid.symmetric:
