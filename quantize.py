@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(note)
     from utils.quantization.workflow import lines, quantize_network, write
 
-    with memory_for(args.batch_size):
-        quantized = quantize_network(request)
     command = shlex.join(["python", "quantize.py", *(sys.argv[1:] if argv is None else argv)])
+    with memory_for(args.batch_size):
+        checkpoint, document = quantize_network(request, command)
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until("model.cfg") as folder:
         folder.describe(args=vars(args))
-        document = write(folder, quantized, command)
+        document = write(folder, checkpoint, document)
     print_json(document) if args.json else print("\n".join(lines(document)))
 
 

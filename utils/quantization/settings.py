@@ -60,13 +60,12 @@ class SchemeFlags:
         choices=("even", "away"),
     )
 
-    def settings(self, scheme: str = "google", *, fold: bool, published: bool = False) -> QuantSettings:
+    def settings(self, scheme: str = "google", *, fold: bool) -> QuantSettings:
         """Settings that the flags stand for.
 
         Args:
             scheme: a value of SCHEMES.
             fold: batch normalisation is folded; an FPGA always wants that.
-            published: DoReFa's own grid.
 
         Raises:
             InputError: flags that contradict one another.
@@ -74,29 +73,22 @@ class SchemeFlags:
         if self.FPGA and self.target not in (None, "fpga"):
             raise InputError(f"--target {self.target}: contradicts --FPGA; leave one of them out")
         target = "fpga" if self.FPGA else self.target or "cpu"
-        if target == "fpga":
-            self._check_shifts(published)
-        elif self.b_bit:
+        if self.b_bit and target != "fpga":
             raise InputError("--b_bit: goes with --FPGA; elsewhere biases have 32 bits")
+        for name, policy in (("heads", self.quant_heads), ("first", self.quant_first)):
+            if policy == "float" and target == "fpga":
+                raise InputError(f"--quant-{name} float: --target fpga has no float arithmetic; take 8 or all")
         return QuantSettings(
             scheme,
             target,
             self.w_bit or TARGETS[target].weight_bits,
             self.a_bit or 8,
             fold or target == "fpga",
-            published,
             half_even=self.round_half != "away",
             heads=self.quant_heads or "8",
             first=self.quant_first or "8",
             bias_bits=self.b_bit or BIAS_BITS,
         )
-
-    def _check_shifts(self, published: bool) -> None:
-        for name, policy in (("heads", self.quant_heads), ("first", self.quant_first)):
-            if policy == "float":
-                raise InputError(f"--quant-{name} float: --target fpga has no float arithmetic; take 8 or all")
-        if published:
-            raise InputError("--dorefa-grid: has no 0, which integers need; leave it out with --target fpga")
 
 
 @dataclass(frozen=True)

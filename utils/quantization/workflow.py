@@ -15,20 +15,19 @@ from torch import Tensor
 from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model, model_document, write_checkpoint
 from utils.cli import input_size, log
-from utils.darknet.blocks import Convolutional, Network
-from utils.darknet.cfg import format_network
+from utils.darknet.blocks import Network
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.evaluate import Accuracy, measure_accuracy
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
-from utils.layers import ConvBlock
 from utils.quantization.calibration import (
     COSTS,
     Cost,
     Statistics,
     block_noise,
+    convolutions,
     correct_biases,
     head_noise,
     observe,
@@ -48,7 +47,6 @@ AT_ONCE = 2
 FLOAT_BITS = 32
 MOST_LAYERS = 10
 """Convolutions that are printed, those with least SQNR; the files have all."""
-TITLES = ("block", "name", "line", "activation", "bits", "activation_bits", "sqnr_db", "alone_db")
 
 Measure = Callable[[str, Darknet], Accuracy]
 """Measures a network; the name is for the progress."""
@@ -129,23 +127,12 @@ def prepare(
     return FloatNetwork(model, settings, observe(attached(model, settings), batches), cost, corrected_with)
 
 
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """A network quantized after training, and what is said of it."""
+def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the checkpoint of the quantized network, and the document of --json without the paths of the files.
 
-    model: Darknet
-    settings: QuantSettings
-    loaded: LoadedModel
-    """The float network."""
-    lineage: Sequence[Mapping[str, Any]]
-    """The files that it was made from, the float one last."""
-    names: Sequence[str]
-    document: Mapping[str, Any]
-    """Of --json, without the places of the files."""
-
-
-def quantize_network(request: QuantRequest) -> Quantized:
-    """Quantize the network of a request.
+    Args:
+        request: the network, and how it is quantized.
+        command: that is noted in the lineage.
 
     Raises:
         InputError: no such device, a quantized network, one of other classes or that the target cannot compute, too
@@ -155,41 +142,49 @@ def quantize_network(request: QuantRequest) -> Quantized:
     """
     device = select_device(request.device)
     loaded = load_float(request)
-    lineage = loaded.lineage()
+    *ancestors, parent = loaded.lineage()
     network = loaded.model.network
     size = input_size(request.sides, max_stride(network), (network.net.height, network.net.width))
     pictures = calibration_pictures(request, network, size, device)
-    model = copy.deepcopy(loaded.model).eval().to(device).to(memory_format=torch.channels_last)
     measure = accuracy_on(request, network, size, device) if request.test else None
     before = measure("float", loaded.model) if measure else None
+    model = copy.deepcopy(loaded.model).to(device).to(memory_format=torch.channels_last)
     corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if request.bias_correction else None
     float_network = prepare(model, request.scheme, pictures, corrected_with=corrected_with)
     observer, float_network = choose_observer(request.observer, float_network, pictures.first(LOOKED_AT, LOOKED_AT))
-    alone = (
-        head_noise(float_network.quantized(), pictures.first(LOOKED_AT, request.batch_size)) if request.ranks else {}
-    )
+    alone: dict[int, float | None] = {}
+    if request.ranks:
+        alone = head_noise(float_network.quantized(), pictures.first(LOOKED_AT, request.batch_size))
     kept, after = choose_kept(request, float_network, ranking(alone), measure, before)
     model = float_network.quantized(kept)
-    decibels = block_noise(model, pictures.first(LOOKED_AT, AT_ONCE))
-    accuracies = {"before": before and before._asdict(), "after": after and after._asdict()}
+    calibration = {
+        "observer": observer,
+        "pictures": len(pictures.images),
+        "seed": request.seed,
+        "size": list(size),
+        "mode": request.mode,
+        "bias_correction": request.bias_correction,
+    }
     document = {
         "from": str(request.files.weights),
         "target": request.scheme.target,
-        "calibration": {
-            "observer": observer,
-            "pictures": len(pictures.images),
-            "seed": request.seed,
-            "size": list(size),
-            "mode": request.mode,
-            "bias_correction": request.bias_correction,
-        },
+        "calibration": calibration,
         "kept": sorted(kept),
-        "layers": layer_entries(model, decibels, alone),
-        **accuracies,
-        "map50": {when: values and values["map50"] for when, values in accuracies.items()},
+        "layers": layer_entries(model, block_noise(model, pictures.first(LOOKED_AT, AT_ONCE)), alone),
+        "before": before and before._asdict(),
+        "after": after and after._asdict(),
+        "map50": {"before": before and before.map50, "after": after and after.map50},
     }
-    names = loaded.names or request.data.names
-    return Quantized(model, float_network.keeping(kept), loaded, lineage, names, document)
+    checkpoint = model_document(
+        {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+        network,
+        loaded.names or request.data.names,
+        [*ancestors, {**parent, "command": command}],
+        kept=loaded.kept,
+        quantization=float_network.keeping(kept).document(),
+        calibration=calibration,
+    )
+    return checkpoint, document
 
 
 def load_float(request: QuantRequest) -> LoadedModel:
@@ -296,7 +291,7 @@ def choose_kept(
 def layer_entries(
     model: Darknet, decibels: Mapping[int, float | None], alone: Mapping[int, float | None]
 ) -> list[dict[str, Any]]:
-    """Row of each convolution of a quantized network, in its order.
+    """Rows of the convolutions of a quantized network, in its order.
 
     Args:
         model: the network.
@@ -304,63 +299,47 @@ def layer_entries(
         alone: of `calibration.head_noise`; empty if it was not measured.
     """
     entries = []
-    for number, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
-        if isinstance(block, Convolutional) and isinstance(layer, ConvBlock):
-            name = f"{number} convolutional"
-            slots = (layer.quantize_weight, layer.quantize_output)
-            bits = (FLOAT_BITS if module is None else module.grid.bits for module in slots)
-            values = (number, name, block.line, block.activation, *bits, decibels[number], alone.get(number))
-            entries.append(dict(zip(TITLES, values, strict=True)))
+    for number, layer in convolutions(model):
+        block: Any = model.blocks[number]
+        entry = {"block": number, "name": f"{number} convolutional", "line": block.line, "activation": block.activation}
+        for key, slot in (("bits", layer.quantize_weight), ("activation_bits", layer.quantize_output)):
+            entry[key] = FLOAT_BITS if slot is None else slot.grid.bits
+        entry |= {"sqnr_db": decibels[number], "alone_db": alone.get(number)}
+        entries.append(entry)
     return entries
 
 
-def write(run: RunDirectory, quantized: Quantized, command: str) -> dict[str, Any]:
-    """Write the network and the files about it; model.cfg comes last, a cfg is never without its weights.
-
-    Args:
-        run: where.
-        quantized: the network.
-        command: that made it, for the lineage.
+def write(run: RunDirectory, checkpoint: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what `quantize_network` returned; model.cfg comes last, a cfg is never without its weights.
 
     Returns:
-        The document of --json.
+        The document with the paths of the files.
     """
     files = {"weights": str(run.file("model.pt")), "cfg": str(run.file("model.cfg")), "run_dir": str(run.path)}
-    document = {**files, **quantized.document}
+    document = {**files, **document}
     entries = document["layers"]
     run.write_json("quantize.json", document)
-    run.write_text("layers.csv", csv_table(TITLES, [[entry[title] for title in TITLES] for entry in entries]))
+    run.write_text("layers.csv", csv_table(list(entries[0]), [list(entry.values()) for entry in entries]))
     bars = []
     for entry in entries:
         is_float = entry["bits"] == FLOAT_BITS
         bars.append(LayerNoise(str(entry["block"]), entry["sqnr_db"], entry["alone_db"], is_float))
     plot_noise(bars, run.file("sqnr.png"))
-    text = format_network(quantized.model.network)
     run.file("model.cfg").unlink(missing_ok=True)  # of an earlier quantization, with --exist-ok
-    *ancestors, parent = quantized.lineage
-    lineage = [*ancestors, {**parent, "command": command}]
-    state = {name: value.detach().cpu().contiguous() for name, value in quantized.model.state_dict().items()}
-    more = {"kept": quantized.loaded.kept, "quantization": quantized.settings.document()}
-    more["calibration"] = document["calibration"]
-    checkpoint = model_document(state, quantized.model.network, quantized.names, lineage, **more)
     write_checkpoint(run.file("model.pt"), checkpoint)
-    run.write_text("model.cfg", text)
+    run.write_text("model.cfg", checkpoint["cfg"])
     return document
 
 
 def lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """The document for people."""
-    entries = document["layers"]
-    worst = sorted((entry for entry in entries if entry["sqnr_db"] is not None), key=lambda entry: entry["sqnr_db"])
-    keys = ["name", "bits", "activation_bits", "sqnr_db"]
+    """Yield the document for people."""
+    worst = sorted((entry for entry in document["layers"] if entry["sqnr_db"]), key=lambda entry: entry["sqnr_db"])
     columns: list[Column | str] = ["worst layers", "weights", "outputs", Column("SQNR, dB", ".1f")]
-    if any(entry["alone_db"] is not None for entry in entries):
-        keys.append("alone_db")
+    keys = ["name", "bits", "activation_bits", "sqnr_db"]
+    if any(entry["alone_db"] is not None for entry in worst):
         columns.append(Column("alone, dB", ".1f"))
-    rows = []
-    for entry in worst[:MOST_LAYERS]:
-        words = {key: _bits(entry[key]) for key in ("bits", "activation_bits")}
-        rows.append([(entry | words)[key] for key in keys])
+        keys.append("alone_db")
+    rows = [[_cell(key, entry[key]) for key in keys] for entry in worst[:MOST_LAYERS]]
     yield text_table(columns, rows) + "\n"
     if document["before"] is not None:
         pairs = (("float", document["before"]), ("rounded", document["after"]))
@@ -370,5 +349,7 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"written: {document['weights']}"
 
 
-def _bits(bits: int) -> str:
-    return "float" if bits == FLOAT_BITS else f"{bits} bits"
+def _cell(key: str, value: Any) -> Any:
+    if not key.endswith("bits"):
+        return value
+    return "float" if value == FLOAT_BITS else f"{value} bits"
