@@ -193,7 +193,7 @@ def build_detector(
     """The loaded network and the names of its classes: of the file, else those in the .pt, else the numbers."""
     from utils.detection.detect import Detector
     from utils.device import select_device
-    from utils.runtime.load import load
+    from utils.runtime.engines import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
     loaded = load(files, device)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from utils.darknet.blocks import Network
     from utils.data.index import Index
     from utils.detection.evaluate import Evaluation
-    from utils.runtime.load import Loaded
+    from utils.runtime.engines import Loaded
 
 EXAMPLE = "python test.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --verbose"
 BENCHMARK_SCALES = (0.75, 1.0, 1.25)
@@ -185,7 +185,7 @@ def load_network(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles
     import torch
 
     from utils.device import select_device
-    from utils.runtime.load import load
+    from utils.runtime.engines import load
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
     if args.threads:

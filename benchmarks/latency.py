@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.report.cost import network_cost
     from utils.report.latency import interleaved
     from utils.report.run_dir import environment
-    from utils.runtime.load import load
+    from utils.runtime.engines import load
 
     torch.set_num_threads(args.threads)
     cpu = torch.device("cpu")

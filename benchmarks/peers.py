@@ -33,8 +33,7 @@ from utils.quantization.scheme import QuantSettings
 from utils.quantization.settings import QuantRequest
 from utils.quantization.workflow import calibration_pictures, load_float
 from utils.report.cost import network_cost
-from utils.runtime.exported import DIGEST, graph_digest
-from utils.runtime.metadata import IMAGE
+from utils.runtime.exported import DIGEST, IMAGE, graph_digest
 
 if TYPE_CHECKING:
     import onnx

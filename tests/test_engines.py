@@ -25,7 +25,7 @@ from utils.darknet.network import max_stride, opencv_warning
 from utils.errors import InfeasibleError, WeightsError
 from utils.export.ncnn import convert
 from utils.runtime.engines import darknet_heads, ncnn_engine, onnxruntime_engine, openvino_engine
-from utils.runtime.metadata import Metadata
+from utils.runtime.exported import Metadata
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")

@@ -40,8 +40,7 @@ from utils.layers import LAYERS
 from utils.model_files import choose_model
 from utils.quantization.scheme import QuantSettings
 from utils.runtime.engines import darknet_heads, onnxruntime_engine
-from utils.runtime.exported import read_onnx
-from utils.runtime.metadata import Metadata, compare, read_metadata
+from utils.runtime.exported import Metadata, compare, read_metadata, read_onnx
 
 CFGS = (
     "demo",

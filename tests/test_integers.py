@@ -33,8 +33,7 @@ from utils.export.settings import ExportSettings
 from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, QuantSettings
 from utils.runtime.choice import choose_runtime
-from utils.runtime.exported import read_onnx
-from utils.runtime.metadata import Metadata
+from utils.runtime.exported import Metadata, read_onnx
 
 INTEGRAL = tuple(name for name in TARGETS if name != "fpga")
 INT8 = ExportSettings(int8=True)
@@ -259,7 +258,7 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
 
 def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    from utils.runtime import metadata
+    from utils.runtime import exported as metadata
 
     document = call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "a.xml")
     assert document["layers"] > 4 and document["runtime"].startswith("OpenVINO")

@@ -17,7 +17,7 @@ from utils.darknet import info
 from utils.darknet.cfg import load, parse
 from utils.errors import CfgError
 from utils.export.fpga import sample
-from utils.runtime.metadata import Metadata
+from utils.runtime.exported import Metadata
 
 CFG = TINY.replace("channels=3", "channels=4")
 PRUNERS = {"slim": "--percent 0.2", "layer": "--shortcut 1"}

@@ -24,7 +24,7 @@ from utils.model_files import choose_model
 from utils.quantization import workflow
 from utils.quantization.scheme import QuantSettings
 from utils.runtime.choice import choose_runtime
-from utils.runtime.load import load
+from utils.runtime.engines import load
 
 FILES = {"args.yaml", "env.json", "layers.csv", "model.cfg", "model.pt", "quantize.json", "sqnr.png"}
 CONVOLUTIONS = [0, 1, 2, 3, 6, 8, 11, 14]

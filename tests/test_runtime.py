@@ -29,13 +29,11 @@ from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
 from utils.model_files import ModelFiles
 from utils.runtime import engines
-from utils.runtime import load as load_module
+from utils.runtime import engines as load_module
 from utils.runtime.choice import KINDS as KINDS_OF
 from utils.runtime.choice import RuntimeFiles, choose_runtime
-from utils.runtime.engines import Engine, onnxruntime_engine, opencv_onnx_engine
-from utils.runtime.exported import read_onnx
-from utils.runtime.load import ENGINES, ForeignModel, load
-from utils.runtime.metadata import picture, reference, sample
+from utils.runtime.engines import ENGINES, Engine, ForeignModel, load, onnxruntime_engine, opencv_onnx_engine
+from utils.runtime.exported import picture, read_onnx, reference, sample
 
 NAMES = ("cat", "dog")
 COUNT = 5
@@ -402,7 +400,7 @@ def wrong(files, file, threads) -> Engine:
 def test_a_runtime_that_computes_something_else_is_refused(folder, monkeypatch, name, runtime):
     files = choose_runtime(None, name, runtime)
     engine = load(files, CPU).runtime
-    monkeypatch.setattr("utils.runtime.load.ENGINES", {runtime: wrong})
+    monkeypatch.setattr("utils.runtime.engines.ENGINES", {runtime: wrong})
     with pytest.raises(InfeasibleError) as caught:
         load(files, CPU)
     assert caught.value.exit_status == 6
@@ -426,7 +424,7 @@ def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
 def test_a_file_of_a_version_before_is_not_compared(folder, monkeypatch):
     files = choose_runtime(None, "a.onnx", None)
     before = replace(files.exported, metadata=replace(files.exported.metadata, reference=None))
-    monkeypatch.setattr("utils.runtime.load.ENGINES", {"onnxruntime": wrong})
+    monkeypatch.setattr("utils.runtime.engines.ENGINES", {"onnxruntime": wrong})
     assert load(replace(files, exported=before), CPU).network == files.network
 
 

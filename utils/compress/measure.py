@@ -30,7 +30,7 @@ from utils.report.cost import network_cost
 from utils.report.latency import Latency, interleaved
 from utils.report.run_dir import environment
 from utils.runtime.choice import RuntimeFiles, choose_runtime
-from utils.runtime.load import ForeignModel, Loaded, load
+from utils.runtime.engines import ForeignModel, Loaded, load
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""

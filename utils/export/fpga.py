@@ -41,7 +41,7 @@ from utils.export.verify import Agreement, Subject, picture
 from utils.layers import Computing, ConvBlock, build_layer
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
-from utils.runtime.metadata import Metadata
+from utils.runtime.exported import Metadata
 
 Codes = NDArray[np.int64]
 """[C, H, W]."""

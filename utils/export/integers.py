@@ -22,7 +22,7 @@ from utils.layers import Computing, ConvBlock, normalisation
 from utils.quantization.quantizers import ActivationQuantizer, Scale
 from utils.quantization.quantizers import codes as round_to_codes
 from utils.quantization.scheme import Grid, passes
-from utils.runtime.metadata import IMAGE, TOLERANCES, compare
+from utils.runtime.exported import IMAGE, TOLERANCES, compare
 
 MOST_STEPS = 1
 """A layer's output may differ by that much: sums are scaled in another order there, and a tie falls elsewhere."""

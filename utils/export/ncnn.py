@@ -17,8 +17,7 @@ from utils.export.onnx_file import emit_whole
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, verify
 from utils.runtime.engines import ncnn_engine
-from utils.runtime.exported import ncnn_description
-from utils.runtime.metadata import IMAGE, Metadata
+from utils.runtime.exported import IMAGE, Metadata, ncnn_description
 
 
 def make_ncnn(subject: Subject, settings: ExportSettings, folder: Path) -> tuple[Agreement, dict[str, Any]]:

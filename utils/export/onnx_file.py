@@ -25,8 +25,7 @@ from utils.export.onnx_graph import Graph, emit
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, agreement, decoded, picture, raw_heads
 from utils.runtime.engines import onnxruntime_engine
-from utils.runtime.exported import DIGEST, graph_digest
-from utils.runtime.metadata import IMAGE, TOLERANCES, Metadata, compare, parts, reference
+from utils.runtime.exported import DIGEST, IMAGE, TOLERANCES, Metadata, compare, graph_digest, parts, reference
 
 BATCH = "batch"
 """Name of the batch side where it may vary."""

@@ -36,7 +36,7 @@ from utils.darknet.blocks import (
 from utils.darknet.network import by_block, trace
 from utils.export.integers import Codes, Kernel, RoundingPoint
 from utils.layers import LEAKY_SLOPE
-from utils.runtime.metadata import PRODUCER
+from utils.runtime.exported import PRODUCER
 
 Arrays = Mapping[str, NDArray[np.floating]]
 Sides = Sequence[int | str]

@@ -12,9 +12,8 @@ from utils.errors import InfeasibleError
 from utils.export.onnx_file import emit_whole
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, verify
-from utils.runtime.engines import openvino_engine, told_as
-from utils.runtime.exported import DIGEST, OPENVINO_SECTION, sha256
-from utils.runtime.metadata import Metadata
+from utils.runtime.engines import openvino_engine
+from utils.runtime.exported import DIGEST, OPENVINO_SECTION, Metadata, sha256, told_as
 
 
 def make_openvino(subject: Subject, settings: ExportSettings, folder: Path) -> tuple[Agreement, dict[str, Any]]:

@@ -17,8 +17,8 @@ from utils.checkpoint import LoadedModel
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError, NumericsError
 from utils.runtime.engines import Engine
-from utils.runtime.metadata import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
-from utils.runtime.metadata import picture as random_pictures
+from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
+from utils.runtime.exported import picture as random_pictures
 
 
 class Subject(NamedTuple):

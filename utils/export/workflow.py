@@ -24,7 +24,7 @@ from utils.files import atomic_path
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
-from utils.runtime.metadata import Metadata
+from utils.runtime.exported import Metadata
 
 MAKERS = {
     "onnx": "onnx_file.make_onnx",

@@ -1,24 +1,58 @@
-"""Files of export.py: what they are is checked before a runtime gets them. No torch."""
+"""Files of export.py: their metadata, the outputs that runtimes are compared with, and how they are read. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from utils import files
 from utils.cli import require
-from utils.errors import WeightsError
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Network
+from utils.darknet.network import strides
+from utils.errors import CfgError, SuiteError, WeightsError
 from utils.files import read_text, regular_file
-from utils.runtime.engines import told_as
-from utils.runtime.metadata import IMAGE, Metadata, read_metadata
+from utils.flags import MODES
+from utils.quantization.scheme import QuantSettings
 
 if TYPE_CHECKING:
     import onnx
 
+PRODUCER = "darknet-compression"
+SCHEMA = 1
+NARROW_BITS = 7
+"""Weights of more bits can make two products with 8-bit activations overflow 16 bits."""
+IMAGE = "images"
+"""Name of the input: [B, C, H, W], float32 0…1, RGB (or grey where the network has one channel)."""
+OUTPUTS = {
+    "heads": "raw heads head0, head1, …: [B, A · (5 + C), H, W]",
+    "rows": "rows [B, N, 5 + C]: cx, cy, w, h in pixels of the input, objectness, class probabilities",
+    "detections": "detections [K, 7]: picture, x1, y1, x2, y2 in pixels of the input, confidence, class; best first",
+}
+Arrays = Sequence[NDArray[np.floating]]
+VALUES = 256
+"""Of each array that a file keeps."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, without their whole part, are spread evenly, and in step with no side of an array."""
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": 0.1}
+"""Differences that always pass, by precision: as `distance` measures them.
+
+Measured: 1e-6 in float32, 4e-4 to 6e-3 in float16; with integers of seven trained networks 0.02 to 0.16 in onnxruntime,
+OpenVINO and OpenCV, as a rounding that falls differently is carried on."""
+MOST = 3
+"""So many times the difference that the file was written with passes, too.
+
+Measured on these networks in int8: programs that compute right differ by up to 1.9 times as much as onnxruntime, where
+every layer was proved; OpenCV 5.0's new engine, which computes wrong, by 4.3 to 24 times as much.
+"""
 DIGEST = "sha256"
 """Property with the digest of what was written."""
 OPENVINO_SECTION = "darknet"
@@ -27,6 +61,209 @@ CFG = "cfg"
 """The property that is no JSON."""
 HASHED = (".param", ".bin")
 """Files of ncnn whose digests are in the third, NAME.json."""
+OPENVINO_PLACES = ("Exception from", "Check '")
+"""How lines of its messages begin that name places in its own code."""
+MESSAGE = 200
+"""Characters of another program's message that are shown."""
+
+
+@dataclass(frozen=True)
+class ReferenceOutputs:
+    """Outputs of the network that a file was made of, for `picture`."""
+
+    values: tuple[tuple[float, ...], ...]
+    """VALUES of each array, as `sample` takes them."""
+    gap: float
+    """Difference of the program that the file was proved with."""
+
+    def limit(self, precision: str) -> float:
+        """Largest difference that passes."""
+        return max(TOLERANCES[precision], MOST * self.gap)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"values": self.values, "gap": self.gap}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The metadata of one file."""
+
+    network: Network
+    """As it was trained; `net` has the height and width of the file's input."""
+    names: tuple[str, ...]
+    """Of the classes."""
+    output: str = "heads"
+    """A key of OUTPUTS."""
+    mode: Literal["letterbox", "stretch"] = "letterbox"
+    """How pictures are fitted to the input: a key of `flags.MODES`."""
+    precision: str = "float32"
+    """Of weights and feature maps: float32, float16 or int8; input and outputs are always float32."""
+    conf_thres: float = 0.3
+    iou_thres: float = 0.6
+    """Those of `--nms`; of other files a proposal."""
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    """What the file was made from, oldest first."""
+    quantization: Mapping[str, Any] | None = None
+    """How an int8 network was quantized, as `QuantSettings.document` writes it."""
+    reference: ReferenceOutputs | None = None
+    """Outputs that runtimes are compared with; None in files of versions before."""
+
+    @property
+    def wide(self) -> bool:
+        """Tell whether weights have so many bits that pairs of products may need more than 16."""
+        if self.quantization is None:
+            return False
+        settings = QuantSettings(**self.quantization)
+        return max(settings.weight_bits, settings.kernels.weight_bits) > NARROW_BITS
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return self.network.net.height, self.network.net.width
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        heads = tuple(f"head{number}" for number in range(len(self.network.heads)))
+        return heads if self.output == "heads" else (self.output,)
+
+    def properties(self) -> dict[str, str]:
+        """As texts by name, for the file."""
+        net, network = self.network.net, self.network
+        heads = []
+        for stride, yolo in zip(strides(network), network.yolos, strict=True):
+            keys = {key: getattr(yolo, key) for key in ("classes", "scale_x_y", "new_coords")}
+            heads.append({"stride": stride, "anchors": yolo.head_anchors, **keys})
+        sides = {"height": net.height, "width": net.width, "channels": net.channels}
+        colours = "grey" if net.channels == 1 else "RGB"
+        documents = {
+            "schema": SCHEMA,
+            "names": self.names,
+            "input": {**sides, "range": [0, 1], "colours": colours, "fit": self.mode},
+            "output": {"kind": self.output, "what": OUTPUTS[self.output]},
+            "heads": heads,
+            "thresholds": {"conf": self.conf_thres, "iou": self.iou_thres},
+            "precision": self.precision,
+            "lineage": [dict(entry) for entry in self.lineage],
+            "quantization": self.quantization and dict(self.quantization),
+            "reference": self.reference and self.reference.document(),
+        }
+        texts = {name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()}
+        return {"cfg": cfg_file.format_network(network), **texts}
+
+
+def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
+    """The metadata of a file.
+
+    Raises:
+        WeightsError: there are none of this suite, or they contradict themselves.
+    """
+    if "cfg" not in properties or "schema" not in properties:
+        raise WeightsError(
+            f"{path}: says neither its network nor its classes: another program made it; files of export.py can be "
+            "used here"
+        )
+    documents = {"quantization": "null", "reference": "null", **properties}
+    try:
+        if json.loads(documents["schema"]) != SCHEMA:
+            raise WeightsError(f"{path}: its metadata are of version {documents['schema']}, and {SCHEMA} can be read")
+        network = cfg_file.parse(documents["cfg"], f"{path}!cfg")
+        thresholds = json.loads(documents["thresholds"])
+        metadata = Metadata(
+            network,
+            tuple(map(str, json.loads(documents["names"]))),
+            json.loads(documents["output"])["kind"],
+            json.loads(documents["input"])["fit"],
+            json.loads(documents["precision"]),
+            float(thresholds["conf"]),
+            float(thresholds["iou"]),
+            tuple(map(dict, json.loads(documents["lineage"]))),
+            _quantization(json.loads(documents["quantization"])),
+            _reference(json.loads(documents["reference"])),
+        )
+    except (CfgError, WeightsError):
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as failure:
+        raise WeightsError(f"{path}: its metadata are damaged ({type(failure).__name__}: {failure})") from None
+    if len(metadata.names) != network.classes or metadata.output not in OUTPUTS or metadata.mode not in MODES:
+        raise WeightsError(
+            f"{path}: its metadata are damaged: {len(metadata.names)} names for {network.classes} classes, output "
+            f"{metadata.output!r}, fit {metadata.mode!r}"
+        )
+    return metadata
+
+
+def _quantization(document: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return document and QuantSettings(**{**document, "kept": tuple(document["kept"])}).document()
+
+
+def _reference(document: Mapping[str, Any] | None) -> ReferenceOutputs | None:
+    """The reference of a file; None of one that has none, as those of versions before."""
+    if document is None:
+        return None
+    return ReferenceOutputs(tuple(tuple(map(float, values)) for values in document["values"]), float(document["gap"]))
+
+
+def reference(want: Arrays, outputs: Arrays, precision: str) -> ReferenceOutputs:
+    """Values to keep of the first picture's arrays: those of the network, and those of a program that was proved."""
+    kept, other = ([sample(array[:1]) for array in arrays] for arrays in (want, outputs))
+    values = tuple(tuple(float(f"{value:.7g}") for value in array) for array in kept)
+    return ReferenceOutputs(values, distance(kept, other, precision))
+
+
+def picture(network: Network, count: int = 1) -> NDArray[np.float32]:
+    """Random pictures [count, C, H, W], 0…1, the same every time and everywhere: NumPy keeps RandomState as it is."""
+    net = network.net
+    values = np.random.RandomState(0).random_sample((count, net.channels, net.height, net.width))
+    return values.astype(np.float32)
+
+
+def sample(array: NDArray[np.floating]) -> NDArray[np.float64]:
+    """At most VALUES of an array, spread over all of it."""
+    flat = array.ravel()
+    places = np.arange(min(VALUES, flat.size)) * GOLDEN % 1 * flat.size
+    return flat[places.astype(int)].astype(np.float64)
+
+
+def parts(rows: NDArray[np.floating]) -> Arrays:
+    """Boxes, and scores, which are much smaller numbers."""
+    return rows[..., :4], rows[..., 4:]
+
+
+def compare(want: Arrays, outputs: Arrays) -> tuple[float, float]:
+    """max|a - b|, and the largest max|a - b| / max(1, max|a|) of one array; infinite where shapes differ."""
+    if [array.shape for array in want] != [array.shape for array in outputs]:
+        return float("inf"), float("inf")
+    gaps = [np.abs(a - b).max(initial=0) for a, b in zip(want, outputs, strict=True)]
+    errors = [gap / max(1, np.abs(a).max(initial=0)) for gap, a in zip(gaps, want, strict=True)]
+    return float(np.max(gaps)), float(np.max(errors))  # NaN stays NaN
+
+
+def distance(want: Arrays, outputs: Arrays, precision: str) -> float:
+    """Distance of arrays from those wanted: `compare`'s error, or √(Σ(a − b)² / Σa²) of the worst array of integers.
+
+    Single values of integers say little: a rounding that falls differently is carried on.
+    """
+    gap, error = compare(want, outputs)
+    if precision != "int8" or not np.isfinite(gap):
+        return error
+    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(want, outputs, strict=True)]
+    least = np.finfo(np.float32).tiny
+    return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), least)) for a, b in pairs)
+
+
+@contextmanager
+def told_as(error: type[SuiteError], what: str, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Context in which an exception of a library becomes an error of one line: the first that says something."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except kind as failure:
+        lines = [line for line in map(str.strip, str(failure).splitlines()) if line]
+        line = next((line for line in lines if not line.startswith(OPENVINO_PLACES)), type(failure).__name__)
+        raise error(f"{what}: {line[:MESSAGE]}") from None
 
 
 @dataclass(frozen=True)
