@@ -32,8 +32,7 @@ from utils.darknet.cfg import format_network
 from utils.darknet.network import max_stride, opencv_warning
 from utils.detection.decode import decode, non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
-from utils.export.onnx_file import onnx_model
-from utils.export.onnx_graph import EMITTERS, MISH
+from utils.export.onnx_graph import EMITTERS, onnx_model
 from utils.export.settings import MISH_FORMS, OPSETS, ExportSettings
 from utils.export.verify import Agreement
 from utils.layers import LAYERS
@@ -151,7 +150,6 @@ def test_every_cfg_is_tested(root):
 
 def test_every_block_has_a_form():
     assert set(EMITTERS) == set(LAYERS)
-    assert tuple(MISH) == MISH_FORMS
 
 
 @examples(40)
@@ -305,6 +303,8 @@ def test_metadata_come_back():
         ("thresholds", "{}"),
         ("input", "3"),
         ("output", '{"kind": "other"}'),
+        ("output", '{"kind": []}'),
+        ("precision", '"float8"'),
         ("lineage", "[1]"),
         ("schema", "7"),
         ("cfg", "[net]\nwidth=x\n"),
@@ -535,14 +535,14 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
 )
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
-    from utils.export import onnx_file, torch_files
+    from utils.export import formats, onnx_graph
 
     def wrong(model):
         fused = fuse(model)
         fused.layers[6].conv.weight[0, 0] += 1
         return fused
 
-    for module in (onnx_file, torch_files):
+    for module in (onnx_graph, formats):
         monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
     with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):

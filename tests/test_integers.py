@@ -28,8 +28,9 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import format_network
 from utils.errors import InfeasibleError, InputError
 from utils.export.integers import LARGEST_BIAS, Codes, Gap, codes_of
-from utils.export.onnx_file import onnx_model, prove_onnx
+from utils.export.onnx_graph import onnx_model
 from utils.export.settings import ExportSettings
+from utils.export.verify import prove_onnx
 from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, QuantSettings
 from utils.runtime.choice import choose_runtime
@@ -45,7 +46,7 @@ def of_target(target: str, **more) -> QuantSettings:
 
 def described(model: Darknet, settings: QuantSettings) -> Metadata:
     names = tuple(map(str, range(model.network.classes)))
-    return Metadata(model.network, names, precision="int8", quantization=settings.document())
+    return Metadata(model.network, names, precision="int8", quantization=settings)
 
 
 def pictures(model: Darknet, count: int = 1) -> torch.Tensor:
@@ -252,8 +253,8 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
     assert document["steps"] in (0, 1) and document["layers"] > 4 and 0 <= document["share"] < 0.1
     found = read_onnx(tmp_path / document["path"]).metadata
     assert found.precision == "int8" and not found.wide
-    assert QuantSettings(**found.quantization) == of_target("cpu")
-    assert all(replace(found, quantization=of_target(t, weight_bits=4).document()).wide for t in ("arm", "cpu-vnni"))
+    assert found.quantization == of_target("cpu")
+    assert all(replace(found, quantization=of_target(t, weight_bits=4)).wide for t in ("arm", "cpu-vnni"))
 
 
 def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tmp_path, monkeypatch):
@@ -263,7 +264,7 @@ def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tm
     document = call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "a.xml")
     assert document["layers"] > 4 and document["runtime"].startswith("OpenVINO")
     found = choose_runtime(None, "a.xml", None).exported.metadata
-    assert found.precision == "int8" and QuantSettings(**found.quantization) == of_target("cpu")
+    assert found.precision == "int8" and found.quantization == of_target("cpu")
     monkeypatch.setattr(metadata, "TOLERANCES", {"int8": 0.0})
     monkeypatch.setattr(metadata, "MOST", 0.0)
     with pytest.raises(

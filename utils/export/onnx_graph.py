@@ -1,7 +1,8 @@
-"""A network as an ONNX graph: its nodes, the ONNX form of every activation and of every kind of block.
+"""A network as an ONNX graph: the ONNX form of every activation and kind of block, of the decoding and of suppression.
 
 Nothing is traced; the cfg is the graph. `emit` adds the nodes of one block after the other. Block 7 makes the tensor
-`block7`, and `block7/linear` before its activation; a block that computes nothing hands on what it reads.
+`block7`, and `block7/linear` before its activation; a block that computes nothing hands on what it reads. What
+follows the raw heads is always in float32.
 """
 
 from __future__ import annotations
@@ -12,37 +13,29 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
+from models import Darknet, fuse, oversized
 from utils import __version__
-from utils.darknet.blocks import (
-    Avgpool,
-    Block,
-    Convolutional,
-    Dropout,
-    Maxpool,
-    Network,
-    Reorg,
-    Route,
-    Sam,
-    ScaleChannels,
-    Se,
-    Shape,
-    Shortcut,
-    Upsample,
-    Yolo,
-)
+from utils.darknet import blocks
+from utils.darknet.blocks import Block, Network, Shape, Yolo
 from utils.darknet.network import by_block, trace
+from utils.detection.decode import LARGEST_EXPONENT, MAX_DETECTIONS
+from utils.errors import InfeasibleError
 from utils.export.integers import Codes, Kernel, RoundingPoint
+from utils.export.settings import ExportSettings
 from utils.layers import LEAKY_SLOPE
-from utils.runtime.exported import PRODUCER
+from utils.runtime.exported import IMAGE, PRODUCER, Metadata
 
 Arrays = Mapping[str, NDArray[np.floating]]
 Sides = Sequence[int | str]
 """Of a tensor that a file takes or returns; a name stands for a side that may vary."""
 FLOAT = Codes({}, frozenset(), {})
 """No integers."""
+BATCH = "batch"
+"""Name of the batch side where it may vary."""
 HARDSWISH_OPSET = 14
 MISH_CAP = {np.dtype(np.float32): 20.0, np.dtype(np.float16): 5.0}
 """Above this mish(x) rounds to x, and the terms of its exponential form stay finite."""
@@ -157,43 +150,30 @@ def activate(graph: Graph, activation: str, x: str, y: str) -> str:
     if activation == "relu6":
         return graph.add("Clip", [x, graph.constant(f"{y}/low", 0.0), graph.constant(f"{y}/high", 6.0)], y)
     if activation == "mish":
-        return MISH[graph.mish](graph, x, y)
+        return mish(graph, x, y)
     if activation == "h_swish" and graph.opset >= HARDSWISH_OPSET:
         return graph.add("HardSwish", [x], y)
     gate = {"swish": "logistic", "h_swish": "hardsigmoid"}[activation]
     return graph.add("Mul", [x, activate(graph, gate, x, f"{y}/gate")], y)
 
 
-def mish_exponential(graph: Graph, x: str, y: str) -> str:
-    """mish(x) = x n / (n + 2), with n = e (e + 2) and e = exp(x), which is x tanh(ln(1 + exp(x))) written out.
+def mish(graph: Graph, x: str, y: str) -> str:
+    """Append x tanh(ln(1 + exp(x))) in a form of `--mish`; the function is the same in each.
 
-    In onnxruntime 1.32 it takes a twelfth of the time of `mish_softplus` and a thirtieth of that of `mish_operator`,
-    because Exp and arithmetic are vectorised there and Softplus is not.
+    exp: x n / (n + 2), with n = e (e + 2) and e = exp(x). In onnxruntime 1.32 it takes a twelfth of the time of
+    softplus and a thirtieth of that of op, because Exp and arithmetic are vectorised there and Softplus is not.
+    softplus: the three nodes that OpenCV recognises and computes as one. op: ONNX's own, from opset 18 on.
     """
+    if graph.mish == "op":
+        return graph.add("Mish", [x], y)
+    if graph.mish == "softplus":
+        gate = graph.add("Tanh", [graph.add("Softplus", [x], f"{y}/softplus")], f"{y}/gate")
+        return graph.add("Mul", [x, gate], y)
     cap, two = graph.constant(f"{y}/cap", MISH_CAP[graph.dtype]), graph.constant(f"{y}/two", 2.0)
     e = graph.add("Exp", [graph.add("Min", [x, cap], f"{y}/capped")], f"{y}/e")
     n = graph.add("Mul", [e, graph.add("Add", [e, two], f"{y}/e+2")], f"{y}/n")
     gate = graph.add("Div", [n, graph.add("Add", [n, two], f"{y}/n+2")], f"{y}/gate")
     return graph.add("Mul", [x, gate], y)
-
-
-def mish_softplus(graph: Graph, x: str, y: str) -> str:
-    """mish(x) = x tanh(softplus(x)): the three nodes that OpenCV recognises and computes as one."""
-    gate = graph.add("Tanh", [graph.add("Softplus", [x], f"{y}/softplus")], f"{y}/gate")
-    return graph.add("Mul", [x, gate], y)
-
-
-def mish_operator(graph: Graph, x: str, y: str) -> str:
-    """ONNX's own operator; from opset 18 on."""
-    return graph.add("Mish", [x], y)
-
-
-MISH: dict[str, Callable[[Graph, str, str], str]] = {
-    "exp": mish_exponential,
-    "softplus": mish_softplus,
-    "op": mish_operator,
-}
-"""Forms of `--mish`; the same function in each."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +226,7 @@ class Site:
 
 
 def _convolution(site: Site) -> str:
-    block: Convolutional = site.block
+    block: blocks.Convolutional = site.block
     assert not block.batch_normalize, "batch normalisation is folded before"
     site.graph.add(
         "Conv",
@@ -272,7 +252,7 @@ def _squeeze_excite(site: Site) -> str:
 
 
 def _maxpool(site: Site) -> str:
-    block: Maxpool = site.block
+    block: blocks.Maxpool = site.block
     before = block.padding // 2
     return site.graph.add(
         "MaxPool",
@@ -296,7 +276,7 @@ def _upsample(site: Site) -> str:
 
 
 def _route(site: Site) -> str:
-    block: Route = site.block
+    block: blocks.Route = site.block
     tensors = list(site.inputs)
     if block.groups > 1:
         for number, (tensor, shape) in enumerate(zip(site.inputs, site.shapes, strict=True)):
@@ -307,7 +287,7 @@ def _route(site: Site) -> str:
 
 
 def _shortcut(site: Site) -> str:
-    block: Shortcut = site.block
+    block: blocks.Shortcut = site.block
     scales = block.scales(site.arrays.get("weights"))
     total, width = site.inputs[0], site.shapes[0].channels
     if scales is not None:
@@ -365,17 +345,17 @@ def _pass(site: Site) -> str:
 
 
 EMITTERS: dict[type[Block], Callable[[Site], str]] = {
-    Convolutional: _convolution,
-    Se: _squeeze_excite,
-    Maxpool: _maxpool,
-    Avgpool: _avgpool,
-    Upsample: _upsample,
-    Route: _route,
-    Shortcut: _shortcut,
-    ScaleChannels: _product,
-    Sam: _product,
-    Dropout: _pass,
-    Reorg: _reorg,
+    blocks.Convolutional: _convolution,
+    blocks.Se: _squeeze_excite,
+    blocks.Maxpool: _maxpool,
+    blocks.Avgpool: _avgpool,
+    blocks.Upsample: _upsample,
+    blocks.Route: _route,
+    blocks.Shortcut: _shortcut,
+    blocks.ScaleChannels: _product,
+    blocks.Sam: _product,
+    blocks.Dropout: _pass,
+    blocks.Reorg: _reorg,
     Yolo: _pass,
 }
 
@@ -419,3 +399,165 @@ def emit(
         made = EMITTERS[type(block)](site)
         tensors[index] = made if point is None or made in site.inputs else graph.round(made, point)
     return [tensors[head] for head in network.heads]
+
+
+def onnx_model(
+    model: Darknet, metadata: Metadata, settings: ExportSettings, codes: Codes | None = None
+) -> onnx.ModelProto:
+    """The file, with its metadata.
+
+    Args:
+        model: in evaluation mode; its batch normalisations are folded in.
+        metadata: of the file; `output` and `precision` decide what it is.
+        settings: the rest.
+        codes: the integers of a quantized network; None: it is float.
+
+    Raises:
+        InfeasibleError: a weight is too large for float16.
+    """
+    fused, half = fuse(model), metadata.precision == "float16"
+    if half and (fault := oversized(fused, torch.float16)):
+        raise InfeasibleError(f"--half: {fault}; leave --half out")
+    network = fused.network
+    arrays = {key: value.numpy() for key, value in fused.state_dict().items()}
+    graph = Graph(settings.opset, np.float16 if half else np.float32, settings.mish)
+    pictures = graph.cast(IMAGE, "images/half", np.float16) if half else IMAGE
+    heads = []
+    for number, head in enumerate(emit(graph, network, arrays, pictures, codes)):
+        name = f"head{number}"
+        heads.append(graph.cast(head, name, np.float32) if half else graph.add("Identity", [head], name))
+    batch = BATCH if settings.dynamic_batch else 1
+    image = Shape(network.net.channels, *metadata.size)
+    shapes = trace(network)
+    if metadata.output == "heads":
+        for head, block in zip(heads, network.heads, strict=True):
+            graph.give(head, (batch, *shapes[block]))
+    else:
+        rows = add_rows(graph, heads, network.yolos, [shapes[head] for head in network.heads], image)
+        if metadata.output == "rows":
+            cells = [shapes[head].height * shapes[head].width for head in network.heads]
+            count = sum(len(yolo.mask) * number for yolo, number in zip(network.yolos, cells, strict=True))
+            graph.give(rows, (batch, count, 5 + network.classes))
+        else:
+            graph.give(add_detections(graph, rows, network.classes, metadata, settings), ("detections", 7))
+    return graph.model(IMAGE, (batch, *image), metadata.properties())
+
+
+def add_rows(graph: Graph, heads: Sequence[str], yolos: Sequence[Yolo], shapes: Sequence[Shape], image: Shape) -> str:
+    """Add the decoding of all heads: the tensor `rows` [B, N, 5 + C], as `utils.detection.decode.decode` returns it.
+
+    Args:
+        graph: what the nodes are added to.
+        heads: float32 tensors [B, A · (5 + C), H, W].
+        yolos: the head blocks, in the same order.
+        shapes: of the heads.
+        image: of the network input.
+    """
+    parts = [
+        _add_head(graph, head, yolo, shape, image, f"rows{number}")
+        for number, (head, yolo, shape) in enumerate(zip(heads, yolos, shapes, strict=True))
+    ]
+    return graph.add("Concat", parts, "rows", axis=1)
+
+
+def _add_head(graph: Graph, head: str, yolo: Yolo, shape: Shape, image: Shape, name: str) -> str:
+    """Rows [B, A · H · W, 5 + C] of one head."""
+    anchors, columns, cells = len(yolo.mask), 5 + yolo.classes, shape.height * shape.width
+    split = graph.integers(f"{name}/split", [0, anchors, columns, cells])
+    flat = graph.integers(f"{name}/flat", [0, anchors * cells, columns])
+    x = graph.add("Reshape", [head, split], f"{name}/planes")
+    x = graph.add("Transpose", [x], f"{name}/cells", perm=[0, 1, 3, 2])
+    x = graph.add("Reshape", [x, flat], f"{name}/values")
+    place, size, scores = (
+        graph.slice(x, first, last, 2, f"{name}/{what}")
+        for what, first, last in (("place", 0, 2), ("size", 2, 4), ("scores", 4, columns))
+    )
+    if not yolo.new_coords:
+        place = graph.add("Sigmoid", [place], f"{name}/position")
+        scores = graph.add("Sigmoid", [scores], f"{name}/probabilities")
+    parts = [_centres(graph, place, yolo, shape, image, name), _sizes(graph, size, yolo, cells, name), scores]
+    return graph.add("Concat", parts, name, axis=2)
+
+
+def _centres(graph: Graph, position: str, yolo: Yolo, shape: Shape, image: Shape, name: str) -> str:
+    """(s · position - (s - 1) / 2 + cell) · stride, as position · factor + offset."""
+    stride = np.array((image.width / shape.width, image.height / shape.height))
+    rows, columns = np.divmod(np.arange(shape.height * shape.width), shape.width)
+    offsets = (np.stack((columns, rows), axis=1) - (yolo.scale_x_y - 1) / 2) * stride
+    factor = graph.constant(f"{name}/factor", yolo.scale_x_y * stride, np.float32)
+    offset = graph.constant(f"{name}/offset", np.tile(offsets, (len(yolo.mask), 1))[None], np.float32)
+    return graph.add("Add", [graph.add("Mul", [position, factor], f"{name}/scaled"), offset], f"{name}/centres")
+
+
+def _sizes(graph: Graph, size: str, yolo: Yolo, cells: int, name: str) -> str:
+    """Anchor · exp(size), or with new_coords anchor · (2 size)²."""
+    anchors = np.repeat(np.array(yolo.head_anchors), cells, axis=0)[None]
+    if yolo.new_coords:
+        factor = graph.add("Mul", [size, size], f"{name}/square")
+        anchors = 4 * anchors
+    else:
+        most = graph.constant(f"{name}/most", LARGEST_EXPONENT, np.float32)
+        factor = graph.add("Exp", [graph.add("Min", [size, most], f"{name}/exponent")], f"{name}/power")
+    return graph.add("Mul", [factor, graph.constant(f"{name}/anchors", anchors, np.float32)], f"{name}/sizes")
+
+
+def add_detections(graph: Graph, rows: str, classes: int, metadata: Metadata, settings: ExportSettings) -> str:
+    """Add non-maximum suppression: `detections` [K, 7], best first.
+
+    The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. Detections are those of
+    `utils.detection.decode.non_max_suppression` with the same thresholds, with two differences: all candidates enter
+    suppression, not the best 3000 of a picture; and where the batch may vary the best 300 of every class of a picture
+    stay, not the best 300 of a picture.
+
+    Args:
+        graph: what the nodes are added to.
+        rows: of `add_rows`.
+        classes: their number.
+        metadata: its thresholds.
+        settings: its `multi_label` and batch.
+    """
+    corners = _corners(graph, rows)
+    scores = _scores(graph, rows, classes, settings.multi_label)
+    limits = [
+        graph.integers("most", [MAX_DETECTIONS]),
+        graph.constant("iou_thres", [metadata.iou_thres], np.float32),
+        graph.constant("conf_thres", [metadata.conf_thres], np.float32),
+    ]
+    selected = graph.add("NonMaxSuppression", [corners, scores, *limits], "found")
+    picture, label, row = (
+        graph.add("Gather", [selected, graph.integers(f"{name}_axis", [axis])], name, axis=1)
+        for axis, name in enumerate(("picture", "label", "row"))
+    )
+    confidence = graph.add("GatherND", [scores, selected], "confidence")
+    box = graph.add("GatherND", [corners, graph.add("Concat", [picture, row], "place", axis=1)], "box")
+    columns = [
+        graph.cast(picture, "picture_column", np.float32),
+        box,
+        graph.add("Unsqueeze", [confidence, graph.integers("column", [1])], "confidence_column"),
+        graph.cast(label, "label_column", np.float32),
+    ]
+    unsorted = graph.add("Concat", columns, "unsorted", axis=1)
+    count = graph.add("Shape", [confidence], "count")
+    if settings.batch == 1:
+        count = graph.add("Min", [count, graph.integers("limit", [MAX_DETECTIONS])], "kept")
+    graph.add("TopK", [confidence, count], "sorted", "order", axis=0, largest=1, sorted=1)
+    return graph.add("Gather", [unsorted, "order"], "detections", axis=0)
+
+
+def _corners(graph: Graph, rows: str) -> str:
+    """x1, y1, x2, y2 [B, N, 4] of centres and sizes."""
+    centre = graph.slice(rows, 0, 2, 2, "centre")
+    half = graph.add("Mul", [graph.slice(rows, 2, 4, 2, "extent"), graph.constant("half", 0.5, np.float32)], "reach")
+    low, high = graph.add("Sub", [centre, half], "low"), graph.add("Add", [centre, half], "high")
+    return graph.add("Concat", [low, high], "corners", axis=2)
+
+
+def _scores(graph: Graph, rows: str, classes: int, multi_label: bool) -> str:
+    """Confidences [B, C, N]; 0 but for the best class of a row unless several may count."""
+    probabilities = graph.slice(rows, 5, 5 + classes, 2, "probabilities")
+    scores = graph.add("Mul", [probabilities, graph.slice(rows, 4, 5, 2, "objectness")], "products")
+    if not multi_label and classes > 1:
+        best = graph.add("ArgMax", [scores], "best", axis=2, keepdims=1)
+        is_best = graph.add("Equal", [best, graph.integers("numbers", np.arange(classes)[None, None])], "own")
+        scores = graph.add("Where", [is_best, scores, graph.constant("none", 0.0, np.float32)], "best_only")
+    return graph.add("Transpose", [scores], "scores", perm=[0, 2, 1])

@@ -54,7 +54,7 @@ VERSIONS = f"{OPSETS[0]} to {OPSETS[-1]}"
 DEFAULT_OPSET = 17
 """Read by onnxruntime and by OpenCV 4.14; all blocks have an operator of their own from 14 on."""
 MISH_FORMS = ("exp", "softplus", "op")
-"""Ways to write mish; `onnx_graph.MISH` has them."""
+"""Ways to write mish; `onnx_graph.mish` has them."""
 MISH_OPSET = 18
 """From here on ONNX has the operator."""
 MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"

@@ -1,11 +1,11 @@
-"""The proof of a file: its network computes what the model computes in PyTorch."""
+"""The proof of a file: its network computes what the model computes in PyTorch. The package onnx may be missing."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,20 @@ from torch import Tensor
 
 from models import Darknet
 from utils.checkpoint import LoadedModel
-from utils.detection.decode import decode
+from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
 from utils.errors import InfeasibleError, NumericsError
-from utils.runtime.engines import Engine
+from utils.export.integers import Codes, Gap, layer_gaps, stages
+from utils.export.settings import ExportSettings
+from utils.runtime.engines import Engine, onnxruntime_engine
 from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
 from utils.runtime.exported import picture as random_pictures
+
+if TYPE_CHECKING:
+    import onnx
+
+MOST_OTHER = 0.01
+"""Share of detections that may differ: two programs round an overlap at the threshold each in its way."""
+EVERYTHING = 10**9
 
 
 class Subject(NamedTuple):
@@ -120,3 +129,94 @@ def check_same(what: str, written: Mapping[str, NDArray[Any]], read: Mapping[str
     for key, array in read.items():
         if not np.array_equal(array, written[key]):
             raise InfeasibleError(f"{what}: {key} comes back with other values; nothing is written")
+
+
+def prove_onnx(
+    made: onnx.ModelProto,
+    model: Darknet,
+    metadata: Metadata,
+    settings: ExportSettings,
+    codes: Codes | None = None,
+) -> tuple[Agreement, Gap | None]:
+    """Run a file in onnxruntime and compare it with PyTorch stage by stage: layers, heads, rows, detections.
+
+    A stage after the heads is compared with what PyTorch makes of the stage before it in the file.
+
+    Args:
+        made: the file.
+        model: what it was made of, not folded.
+        metadata: of the file.
+        settings: of the file.
+        codes: the integers of the model; None: it is float.
+
+    Raises:
+        InfeasibleError: it differs, or the checker of ONNX refuses it.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except Exception as failure:  # of the checker or of shape inference
+        raise InfeasibleError(f"--format onnx: the checker refuses the file: {str(failure).splitlines()[0]}") from None
+    images = picture(metadata, settings.batch or 2)
+    heads = [f"head{number}" for number in range(len(metadata.network.heads))]
+    inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})
+    names = list(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
+    engine = onnxruntime_engine(
+        with_outputs(made, names), names, settings.batch, torch.get_num_threads(), wide=metadata.wide
+    )
+    tensors = dict(zip(names, engine.run(images.numpy()), strict=True))
+    gap = None if codes is None else layer_gaps(model, codes, tensors)
+    want, outputs = raw_heads(model, images), [tensors[head] for head in heads]
+    proof = agreement(want, outputs, metadata, engine.name)
+    proof.check("--format onnx")
+    if metadata.output == "heads":
+        return proof, gap
+    rows = parts(tensors["rows"])
+    kept = reference(decoded(want, metadata), rows, metadata.precision)
+    gaps = compare(decoded(outputs, metadata), rows)
+    Agreement(*gaps, TOLERANCES["float32"], engine.name).check("--decode")
+    if metadata.output == "detections":
+        _check_detections(torch.from_numpy(tensors["rows"]), tensors["detections"], metadata, settings)
+    return replace(proof, reference=kept), gap
+
+
+def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
+    """A file that puts out these tensors, too."""
+    import onnx
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in model.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return probe.SerializeToString()
+
+
+def _check_detections(
+    rows: Tensor, detections: NDArray[np.floating], metadata: Metadata, settings: ExportSettings
+) -> None:
+    """Refuse a file whose detections are not those of `non_max_suppression` on its own rows."""
+    most = EVERYTHING if settings.dynamic_batch else MAX_DETECTIONS
+    suppressed = non_max_suppression(
+        rows,
+        metadata.conf_thres,
+        metadata.iou_thres,
+        multi_label=settings.multi_label,
+        max_nms=EVERYTHING,
+        max_det=most,
+    )
+    want = set()
+    for number, boxes in enumerate(suppressed):
+        for label in boxes[:, 5].unique():
+            want |= {_key(number, box) for box in boxes[boxes[:, 5] == label][:MAX_DETECTIONS].tolist()}
+    have = {_key(int(row[0]), row[1:]) for row in detections.tolist()}
+    if len(want ^ have) > max(2, MOST_OTHER * len(want)):
+        raise InfeasibleError(
+            f"--nms: {len(want - have)} of {len(want)} detections are missing in the file, {len(have - want)} are "
+            "surplus; nothing is written"
+        )
+
+
+def _key(picture: int, row: Sequence[float]) -> tuple[int, ...]:
+    """A detection in whole pixels and thousandths."""
+    return (picture, int(row[5]), round(1000 * row[4]), *(round(side) for side in row[:4]))

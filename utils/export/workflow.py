@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import shlex
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from utils.cli import input_size, log
 from utils.darknet.data_file import Names, check_names
 from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
+from utils.export.formats import MAKERS
 from utils.export.settings import COMPANIONS, ONNX_LIKE, PAIRS, SUFFIXES, ExportSettings
 from utils.export.verify import Agreement, Subject
 from utils.files import atomic_path
@@ -25,18 +25,6 @@ from utils.model_files import ModelFiles
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
 from utils.runtime.exported import Metadata
-
-MAKERS = {
-    "onnx": "onnx_file.make_onnx",
-    "tensorrt": "onnx_file.make_onnx",
-    "ncnn": "ncnn.make_ncnn",
-    "openvino": "openvino.make_openvino",
-    "torchscript": "torch_files.make_torchscript",
-    "darknet": "torch_files.make_darknet",
-    "pt": "torch_files.make_checkpoint",
-    "fpga": "fpga.make_fpga",
-}
-"""Functions of this room that make and prove model.SUFFIX in a folder; imported when used, as packages are optional."""
 
 
 def export(
@@ -55,10 +43,8 @@ def export(
         InfeasibleError: the file would not compute what PyTorch does; nothing is written.
     """
     subject = load_subject(files, settings, names)
-    module, _, function = MAKERS[settings.format].partition(".")
-    make = getattr(importlib.import_module(f"utils.export.{module}"), function)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
-        proof, facts = make(subject, settings, Path(folder))
+        proof, facts = MAKERS[settings.format](subject, settings, Path(folder))
         path = settings.path
         if path is None:
             run = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
@@ -90,7 +76,7 @@ def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | Non
         conf_thres=settings.conf_thres,
         iou_thres=settings.iou_thres,
         lineage=loaded.lineage(),
-        quantization=loaded.quantization.document() if loaded.quantization else None,
+        quantization=loaded.quantization,
     )
     model = copy.copy(loaded.model)
     model.network = network

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,10 +80,6 @@ class ReferenceOutputs:
         """Largest difference that passes."""
         return max(TOLERANCES[precision], MOST * self.gap)
 
-    def document(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {"values": self.values, "gap": self.gap}
-
 
 @dataclass(frozen=True)
 class Metadata:
@@ -104,18 +100,16 @@ class Metadata:
     """Those of `--nms`; of other files a proposal."""
     lineage: tuple[Mapping[str, Any], ...] = ()
     """What the file was made from, oldest first."""
-    quantization: Mapping[str, Any] | None = None
-    """How an int8 network was quantized, as `QuantSettings.document` writes it."""
+    quantization: QuantSettings | None = None
+    """How an int8 network was quantized."""
     reference: ReferenceOutputs | None = None
     """Outputs that runtimes are compared with; None in files of versions before."""
 
     @property
     def wide(self) -> bool:
         """Tell whether weights have so many bits that pairs of products may need more than 16."""
-        if self.quantization is None:
-            return False
-        settings = QuantSettings(**self.quantization)
-        return max(settings.weight_bits, settings.kernels.weight_bits) > NARROW_BITS
+        settings = self.quantization
+        return settings is not None and max(settings.weight_bits, settings.kernels.weight_bits) > NARROW_BITS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -146,11 +140,11 @@ class Metadata:
             "thresholds": {"conf": self.conf_thres, "iou": self.iou_thres},
             "precision": self.precision,
             "lineage": [dict(entry) for entry in self.lineage],
-            "quantization": self.quantization and dict(self.quantization),
-            "reference": self.reference and self.reference.document(),
+            "quantization": self.quantization and self.quantization.document(),
+            "reference": self.reference and asdict(self.reference),
         }
         texts = {name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()}
-        return {"cfg": cfg_file.format_network(network), **texts}
+        return {CFG: cfg_file.format_network(network), **texts}
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
@@ -159,50 +153,48 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
     Raises:
         WeightsError: there are none of this suite, or they contradict themselves.
     """
-    if "cfg" not in properties or "schema" not in properties:
+    if CFG not in properties or "schema" not in properties:
         raise WeightsError(
             f"{path}: says neither its network nor its classes: another program made it; files of export.py can be "
             "used here"
         )
-    documents = {"quantization": "null", "reference": "null", **properties}
+
+    def value(key: str) -> Any:
+        return json.loads(properties.get(key, "null"))
+
     try:
-        if json.loads(documents["schema"]) != SCHEMA:
-            raise WeightsError(f"{path}: its metadata are of version {documents['schema']}, and {SCHEMA} can be read")
-        network = cfg_file.parse(documents["cfg"], f"{path}!cfg")
-        thresholds = json.loads(documents["thresholds"])
+        if value("schema") != SCHEMA:
+            raise WeightsError(f"{path}: its metadata are of version {value('schema')}, and {SCHEMA} can be read")
+        network = cfg_file.parse(properties[CFG], f"{path}!cfg")
+        quantization, compared = value("quantization"), value("reference")
+        if quantization is not None:
+            quantization = QuantSettings(**quantization | {"kept": tuple(quantization["kept"])})
+        if compared is not None:
+            values = tuple(tuple(map(float, array)) for array in compared["values"])
+            compared = ReferenceOutputs(values, float(compared["gap"]))
         metadata = Metadata(
             network,
-            tuple(map(str, json.loads(documents["names"]))),
-            json.loads(documents["output"])["kind"],
-            json.loads(documents["input"])["fit"],
-            json.loads(documents["precision"]),
-            float(thresholds["conf"]),
-            float(thresholds["iou"]),
-            tuple(map(dict, json.loads(documents["lineage"]))),
-            _quantization(json.loads(documents["quantization"])),
-            _reference(json.loads(documents["reference"])),
+            tuple(map(str, value("names"))),
+            value("output")["kind"],
+            value("input")["fit"],
+            value("precision"),
+            float(value("thresholds")["conf"]),
+            float(value("thresholds")["iou"]),
+            tuple(map(dict, value("lineage"))),
+            quantization,
+            compared,
         )
+        known = metadata.output in OUTPUTS and metadata.mode in MODES and metadata.precision in TOLERANCES
     except (CfgError, WeightsError):
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as failure:
         raise WeightsError(f"{path}: its metadata are damaged ({type(failure).__name__}: {failure})") from None
-    if len(metadata.names) != network.classes or metadata.output not in OUTPUTS or metadata.mode not in MODES:
+    if not known or len(metadata.names) != network.classes:
         raise WeightsError(
             f"{path}: its metadata are damaged: {len(metadata.names)} names for {network.classes} classes, output "
-            f"{metadata.output!r}, fit {metadata.mode!r}"
+            f"{metadata.output!r}, fit {metadata.mode!r}, precision {metadata.precision!r}"
         )
     return metadata
-
-
-def _quantization(document: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return document and QuantSettings(**{**document, "kept": tuple(document["kept"])}).document()
-
-
-def _reference(document: Mapping[str, Any] | None) -> ReferenceOutputs | None:
-    """The reference of a file; None of one that has none, as those of versions before."""
-    if document is None:
-        return None
-    return ReferenceOutputs(tuple(tuple(map(float, values)) for values in document["values"]), float(document["gap"]))
 
 
 def reference(want: Arrays, outputs: Arrays, precision: str) -> ReferenceOutputs:
