@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, leads, log, memory_for, print_json, processes, run, settings_from
+from utils.cli import Parser, leads, log, memory_for, print_json, processes, require, run, settings_from
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
@@ -23,7 +23,6 @@ from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError
 from utils.model_files import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes
 from utils.report.run_dir import check_run
-from utils.report.scalars import require_tensorboard
 from utils.training.evolve import require_optuna, run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import (
@@ -61,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.resume is None:
         check_flags(args, parser.given(argv))
     if args.tensorboard:
-        require_tensorboard()
+        require("--tensorboard", "tensorboard")
     if args.evolve:
         require_optuna()
     return args

@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from utils.compress.measure import LoadedNetwork, forward
-    from utils.report.cost import network_cost
-    from utils.report.latency import interleaved
+    from utils.report.cost import interleaved, network_cost
     from utils.report.run_dir import environment
     from utils.runtime.engines import load
 

@@ -114,22 +114,20 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Plots take longer than a tiny run; those of the report page are drawn."""
-    from utils.report import gammas, plots
+    from utils.report import plots
 
-    for module in (plots, gammas):
-        for name in vars(module):
-            if name.startswith("plot_") and name not in ("plot_course", "plot_pareto"):
-                monkeypatch.setattr(module, name, lambda *_: None)
+    for name in vars(plots):
+        if name.startswith("plot_") and name not in ("plot_course", "plot_pareto"):
+            monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, in their order."""
-    from utils.report import gammas, plots
+    from utils.report import plots
 
     figures, save = [], plots.save
-    for module in (plots, gammas):
-        monkeypatch.setattr(module, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
 

@@ -33,7 +33,7 @@ QUICK = """
 from utils.checkpoint import write_checkpoint
 from utils.pruning import report
 from utils.quantization import workflow
-from utils.report import gammas, plots
+from utils.report import plots
 
 from utils.training.checkpointing import State
 
@@ -48,7 +48,7 @@ def write_epoch(state, run, source):
 
 State.write_last = write_epoch
 
-for module in (plots, gammas, report, workflow):
+for module in (plots, report, workflow):
     for name in vars(module):
         if name.startswith("plot_") and name not in ("plot_course", "plot_pareto"):
             setattr(module, name, nothing)

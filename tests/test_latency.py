@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from utils.report import latency
-from utils.report.latency import LEAST_ROUNDS, Latency, interleaved
+from utils.report import cost
+from utils.report.cost import LEAST_ROUNDS, Latency, interleaved
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def clock(monkeypatch):
             self.now += milliseconds / 1000
 
     clock = Clock()
-    monkeypatch.setattr(latency, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -31,7 +31,7 @@ def test_runs_take_turns():
 
 
 def test_before_a_turn_there_may_be_a_rest_and_a_run_that_does_not_count(clock, monkeypatch):
-    monkeypatch.setattr(latency, "sleep", lambda seconds: clock.sleep(1000 * seconds))
+    monkeypatch.setattr(cost, "sleep", lambda seconds: clock.sleep(1000 * seconds))
     times = iter([9, 9, *[50, 1, 70, 2] * 5])
     found = interleaved({name: lambda: clock.sleep(next(times)) for name in "ab"}, rounds=5, warm=1, pause=0.3)
     assert (found["a"].median, found["b"].median) == pytest.approx((1, 2))

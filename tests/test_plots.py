@@ -6,7 +6,6 @@ import csv
 import io
 import subprocess
 import sys
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,23 +13,7 @@ import pytest
 
 from utils.detection.average_precision import Evaluator
 from utils.report import plots
-from utils.report.plots import (
-    BLUE,
-    COLOURS,
-    GREY,
-    MARKERS,
-    LayerBar,
-    ParetoPoint,
-    front,
-    plot_channels,
-    plot_confusion,
-    plot_f1_curve,
-    plot_labels,
-    plot_pareto,
-    plot_pr_curve,
-    plot_results,
-    plot_threshold,
-)
+from utils.report.plots import BLUE, COLOURS, EDGES, GREY, MARKERS, LayerBar, front
 from utils.report.tables import Column, csv_table, markdown_table, text_table
 
 NAMES = ["disc", "_hidden", "$x^$", "雪", "a\nb", "a name much longer than an axis has room for"]
@@ -55,7 +38,7 @@ def evaluated(objects: int):
 def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_path):
     program = (
         "import sys, numpy, pathlib\n"
-        "from utils.report import gammas, plots\n"
+        "from utils.report import plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"plots.plot_labels(numpy.zeros((0, 5)), ['a'], pathlib.Path({str(tmp_path / 'a.png')!r}))\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
@@ -63,68 +46,116 @@ def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_pat
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_results_are_drawn_with_gaps_and_columns_of_any_name(tmp_path, epochs):
+def constant_results(epochs: int) -> dict:
+    """Columns of any name, with gaps."""
     gaps = [float("nan")] * epochs
     results = {"epoch": list(range(epochs)), "box_loss": gaps, "cls_loss": [1.0] * epochs, "lr": [0.1] * epochs}
-    results |= {"map50": [0.5] * epochs, "f1": gaps, "seconds": gaps, **{f"loss_{n}": gaps for n in range(5)}}
-    plot_results(results, tmp_path / "results.png", best_epoch=0 if epochs else None)
-    assert size(tmp_path / "results.png")
+    return results | {"map50": [0.5] * epochs, "f1": gaps, "seconds": gaps, **{f"loss_{n}": gaps for n in range(5)}}
 
 
-@pytest.mark.parametrize("count", [0, 1, 30_001])
-def test_labels_are_drawn_whether_none_or_many(tmp_path, count):
-    labels = np.random.default_rng(0).random((count, 5)) * [len(NAMES), 1, 1, 1, 1]
-    plot_labels(labels, NAMES, tmp_path / "labels.jpg")
-    assert size(tmp_path / "labels.jpg")
+def labels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 5)) * [len(NAMES), 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("objects", [0, 12])
-def test_curves_are_drawn_with_and_without_objects(tmp_path, objects):
-    metrics = evaluated(objects)
-    plot_pr_curve(metrics, tmp_path / "PR_curve.png")
-    plot_f1_curve(metrics, tmp_path / "F1_curve.png")
-    assert size(tmp_path / "PR_curve.png") and size(tmp_path / "F1_curve.png")
-
-
-@pytest.mark.parametrize("classes", [1, 80])
-def test_a_confusion_matrix_is_drawn_even_with_empty_rows(tmp_path, classes):
+def confusion(classes: int) -> tuple[np.ndarray, list[str]]:
     matrix = np.zeros((classes + 1, classes + 1), int)
     matrix[0, 0] = 3
-    plot_confusion(matrix, [f"class {n}" for n in range(classes)], tmp_path / "confusion_matrix.png")
-    assert size(tmp_path / "confusion_matrix.png")
+    return matrix, [f"class {n}" for n in range(classes)]
 
 
-def test_pictures_may_have_names_of_any_script(tmp_path, recwarn):
-    plot_confusion(np.eye(len(NAMES) + 1, dtype=int), NAMES, tmp_path / "confusion_matrix.png")
-    assert size(tmp_path / "confusion_matrix.png")
+@pytest.mark.parametrize(
+    ("draw", "content"),
+    [
+        *((plots.plot_results, (constant_results(epochs),)) for epochs in (0, 1, 3)),
+        *((plots.plot_labels, (labels(count), NAMES)) for count in (0, 1, 30_001)),
+        *((draw, (evaluated(count),)) for draw in (plots.plot_pr_curve, plots.plot_f1_curve) for count in (0, 12)),
+        *((plots.plot_confusion, confusion(classes)) for classes in (1, 80)),
+        (plots.plot_confusion, (np.eye(len(NAMES) + 1, dtype=int), NAMES)),
+    ],
+)
+def test_any_figures_are_drawn(tmp_path, recwarn, draw, content):
+    """No epochs, gaps, no objects, empty rows, names of any script."""
+    more = {"best_epoch": 0} if draw is plots.plot_results and content[0]["epoch"] else {}
+    draw(*content, tmp_path / "a.png", **more)
+    assert size(tmp_path / "a.png")
     assert not recwarn.list
 
 
 def test_equal_data_draw_equal_pictures(tmp_path):
     for name in ("a.png", "b.png"):
-        plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)
+        plots.plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def bimodal(share: float, count: int = 500) -> np.ndarray:
+    """[60 + 1] counts of |γ|, of which a share is tiny, some of it 0."""
+    rng = np.random.default_rng(0)
+    tiny = np.where(rng.random(count) < 0.3, 0, 10 ** rng.normal(-4, 0.5, count))
+    return np.histogram(np.where(rng.random(count) < share, tiny, rng.normal(1, 0.2, count)), EDGES)[0]
+
+
+def test_the_title_says_how_many_fell(tmp_path, drawn):
+    """Of 4 the bins below 0.01 hold 2 and 1: the first, and the last that ends there."""
+    before, after = np.zeros((2, 61), int)
+    before[[31, -1]], after[[0, 30, 31]] = [1, 3], [2, 1, 1]
+    plots.plot_gamma_change(before, after, tmp_path / "change.png")
+    assert drawn[0].axes[0].get_title() == "|γ| below 0.01: 0.0 % before → 75.0 % after"
+    assert size(tmp_path / "change.png") == (1080, 576)
+
+
+@pytest.mark.parametrize("counts", [(bimodal(0.1), bimodal(0.9)), np.zeros((2, 61))], ids=["bimodal", "no γ"])
+def test_any_histograms_are_drawn(tmp_path, recwarn, counts):
+    plots.plot_gamma_change(*counts, tmp_path / "change.png")
+    plots.plot_gamma_epochs([0, 1], counts, tmp_path / "epochs.png")
+    assert size(tmp_path / "change.png") and size(tmp_path / "epochs.png")
+    assert not recwarn.list
+
+
+def test_an_epoch_is_a_column_of_the_map_and_the_turn_a_line(tmp_path, drawn):
+    counts = [bimodal(share) for share in np.linspace(0, 1, 6)]
+    plots.plot_gamma_epochs(range(1, 7), counts, tmp_path / "epochs.png", turn=3.4)
+    ax, _ = drawn[0].axes
+    assert ax.collections[0].get_array().tolist() == np.transpose(counts).tolist()
+    assert (ax.get_xlim(), ax.get_yscale()) == ((0.5, 6.5), "log")
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["< 1e-05", "0.0001"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rate turns"]
+    assert ax.lines[0].get_xdata()[0] == 3.4
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 6])
+def test_the_course_is_drawn_with_gaps_and_without_accuracy(tmp_path, recwarn, epochs):
+    nan = float("nan")
+    results = {"epoch": range(epochs), "map50": [nan, 0.5] * (epochs // 2) + [nan] * (epochs % 2)}
+    shares = {"epoch": range(epochs), "0.01": [0.5] * epochs}
+    pressure = {name: [0.5] * epochs for name in ("epoch", "s", "plan", "weak")}
+    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=2.5)
+    plots.plot_sparse_course({"epoch": range(epochs)}, shares, {}, tmp_path / "bare.png")
+    assert size(tmp_path / "course.png")[1] > size(tmp_path / "bare.png")[1]
+    assert not recwarn.list
+
+
+def test_the_course_names_its_lines(tmp_path, drawn):
+    results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
+    shares = {"epoch": [1, 2], **{limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}}
+    pressure = {"epoch": [0, 1, 2], "s": [0, 3, 0], "plan": [0, 0.2, 0.5], "weak": [0, 0.1, 0.5]}
+    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=1)
+    top, bottom, s = ([text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[0].axes)
+    assert top == ["AP50", "AP50-95", "rate turns"]
+    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "weak", "weak by the plan", "rate turns"]
+    assert s == ["s", "rate turns"] and drawn[0].axes[2].get_ylim()[1] > 3
 
 
 def layers(count: int) -> list[LayerBar]:
     """Widths from 16 to 1024; every third layer in one of the chains, every seventh no candidate, one unit removed."""
     return [
-        LayerBar(
-            block=2 * n,
-            before=16 << n % 7,
-            after=1 + n % 16,
-            chain=n // 20 if n % 3 == 0 else None,
-            candidate=n % 7 != 6,
-            removed=n in (3, 4),
-        )
+        LayerBar(2 * n, 16 << n % 7, 1 + n % 16, n // 20 if n % 3 == 0 else None, n % 7 != 6, n in (3, 4))
         for n in range(count)
     ]
 
 
 @pytest.mark.parametrize(("count", "width"), [(0, 840), (1, 840), (11, 840), (107, 2868)])
 def test_the_picture_is_as_wide_as_the_network_is_deep(tmp_path, recwarn, count, width):
-    plot_channels(layers(count), tmp_path / "channels.png")
+    plots.plot_channels(layers(count), tmp_path / "channels.png")
     assert size(tmp_path / "channels.png") == (width, 600)
     assert not recwarn.list
 
@@ -134,9 +165,9 @@ def test_the_numbers_count_a_removed_unit_as_gone(tmp_path, drawn):
     bars = [
         LayerBar(0, 32, 9, None, True, False),
         LayerBar(1, 64, 64, 0, True, False),
-        LayerBar(4, 64, 5, 0, True, True),
+        LayerBar(4, 64, 0, 0, True, True),
     ]
-    plot_channels(bars, tmp_path / "channels.png")
+    plots.plot_channels(bars, tmp_path / "channels.png")
     (ax,) = drawn[0].axes
     assert ax.get_title() == "channels: 160 → 73, 45.6 % stay"
     assert [text.get_text() for text in ax.texts] == ["9/32", "64", "0/64"]
@@ -154,18 +185,20 @@ def test_chains_have_colours_of_their_own_and_what_may_not_go_is_grey():
 
 @pytest.mark.parametrize(("widths", "scale"), [([16, 64], "linear"), ([16, 1024], "log")])
 def test_the_axis_is_logarithmic_where_widths_differ_much(tmp_path, drawn, widths, scale):
-    plot_channels([LayerBar(n, width, 1, None, True, False) for n, width in enumerate(widths)], tmp_path / "a.png")
+    plots.plot_channels(
+        [LayerBar(n, width, 1, None, True, False) for n, width in enumerate(widths)], tmp_path / "a.png"
+    )
     assert drawn[0].axes[0].get_yscale() == scale
 
 
 def test_a_network_may_lose_everything(tmp_path, drawn):
-    plot_channels([LayerBar(n, 16, 16, 0, True, True) for n in range(4)], tmp_path / "channels.jpg")
+    plots.plot_channels([LayerBar(n, 16, 0, 0, True, True) for n in range(4)], tmp_path / "channels.jpg")
     assert drawn[0].axes[0].get_title() == "channels: 64 → 0, 0.0 % stay"
     assert size(tmp_path / "channels.jpg")
 
 
 def test_the_cut_is_at_the_weakest_that_the_ranking_keeps(tmp_path, drawn):
-    plot_threshold([0.5, 0.0, 2.0, 0.25], 2, tmp_path / "threshold.png")
+    plots.plot_threshold([0.5, 0.0, 2.0, 0.25], 2, tmp_path / "threshold.png")
     curve, histogram = drawn[0].axes
     assert curve.get_title() == "cut at rank 2 of 4 (50.0 %), where |γ| = 0.5"
     assert histogram.get_title() == "1 of the γ are 0"
@@ -185,7 +218,7 @@ def test_the_cut_is_at_the_weakest_that_the_ranking_keeps(tmp_path, drawn):
     ],
 )
 def test_any_scores_are_drawn(tmp_path, drawn, recwarn, scores, removed, title):
-    plot_threshold(np.array(scores), removed, tmp_path / "threshold.png")
+    plots.plot_threshold(np.array(scores), removed, tmp_path / "threshold.png")
     assert drawn[0].axes[0].get_title() == title
     assert size(tmp_path / "threshold.png") == (1320, 600)
     assert not recwarn.list
@@ -193,28 +226,23 @@ def test_any_scores_are_drawn(tmp_path, drawn, recwarn, scores, removed, title):
 
 def test_every_channel_is_in_the_histogram_once(tmp_path, drawn):
     scores = np.random.default_rng(0).lognormal(-3, 2, 1000)
-    plot_threshold(scores, 700, tmp_path / "threshold.png")
+    plots.plot_threshold(scores, 700, tmp_path / "threshold.png")
     (above,) = [patch for patch in drawn[0].axes[1].patches if patch.get_label() == "above: 300"]
     values, _, baseline = above.get_data()
     assert values.sum() == 1000 and (values - baseline).sum() == 300
 
 
-def test_a_cut_outside_the_ranking_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="removed 3: there are 2 candidate channels"):
-        plot_threshold([0.1, 0.2], 3, tmp_path / "threshold.png")
-
-
-def points(count: int, seed: int = 0) -> list[ParetoPoint]:
+def points(count: int, seed: int = 0) -> list[dict]:
     """Networks of three families that cost 1 to 30 times as much, the dearer ones better on the whole."""
     rng = np.random.default_rng(seed)
     cost = np.exp(rng.uniform(0, np.log(30), count))
     ap50 = 0.6 + 0.08 * np.log(cost) + rng.normal(0, 0.03, count)
-    return [
-        ParetoPoint(
-            f"yolov4-tiny slim {n}", f"family {n % 3}", a, a - 0.03, a + 0.02, int(3e5 * c), int(1e8 * c), 4 * c
-        )
-        for n, (c, a) in enumerate(zip(cost, ap50, strict=True))
-    ]
+    networks = []
+    for n, (c, a) in enumerate(zip(cost, ap50, strict=True)):
+        accuracy = {"map50": a, "low": a - 0.03, "high": a + 0.02}
+        costs = {"parameters": int(3e5 * c), "macs": int(1e8 * c), "ms": 4 * c}
+        networks.append({"name": f"yolov4-tiny slim {n}", "family": f"family {n % 3}", **accuracy, **costs})
+    return networks
 
 
 def test_the_front_has_what_no_other_beats():
@@ -239,8 +267,8 @@ def test_a_point_is_on_the_front_unless_another_is_as_good_in_both_and_better_in
 
 def test_the_line_of_the_front_is_a_stair_to_the_right_edge(tmp_path, drawn):
     costs, values = [1.0, 2, 5], [0.5, 0.4, 0.8]
-    shown = [replace(points(1)[0], ms=ms, ap50=ap50) for ms, ap50 in zip(costs, values, strict=True)]
-    plot_pareto(shown, tmp_path / "pareto.png")
+    shown = [{**points(1)[0], "ms": ms, "map50": ap50} for ms, ap50 in zip(costs, values, strict=True)]
+    plots.plot_pareto(shown, tmp_path / "pareto.png")
     ax = drawn[0].axes[2]
     (line,) = [line for line in ax.lines if line.get_label() == "front"]
     assert line.get_xydata().tolist() == [[1, 0.5], [5, 0.8], [ax.get_xlim()[1], 0.8]]
@@ -248,23 +276,21 @@ def test_the_line_of_the_front_is_a_stair_to_the_right_edge(tmp_path, drawn):
 
 
 def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn, recwarn):
-    given = points(6)
-    plot_pareto(given, tmp_path / "pareto.png")
-    assert cv2.imread(str(tmp_path / "pareto.png")).shape == (720, 1800, 3)
+    networks = points(6)
+    plots.plot_pareto(networks, tmp_path / "pareto.png")
+    assert size(tmp_path / "pareto.png") == (1800, 720)
     axes = drawn[0].axes
     assert [ax.get_xlabel() for ax in axes] == ["million parameters", "GMACs", "ms a picture"]
     assert len({ax.get_ylim() for ax in axes}) == 1
-    for ax, costs in zip(
-        axes, ([p.parameters / 1e6 for p in given], [p.macs / 1e9 for p in given], [p.ms for p in given]), strict=True
-    ):
+    for ax, (key, _, unit) in zip(axes, plots.PANELS, strict=True):
         marks = np.vstack([line.get_xydata() for line in ax.lines if line.get_label() != "front"])
-        assert sorted(map(tuple, marks)) == sorted(zip(costs, [p.ap50 for p in given], strict=True))
+        assert sorted(map(tuple, marks)) == sorted((point[key] / unit, point["map50"]) for point in networks)
         bars = np.vstack([np.array(lines.get_segments())[:, :, 1] for lines in ax.collections])
-        assert sorted(map(tuple, bars)) == sorted((p.low, p.high) for p in given)
+        assert sorted(map(tuple, bars)) == sorted((point["low"], point["high"]) for point in networks)
         assert [text.get_text() for text in ax.texts] == [str(number) for number in range(1, 7)]
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        *(f"{n + 1} {p.name}" for n, p in enumerate(given)),
+        *(f"{n + 1} {point['name']}" for n, point in enumerate(networks)),
         "front",
     ]
     assert not recwarn.list
@@ -279,31 +305,17 @@ def test_families_look_different():
 @pytest.mark.parametrize(("most", "scale"), [(7, "linear"), (8, "log")])
 def test_the_axis_is_logarithmic_where_costs_differ_much(tmp_path, drawn, most, scale):
     one = points(1)[0]
-    plot_pareto([one, replace(one, macs=most * one.macs)], tmp_path / "pareto.jpg")
+    plots.plot_pareto([one, {**one, "macs": most * one["macs"]}], tmp_path / "pareto.jpg")
     assert [ax.get_xscale() for ax in drawn[0].axes] == ["linear", scale, "linear"]
     assert (drawn[0].axes[1].get_xlim()[0] == 0) == (scale == "linear")
 
 
-@pytest.mark.parametrize("given", [[], points(1), [points(1)[0]] * 3, points(25)], ids=["none", "one", "same", "many"])
-def test_any_points_are_drawn(tmp_path, given, recwarn):
-    odd = [replace(point, name=f"_{point.name} $x^", low=point.high, family="") for point in given]
-    plot_pareto(given + odd, tmp_path / "pareto.png")
-    assert cv2.imread(str(tmp_path / "pareto.png")).std() > 1
+@pytest.mark.parametrize("networks", [[], points(1), [points(1)[0]] * 3, points(25)], ids=["no", "one", "same", "many"])
+def test_any_points_are_drawn(tmp_path, networks, recwarn):
+    odd = [{**point, "name": f"_{point['name']} $x^", "low": point["high"], "family": ""} for point in networks]
+    plots.plot_pareto(networks + odd, tmp_path / "pareto.png")
+    assert size(tmp_path / "pareto.png")
     assert not recwarn.list
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"low": 0.9, "high": 0.8}, "ends before it begins"),
-        ({"ms": 0.0}, "above 0"),
-        ({"ms": float("nan")}, "above 0"),
-        ({"low": float("nan")}, "ends before"),
-    ],
-)
-def test_a_point_checks_itself(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(points(1)[0], **change)
 
 
 def test_a_table_is_aligned_by_kind_and_width():

@@ -10,7 +10,7 @@ import pytest
 
 from utils.errors import InputError
 from utils.report.run_dir import read_results
-from utils.report.scalars import TAGS, Scalars
+from utils.training.workflow import TAGS, Scalars
 
 needs_tensorboard = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="no tensorboard")
 
@@ -87,6 +87,6 @@ def test_a_run_leaves_the_columns_of_its_table(run, no_plots):
 def test_without_the_package_the_flag_is_refused_before_torch_is_loaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
-    with pytest.raises(InputError, match=r"--tensorboard: needs .*pip install tensorboard"):
+    with pytest.raises(InputError, match=r"--tensorboard: needs .*pip install -r requirements-dev"):
         run("--epochs", "1", "--tensorboard")
     assert not (tmp_path / "runs").exists()

@@ -438,9 +438,9 @@ class TestRun:
 
     def test_a_table_that_cannot_be_written_does_not_end_the_training(self, run, monkeypatch, no_plots):
         monkeypatch.setattr(
-            "utils.report.gammas.GammaLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+            "utils.training.sparsity.GammaLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
         )
-        monkeypatch.setattr("utils.report.gammas.GammaLog.draw", lambda *_: None)
+        monkeypatch.setattr("utils.training.sparsity.GammaLog.draw", lambda *_: None)
         assert run(*self.FLAGS, "--s", "auto")["epochs"] == 3
 
     def test_a_run_whose_tables_are_gone_is_finished_with_what_is_left(self, run, no_plots):

@@ -21,8 +21,7 @@ from utils.errors import InfeasibleError, InputError
 from utils.graph import channel_graph
 from utils.pruning import workflow
 from utils.pruning.target import Amount, PruneTarget, make_plan, make_steps
-from utils.report.cost import network_cost
-from utils.report.latency import Latency
+from utils.report.cost import Latency, network_cost
 
 UNITS = {"layer_channel": ("--shortcut", "1")}
 """What a script needs beside the target."""

@@ -38,6 +38,7 @@ REQUIREMENTS = {
     "openvino": "requirements-openvino.txt",
     "torch_pruning": "requirements-dev.txt",
     "nncf": "requirements-dev.txt",
+    "tensorboard": "requirements-dev.txt",
 }
 """Files that list optional packages; requirements-export.txt has the others."""
 Settings = TypeVar("Settings", bound="DataclassInstance")

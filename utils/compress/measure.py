@@ -26,8 +26,7 @@ from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
 from utils.device import select_device
 from utils.errors import DataError, InputError
 from utils.model_files import cfg_of
-from utils.report.cost import network_cost
-from utils.report.latency import Latency, interleaved
+from utils.report.cost import Latency, interleaved, network_cost
 from utils.report.run_dir import environment
 from utils.runtime.choice import RuntimeFiles, choose_runtime
 from utils.runtime.engines import ForeignModel, Loaded, load

@@ -22,7 +22,7 @@ from utils.compress.document import MeasureSettings, Run, ancestors, baseline_ne
 from utils.darknet.data_file import load_data
 from utils.errors import InputError
 from utils.files import atomic_write_text
-from utils.report.plots import ParetoPoint, plot_course, plot_pareto
+from utils.report.plots import plot_course, plot_pareto
 from utils.report.tables import Cell, Column, markdown_table, shown_cells
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
     runs = report["runs"]
     goal = next(run for run in runs if run["name"] == report["goal"])
     measured = [run["measured"] for run in runs if run["measured"]]
-    points = [*_points(runs), *map(_baseline_point, report["baselines"])]
+    points = list(_points(runs))
+    for network in report["baselines"]:  # those whose names begin with the same word are a family
+        points.append({**network, "family": next(iter(network["name"].split()), "other")})
     compared = len(points) > 1 and (measured or report["baselines"])
     trained = any(run["median_epochs"] for run in runs)
     return {
@@ -224,7 +226,8 @@ def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "pareto": plotted(plot_pareto, points) if compared else None,
         "pareto_words": "; ".join(
-            f"{point.name}: AP50 {point.ap50:.3f}, {point.macs / 1e9:.3f} GMACs, {point.ms:.2f} ms" for point in points
+            f"{point['name']}: AP50 {point['map50']:.3f}, {point['macs'] / 1e9:.3f} GMACs, {point['ms']:.2f} ms"
+            for point in points
         ),
     }
 
@@ -265,19 +268,11 @@ def _factor(old: float, new: float) -> str:
     return f"÷ {old / new:.2f}" if old >= new else f"× {new / old:.2f}"
 
 
-def _points(runs: Sequence[Run]) -> Iterator[ParetoPoint]:
-    """Yield the networks whose accuracy, costs and time are known."""
+def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Yield the networks whose accuracy, costs and time are known, with the keys of `baselines`."""
     for number, run in enumerate(runs, 1):
-        figures = run["figures"]
-        ap50, sizes = figures["map50"], (figures["parameters"], figures["macs"])
-        if ap50 is not None and all(sizes) and figures["ms"]:
+        figures, ap50 = run["figures"], run["figures"]["map50"]
+        if ap50 is not None and figures["parameters"] and figures["macs"] and figures["ms"]:
             low, high = run["measured"]["map50"][1:] if run["measured"] else (ap50, ap50)
-            ms = next(iter(figures["ms"].values()))
-            yield ParetoPoint(f"{number} {run['name']}", "journey", ap50, low, high, *sizes, ms)
-
-
-def _baseline_point(network: Mapping[str, Any]) -> ParetoPoint:
-    """Return the point of a network; those whose names begin with the same word are a family."""
-    family = next(iter(network["name"].split()), "other")
-    values = (network[key] for key in ("map50", "low", "high", "parameters", "macs", "ms"))
-    return ParetoPoint(network["name"], family, *values)
+            more = {"family": "journey", "low": low, "high": high, "ms": next(iter(figures["ms"].values()))}
+            yield {**figures, **more, "name": f"{number} {run['name']}"}

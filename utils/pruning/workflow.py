@@ -47,8 +47,7 @@ from utils.pruning.surgery import (
 )
 from utils.pruning.target import Amount, Plan, PruneTarget, make_plan, plan_for_target, plan_in_rounds
 from utils.pruning.units import Importance, residual_units
-from utils.report.cost import Cost, network_cost
-from utils.report.latency import Latency, interleaved
+from utils.report.cost import Cost, Latency, interleaved, network_cost
 from utils.report.run_dir import RunDirectory
 
 if TYPE_CHECKING:

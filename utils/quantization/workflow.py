@@ -36,7 +36,7 @@ from utils.quantization.calibration import (
 from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings, check, notes, rounded_convolutions
 from utils.quantization.settings import AUTO, PICTURES, QuantRequest
-from utils.report.plots import LayerNoise, plot_noise
+from utils.report.plots import plot_noise
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import Column, csv_table, text_table
 
@@ -320,11 +320,7 @@ def write(run: RunDirectory, checkpoint: Mapping[str, Any], document: Mapping[st
     entries = document["layers"]
     run.write_json("quantize.json", document)
     run.write_text("layers.csv", csv_table(list(entries[0]), [list(entry.values()) for entry in entries]))
-    bars = []
-    for entry in entries:
-        is_float = entry["bits"] == FLOAT_BITS
-        bars.append(LayerNoise(str(entry["block"]), entry["sqnr_db"], entry["alone_db"], is_float))
-    plot_noise(bars, run.file("sqnr.png"))
+    plot_noise(entries, run.file("sqnr.png"))
     run.file("model.cfg").unlink(missing_ok=True)  # of an earlier quantization, with --exist-ok
     write_checkpoint(run.file("model.pt"), checkpoint)
     run.write_text("model.cfg", checkpoint["cfg"])

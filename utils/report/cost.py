@@ -1,4 +1,4 @@
-"""Costs of a network: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone.
+"""Costs of a network: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone, and its time.
 
 BFLOPs are counted as AlexeyAB/darknet prints them: two for each multiply-add of a convolution, one for each cell a max
 pooling looks at, one for each value a shortcut adds. pjreddie/darknet printed the convolutions only (`2 · macs / 1e9`).
@@ -6,11 +6,17 @@ pooling looks at, one for each value a shortcut adds. pjreddie/darknet printed t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from time import perf_counter, sleep
+
+import numpy as np
 
 from utils.darknet.blocks import Network, Shape
 from utils.darknet.network import tensors, trace
+
+LEAST_ROUNDS = 5
+"""Measured whatever time they take."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +63,50 @@ def total(costs: Iterable[Cost]) -> Cost:
 def network_cost(network: Network, height: int | None = None, width: int | None = None) -> Cost:
     """Cost of the whole network for an input of height × width pixels, the cfg's own size by default."""
     return total(block_costs(network, height, width))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run."""
+
+    median: float
+    p90: float
+    """90 % of the runs were no slower."""
+    rounds: int
+    """Number of runs."""
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 50,
+    warm: int = 2,
+    seconds: float = 10.0,
+    pause: float = 0.0,
+) -> dict[str, Latency]:
+    """Run everything in turn, A B A B …, so that other work of the machine meets all alike; return how long each took.
+
+    Args:
+        runs: what to measure, by name; a function returns when its work is done (on a GPU it synchronises).
+        rounds: most rounds, at least 1.
+        warm: rounds before, which do not count.
+        seconds: no round begins after this time, but the first `LEAST_ROUNDS` do.
+        pause: seconds of rest before every turn, and then a run that does not count: for libraries with threads of
+            their own, which go on waiting for work when a run is over and would take the cores from the next one.
+    """
+    for _ in range(warm):
+        for run in runs.values():
+            run()
+    laps: dict[str, list[float]] = {name: [] for name in runs}
+    begin = perf_counter()
+    for number in range(rounds):
+        if number >= LEAST_ROUNDS and perf_counter() - begin > seconds:
+            break
+        for name, run in runs.items():
+            if pause:
+                sleep(pause)
+                run()
+            start = perf_counter()
+            run()
+            laps[name].append(1000 * (perf_counter() - start))
+    return {name: Latency(float(np.percentile(t, 50)), float(np.percentile(t, 90)), len(t)) for name, t in laps.items()}

@@ -1,4 +1,4 @@
-"""Pictures of runs and networks.
+"""Pictures of runs and networks, each written to `path`, which ends in .png, .jpg or .svg.
 
 matplotlib is imported when the first picture is drawn. Figures have their own Agg canvas: no display, no pyplot, no
 state that another part of a program could see. Colours are told apart by colour-blind readers, too (Okabe and Ito,
@@ -10,9 +10,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +22,7 @@ from utils.files import atomic_write_bytes
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from utils.detection.average_precision import Metrics
@@ -45,12 +45,19 @@ MOST_RANGE = 1e7
 """Ratio of the strongest |γ| to the weakest that is drawn at its own height."""
 WIDE_RANGE = 8
 """Ratio of the largest value to the smallest from which on an axis is logarithmic."""
+SMALL = 0.01
+"""|γ| below which a channel counts as squeezed in the title of `plot_gamma_change`."""
+EDGES = np.concatenate([[0.0], np.logspace(-5, 1, 61)])
+"""Edges of the bins of gamma_histogram.csv; larger |γ| count in the last one."""
+BOUNDS = np.concatenate([[EDGES[1] ** 2 / EDGES[2]], EDGES[1:]])
+"""The same as they are drawn: on a logarithmic axis 0 has no place, so its bin is as wide as the next one."""
 PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms a picture", 1))
 """Field of a point, title of the axis, and its unit."""
+Columns = Mapping[str, Sequence[float] | NDArray[np.floating]]
+"""Columns of a table of epochs, by name; NaN where an epoch has no value."""
 
 
-@dataclass(frozen=True)
-class LayerBar:
+class LayerBar(NamedTuple):
     """A convolution before and after pruning."""
 
     block: int
@@ -58,55 +65,13 @@ class LayerBar:
     before: int
     """Its channels before."""
     after: int
-    """Its channels after; not drawn if the unit was removed."""
+    """Its channels after."""
     chain: int | None
     """Number of the residual chain that ties it; None for none."""
     candidate: bool
     """The strategy may remove its channels."""
     removed: bool
     """The residual unit that it belongs to was removed whole."""
-
-    @property
-    def kept(self) -> int:
-        """Channels that stay."""
-        return 0 if self.removed else self.after
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """A convolution of a quantized network."""
-
-    name: str
-    sqnr: float | None
-    """dB, with all of the network rounded; None: nothing was changed."""
-    alone: float | None
-    """dB of the heads when it alone is rounded; None: not measured, or nothing was changed."""
-    kept: bool
-    """Its weights are float."""
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """A network and what it costs."""
-
-    name: str
-    family: str
-    """Networks of a family share a colour and a mark."""
-    ap50: float
-    """0..1."""
-    low: float
-    """Ends of its interval, e.g. of `utils.detection.bootstrap`; `ap50` may lie outside."""
-    high: float
-    parameters: int
-    macs: int
-    ms: float
-    """Milliseconds a picture."""
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"{self.name}: the interval {self.low}..{self.high} ends before it begins")
-        if not all(cost > 0 for cost in (self.parameters, self.macs, self.ms)):
-            raise ValueError(f"{self.name}: parameters, macs and ms must be above 0")
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], **layout: Any) -> tuple[Figure, list[Axes]]:
@@ -167,6 +132,22 @@ def draw_course(ax: Axes, epochs: ArrayLike, values: ArrayLike, name: str, colou
     ax.plot(x[known], y[known], color=colour, linewidth=1.6, marker=mark, label=short_name(name))
 
 
+def _draw_courses(
+    ax: Axes, title: str, courses: Mapping[str, tuple[ArrayLike, ArrayLike]], marked: float | None, label: str
+) -> None:
+    """Draw a panel of columns, (epochs, values) by name, and a vertical line at the epoch `marked`."""
+    for (name, (epochs, values)), colour in zip(courses.items(), colours(len(courses)), strict=True):
+        draw_course(ax, epochs, values, name, colour)
+    if marked is not None:
+        ax.axvline(marked, color="black", linestyle=":", linewidth=1.2, label=label)
+    finish(ax, title, "epoch", "")
+    whole_epochs(ax)
+    if title.startswith(("precision", "average", "share")):
+        ax.set_ylim(0, 1)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+
+
 def whole_epochs(ax: Axes) -> None:
     """Put ticks of the x axis at whole numbers."""
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator
@@ -178,14 +159,10 @@ def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
         ax.set_xticks(range(len(names)), list(map(short_name, names)), rotation=60, ha="right", fontsize=8)
 
 
-def plot_results(results: Mapping[str, Sequence[float]], path: Path, best_epoch: int | None = None) -> None:
+def plot_results(results: Columns, path: Path, best_epoch: int | None = None) -> None:
     """Draw the columns of results.csv over the epochs: losses, learning rates, P, R and F1, AP.
 
-    Args:
-        results: `epoch`, and any columns whose names contain `loss` or begin with `lr`, `precision`, `recall`, `f1`,
-            `map50`; NaN where an epoch has no value. Other columns are not drawn.
-        path: the picture, .png or .jpg.
-        best_epoch: marked by a vertical line.
+    `best_epoch` is marked by a vertical line. Columns of other names are not drawn.
     """
     panels = (
         ("loss", [name for name in results if "loss" in name]),
@@ -193,18 +170,89 @@ def plot_results(results: Mapping[str, Sequence[float]], path: Path, best_epoch:
         ("precision, recall, F1", [name for name in ("precision", "recall", "f1") if name in results]),
         ("average precision", [name for name in ("map50", "map50_95") if name in results]),
     )
-    figure, axes = grid(2, 2, (11, 7))
+    figure, axes = grid(2, 2, (12, 7))
     for (title, names), ax in zip(panels, axes, strict=True):
-        for name, colour in zip(names, colours(len(names)), strict=True):
-            draw_course(ax, results["epoch"], results[name], name, colour)
-        if best_epoch is not None:
-            ax.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch: {best_epoch}")
-        finish(ax, title, "epoch", "")
-        whole_epochs(ax)
-        if names:
-            ax.legend(frameon=False, fontsize=8)
-        if title.startswith(("precision", "average")):
-            ax.set_ylim(0, 1)
+        courses = {name: (results["epoch"], results[name]) for name in names}
+        _draw_courses(ax, title, courses, best_epoch, f"best epoch: {best_epoch}")
+    save(figure, path)
+
+
+def plot_gamma_change(before: ArrayLike, after: ArrayLike, path: Path) -> None:
+    """Draw the histograms of |γ| before and after a sparse training, [B] channels in each bin of EDGES."""
+    figure, (ax,) = grid(1, 1, (9, 4.8))
+    shares = []
+    for counts, name, colour, hatch in ((before, "before", BLUE, ""), (after, "after", ORANGE, "////")):
+        count = int(np.sum(counts))
+        ax.stairs(counts, BOUNDS, fill=True, alpha=0.3, color=colour, hatch=hatch)
+        ax.stairs(counts, BOUNDS, color=colour, linewidth=1.6, label=f"{name}, {spaced(count)} γ")
+        shares.append(f"{100 * np.sum(counts, where=EDGES[:-1] < 0.999 * SMALL) / count:.1f} %" if count else "–")
+    finish(ax, f"|γ| below {SMALL:g}: {shares[0]} before → {shares[1]} after", "|γ|", "channels in each bin")
+    ax.axvline(SMALL, color="black", linestyle=":", linewidth=1.2)
+    ax.set_xscale("log")
+    ax.set(xlim=(BOUNDS[0], BOUNDS[-1]), ylim=(0, None if np.any(before) or np.any(after) else 1))
+    _name_zero(ax.xaxis)
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.27, 1))
+    save(figure, path)
+
+
+def plot_gamma_epochs(epochs: Sequence[float], counts: ArrayLike, path: Path, turn: float | None = None) -> None:
+    """Draw the histograms of |γ| as columns of a map, an epoch each.
+
+    Args:
+        epochs: [E], increasing, at least one.
+        counts: [E, B], channels in each bin of EDGES.
+        path: the picture.
+        turn: epoch where the schedule turns; a dotted line.
+    """
+    figure, (ax,) = grid(1, 1, (9, 4.8))
+    counts = np.asarray(counts, float)
+    sides = np.append(epochs, epochs[-1] + 1) - 0.5
+    colours_of_counts = ax.pcolormesh(sides, BOUNDS, counts.T, cmap="Blues", vmin=0)
+    figure.colorbar(colours_of_counts, ax=ax, label="channels in each bin")
+    finish(ax, f"|γ| of {spaced(int(counts[-1].sum()))} channels over the epochs", "epoch", "|γ|")
+    ax.grid(False)
+    ax.set_yscale("log")
+    _name_zero(ax.yaxis)
+    whole_epochs(ax)
+    if turn is not None:
+        ax.axvline(turn, color=RED, linestyle=":", linewidth=1.2, label="rate turns")
+        ax.legend(frameon=False, fontsize=9, loc="lower left")
+    save(figure, path)
+
+
+def _name_zero(axis: Axis) -> None:
+    """Write powers of ten along a logarithmic axis of |γ|, and what the lowest bin holds."""
+    powers = [10.0**n for n in range(-4, 2)]
+    labels = [f"< {EDGES[1]:g}", *(f"{power:g}" for power in powers)]
+    axis.set_ticks([np.sqrt(BOUNDS[0] * BOUNDS[1]), *powers], labels)
+    axis.set_ticks([], minor=True)
+
+
+def plot_sparse_course(
+    results: Columns, shares: Columns, pressure: Columns, path: Path, turn: float | None = None
+) -> None:
+    """Draw accuracy over the epochs of a sparse training; below it how many γ have fallen, and what s = auto did.
+
+    Args:
+        results: columns of results.csv.
+        shares: `epoch`, and by the limit, e.g. `0.01`, the share of the γ whose magnitude is below it.
+        pressure: columns of pressure.csv; empty without s = auto.
+        path: the picture.
+        turn: epoch where the schedule turns; a dotted line.
+    """
+    small = "share of the γ that are small"
+    names = {"map50": "AP50", "map50_95": "AP50-95"}
+    panels: dict[str, dict[str, tuple[ArrayLike, ArrayLike]]] = {
+        "average precision": {names[key]: (results["epoch"], results[key]) for key in names if key in results},
+        small: {f"|γ| < {limit}": (shares["epoch"], shares[limit]) for limit in shares if limit != "epoch"},
+    }
+    if pressure:
+        for name, column in (("weak", "weak"), ("weak by the plan", "plan")):
+            panels[small][name] = (pressure["epoch"], pressure[column])
+        panels["pressure on the γ that are not weak"] = {"s": (pressure["epoch"], pressure["s"])}
+    figure, axes = grid(len(panels), 1, (9, 1.4 + 2.8 * len(panels)), sharex=True)
+    for ax, (title, courses) in zip(axes, panels.items(), strict=True):
+        _draw_courses(ax, title, courses, turn, "rate turns")
     save(figure, path)
 
 
@@ -221,7 +269,7 @@ def plot_search(
         numbers: of the trials, at least one.
         values: their fitness.
         columns: the values of each trial, by name.
-        path: the picture, .png or .jpg.
+        path: the picture.
         logarithmic: names of columns that are drawn over their logarithms.
     """
     down = -(-(len(columns) + 1) // 4)
@@ -247,7 +295,7 @@ def plot_labels(labels: NDArray[np.floating], names: Sequence[str], path: Path) 
     Args:
         labels: [n, 5]: class, centre x, centre y, width, height, as shares of the picture; n may be 0.
         names: of the classes.
-        path: the picture, .png or .jpg.
+        path: the picture.
     """
     figure, (left, middle, right) = grid(1, 3, (15, 4.6))
     counts = np.bincount(np.asarray(labels)[:, 0].astype(int), minlength=len(names))
@@ -269,28 +317,30 @@ def plot_labels(labels: NDArray[np.floating], names: Sequence[str], path: Path) 
 
 def plot_pr_curve(metrics: Metrics, path: Path) -> None:
     """Draw precision against recall at IoU 0.5, a line a class and a thick one for their mean."""
-    curves = metrics.curves
-    figure, (ax,) = grid(1, 1, (9, 6))
-    finish(ax, "precision and recall at IoU 0.5", "recall", "precision")
     labels = [f"{short_name(c.name)} {c.ap50:.3f}" for c in metrics.per_class]
-    _draw_curves(ax, curves.recall_points, curves.envelope, labels, f"all classes {metrics.map50:.3f}")
-    save(figure, path)
+    curves, mean = metrics.curves, f"all classes {metrics.map50:.3f}"
+    titles = ("precision and recall at IoU 0.5", "recall", "precision")
+    _draw_curves(curves.recall_points, curves.envelope, labels, mean, titles, path)
 
 
 def plot_f1_curve(metrics: Metrics, path: Path) -> None:
     """Draw F1 at IoU 0.5 over the confidence threshold, a line a class and a thick one for their mean."""
-    curves = metrics.curves
-    figure, (ax,) = grid(1, 1, (9, 6))
-    finish(ax, "F1 at IoU 0.5", "confidence threshold", "F1")
     labels = [short_name(c.name) for c in metrics.per_class]
-    _draw_curves(ax, curves.confidence, curves.f1, labels, f"all classes {metrics.f1:.3f} at {metrics.confidence:.3f}")
-    save(figure, path)
+    curves, mean = metrics.curves, f"all classes {metrics.f1:.3f} at {metrics.confidence:.3f}"
+    _draw_curves(curves.confidence, curves.f1, labels, mean, ("F1 at IoU 0.5", "confidence threshold", "F1"), path)
 
 
 def _draw_curves(
-    ax: Axes, x: NDArray[np.floating], lines: NDArray[np.floating], labels: Sequence[str], mean_label: str
+    x: NDArray[np.floating],
+    lines: NDArray[np.floating],
+    labels: Sequence[str],
+    mean_label: str,
+    titles: tuple[str, str, str],
+    path: Path,
 ) -> None:
     """Draw one line of `lines` [K, len(x)] a class, named if they are few, and their mean."""
+    figure, (ax,) = grid(1, 1, (9, 6))
+    finish(ax, *titles)
     ax.set(xlim=(0, 1), ylim=(0, 1.01))
     for line, label, colour in zip(lines, labels, colours(len(labels)), strict=True):
         if len(labels) <= MOST_NAMED:
@@ -300,6 +350,7 @@ def _draw_curves(
     if len(lines):
         ax.plot(x, np.mean(lines, axis=0), color="black", linewidth=2.5, label=mean_label)
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    save(figure, path)
 
 
 def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path) -> None:
@@ -309,7 +360,7 @@ def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path
         matrix: [C + 1, C + 1] counts, true class by predicted class. The last column holds the objects that were
             missed, the last row the detections where there is nothing, as shares of all such detections.
         names: of the C classes.
-        path: the picture, .png or .jpg.
+        path: the picture.
     """
     matrix = np.asarray(matrix)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -330,15 +381,10 @@ def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path
 
 
 def plot_channels(bars: Sequence[LayerBar], path: Path) -> None:
-    """Draw one bar a convolution: the channels before, light, and over them those that stay.
-
-    Args:
-        bars: in the order of the network; may be empty.
-        path: the picture, .png or .jpg; as wide as the network is deep.
-    """
+    """Draw one bar a convolution of a network: the channels before, light, and over them those that stay."""
     figure, (ax,) = grid(1, 1, (float(np.clip(2.5 + 0.2 * len(bars), 7, 30)), 5))
     numbers = np.arange(len(bars))
-    before, kept = np.array([(bar.before, bar.kept) for bar in bars], int).reshape(-1, 2).T
+    before, kept = np.array([(bar.before, bar.after) for bar in bars], int).reshape(-1, 2).T
     tints = _tints(bars)
     hatches = ["////" if bar.removed else "" for bar in bars]
     ax.bar(numbers, before, color=tints, alpha=LIGHT, hatch=hatches or None)
@@ -356,14 +402,19 @@ def plot_channels(bars: Sequence[LayerBar], path: Path) -> None:
     ax.grid(False, axis="x")
     ax.set_xlim(-0.7, max(len(bars), 1) - 0.3)
     if bars:
-        _channel_legend(figure, bars, tints)
+        _channel_legend(figure, bars)
     save(figure, path)
+
+
+def _chain_colours(bars: Sequence[LayerBar]) -> dict[int | None, str]:
+    """Return a colour for each chain of candidates."""
+    chains = sorted({bar.chain for bar in bars if bar.candidate and bar.chain is not None})
+    return {chain: COLOURS[1 + number % 5] for number, chain in enumerate(chains)}
 
 
 def _tints(bars: Sequence[LayerBar]) -> list[str]:
     """Return a colour a bar: grey for no candidate, blue without a chain, else that of its chain."""
-    chains = sorted({bar.chain for bar in bars if bar.candidate and bar.chain is not None})
-    of_chain: dict[int | None, str] = {chain: COLOURS[1 + number % 5] for number, chain in enumerate(chains)}
+    of_chain = _chain_colours(bars)
     return [of_chain.get(bar.chain, BLUE) if bar.candidate else GREY for bar in bars]
 
 
@@ -371,12 +422,12 @@ def _write_numbers(ax: Axes, bars: Sequence[LayerBar]) -> None:
     """Write the channels kept of all above every bar, and its block below."""
     look: dict[str, Any] = {"fontsize": 7, "rotation": 90}
     for number, bar in enumerate(bars):
-        text = str(bar.before) if bar.kept == bar.before else f"{bar.kept}/{bar.before}"
+        text = str(bar.before) if bar.after == bar.before else f"{bar.after}/{bar.before}"
         ax.annotate(text, (number, bar.before), (0, 3), textcoords="offset points", ha="center", va="bottom", **look)
     ax.set_xticks(range(len(bars)), [str(bar.block) for bar in bars], **look)
 
 
-def _channel_legend(figure: Figure, bars: Sequence[LayerBar], tints: Sequence[str]) -> None:
+def _channel_legend(figure: Figure, bars: Sequence[LayerBar]) -> None:
     """Say what the looks of the bars mean."""
     from matplotlib.patches import Patch
 
@@ -386,13 +437,9 @@ def _channel_legend(figure: Figure, bars: Sequence[LayerBar], tints: Sequence[st
         handles.append(Patch(facecolor="none", edgecolor=dark, hatch="////", label="unit removed whole"))
     if any(bar.candidate and bar.chain is None for bar in bars):
         handles.append(Patch(color=BLUE, label="not tied"))
-    chains: dict[int, dict[int, str]] = {}
-    for bar, tint in zip(bars, tints, strict=True):
-        if bar.candidate and bar.chain is not None:
-            chains.setdefault(bar.chain, {})[bar.block] = tint
-    for _, blocks in sorted(chains.items())[:12]:
-        first, *_, last = (*blocks, *blocks)
-        handles.append(Patch(color=blocks[first], label=f"{len(blocks)} tied, blocks {first}–{last}"))
+    for chain, colour in list(_chain_colours(bars).items())[:12]:
+        blocks = [bar.block for bar in bars if bar.candidate and bar.chain == chain]
+        handles.append(Patch(color=colour, label=f"{len(blocks)} tied, blocks {blocks[0]}–{blocks[-1]}"))
     if not all(bar.candidate for bar in bars):
         handles.append(Patch(color=GREY, label="no candidate"))
     columns = int(np.clip(figure.get_figwidth() / 2.1, 4, 8))
@@ -405,15 +452,10 @@ def plot_threshold(scores: ArrayLike, removed: int, path: Path) -> None:
     Args:
         scores: [N], |γ| of every candidate channel, in any order; N may be 0.
         removed: rank of the cut, 0 to N: how many of the weakest go, before chains are merged and layers get a floor.
-        path: the picture, .png or .jpg.
-
-    Raises:
-        ValueError: `removed` is not in that range.
+        path: the picture.
     """
     ranked = np.sort(np.asarray(scores, float).ravel())
     count = len(ranked)
-    if not 0 <= removed <= count:
-        raise ValueError(f"removed {removed}: there are {count} candidate channels")
     figure, (curve, histogram) = grid(1, 2, (11, 5), sharey=True, width_ratios=(2, 1))
     high = ranked.max(initial=0) or 1.0
     low = max(high / MOST_RANGE, ranked.min(where=ranked > 0, initial=high)) / 2
@@ -449,26 +491,24 @@ def _cut(ranked: NDArray[np.float64], removed: int) -> str:
     return f"{rank}, where |γ| = {ranked[removed]:.4g}" if removed < len(ranked) else rank
 
 
-def plot_noise(layers: Sequence[LayerNoise], path: Path) -> None:
+def plot_noise(layers: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a bar a convolution, and the noise that it makes alone as a point, where that was measured.
 
-    Args:
-        layers: in the order of the network.
-        path: the picture, .png or .jpg; as wide as the network is deep.
+    `layers` are those of quantize.json: `bits` is 32 where weights are float, `sqnr_db` None where nothing was changed.
     """
     from matplotlib.patches import Patch
 
     figure, (ax,) = grid(1, 1, (float(np.clip(2.5 + 0.2 * len(layers), 7, 30)), 4.5))
-    numbers = np.arange(len(layers))
-    values, alone = np.array([(layer.sqnr, layer.alone) for layer in layers], float).reshape(-1, 2).T
-    ax.bar(numbers, values, width=0.8, color=[GREY if layer.kept else BLUE for layer in layers])
+    numbers, is_float = np.arange(len(layers)), [layer["bits"] == 32 for layer in layers]
+    values, alone = (np.array([layer[key] for layer in layers], float) for key in ("sqnr_db", "alone_db"))
+    ax.bar(numbers, values, width=0.8, color=[GREY if kept else BLUE for kept in is_float])
     handles: list[Artist] = [Patch(color=BLUE, label="its output, all of the network rounded")]
-    if any(layer.kept for layer in layers):
+    if any(is_float):
         handles.append(Patch(color=GREY, label="the same, weights float"))
     if np.isfinite(alone).any():
         handles += ax.plot(numbers, alone, "D", color=ORANGE, markersize=5, label="the heads, it alone rounded")
     every = max(1, -(-len(layers) // MOST_TICKS))
-    ax.set_xticks(numbers[::every], [short_name(layer.name) for layer in layers[::every]], fontsize=7, rotation=90)
+    ax.set_xticks(numbers[::every], [str(layer["block"]) for layer in layers[::every]], fontsize=7, rotation=90)
     finish(ax, "signal to quantization noise", "block", "SQNR, dB")
     ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, 1.02), ncols=3)
     drawn = [*values, *alone, 0.0]
@@ -476,33 +516,30 @@ def plot_noise(layers: Sequence[LayerNoise], path: Path) -> None:
     save(figure, path)
 
 
-def plot_pareto(points: Sequence[ParetoPoint], path: Path) -> None:
+def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw AP50 against each cost, with the front of the networks that no other beats in both.
 
-    Points have numbers; the legend has their names.
-
-    Args:
-        points: in the order of the legend; may be empty.
-        path: the picture, .png, .jpg or .svg.
+    Points are those of `baselines` in the document of a report, and have a `family`: its networks share a colour and a
+    mark. They have numbers; the legend has their names.
     """
     figure, axes = grid(1, len(PANELS), (15, 6), sharey=True)
-    families = list(dict.fromkeys(point.family for point in points))
+    families = list(dict.fromkeys(point["family"] for point in points))
     for ax, (field, label, unit) in zip(axes, PANELS, strict=True):
-        costs = [getattr(point, field) / unit for point in points]
+        costs = [point[field] / unit for point in points]
         for number, (cost, point) in enumerate(zip(costs, points, strict=True), 1):
-            family = families.index(point.family)
+            family = families.index(point["family"])
             colour, mark = COLOURS[family % len(COLOURS)], MARKERS[family % len(MARKERS)]
-            ax.vlines(cost, point.low, point.high, color=colour, linewidth=1.3, alpha=0.7)
-            name = f"{number} {short_name(point.name)}"
-            ax.plot(cost, point.ap50, mark, color=colour, markersize=7, markeredgecolor="white", label=name)
-            ax.annotate(str(number), (cost, point.ap50), (5, 4), textcoords="offset points", fontsize=9)
+            ax.vlines(cost, point["low"], point["high"], color=colour, linewidth=1.3, alpha=0.7)
+            name = f"{number} {short_name(point['name'])}"
+            ax.plot(cost, point["map50"], mark, color=colour, markersize=7, markeredgecolor="white", label=name)
+            ax.annotate(str(number), (cost, point["map50"]), (5, 4), textcoords="offset points", fontsize=9)
         if costs and max(costs) >= WIDE_RANGE * min(costs):
             _logarithmic(ax)
         else:
             ax.set_xlim(0, 1.15 * max(costs, default=1))
-        best = front(costs, [point.ap50 for point in points])
+        best = front(costs, [point["map50"] for point in points])
         x = [*(costs[number] for number in best), ax.get_xlim()[1]]
-        y = [points[number].ap50 for number in (*best, *best[-1:])]
+        y = [points[number]["map50"] for number in (*best, *best[-1:])]
         ax.step(x[: len(y)], y, where="post", color=GREY, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1, label="front")
         finish(ax, "", label, "AP50" if ax is axes[0] else "")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
@@ -534,12 +571,7 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
 
 
 def plot_course(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw AP over the epochs of all runs, one after the other; a run without epochs is one mark.
-
-    Args:
-        runs: of the document of a report.
-        path: the picture, .png, .jpg or .svg.
-    """
+    """Draw AP over the epochs of all runs of a report's document in turn; a run without epochs is one mark."""
     figure, (ax,) = grid(1, 1, (10.5, 4.2))
     start = 0.0
     for number, run in enumerate(runs, 1):

@@ -34,14 +34,15 @@ from utils.pruning.policy import (
 )
 from utils.pruning.surgery import arrays_of, gammas_of
 from utils.pruning.units import Importance, residual_units, unit_scores
-from utils.report.gammas import BELOW, GammaLog
-from utils.report.scalars import Scalars
+from utils.report import plots
+from utils.report.run_dir import Results, RunDirectory, read_results
 from utils.training.optimizer import Schedule
 from utils.training.settings import AUTO, LARGEST_S, SCHEDULES, RateSchedule, TrainSettings
 
 if TYPE_CHECKING:
     from utils.training.checkpointing import Progress
     from utils.training.loop import Trainer
+    from utils.training.workflow import Scalars
 
 DECAY = 0.01
 """What is left of s where a schedule lets go (arXiv:2306.01526, as its authors' code has it)."""
@@ -58,6 +59,14 @@ FEEBLE, FIERCE = 0.1, 4.0
 more than so many times the largest of them, it may leave nothing."""
 RULE = "!" * 80
 NOTHING = "prune: nothing yet; no channel is weak enough: a larger s, or more epochs"
+QUANTILES = {"min": 0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1}
+BELOW = (0.1, 0.01, 0.001)
+"""Thresholds for which gamma.csv has the share of |γ| below."""
+CONTROLLED = ("s", "plan", "weak", "rested")
+"""Columns of pressure.csv: s of the epoch's last step, the planned and the actual share of weak channels, and the
+optimizer steps so far without pressure because of AP50 or the loss."""
+EVERY = -1
+"""`block` of the rows of gamma.csv for all candidates."""
 SCRIPTS = {0: "normal_prune.py", 1: "slim_prune.py", 2: "layer_prune.py"}
 """Script that removes the penalised channels, by `--prune`."""
 
@@ -403,3 +412,64 @@ def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1,
     choice = choose(graph, gammas, ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None))
     percent = advised_percent(choice.scores, choice.max_percent)
     return ["--percent", f"{percent:g}"] if percent else []
+
+
+class GammaLog:
+    """Tables of |γ| in a sparse training, a part for each epoch, and their pictures; epoch 0 is before the training.
+
+    gamma.csv has a row for every candidate and one for all together, `block` -1: quantiles of |γ| and the shares below
+    some thresholds. gamma_histogram.csv counts |γ| of all candidates; its columns are named by the lower edges.
+    pressure.csv says what s = auto did.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        shares = [f"below_{limit:g}" for limit in BELOW]
+        self.run = run
+        self._table = Results(run.file("gamma.csv"), ("block", "channels", *QUANTILES, *shares))
+        self._pressure = Results(run.file("pressure.csv"), CONTROLLED)
+        self._counts = Results(run.file("gamma_histogram.csv"), tuple(f"{edge:.4g}" for edge in plots.EDGES[:-1]))
+
+    def append(
+        self,
+        epoch: int,
+        gammas: Mapping[int, NDArray[np.floating]],
+        controlled: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write γ after an epoch, by block number; a resumed run rewrites what it repeats.
+
+        Args:
+            epoch: its number.
+            gammas: γ of each candidate.
+            controlled: the values of pressure.csv; None: there are none.
+        """
+        sizes = {block: np.abs(np.asarray(values, np.float64)).ravel() for block, values in gammas.items()}
+        together = np.concatenate(list(sizes.values()))
+        self._table.extend(epoch, [_gamma_row(block, values) for block, values in {EVERY: together, **sizes}.items()])
+        counts = np.histogram(np.minimum(together, plots.EDGES[-1]), plots.EDGES)[0]
+        self._counts.append(epoch, dict(zip(self._counts.columns[1:], counts.tolist(), strict=True)))
+        if controlled is not None:
+            self._pressure.append(epoch, controlled)
+
+    def draw(self, turn: float | None) -> None:
+        """Draw gamma/histogram.png, epochs.png and course.png; `turn` is the epoch in which the rate turns."""
+        folder = self.run.file("gamma")
+        folder.mkdir(exist_ok=True)
+        counts = read_results(self._counts.path)
+        epochs = counts.pop("epoch")
+        table = np.array(list(counts.values())).T
+        plots.plot_gamma_change(table[0], table[-1], folder / "histogram.png")
+        plots.plot_gamma_epochs(epochs, table, folder / "epochs.png", turn)
+        gammas = read_results(self._table.path)
+        every = np.array(gammas["block"]) == EVERY
+        shares = {
+            name: np.array(gammas[name])[every] for name in gammas if name == "epoch" or name.startswith("below_")
+        }
+        others = [self.run.file("results.csv"), self._pressure.path]
+        results, pressure = (read_results(path) if path.exists() else {} for path in others)
+        plots.plot_sparse_course(results, shares, pressure, folder / "course.png", turn)
+
+
+def _gamma_row(block: int, values: NDArray[np.float64]) -> dict[str, float | int]:
+    quantiles = np.quantile(values, list(QUANTILES.values()))
+    shares = {f"below_{limit:g}": float((values < limit).mean()) for limit in BELOW}
+    return {"block": block, "channels": len(values), **dict(zip(QUANTILES, quantiles.tolist(), strict=True)), **shares}
