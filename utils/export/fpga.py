@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import Darknet, fuse, network_input
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, Route, Shape, Shortcut, Upsample
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Reorg, Route, Shape, Shortcut, Upsample
 from utils.darknet.cfg import format_network
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
@@ -43,12 +43,10 @@ from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
 from utils.runtime.exported import Metadata
 
-Codes = NDArray[np.int64]
-"""[C, H, W]."""
+Codes = NDArray[np.float64]
+"""Whole numbers, of a tensor [C, H, W]. Sums, products and shifts of them are exact in float64 up to 2^53."""
 EXACT_BITS = 53
 """Of an integer in float64, sign aside."""
-FURTHEST = 62
-"""Places after which nothing of 64 bits is left."""
 HANDS_ON = {Maxpool: "maxpool", Upsample: "upsample", Reorg: "reorg", Route: "route"}
 RELU6 = 6.0
 GEOMETRY = {
@@ -85,20 +83,10 @@ class CodeRange(NamedTuple):
     leaky: bool = False
     """Leaky comes before the rounding."""
 
-    def encode(self, values: NDArray[np.floating]) -> Codes:
-        """The codes of a picture [C, H, W], 0…1."""
-        scaled = np.ldexp(values.astype(np.float64), -self.exponent)
-        away = np.trunc(scaled + np.copysign(0.5, scaled))  # exact: float32 has 24 bits, float64 53
-        rounded = np.rint(scaled) if self.half_even else away
-        return np.clip(rounded, self.low, self.high).astype(np.int64)
-
-    def finish(self, sums: Codes, down: Codes | int) -> Codes:
+    def finish(self, sums: Codes, down: NDArray[np.integer] | int) -> Codes:
         """Activation, rounding shift, limits."""
         if self.leaky:
-            sums = np.where(sums >= 0, sums << SHIFT_PLACES, sums * SHIFT_FACTOR)
-        # A shift to the left keeps what is at a limit there, and may not overflow.
-        near = np.clip(sums, min(self.low, 0) - 1, self.high + 1)
-        sums = np.where(np.asarray(down) < 0, near, sums)
+            sums = np.where(sums >= 0, sums * 2**SHIFT_PLACES, sums * SHIFT_FACTOR)
         return np.clip(shift(sums, down, self.half_even), self.low, self.high)
 
 
@@ -124,13 +112,13 @@ class Step:
     def run(self, sources: Sequence[Codes]) -> Codes:
         """Codes of the block for those that it reads."""
         if isinstance(self.block, Convolutional) and self.weight is not None:
-            sums = accumulators(sources[0], self.weight, self.block)
-            if self.bias is not None:
-                sums += (self.bias << np.array(self.up))[:, None, None]
-            return self.range.finish(sums, np.array(self.down)[:, None, None])
+            bias = None if self.bias is None else np.ldexp(self.bias, self.up)
+            return self.range.finish(
+                accumulators(sources[0], self.weight, self.block, bias), np.reshape(self.down, (-1, 1, 1))
+            )
         if self.kind == "shortcut":
-            sources = [codes << up for codes, up in zip(sources, self.up, strict=True)]
-        elif self.kind == "route" and self.down:
+            sources = [np.ldexp(codes, up) for codes, up in zip(sources, self.up, strict=True)]
+        if self.kind == "route" and self.down:
             sources = [self.range.finish(codes, down) for codes, down in zip(sources, self.down, strict=True)]
         output = exactly(self.block, sources)
         return self.range.finish(output, self.down[0]) if self.kind in ("shortcut", "product") else output
@@ -141,18 +129,36 @@ class Step:
         Args:
             sources: of the blocks it reads; their limits bound what comes in.
         """
-        most = [max(-source.low, source.high) for source in sources]
+        most = np.array([max(-source.low, source.high) for source in sources], np.float64)
         if self.weight is not None:
-            sums = np.abs(self.weight).sum(axis=(1, 2, 3), dtype=np.float64) * most[0]
-            added = 0 if self.bias is None else np.ldexp(np.abs(self.bias).astype(np.float64), np.array(self.up))
-            largest = float(np.max(sums + added))
+            largest = np.abs(self.weight).sum(axis=(1, 2, 3)) * most[0]
+            if self.bias is not None:
+                largest = largest + np.ldexp(np.abs(self.bias), self.up)
         elif self.kind == "shortcut":
-            largest = float(sum(np.ldexp(float(x), up) for x, up in zip(most, self.up, strict=True)))
+            largest = np.ldexp(most, self.up).sum()
         elif self.kind == "product":
-            largest = float(most[0]) * most[1]
+            largest = most.prod()
         else:
             return 0
-        return int(np.frexp(largest)[1]) + 1
+        return int(np.frexp(np.max(largest))[1]) + 1
+
+    def described(self, index: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        """The step in layout.json."""
+        block = self.block
+        document: dict[str, Any] = {
+            "block": index,
+            "section": type(block).__name__.lower(),
+            "computes": self.kind,
+            "reads": self.reads,
+            "shape": shape,
+            **{key: getattr(self.range, key) for key in ("exponent", "bits", "low", "high")},
+            "activation": "leaky" if self.range.leaky else getattr(block, "activation", "linear"),
+            **{key: getattr(block, key) for key in GEOMETRY.get(type(block), ())},
+        }
+        if self.weight is not None:
+            bias_bits = 8 if self.bias is None else stored_bits(self.bias)
+            document |= {"weight_bits": stored_bits(self.weight), "bias_bits": bias_bits}
+        return document | {key: getattr(self, key) for key in ("up", "down") if getattr(self, key)}
 
 
 class Program(NamedTuple):
@@ -165,51 +171,46 @@ class Program(NamedTuple):
 
     def run(self, image: Codes) -> dict[int, Codes]:
         """The codes of all blocks for those of a picture, which are there as −1."""
-        codes = {-1: image.astype(np.int64)}
+        codes = {-1: image}
         for index, step in enumerate(self.steps):
             codes[index] = step.run([codes[source] for source in step.reads])
         return codes
 
+    @property
+    def ranges(self) -> list[CodeRange]:
+        """Those of the blocks and, as −1, of pictures."""
+        return [*(step.range for step in self.steps), self.image]
+
     def accumulator_bits(self) -> list[int]:
         """Bits of the accumulators of every block."""
-        ranges = [*(step.range for step in self.steps), self.image]
-        return [step.accumulator_bits([ranges[source] for source in step.reads]) for step in self.steps]
+        return [step.accumulator_bits([self.ranges[source] for source in step.reads]) for step in self.steps]
 
 
-def shift(a: Codes, places: Codes | int, half_even: bool) -> Codes:
+def shift(a: Codes, places: NDArray[np.integer] | int, half_even: bool) -> Codes:
     """⌊a / 2^places⌉; ties go to the even neighbour, or away from 0."""
-    right = np.clip(places, 0, FURTHEST)
-    half = np.where(right > 0, np.int64(1) << np.maximum(right - 1, 0), 0)
-    magnitude = np.abs(a)
-    floor = magnitude >> right
-    rest = magnitude - (floor << right)
-    more = (rest > half) | ((rest == half) & (floor & 1 == 1)) if half_even else rest >= half
-    rounded = np.sign(a) * (floor + (more & (right > 0)))
-    return rounded << np.clip(-np.asarray(places), 0, FURTHEST)
+    scaled = np.ldexp(a, np.negative(places))
+    return np.rint(scaled) if half_even else np.trunc(scaled + np.copysign(0.5, scaled))
 
 
 def exactly(block: Block, sources: Sequence[Codes]) -> Codes:
-    """A block without its activation on codes, in float64, which is exact as in `accumulators`."""
+    """A block without its activation on codes."""
     linear: dict[str, Any] = {"activation": "linear"} if hasattr(block, "activation") else {}
     layer = build_layer(replace(block, **linear), Shape(*sources[0].shape)).eval()
-    return layer(*(torch.from_numpy(codes)[None].double() for codes in sources))[0].long().numpy()
+    return layer(*(torch.from_numpy(codes)[None] for codes in sources))[0].numpy()
 
 
-def accumulators(x: Codes, weight: Codes, block: Convolutional) -> Codes:
-    """Σ w x, [O, H', W'].
-
-    The products are added in float64, whose integers are exact up to 2^53; `accumulator_bits` says that they are
-    smaller.
-    """
+def accumulators(x: Codes, weight: Codes, block: Convolutional, bias: Codes | None = None) -> Codes:
+    """Σ w x + b, [O, H', W']; `accumulator_bits` says that they are small enough to be exact."""
     sums = F.conv2d(
-        torch.from_numpy(x)[None].double(),
-        torch.from_numpy(weight).double(),
+        torch.from_numpy(x)[None],
+        torch.from_numpy(weight),
+        None if bias is None else torch.from_numpy(bias),
         stride=(block.stride_y, block.stride_x),
         padding=block.padding * block.dilation,
         dilation=block.dilation,
         groups=block.groups,
     )
-    return sums[0].long().numpy()
+    return sums[0].numpy()
 
 
 @torch.no_grad()
@@ -275,32 +276,21 @@ def _integers(values: Tensor, scale: Tensor) -> Codes:
     """Values on a grid by their codes."""
     codes = (values.double() / scale.double()).cpu().numpy()
     assert (codes == np.rint(codes)).all(), "values lie on their grid"
-    return codes.astype(np.int64)
-
-
-class Proof(NamedTuple):
-    """Comparison of the integers with the simulation of the training."""
-
-    codes: Mapping[int, Codes]
-    """Of all blocks for the picture, whose own are −1; the same as in float64 in every bit."""
-    compared: int
-    """How many codes those are."""
-    float32_error: float
-    """Largest difference of a head in float32, in its own unit."""
-    float32_share: float
-    """Share of the codes of all blocks that are others in float32."""
-    accumulator_bits: Sequence[int]
-    """Of each block, for any picture; 0 for one that only hands codes on."""
+    return codes
 
 
 @torch.inference_mode()
-def prove(made: Program, model: Darknet, image: Tensor) -> Proof:
-    """Compare every block with the simulation in float64, for one picture, and measure float32.
+def prove(made: Program, model: Darknet, image: Tensor) -> tuple[Mapping[int, Codes], list[int], dict[str, Any]]:
+    """Compare every code of every block with the simulation of the training in float64, for one picture.
 
     Args:
         made: of the model.
         model: in evaluation mode, rounding.
         image: [1, C, H, W], 0…1.
+
+    Returns:
+        The codes of all blocks, and of the picture as −1; the bits of the accumulators of each block, for any picture;
+        facts for --json: how many codes were compared, and how far float32 is from them, in heads and in all codes.
 
     Raises:
         InfeasibleError: a code differs, or an accumulator may leave what float64 computes exactly; names the block.
@@ -314,11 +304,10 @@ def prove(made: Program, model: Darknet, image: Tensor) -> Proof:
             )
     single = fuse(model)
     want, rough = (_features(network, image) for network in (copy.deepcopy(single).double(), single))
-    codes = made.run(made.image.encode(image[0].numpy()))
+    codes = made.run(made.image.finish(image[0].double().numpy(), made.image.exponent))
     different = compared = 0
     for index, values in codes.items():
-        exponent = (made.steps[index].range if index >= 0 else made.image).exponent
-        exact = np.ldexp(values.astype(np.float64), exponent)
+        exact = np.ldexp(values, made.ranges[index].exponent)
         if wrong := int((exact != want[index]).sum()):
             where = "the picture" if index < 0 else model.network.where(index)
             raise InfeasibleError(
@@ -326,7 +315,7 @@ def prove(made: Program, model: Darknet, image: Tensor) -> Proof:
             )
         different, compared = different + int((exact != rough[index]).sum()), compared + exact.size
     error = max(float(np.abs(want[head] - rough[head]).max()) for head in model.network.heads)
-    return Proof(codes, compared, error, different / compared, bits)
+    return codes, bits, {"codes": compared, "float32": {"max_abs_error": error, "share": different / compared}}
 
 
 def _features(network: Darknet, image: Tensor) -> Mapping[int, NDArray[np.float64]]:
@@ -348,11 +337,7 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     assert quantization is not None, "check_quantization refuses a float network"
     image = picture(metadata) if settings.sample is None else sample(settings.sample, metadata)
     made = program(subject.model)
-    proof = prove(made, subject.model, image)
-    facts = {
-        "codes": proof.compared,
-        "float32": {"max_abs_error": proof.float32_error, "share": proof.float32_share},
-    }
+    codes, bits, facts = prove(made, subject.model, image)
     description = {
         "names": metadata.names,
         "picture": "random" if settings.sample is None else str(settings.sample),
@@ -361,10 +346,12 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
         "lineage": metadata.lineage,
         **facts,
         "cfg": format_network(metadata.network),
+        "about": ABOUT,
+        "image": {"shape": codes[-1].shape, "exponent": made.image.exponent, "bits": made.image.bits},
+        "heads": metadata.network.heads,
     }
-    write_folder(folder / "model.fpga", made, proof, metadata.network, description)
-    precision = f"integers, weights of {quantization.weight_bits} bits"
-    facts |= {"accumulator_bits": proof.accumulator_bits, "precision": precision}
+    write_folder(folder / "model.fpga", made, codes, bits, description)
+    facts |= {"accumulator_bits": bits, "precision": f"integers, weights of {quantization.weight_bits} bits"}
     return Agreement(runtime="integers against float64 in PyTorch"), facts
 
 
@@ -374,36 +361,32 @@ def sample(path: Path, metadata: Metadata) -> Tensor:
     return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
 
 
-def write_folder(folder: Path, made: Program, proof: Proof, network: Network, description: Mapping[str, Any]) -> None:
+def write_folder(
+    folder: Path, made: Program, codes: Mapping[int, Codes], bits: Sequence[int], description: Mapping[str, Any]
+) -> None:
     """Write the integers, and the codes of the picture that they were proved on."""
-    tensors: dict[str, tuple[Codes, int]] = {}
+    tensors = {"image": (codes[-1], made.image.bits)}
     blocks = []
-    for index, (step, bits) in enumerate(zip(made.steps, proof.accumulator_bits, strict=True)):
-        prefix = f"block{index:03d}"
-        for key, codes in (("weight", step.weight), ("bias", step.bias)):
-            if codes is not None:
-                tensors[f"{prefix}.{key}"] = codes, stored_bits(codes)
-        for key, places in (("up", step.up), ("down", step.down)):
-            if places:
-                tensors[f"{prefix}.{key}"] = np.array(places), 8
+    for index, step in enumerate(made.steps):
+        for key in ("weight", "bias", "up", "down"):
+            values = getattr(step, key)
+            if values is not None and len(values):
+                tensors[f"block{index:03d}.{key}"] = np.array(values), stored_bits(values)
         if step.kind != "pass":
-            tensors[f"{prefix}.output"] = proof.codes[index], step.range.bits
-        blocks.append(_described(index, step, proof.codes[index].shape) | {"accumulator_bits": bits})
-    tensors["image"] = proof.codes[-1], made.image.bits
+            tensors[f"block{index:03d}.output"] = codes[index], step.range.bits
+        blocks.append(step.described(index, codes[index].shape) | {"accumulator_bits": bits[index]})
     (folder / "hex").mkdir(parents=True)
-    for name, (codes, bits) in tensors.items():
-        (folder / "hex" / f"{name}.hex").write_bytes(hexadecimal(codes, bits))
-    arrays = {name: codes.astype(np.int8 if bits <= 8 else np.int16) for name, (codes, bits) in tensors.items()}
+    for name, (values, width) in tensors.items():
+        (folder / "hex" / f"{name}.hex").write_bytes(hexadecimal(values, width))
+    arrays = {name: values.astype(np.int8 if width <= 8 else np.int16) for name, (values, width) in tensors.items()}
     np.savez_compressed(folder / "model.npz", **arrays)  # type: ignore[arg-type]  # the stub: one may be allow_pickle
-    image = {"shape": proof.codes[-1].shape, "exponent": made.image.exponent, "bits": made.image.bits}
-    layout = {**description, "about": ABOUT, "image": image, "heads": network.heads}
-    head = json.dumps(layout, indent=1, ensure_ascii=False).removesuffix("\n}")
+    head = json.dumps(description, indent=1, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n  ".join(json.dumps(block, ensure_ascii=False) for block in blocks)
     (folder / "layout.json").write_text(f'{head},\n "blocks": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
 
 
-def stored_bits(codes: Codes) -> int:
-    """Bits of a weight or bias in the files: 8, or 16."""
+def stored_bits(codes: Codes | Sequence[int]) -> int:
+    """Bits of weights, biases and places in the files: 8, or 16."""
     return 8 if np.abs(codes).max(initial=0) < 2**7 else 16
 
 
@@ -411,26 +394,4 @@ def hexadecimal(codes: Codes, bits: int) -> bytes:
     """One code a line, two or four digits of two's complement."""
     digits = 2 if bits <= 8 else 4
     lines = np.array([f"{code:0{digits}x}\n".encode() for code in range(16**digits)])
-    return lines[codes.ravel() % 16**digits].tobytes()
-
-
-def _described(index: int, step: Step, shape: tuple[int, ...]) -> dict[str, Any]:
-    """A block in layout.json."""
-    block, codes = step.block, step.range
-    document: dict[str, Any] = {
-        "block": index,
-        "section": type(block).__name__.lower(),
-        "computes": step.kind,
-        "reads": step.reads,
-        "shape": shape,
-        "exponent": codes.exponent,
-        "bits": codes.bits,
-        "low": codes.low,
-        "high": codes.high,
-        "activation": "leaky" if codes.leaky else getattr(block, "activation", "linear"),
-    }
-    document |= {key: getattr(block, key) for key in GEOMETRY.get(type(block), ())}
-    if step.weight is not None:
-        bias_bits = 8 if step.bias is None else stored_bits(step.bias)
-        document |= {"weight_bits": stored_bits(step.weight), "bias_bits": bias_bits}
-    return document | {key: list(getattr(step, key)) for key in ("up", "down") if getattr(step, key)}
+    return lines[codes.ravel().astype(int) % 16**digits].tobytes()
