@@ -262,8 +262,12 @@ def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("found", "flags", "message"),
     [
-        (None, ("fpga",), r"--format fpga: .*a\.pt is float; `train.py --weights FILE --quantized 1 --FPGA`"),
-        (QuantSettings(), ("fpga",), r"is quantized with --target cpu; `train\.py"),
+        (
+            None,
+            ("fpga",),
+            r"--format fpga: .*a\.pt is float; `quantize\.py --weights a\.pt --target fpga` or",
+        ),
+        (QuantSettings(), ("fpga",), r"is quantized with --target cpu; take --format onnx --int8, or `quantize\.py"),
         (SHIFTS, ("onnx",), r"is quantized, and this file would be float; take --format fpga"),
         (SHIFTS, ("onnx", "--int8"), r"take --format fpga"),
         (SHIFTS, ("fpga", "--decode"), "--decode: goes with"),

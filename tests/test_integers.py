@@ -287,7 +287,7 @@ def test_tensorrt_names_the_command(call):
     [
         (None, ("--int8",), r"--int8: q\.pt is float; `quantize\.py --weights q\.pt --target cpu`"),
         (None, ("--format", "tensorrt"), r"--format tensorrt: q\.pt is float; .*--target tensorrt`"),
-        (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; add --int8"),
+        (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; take --format onnx --int8"),
         (of_target("cpu"), ("--format", "torchscript"), r"would be float; take --format onnx --int8"),
         (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or .*tensorrt"),
         (of_target("tensorrt"), ("--int8",), r"--target tensorrt; take --format tensorrt, or .*--target cpu"),

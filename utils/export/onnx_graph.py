@@ -24,7 +24,7 @@ from utils.darknet.blocks import Block, Network, Shape, Yolo
 from utils.darknet.network import by_block, trace
 from utils.detection.decode import LARGEST_EXPONENT, MAX_DETECTIONS
 from utils.errors import InfeasibleError
-from utils.export.integers import Codes, Kernel, RoundingPoint
+from utils.export.integers import Codes, RoundingPoint
 from utils.export.settings import ExportSettings
 from utils.layers import LEAKY_SLOPE
 from utils.runtime.exported import IMAGE, PRODUCER, Metadata
@@ -181,8 +181,7 @@ class Site:
     """Where a block stands in the graph."""
 
     graph: Graph
-    name: str
-    """Of the tensor it makes."""
+    number: int
     block: Any
     """Of the kind that the function in EMITTERS is for."""
     inputs: tuple[str, ...]
@@ -191,12 +190,12 @@ class Site:
     """Of these."""
     arrays: Arrays
     """Its weights, by their names in the block."""
-    kernel: Kernel | None = None
-    """Its weights in integers, where it is rounded."""
-    before: RoundingPoint | None = None
-    """The rounding of what its activation gets, if that is rounded."""
-    explicit: bool = False
-    """As in `Codes`."""
+    codes: Codes
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor it makes."""
+        return f"block{self.number}"
 
     @property
     def linear(self) -> str:
@@ -204,25 +203,25 @@ class Site:
         return self.name if self.block.activation == "linear" else f"{self.name}/linear"
 
     def activate(self) -> str:
-        """Add the activation of the block behind its tensor `linear`."""
-        linear = self.linear if self.before is None else self.graph.round(self.linear, self.before)
+        """Add the activation of the block behind its tensor `linear`, which may be rounded first."""
+        linear = self.linear
+        if self.number in self.codes.before:
+            linear = self.graph.round(linear, self.codes.points[self.number])
         return activate(self.graph, self.block.activation, linear, self.name)
 
     def weights(self) -> list[str]:
         """Add the kernel of the block's convolution, and its bias."""
-        names = f"{self.name}/weight", f"{self.name}/bias"
-        if self.kernel is not None:
-            return self._integral(self.kernel, *names)
-        arrays = [self.arrays.get("conv.weight"), self.arrays.get("conv.bias")]
-        return [self.graph.constant(name, of) for name, of in zip(names, arrays, strict=True) if of is not None]
-
-    def _integral(self, kernel: Kernel, name: str, bias_name: str) -> list[str]:
-        weight = self.graph.integral(name, kernel.codes, kernel.scale, explicit=self.explicit)
-        if kernel.bias is None:
-            return [weight]
-        if self.explicit:
-            return [weight, self.graph.constant(bias_name, kernel.bias * kernel.bias_scale)]
-        return [weight, self.graph.integral(bias_name, kernel.bias, kernel.bias_scale)]
+        graph, weight, bias = self.graph, f"{self.name}/weight", f"{self.name}/bias"
+        kernel, explicit = self.codes.kernels.get(self.number), self.codes.explicit
+        if kernel is None:
+            tensors = {weight: self.arrays["conv.weight"], bias: self.arrays.get("conv.bias")}
+            return [graph.constant(name, array) for name, array in tensors.items() if array is not None]
+        names = [graph.integral(weight, kernel.codes, kernel.scale, explicit=explicit)]
+        if kernel.bias is not None and explicit:
+            names.append(graph.constant(bias, kernel.bias * kernel.bias_scale))
+        elif kernel.bias is not None:
+            names.append(graph.integral(bias, kernel.bias, kernel.bias_scale))
+        return names
 
 
 def _convolution(site: Site) -> str:
@@ -385,17 +384,9 @@ def emit(
     stored = by_block(arrays)
     for index, block in enumerate(network.blocks):
         reads, point = block.reads(index), codes.points.get(index)
-        site = Site(
-            graph,
-            f"block{index}",
-            block,
-            tuple(tensors[source] for source in reads),
-            tuple(shapes[source] for source in reads),
-            stored.get(index, {}),
-            codes.kernels.get(index),
-            point if index in codes.before else None,
-            codes.explicit,
-        )
+        inputs = tuple(tensors[source] for source in reads)
+        widths = tuple(shapes[source] for source in reads)
+        site = Site(graph, index, block, inputs, widths, stored.get(index, {}), codes)
         made = EMITTERS[type(block)](site)
         tensors[index] = made if point is None or made in site.inputs else graph.round(made, point)
     return [tensors[head] for head in network.heads]

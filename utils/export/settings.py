@@ -95,9 +95,9 @@ class ExportSettings:
     exist_ok: bool = False
 
     @property
-    def integers(self) -> bool:
-        """Whether the file has integers for integer kernels."""
-        return self.int8 or self.format == "tensorrt"
+    def integers(self) -> str | None:
+        """The --target whose integers the file has, cpu for all that are written with --int8; None: it is float."""
+        return self.format if self.format in ("fpga", "tensorrt") else "cpu" if self.int8 else None
 
     @property
     def batch(self) -> int | None:
@@ -112,4 +112,4 @@ class ExportSettings:
     @property
     def precision(self) -> str:
         """Of weights and feature maps."""
-        return "float16" if self.half else "int8" if self.integers else "float32"
+        return "float16" if self.half else "int8" if self.integers in ("cpu", "tensorrt") else "float32"

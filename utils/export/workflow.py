@@ -18,13 +18,16 @@ from utils.darknet.data_file import Names, check_names
 from utils.darknet.network import max_stride, trace
 from utils.errors import InputError
 from utils.export.formats import MAKERS
-from utils.export.settings import COMPANIONS, ONNX_LIKE, PAIRS, SUFFIXES, ExportSettings
+from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES, ExportSettings
 from utils.export.verify import Agreement, Subject
 from utils.files import atomic_path
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
 from utils.runtime.exported import Metadata
+
+WAYS = {"fpga": "--format fpga", "tensorrt": "--format tensorrt", "cpu": "--format onnx --int8"}
+"""Flags for the integers of a target; cpu stands for all whose files onnxruntime runs."""
 
 
 def export(
@@ -90,41 +93,23 @@ def check_quantization(quantization: QuantSettings | None, settings: ExportSetti
         InputError: names the way out.
     """
     target = quantization and quantization.target
-    state = f"is quantized with --target {target}" if quantization else "is float"
-    if settings.format == "fpga":
-        if quantization is None or not quantization.kernels.power_of_two:
-            raise InputError(
-                f"--format fpga: {path} {state}; `train.py --weights FILE --quantized 1 --FPGA` makes one of shifts of "
-                "the float network, or `quantize.py --weights FILE --target fpga`"
-            )
-    elif settings.integers:
-        check_integers(quantization, settings, f"{path} {state}")
-    elif quantization is not None:
-        way = "add --int8" if settings.format in ONNX_LIKE else "take --format onnx --int8"
-        way = "take --format fpga" if quantization.kernels.power_of_two else way
+    wanted, kind = settings.integers, target if target in (None, *WAYS) else "cpu"
+    way = WAYS.get(kind or "")
+    flag = "--int8" if wanted == "cpu" else f"--format {wanted}"
+    if kind == wanted:
+        if quantization and kind != "fpga" and (reason := simulated_only(quantization)):
+            raise InputError(f"{flag}: {path} {reason}")
+    elif wanted is None:
         raise InputError(
-            f"{path}: is quantized, and this file would be float; {way}, or give the weights it was made from"
+            f"{path}: is quantized, and this file would be float; take {way}, or give the weights it was made from"
         )
-
-
-def check_integers(quantization: QuantSettings | None, settings: ExportSettings, state: str) -> None:
-    """Refuse a network whose integers are not those of the format; `state` names its file and how it is quantized."""
-    tensorrt = settings.format == "tensorrt"
-    flag, target = ("--format tensorrt", "tensorrt") if tensorrt else ("--int8", "cpu")
-    again = f"or quantize the float network with --target {target}"
-    path = state.partition(" is ")[0]
-    if quantization is None:
+    else:
+        state = f"is quantized with --target {target}; take {way}, or" if quantization else "is float;"
+        weights = "FLOAT" if quantization else path
         raise InputError(
-            f"{flag}: {state}; `quantize.py --weights {path} --target {target}` or `train.py --weights {path} "
-            f"--quantized 1 --target {target}` quantizes it first"
+            f"{flag}: {path} {state} `quantize.py --weights {weights} --target {wanted}` or `train.py --weights "
+            f"{weights} --quantized 1 --target {wanted}` makes one of the float network"
         )
-    if quantization.target == "fpga":
-        raise InputError(f"{flag}: {path} is quantized for an FPGA; take --format fpga, {again}")
-    if tensorrt != (quantization.target == "tensorrt"):
-        way = "onnx --int8" if tensorrt else "tensorrt"
-        raise InputError(f"{flag}: {state}; take --format {way}, {again}")
-    if reason := simulated_only(quantization):
-        raise InputError(f"{flag}: {path} {reason}")
 
 
 def publish(folder: Path, path: Path) -> int:
