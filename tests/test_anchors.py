@@ -9,8 +9,7 @@ import pytest
 
 from tests.nets import tiny
 from utils.data.anchors import auto_anchors, box_sizes, cluster, fit_quality, shape_ious, used_anchors, with_anchors
-from utils.data.index import Index
-from utils.data.labels import Report
+from utils.data.index import Index, Report
 from utils.errors import DataError
 
 

@@ -19,7 +19,7 @@ from tests.nets import TINY
 from utils.darknet.data_file import load_data
 from utils.data import doctor
 from utils.data.images import write_image
-from utils.data.labels import EFFECTS, KINDS
+from utils.data.index import EFFECTS, KINDS
 from utils.data.toy import OUTLINES, ToyRecipe, build
 from utils.errors import DataError, InputError
 

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.index import index, label_path, list_images
-from utils.data.labels import EXAMPLES, parse_labels
+from utils.data.index import EXAMPLES, index, label_path, list_images, parse_labels
 from utils.errors import DataError
 
 NAMES = ("cat", "dog", "cow")

@@ -7,7 +7,7 @@ are there is found out by who reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,20 @@ def load_names(path: Path | str) -> tuple[str, ...]:
     """
     lines = _normal_newlines(read_text(path, DataError, LARGEST_FILE)).rstrip().split("\n")
     return tuple(_checked_name(line.strip(), f"{path}:{number}") for number, line in enumerate(lines, 1))
+
+
+def write_data_file(folder: Path, name: str, names: Sequence[str], *, valid: bool) -> None:
+    """Write NAME.names, and NAME.data with the lists train.txt and, if `valid`, val.txt.
+
+    Args:
+        folder: of the data set.
+        name: of both files.
+        names: of the classes.
+        valid: there is a list of validation pictures.
+    """
+    (folder / f"{name}.names").write_text("".join(f"{text}\n" for text in names), encoding="utf-8")
+    lines = [f"classes={len(names)}", "train=train.txt", *(["valid=val.txt"] if valid else []), f"names={name}.names"]
+    (folder / f"{name}.data").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 class Names(NamedTuple):

@@ -19,11 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import Parser, fraction, print_json, random_seed, run
-from utils.darknet.data_file import load_names
+from utils.darknet.data_file import load_names, write_data_file
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocRules, read_coco, read_oxford, read_voc
 from utils.data.images import PictureError, shown_size
-from utils.data.index import IGNORED
-from utils.data.labels import DIGITS, first_places, label_line, write_data_file
+from utils.data.index import DIGITS, IGNORED, first_places, label_line
 from utils.errors import DataError, InputError
 from utils.files import new_folder
 

@@ -36,8 +36,7 @@ from utils.data.augment import (
     sample_generator,
 )
 from utils.data.images import Channels, Fit, FitMode, Image, Size, inner_size, paste, place
-from utils.data.index import Index
-from utils.data.labels import Boxes
+from utils.data.index import Boxes, Index
 from utils.data.store import CacheKind, PictureStore
 from utils.errors import SuiteError
 

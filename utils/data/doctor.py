@@ -25,8 +25,7 @@ from utils.darknet.cfg import load
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.network import max_stride, strides
 from utils.data.anchors import RATIO, box_sizes, fit_quality
-from utils.data.index import Index, index
-from utils.data.labels import EFFECTS, KINDS, LONG, TWIN_IOU, first_places, totals
+from utils.data.index import EFFECTS, KINDS, LONG, TWIN_IOU, Index, first_places, index, totals
 from utils.errors import DataError
 from utils.files import sha256
 

@@ -19,7 +19,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from utils.cli import Parser, flag, positive_int, print_json, random_seed, run, settings_from
-from utils.data.labels import label_line, write_data_file
+from utils.darknet.data_file import write_data_file
+from utils.data.index import label_line
 from utils.errors import DataError, InputError
 from utils.files import is_vacant, new_folder, read_text, sha256
 

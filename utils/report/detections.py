@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from utils.cli import one_line
 from utils.data.images import SUFFIXES, write_image
-from utils.data.labels import label_line
+from utils.data.index import label_line
 from utils.data.sources import Frame, is_utf8, silence_opencv, without_password
 from utils.detection.settings import Times
 from utils.errors import InputError
