@@ -17,8 +17,7 @@ from tests.nets import PUBLIC_MODELS, opencv_epsilon
 from tests.test_evaluation import STAGES, FirstUse
 from utils import cli
 from utils.darknet import cfg, weights
-from utils.data.images import read_image, write_image
-from utils.data.sources import silence_opencv
+from utils.data.images import read_image, silence_decoders, write_image
 
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
 
@@ -107,7 +106,7 @@ def picture(path: str, height: int = 64, width: int = 64) -> str:
 
 
 def video(path: str, count: int = 5, size: tuple[int, int] = (64, 48)) -> str:
-    silence_opencv()
+    silence_decoders()
     writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
     for number in range(count):
         writer.write(np.full((*size[::-1], 3), 20 * number, np.uint8))

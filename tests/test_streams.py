@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.sources import Deadline, FrameSource, Limits, frames, read_streams, without_password
+from utils.data.sources import FrameSource, Limits, frames, read_streams, without_password
 from utils.errors import InputError
 
 PAUSE = 0.02
@@ -183,17 +183,6 @@ def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
         server.shutdown()
         server.server_close()
     assert got == list(range(12))
-
-
-def test_the_clock_runs_from_its_start():
-    deadline = Deadline(0.05)
-    assert deadline.remaining() == np.inf
-    deadline.start()
-    assert 0 < deadline.remaining() <= 0.05
-    time.sleep(0.06)
-    assert deadline.remaining() == 0
-    deadline.start()
-    assert deadline.remaining() == 0
 
 
 def test_passwords_are_not_shown():

@@ -53,19 +53,28 @@ def reading_yaml(path: Path | str, error: type[InputError] = InputError) -> Iter
         raise error(f"{path}: not valid YAML: {type(failure).__name__}") from None  # a scalar PyYAML trips over
 
 
+def read_bytes(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        InputError: (or the class given) not a regular file, larger than `max_bytes`, or unreadable.
+    """
+    size = regular_file(path, error).st_size
+    if size > max_bytes:
+        raise error(f"{path}: {size} bytes; a file of at most {max_bytes} bytes was expected")
+    try:
+        return Path(path).read_bytes()
+    except OSError as failure:
+        raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+
+
 def read_text(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> str:
     """Text of a UTF-8 file without its byte order mark.
 
     Raises:
-        InputError: (or the class given) not a regular file, larger than `max_bytes`, unreadable, or not UTF-8.
+        InputError: (or the class given) as `read_bytes`, or not UTF-8.
     """
-    size = regular_file(path, error).st_size
-    if size > max_bytes:
-        raise error(f"{path}: {size} bytes; a text file of at most {max_bytes} bytes was expected")
-    try:
-        data = Path(path).read_bytes()
-    except OSError as failure:
-        raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+    data = read_bytes(path, error, max_bytes)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:

@@ -108,6 +108,11 @@ def shown_size(path: Path | str) -> Size:
     return (width, height) if turned else (height, width)
 
 
+def lower_suffix(path: Path | str) -> str:
+    """Suffix of a file name in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
 def write_image(path: Path | str, image: Image) -> None:
     """Write a picture atomically in the format of the suffix.
 
@@ -118,7 +123,7 @@ def write_image(path: Path | str, image: Image) -> None:
     Raises:
         DataError: the suffix is of no format that can be written.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = lower_suffix(path)
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: pictures are written as {', '.join(sorted(SUFFIXES))}")
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
@@ -139,7 +144,7 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
         if not SIGNATURE.match(file.read(16)):
             raise PictureError(path, "unknown image format", "not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
         file.seek(0)
-        _set_up_pillow()
+        silence_decoders()
         try:
             with PIL.Image.open(file, formats=FORMATS) as picture:
                 width, height = picture.size
@@ -156,10 +161,15 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
 
 
 @cache
-def _set_up_pillow() -> None:
-    """Keep Pillow from judging size and from printing; once, since new filters repeat every other warning."""
-    warnings.filterwarnings("ignore", module="PIL")  # damage is reported here, with the name of the file
+def silence_decoders() -> None:
+    """Keep Pillow, OpenCV and FFmpeg from printing: damage is reported once, by who reads or writes the file.
+
+    It is cached, since a new filter of warnings repeats every other warning.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
     PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; looked at when FFmpeg is used first
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _opened(path: Path | str) -> BinaryIO:

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.cli import one_line
-from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image
-from utils.errors import DataError
-from utils.files import atomic_write_bytes, regular_file
+from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
+from utils.errors import DataError, ResourceError
+from utils.files import atomic_write_bytes, read_bytes, regular_file
 
 Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
@@ -280,12 +280,25 @@ def index(
             labels.append(boxes)
             ignored.append(ignored_boxes)
             shapes.append((verdict.height, verdict.width))
-    backgrounds = sum(not len(boxes) for boxes in labels)
-    counts = sum(map(len, labels)), tuple(findings), sum(map(len, ignored))
-    report = Report(len(listed), len(images), backgrounds, *counts)
+    report = Report(
+        listed=len(listed),
+        usable=len(images),
+        backgrounds=sum(not len(boxes) for boxes in labels),
+        boxes=sum(map(len, labels)),
+        ignored=sum(map(len, ignored)),
+        findings=tuple(findings),
+    )
     _refuse(report, sources, strict=strict, require=require)
     sizes = np.array(shapes, np.int64).reshape(-1, 2)
     return Index(tuple(images), tuple(labels), tuple(ignored), sizes, report)
+
+
+def _repeated(listed: Sequence[str]) -> Iterator[str]:
+    earlier = set()
+    for path in listed:
+        if path in earlier:
+            yield path
+        earlier.add(path)
 
 
 def list_images(source: Source) -> list[str]:
@@ -298,7 +311,7 @@ def list_images(source: Source) -> list[str]:
     if os.path.isdir(text):
         return sorted(_walk(text))
     if not os.path.lexists(text) and glob.has_magic(text):
-        return sorted(path for path in glob.iglob(text, recursive=True) if _is_picture_name(path))
+        return sorted(path for path in glob.iglob(text, recursive=True) if lower_suffix(path) in SUFFIXES)
     regular_file(text, DataError)
     return list(_read_list(text)) if text.lower().endswith(".txt") else [text]
 
@@ -319,22 +332,12 @@ def label_path(image: str, kind: str = "labels") -> str:
 
 def _walk(folder: str) -> Iterator[str]:
     for parent, _, names in os.walk(folder):
-        yield from (os.path.join(parent, name) for name in names if _is_picture_name(name))
-
-
-def _is_picture_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+        yield from (os.path.join(parent, name) for name in names if lower_suffix(name) in SUFFIXES)
 
 
 def _read_list(path: str) -> Iterator[str]:
     """The paths in a list file. They may hold any byte but a line end; nothing in them is expanded."""
-    size = os.path.getsize(path)
-    if size > LARGEST_LIST:
-        raise DataError(f"{path}: {size} bytes; a list file of at most {LARGEST_LIST} bytes was expected")
-    try:
-        data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as failure:
-        raise DataError(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
+    data = read_bytes(path, DataError, LARGEST_LIST).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
     folder = os.path.dirname(path)
@@ -343,11 +346,6 @@ def _read_list(path: str) -> Iterator[str]:
             entry = os.path.join(folder, os.fsdecode(line))
             stripped = os.path.join(folder, os.fsdecode(line.strip()))
             yield os.path.normpath(entry if entry == stripped or os.path.exists(entry) else stripped)
-
-
-def _repeated(listed: Sequence[str]) -> list[str]:
-    first = {path: at for at, path in reversed(list(enumerate(listed)))}
-    return [path for at, path in enumerate(listed) if first[path] != at]
 
 
 def default_folder() -> Path | None:
@@ -379,47 +377,32 @@ def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
     """Verdict on each picture: from the cache where its stamp is unchanged, else by decoding it."""
     known = _load_entries(cache) if cache else {}
     stamps = {path: stamp(path) for path in paths}
-    verdicts = {path: Verdict(*known[path][4:]) for path in paths if _stamp_of(known.get(path)) == (stamps[path] or ())}
+    verdicts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
     unknown = [path for path in paths if path not in verdicts]
-    with _quiet_opencv(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
         progress = tqdm(pool.map(_check, unknown), "checking pictures", len(unknown), delay=2, disable=None)
         verdicts |= dict(zip(unknown, progress, strict=True))
     if unknown and cache:
-        _store_entries(cache, {path: [*mark, *verdicts[path]] for path in paths if (mark := stamps[path])})
+        _store_entries(cache, {path: [*mark, *verdicts[path]] for path, mark in stamps.items() if mark})
     return [verdicts[path] for path in paths]
 
 
-def _stamp_of(entry: object) -> Stamp | None:
-    """Stamp in an entry of a cache file, which may be damaged."""
-    return tuple(entry[:4]) if isinstance(entry, list) and len(entry) == 8 else None
-
-
-def _load_entries(cache: Path) -> dict[str, list]:
-    """Path → stamp and verdict. Empty if there is nothing usable."""
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+def _load_entries(cache: Path) -> dict[str, tuple[Stamp, Verdict]]:
+    """Stamp and verdict of each path. Empty if there is nothing usable."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         if cache.is_file() and cache.stat().st_size <= LARGEST_CACHE:
             document = json.loads(cache.read_bytes())
-            if document["key"] == CACHE_KEY and isinstance(document["pictures"], dict):
-                return document["pictures"]
+            if document["key"] == CACHE_KEY:
+                entries = document["pictures"].items()
+                return {path: (tuple(entry[:4]), Verdict(*entry[4:])) for path, entry in entries}
     return {}
 
 
 def _store_entries(cache: Path, entries: Mapping[str, list]) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
-    with suppress(OSError):
+    with suppress(OSError, ResourceError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(cache, json.dumps({"key": CACHE_KEY, "pictures": entries}).encode("ascii"))
-
-
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Without OpenCV's own log lines on damaged pictures: each of them is reported here, with its name."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 def _check(path: str) -> Verdict:
@@ -458,15 +441,13 @@ def read_labels(path: str, classes: int) -> tuple[Boxes, list[Finding]]:
     if not os.path.lexists(path):
         return nothing, [Finding("no label file", path)]
     try:
-        size = regular_file(path, DataError).st_size
-        if size > LARGEST_LABEL:
-            return nothing, [Finding("unreadable label file", path, f"{size} bytes")]
-        with open(path, "rb") as file:
-            data = file.read()
-    except (DataError, OSError) as failure:
+        data = read_bytes(path, DataError, LARGEST_LABEL)
+    except DataError as failure:
         return nothing, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
     if not data.strip():
         return nothing, [Finding("empty label file", path)]
+    if b"\0" in data:
+        return nothing, [Finding("not a text file", f"{path}:1", "holds zero bytes; UTF-16?")]
     return parse_labels(data, path, classes)
 
 
@@ -481,8 +462,6 @@ def parse_labels(data: bytes, path: str, classes: int) -> tuple[Boxes, list[Find
         path: of the file, for the findings.
         classes: number of classes; ids count from 0.
     """
-    if b"\0" in data:
-        return np.zeros((0, 5), np.float32), [Finding("not a text file", f"{path}:1", "holds zero bytes; UTF-16?")]
     lines: dict[tuple[float, ...], int] = {}
     findings = []
     for number, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
@@ -490,46 +469,45 @@ def parse_labels(data: bytes, path: str, classes: int) -> tuple[Boxes, list[Find
             continue
         row = _numbers(text)
         kind, detail = _flaw(text, row, classes)
-        if kind is None and row in lines:
+        if not kind and row in lines:
             kind, detail = "duplicate row", f"the same as line {lines[row]}"
-        if kind is None:
-            assert row is not None  # its kind would be "not a number"
-            lines[row] = number
-        else:
+        if kind:
             findings.append(Finding(kind, f"{path}:{number}", detail))
+        else:
+            lines[row] = number
     return np.array(list(lines), np.float32).reshape(-1, 5), findings
 
 
-def _numbers(text: bytes) -> tuple[float, ...] | None:
-    """The fields of a line as finite numbers, or None if one is none."""
+def _numbers(text: bytes) -> tuple[float, ...]:
+    """The fields of a line as finite numbers; empty if one is none."""
     try:
         row = tuple(map(float, text.split()))
     except ValueError:
-        return None
-    return row if all(map(math.isfinite, row)) and b"_" not in text else None  # Python would read 1_0 as 10
+        return ()
+    return row if all(map(math.isfinite, row)) and b"_" not in text else ()  # Python would read 1_0 as 10
 
 
-def _flaw(text: bytes, row: tuple[float, ...] | None, classes: int) -> tuple[str | None, str]:
-    """Kind and detail of what is wrong with one row; the kind is None if nothing is."""
+def _flaw(text: bytes, row: tuple[float, ...], classes: int) -> tuple[str, str]:
+    """Kind and detail of what is wrong with one row; both are empty if nothing is."""
     fields = text.split()
     if len(fields) != 5:
         return "wrong column count", f"{len(fields)} columns; a row is: class cx cy w h"
-    if row is None:
+    if not row:
         return "not a number", f"{b' '.join(fields)[:60]!r}"
-    index, cx, cy, width, height = row
-    if index != int(index):
-        return "fractional class", f"class {index}; classes are whole numbers"
-    if index < 0:
-        return "negative class", f"class {index:g}; classes are 0..{classes - 1}"
-    if index >= classes:
-        return "class beyond names", f"class {index:g}; the {classes} names have the classes 0..{classes - 1}"
+    label, cx, cy, width, height = row
+    if label != int(label):
+        return "fractional class", f"class {label}; classes are whole numbers"
+    if label < 0:
+        return "negative class", f"class {label:g}; classes are 0..{classes - 1}"
+    if label >= classes:
+        return "class beyond names", f"class {label:g}; the {classes} names have the classes 0..{classes - 1}"
     if width < 0 or height < 0:
         return "negative size", f"a box of {width} x {height}"
     if not (0 <= cx <= 1 and 0 <= cy <= 1 and width <= 1 and height <= 1):
         return "out of range", f"{cx} {cy} {width} {height}; a box is given as shares of the picture, 0..1"
     if width == 0 or height == 0:
         return "zero-size box", f"a box of {width} x {height}"
-    return None, ""
+    return "", ""
 
 
 def label_line(number: int, shares: Sequence[float]) -> str:

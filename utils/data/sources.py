@@ -21,13 +21,15 @@ import cv2
 import numpy as np
 
 from utils.cli import log
-from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, read_image
+from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, lower_suffix, read_image, silence_decoders
 from utils.data.index import list_images
 from utils.errors import DataError, InputError
 from utils.files import read_text, regular_file
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 """Suffixes that a folder is searched for, beside those of pictures; a file that is named itself may have any suffix."""
+READABLE = SUFFIXES | VIDEO_SUFFIXES
+READABLE_TEXT = " ".join(sorted(READABLE))
 SCHEMES = ("http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp")
 NAMED = 5
 """Unreadable files that a warning names; the others are counted."""
@@ -79,23 +81,6 @@ class Frame:
     """Frames a second that the source promises; 0 where it says nothing."""
 
 
-class Deadline:
-    """A deadline that begins to run when the first frame is done; never reached without `seconds`."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = math.inf if seconds is None else seconds
-        self._end = math.inf
-
-    def start(self) -> None:
-        """Let the time run; later calls change nothing."""
-        if math.isinf(self._end):
-            self._end = time.monotonic() + self._seconds
-
-    def remaining(self) -> float:
-        """Seconds left; infinite before `start`, never negative."""
-        return max(0.0, self._end - time.monotonic())
-
-
 def find(text: str) -> FrameSource:
     """Files or streams that a `--source` names; files are looked for, but not opened.
 
@@ -113,13 +98,13 @@ def find(text: str) -> FrameSource:
         return FrameSource(streams=(text,))
     if os.path.isdir(text):
         files = _readable(os.path.join(text, name) for name in os.listdir(text))
-        missing = f"{text}: no pictures or videos in this folder (looked for {_suffixes()})"
+        missing = f"{text}: no pictures or videos in this folder (looked for {READABLE_TEXT})"
     elif not os.path.lexists(text) and glob.has_magic(text):
         matches = glob.glob(text, recursive=True)
         files = _readable(matches)
         words = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
-        missing = f"--source {text}: {words} a picture or video ({_suffixes()})"
-    elif _suffix(text) == ".streams":
+        missing = f"--source {text}: {words} a picture or video ({READABLE_TEXT})"
+    elif lower_suffix(text) == ".streams":
         return FrameSource(streams=_listed_streams(text))
     else:
         files = tuple(list_images(text))
@@ -131,15 +116,7 @@ def find(text: str) -> FrameSource:
 
 def _readable(paths: Iterable[str]) -> tuple[str, ...]:
     """The pictures and videos among some paths, sorted."""
-    return tuple(sorted(path for path in paths if _suffix(path) in SUFFIXES | VIDEO_SUFFIXES))
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(SUFFIXES | VIDEO_SUFFIXES))
+    return tuple(sorted(path for path in paths if lower_suffix(path) in READABLE))
 
 
 def _is_stream(text: str, where: str) -> bool:
@@ -173,16 +150,17 @@ def frames(source: FrameSource, limits: Limits | None = None) -> Generator[Frame
         InputError: no file can be read, or no stream ever gave a frame.
     """
     limits = limits or Limits()
-    deadline = Deadline(limits.max_seconds)
+    seconds = math.inf if limits.max_seconds is None else limits.max_seconds
     if source.streams:
-        reading = read_streams(source.streams, limits.stream_timeout, deadline)
+        reading = read_streams(source.streams, limits.stream_timeout, seconds)
     else:
         reading = _read_files(source.files)
+    end = math.inf
     with closing(reading):
         for count, frame in enumerate(reading, 1):
             yield frame
-            deadline.start()
-            if count == limits.max_frames or deadline.remaining() == 0:
+            end = min(end, time.monotonic() + seconds)  # the time runs from the end of the first frame
+            if count == limits.max_frames or time.monotonic() >= end:
                 return
 
 
@@ -209,7 +187,7 @@ def _read_file(path: str) -> Generator[Frame]:
     Raises:
         DataError: neither, or nothing in it can be decoded.
     """
-    if _suffix(path) not in VIDEO_SUFFIXES:
+    if lower_suffix(path) not in VIDEO_SUFFIXES:
         try:
             yield Frame(path, 0, read_image(path), "picture")
             return
@@ -230,15 +208,9 @@ def _read_file(path: str) -> Generator[Frame]:
         log(f"warning: {path}: only {count} of the {promised} frames it promises can be decoded")
 
 
-def silence_opencv() -> None:
-    """Keep FFmpeg and OpenCV from printing: what went wrong with a video is said once, by who reads or writes it."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; looked at when FFmpeg is used first
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 @contextmanager
 def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.VideoCapture]:
-    """An OpenCV capture of a video file, an address or a webcam number; `isOpened()` says whether it worked.
+    """An OpenCV capture of a video file, an address or a webcam number; one that cannot be opened has no frames.
 
     Files and addresses are read by FFmpeg alone, since other backends read a name like `%03d.png` as a pattern.
 
@@ -246,7 +218,7 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
         source: a path, an address or a webcam number.
         timeout: seconds after which opening and each read of an address are given up.
     """
-    silence_opencv()
+    silence_decoders()
     limits = []
     if timeout is not None:
         limit = max(1, round(1000 * timeout))
@@ -308,41 +280,31 @@ class StreamReader(threading.Thread):
         source: an address or a webcam number, as given.
         number: the stream's number in messages.
         changed: notified whenever a frame arrives or is taken; guards the attributes below.
+        stopping: set when the thread has to end.
         timeout: seconds after which opening or a read is given up.
     """
 
-    def __init__(self, source: str, number: int, changed: threading.Condition, timeout: float) -> None:
+    def __init__(
+        self, source: str, number: int, changed: threading.Condition, stopping: threading.Event, timeout: float
+    ) -> None:
         super().__init__(name=f"stream {number}", daemon=True)
-        self.source = source
-        self.number = number
+        self.source, self.number = source, number
         self.received = 0
         """Frames that have arrived so far."""
         self.heard = time.monotonic()
         """When the last frame arrived, or the stream was started."""
         self.served = 0.0
         """When a frame was taken last."""
-        self._changed = changed
-        self._timeout = timeout
-        self._stopping = threading.Event()
-        self._newest: np.ndarray | None = None
-        self._fps = 0.0
+        self.newest: Frame | None = None
+        """The frame that waits to be taken."""
+        self._changed, self._stopping, self._timeout = changed, stopping, timeout
 
-    @property
-    def ready(self) -> bool:
-        """True while a frame waits that was not taken yet."""
-        return self._newest is not None
-
-    def stop(self) -> None:
-        """Ask the thread to end."""
-        self._stopping.set()
-
-    def take(self) -> Frame:
-        """The newest frame, once; call it with `changed` held, when `ready`."""
-        image, self._newest = self._newest, None
-        assert image is not None  # `ready`
+    def take(self) -> Frame | None:
+        """The newest frame, once; call it with `changed` held."""
+        frame, self.newest = self.newest, None
         self.served = time.monotonic()
         self._changed.notify_all()
-        return Frame(self.source, self.received - 1, image, "stream", self._fps)
+        return frame
 
     def run(self) -> None:
         """Open, read, and open again after a loss, waiting longer each time nothing comes; ends with the source."""
@@ -350,67 +312,64 @@ class StreamReader(threading.Thread):
         while not self._stopping.is_set():
             before = self.received
             has_end = self._read_connection()
-            if has_end and self.received > before:
-                return
             if self.received > before:
+                if has_end:
+                    return
                 wait = SHORTEST_WAIT
             self._stopping.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
 
     def _read_connection(self) -> bool:
-        """Read until the connection is lost; whether the source is one with an end."""
+        """Read until the connection is lost; return whether the source is one with an end."""
+        before = self.received
         with opened(int(self.source) if self.source.isdecimal() else self.source, self._timeout) as capture:
-            if not capture.isOpened():
-                return False
             has_end = _promised_frames(capture) > 0
-            self._fps = _promised_fps(capture)
-            before = self.received
+            fps = _promised_fps(capture)
             for image in _pictures(capture):
                 if self._stopping.is_set():
                     return has_end
-                self._keep(image, wait_until_taken=has_end, back=self.received == before > 0)
+                if self.received == before > 0:
+                    away = time.monotonic() - self.heard
+                    log(f"stream {self.number}: lost at frame {before - 1}, back after {away:.1f} s")
+                self._keep(Frame(self.source, self.received, image, "stream", fps), wait_until_taken=has_end)
         if self.received > before and not has_end:
             log(f"stream {self.number}: lost at frame {self.received - 1}, reconnecting")
         return has_end
 
-    def _keep(self, image: np.ndarray, *, wait_until_taken: bool, back: bool) -> None:
+    def _keep(self, frame: Frame, *, wait_until_taken: bool) -> None:
         """Put a frame in the place of the one before."""
         with self._changed:
-            while wait_until_taken and self.ready and not self._stopping.is_set():
+            while wait_until_taken and self.newest and not self._stopping.is_set():
                 self._changed.wait(POLL)
-            now = time.monotonic()
-            if back:
-                log(f"stream {self.number}: lost at frame {self.received - 1}, back after {now - self.heard:.1f} s")
-            self._newest = image
+            self.newest = frame
             self.received += 1
-            self.heard = now
+            self.heard = time.monotonic()
             self._changed.notify_all()
 
 
-def read_streams(sources: Sequence[str], timeout: float, deadline: Deadline | None = None) -> Generator[Frame]:
+def read_streams(sources: Sequence[str], timeout: float, max_seconds: float = math.inf) -> Generator[Frame]:
     """Newest frames of several streams, in turn, each frame once; ends when all streams have ended or are dead.
 
     Args:
         sources: addresses and webcam numbers, as given.
         timeout: seconds without a frame of any stream after which all count as dead.
-        deadline: ends the reading, too.
+        max_seconds: seconds after the first frame is done at which reading ends.
 
     Raises:
         InputError: no stream ever gave a frame.
     """
-    deadline = deadline or Deadline()
-    changed = threading.Condition()
-    readers = [
-        StreamReader(source, number, changed, min(timeout, LONGEST_READ)) for number, source in enumerate(sources, 1)
-    ]
+    changed, stopping = threading.Condition(), threading.Event()
+    limit = min(timeout, LONGEST_READ)
+    readers = [StreamReader(source, number, changed, stopping, limit) for number, source in enumerate(sources, 1)]
     for reader in readers:
         reader.start()
+    end = math.inf
     try:
-        while (frame := _next_frame(readers, changed, timeout, deadline)) is not None:
+        while (frame := _next_frame(readers, changed, timeout, end)) is not None:
             yield frame
+            end = min(end, time.monotonic() + max_seconds)
     finally:
-        for reader in readers:
-            reader.stop()
+        stopping.set()
         for reader in readers:
             reader.join(LONGEST_JOIN)
     if not any(reader.received for reader in readers):
@@ -419,18 +378,17 @@ def read_streams(sources: Sequence[str], timeout: float, deadline: Deadline | No
 
 
 def _next_frame(
-    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, deadline: Deadline
+    readers: Sequence[StreamReader], changed: threading.Condition, timeout: float, end: float
 ) -> Frame | None:
     """The newest frame of the ready stream that waited longest; None when time is up or nothing can come any more."""
     with changed:
-        while deadline.remaining() > 0:
-            ready = [reader for reader in readers if reader.ready]
-            if ready:
+        while (now := time.monotonic()) < end:
+            if ready := [reader for reader in readers if reader.newest]:
                 return min(ready, key=lambda reader: reader.served).take()
-            silence = time.monotonic() - max(reader.heard for reader in readers)
+            silence = now - max(reader.heard for reader in readers)
             if silence >= timeout or not any(reader.is_alive() for reader in readers):
                 if silence >= timeout and any(reader.received for reader in readers):
                     log(f"no frame for {timeout:g} s (--stream-timeout): the end")
                 return None
-            changed.wait(min(POLL, timeout - silence, deadline.remaining()))
+            changed.wait(min(POLL, timeout - silence, end - now))
     return None

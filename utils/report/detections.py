@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.cli import one_line
-from utils.data.images import SUFFIXES, write_image
+from utils.data.images import SUFFIXES, silence_decoders, write_image
 from utils.data.index import label_line
-from utils.data.sources import Frame, is_utf8, silence_opencv, without_password
+from utils.data.sources import Frame, is_utf8, without_password
 from utils.detection.settings import Times
 from utils.errors import InputError
 from utils.files import atomic_path, atomic_write_text
@@ -130,7 +130,7 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, fourcc: str, fps: float, size: tuple[int, int]) -> None:
-        silence_opencv()
+        silence_decoders()
         if not is_utf8(str(path.resolve())):
             raise InputError(f"{path}: a video is written only where all names are UTF-8; choose another --output")
         self.path = path
