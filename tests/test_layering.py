@@ -68,7 +68,6 @@ TORCH_FREE = (
     "utils.data.annotations",
     "utils.data.convert",
     "utils.data.doctor",
-    "utils.data.store",
 )
 
 TORCH = {"torch", "torchvision"}

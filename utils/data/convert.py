@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.cli import Parser, fraction, print_json, random_seed, run
 from utils.darknet.data_file import load_names, write_data_file
-from utils.data.annotations import Annotated, Box, Notes, Picture, VocRules, read_coco, read_oxford, read_voc
+from utils.data.annotations import Annotated, Box, Notes, Picture, VocReader, read_coco, read_oxford
 from utils.data.images import PictureError, shown_size
 from utils.data.index import DIGITS, IGNORED, first_places, label_line
 from utils.errors import DataError, InputError
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _read(args: argparse.Namespace) -> Annotated:
     val = args.val if args.val_share is None else None
     if args.format == "voc":
-        return read_voc(args.roots, args.train, val, args.images, VocRules(args.difficult == "keep", args.first_pixel))
+        return VocReader(args.images, args.difficult == "keep", args.first_pixel).read(args.roots, args.train, val)
     if args.format == "coco":
         return read_coco(args.train, val, args.images)
     return read_oxford(args.root, val)
@@ -249,7 +249,8 @@ class _Writer:
     def split(self, name: str, part: str, pictures: Sequence[Picture]) -> dict[str, int]:
         """Write one split into images/PART, labels/PART and, where boxes are ignored, ignored/PART; and its list."""
         (self.folder / "images" / part).mkdir(parents=True, exist_ok=True)
-        entries, numbers, ignored = [], [], 0
+        counts = {"pictures": 0, "boxes": 0, "backgrounds": 0, "ignored": 0}
+        entries: list[str] = []
         sources: set[str] = set()
         for picture in tqdm(pictures, f"writing {name}", delay=2, disable=None):
             source = os.path.abspath(picture.path)
@@ -257,25 +258,21 @@ class _Writer:
                 self.notes["picture listed twice, used once"].append(str(picture.path))
                 continue
             sources.add(source)
-            size = self._size(picture)
-            if size is None:
+            if (size := self._size(picture)) is None:
                 continue
-            labels, passed = (self._labels(picture, size, ignored=kind) for kind in (False, True))
+            labels, ignored = (self._labels(picture, size, ignored=kind) for kind in (False, True))
             target = self._target(part, picture.path)
-            self._write(Path("labels") / part / f"{target.stem}.txt", labels)
-            if passed:
-                self._write(Path(IGNORED) / part / f"{target.stem}.txt", passed)
+            self._write_labels(f"labels/{part}/{target.stem}.txt", labels)
+            if ignored:
+                self._write_labels(f"{IGNORED}/{part}/{target.stem}.txt", ignored)
             self._add_picture(source, self.folder / "images" / part / target)
             entries.append(f"images/{part}/{target}\n")
-            numbers.append(len(labels))
-            ignored += len(passed)
+            counts["pictures"] += 1
+            counts["boxes"] += len(labels)
+            counts["backgrounds"] += not labels
+            counts["ignored"] += len(ignored)
         (self.folder / f"{name}.txt").write_bytes(os.fsencode("".join(entries)))
-        return {
-            "pictures": len(numbers),
-            "boxes": sum(numbers),
-            "backgrounds": numbers.count(0),
-            "ignored": ignored,
-        }
+        return counts
 
     def _size(self, picture: Picture) -> tuple[int, int] | None:
         """Size of a picture; None if it cannot be used, which is noted."""
@@ -323,9 +320,10 @@ class _Writer:
         self.taken.add((part, name.lower()))
         return Path(name + suffix)
 
-    def _write(self, path: Path, lines: Sequence[str]) -> None:
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / path).write_text("".join(lines))
+    def _write_labels(self, name: str, lines: Sequence[str]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines))
 
     def _add_picture(self, source: str, target: Path) -> None:
         if self.copy:
