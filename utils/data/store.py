@@ -35,8 +35,8 @@ from utils.files import atomic_path, regular_file
 CacheKind = Literal["ram", "disk"]
 MAGIC = b"DKPIXEL2"
 """First bytes of a file; the last of them is the version of this format."""
-KEY_END, HEADER_SIZE = 40, 44
-"""Bytes up to the end of the key, and of the whole header: MAGIC, 32 bytes of key, CRC-32 of the pixels."""
+HEADER_SIZE = 44
+"""Bytes of MAGIC, 32 bytes of key, and CRC-32 of the pixels."""
 CHUNK = 256
 """Pictures decoded before they are written, so that a slow disk does not fill the memory."""
 FREE_SHARE = 0.9
@@ -65,43 +65,16 @@ class PixelLayout(NamedTuple):
         return MAGIC + self.key + checksum.to_bytes(4, "little")
 
 
-class PixelFile:
-    """The pictures of an open file as read-only arrays; a forked process has the same memory.
+class KeptPictures(NamedTuple):
+    """The pictures of an open file as read-only arrays; a forked process has the same memory."""
 
-    Args:
-        file: open for reading, and closed with this object.
-        layout: of the file, which is as large as that says.
-    """
-
-    def __init__(self, file: BinaryIO, layout: PixelLayout) -> None:
-        self._file, self.layout = file, layout
-        self._bytes = np.frombuffer(mmap.mmap(file.fileno(), layout.size, access=mmap.ACCESS_READ), np.uint8)
-        self._shapes: list[list[int]] = layout.shapes.tolist()
-        sizes = layout.shapes.prod(1)
-        self._starts: list[int] = (HEADER_SIZE + np.cumsum(sizes) - sizes).tolist()
-
-    def __getitem__(self, position: int) -> Image:
-        height, width, channels = self._shapes[position]
-        start = self._starts[position]
-        return self._bytes[start : start + height * width * channels].reshape(height, width, channels)
+    file: BinaryIO
+    images: list[Image]
 
     @property
     def address(self) -> str:
         """Path under which another process of this machine and user can open the file while this one has it open."""
-        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-
-    def fits(self, *, check: bool) -> bool:
-        """Compare the header with the layout and, with `check`, with the pixels, which are all read."""
-        header = self._bytes[:HEADER_SIZE].tobytes()
-        if not header.startswith(MAGIC + self.layout.key):
-            return False
-        return not check or header == self.layout.header(self._checksum())
-
-    def _checksum(self) -> int:
-        checksum = 0
-        for position in tqdm(range(len(self._shapes)), "checking the picture cache", delay=2, disable=None):
-            checksum = zlib.crc32(self[position].data, checksum)
-        return checksum
+        return f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
 
 
 class PictureStore:
@@ -120,7 +93,7 @@ class PictureStore:
         self, index: Index, channels: Channels, size: Size, mode: FitMode = "letterbox", *, exact: bool = True
     ) -> None:
         self.index, self.channels, self.size, self.mode, self.exact = index, channels, size, mode, exact
-        self._kept: PixelFile | None = None
+        self._kept: KeptPictures | None = None
 
     def keep(self, kind: CacheKind, folder: Path | None = None) -> None:
         """Decode all pictures once. Where they cannot be kept, one line says so, and they are decoded when needed.
@@ -155,7 +128,7 @@ class PictureStore:
         Raises:
             PictureError: it cannot be read (any more).
         """
-        return self._decoded(position) if self._kept is None else self._kept[position]
+        return self._decoded(position) if self._kept is None else self._kept.images[position]
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that is not forked, and decodes for itself."""
@@ -190,15 +163,15 @@ class PictureStore:
         wanted = MAGIC, self.channels, *self.size, self.mode, self.exact
         return f"pixels-{hashlib.sha256(repr(wanted).encode() + paths).hexdigest()[:32]}.bin"
 
-    def _in_memory(self, layout: PixelLayout) -> PixelFile:
+    def _in_memory(self, layout: PixelLayout) -> KeptPictures:
         """A file without a name, gone with the last process that uses it; on Linux in memory."""
         _check_room("memory", layout.size, _free_memory())
         in_memory = hasattr(os, "memfd_create")
         file = os.fdopen(os.memfd_create("pictures"), "w+b") if in_memory else tempfile.TemporaryFile()  # noqa: SIM115
         self._fill(file, layout)
-        return PixelFile(file, layout)
+        return _mapped(file, layout)
 
-    def _on_disk(self, layout: PixelLayout, folder: Path | None) -> PixelFile:
+    def _on_disk(self, layout: PixelLayout, folder: Path | None) -> KeptPictures:
         folder = folder or default_folder()
         if folder is None:
             raise ResourceError("there is no home folder; name one with --cache-dir")
@@ -212,7 +185,7 @@ class PictureStore:
             file = open(temporary, "w+b")  # noqa: SIM115
             self._fill(file, layout)
         log(f"{path}: {layout.size / 1e6:.0f} MB of decoded pictures for this and later runs")
-        return PixelFile(file, layout)
+        return _mapped(file, layout)
 
     def _fill(self, file: BinaryIO, layout: PixelLayout) -> None:
         file.write(bytes(HEADER_SIZE))  # a killed process leaves no header that fits
@@ -230,8 +203,16 @@ class PictureStore:
         file.flush()
 
 
-def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> PixelFile | None:
-    """The file at a path; None if there is none, or it is not whole or of other pictures.
+def _mapped(file: BinaryIO, layout: PixelLayout) -> KeptPictures:
+    """The pictures of an open file, which is as large as its layout says."""
+    memory = mmap.mmap(file.fileno(), layout.size, access=mmap.ACCESS_READ)
+    pixels = np.frombuffer(memory, np.uint8, offset=HEADER_SIZE)
+    parts = np.split(pixels, np.cumsum(layout.shapes.prod(1))[:-1])
+    return KeptPictures(file, [part.reshape(shape) for part, shape in zip(parts, layout.shapes, strict=True)])
+
+
+def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> KeptPictures | None:
+    """The pictures at a path; None if there are none, or the file is not whole or of other pictures.
 
     Args:
         path: of the file.
@@ -241,10 +222,17 @@ def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> PixelFi
     try:
         if regular_file(path, DataError).st_size != layout.size:
             return None
-        pixels = PixelFile(open(path, "rb"), layout)  # noqa: SIM115
+        file = open(path, "rb")  # noqa: SIM115
+        header = file.read(HEADER_SIZE)
+        kept = _mapped(file, layout)
     except (DataError, OSError, ValueError):
         return None
-    return pixels if pixels.fits(check=check) else None
+    if not header.startswith(MAGIC + layout.key):
+        return None
+    checksum = 0
+    for image in tqdm(kept.images, "checking the picture cache", delay=2, disable=None) if check else ():
+        checksum = zlib.crc32(image.data, checksum)
+    return kept if not check or header == layout.header(checksum) else None
 
 
 def _check_room(where: str, needed: int, free: int) -> None:
