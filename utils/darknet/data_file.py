@@ -7,7 +7,7 @@ are there is found out by who reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import yaml
 
 from utils.darknet.blocks import Network
 from utils.errors import DataError
-from utils.files import read_text, reading_yaml, regular_file
+from utils.files import read_text, reading_yaml
 
 Source = Path | tuple[Path, ...]
 """A list file, folder or glob, or several of them."""
@@ -111,26 +111,19 @@ def _from_data(path: Path, text: str) -> DataConfig:
         lines.setdefault(key, number)
     if "names" not in values:
         raise DataError(f"{path}: no names; add a line like names = classes.names")
-    where = f"{path}:{lines['names']}"
     names_path = path.parent / values["names"]
     try:
-        regular_file(names_path, DataError)
+        names = load_names(names_path)
     except DataError as failure:
-        raise DataError(f"{where}: names = {values['names']}: {failure}") from None
-    names = load_names(names_path)
+        raise DataError(f"{path}:{lines['names']}: names = {values['names']}: {failure}") from None
     if (count := values.get("classes")) is not None:
         where = f"{path}:{lines['classes']}"
         if not _COUNT.match(count) or int(count) < 1:
             raise DataError(f"{where}: classes = {count}; a number of at least 1 was expected")
         if int(count) != len(names):
             raise DataError(f"{where}: classes = {count}, but {names_path} has {len(names)} names")
-    return DataConfig(
-        path,
-        len(names),
-        names,
-        train=_joined(path.parent, values.get("train")),
-        valid=_joined(path.parent, values.get("valid")),
-    )
+    train, valid = (path.parent / values[key] if key in values else None for key in ("train", "valid"))
+    return DataConfig(path, len(names), names, train, valid)
 
 
 def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
@@ -147,7 +140,10 @@ def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 def _from_yaml(path: Path, text: str) -> DataConfig:
     """Ultralytics' format: `path`, `train`, `val`, `nc` and `names`; other keys mean nothing."""
-    values = _yaml_mapping(path, text)
+    with reading_yaml(path, DataError):
+        values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: keys like train:, val: and names: were expected; got {_shown(values)}")
 
     def where(key: str) -> str:
         for number, line in enumerate(text.split("\n"), 1):
@@ -162,23 +158,9 @@ def _from_yaml(path: Path, text: str) -> DataConfig:
     if not isinstance(count, int) or count != len(names):
         raise DataError(f"{where('nc')}: nc is {_shown(count)}, but names has {len(names)} entries")
     root = path.parent / _yaml_text(values.get("path") or ".", where("path"))
-    valid = "val" if "val" in values else "valid"
-    return DataConfig(
-        path,
-        len(names),
-        names,
-        train=_yaml_source(root, values.get("train"), where("train")),
-        valid=_yaml_source(root, values.get(valid), where(valid)),
-    )
-
-
-def _yaml_mapping(path: Path, text: str) -> Mapping[Any, Any]:
-    """The document, which must be a mapping."""
-    with reading_yaml(path, DataError):
-        document = yaml.safe_load(text)
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: keys like train:, val: and names: were expected; got {_shown(document)}")
-    return document
+    keys = "train", "val" if "val" in values else "valid"
+    train, valid = (_yaml_source(root, values.get(key), where(key)) for key in keys)
+    return DataConfig(path, len(names), names, train, valid)
 
 
 def _yaml_names(value: Any, where: str) -> tuple[str, ...]:
@@ -214,10 +196,6 @@ def _checked_name(name: str, where: str) -> str:
     if _CONTROL.search(name):
         raise DataError(f"{where}: {name[:80]!r} holds control characters")
     return name
-
-
-def _joined(folder: Path, value: str | None) -> Path | None:
-    return None if value is None else folder / value
 
 
 def _normal_newlines(text: str) -> str:

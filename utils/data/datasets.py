@@ -23,18 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.augment import (
-    Augmentation,
-    blend,
-    draw,
-    flip,
-    hide_behind_fence,
-    jitter_colours,
-    mosaic_regions,
-    move_boxes,
-    random_placement,
-    sample_generator,
-)
+from utils.data import augment as variation
+from utils.data.augment import Augmentation
 from utils.data.images import Channels, Fit, FitMode, Image, Size, inner_size, paste, place
 from utils.data.index import Boxes, Index
 from utils.data.store import CacheKind, PictureStore
@@ -197,15 +187,15 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(planes, *_split_ignored(targets), request.position, placed)
 
     def _varied(self, request: Request, augment: Augmentation, planes: NDArray[np.uint8]) -> Sample:
-        rng = sample_generator(self.seed, request.epoch, request.position)
+        rng = variation.sample_generator(self.seed, request.epoch, request.position)
         image, boxes = self._composed(rng, augment, request.position, request.size)
         if rng.random() < augment.mixup:
             other, more = self._composed(rng, augment, int(rng.integers(len(self))), request.size)
-            image, boxes = blend(rng, image, other), np.concatenate([boxes, more])
-        image, boxes = flip(rng, augment, image, boxes)
-        jitter_colours(rng, augment, image, planes)
+            image, boxes = variation.blend(rng, image, other), np.concatenate([boxes, more])
+        image, boxes = variation.flip(rng, augment, image, boxes)
+        variation.jitter_colours(rng, augment, image, planes)
         if rng.random() < augment.fence:
-            hide_behind_fence(rng, planes)
+            variation.hide_behind_fence(rng, planes)
         return Sample(planes, *_split_ignored(_as_shares(boxes, request.size)), request.position, None)
 
     def _composed(
@@ -218,13 +208,13 @@ class DetectionDataset(Dataset[Sample]):
         positions, regions = [position], [(0, 0, size[1], size[0])]
         if rng.random() < augment.mosaic:
             positions += rng.integers(len(self), size=3).tolist()
-            regions = list(mosaic_regions(rng, size))
+            regions = list(variation.mosaic_regions(rng, size))
         canvas = np.empty((*size, self.channels), np.uint8)
         placements = []
         for at, region in zip(positions, regions, strict=True):
-            placement = random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
-            placements.append(draw(canvas, self.store.read(at), placement))
-        return canvas, move_boxes([self._boxes(at) for at in positions], placements)
+            placement = variation.random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
+            placements.append(variation.draw(canvas, self.store.read(at), placement))
+        return canvas, variation.move_boxes([self._boxes(at) for at in positions], placements)
 
     def _boxes(self, position: int) -> Boxes:
         """Labels and marked ignored boxes of a picture, so that both are moved alike."""

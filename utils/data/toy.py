@@ -41,6 +41,10 @@ TILT = 0.5
 """Largest rotation of an object, either way, in radians."""
 
 
+CROSS = [(1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1), (-1, 3)]
+"""Corners of a cross."""
+
+
 def _polar(radii: Sequence[float] | NDArray[np.float64], turn: float = 0.0) -> Contour:
     """Polygon with its corners at equal angles and the given distances from the centre; `turn` in radians."""
     angles = turn + 2 * np.pi * np.arange(len(radii)) / len(radii)
@@ -59,22 +63,13 @@ def _arc(start: float, stop: float, points: int, radius: float = 1.0, x: float =
     return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], 1)
 
 
-def _disc() -> Outline:
-    return (_polar([1.0] * 48),)
-
-
-def _ring() -> Outline:
-    return (_polar([1.0] * 48), _polar([0.58] * 48))
-
-
 def _crescent() -> Outline:
     """The unit circle less a circle of radius 0.85 centred at x = 0.45; they cross at x = 0.533."""
     crossing = (1 - 0.85**2 + 0.45**2) / (2 * 0.45)
     height = np.sqrt(1 - crossing**2)
     outer, inner = np.arctan2(height, crossing), np.arctan2(height, crossing - 0.45)
-    return (
-        _centred(np.concatenate([_arc(outer, 2 * np.pi - outer, 32), _arc(2 * np.pi - inner, inner, 24, 0.85, 0.45)])),
-    )
+    arcs = _arc(outer, 2 * np.pi - outer, 32), _arc(2 * np.pi - inner, inner, 24, 0.85, 0.45)
+    return (_centred(np.concatenate(arcs)),)
 
 
 def _heart() -> Outline:
@@ -88,32 +83,23 @@ def _spiral() -> Outline:
     s = np.linspace(0, 1, 64)
     angles, radius = 3.5 * np.pi * s, 0.16 + 0.68 * s
     direction = np.stack([np.cos(angles), np.sin(angles)], 1)
-    return (
-        _centred(np.concatenate([direction * (radius + 0.13)[:, None], (direction * (radius - 0.13)[:, None])[::-1]])),
-    )
-
-
-def _gear() -> Outline:
-    return (_polar([1.0, 1.0, 0.72, 0.72] * 8), _polar([0.3] * 24))
+    outside, inside = direction * (radius + 0.13)[:, None], direction * (radius - 0.13)[:, None]
+    return (_centred(np.concatenate([outside, inside[::-1]])),)
 
 
 OUTLINES: dict[str, Callable[[], Outline]] = {
-    "disc": _disc,
-    "ring": _ring,
+    "disc": lambda: (_polar([1.0] * 48),),
+    "ring": lambda: (_polar([1.0] * 48), _polar([0.58] * 48)),
     "crescent": _crescent,
     "triangle": lambda: (_polar([1.0] * 3),),
     "square": lambda: (_polar([1.0] * 4),),
     "hexagon": lambda: (_polar([1.0] * 6),),
     "star": lambda: (_polar([1.0, 0.42] * 5),),
-    "cross": lambda: (
-        _centred(
-            [(1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1), (-1, 3)]
-        ),
-    ),
+    "cross": lambda: (_centred(CROSS),),
     "heart": _heart,
     "arrow": lambda: (_centred([(0, 3.2), (2.2, 0.6), (0.8, 0.6), (0.8, -3), (-0.8, -3), (-0.8, 0.6), (-2.2, 0.6)]),),
     "spiral": _spiral,
-    "gear": _gear,
+    "gear": lambda: (_polar([1.0, 1.0, 0.72, 0.72] * 8), _polar([0.3] * 24)),
 }
 """Class name to outline. None changes its class when it is tilted, mirrored or slightly squashed."""
 
