@@ -137,8 +137,8 @@ class VocReader:
             name, box = _text(element, "name"), element.find("bndbox")
             if not name or box is None:
                 raise DataError(f"{path}:{element.get('line')}: an object needs a name and a bndbox")
-            corners = [_number(path, box, tag) - self.first_pixel for tag in ("xmin", "ymin", "xmax", "ymax")]
-            boxes.append(Box(name, *corners, ignored))
+            x1, y1, x2, y2 = (_number(path, box, tag) - self.first_pixel for tag in ("xmin", "ymin", "xmax", "ymax"))
+            boxes.append(Box(name, x1, y1, x2, y2, ignored))
         folder = self.images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
         shape = (sides[0], sides[1]) if min(sides) > 0 else None
         return Picture(_voc_image(path, folder, document), shape, boxes, str(path))
@@ -246,7 +246,7 @@ def read_coco(train: Path, val: Path | None, images: Path | None = None) -> Anno
     if val is None:
         return Annotated(splits[0], None, names, folders=(folder, "val"))
     other = files[1].split()
-    return Annotated(*splits, names, folders=(folder, other if other != folder else "val"))
+    return Annotated(splits[0], splits[1], names, folders=(folder, other if other != folder else "val"))
 
 
 class CocoFile:
@@ -404,5 +404,5 @@ def _hand_boxes(path: Path, loadmat: Any) -> list[Box]:
             raise DataError(f"{path}: boxes{{{number}}}: the corners a, b, c and d must be y, x each") from None
         if not np.isfinite([xs, ys]).all():
             raise DataError(f"{path}: boxes{{{number}}}: a corner is not finite")
-        boxes.append(Box("hand", *map(float, (xs.min(), ys.min(), xs.max(), ys.max()))))
+        boxes.append(Box("hand", float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())))
     return boxes
