@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, image_side, log, positive_int, print_json, random_seed, run
-from utils.compress.document import Named, named
+from utils.compress.page import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.errors import DataError, InputError

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.compare import total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
-from utils.compress.document import Named, named
+from utils.compress.page import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model

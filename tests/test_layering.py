@@ -52,7 +52,6 @@ TORCH_FREE = (
     "utils.quantization.scheme",
     "utils.quantization.settings",
     "utils.report.cost",
-    "utils.compress.document",
     "utils.compress.page",
     "utils.report.plots",
     "utils.report.run_dir",

@@ -18,12 +18,10 @@ from tests.nets import TINY
 from utils.checkpoint import origin, read_checkpoint, write_checkpoint
 from utils.cli import run as run_script
 from utils.compress import measure
-from utils.compress.document import MeasureSettings, gather, parent_of
 from utils.compress.measure import compare_picture, detected, panels
-from utils.compress.page import interval, lead, write_report
+from utils.compress.page import MeasureSettings, gather, parent_of, write_report
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
-from utils.detection.bootstrap import Interval
 from utils.errors import InputError
 from utils.report import __main__ as script
 from utils.report.cost import network_cost
@@ -180,11 +178,12 @@ def test_the_page_needs_nothing_but_itself(report):
 
 
 def test_what_a_run_is_called_is_text_and_never_code(report):
-    page, text, document, _ = report
+    page, markdown, document, text = report
     name = f"base {EVIL.replace('/', '')}"
-    assert name in page.text
+    assert name in page.text and "&lt;" not in page.text and "\\\\" not in markdown
+    assert "training → sparse training → slim pruning → fine-tuning; data set d; 2026-01-02" in page.text
     assert document["runs"][0]["name"] == name
-    assert "<script" not in text.replace("\\<", "")
+    assert "<script" not in markdown.replace("\\<", "") + text
     assert all("alert" not in str(attributes) or tag in ("div", "img") for tag, attributes in page.tags)
 
 
@@ -255,7 +254,6 @@ def test_stages_are_ordered_and_proved_by_their_digests(chain):
     assert [run["kind"] for run in runs] == ["train", "sparse", "prune", "tune"]
     assert [parent_name(run) for run in runs] == [None, *(run["name"] for run in runs[:3])]
     assert journey["goal"] == "tuned"
-    assert lead(runs, runs[3]).startswith("training → sparse training → slim pruning → fine-tuning; data set d; 2026")
     assert runs[1]["best_epoch"] == 3  # of a sparse training the last
     assert runs[0]["best_epoch"] == 2
     assert runs[1]["figures"]["ms"] == {"PyTorch, CPU, threads: 1": 5.0}
@@ -465,11 +463,6 @@ def test_a_command_is_the_one_that_the_run_wrote_down(tmp_path):
     assert document["runs"][0]["command"] == command
     assert command in page.text
     assert f"    {command}\n" in text
-
-
-def test_an_interval_is_a_value_and_its_ends():
-    assert interval(Interval(0.5, 0.25, 0.75), ".3f") == "0.500 [0.250, 0.750]"
-    assert interval(Interval(-0.5, -0.75, 0.25), "+.2f") == "-0.50 [-0.75, +0.25]"
 
 
 def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no_plots, monkeypatch):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from utils.cli import input_size, log
-from utils.compress.document import MeasureSettings, Named, exported
+from utils.compress.page import MeasureSettings, Named, exported
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels

@@ -1,29 +1,49 @@
 """The page of a compression: report.html from page.html by Jinja2, and report.md and report.json that tell the same.
 
-Jinja2 is no requirement of its own: PyTorch requires it.
+report.json has the run directories in the order in which one network was made from another. Lineage proves the order: a
+file names the sha256 of the files that it was made from. Values are plain, fractions 0…1. Jinja2 is no requirement of
+its own: PyTorch requires it.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
+import csv
+import io
 import json
+import math
 import re
+import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from utils import __version__
-from utils.cli import one_line
-from utils.compress.document import MeasureSettings, Run, ancestors, baseline_network, gather, parent_of, read_baselines
+from utils.cli import flag, image_side, non_negative_int, one_line, positive_int, random_seed
+from utils.darknet import cfg as cfg_file
+from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
-from utils.errors import InputError
-from utils.files import atomic_write_text
+from utils.darknet.network import file_bytes
+from utils.errors import InputError, SuiteError
+from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES
+from utils.files import atomic_write_text, read_text, reading_yaml, regular_file, sha256
+from utils.model_files import cfg_of
+from utils.report.cost import network_cost
 from utils.report.plots import plot_course, plot_pareto
-from utils.report.tables import Cell, Column, markdown_table, shown_cells
+from utils.report.run_dir import last_epochs, read_results
+from utils.report.tables import Cell, Column, shown_cells
+from utils.runtime.choice import KINDS
+from utils.runtime.exported import ExportedFile
+from utils.training.hyperparameters import fitness
+from utils.training.settings import OFF
 
 if TYPE_CHECKING:
     from utils.compress.measure import ComparedPicture
@@ -32,15 +52,384 @@ PAGE, MARKDOWN, DOCUMENT = "report.html", "report.md", "report.json"
 """Files of a report."""
 BUSY = 1.5
 """Ratio of the slowest tenth of the rounds to the median from which on a machine is called busy."""
-RATIOS = (
-    ("Parameters", "parameters", 1e6, ".2f", "M"),
-    ("Multiply-adds", "macs", 1e9, ".3f", "G"),
-    ("File", "bytes", 1e6, ".2f", "MB"),
+_SPECIAL = re.compile(r"([\\`*_{}<>#~|]|\](?=[(\[:]))")
+FPGA = f"model{SUFFIXES['fpga']}"
+"""Folder that export.py makes in place of a file."""
+WEIGHTS = (
+    "weights/best.pt",
+    "weights/last.pt",
+    "model.pt",
+    *(f"model{suffix}" for kind, suffix in SUFFIXES.items() if kind != "fpga"),
 )
-"""Title, figure, unit, format and suffix of a card that shows a ratio."""
-_SPECIAL = re.compile(r"([\\`*_{}<>#~]|\](?=[(\[:]))")
-Titled = str | tuple[str, str]
-"""A column of the template: its title, and a format where that is not the usual one."""
+"""Files that a run can have made; the first one that exists counts."""
+TITLES = {
+    "original": "original network",
+    "train": "training",
+    "sparse": "sparse training",
+    "prune": "pruning",
+    "tune": "fine-tuning",
+    "distil": "distillation",
+    "qat": "quantization-aware training",
+    "quantize": "quantization",
+    "export": "export",
+}
+"""Kinds of runs."""
+TRAININGS = ("train", "sparse", "tune", "distil", "qat")
+SQNR = {
+    "block": "block",
+    "name": "name",
+    "bits": "bits",
+    "activation_bits": "activation_bits",
+    "decibels": "sqnr_db",
+    "alone": "alone_db",
+}
+"""Names of the report for what quantize.json has of a layer."""
+LARGEST_FILE = 16 << 20
+"""Largest text file of a run that is read, in bytes."""
+
+Run = dict[str, Any]
+"""Entry of `runs` in the document."""
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """Settings of the measurement of a report's networks."""
+
+    batch_size: int = flag(16, "pictures at a time", type=positive_int, metavar="N")
+    draws: int = flag(1000, "data sets drawn for the intervals", type=positive_int, metavar="N")
+    seed: int = flag(0, "of the draws", type=random_seed, metavar="N")
+    pictures: int = flag(6, "most pictures shown with lost and gained objects", type=non_negative_int, metavar="N")
+
+
+class Named(NamedTuple):
+    """A network of the command line, [NAME=]FILE[@SIDE]."""
+
+    name: str
+    file: str
+    """.pt, a file of export.py, .weights with its cfg beside it, or in the benchmarks CFG:WEIGHTS."""
+    side: int | None
+    """Of the network input; None: the network's own."""
+
+
+def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, Any]:
+    """Return the document of run directories; runs that do not come from one another keep their order.
+
+    Raises:
+        InputError: one is given twice, or cannot be read.
+    """
+    folders = [Path(path) for path in paths]
+    places = [folder.resolve() for folder in folders]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise InputError(f"{folders[number]}: is given twice")
+    runs = []
+    for folder in folders:
+        with _as_written(folder, "not as this suite writes it"):
+            runs.append(read_run(folder))
+    for run, name in zip(runs, _names(places), strict=True):
+        run["name"] = name
+    runs = _ordered(runs)
+    _link(runs)
+    goal = max(reversed(runs), key=lambda run: len(ancestors(run)))
+    same_folder = len(places) > 1 and len({place.parent for place in places}) == 1
+    return {
+        "schema": 1,
+        "title": title or (places[0].parent.name if same_folder else places[0].name),
+        "goal": goal["name"],
+        "runs": runs,
+        "measurement": None,
+        "baselines": [],
+    }
+
+
+@contextmanager
+def _as_written(path: Path, expected: str) -> Iterator[None]:
+    """Refuse a file, or the files of a folder, that this suite has not written like that."""
+    try:
+        yield
+    except SuiteError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as failure:
+        raise InputError(f"{path}: {expected} ({type(failure).__name__}: {failure})") from None
+
+
+def read_run(path: Path) -> Run:
+    """Return what a run directory tells.
+
+    Raises:
+        InputError: no run directory, or one of its files is damaged.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no folder; a run directory is wanted, such as runs/train/exp")
+    args, env, plan = (read_mapping(path / name) for name in ("args.yaml", "env.json", "plan.json"))
+    document = read_mapping(path / "quantize.json") or read_mapping(path / "export.json")
+    kind = _kind(path, args, plan, document)
+    results = read_results(path / "results.csv") if kind in TRAININGS and (path / "results.csv").is_file() else {}
+    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    best = best_epoch(results, sparse=bool(args.get("sr")))
+    figures = _figures(path, kind, weights, args, plan or document)
+    if best is not None:
+        row = results["epoch"].index(best)
+        figures |= {key: results[key][row] for key in ("map50", "map50_95")}
+    digest, lineage = _lineage(weights)
+    return {
+        "kind": kind,
+        "title": f"{plan['strategy']} pruning" if kind == "prune" else TITLES[kind],
+        "run_dir": str(path),
+        "command": shlex.join(["python", *env["command"]]) if env.get("command") else "",
+        "git_commit": env.get("git_commit"),
+        "time": env.get("time"),
+        "machine": env.get("cpu"),
+        "torch": env.get("packages", {}).get("torch"),
+        "data": args.get("data"),
+        "weights": None if weights is None else str(weights),
+        "sha256": digest,
+        "lineage": lineage,
+        "figures": figures,
+        "reported": dict(figures),
+        "measured": None,
+        "before_ms": _figures_of(plan, "before")["ms"] if kind == "prune" else {},
+        "best_epoch": best,
+        **last_epochs(results),
+        "epochs": {key: _finite(results[key]) for key in ("epoch", "map50", "map50_95") if key in results},
+        "channels": read_channels(path / "channels.csv") if kind == "prune" else [],
+        "certificate": plan.get("certificate"),
+        "sqnr": [{key: layer.get(name) for key, name in SQNR.items()} for layer in document.get("layers", ())],
+    }
+
+
+def _kind(path: Path, args: Mapping[str, Any], plan: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Return the kind of a run, which its files tell, and the flags of a training."""
+    if "strategy" in plan:
+        return "prune"
+    if "layers" in document:
+        return "quantize"
+    if (path / "results.csv").is_file() or (path / "weights" / "best.pt").is_file():
+        if args.get("quantized") not in (None, *OFF):
+            return "qat"
+        if args.get("sr"):
+            return "sparse"
+        return "distil" if any(args.get(flag) for flag in ("KDstr", "AT_str", "t_weights")) else "train"
+    if "format" in args and any((path / name).exists() for name in (*WEIGHTS, FPGA)):
+        return "export"
+    raise InputError(
+        f"{path}: no run directory of train.py, *_prune.py, quantize.py or export.py: it has no results.csv, "
+        "plan.json, layers with sqnr_db, or exported file"
+    )
+
+
+def _figures(
+    path: Path, kind: str, weights: Path | None, args: Mapping[str, Any], document: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the figures of the network that a run made, as its files have them; None: not known."""
+    figures = _figures_of(document, "after")
+    if kind == "prune":
+        return figures
+    if (path / "model.cfg").is_file():
+        network = cfg_file.load(path / "model.cfg")
+        # Rounded weights are small once they are exported; until then a .weights file says nothing of them.
+        size = None if kind in ("quantize", "qat") else file_bytes(network)
+        figures |= _costs(network) | {"bytes": size}
+    if (file := exported(weights)) is not None:
+        figures |= _costs(file.metadata.network)
+    if kind == "export":
+        companions = () if args["format"] in PAIRS else COMPANIONS.get(args["format"], ())
+        files = (path / FPGA).rglob("*") if weights is None else [weights, *map(weights.with_suffix, companions)]
+        figures["bytes"] = sum(file.stat().st_size for file in files if file.is_file())
+    return figures
+
+
+def _costs(network: Network) -> dict[str, Any]:
+    cost = network_cost(network)
+    return {"parameters": cost.parameters, "macs": cost.macs, "size": [network.net.height, network.net.width]}
+
+
+def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
+    """Return the figures under `before` or `after` in a document of a pruning or quantization."""
+    values = document.get(when) or {}
+    both = document.get("map50")
+    latency = document.get("latency") or {}
+    runtime = latency.get("runtime") or document.get("runtime") or "PyTorch"
+    ms = values.get("ms")
+    return {
+        "map50": values.get("map50", both.get(when) if isinstance(both, Mapping) else None),
+        "map50_95": values.get("map50_95"),
+        "parameters": values.get("parameters"),
+        "macs": values.get("macs"),
+        "bytes": values.get("weights_bytes", document.get("bytes")),
+        "ms": {} if ms is None else {f"PyTorch, {runtime}" if runtime.startswith("CPU") else runtime: ms},
+        "size": [latency["height"], latency["width"]] if latency else None,
+    }
+
+
+def best_epoch(results: Mapping[str, Sequence[float]], *, sparse: bool) -> int | None:
+    """Return the epoch that train.py keeps as best.pt: the fittest, or of a sparse training the last evaluated."""
+    scores = zip(*(results.get(key, ()) for key in ("epoch", "map50", "map50_95")), strict=True)
+    known = {int(epoch): fitness(*pair) for epoch, *pair in scores if all(map(math.isfinite, pair))}
+    if not known:
+        return None
+    return list(known)[-1] if sparse else max(known, key=known.__getitem__)
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """Return values as JSON has them, None for an epoch without one."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def exported(weights: Path | str | None) -> ExportedFile | None:
+    """Return what a file for another runtime says of itself; None for another file."""
+    kind = KINDS.get(Path(weights).suffix) if weights is not None else None
+    return None if kind is None or weights is None else kind.read(Path(weights))
+
+
+def _lineage(weights: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
+    """Return the sha256 of a file and the lineage inside it; a .weights or .torchscript file has none."""
+    if weights is None:
+        return None, []
+    if weights.suffix == ".pt":
+        from utils.checkpoint import read_checkpoint  # torch
+
+        entries = read_checkpoint(weights).get("lineage", ())
+    else:
+        file = exported(weights)
+        entries = () if file is None else file.metadata.lineage
+    return sha256(weights), [
+        {"path": str(entry["path"]), "sha256": str(entry["sha256"]), "teacher": entry.get("teacher")}
+        for entry in entries
+        if {"path", "sha256"} <= set(entry)
+    ]
+
+
+def _ordered(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, each after those it was made from."""
+    makers = {run["sha256"]: run for run in runs if run["sha256"]}
+    done: list[Run] = []
+
+    def visit(run: Run) -> None:
+        if run in done:
+            return
+        for entry in run["lineage"]:
+            if entry["sha256"] in makers:
+                visit(makers[entry["sha256"]])
+        done.append(run)
+
+    for run in runs:
+        visit(run)
+    return done
+
+
+def _link(runs: Sequence[Run]) -> None:
+    """Name the run that each lineage entry comes from, and take from it what it tells of the other run."""
+    makers = {run["sha256"]: run["name"] for run in runs if run["sha256"]}
+    files = {Path(run["weights"]).resolve() for run in runs if run["weights"]}
+    named = {run["name"]: run for run in runs}
+    for run in runs:
+        for entry in run["lineage"]:
+            entry["run"] = makers.get(entry["sha256"])
+            entry["changed"] = entry["run"] is None and Path(entry["path"]).resolve() in files
+        parent = named.get((parent_of(run) or {}).get("run"))
+        if parent is None and run["kind"] == "export" and Path(run["weights"] or "").suffix == ".pt":
+            run |= {"kind": "original", "title": TITLES["original"]}
+        elif parent is not None and parent["kind"] == "prune" and run["kind"] == "train":
+            run |= {"kind": "tune", "title": TITLES["tune"]}
+        if parent is not None and not parent["figures"]["ms"]:  # a pruning has timed the network before it
+            parent["figures"]["ms"] = parent["reported"]["ms"] = run["before_ms"]
+
+
+def parent_of(run: Run) -> dict[str, Any] | None:
+    """Return the lineage entry of the network that a run began with."""
+    return next((entry for entry in reversed(run["lineage"]) if entry["teacher"] is None), None)
+
+
+def ancestors(run: Run) -> set[str]:
+    """Return the names of the runs that a run was made from."""
+    return {entry["run"] for entry in run["lineage"] if entry["run"] and entry["teacher"] is None}
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """Return names that differ, with as many folders above as it takes."""
+    depth, names = 1, [place.name for place in places]
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(place.parts[-depth:]) for place in places]
+    return names
+
+
+def read_channels(path: Path) -> list[dict[str, int]]:
+    """Return the channels of every convolution before and after a pruning, as channels.csv has them."""
+    if not path.is_file():
+        return []
+    rows = csv.DictReader(io.StringIO(read_text(path, max_bytes=LARGEST_FILE)))
+    return [
+        {
+            "block": int(row["block"]),
+            "before": int(row["before"]),
+            "after": int(row["after"] if row["new_block"] else 0),
+        }
+        for row in rows
+    ]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping or a JSON object; empty where there is no such file.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    text = read_text(path, max_bytes=LARGEST_FILE)
+    if path.suffix == ".yaml":
+        with reading_yaml(path):
+            content = yaml.safe_load(text)
+    else:
+        with _as_written(path, "no JSON"):
+            content = json.loads(text)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: names and their values were expected")
+    return content
+
+
+def named(text: str) -> Named:
+    """Return a network of the command line; an existing path is a path whatever its characters. Argparse type."""
+    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
+
+
+def baseline_network(text: str) -> Named:
+    """Return the network that --baselines names.
+
+    Raises:
+        InputError: no such file, or no side of an input.
+    """
+    try:
+        network = named(text)
+    except argparse.ArgumentTypeError as failure:
+        raise InputError(f"--baselines {text}: {failure}") from None
+    regular_file(network.file, InputError)
+    if (cfg := cfg_of(Path(network.file))) is not None and not cfg.is_file():
+        raise InputError(f"--baselines {text}: a Darknet .weights file does not say its network; {cfg} is not there")
+    return network
+
+
+def read_baselines(path: Path) -> list[dict[str, Any]]:
+    """Return the networks in a document of `benchmarks.compare --json --time`.
+
+    Raises:
+        InputError: no such document, or without times.
+    """
+    regular_file(path, InputError)
+    document = read_mapping(path)
+    with _as_written(path, "--baselines wants a document of `python -m benchmarks.compare --json --time`"):
+        return [_baseline(row) for row in document["networks"]]
+
+
+def _baseline(row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = map(float, row["map50_interval"])
+    measured = {key: float(row[key]) for key in ("map50", "map50_95", "ms")}
+    counts = {key: int(row[key]) for key in ("parameters", "macs")}
+    return {"name": str(row["network"]), **measured, "low": low, "high": high, **counts, "size": row.get("size")}
 
 
 def write_report(
@@ -86,8 +475,8 @@ def write_report(
 
         pictures = measure(report, config, networks, device, settings)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    values = {**template_values(report), "pictures": pictures, "classes": config.names if config else ()}
-    page, source = (render(values, markdown=markdown) for markdown in (False, True))
+    classes = config.names if config else ()
+    page, source = (render(report, pictures, classes, markdown=markdown) for markdown in (False, True))
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out / DOCUMENT, text + "\n")
     atomic_write_text(out / MARKDOWN, source)
@@ -104,13 +493,15 @@ def _check_folder(out: Path, exist_ok: bool) -> None:
         raise InputError(f"--out {out}: {taken[0]} is there; choose another folder, or add --exist-ok")
 
 
-def render(values: Mapping[str, Any], *, markdown: bool) -> str:
-    """Return page.html filled with values. Text is escaped for HTML or Markdown, and control characters are shown."""
+def render(
+    report: Mapping[str, Any], pictures: Sequence[ComparedPicture], classes: Sequence[str], *, markdown: bool
+) -> str:
+    """Return page.html filled with a report. Text is escaped for HTML or Markdown, and control characters are shown."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, Markup) or not isinstance(value, str):
             return value
-        return Markup(plain(value)) if markdown else one_line(value)
+        return Markup(_SPECIAL.sub(r"\\\1", one_line(value))) if markdown else one_line(value)
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -120,56 +511,26 @@ def render(values: Mapping[str, Any], *, markdown: bool) -> str:
         lstrip_blocks=True,
         finalize=shown,
     )
-    environment.globals |= {"html_table": html_table, "markdown_table": escaped_table, "costs": costs}
-    environment.filters |= {"drawn": drawn, "file": lambda path: Path(path).name, "interval": interval, "per": per}
-    environment.filters |= {"panels": shown_panels, "verbatim": lambda text: Markup(one_line(text))}
-    text = environment.get_template("page.html").render(values, markdown=markdown, version=__version__)
+    environment.filters |= {"drawn": drawn, "panels": shown_panels, "verbatim": lambda text: Markup(one_line(text))}
+    environment.filters |= {"file": lambda path: Path(path).name, "stem": lambda path: Path(path).stem}
+    values = {"version": __version__, "markdown": markdown, "pictures": pictures, "classes": classes}
+    values |= {"cells": cells, "busy": BUSY}
+    text = environment.get_template("page.html").render(values | template_values(report))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def plain(words: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\1", one_line(words))
+def cells(columns: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+    """Return titles and rows as text, each cell with whether its column holds numbers; empty columns are left out.
 
-
-def _used(columns: Sequence[Titled], rows: Sequence[Sequence[Cell]]) -> tuple[list[Column], list[list[Cell]]]:
-    """Return a table without the columns that no row has anything for."""
+    Args:
+        columns: a title, or a title and a format where that is not the usual one.
+        rows: as many cells each as there are columns.
+    """
     used = [number for number in range(len(columns)) if any(row[number] is not None for row in rows)]
     titled = [Column(t) if isinstance(t, str) else Column(*t) for t in (columns[number] for number in used)]
-    return titled, [[row[number] for number in used] for row in rows]
-
-
-def html_table(columns: Sequence[Titled], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
-    """Return titles and rows of cells as text, each with whether its column holds numbers."""
-    titled, rows = _used(columns, rows)
-    cells, numeric = shown_cells(titled, rows)
-    titles = [column.title for column in titled]
-    pairs = [list(zip(row, numeric, strict=True)) for row in (titles, *cells)]
+    text, numeric = shown_cells(titled, [[row[number] for number in used] for row in rows])
+    pairs = [list(zip(row, numeric, strict=True)) for row in ([column.title for column in titled], *text)]
     return {"titles": pairs[0], "rows": pairs[1:]}
-
-
-def escaped_table(columns: Sequence[Titled], rows: Sequence[Sequence[Cell]]) -> Markup:
-    """Return the same table as Markdown."""
-    titled, rows = _used(columns, rows)
-    rows = [[plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    return Markup(markdown_table(titled, rows))
-
-
-def costs(figures: Mapping[str, Any]) -> list[Cell]:
-    """Return the cells of a network's input, accuracy, parameters and multiply-adds."""
-    size = "{} × {}".format(*figures["size"]) if figures["size"] else None
-    return [size, figures["map50"], figures["map50_95"], figures["parameters"], per(figures["macs"], 1e9)]
-
-
-def per(value: float | None, unit: float) -> float | None:
-    """Return a value in another unit, if it is known."""
-    return None if value is None else value / unit
-
-
-def interval(values: Sequence[float], spec: str) -> str:
-    """Return a value and the ends of its interval."""
-    value, low, high = (format(number, spec) for number in values)
-    return f"{value} [{low}, {high}]"
 
 
 def address(source: bytes, kind: str) -> str:
@@ -191,53 +552,31 @@ def plotted(draw: Callable[[Any, Path], None], content: Any) -> str:
         return address(path.read_bytes(), "svg+xml")
 
 
-def shown_panels(picture: ComparedPicture, first: str, last: str, classes: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """Return the three panels of a picture, each with its caption."""
+def shown_panels(picture: ComparedPicture, classes: Sequence[str]) -> list[str]:
+    """Return the three panels of a picture as a page holds them."""
     from utils.compress.measure import jpeg, panels
 
-    changed = f"{len(picture.lost)} lost, {len(picture.gained)} gained"
-    captions = (
-        f"ground truth: {len(picture.truth)}",
-        f"{first}: boxes {len(picture.before)}",
-        f"{last}: boxes {len(picture.after)}, {changed}",
-    )
-    images = (address(jpeg(panel), "jpeg") for panel in panels(picture, classes))
-    return zip(images, captions, strict=True)
+    return [address(jpeg(panel), "jpeg") for panel in panels(picture, classes)]
 
 
 def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what page.html shows beside the document: sentences, cards and plots."""
-    runs = report["runs"]
+    """Return what page.html shows beside the document: the networks that are compared, and plots."""
+    runs, baselines = report["runs"], report["baselines"]
     goal = next(run for run in runs if run["name"] == report["goal"])
-    measured = [run["measured"] for run in runs if run["measured"]]
     points = list(_points(runs))
-    for network in report["baselines"]:  # those whose names begin with the same word are a family
+    for network in baselines:  # those whose names begin with the same word are a family
         points.append({**network, "family": next(iter(network["name"].split()), "other")})
-    compared = len(points) > 1 and (measured or report["baselines"])
-    trained = any(run["median_epochs"] for run in runs)
+    compared = len(points) > 1 and (baselines or any(run["measured"] for run in runs))
     return {
         "report": report,
-        "lead": lead(runs, goal),
-        "cards": list(cards(_first_figures(runs, goal), goal["figures"])) if len(runs) > 1 else [],
-        "busy": any(row["ms_p90"] > BUSY * row["ms"] for row in measured),
-        "course": plotted(plot_course, runs) if trained else None,
-        "course_words": "; ".join(
-            f"{run['name']}: AP50 {run['figures']['map50']:.3f}" for run in runs if run["figures"]["map50"] is not None
-        ),
+        "label": lambda run: f"{runs.index(run) + 1} {run['name']}",
+        "path": {*ancestors(goal), goal["name"]},
+        "first": _first_figures(runs, goal),
+        "last": goal["figures"],
+        "course": plotted(plot_course, runs) if any(run["median_epochs"] for run in runs) else None,
+        "points": points,
         "pareto": plotted(plot_pareto, points) if compared else None,
-        "pareto_words": "; ".join(
-            f"{point['name']}: AP50 {point['map50']:.3f}, {point['macs'] / 1e9:.3f} GMACs, {point['ms']:.2f} ms"
-            for point in points
-        ),
     }
-
-
-def lead(runs: Sequence[Run], goal: Run) -> str:
-    """Return the sentence under the title: the steps, the data set, the days."""
-    steps = " → ".join(run["title"] for run in runs if run is goal or run["name"] in ancestors(goal))
-    data = [f"data set {Path(run['data']).stem}" for run in runs if run["data"]][:1]
-    days = sorted(run["time"][:10] for run in runs if run["time"])
-    return "; ".join([steps, *data, *([" to ".join(dict.fromkeys((days[0], days[-1])))] if days else [])])
 
 
 def _first_figures(runs: Sequence[Run], goal: Run) -> dict[str, Any]:
@@ -248,24 +587,6 @@ def _first_figures(runs: Sequence[Run], goal: Run) -> dict[str, Any]:
         if run["kind"] == "export" and run is not goal and parent and parent["run"] == runs[0]["name"]:
             times |= run["figures"]["ms"]
     return runs[0]["figures"] | {"ms": times | runs[0]["figures"]["ms"]}
-
-
-def cards(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the few numbers that matter: title, value, and how it was before."""
-    for title, key in (("AP50", "map50"), ("AP50-95", "map50_95")):
-        old, new = first[key], last[key]
-        if old is not None and new is not None:
-            yield title, f"{new:.3f}", f"{new - old:+.3f} from {old:.3f}"
-    for title, key, unit, spec, suffix in RATIOS:
-        if (old := first[key]) and (new := last[key]):
-            yield title, f"{new / unit:{spec}} {suffix}", f"{_factor(old, new)} from {old / unit:{spec}} {suffix}"
-    for runtime, old in first["ms"].items():
-        if new := last["ms"].get(runtime):
-            yield "A picture", f"{new:.2f} ms", f"{_factor(old, new)} from {old:.2f} ms"
-
-
-def _factor(old: float, new: float) -> str:
-    return f"÷ {old / new:.2f}" if old >= new else f"× {new / old:.2f}"
 
 
 def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

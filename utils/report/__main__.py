@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.cli import Parser, memory_for, print_json, run, settings_from
-from utils.compress.document import MeasureSettings
-from utils.compress.page import DOCUMENT, MARKDOWN, write_report
+from utils.compress.page import DOCUMENT, MARKDOWN, MeasureSettings, write_report
 from utils.flags import add_device_flags
 
 EXAMPLE = "python -m utils.report runs/demo/journey/train runs/demo/journey/prune --out runs/demo/page"
