@@ -124,6 +124,10 @@ num=6
 """Two heads at strides 8 and 4; a residual unit, a grouped route, a max pool of stride 1, an upsampled route."""
 
 
+HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
+"""One anchor of one class."""
+
+
 def tiny() -> Network:
     """The network of TINY."""
     return parse(TINY, "tiny.cfg")
@@ -131,9 +135,16 @@ def tiny() -> Network:
 
 def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
     """A network that ends in one head of stride 1 or more behind the given sections."""
-    head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
     net = f"[net]\nwidth={width}\nheight={width}\nchannels={channels}\n"
-    return parse("\n".join((net, *sections, head)), "one.cfg")
+    return parse("\n".join((net, *sections, HEAD)), "one.cfg")
+
+
+@contextmanager
+def refused(error: type[Exception], match: str) -> Iterator[None]:
+    """An error is expected, whose text is one line."""
+    with pytest.raises(error, match=match) as caught:
+        yield
+    assert "\n" not in str(caught.value)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -12,13 +11,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.nets import one_head, tiny
+from tests.nets import HEAD, one_head, refused, tiny
 from tests.random_nets import networks
-from tests.test_export import CFGS, QUICK, assert_same, emitted, heads_of, opencv_heads, pictures, sized, tamed
+from tests.test_export import (
+    CFGS,
+    HAS_OPENVINO,
+    NEEDS_IMPORTER,
+    NEEDS_OPENVINO,
+    QUICK,
+    assert_same,
+    emitted,
+    heads_of,
+    opencv_heads,
+    pictures,
+    sized,
+    tamed,
+)
 from tests.test_models import lively
 from tests.test_random_networks import examples
+from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
-from utils.darknet import weights as weights_file
 from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import max_stride, opencv_warning
@@ -29,12 +41,6 @@ from utils.runtime.exported import Metadata
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")
-HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
-NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
-NEEDS_IMPORTER = pytest.mark.skipif(
-    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
-)
-HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
 
 
 def names_of(network: Network) -> list[str]:
@@ -62,7 +68,7 @@ def branches(*sections: str) -> Network:
 
 def darknet_in_opencv(model, images: torch.Tensor, folder: Path) -> list[np.ndarray]:
     network = model.network
-    weights_file.write(folder / "w", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    write_darknet(folder / "w", model)
     cfg = np.frombuffer(format_network(network).encode(), np.uint8)
     net = cv2.dnn.readNetFromDarknet(cfg, np.fromfile(folder / "w", np.uint8))
     return opencv_heads(net, images, darknet_heads(network))
@@ -75,7 +81,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CFGS])
 def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
-    """On input that is not square, in all engines that read the network."""
+    """In all engines that read the network.
+
+    The smallest input that is not square and has no map of one cell a side, where OpenCV 4.14 computes depthwise
+    convolutions wrong.
+    """
     network = cfg_file.load(root / "cfg" / f"{name}.cfg")
     stride = max_stride(network)
     network = sized(network, 2 * stride, 3 * stride)
@@ -84,6 +94,8 @@ def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
     want, onnx = heads_of(model, images), emitted(model).SerializeToString()
     assert_same(want, ncnn_heads(model, images, folder))
     assert_same(want, onnxruntime_engine(onnx, names_of(network), 1, 1)(images.numpy()))
+    net = cv2.dnn.readNetFromONNX(np.frombuffer(onnx, np.uint8))
+    assert_same(want, opencv_heads(net, images, names_of(network)))
     if hasattr(cv2.dnn, "readNetFromDarknet") and opencv_warning(network) is None:
         assert_same(want, darknet_in_opencv(model, images, folder))
     if HAS_OPENVINO:
@@ -177,9 +189,8 @@ def test_a_head_that_is_read_on_leaves_under_its_name(folder):
 
 
 def test_what_pnnx_cannot_convert_is_one_line(folder):
-    with pytest.raises(InfeasibleError, match=r"--format ncnn: pnnx .* cannot convert the ONNX file") as caught:
+    with refused(InfeasibleError, r"--format ncnn: pnnx .* cannot convert the ONNX file"):
         convert(b"nonsense", folder / "a.param", Metadata(tiny(), ("a", "b")))
-    assert "\n" not in str(caught.value)
 
 
 def test_what_an_engine_cannot_read_is_one_line(folder):
@@ -191,6 +202,5 @@ def test_what_an_engine_cannot_read_is_one_line(folder):
 
 @NEEDS_OPENVINO
 def test_what_openvino_cannot_read_is_one_line():
-    with pytest.raises(WeightsError, match="the file: OpenVINO cannot read it: ") as caught:
+    with refused(WeightsError, "the file: OpenVINO cannot read it: "):
         openvino_engine(b"nonsense", ["x"], 1, 1)
-    assert "\n" not in str(caught.value)

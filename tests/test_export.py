@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,17 +20,17 @@ from hypothesis import strategies as st
 
 import export
 from models import fuse
-from tests.nets import TINY, one_head, tiny
+from tests.nets import TINY, one_head, refused, tiny
 from tests.random_nets import networks
 from tests.test_models import lively
 from tests.test_oracle_opencv import TOLERANCE, difference
 from tests.test_random_networks import examples
-from utils.checkpoint import load_model, origin, read_checkpoint, write_checkpoint
+from utils.checkpoint import load_model, origin, read_checkpoint, write_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
-from utils.darknet.network import max_stride, opencv_warning
+from utils.darknet.network import opencv_warning
 from utils.detection.decode import decode, non_max_suppression
 from utils.errors import InfeasibleError, InputError, NumericsError, SuiteError, WeightsError
 from utils.export.onnx_graph import EMITTERS, onnx_model
@@ -38,7 +39,7 @@ from utils.export.verify import Agreement
 from utils.layers import LAYERS
 from utils.model_files import choose_model
 from utils.quantization.scheme import QuantSettings
-from utils.runtime.engines import darknet_heads, onnxruntime_engine
+from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.exported import Metadata, compare, read_metadata, read_onnx
 
 CFGS = (
@@ -54,7 +55,11 @@ CFGS = (
     "yolov4-leaky-spp557",
     "yolov4-tiny",
 )
-NEEDS_OPENVINO = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+NEEDS_IMPORTER = pytest.mark.skipif(
+    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
+)
 QUICK = ("demo", "mobilenetv2-yolov3", "yolo-fastest", "yolov4-tiny")
 
 
@@ -118,30 +123,6 @@ def assert_same(want, found, tolerance=TOLERANCE):
 def opencv_heads(net, images, names) -> list[np.ndarray]:
     net.setInput(images.numpy())
     return [np.array(head) for head in net.forward(list(names))]
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CFGS])
-def test_networks_of_cfg_agree_with_pytorch_and_opencv(name, root, tmp_path):
-    """An ONNX file in onnxruntime and OpenCV, and OpenCV's Darknet reader.
-
-    The smallest input that is not square and has no map of one cell a side, where OpenCV 4.14 computes depthwise
-    convolutions wrong.
-    """
-    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
-    stride = max_stride(network)
-    network = sized(network, 2 * stride, 3 * stride)
-    images = pictures(network)
-    model = tamed(lively(network), images)
-    want, made = heads_of(model, images), emitted(model)
-    names = [value.name for value in made.graph.output]
-    assert_same(want, ran(made, images))
-    net = cv2.dnn.readNetFromONNX(np.frombuffer(made.SerializeToString(), np.uint8))
-    assert_same(want, opencv_heads(net, images, names))
-    if opencv_warning(network) is None and hasattr(cv2.dnn, "readNetFromDarknet"):
-        weights_file.write(tmp_path / "w", network, {k: v.numpy() for k, v in model.state_dict().items()})
-        cfg = np.frombuffer(format_network(network).encode(), np.uint8)
-        net = cv2.dnn.readNetFromDarknet(cfg, np.fromfile(tmp_path / "w", np.uint8))
-        assert_same(want, opencv_heads(net, images, darknet_heads(network)))
 
 
 def test_every_cfg_is_tested(root):
@@ -313,9 +294,8 @@ def test_metadata_come_back():
 )
 def test_damaged_metadata_are_one_line(key, text):
     properties = Metadata(tiny(), ("a", "b")).properties() | {key: text}
-    with pytest.raises(InputError, match=r"^x\.onnx[!:]") as caught:
+    with refused(InputError, r"^x\.onnx[!:]"):
         read_metadata(properties, "x.onnx")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
@@ -324,7 +304,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = lively(tiny())
     (tmp_path / "a.cfg").write_text(TINY)
-    weights_file.write("a.weights", tiny(), {key: value.numpy() for key, value in model.state_dict().items()})
+    write_darknet(Path("a.weights"), model)
     document = {"model": model.state_dict(), "ema": None, "cfg": TINY, "names": ["cat", "dog"], "kept": None}
     write_checkpoint(tmp_path / "a.pt", document | {"lineage": [{"path": "before.pt", "sha256": "1"}]})
 
@@ -432,7 +412,7 @@ def test_folding_gives_opencv_the_blocks_it_does_not_read(call, tmp_path, capsys
     )
     (tmp_path / "d.cfg").write_text(format_network(network))
     model = lively(network)
-    weights_file.write("d.weights", network, {key: value.numpy() for key, value in model.state_dict().items()})
+    write_darknet(Path("d.weights"), model)
     files = ("--cfg", "d.cfg", "--weights", "d.weights", "--format", "darknet")
     call(*files, "--fold", "--output", "f.weights")
     assert "OpenCV" not in capsys.readouterr().err
@@ -577,49 +557,29 @@ def test_nan_is_no_agreement():
     assert compare([np.ones(3)], [np.ones(4)])[1] == float("inf")
 
 
+def started(root, folder, before: str, *flags: str) -> subprocess.CompletedProcess:
+    """Export.py in a process of its own, behind some code."""
+    code = f"import importlib.util, sys\nfrom utils import cli\n{before}\nimport export\n"
+    code += f"sys.argv = ['export.py', *{flags!r}]\n"
+    code += "try:\n    cli.run(export.main)\nfinally:\n    print(*sys.modules, sep='\\n')\n"
+    options = {"cwd": folder, "env": {"PYTHONPATH": str(root)}, "capture_output": True, "text": True, "timeout": 60}
+    return subprocess.run([sys.executable, "-c", code], **options)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_one_line_before_torch_and_before_any_file(package, root, tmp_path):
-    code = (
-        "import importlib.util, sys\n"
-        "from utils import cli\n"
-        "import export\n"
-        "find = importlib.util.find_spec\n"
-        f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)\n"
-        "sys.argv = ['export.py', '--weights', 'nowhere.pt']\n"
-        "try:\n    cli.run(export.main)\n"
-        "finally:\n    assert 'torch' not in sys.modules and 'onnx' not in sys.modules\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
+    before = "find = importlib.util.find_spec\n"
+    before += f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)"
+    done = started(root, tmp_path, before, "--weights", "nowhere.pt")
+    assert done.returncode == 2 and not {"torch", "onnx"} & set(done.stdout.splitlines())
     assert done.stderr == f"error: --format onnx: needs the package {package}; pip install -r requirements-export.txt\n"
     assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("format_", ["darknet", "pt", "torchscript"])
 def test_formats_that_need_no_onnx_work_without_it(call, root, tmp_path, format_):
-    code = (
-        "import sys\n"
-        "from utils import cli\n"
-        "sys.modules |= dict.fromkeys(('onnx', 'onnxruntime', 'ncnn', 'openvino'))\n"
-        "import export\n"
-        f"sys.argv = ['export.py', '--weights', 'a.pt', '--format', {format_!r}]\n"
-        "cli.run(export.main)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    before = "sys.modules |= dict.fromkeys(('onnx', 'onnxruntime', 'ncnn', 'openvino'))"
+    done = started(root, tmp_path, before, "--weights", "a.pt", "--format", format_)
     assert done.returncode == 0, done.stderr
 
 

@@ -94,15 +94,14 @@ def test_sums_of_products_are_those_of_integers(groups, stride, dilation):
         assert found[o, i, j] == (window * weight[o]).sum()
 
 
+def slopes_of(model: Darknet) -> set[float]:
+    return {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
+
+
 def test_leaky_is_13_128_in_the_quantized_network_only():
     model, _ = shifting(parse(LEAKY, "n.cfg"))
-    slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
-    fused = {module.negative_slope for module in fuse(model).modules() if isinstance(module, nn.LeakyReLU)}
-    assert slopes == fused == {SHIFT_SLOPE} == {13 / 128}
-    floats = {
-        module.negative_slope for module in lively(parse(LEAKY, "n.cfg")).modules() if isinstance(module, nn.LeakyReLU)
-    }
-    assert floats == {0.1}
+    assert slopes_of(model) == slopes_of(fuse(model)) == {SHIFT_SLOPE} == {13 / 128}
+    assert slopes_of(lively(parse(LEAKY, "n.cfg"))) == {0.1}
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e-4])
@@ -242,18 +241,8 @@ def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
 
     write(tmp_path / "a.pt", SHIFTS)
     write_image(tmp_path / "p.png", np.full((64, 64, 3), 51, np.uint8))
-    export.main(
-        [
-            "--weights",
-            f"{tmp_path}/a.pt",
-            "--format",
-            "fpga",
-            "--output",
-            f"{tmp_path}/a.fpga",
-            "--sample",
-            f"{tmp_path}/p.png",
-        ]
-    )
+    sample = ["--sample", f"{tmp_path}/p.png"]
+    export.main(["--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga", *sample])
     assert "the same in every bit of" in capsys.readouterr().out
     _, arrays, layout = read(tmp_path / "a.fpga")
     assert (arrays["image"] == round(0.2 * 2.0 ** -layout["image"]["exponent"])).all()

@@ -161,30 +161,9 @@ def test_a_drop_that_cannot_be_met_is_infeasible_and_nothing_is_written(call, mo
 def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
     weights = call("--no-test")["weights"]
     capsys.readouterr()
-    train.main(
-        [
-            "--weights",
-            weights,
-            "--cfg",
-            str(folder / "n.cfg"),
-            "--data",
-            str(folder / "d.data"),
-            "--quantized",
-            "1",
-            "--BN_Fold",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "4",
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--project",
-            str(tmp_path / "t"),
-            "--json",
-        ]
-    )
+    flags = ["--quantized", "1", "--BN_Fold", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--json"]
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--project", str(tmp_path / "t")]
+    train.main(["--weights", weights, *files, *flags])
     checkpoint = read_checkpoint(Path(json.loads(capsys.readouterr().out)["best"]))
     assert [Path(entry["path"]).name for entry in checkpoint["lineage"]] == ["n.weights", "model.pt"]
     assert checkpoint["quantization"]["fold"]

@@ -196,18 +196,8 @@ def test_three_is_taken_for_google_and_said(capsys):
 def test_a_quantized_network_is_not_pruned(run, folder, tmp_path):
     weights = run("--epochs", "1", "--quantized", "1")["best"]
     with pytest.raises(InputError, match="is quantized, which comes after pruning"):
-        slim_prune.main(
-            [
-                "--weights",
-                weights,
-                "--data",
-                f"{folder}/d.data",
-                "--percent",
-                "0.2",
-                "--project",
-                str(tmp_path / "pruned"),
-            ]
-        )
+        files = ["--weights", weights, "--data", f"{folder}/d.data", "--project", str(tmp_path / "pruned")]
+        slim_prune.main([*files, "--percent", "0.2"])
     assert not (tmp_path / "pruned").exists()
 
 
