@@ -163,7 +163,7 @@ def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
             "stages: {a: {script: train}, b: {script: quantize, FPGA: true}, c: {script: export, int8: true}}",
             "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
         ),
-        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: a stands there twice"),
+        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: not valid YAML: a stands there twice"),
         ("stages: {a: 2021-99-99}", "not valid YAML"),
         ("stages: " + "[" * 5000, "not valid YAML"),
         ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),

@@ -21,7 +21,7 @@ from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.draw import FONT, Image, draw_detections
 from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
-from utils.detection.bootstrap import SHARE, Matches, bootstrap, matches
+from utils.detection.bootstrap import SHARE, Matches, Spread, bootstrap, matches
 from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
 from utils.device import select_device
 from utils.errors import DataError, InputError
@@ -94,11 +94,15 @@ def measure(
     networks = [load_network(name, _files(file), side, data, chosen) for name, file, side in files]
     evaluations = [evaluate_network(network, images, data.names, chosen, settings.batch_size) for network in networks]
     times = network_times(networks, chosen)
-    rows = _rows(networks, evaluations, times, settings)
-    for run, row in zip(runs, rows, strict=False):
-        _add_measured(run, row)
-    for network, row in zip(baselines, rows[len(runs) :], strict=True):
-        document["baselines"].append(_baseline(network.name, row))
+    spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
+    measured = [_measured(*values) for values in zip(networks, spreads, times, strict=True)]
+    for run, (row, costs) in zip(runs, measured, strict=False):
+        run["measured"] = row
+        accuracy = {"map50": row["map50"][0], "map50_95": row["map50_95"][0]}
+        run["figures"] |= costs | accuracy | {"ms": {row["runtime"]: row["ms"]}}
+    for network, (row, costs) in zip(baselines, measured[len(runs) :], strict=True):
+        accuracy = dict(zip(("map50", "low", "high"), row["map50"], strict=True)) | {"map50_95": row["map50_95"][0]}
+        document["baselines"].append({"name": network.name, "ms": row["ms"], **accuracy, **costs})
     where = environment()
     document["measurement"] = {
         "data": str(data.path),
@@ -113,7 +117,11 @@ def measure(
     last = next((number for number, run in enumerate(runs) if run["name"] == document["goal"]), len(runs) - 1)
     if not last:
         return []
-    compared = _compared(evaluations[0], evaluations[last], images)
+    before, after = evaluations[0], evaluations[last]
+    compared = []
+    for first, second, truth in zip(before.detections, after.detections, before.truth, strict=True):
+        path = str(images.images[first.position])
+        compared.append(compare_picture(path, truth, _sure(first), _sure(second)))
     document["measurement"] |= {"objects": _counts(compared), "compared": runs[last]["name"]}
     return sorted(compared, key=_most_changed)[: settings.pictures]
 
@@ -201,49 +209,21 @@ def matched(evaluation: Evaluation) -> Matches:
     return matches(boxes, evaluation.truth)
 
 
-def _rows(
-    networks: Sequence[LoadedNetwork],
-    evaluations: Sequence[Evaluation],
-    times: Sequence[Latency],
-    settings: MeasureSettings,
-) -> list[dict[str, Any]]:
-    """Return what was measured of each network; intervals and differences to the first are [value, low, high]."""
-    hits = [matched(evaluation) for evaluation in evaluations]
-    rows = []
-    for network, spread, time in zip(networks, bootstrap(hits, settings.draws, settings.seed), times, strict=True):
-        cost = network_cost(network.loaded.network, *network.size)
-        rows.append(
-            {
-                "map50": list(spread.ap50),
-                "map50_95": list(spread.ap50_95),
-                "map50_difference": list(spread.gain50),
-                "map50_95_difference": list(spread.gain50_95),
-                "ms": time.median,
-                "ms_p90": time.p90,
-                "runtime": network.loaded.runtime,
-                "size": list(network.size),
-                "parameters": cost.parameters,
-                "macs": cost.macs,
-            }
-        )
-    return rows
-
-
-def _add_measured(run: dict[str, Any], row: dict[str, Any]) -> None:
-    """Put what was measured in place of what the run says."""
-    costs = {key: row.pop(key) for key in ("parameters", "macs")} | {"size": row["size"]}
-    run["measured"] = row
-    run["figures"] |= costs | {
-        "map50": row["map50"][0],
-        "map50_95": row["map50_95"][0],
-        "ms": {row["runtime"]: row["ms"]},
+def _measured(network: LoadedNetwork, spread: Spread, time: Latency) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was measured of a network, and its costs; intervals and differences to the first: [value, low, high]."""
+    cost = network_cost(network.loaded.network, *network.size)
+    size = list(network.size)
+    row = {
+        "map50": list(spread.ap50),
+        "map50_95": list(spread.ap50_95),
+        "map50_difference": list(spread.gain50),
+        "map50_95_difference": list(spread.gain50_95),
+        "ms": time.median,
+        "ms_p90": time.p90,
+        "runtime": network.loaded.runtime,
+        "size": size,
     }
-
-
-def _baseline(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    costs = {key: row[key] for key in ("parameters", "macs", "ms", "size")}
-    ends = dict(zip(("map50", "low", "high"), row["map50"], strict=True))
-    return {"name": name, **ends, "map50_95": row["map50_95"][0], **costs}
+    return row, {"parameters": cost.parameters, "macs": cost.macs, "size": size}
 
 
 class ComparedPicture(NamedTuple):
@@ -253,19 +233,12 @@ class ComparedPicture(NamedTuple):
     truth: Rows
     before: Rows
     after: Rows
+    common: Rows
+    """Objects that both networks find."""
     lost: Rows
     """Objects that only the first network finds."""
     gained: Rows
     """Objects that only the second network finds."""
-
-
-def _compared(before: Evaluation, after: Evaluation, images: Index) -> list[ComparedPicture]:
-    """Return every picture with the detections of two networks that are sure enough."""
-    pairs = zip(before.detections, after.detections, before.truth, strict=True)
-    return [
-        compare_picture(str(images.images[first.position]), truth, _sure(first), _sure(last))
-        for first, last, truth in pairs
-    ]
 
 
 def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after: Rows) -> ComparedPicture:
@@ -273,7 +246,9 @@ def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after:
     truth = truth[~truth[:, 5:].any(axis=1)]
     objects = np.column_stack([truth[:, 1:5], np.full(len(truth), np.nan), truth[:, 0]])
     first, second = detected(objects, before), detected(objects, after)
-    return ComparedPicture(path, objects, before, after, objects[first & ~second], objects[second & ~first])
+    return ComparedPicture(
+        path, objects, before, after, objects[first & second], objects[first & ~second], objects[second & ~first]
+    )
 
 
 def detected(truth: Rows, detections: Rows) -> NDArray[np.bool_]:
@@ -297,10 +272,10 @@ def _sure(image: ImageDetections) -> Rows:
 
 def _counts(compared: Sequence[ComparedPicture]) -> dict[str, int]:
     """Return how many objects the first network and the last one find."""
-    lost, gained = (sum(len(getattr(picture, kind)) for picture in compared) for kind in ("lost", "gained"))
-    first = sum(int(detected(picture.truth, picture.before).sum()) for picture in compared)
-    objects = sum(len(picture.truth) for picture in compared)
-    return {"objects": objects, "before": first, "after": first - lost + gained, "lost": lost, "gained": gained}
+    objects, common, lost, gained = (
+        sum(len(getattr(picture, kind)) for picture in compared) for kind in ("truth", "common", "lost", "gained")
+    )
+    return {"objects": objects, "before": common + lost, "after": common + gained, "lost": lost, "gained": gained}
 
 
 def _most_changed(picture: ComparedPicture) -> tuple[int, bool, int]:

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from utils.errors import InputError
 from utils.files import ROOT, read_text, reading_yaml
@@ -88,11 +90,6 @@ class Stage:
         return tested and (self.script.endswith("_prune") or self.script == "quantize")
 
     @property
-    def makes_network(self) -> bool:
-        """Return whether another stage can begin with its network."""
-        return self.script in MAKERS
-
-    @property
     def quantizes(self) -> bool:
         """Return whether the network that it makes is quantized."""
         return self.script == "quantize" or self.value("--quantized") not in (None, "0", "-1")
@@ -156,7 +153,9 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     Raises:
         InputError: it cannot be read, or a stage cannot be what it says.
     """
-    document = _document(path)
+    text = read_text(path, max_bytes=LARGEST_FILE)
+    with reading_yaml(path):
+        document = yaml.load(text, UniqueLoader)
     stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
     if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:
         raise InputError(
@@ -191,30 +190,18 @@ def _check_shared(path: Path, shared: Mapping[Any, Any]) -> None:
         _check_flag(f"{path}: {ALL}", key, value)
 
 
-def _document(path: Path) -> Any:
-    """The values of a YAML file.
+class UniqueLoader(yaml.SafeLoader):
+    """PyYAML's loader, which otherwise takes the last of two values that stand under one name."""
 
-    Raises:
-        InputError: it is none, or a name stands twice in one place.
-    """
-    import yaml
-
-    text = read_text(path, max_bytes=LARGEST_FILE)
-    with reading_yaml(path):
-        for name, line in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
-            raise InputError(f"{path}:{line}: {name} stands there twice; give the second another name")
-        return yaml.safe_load(text)
-
-
-def _repeated(node: Any) -> Iterator[tuple[str, int]]:
-    """Keys that a mapping of a YAML document has twice, with their lines."""
-    if node is None or isinstance(node.value, str):
-        return
-    parts = node.value if node.id == "sequence" else [value for _, value in node.value]
-    keys = [] if node.id == "sequence" else [(key.value, key.start_mark.line + 1) for key, _ in node.value]
-    yield from (key for number, key in enumerate(keys) if key[0] in [other for other, _ in keys[:number]])
-    for part in parts:
-        yield from _repeated(part)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping whose names differ."""
+        names: list[Any] = []
+        for key, _ in node.value:
+            if key.value in names:
+                problem = f"{key.value} stands there twice; give the second another name"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            names.append(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _stage(
@@ -226,7 +213,7 @@ def _stage(
         raise InputError(f"{where}: a name has letters, digits, - and _, and is not {' or '.join(RESERVED)}")
     if not isinstance(values, dict) or values.get("script") not in SCRIPTS:
         raise InputError(f"{where}: needs `script:` and one of {', '.join(SCRIPTS)}")
-    makers = [stage.name for stage in before if stage.makes_network]
+    makers = [stage.name for stage in before if stage.script in MAKERS]
     source = values.get("from", makers[-1] if makers else None)
     for key, other in (("from", source), ("teacher", values.get("teacher"))):
         files = [stage.name for stage in before if stage.script != "test"]

@@ -38,13 +38,12 @@ BENCHMARK_COLUMNS = (
 )
 
 
-def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], gap: str = "  ") -> str:
+def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]]) -> str:
     """Return aligned plain text: titles, a rule, one line a row; numbers to the right, text to the left.
 
     Args:
         columns: a bare string is a Column with the default format.
         rows: as many cells each as there are columns.
-        gap: what stands between two columns.
 
     Returns:
         lines without trailing blanks, joined by newlines, no newline at the end.
@@ -54,7 +53,7 @@ def text_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]], 
     lines = [[column.title for column in columns], *shown]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["─" * width for width in widths])
-    return "\n".join(gap.join(map(_pad, line, widths, numeric)).rstrip() for line in lines)
+    return "\n".join("  ".join(map(_pad, line, widths, numeric)).rstrip() for line in lines)
 
 
 def markdown_table(columns: Iterable[Column | str], rows: Iterable[Sequence[Cell]]) -> str:
