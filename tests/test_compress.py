@@ -20,12 +20,10 @@ import torch
 
 import compress
 from models import Darknet
-from tests.nets import TINY, one_head, tiny
-from utils.checkpoint import read_checkpoint, write_checkpoint
+from tests.nets import one_head, tiny
+from utils.checkpoint import model_document, read_checkpoint, write_checkpoint, write_darknet
 from utils.compress.journey import STATE, Journey, StageError, only_one
 from utils.compress.recipe import Recipe, read_recipe
-from utils.darknet import weights as weights_file
-from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InfeasibleError, InputError
 from utils.files import sha256
@@ -44,9 +42,19 @@ stages:
 """
 
 
+INTEGERS = "a: {script: train}, b: {script: quantize}"
+FPGA = "a: {script: train}, b: {script: quantize, FPGA: true}"
+FLOAT = "a: {script: train}, b: {script: export, format: torchscript}"
+WITH_NMS = "a: {script: train}, b: {script: export, nms: true}"
+
+
 def recipe_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
     (tmp_path / "r.yaml").write_text(text)
     return read_recipe(tmp_path / "r.yaml", compress.knows, changes)
+
+
+def journey_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Journey:
+    return Journey(recipe_of(tmp_path, text, changes), tmp_path / "j", "d.data", "n.cfg", None)
 
 
 def value(command: list[str], flag: str) -> str | None:
@@ -56,15 +64,8 @@ def value(command: list[str], flag: str) -> str | None:
 def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
     journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, 96)
     commands = journey.planned()
-    assert [command[0] for command in commands] == [
-        "train.py",
-        "train.py",
-        "slim_prune.py",
-        "train.py",
-        "export.py",
-        "quantize.py",
-        "test.py",
-    ]
+    scripts = "train.py train.py slim_prune.py train.py export.py quantize.py test.py"
+    assert [command[0] for command in commands] == scripts.split()
     assert [value(command, "--weights") for command in commands] == [
         None,
         "j/train/weights/best.pt",
@@ -119,57 +120,16 @@ def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
     ("text", "message"),
     [
         ("stages: [", "not valid YAML"),
+        ("stages: {a: 2021-99-99}", "not valid YAML"),
+        ("stages: " + "[" * 5000, "not valid YAML"),
+        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: not valid YAML: a stands there twice"),
         ("- a", "a recipe is `stages:`"),
         ("stages: {}", "a recipe is `stages:`"),
+        ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
         ("all: 3\nstages: {a: {script: train}}", "a recipe is `stages:`"),
         ("all: {epoch: 3}\nstages: {a: {script: train}}", "all: no script of its stages has a flag --epoch"),
         ("all: {teacher: a}\nstages: {a: {script: train}}", "all: teacher belongs to a stage"),
         ("all: {weights: a.pt}\nstages: {a: {script: train}}", "all: weights is set by compress.py"),
-        ("stages: {all: {script: train}}", "and is not report or original or original-accuracy or all"),
-        ("stages: {a: {script: train, allow: x}}", "allow: x is outside 0 <= value <= 100, in points of AP50"),
-        ("stages: {a: {script: train, allow: 101}}", "allow: 101 is outside"),
-        ("stages: {a: {script: train}, b: {script: export, allow: 1}}", r"allow: export\.py measures no accuracy"),
-        ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
-        ("stages: {a: {script: rm}}", "stage a: needs `script:` and one of train, slim_prune"),
-        ("stages: {a: train}", "stage a: needs `script:`"),
-        ("stages: {../a: {script: train}}", "a name has letters, digits, - and _"),
-        ("stages: {a: {script: train, weights: x.pt}}", "weights is set by compress.py"),
-        ("stages: {a: {script: train, exist-ok: true}}", "exist-ok is set by compress.py"),
-        ("stages: {a: {script: train, help: true}}", "with help no network is made"),
-        ("stages: {a: {script: train}, b: {script: slim_prune, dry-run: true}}", "with dry-run no network is made"),
-        ("stages: {a: {script: train, 'weights=x.pt': true}}", "'weights=x.pt' is no flag"),
-        ("stages: {report: {script: train}}", "and is not report or original or"),
-        ("stages: {original: {script: train}}", "and is not report or original or"),
-        ("stages: {a: {script: train, single-cls: true}}", "with single-cls no network is made that"),
-        (
-            "stages: {a: {script: train}, b: {script: export, format: torchscript}, c: {script: test, from: b}}",
-            r"c: b makes a file of format torchscript, which test\.py does not run",
-        ),
-        (
-            "stages: {a: {script: train}, b: {script: export, nms: true}, c: {script: test, from: b}}",
-            r"c: b makes a file with NMS, which test\.py does not run",
-        ),
-        (
-            "stages: {a: {script: train}, b: {script: export, int8: true}}",
-            "b: makes integers of a, which is float",
-        ),
-        ("stages: {a: {script: train}, b: {script: quantize}, c: {script: slim_prune}}", "b, which is quantized"),
-        ("stages: {a: {script: train}, b: {script: quantize}, c: {script: export}}", "add `int8: true`"),
-        (
-            "stages: {a: {script: train}, b: {script: quantize}, c: {script: export, format: fpga}}",
-            "b is quantized with target cpu; this file takes fpga",
-        ),
-        (
-            "stages: {a: {script: train}, b: {script: quantize, FPGA: true}, c: {script: export, int8: true}}",
-            "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
-        ),
-        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: not valid YAML: a stands there twice"),
-        ("stages: {a: 2021-99-99}", "not valid YAML"),
-        ("stages: " + "[" * 5000, "not valid YAML"),
-        ("stages: {a: {script: train, epochs: {x: 1}}}", "epochs: .* a flag is true, a number, a text"),
-        ("stages: {a: {script: train}, b: {script: train, from: c}}", "from: c is no stage before it .* are a"),
-        ("stages: {a: {script: train, teacher: a}}", "teacher: a is no stage before it .* there are none"),
-        ("stages: {a: {script: test}, b: {script: train}}", "stage b: there is no network to begin with"),
     ],
 )
 def test_what_is_no_recipe_is_refused(tmp_path, text, message):
@@ -177,46 +137,81 @@ def test_what_is_no_recipe_is_refused(tmp_path, text, message):
         recipe_of(tmp_path, text)
 
 
-def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("all: {script: train}", "and is not report or original or original-accuracy or all"),
+        ("report: {script: train}", "and is not report or original or"),
+        ("original: {script: train}", "and is not report or original or"),
+        ("../a: {script: train}", "a name has letters, digits, - and _"),
+        ("a: {script: rm}", "stage a: needs `script:` and one of train, slim_prune"),
+        ("a: train", "stage a: needs `script:`"),
+        ("a: {script: train, allow: x}", "allow: x is outside 0 <= value <= 100, in points of AP50"),
+        ("a: {script: train, allow: 101}", "allow: 101 is outside"),
+        ("a: {script: train}, b: {script: export, allow: 1}", r"allow: export\.py measures no accuracy"),
+        ("a: {script: train, weights: x.pt}", "weights is set by compress.py"),
+        ("a: {script: train, exist-ok: true}", "exist-ok is set by compress.py"),
+        ("a: {script: train, help: true}", "with help no network is made"),
+        ("a: {script: train, single-cls: true}", "with single-cls no network is made that"),
+        ("a: {script: train}, b: {script: slim_prune, dry-run: true}", "with dry-run no network is made"),
+        ("a: {script: train, 'weights=x.pt': true}", "'weights=x.pt' is no flag"),
+        ("a: {script: train, epochs: {x: 1}}", "epochs: .* a flag is true, a number, a text"),
+        ("a: {script: train}, b: {script: train, from: c}", "from: c is no stage before it .* are a"),
+        ("a: {script: train, teacher: a}", "teacher: a is no stage before it .* there are none"),
+        ("a: {script: test}, b: {script: train}", "stage b: there is no network to begin with"),
+        (
+            f"{FLOAT}, c: {{script: test, from: b}}",
+            r"c: b makes a file of format torchscript, which test\.py does not run",
+        ),
+        (f"{WITH_NMS}, c: {{script: test, from: b}}", r"c: b makes a file with NMS, which test\.py does not run"),
+        ("a: {script: train}, b: {script: export, int8: true}", "b: makes integers of a, which is float"),
+        (f"{INTEGERS}, c: {{script: slim_prune}}", "b, which is quantized"),
+        (f"{INTEGERS}, c: {{script: export}}", "add `int8: true`"),
+        (f"{INTEGERS}, c: {{script: export, format: fpga}}", "b is quantized with target cpu; this file takes fpga"),
+        (
+            f"{FPGA}, c: {{script: export, int8: true}}",
+            "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
+        ),
+    ],
+)
+def test_what_is_no_stage_is_refused(tmp_path, stages, message):
+    with pytest.raises(InputError, match=message):
+        recipe_of(tmp_path, f"stages: {{{stages}}}")
+
+
+def checkpoint(path: Path, model: Darknet, names: Sequence[str] = ("a", "b"), **more: Any) -> None:
+    """A trained network in a .pt file."""
+    write_checkpoint(path, model_document(model.state_dict(), model.network, names, (), kept=None, **more))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--set prune.percent=1.5", r"r\.yaml: stage prune: --percent: 1\.5 is outside 0 <= value < 1"),
+        ("--set tune.epoch=3", r"stage tune: unknown flag --epoch; did you mean --epochs"),
+        ("--set x.epochs=3", "there is no stage x; there are train, sparse"),
+        ("--set epochs=3", r"'epochs=3' is not STAGE\.FLAG=VALUE"),
+        ("--weights none.pt", r"--weights none\.pt: there is no such file"),
+        ("--weights FOLDER/d.names", r"d\.names"),
+        ("--weights other.pt", r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"),
+        ("--weights int.pt", r"--weights int\.pt: is quantized already"),
+        ("--recipe none.yaml", r"none\.yaml: no such file"),
+        ("--img_size 97", "--img_size 97: not a multiple of 8"),
+        ("--data d.yaml", "nowhere: no such file or directory"),
+    ],
+)
+def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     recipe_of(tmp_path)
-    common = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml"]
-    with pytest.raises(InputError, match=r"r\.yaml: stage prune: --percent: 1\.5 is outside 0 <= value < 1"):
-        compress.main([*common, "--set", "prune.percent=1.5"])
-    with pytest.raises(InputError, match=r"stage tune: unknown flag --epoch; did you mean --epochs"):
-        compress.main([*common, "--set", "tune.epoch=3"])
-    with pytest.raises(InputError, match="there is no stage x; there are train, sparse"):
-        compress.main([*common, "--set", "x.epochs=3"])
-    with pytest.raises(InputError, match=r"'epochs=3' is not STAGE\.FLAG=VALUE"):
-        compress.main([*common, "--set", "epochs=3"])
-    with pytest.raises(InputError, match="--cfg: is needed"):
-        compress.main(common[2:])
-    with pytest.raises(InputError, match=r"--weights none\.pt: there is no such file"):
-        compress.main([*common, "--weights", "none.pt"])
-    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
-        compress.main([*common[:-1], "none.yaml"])
-    with pytest.raises(InputError, match=r"d\.names"):
-        compress.main([*common, "--weights", str(folder / "d.names")])
-    with pytest.raises(InputError, match="--img_size 97: not a multiple of 8"):
-        compress.main([*common, "--img_size", "97"])
     (tmp_path / "d.yaml").write_text("train: nowhere\nval: nowhere\nnames: [a, b]\n")
-    with pytest.raises(InputError, match="nowhere: no such file or directory"):
-        compress.main([*common, "--data", "d.yaml"])
-    other = Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n"))
-    document = {"ema": None, "names": ["a", "b"], "lineage": [], "kept": None}
-    write_checkpoint(
-        tmp_path / "other.pt", document | {"model": other.state_dict(), "cfg": format_network(other.network)}
-    )
-    with pytest.raises(InputError, match=r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"):
-        compress.main([*common, "--weights", "other.pt"])
+    checkpoint(tmp_path / "other.pt", Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n")))
     settings = QuantSettings()
-    rounded = quantize(Darknet(tiny()), settings)
-    write_checkpoint(
-        tmp_path / "int.pt",
-        document | {"model": rounded.state_dict(), "cfg": TINY, "quantization": settings.document()},
-    )
-    with pytest.raises(InputError, match=r"--weights int\.pt: is quantized already"):
-        compress.main([*common, "--weights", "int.pt"])
+    checkpoint(tmp_path / "int.pt", quantize(Darknet(tiny()), settings), quantization=settings.document())
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml"]
+    with pytest.raises(InputError, match=message):
+        compress.main([*files, *flags.replace("FOLDER", str(folder)).split()])
+    with pytest.raises(InputError, match="--cfg: is needed"):
+        compress.main(files[2:])
     assert not (tmp_path / "runs").exists()
 
 
@@ -226,20 +221,9 @@ def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
     model = Darknet(adapt_classes(tiny(), classes))
     path = folder / f"start{suffix}"
     if suffix == ".pt":
-        names = [str(number) for number in range(classes)]
-        write_checkpoint(
-            path,
-            {
-                "model": model.state_dict(),
-                "ema": None,
-                "names": names,
-                "lineage": [],
-                "kept": None,
-                "cfg": format_network(model.network),
-            },
-        )
+        checkpoint(path, model, [str(number) for number in range(classes)])
     else:
-        weights_file.write(path, model.network, {key: value.numpy() for key, value in model.state_dict().items()})
+        write_darknet(path, model)
     return str(path)
 
 
@@ -389,9 +373,8 @@ class Scripts:
 
 @pytest.mark.parametrize("kill_at", range(7))
 def test_a_journey_goes_on_where_it_was_killed(tmp_path, kill_at):
-    recipe = recipe_of(tmp_path)
-    whole = Journey(recipe, tmp_path / "whole", "d.data", "n.cfg", None).finish(Scripts())
-    journey = Journey(recipe, tmp_path / "killed", "d.data", "n.cfg", None)
+    journey = journey_of(tmp_path)
+    whole = replace(journey, folder=tmp_path / "whole").finish(Scripts())
     first, second = Scripts(kill_at), Scripts()
     with pytest.raises(Interrupted):
         journey.finish(first)
@@ -403,10 +386,9 @@ def test_a_journey_goes_on_where_it_was_killed(tmp_path, kill_at):
 
 
 def test_another_journey_and_changed_files_are_refused(tmp_path):
-    recipe = recipe_of(tmp_path)
-    journey = Journey(recipe, tmp_path / "j", "d.data", "n.cfg", None)
+    journey = journey_of(tmp_path)
     done = journey.finish(Scripts())
-    other = Journey(recipe, tmp_path / "j", "other.data", "n.cfg", None)
+    other = replace(journey, data="other.data")
     with pytest.raises(InputError, match=r"holds another journey, whose stage train is `python train\.py --data"):
         other.finish(Scripts())
     Path(done[2]["made"]).write_text("changed")
@@ -456,13 +438,8 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
     )
     commands = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()
     given = {value(command, "--name") or "measure": command for command in commands}
-    assert [name for name, command in given.items() if value(command, "--batch-size") == "4"] == [
-        "train",
-        "prune",
-        "tune",
-        "int8",
-        "measure",
-    ]
+    sized = [name for name, command in given.items() if value(command, "--batch-size") == "4"]
+    assert sized == ["train", "prune", "tune", "int8", "measure"]
     assert value(given["sparse"], "--batch_size") == "8" and "--batch-size" not in given["sparse"]
     assert [name for name, command in given.items() if "--no-flip" in command] == ["train", "tune"]
     assert [name for name, command in given.items() if "--workers" in command] == ["train", "sparse", "tune", "measure"]
@@ -505,7 +482,7 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
 
     def finish(*changes: tuple[str, str, Any]) -> list[str]:
         scripts.calls.clear()
-        Journey(recipe_of(tmp_path, CHAIN, changes), tmp_path / "j", "d.data", "n.cfg", None).finish(scripts)
+        journey_of(tmp_path, CHAIN, changes).finish(scripts)
         return scripts.calls
 
     with pytest.raises(InfeasibleError) as failure:
@@ -534,20 +511,15 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
     with pytest.raises(InfeasibleError, match="stage sparse"):
         finish(("sparse", "allow", 8))
     assert len(finish(("sparse", "epochs", 9), ("tune", "allow", 40))) == 6
-    assert sorted(path.name for path in (tmp_path / "j").glob("*.refused*")) == [
-        "int8.refused1",
-        "prune.refused1",
-        "sparse.refused1",
-        "tune.refused1",
-        "whole.refused1",
-    ]
+    refused = sorted(path.name for path in (tmp_path / "j").glob("*.refused*"))
+    assert refused == [f"{name}.refused1" for name in ("int8", "prune", "sparse", "tune", "whole")]
 
 
 def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(tmp_path):
     scripts = Scripts(scores=SCORES)
 
     def journey(*changes: tuple[str, str, Any]) -> Journey:
-        return Journey(recipe_of(tmp_path, CHAIN, changes), tmp_path / "j", "d.data", "n.cfg", None)
+        return journey_of(tmp_path, CHAIN, changes)
 
     for epochs, allow in ((2, 10), (5, 10), (6, 39)):
         with pytest.raises(InfeasibleError, match=f"stage tune: .*; {allow} are allowed"):
@@ -566,12 +538,12 @@ def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(
 
 
 def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):
-    Journey(recipe_of(tmp_path), tmp_path / "j", "d.data", "n.cfg", None).finish(Scripts())
+    journey_of(tmp_path).finish(Scripts())
     assert "stage tune: AP50 before or after it is not known, so `allow` is not checked" in capsys.readouterr().err
 
 
 def test_two_at_once_are_refused(tmp_path):
-    journey = Journey(recipe_of(tmp_path), tmp_path / "j", "d.data", "n.cfg", None)
+    journey = journey_of(tmp_path)
 
     def second(command: list[str]) -> str:
         journey.finish(Scripts())
@@ -671,22 +643,11 @@ def test_a_journey_killed_at_any_time_ends_as_one_that_was_not(folder, tmp_path,
     """The processes themselves, stopped again and again by SIGTERM."""
     (tmp_path / "r.yaml").write_text(SHORT)
 
+    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", str(tmp_path / "r.yaml")]
+
     def command(project: str) -> list[str]:
-        return [
-            sys.executable,
-            str(root / "compress.py"),
-            "--cfg",
-            str(folder / "n.cfg"),
-            "--data",
-            str(folder / "d.data"),
-            "--recipe",
-            str(tmp_path / "r.yaml"),
-            "--project",
-            project,
-            "--name",
-            "j",
-            "--json",
-        ]
+        script = [sys.executable, str(root / "compress.py")]
+        return [*script, *files, "--project", project, "--name", "j", "--json"]
 
     quiet = {"cwd": tmp_path, "stderr": subprocess.DEVNULL}
     whole = json.loads(subprocess.run(command("whole"), stdout=subprocess.PIPE, check=True, **quiet).stdout)

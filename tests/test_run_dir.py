@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from utils.errors import InputError
-from utils.report.run_dir import Results, RunDirectory, environment, git_commit, last_epochs, plain, read_results
+from utils.report.run_dir import Results, RunDirectory, git_commit, last_epochs, plain, read_results
 
 
 def test_names_are_numbered_from_the_second_run_on(tmp_path):
@@ -109,10 +109,6 @@ def test_a_run_says_how_it_was_called(tmp_path, root, monkeypatch):
     assert json.loads((tmp_path / "env.json").read_text())["command"] is None
 
 
-def test_the_environment_is_json():
-    assert json.loads(json.dumps(environment()))["python"]
-
-
 def test_the_commit_is_that_of_the_folder_itself(tmp_path):
     def git(*words):
         return subprocess.run(["git", "-C", tmp_path, *words], capture_output=True, text=True, check=True).stdout
@@ -172,15 +168,13 @@ def test_a_resumed_run_leaves_the_same_table(tmp_path):
     assert broken.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_a_table_with_other_columns_is_refused(tmp_path):
-    Results(tmp_path / "results.csv", ["loss"]).append(0, {"loss": 1})
+def test_other_columns_are_refused(tmp_path):
+    results = Results(tmp_path / "results.csv", ["loss"])
+    results.append(0, {"loss": 1})
     with pytest.raises(InputError, match=r"results.csv:1: columns epoch, loss; this run writes epoch, map50"):
         Results(tmp_path / "results.csv", ["map50"])
-
-
-def test_a_value_without_a_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no column 'gain'; there are epoch, loss"):
-        Results(tmp_path / "results.csv", ["loss"]).append(0, {"gain": 1})
+        results.append(0, {"gain": 1})
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def matched(evaluation: Evaluation) -> Matches:
 
 
 def _measured(network: LoadedNetwork, spread: Spread, time: Latency) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what was measured of a network, and its costs; intervals and differences to the first: [value, low, high]."""
+    """Return accuracy, with differences to the first network and intervals, [value, low, high], and time; and costs."""
     cost = network_cost(network.loaded.network, *network.size)
     size = list(network.size)
     row = {
