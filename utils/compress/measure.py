@@ -117,11 +117,7 @@ def measure(
     last = next((number for number, run in enumerate(runs) if run["name"] == document["goal"]), len(runs) - 1)
     if not last:
         return []
-    before, after = evaluations[0], evaluations[last]
-    compared = []
-    for first, second, truth in zip(before.detections, after.detections, before.truth, strict=True):
-        path = str(images.images[first.position])
-        compared.append(compare_picture(path, truth, _sure(first), _sure(second)))
+    compared = compare(evaluations[0], evaluations[last], images)
     document["measurement"] |= {"objects": _counts(compared), "compared": runs[last]["name"]}
     return sorted(compared, key=_most_changed)[: settings.pictures]
 
@@ -239,6 +235,15 @@ class ComparedPicture(NamedTuple):
     """Objects that only the first network finds."""
     gained: Rows
     """Objects that only the second network finds."""
+
+
+def compare(before: Evaluation, after: Evaluation, images: Index) -> list[ComparedPicture]:
+    """Return every picture with the detections of two networks that are sure enough."""
+    compared = []
+    for first, second, truth in zip(before.detections, after.detections, before.truth, strict=True):
+        path = str(images.images[first.position])
+        compared.append(compare_picture(path, truth, _sure(first), _sure(second)))
+    return compared
 
 
 def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after: Rows) -> ComparedPicture:
