@@ -69,7 +69,7 @@ def measure(
     """Add to the document of a journey what its networks do on the `valid` pictures of a data set.
 
     Args:
-        document: of `journey.gather`.
+        document: of `page.gather`.
         data: the data set.
         baselines: networks that are measured as the runs are.
         device: of PyTorch; files of other runtimes run on the CPU.
@@ -96,13 +96,7 @@ def measure(
     times = network_times(networks, chosen)
     spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
     measured = [_measured(*values) for values in zip(networks, spreads, times, strict=True)]
-    for run, (row, costs) in zip(runs, measured, strict=False):
-        run["measured"] = row
-        accuracy = {"map50": row["map50"][0], "map50_95": row["map50_95"][0]}
-        run["figures"] |= costs | accuracy | {"ms": {row["runtime"]: row["ms"]}}
-    for network, (row, costs) in zip(baselines, measured[len(runs) :], strict=True):
-        accuracy = dict(zip(("map50", "low", "high"), row["map50"], strict=True)) | {"map50_95": row["map50_95"][0]}
-        document["baselines"].append({"name": network.name, "ms": row["ms"], **accuracy, **costs})
+    _add(document, runs, baselines, measured)
     where = environment()
     document["measurement"] = {
         "data": str(data.path),
@@ -220,6 +214,22 @@ def _measured(network: LoadedNetwork, spread: Spread, time: Latency) -> tuple[di
         "size": size,
     }
     return row, {"parameters": cost.parameters, "macs": cost.macs, "size": size}
+
+
+def _add(
+    document: dict[str, Any],
+    runs: Sequence[dict[str, Any]],
+    baselines: Sequence[Named],
+    measured: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
+    """Put what was measured in place of what the runs say, and the baselines, which come last, beside them."""
+    for run, (row, costs) in zip(runs, measured, strict=False):
+        run["measured"] = row
+        accuracy = {"map50": row["map50"][0], "map50_95": row["map50_95"][0]}
+        run["figures"] |= costs | accuracy | {"ms": {row["runtime"]: row["ms"]}}
+    for network, (row, costs) in zip(baselines, measured[len(runs) :], strict=True):
+        accuracy = dict(zip(("map50", "low", "high"), row["map50"], strict=True)) | {"map50_95": row["map50_95"][0]}
+        document["baselines"].append({"name": network.name, "ms": row["ms"], **accuracy, **costs})
 
 
 class ComparedPicture(NamedTuple):
