@@ -16,7 +16,6 @@ import pytest
 from utils.cli import one_line
 from utils.darknet.data_file import load_data
 from utils.data import convert
-from utils.data.images import shown_size
 from utils.data.index import index
 from utils.errors import DataError, InputError
 
@@ -64,10 +63,10 @@ def coco_document(*boxes: tuple[float, float, float, float], **changes) -> dict:
     } | changes
 
 
-def coco_file(folder: Path, document: dict, name: str = "instances_train.json") -> Path:
+def coco_file(folder: Path, document: dict | str, name: str = "instances_train.json") -> Path:
     path = folder / "annotations" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
     picture(folder / "images" / "a.jpg")
     return path
 
@@ -84,21 +83,35 @@ def converted(tmp_path, capsys):
     return call
 
 
+@pytest.fixture
+def voc(converted, tmp_path):
+    """Convert a VOC year, of one annotation `a` if a text is given; all are for training unless lists say otherwise."""
+
+    def call(annotations: dict[str, str] | str, *flags: str | Path, **lists: str) -> tuple[Path, dict]:
+        annotations = {"a": annotations} if isinstance(annotations, str) else annotations
+        lists = {"trainval": " ".join(annotations), "test": "", **lists}
+        return converted("voc", voc_root(tmp_path / "voc", annotations, **lists), *flags)
+
+    return call
+
+
+def label_rows(path: Path) -> list[list[float]]:
+    return [[float(field) for field in row.split()] for row in path.read_text().splitlines()]
+
+
 def rows(output: Path, split: str) -> dict[str, list[list[float]]]:
     """Path in a list → the rows of its label file."""
-    found = {}
-    for line in (output / f"{split}.txt").read_text().splitlines():
-        label = output / line.replace("images", "labels", 1).rpartition(".")[0]
-        found[line] = [[float(field) for field in row.split()] for row in Path(f"{label}.txt").read_text().splitlines()]
-    return found
+    lines = (output / f"{split}.txt").read_text().splitlines()
+    labels = [output / line.replace("images", "labels", 1).rpartition(".")[0] for line in lines]
+    return {line: label_rows(Path(f"{label}.txt")) for line, label in zip(lines, labels, strict=True)}
 
 
 def ignored(output: Path) -> dict[str, list[list[float]]]:
     """File of ignored boxes → its rows."""
-    files = {path.relative_to(output).as_posix(): path.read_text() for path in output.glob("ignored/**/*.txt")}
-    return {
-        name: [[float(field) for field in row.split()] for row in text.splitlines()] for name, text in files.items()
-    }
+    return {path.relative_to(output).as_posix(): label_rows(path) for path in output.glob("ignored/**/*.txt")}
+
+
+CAT = thing("cat", 1, 1, 9, 9)
 
 
 def flaws(output: Path) -> dict[str, int]:
@@ -113,23 +126,17 @@ def flaws(output: Path) -> dict[str, int]:
 # VOC
 
 
-def test_voc_pixels_count_from_one_as_in_darknets_own_script(converted, tmp_path):
+@pytest.mark.parametrize(("corners", "first"), [((9, 1, 41, 21), 1), ((8, 0, 40, 20), 0)])
+def test_voc_pixels_count_from_one_as_in_darknets_own_script_or_from_zero(corners, first, voc):
     """xmin 9, xmax 41 of 80: centre (9 + 41) / 2 - 1 = 24, width 32; ymin 1, ymax 21 of 40: centre 10, height 20."""
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 9, 1, 41, 21))}, trainval="a", test="a")
-    output, _ = converted("voc", root)
+    output, _ = voc(xml(thing("cat", *corners)), *([] if first else ["--first-pixel", "0"]))
     assert rows(output, "train") == {"images/train/a.jpg": [[0, 24 / 80, 10 / 40, 32 / 80, 20 / 40]]}
     assert flaws(output) == {}
 
 
-def test_pixels_that_count_from_zero_are_taken_as_they_are(converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 8, 0, 40, 20))}, trainval="a", test="")
-    output, _ = converted("voc", root, "--first-pixel", "0")
-    assert rows(output, "train") == {"images/train/a.jpg": [[0, 24 / 80, 10 / 40, 32 / 80, 20 / 40]]}
-
-
 def test_several_years_are_one_set_and_the_last_may_have_no_test(converted, tmp_path):
     first = voc_root(tmp_path / "VOC2007", {"a": xml(thing("dog", 1, 1, 9, 9)), "b": xml()}, trainval="a", test="b")
-    second = voc_root(tmp_path / "VOC2012", {"a": xml(thing("cat", 1, 1, 9, 9)), "c": xml()}, trainval="a c")
+    second = voc_root(tmp_path / "VOC2012", {"a": xml(CAT), "c": xml()}, trainval="a c")
     output, document = converted("voc", first, second)
     assert document["names"] == ["cat", "dog"]  # sorted, as VOC's own twenty are
     assert {name: [row[0] for row in found] for name, found in rows(output, "train").items()} == {
@@ -146,10 +153,8 @@ def test_several_years_are_one_set_and_the_last_may_have_no_test(converted, tmp_
 
 
 @pytest.mark.parametrize(("flags", "boxes"), [((), 1), (("--difficult", "ignore"), 1), (("--difficult", "keep"), 2)])
-def test_difficult_objects_are_ignored_boxes_or_objects(flags, boxes, converted, tmp_path):
-    text = xml(thing("cat", 1, 1, 9, 9), thing("cat", 21, 1, 41, 9, difficult=1))
-    root = voc_root(tmp_path / "v", {"a": text, "b": xml(thing("cat", 1, 1, 9, 9))}, trainval="a b", test="")
-    output, document = converted("voc", root, *flags)
+def test_difficult_objects_are_ignored_boxes_or_objects(flags, boxes, voc):
+    output, document = voc({"a": xml(CAT, thing("cat", 21, 1, 41, 9, difficult=1)), "b": xml(CAT)}, *flags)
     assert document["splits"]["train"] == {"pictures": 2, "boxes": boxes + 1, "ignored": 2 - boxes, "backgrounds": 0}
     row = [0, 30 / 80, 4 / 40, 20 / 80, 8 / 40]
     if boxes == 1:
@@ -188,7 +193,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
 
 
 def test_the_summary_counts_and_names(tmp_path, capsys):
-    text = xml(*(thing("cat", n, 5, n, 9) for n in range(1, 6)), thing("cat", 1, 1, 9, 9))
+    text = xml(*(thing("cat", n, 5, n, 9) for n in range(1, 6)), CAT)
     root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
     convert.main(["voc", str(root), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
@@ -213,11 +218,10 @@ def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):
     assert flaws(output) == {}
 
 
-def test_names_choose_and_order_the_classes(converted, tmp_path):
+def test_names_choose_and_order_the_classes(voc, tmp_path):
     (tmp_path / "my.names").write_text("dog\ncat\n")
-    text = xml(thing("cat", 1, 1, 9, 9), thing("dog", 1, 1, 8, 9), thing("cow", 1, 1, 7, 9))
-    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
-    output, document = converted("voc", root, "--names", tmp_path / "my.names", "--name", "pets")
+    text = xml(CAT, thing("dog", 1, 1, 8, 9), thing("cow", 1, 1, 7, 9))
+    output, document = voc(text, "--names", tmp_path / "my.names", "--name", "pets")
     assert [row[0] for row in rows(output, "train")["images/train/a.jpg"]] == [1, 0]
     assert document["notes"] == {"class not in --names, box left out": 1}
     assert (output / "pets.data").read_text() == "classes=2\ntrain=train.txt\nvalid=val.txt\nnames=pets.names\n"
@@ -240,10 +244,9 @@ def test_names_choose_and_order_the_classes(converted, tmp_path):
         (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
     ],
 )
-def test_a_malformed_annotation_stops_with_its_line(text, match, converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
+def test_a_malformed_annotation_stops_with_its_line(text, match, voc, tmp_path):
     with pytest.raises(DataError, match=match) as caught:
-        converted("voc", root)
+        voc(text)
     assert "\n" not in one_line(str(caught.value))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".new-*"))
 
@@ -260,16 +263,17 @@ def test_an_annotation_that_is_too_large_or_not_utf_8_is_refused(converted, tmp_
 
 def test_a_list_or_folder_that_is_missing_is_named_with_those_there_are(converted, tmp_path):
     root = voc_root(tmp_path / "voc", {"a": xml()}, train="a", val="a", cat_train="a")
-    with pytest.raises(DataError, match=r"trainval\.txt: no such list; there are: train, val$"):
-        converted("voc", root)
-    with pytest.raises(DataError, match="nowhere: no such folder"):
-        converted("voc", tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no \.xml files"):
-        converted("voc", root / "JPEGImages", "--val-share", "0.5")
+    for match, *flags in (
+        (r"trainval\.txt: no such list; there are: train, val$", root),
+        ("nowhere: no such folder", tmp_path / "nowhere"),
+        (r"no \.xml files", root / "JPEGImages", "--val-share", "0.5"),
+    ):
+        with pytest.raises(DataError, match=match):
+            converted("voc", *flags)
 
 
 def test_the_list_of_a_single_class_has_flags_behind_the_names(converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="", test="")
+    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="", test="")
     (root / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
     assert len(rows(converted("voc", root, "--train", "cat_train")[0], "train")) == 1
 
@@ -298,31 +302,24 @@ def test_crowds_are_ignored_boxes(converted, tmp_path):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ("cat\n", {"cat": 0}),
-        ("cat\ndog\n", {"cat": 0}),
-        ("hound\ncat\n", {"cat": 1}),
-        ("hound\nkitten\n", {"kitten": 1}),
+        ("cat", ("cat", 0)),
+        ("cat dog", ("cat", 0)),
+        ("hound cat", ("cat", 1)),
+        ("hound kitten", ("kitten", 1)),
+        ("cat hound", "'hound' is no class of the data set, which has: dog, cat"),
+        ("cat cat", "'cat' is there twice"),
     ],
 )
-def test_names_choose_categories_or_call_them_otherwise(names, expected, converted, tmp_path):
-    (tmp_path / "my.names").write_text(names)
-    path = coco_file(tmp_path, coco_document((8, 0, 32, 20)))
-    output, document = converted("coco", "--train", path, "--names", tmp_path / "my.names")
-    (row,) = rows(output, "train")["images/train/a.jpg"]
-    assert {document["names"][int(row[0])]: int(row[0])} == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [
-        ("cat\nhound\n", "'hound' is no class of the data set, which has: dog, cat"),
-        ("cat\ncat\n", "'cat' is there twice"),
-    ],
-)
-def test_names_that_fit_no_category_are_refused(names, match, converted, tmp_path):
-    (tmp_path / "my.names").write_text(names)
-    with pytest.raises(DataError, match=match):
-        converted("coco", "--train", coco_file(tmp_path, coco_document()), "--names", tmp_path / "my.names")
+def test_names_choose_categories_or_call_them_otherwise_or_are_refused(names, expected, converted, tmp_path):
+    (tmp_path / "my.names").write_text(names.replace(" ", "\n"))
+    flags = "--train", coco_file(tmp_path, coco_document((8, 0, 32, 20))), "--names", tmp_path / "my.names"
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            converted("coco", *flags)
+        return
+    output, document = converted("coco", *flags)
+    ((label, *_),) = rows(output, "train")["images/train/a.jpg"]
+    assert (document["names"][int(label)], label) == expected
 
 
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017", "images", "annotations"])
@@ -368,22 +365,14 @@ def changed(key: str, **values) -> dict:
         (changed("categories", id=4), r"categories\[1\]: id 4, name 'dog'; both must be there once only"),
         (changed("categories", name="dog"), "both must be there once only"),
         (changed("categories", name="a\nb"), r"class name 'a\\nb'"),
+        ('{\n"images": [\n}', r"train\.json:3: not valid JSON: .* at column 1"),
+        ("[" * 100_000, r"train\.json: not valid JSON"),
     ],
 )
 def test_a_malformed_coco_file_stops_with_its_place(document, match, converted, tmp_path):
     with pytest.raises(DataError, match=match) as caught:
         converted("coco", "--train", coco_file(tmp_path, document))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [('{\n"images": [\n}', r"x\.json:3: not valid JSON: .* at column 1"), ("[" * 100_000, r"x\.json: not valid JSON")],
-)
-def test_a_file_that_is_no_json_stops_with_its_line(text, match, converted, tmp_path):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match=match):
-        converted("coco", "--train", tmp_path / "x.json")
 
 
 def test_two_files_must_have_the_same_categories(converted, tmp_path):
@@ -466,7 +455,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
     before = tree(root)
     output, _ = converted("voc", root, *(["--copy"] if copy else []))
     image = output / "images" / "train" / "a.jpg"
@@ -477,23 +466,19 @@ def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, convert
 
 
 def test_links_lead_to_the_pictures_from_any_folder(converted, tmp_path, monkeypatch):
-    voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+    voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
     monkeypatch.chdir(tmp_path)
     output, _ = converted("voc", "voc")
     monkeypatch.chdir("/")
     assert flaws(output) == {}
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_a_folder_that_holds_something_is_refused_and_kept(kind, converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
-    output = tmp_path / "out"
-    if kind == "folder":
-        (output / "mine").mkdir(parents=True)
-    elif kind == "file":
-        output.write_text("mine")
-    else:
-        output.symlink_to(root)
+@pytest.mark.parametrize(
+    "fill", [lambda out: (out / "mine").mkdir(parents=True), Path.touch, lambda out: out.symlink_to("voc")]
+)
+def test_a_folder_that_holds_something_is_refused_and_kept(fill, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
+    fill(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match="holds other files or is no folder; name a new folder"):
         converted("voc", root)
@@ -511,22 +496,9 @@ def test_a_folder_that_holds_something_is_refused_and_kept(kind, converted, tmp_
         (["--names", "no.names"], r"no\.names: no such file"),
     ],
 )
-def test_bad_flags_are_one_line(flags, match, converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 1, 1, 9, 9))}, trainval="a", test="")
+def test_bad_flags_are_one_line(flags, match, voc):
     with pytest.raises(InputError, match=match):
-        converted("voc", root, *flags)
-
-
-def test_a_turned_picture_has_the_size_it_is_shown_with(tmp_path):
-    """Orientation 6 in an Exif block: a picture of 40 x 80 is shown 80 high and 40 wide."""
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
-    picture(tmp_path / "a.jpg")
-    data = (tmp_path / "a.jpg").read_bytes()
-    for height, width in (SIZE, (41, 40)):
-        picture(tmp_path / "a.jpg", size=(height, width))
-        data = (tmp_path / "a.jpg").read_bytes()
-        (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
-        assert shown_size(tmp_path / "a.jpg") == (width, height)
+        voc(xml(CAT), *flags)
 
 
 # Real sets
@@ -563,15 +535,12 @@ def differences(output: Path, reference: Path) -> float:
     """Largest difference between the labels of a result and of a set with the same pictures, row by row."""
     worst = 0.0
     for split in ("train", "val"):
-        own = rows(output, split)
-        names = [Path(line).name for line in (reference / f"{split}.txt").read_text().split()]
-        assert [Path(line).name for line in own] == names
-        for name, found in zip(names, own.values(), strict=True):
-            label = reference / "labels" / f"{Path(name).stem}.txt"
-            expected = np.array(label.read_text().split(), float).reshape(-1, 5)
-            ours = np.array(found).reshape(-1, 5)
-            np.testing.assert_array_equal(ours[:, 0], expected[:, 0])
-            worst = max(worst, float(np.abs(ours - expected).max(initial=0)))
+        converted = {Path(line).name: np.array(boxes).reshape(-1, 5) for line, boxes in rows(output, split).items()}
+        assert list(converted) == [Path(line).name for line in (reference / f"{split}.txt").read_text().split()]
+        for name, boxes in converted.items():
+            expected = np.array(label_rows(reference / "labels" / f"{Path(name).stem}.txt")).reshape(-1, 5)
+            np.testing.assert_array_equal(boxes[:, 0], expected[:, 0])
+            worst = max(worst, float(np.abs(boxes - expected).max(initial=0)))
     return worst
 
 
@@ -588,12 +557,7 @@ def test_the_example_of_the_help_is_a_command_of_the_parser(name, capsys):
 
 
 def test_the_program_is_one_line_and_status_2_on_bad_input(tmp_path, root):
-    done = subprocess.run(
-        [sys.executable, "-m", "utils.data.convert", "voc", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-m", "utils.data.convert", "voc", f"{tmp_path}/nowhere", "--output", f"{tmp_path}/o"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path}/nowhere: no such folder\n"
