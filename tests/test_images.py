@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -254,25 +255,22 @@ def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, root):
     assert done.stdout == f"{paths[0]}: the header is cut off or contradicts itself\n" and done.stderr == ""
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path):
-    os.mkfifo(tmp_path / "fifo.jpg")
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
-    (tmp_path / "empty.jpg").touch()
-    kinds = {}
-    for name in ("fifo", "folder", "loop", "dangling", "missing", "empty"):
-        with pytest.raises(PictureError) as caught:
-            read_image(tmp_path / f"{name}.jpg")
-        kinds[name] = caught.value.kind
-    assert kinds == {
-        "fifo": "not a file",
-        "folder": "not a file",
-        "loop": "missing image",
-        "dangling": "missing image",
-        "missing": "missing image",
-        "empty": "empty image",
-    }
+@pytest.mark.parametrize(
+    ("name", "make", "kind"),
+    [
+        ("fifo", os.mkfifo, "not a file"),
+        ("folder", os.mkdir, "not a file"),
+        ("loop", lambda path: path.symlink_to(path), "missing image"),
+        ("dangling", lambda path: path.symlink_to(path.with_name("nothing")), "missing image"),
+        ("missing", lambda path: None, "missing image"),
+        ("empty", Path.touch, "empty image"),
+    ],
+)
+def test_what_is_no_regular_file_is_never_opened(name, make, kind, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(PictureError) as caught:
+        read_image(tmp_path / name)
+    assert caught.value.kind == kind
     with pytest.raises(PictureError, match="not a regular file"):
         read_image("/dev/zero")
 
