@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.detection.evaluate import ONE_CLASS
     from utils.report.tables import benchmark_text, measurement_text
 
-    if args.verbose or pictures.report.flaws():
-        cli.log(pictures.report.summary())
+    if args.verbose or pictures.flaws():
+        cli.log(pictures.summary())
     loaded, device = load_network(args, data, files)
     sizes = input_sizes(args.img_size, args.task, loaded.network, files)
     settings = list(product(sizes, BENCHMARK_IOUS if args.task == "benchmark" else (args.iou_thres,)))

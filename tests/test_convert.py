@@ -119,8 +119,8 @@ def flaws(output: Path) -> dict[str, int]:
     (path,) = output.glob("*.data")
     data = load_data(path)
     sources = [source for source in (data.train, data.valid) if source]
-    report = index(sources, data.names, cache_dir=None).report
-    return {kind: count for kind, count in report.counts().items() if kind != "empty label file"}
+    counts = index(sources, data.names, cache_dir=None).counts()
+    return {kind: count for kind, count in counts.items() if kind != "empty label file"}
 
 
 # VOC

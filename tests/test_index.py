@@ -126,7 +126,7 @@ def test_every_planted_flaw_is_counted_and_named_and_the_rest_is_used(data_set, 
     before = tree_hash(data_set.root)
     for _ in range(2):  # the second time with what is known of the first
         found = index(source, NAMES, cache_dir=tmp_path / "cache")
-        assert {kind: list(found.report.places(kind)) for kind in found.report.counts()} == expected
+        assert {kind: list(found.places(kind)) for kind in found.counts()} == expected
         assert [path.name for path in found.images] == [
             *(f"good{number}.png" for number in range(8)),
             *harmless_pictures(),
@@ -135,8 +135,7 @@ def test_every_planted_flaw_is_counted_and_named_and_the_rest_is_used(data_set, 
             "label9.png",  # a box without size
             "label10.png",  # a row said twice
         ]
-        assert (found.report.usable, found.report.boxes, found.report.backgrounds) == (17, 14, 3)
-        assert found.report.listed == 17 + 3 + 8 + 2 + 2 + 1 + 1
+        assert found.totals() == {"listed": 34, "usable": 17, "boxes": 14, "backgrounds": 3, "ignored": 0}
     assert tree_hash(data_set.root) == before
 
 
@@ -148,7 +147,7 @@ def test_strict_refuses_and_names_the_first_flaw(data_set):
 
 def test_strict_accepts_backgrounds(data_set):
     source = data_set("a.png", encoded(), None)
-    assert index(source, NAMES, strict=True, cache_dir=None).report.counts() == {"no label file": 1}
+    assert index(source, NAMES, strict=True, cache_dir=None).counts() == {"no label file": 1}
 
 
 def test_nothing_usable_is_an_error_unless_allowed(data_set):
@@ -182,15 +181,15 @@ def ignored(data_set, text: str) -> None:
 def test_ignored_boxes_are_read_beside_the_labels(data_set):
     source = data_set("a.png", encoded())
     before = index(source, NAMES, cache_dir=None)
-    assert [len(rows) for rows in before.ignored] == [0] and "ignored" not in before.report.summary()
+    assert [len(rows) for rows in before.ignored] == [0] and "ignored" not in before.summary()
     ignored(data_set, "")
     assert index(source, NAMES, cache_dir=None).fingerprint() == before.fingerprint()
     ignored(data_set, "2 0.5 0.5 1 1\n")
     found = index(source, NAMES, cache_dir=None)
     assert found.ignored[0].tolist() == [[2, 0.5, 0.5, 1, 1]] and found.single_class().ignored[0][0, 0] == 0
     assert np.array_equal(found.labels[0], before.labels[0]) and found.fingerprint() != before.fingerprint()
-    assert (found.report.boxes, found.report.ignored, len(found.report.findings)) == (1, 1, 0)
-    assert "1 boxes, 1 ignored ones, 0 images without a box" in found.report.summary()
+    assert (found.totals()["boxes"], found.totals()["ignored"], found.findings) == (1, 1, ())
+    assert "1 boxes, 1 ignored ones, 0 images without a box" in found.summary()
     assert found.subset([0, 0]).ignored == found.ignored * 2
 
 
@@ -204,13 +203,13 @@ def test_a_wrong_line_among_the_ignored_boxes_is_named_and_leaves_the_picture_ou
     source = data_set("a.png", encoded())
     ignored(data_set, "9 0.5 0.5 1 1\n")
     found = index(source, NAMES, cache_dir=None, require=False)
-    assert len(found) == 0 and found.report.places("class beyond names") == (str(data_set.root / "ignored/a.txt:1"),)
+    assert len(found) == 0 and found.places("class beyond names") == (str(data_set.root / "ignored/a.txt:1"),)
 
 
 def test_labels_beside_their_pictures_are_not_ignored_boxes(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded())
     (tmp_path / "a.txt").write_text(GOOD)
-    assert index(tmp_path / "a.png", NAMES, cache_dir=None).report.ignored == 0
+    assert index(tmp_path / "a.png", NAMES, cache_dir=None).totals()["ignored"] == 0
 
 
 def test_single_class_changes_the_class_only(data_set):
@@ -224,7 +223,7 @@ def test_the_summary_counts_names_and_escapes(data_set):
         data_set(f"empty{number}.png", b"")
     (data_set.root / "images" / "line\nbreak.png").write_bytes(b"")
     (data_set.root / "images" / "good.png").write_bytes(encoded())
-    summary = index(data_set.root / "images", NAMES, cache_dir=None).report.summary()
+    summary = index(data_set.root / "images", NAMES, cache_dir=None).summary()
     assert f"empty image: {EXAMPLES + 3} (image left out)" in summary and "and 3 more" in summary
     assert summary.count("\n") == 2
 
@@ -338,7 +337,7 @@ def test_an_edited_picture_is_seen(data_set, tmp_path):
     path.write_bytes(bytes(len(data)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     found = index(source, NAMES, cache_dir=tmp_path / "cache", require=False)
-    assert found.report.counts() == {"unknown image format": 1}
+    assert found.counts() == {"unknown image format": 1}
 
 
 def test_added_removed_and_renamed_pictures_are_seen(data_set, tmp_path):
@@ -347,7 +346,7 @@ def test_added_removed_and_renamed_pictures_are_seen(data_set, tmp_path):
     def agree():
         known = index(images, NAMES, cache_dir=tmp_path / "cache", require=False)
         anew = index(images, NAMES, cache_dir=None, require=False)
-        assert known.report == anew.report and known.images == anew.images
+        assert (known.findings, known.totals()) == (anew.findings, anew.totals()) and known.images == anew.images
         np.testing.assert_array_equal(known.shapes, anew.shapes)
 
     data_set("a.png", encoded())
@@ -367,7 +366,7 @@ def test_a_known_picture_is_not_decoded_again(data_set, tmp_path, monkeypatch):
     data_set("b.png", b"nothing")
     first = index(source, NAMES, cache_dir=tmp_path / "cache")
     monkeypatch.setattr("utils.data.index.check_image", None)
-    assert index(source, NAMES, cache_dir=tmp_path / "cache").report == first.report
+    assert index(source, NAMES, cache_dir=tmp_path / "cache").findings == first.findings
 
 
 @pytest.mark.parametrize(
@@ -386,7 +385,7 @@ def test_a_damaged_or_foreign_cache_counts_as_empty(damage, data_set, tmp_path):
     first = index(source, NAMES, cache_dir=tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
     path.write_text(damage(json.loads(path.read_text())))
-    assert index(source, NAMES, cache_dir=tmp_path / "cache").report == first.report
+    assert index(source, NAMES, cache_dir=tmp_path / "cache").findings == first.findings
 
 
 def test_a_cache_folder_that_cannot_be_made_is_no_error(data_set, tmp_path):
@@ -403,6 +402,6 @@ def test_the_default_cache_lies_in_the_users_cache_folder(data_set, tmp_path, mo
 
 def test_real_data_sets_have_the_counts_of_their_readme(shared):
     found = index(shared / "data" / "bccd" / "val.txt", NAMES, strict=True, cache_dir=None)
-    assert (found.report.usable, found.report.boxes, found.report.backgrounds) == (72, 945, 0)
+    assert found.totals() == {"listed": 72, "usable": 72, "boxes": 945, "backgrounds": 0, "ignored": 0}
     found = index(shared / "data" / "coco_mini" / "val.txt", ["x"] * 80, strict=True, cache_dir=None)
-    assert (found.report.usable, found.report.boxes) == (119, 1019)
+    assert (len(found), found.totals()["boxes"]) == (119, 1019)

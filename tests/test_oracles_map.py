@@ -134,7 +134,7 @@ def test_converted_coco_measures_as_its_own_json_does_in_pycocotools(shared, roo
     ours = evaluate(model, loader, data.names, device="cpu", keep_detections=True)
     monkeypatch.setattr(average_precision, "precision_recall", by_pycocotools)
     assert evaluate(model.rewind(), loader, data.names, device="cpu").metrics == ours.metrics
-    assert found.report.ignored == 7
+    assert found.totals()["ignored"] == 7
 
     coco = COCO(str(folder / "instances_val.json"))
     for annotation in coco.dataset["annotations"]:

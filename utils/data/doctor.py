@@ -25,7 +25,7 @@ from utils.darknet.cfg import load
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.network import max_stride, strides
 from utils.data.anchors import RATIO, box_sizes, fit_quality
-from utils.data.index import EFFECTS, KINDS, LONG, TWIN_IOU, Index, first_places, index, totals
+from utils.data.index import EFFECTS, KINDS, LONG, TWIN_IOU, Index, first_places, index, totals_text
 from utils.errors import DataError
 from utils.files import sha256
 
@@ -111,7 +111,7 @@ def examine(data: DataConfig, setting: Setting) -> dict[str, Any]:
         detail = f"the cfg has {setting.network.classes} classes, the data set {data.classes}"
         problems.append(_problem("other class count", "", [str(setting.network.path)], detail))
     anchors = None
-    if setting.network is not None and "train" in splits and splits["train"].report.boxes:
+    if setting.network is not None and "train" in splits and splits["train"].totals()["boxes"]:
         reached, iou = fit_quality(box_sizes(splits["train"], setting.size), _anchors(setting.network))
         anchors = {"reached": reached, "mean_iou": iou}
         if reached < FITTED:
@@ -135,15 +135,8 @@ def _anchors(network: Network) -> NDArray[np.float64]:
 
 def _figures(pictures: Index, classes: int, setting: Setting) -> dict[str, Any]:
     """Figures of a split; those of its boxes only if it has some."""
-    report = pictures.report
-    figures: dict[str, Any] = {
-        "listed": report.listed,
-        "usable": report.usable,
-        "backgrounds": report.backgrounds,
-        "boxes": report.boxes,
-        "ignored": report.ignored,
-        "boxes_per_class": _class_counts(pictures, classes).tolist(),
-    }
+    figures: dict[str, Any] = pictures.totals()
+    figures["boxes_per_class"] = _class_counts(pictures, classes).tolist()
     sizes = box_sizes(pictures, setting.size)
     if len(sizes):
         numbers = [len(boxes) for boxes in pictures.labels]
@@ -163,7 +156,7 @@ def lines(document: Mapping[str, Any], setting: Setting) -> Iterator[str]:
     """The report for people: totals, classes and boxes, then a line a problem."""
     splits = document["splits"]
     for split, figures in splits.items():
-        yield f"{split}: {totals(figures)}"
+        yield f"{split}: {totals_text(figures)}"
     if splits:
         shown = []
         per_class = [part["boxes_per_class"] for part in splits.values()]
@@ -230,16 +223,16 @@ def _split_problems(split: str, pictures: Index, names: Sequence[str], setting: 
 
 def _listed_problems(split: str, pictures: Index) -> Iterator[Problem]:
     """Findings in single files, and what is missing altogether."""
-    report = pictures.report
-    if not report.listed:
+    usable = len(pictures)
+    if not pictures.listed:
         yield _problem("no pictures", split, ())
-    elif not report.usable:
-        yield _problem("nothing usable", split, (), f"none of {report.listed} pictures")
-    elif not report.boxes:
-        yield _problem("no boxes", split, report.places("no label file") or report.places("empty label file"))
-    for kind in report.counts():
-        places = report.places(kind)
-        many = kind == "no label file" and len(places) > report.usable / 2
+    elif not usable:
+        yield _problem("nothing usable", split, (), f"none of {pictures.listed} pictures")
+    elif not any(map(len, pictures.labels)):
+        yield _problem("no boxes", split, pictures.places("no label file") or pictures.places("empty label file"))
+    for kind in pictures.counts():
+        places = pictures.places(kind)
+        many = kind == "no label file" and len(places) > usable / 2
         yield _problem("most label files missing" if many else kind, split, places)
 
 

@@ -137,45 +137,8 @@ class Finding:
         return KINDS[self.kind].severity
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that was found when a data set was indexed."""
-
-    listed: int
-    """Images that the source names, duplicates included."""
-    usable: int
-    backgrounds: int
-    """Usable images without a box."""
-    boxes: int
-    """Boxes in the usable images."""
-    findings: tuple[Finding, ...]
-    ignored: int = 0
-    """Ignored boxes in the usable images."""
-
-    def places(self, kind: str) -> tuple[str, ...]:
-        """Places of the findings of one kind, in the order of the source."""
-        return tuple(finding.place for finding in self.findings if finding.kind == kind)
-
-    def counts(self) -> dict[str, int]:
-        """Number of findings of each kind that occurs."""
-        kinds = [finding.kind for finding in self.findings]
-        return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
-
-    def flaws(self) -> tuple[Finding, ...]:
-        """The findings because of which an image or a row was left out."""
-        return tuple(finding for finding in self.findings if finding.severity != "note")
-
-    def summary(self) -> str:
-        """Lines for people: the totals, then each kind with its count, its effect and the first places."""
-        lines = [totals(vars(self))]
-        for kind, count in self.counts().items():
-            effect = EFFECTS[KINDS[kind].severity]
-            lines.append(f"  {kind}: {count} ({effect}): {first_places(self.places(kind))}")
-        return "\n".join(lines)
-
-
-def totals(counts: Mapping[str, Any]) -> str:
-    """Line for people on how many images and boxes there are; takes the fields of a `Report`."""
+def totals_text(counts: Mapping[str, Any]) -> str:
+    """Line for people on how many images and boxes there are; takes `Index.totals`."""
     ignored = f"{counts['ignored']} ignored ones, " if counts["ignored"] else ""
     return (
         f"{counts['usable']} of {counts['listed']} images usable, {counts['boxes']} boxes, {ignored}"
@@ -210,10 +173,44 @@ class Index:
     """The same of the boxes that evaluation and training ignore."""
     shapes: NDArray[np.int64]
     """[N, 2], height and width of each picture as decoded."""
-    report: Report
+    listed: int
+    """Pictures that the source names, duplicates included."""
+    findings: tuple[Finding, ...]
+    """All that was found when the data set was indexed."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def totals(self) -> dict[str, int]:
+        """Numbers of pictures listed, usable and without a box, and of boxes and ignored boxes in the usable ones."""
+        return {
+            "listed": self.listed,
+            "usable": len(self),
+            "backgrounds": sum(not len(boxes) for boxes in self.labels),
+            "boxes": sum(map(len, self.labels)),
+            "ignored": sum(map(len, self.ignored)),
+        }
+
+    def places(self, kind: str) -> tuple[str, ...]:
+        """Places of the findings of one kind, in the order of the source."""
+        return tuple(finding.place for finding in self.findings if finding.kind == kind)
+
+    def counts(self) -> dict[str, int]:
+        """Number of findings of each kind that occurs."""
+        kinds = [finding.kind for finding in self.findings]
+        return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
+
+    def flaws(self) -> tuple[Finding, ...]:
+        """The findings because of which a picture or a row was left out."""
+        return tuple(finding for finding in self.findings if finding.severity != "note")
+
+    def summary(self) -> str:
+        """Lines for people: the totals, then each kind with its count, its effect and the first places."""
+        lines = [totals_text(self.totals())]
+        for kind, count in self.counts().items():
+            effect = EFFECTS[KINDS[kind].severity]
+            lines.append(f"  {kind}: {count} ({effect}): {first_places(self.places(kind))}")
+        return "\n".join(lines)
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels; not of the folder that the pictures lie in, and not of their bytes."""
@@ -280,17 +277,10 @@ def index(
             labels.append(boxes)
             ignored.append(ignored_boxes)
             shapes.append((verdict.height, verdict.width))
-    report = Report(
-        listed=len(listed),
-        usable=len(images),
-        backgrounds=sum(not len(boxes) for boxes in labels),
-        boxes=sum(map(len, labels)),
-        ignored=sum(map(len, ignored)),
-        findings=tuple(findings),
-    )
-    _refuse(report, sources, strict=strict, require=require)
     sizes = np.array(shapes, np.int64).reshape(-1, 2)
-    return Index(tuple(images), tuple(labels), tuple(ignored), sizes, report)
+    pictures = Index(tuple(images), tuple(labels), tuple(ignored), sizes, len(listed), tuple(findings))
+    _refuse(pictures, sources, strict=strict, require=require)
+    return pictures
 
 
 def _repeated(listed: Sequence[str]) -> Iterator[str]:
@@ -421,13 +411,13 @@ def _read_ignored(image: str, classes: int) -> tuple[Boxes, list[Finding]]:
     return boxes, [finding for finding in findings if finding.severity != "note"]
 
 
-def _refuse(report: Report, sources: Sequence[Source], *, strict: bool, require: bool) -> None:
+def _refuse(pictures: Index, sources: Sequence[Source], *, strict: bool, require: bool) -> None:
     where = ", ".join(map(str, sources[:3])) + (", …" if len(sources) > 3 else "")
-    flaws = report.flaws()
-    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items())
-    if require and not report.usable:
+    flaws = pictures.flaws()
+    counts = ", ".join(f"{count} {kind}" for kind, count in pictures.counts().items())
+    if require and not len(pictures):
         reason = f"found: {counts}" if counts else "it names no picture"
-        raise DataError(f"{where}: none of {report.listed} images can be used; {reason}")
+        raise DataError(f"{where}: none of {pictures.listed} images can be used; {reason}")
     if strict and flaws:
         first = flaws[0]
         raise DataError(

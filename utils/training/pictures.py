@@ -37,7 +37,7 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
 
     def part(role: str, source: Source) -> Index:
         found = index(source, data.names)
-        log(f"{role}: {found.report.summary()}")
+        log(f"{role}: {found.summary()}")
         return found.single_class() if single_class else found
 
     train = part("train", data.train)
