@@ -246,22 +246,17 @@ class DetectionFiles:
         return path.with_name(next(free) + path.suffix)
 
     def _stem(self, frame: Frame) -> str:
-        """Return the stem of a frame's files: one a picture, and one for the whole of a video or stream."""
-        if frame.kind == "picture":
-            return self._free_stem(frame)
-        if frame.source not in self._stem_of:
-            self._stem_of[frame.source] = self._free_stem(frame)
-        return self._stem_of[frame.source]
-
-    def _free_stem(self, frame: Frame) -> str:
-        """Return the stem of a source, with a number if a file or another source has it already."""
-        stem = next(stem for stem in _numbered(_plain_stem(frame)) if not self._taken(stem, self._suffix(frame)))
+        """Return the stem of a frame's files, which no other source or file has; the frames of a video share one."""
+        if frame.source in self._stem_of:
+            return self._stem_of[frame.source]
+        for stem in _numbered(_plain_stem(frame)):
+            files = (self.folder / f"{stem}{self._suffix(frame)}", self.folder / "labels" / f"{stem}.txt")
+            if stem not in self._stems and not any(file.exists() for file in files):
+                break
         self._stems.add(stem)
+        if frame.kind != "picture":
+            self._stem_of[frame.source] = stem
         return stem
-
-    def _taken(self, stem: str, suffix: str) -> bool:
-        files = (self.folder / f"{stem}{suffix}", self.folder / "labels" / f"{stem}.txt")
-        return stem in self._stems or any(file.exists() for file in files)
 
     def _suffix(self, frame: Frame) -> str:
         """Return the suffix of the picture or video that is written for a frame."""

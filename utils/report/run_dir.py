@@ -32,8 +32,6 @@ DESCRIBED = ("args.yaml", "env.json", "hyp.yaml", "data.yaml", "model.cfg")
 """Files that say what a run was started with."""
 LAST_SHARE, LEAST_LAST = 0.2, 3
 """Share and least number of a training's epochs that are its last ones."""
-MOST_RUNS = 100_000
-"""Numbers tried for one name before giving up."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,20 @@ class RunDirectory:
         """
         project = Path(project)
         check_run(project, name)
+        number, path = 1, project / name
         try:
             project.mkdir(parents=True, exist_ok=True)
-            return cls(*_reserve(project, name, exist_ok))
+            while True:
+                try:
+                    path.mkdir()
+                    return cls(path, new=True)
+                except FileExistsError:
+                    if exist_ok and path.is_dir():
+                        return cls(path)
+                    if exist_ok:
+                        raise
+                number += 1
+                path = project / f"{name}{number}"
         except (FileExistsError, NotADirectoryError) as failure:
             raise InputError(
                 f"{failure.filename}: exists and is no folder; choose another --project or --name"
@@ -158,22 +167,6 @@ def check_run(project: Path, name: str) -> None:
     nearest = next(folder for folder in (project.absolute(), *project.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--project {project}: {nearest} is no folder that can be written; choose another one")
-
-
-def _reserve(project: Path, name: str, exist_ok: bool) -> tuple[Path, bool]:
-    """A folder that exists then, and whether it is new."""
-    for number in range(1, MOST_RUNS + 1):
-        path = project / (name if number == 1 else f"{name}{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            if not exist_ok:
-                continue
-            if not path.is_dir():
-                raise
-            return path, False
-        return path, True
-    raise InputError(f"{project / name}: {MOST_RUNS} runs have this name; choose another --name")
 
 
 def plain(value: Any) -> Any:
