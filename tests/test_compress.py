@@ -86,13 +86,8 @@ def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
 def test_with_weights_the_first_training_is_left_out(tmp_path):
     """Start, teacher and source of an export are one .pt, which --cfg and --weights are read into."""
     commands = Journey(recipe_of(tmp_path).started(), Path("j"), "d.data", "n.cfg", "w.weights").planned()
-    assert [commands[0][0], *(value(commands[0], flag) for flag in ("--cfg", "--weights", "--format", "--name"))] == [
-        "export.py",
-        "n.cfg",
-        "w.weights",
-        "pt",
-        "original",
-    ]
+    start = [value(commands[0], flag) for flag in ("--cfg", "--weights", "--format", "--name")]
+    assert [commands[0][0], *start] == ["export.py", "n.cfg", "w.weights", "pt", "original"]
     assert commands[1][0] == "test.py" and commands[2][0] == "train.py" and "-sr" in commands[2]
     assert [value(commands[place], "--weights") for place in (1, 2, 5)] == ["j/original/model.pt"] * 3
     assert value(commands[4], "--t_weights") == "j/original/model.pt"

@@ -47,9 +47,6 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
@@ -137,6 +134,12 @@ def read(out) -> tuple[Page, str, dict]:
     """The three files."""
     page, text = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     return Page(page), text, json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def written(tmp_path, runs, *data, **more) -> tuple[Page, str, dict]:
+    """The three files of runs."""
+    write_report(runs, tmp_path / "out", *data, **more)
+    return read(tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +256,7 @@ def test_a_pt_of_a_file_outside_is_the_original_network(tmp_path, network):
 def test_a_file_that_was_changed_since_is_named(chain, network, tmp_path):
     (chain[0] / "weights" / "best.pt").unlink()
     checkpoint(chain[0] / "weights" / "best.pt", network, [{"path": "other", "sha256": "1"}])
-    write_report(chain, tmp_path / "out")
-    page, text, document = read(tmp_path / "out")
+    page, text, document = written(tmp_path, chain)
     assert [entry["changed"] for entry in document["runs"][1]["lineage"]] == [True]
     assert "which was changed since" in page.text and "which was changed since" in text
 
@@ -264,8 +266,7 @@ def test_what_is_not_there_is_left_out(tmp_path, network):
     run = tmp_path / "run"
     run.mkdir()
     (run / "results.csv").write_text("epoch,map50,map50_95\n1,0.5,0.25\n")
-    write_report([run], tmp_path / "out")
-    page, text, document = read(tmp_path / "out")
+    page, text, document = written(tmp_path, [run])
     sections = [section["aria-labelledby"] for section in page.all("section")]
     assert len(sections) == 3
     assert document["runs"][0]["certificate"] is None
@@ -282,8 +283,7 @@ def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
     ]
     document = {"layers": layers, "map50": {"before": 0.5, "after": 0.4375}}
     (run / "quantize.json").write_text(json.dumps(document))
-    write_report([run], tmp_path / "out")
-    page, text, found = read(tmp_path / "out")
+    page, text, found = written(tmp_path, [run])
     assert found["runs"][0]["kind"] == "quantize"
     assert found["runs"][0]["figures"]["map50"] == 0.4375
     assert [row["decibels"] for row in found["runs"][0]["sqnr"]] == [31.25, None]
@@ -355,8 +355,7 @@ def test_baselines_of_a_file_are_drawn_beside_the_journey(tmp_path, chain):
     accuracy = {"map50": 0.25, "map50_interval": [0.125, 0.375], "map50_95": 0.0625}
     row = {"network": "small", "size": [32, 32], "parameters": 999, "macs": 888, "ms": 1.25, **accuracy}
     (tmp_path / "b.json").write_text(json.dumps({"networks": [row]}))
-    write_report(chain, tmp_path / "out", baselines=[str(tmp_path / "b.json")])
-    page, text, document = read(tmp_path / "out")
+    page, text, document = written(tmp_path, chain, baselines=[str(tmp_path / "b.json")])
     assert document["baselines"][0]["name"] == "small"
     assert any("small: AP50 0.250" in plot["alt"] for plot in page.all("img"))
     assert "| small" in text
@@ -375,8 +374,7 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, network):
     pair.with_suffix(".cfg").write_text(format_network(network))
     settings = MeasureSettings(draws=20, pictures=1)
     flags = {"baselines": [f"low={pair}@32"], "settings": settings}
-    write_report([base, tuned], tmp_path / "out", folder / "d.data", **flags)
-    page, text, document = read(tmp_path / "out")
+    page, text, document = written(tmp_path, [base, tuned], folder / "d.data", **flags)
     measured = [run["measured"] for run in document["runs"]]
     assert measured[0]["map50"] == measured[1]["map50"]
     assert measured[1]["map50_difference"] == [0, 0, 0]
@@ -422,8 +420,7 @@ def test_lost_and_gained_boxes_are_marked_in_the_last_panel_only(tmp_path):
 def test_a_command_is_the_one_that_the_run_wrote_down(tmp_path):
     run = training(tmp_path / "tune", parse(TINY, "n.cfg"))
     (run / "env.json").write_text(json.dumps({"command": ["train.py", "--cfg", "my net.cfg", "-sr"]}))
-    write_report([run], tmp_path / "out")
-    page, text, document = read(tmp_path / "out")
+    page, text, document = written(tmp_path, [run])
     command = "python train.py --cfg 'my net.cfg' -sr"
     assert document["runs"][0]["command"] == command
     assert command in page.text
@@ -439,8 +436,7 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
     for name, more in (("ncnn", ["--format", "ncnn"]), ("onnx", []), ("nms", ["--nms"])):
         export.main([*flags, "--name", name, *more])
     runs = [base["run_dir"], *(tmp_path / "export" / name for name in ("ncnn", "onnx", "nms"))]
-    write_report(runs, tmp_path / "out", folder / "d.data", settings=MeasureSettings(draws=10))
-    _, _, document = read(tmp_path / "out")
+    _, _, document = written(tmp_path, runs, folder / "d.data", settings=MeasureSettings(draws=10))
     assert [told["kind"] for told in document["runs"]] == ["train", "export", "export", "export"]
     figures = [found["figures"] for found in document["runs"]]
     assert len({row["parameters"] for row in figures}) == 1
