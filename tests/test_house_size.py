@@ -19,10 +19,10 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 17_160,
-    "modules in utils/": 118,
+    "code lines of scripts, models.py, utils/": 16_760,
+    "modules in utils/": 106,
     "code lines of benchmarks/": 1_300,
-    "code lines of tests/": 18_450,
+    "code lines of tests/": 18_200,
     "files that run in slim_prune.py --no-test": 38,
     "files that run in one training step": 16,
     "class names used twice": 0,
