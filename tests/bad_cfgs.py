@@ -349,7 +349,7 @@ UNSUPPORTED = (
         added("convolutional0", f"{key}=1", f"{key}=1: not supported; only 0 is")
         for key in ("antialiasing", "binary", "xnor", "flipped", "cbn", "sway", "dontload", "coordconv")
     ),
-    added("convolutional0", "share_index=-1", "share_index=-1: not supported; delete"),
+    added("convolutional0", "share_index=-1", "share_index=-1: not supported, and without the key it is another"),
     added("convolutional0", "binary=on", "binary=on: not supported"),
     added("maxpool", "maxpool_depth=1", "maxpool_depth=1: not supported"),
     added("upsample", "scale=2", "scale=2: not supported; only 1 is"),
@@ -443,9 +443,14 @@ HEADS = (
         value("yolo0.anchors", f"4,5, 6,8, 9,9.5, 12,10, 16,18, 30,{last}", rf"entry 12 \({last}\): .* above 0", last)
         for last in ("x", "-1", "0", "nan")
     ),
-    value("yolo0.anchors", "4,5, 6,8", "2 pairs, but num is 6"),
+    value(
+        "yolo0.anchors",
+        "4,5, 6,8",
+        r"mask=3,4,5: there is no anchor 3; anchors has 2 pairs, 0\.\.1",
+        line=line_of("yolo0.mask"),
+    ),
     missing("yolo0.anchors", "anchors is missing"),
-    value("yolo0.mask", "3,4,6", r"there is no anchor 6; 0\.\.5"),
+    value("yolo0.mask", "3,4,6", r"there is no anchor 6; anchors has 6 pairs, 0\.\.5"),
     value("yolo0.mask", "3,4,-1", r"entry 3 \(-1\): a whole number in 0"),
     value("yolo0.mask", "3,4,4", "anchor 4 is named twice"),
     value("yolo0.mask", "", "mask has no value"),

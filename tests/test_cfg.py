@@ -35,6 +35,7 @@ DARKNET = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-voc
 SHARED = [f"darknet_cfg/{name}.cfg" for name in DARKNET] + [f"data/weights/{name}.cfg" for name in PUBLIC_MODELS]
 HEADER = "[net]\nwidth=64\nheight=64\n"
 HEAD = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nanchors=9,9\nclasses=1\n"
+WIDE = "[convolutional]\nfilters=4\nactivation=linear\n"
 
 
 def silent(text: str) -> None:
@@ -61,7 +62,7 @@ def test_every_section_and_key_survives_writing():
         network = parse(text, warn=silent)
         assert parse(format_network(network), warn=silent) == network
         seen |= {type(block).__name__ for block in network.blocks}
-    assert seen == {kind.__name__ for kind in SECTIONS.values()} - {"Depthwise"}
+    assert seen == {kind.__name__ for kind in SECTIONS.values()} - {"Depthwise", "RouteLhalf"}
 
 
 def test_defaults_are_those_of_darknet():
@@ -73,6 +74,38 @@ def test_defaults_are_those_of_darknet():
     assert first("[reorg]") == Reorg(stride=1)
     assert parse(f"{HEADER}{HEAD}").net == Net(width=64, height=64, channels=3)
     assert parse(f"{HEADER}{HEAD}").yolos == (Yolo(mask=(0,), anchors=((9.0, 9.0),), classes=1),)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("[convolutional]\nactivation=silu", "[convolutional]\nactivation=swish"),
+        ("[convolutional]\nactivation=sigmoid", "[convolutional]\nactivation=logistic"),
+        ("[convolutional]\nbatch_normalize=2", "[convolutional]\nbatch_normalize=1"),
+        ("[convolutional]\nfilters=2\nfilters=02", "[convolutional]\nfilters=2"),
+        (f"{WIDE}[route_lhalf]\nlayers=-1,0", f"{WIDE}[route]\nlayers=-1,0\ngroups=2"),
+        (f"{WIDE}[route_lhalf]\nlayers=-1", f"{WIDE}[route]\nlayers=0\ngroups=2\ngroup_id=0"),
+    ],
+)
+def test_words_of_other_forks_mean_the_same(theirs, ours):
+    theirs, ours = (parse(f"{HEADER}{text}\n{HEAD}", warn=[].append).blocks for text in (theirs, ours))
+    assert theirs == ours
+
+
+def test_of_a_repeated_key_without_use_the_first_value_counts():
+    notes = []
+    network = parse(NANO.replace("[net]\n", "[net]\nbatch=1\nbatch=64\n"), warn=notes.append)
+    assert ("batch", "1") in network.net.extra and ("batch", "64") not in network.net.extra
+    assert notes == ["warning: <text>:3: [net] batch is repeated; 1 of line 2 counts, as in Darknet"]
+
+
+@pytest.mark.parametrize(("num", "pairs"), [(1, 2), (2, 1), (9, 1)])
+def test_num_does_not_matter_where_the_mask_has_its_anchors(num, pairs):
+    head = HEAD.replace("[yolo]", f"[yolo]\nnum={num}\nmask=0").replace(
+        "anchors=9,9", "anchors=9,9" + ",5,5" * (pairs - 1)
+    )
+    (yolo,) = parse(HEADER + head, warn=silent).yolos
+    assert yolo.head_anchors == ((9.0, 9.0),)
 
 
 @pytest.mark.parametrize(

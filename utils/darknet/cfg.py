@@ -96,17 +96,19 @@ class Section:
     name: str
     line: int
     entries: dict[str, Entry] = field(default_factory=dict)
+    """First value of each key, which is the one that Darknet takes (src/option_list.c, `option_find`)."""
+    repeats: list[tuple[str, Entry]] = field(default_factory=list)
+    """Further values."""
 
 
-def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Section]:
+def read_sections(text: str, path: str) -> list[Section]:
     """Split a cfg into sections.
 
     Lines end in LF, CRLF or CR. `#` and `;` start comments anywhere. Blanks around names, `=` and values mean nothing.
-    A key that is repeated with an equal value gives one warning.
 
     Raises:
-        CfgError: a line that is none of section, `key=value`, comment and blank; a key repeated with another value;
-            control characters; a text or number of sections over its cap.
+        CfgError: a line that is none of section, `key=value`, comment and blank; control characters; a text or number
+            of sections over its cap.
     """
     sections: list[Section] = []
     for number, raw in enumerate(_lines(text, path), 1):
@@ -121,7 +123,9 @@ def read_sections(text: str, path: str, warn: Callable[[str], None]) -> list[Sec
         key, value = _key_value(line, f"{path}:{number}")
         if not sections:
             raise CfgError(f"{path}:{number}: {shown(key)} stands before any section; a cfg starts with [net]")
-        _add(sections[-1], key, Entry(value, number), path, warn)
+        entry = Entry(value, number)
+        if sections[-1].entries.setdefault(key, entry) is not entry:
+            sections[-1].repeats.append((key, entry))
     if not sections:
         raise CfgError(f"{path}:1: no section in the file; a Darknet cfg starts with [net]")
     return sections
@@ -175,18 +179,6 @@ def _key_value(line: str, where: str) -> tuple[str, str]:
     return key, value
 
 
-def _add(section: Section, key: str, entry: Entry, path: str, warn: Callable[[str], None]) -> None:
-    first = section.entries.setdefault(key, entry)
-    if first is entry:
-        return
-    if first.text != entry.text:
-        raise CfgError(
-            f"{path}:{entry.line}: [{shown(section.name)}] {shown(key)}={shown(entry.text)}, "
-            f"but line {first.line} says {shown(first.text)}; keep one of them"
-        )
-    warn(f"{path}:{entry.line}: [{shown(section.name)}] {shown(key)} is repeated (line {first.line} says the same)")
-
-
 class _Reader:
     """Reads one cfg: knows its name and collects what to warn of.
 
@@ -201,7 +193,7 @@ class _Reader:
 
     def network(self, text: str) -> Network:
         """Network of the text; CfgError at the first thing that is wrong."""
-        first, *rest = every = read_sections(text, self.path, self.warn)
+        first, *rest = every = read_sections(text, self.path)
         section = first
         try:
             if first.name not in NET_NAMES:
@@ -242,11 +234,25 @@ class _Reader:
 
     def block(self, section: Section, kind: type[Block], position: Position) -> Any:
         """Block of a section."""
+        for name, entry in section.repeats:
+            self.check_repeat(section, kind, name, entry)
         extra = tuple((name, entry.text) for name, entry in section.entries.items() if name not in kind.KEYS)
         for name, _ in extra:
             self.check_extra(section, kind, name)
         values = {name: self.value(section, name, key) for name, key in kind.KEYS.items()}
         return kind.read(values | {"extra": extra, "line": section.line}, position)
+
+    def check_repeat(self, section: Section, kind: type[Block], name: str, entry: Entry) -> None:
+        """Note that the first value of a key is taken; refuse another one of a key that the suite uses."""
+        first = section.entries[name]
+        where = f"{self.path}:{entry.line}: [{shown(section.name)}] {shown(name)}"
+        if entry.text == first.text:
+            self.warn(f"{where} is repeated (line {first.line} says the same)")
+        elif name in kind.KEYS and kind.KEYS[name].kind.read(entry.text) != kind.KEYS[name].kind.read(first.text):
+            said = f"{where}={shown(entry.text)}, but line {first.line} says {shown(first.text)}"
+            raise CfgError(f"{said}; keep one of them")
+        else:
+            self.warn(f"{where} is repeated; {shown(first.text)} of line {first.line} counts, as in Darknet")
 
     def value(self, section: Section, name: str, key: Key) -> Any:
         """Value of a key, or its default."""
@@ -291,7 +297,7 @@ class _Reader:
     def check_fixed(self, section: Section, name: str, allowed: float | None) -> None:
         """Refuse a key that changes the computation to one this suite does not have."""
         if allowed is None:
-            raise SectionError("not supported; delete the key", name)
+            raise SectionError("not supported, and without the key it is another network", name)
         try:
             supported = Number().read(section.entries[name].text) == allowed
         except SectionError:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter, sleep
 
-import numpy as np
-
 from utils.darknet.blocks import Network, Shape
 from utils.darknet.network import tensors, trace
 
@@ -94,6 +92,8 @@ def interleaved(
         pause: seconds of rest before every turn, and then a run that does not count: for libraries with threads of
             their own, which go on waiting for work when a run is over and would take the cores from the next one.
     """
+    import numpy as np  # utils.darknet.info answers without it
+
     for _ in range(warm):
         for run in runs.values():
             run()

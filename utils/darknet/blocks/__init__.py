@@ -4,7 +4,7 @@ from utils.darknet.blocks.block import ACTIVATIONS, Block, Net, Network, Shape, 
 from utils.darknet.blocks.convolutional import BN_EPSILON, Convolutional, Depthwise
 from utils.darknet.blocks.gates import Sam, ScaleChannels, Se
 from utils.darknet.blocks.resampling import Avgpool, Dropout, Maxpool, Reorg, Upsample
-from utils.darknet.blocks.route import Route
+from utils.darknet.blocks.route import Route, RouteLhalf
 from utils.darknet.blocks.shortcut import SHORTCUT_EPSILON, Shortcut
 from utils.darknet.blocks.yolo import Yolo
 
@@ -18,6 +18,7 @@ SECTIONS = {
         Avgpool,
         Upsample,
         Route,
+        RouteLhalf,
         Shortcut,
         ScaleChannels,
         Sam,

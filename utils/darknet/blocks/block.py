@@ -27,8 +27,10 @@ Arrays: TypeAlias = "Mapping[str, Array]"
 """Tensors by their names."""
 
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "mish", "swish", "logistic", "h_swish", "hardsigmoid")
-ACTIVATION = Choice(ACTIVATIONS)
-PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")))
+SAME_ACTIVATIONS = {"silu": "swish", "sigmoid": "logistic", "hardswish": "h_swish"}
+"""Names of other forks and of PyTorch."""
+ACTIVATION = Choice(ACTIVATIONS, SAME_ACTIVATIONS)
+PLAIN_ACTIVATION = Choice(tuple(word for word in ACTIVATIONS if word not in ("mish", "swish")), SAME_ACTIVATIONS)
 """Darknet has no mish and swish after `[scale_channels]` and `[sam]`."""
 REQUIRED = object()
 IMAGE = -1

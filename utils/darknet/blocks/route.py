@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from utils.darknet.blocks.block import Arrays, Block, Labeling, Position, Shape, Trail, Values, Vector, key
+from utils.darknet.blocks.block import Arrays, Block, Key, Labeling, Position, Shape, Trail, Values, Vector, key
 from utils.darknet.blocks.values import COUNT, LONGEST_READ, Integer, List, Reference, SectionError
 
 NEAR = 16
@@ -75,3 +76,15 @@ class Route(Block):
         import numpy as np
 
         return np.concatenate([np.split(source, self.groups)[self.group_id] for source in sources])
+
+
+class RouteLhalf(Route):
+    """`[route_lhalf]` of WongKinYiu's PyTorch_YOLOv4, as it is read: a `Route` of the first half of each source."""
+
+    groups: Any = Key(Integer(2, 2), 2)
+    group_id: Any = Key(Integer(0, 0), 0)
+
+    @classmethod
+    def read(cls, values: Values, position: Position) -> Block:
+        """A `Route`."""
+        return Route.read(values, position)

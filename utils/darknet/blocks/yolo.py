@@ -43,14 +43,14 @@ class Yolo(Block):
 
     @classmethod
     def read(cls, values: Values, position: Position) -> Block:
-        """`num` counts the anchors; without `mask` a head predicts with all of them."""
-        count, anchors = values.pop("num"), len(values["anchors"])
-        if anchors != count:
-            raise SectionError(f"{anchors} pairs, but num is {count}; they must agree", "anchors")
+        """Without `mask` a head predicts with `num` anchors; otherwise `num` does not matter."""
+        count, pairs = values.pop("num"), len(values["anchors"])
         mask = values["mask"] or tuple(range(count))
         for place, anchor in enumerate(mask):
-            if anchor >= count:
-                raise SectionError(f"there is no anchor {anchor}; 0..{count - 1} is allowed", "mask")
+            if anchor >= pairs and not values["mask"]:
+                raise SectionError(f"{pairs} pairs, but num is {count}", "anchors")
+            if anchor >= pairs:
+                raise SectionError(f"there is no anchor {anchor}; anchors has {pairs} pairs, 0..{pairs - 1}", "mask")
             if anchor in mask[:place]:
                 raise SectionError(f"anchor {anchor} is named twice; once is allowed", "mask")
         return cls(**values | {"mask": mask})
