@@ -87,19 +87,6 @@ def boxes(rng, count):
     return np.hstack([rng.uniform(0, 400, (count, 2)), sides]).round(1)
 
 
-@pytest.mark.parametrize("by_size", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_it_equals_pycocotools(seed, by_size):
-    detections, truth = case(seed)
-    ours, theirs = (measure(detections, truth, 25, by_size) for measure in EVALUATORS)
-    assert ours.precision.shape == theirs.precision.shape
-    np.testing.assert_allclose(ours.precision, theirs.precision, atol=1e-9)
-    assert 0.05 < ours.precision[0, ..., 0].mean() < 0.95
-    for k in range(len(ours.classes)):
-        assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
-        assert len(ours.scores[k]) == len(theirs.scores[k])
-
-
 def with_crowds(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """As `case`, but a third of the boxes are ignored, twice as large, and all of class 3; of class 0 none is."""
     detections, truth = case(seed)
@@ -110,20 +97,30 @@ def with_crowds(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
 
 
 @pytest.mark.parametrize("by_size", [True, False])
-@pytest.mark.parametrize("seed", range(8))
-def test_ignored_boxes_are_pycocotools_crowds(seed, by_size):
-    detections, truth = with_crowds(seed)
+@pytest.mark.parametrize(
+    ("data", "seed"), [*((case, seed) for seed in range(4)), *((with_crowds, n) for n in range(8))]
+)
+def test_it_equals_pycocotools_whose_crowds_are_ignored_boxes(data, seed, by_size):
+    detections, truth = data(seed)
     ours, theirs = (measure(detections, truth, 25, by_size) for measure in EVALUATORS)
-    assert ours.classes.tolist() == theirs.classes.tolist() == [0, 1, 2]
+    assert ours.classes.tolist() == theirs.classes.tolist() == [0, 1, 2, 3][: 3 if data is with_crowds else 4]
+    assert ours.precision.shape == theirs.precision.shape
     np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=1e-9)
+    assert 0.05 < ours.precision[0, ..., 0].mean() < 0.95
     for one, other in ((ours.scores, theirs.scores), (ours.hits, theirs.hits)):
         assert [np.sort(values).tolist() for values in one] == [np.sort(values).tolist() for values in other]
-    blind = coco.precision_recall(
-        detections, coco.ImageBoxes(*(values[~truth.ignored] for values in truth[:3]), truth.score), 25, by_size
-    )
-    assert (
-        ours.precision[0, ..., 0] >= blind.precision[0, ..., 0]
-    ).all() and ours.precision.sum() > blind.precision.sum()
+    for k in range(len(ours.classes)):
+        assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_ignored_boxes_spare_detections(seed, by_size):
+    detections, truth = with_crowds(seed)
+    without = [values[~truth.ignored] for values in truth[:3]]
+    boxes = coco.ImageBoxes(*without, truth.score), truth
+    blind, ours = (coco.precision_recall(detections, part, 25, by_size).precision for part in boxes)
+    assert (ours[0, ..., 0] >= blind[0, ..., 0]).all() and ours.sum() > blind.sum()
 
 
 def test_pycocotools_counts_what_is_marked_ignore_but_no_crowd():

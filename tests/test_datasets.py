@@ -108,13 +108,13 @@ def test_ignored_boxes_change_nothing_about_samples(found):
     assert found.fingerprint() != without.fingerprint()
 
 
-@pytest.mark.parametrize("cache", [None, "ram"])
+@pytest.mark.parametrize("cache", [None, "ram", "disk"])
 @pytest.mark.parametrize("rect", [False, True])
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["plain", "augmented"])
-def test_batches_are_the_same_with_any_number_of_workers(found, augment, rect, cache):
-    dataset = data_set(found, augment=augment, rect=rect, cache=cache)
-    alone = epoch(dataset, epoch=3, shuffle=True)
-    for workers in (1, 2):
+def test_batches_are_the_same_with_any_number_of_workers_and_any_cache(found, augment, rect, cache, tmp_path):
+    dataset = data_set(found, augment=augment, rect=rect, cache=cache, cache_dir=tmp_path)
+    alone = epoch(data_set(found, augment=augment, rect=rect), epoch=3, shuffle=True)
+    for workers in (0, 1, 2):
         others = epoch(dataset, epoch=3, shuffle=True, workers=workers)
         assert len(alone) == len(others) and all(map(same, alone, others))
 

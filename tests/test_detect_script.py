@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import detect
+from tests.media import write_video
 from tests.nets import PUBLIC_MODELS, opencv_epsilon
 from tests.test_evaluation import STAGES, FirstUse
 from utils import cli
 from utils.darknet import cfg, weights
-from utils.data.images import read_image, silence_decoders, write_image
+from utils.data.images import read_image, write_image
 
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
 
@@ -106,12 +107,7 @@ def picture(path: str, height: int = 64, width: int = 64) -> str:
 
 
 def video(path: str, count: int = 5, size: tuple[int, int] = (64, 48)) -> str:
-    silence_decoders()
-    writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
-    for number in range(count):
-        writer.write(np.full((*size[::-1], 3), 20 * number, np.uint8))
-    writer.release()
-    return path
+    return str(write_video(path, (np.full((*size[::-1], 3), 20 * number, np.uint8) for number in range(count))))
 
 
 def tree(folder: str) -> list[str]:

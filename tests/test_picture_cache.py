@@ -19,7 +19,7 @@ import train
 from utils.checkpoint import read_checkpoint
 from utils.data import store
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.datasets import DetectionDataset
 from utils.data.images import fit, read_image, write_image
 from utils.data.index import CACHE_FOLDER, Index, index
 from utils.data.store import PictureStore
@@ -99,19 +99,6 @@ def test_samples_are_the_same_with_and_without_a_cache(root, cache, options):
     kept = data_set(root, cache=cache, **options)
     assert kept.store.address
     assert_same(kept, data_set(root, **options))
-
-
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-@pytest.mark.parametrize("augment", [None, TURNED], ids=["plain", "augmented"])
-def test_batches_are_the_same_with_a_cache_and_any_number_of_workers(root, cache, augment):
-    def batches(dataset, workers):
-        return list(make_loader(dataset, 2, workers=workers, shuffle=True))
-
-    expected = batches(data_set(root, augment=augment), 0)
-    kept = data_set(root, augment=augment, cache=cache)
-    for workers in (0, 1, 2):
-        for one, other in zip(batches(kept, workers), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True)) and one.fits == other.fits
 
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])

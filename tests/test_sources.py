@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
+from tests.media import write_video
 from utils.data.images import write_image
 from utils.data.sources import FrameSource, Limits, find, frames
 from utils.errors import InputError
@@ -21,12 +21,7 @@ def picture(path: Path, value: int = 100) -> Path:
 
 def video(path: Path, count: int = 6) -> Path:
     """Frames of 64 × 48 pixels whose brightness is 10 times their number."""
-    code = cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 10, (64, 48))
-    for number in range(count):
-        writer.write(np.full((48, 64, 3), 10 * number, np.uint8))
-    writer.release()
-    return path
+    return write_video(path, (np.full((48, 64, 3), 10 * number, np.uint8) for number in range(count)))
 
 
 def read(text: object, **limits) -> list[tuple[str, int]]:

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.media import write_video
 from utils.data.sources import FrameSource, Limits, frames, read_streams, without_password
 from utils.errors import InputError
 
@@ -83,15 +85,23 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def camera(*script: int | str) -> Iterator[Camera]:
-    server = Camera(list(script))
+def serving(server: http.server.ThreadingHTTPServer) -> Iterator[http.server.ThreadingHTTPServer]:
+    """Let a server run in a thread of its own."""
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
-        server.closing.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def camera(*script: int | str) -> Iterator[Camera]:
+    with serving(Camera(list(script))) as server:
+        try:
+            yield server
+        finally:
+            server.closing.set()
 
 
 def test_frames_come_in_order_each_once_and_end_with_the_count():
@@ -159,30 +169,15 @@ def test_a_stream_that_stays_away_ends_the_reading(capfd):
 
 def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
     """A source with an end waits for a slow consumer, and its end is not a loss."""
-    path = str(tmp_path / "clip.avi")
-    writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 64))
-    for number in range(12):
-        writer.write(cv2.imdecode(np.frombuffer(numbered(number), np.uint8), cv2.IMREAD_COLOR))
-    writer.release()
-
-    def handler(*args):
-        return Quiet(*args, directory=str(tmp_path))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        got = []
+    pictures = (np.frombuffer(numbered(number), np.uint8) for number in range(12))
+    write_video(tmp_path / "clip.avi", (cv2.imdecode(picture, cv2.IMREAD_COLOR) for picture in pictures))
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    received = []
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         for frame in read_streams([f"http://127.0.0.1:{server.server_port}/clip.avi"], timeout=5):
-            got.append(number_in(frame.image))
+            received.append(number_in(frame.image))
             time.sleep(0.01)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert got == list(range(12))
+    assert received == list(range(12))
 
 
 def test_passwords_are_not_shown():
