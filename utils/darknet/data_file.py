@@ -1,7 +1,7 @@
-"""What describes a data set: Darknet's .data and .names, and a data.yaml as Ultralytics writes it.
+"""Descriptions of data sets: Darknet's .data and .names, and a data.yaml as Ultralytics writes it.
 
 A path in any of them is relative to the file that names it. Nothing is looked up but the names: whether the pictures
-are there is found out by who reads them.
+are there is checked by who reads them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DataConfig:
     """The description file."""
     classes: int
     names: tuple[str, ...]
-    """One a class, in the order of the class numbers."""
+    """Names of the classes, in the order of their numbers."""
     train: Source | None
     """Pictures to train with; None if the file does not say."""
     valid: Source | None
@@ -203,7 +203,7 @@ def _normal_newlines(text: str) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value of a YAML file is a text or a number of printable size."""
+    """Tell whether a value of a YAML file is a text or a number of printable size."""
     return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 1e18)
 
 

@@ -6,7 +6,6 @@ request to the worker, so workers that live for the whole training see the epoch
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -272,17 +271,16 @@ class BatchPlan:
         return self.total if self.shuffle else len(range(self.rank, self.total, self.processes))
 
     def __iter__(self) -> Iterator[list[Request]]:
+        batches = self._ordered()
         if not self.shuffle:
-            return itertools.islice(self._batches(), self.rank, None, self.processes)
-        return (batch[self.rank :: self.processes] for batch in itertools.islice(self._batches(), self.skip, None))
+            return map(self._requests, batches[self.rank :: self.processes])
+        return (self._requests(batch)[self.rank :: self.processes] for batch in batches[self.skip :])
 
-    def _batches(self) -> Iterator[list[Request]]:
-        dataset = self.dataset
-        for positions in self._ordered():
-            size = dataset.size
-            if dataset.stride is not None:
-                size = rectangle(dataset.index.shapes[positions], max(size), dataset.stride)
-            yield [Request(dataset.epoch, position, size) for position in positions]
+    def _requests(self, positions: list[int]) -> list[Request]:
+        dataset, size = self.dataset, self.dataset.size
+        if dataset.stride is not None:
+            size = rectangle(dataset.index.shapes[positions], max(size), dataset.stride)
+        return [Request(dataset.epoch, position, size) for position in positions]
 
     def _ordered(self) -> list[list[int]]:
         shapes, rectangular = self.dataset.index.shapes, self.dataset.stride is not None
