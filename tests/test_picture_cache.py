@@ -51,6 +51,19 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(params=["ram", "disk"])
+def cache(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def disk_file(root) -> Path:
+    """The file of a cache on the disk."""
+    data_set(root, cache="disk")
+    (path,) = (root / "cache").iterdir()
+    return path
+
+
 def found(root: Path) -> Index:
     return index(root / "images", "a", cache_dir=None)
 
@@ -79,7 +92,6 @@ def no_decoding(monkeypatch):
     return lambda: monkeypatch.setattr(store, "read_image", refuse)
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -208,13 +220,11 @@ def test_a_cache_of_another_version_is_not_used(root, monkeypatch):
     assert len(set((root / "cache").iterdir()) - before) == 1
 
 
-def test_an_edited_picture_replaces_the_file_it_made_stale(root):
-    data_set(root, cache="disk")
-    (path,) = (root / "cache").iterdir()
-    before = path.read_bytes()
+def test_an_edited_picture_replaces_the_file_it_made_stale(root, disk_file):
+    before = disk_file.read_bytes()
     replace_bytes(root)
     data_set(root, cache="disk")
-    assert list((root / "cache").iterdir()) == [path] and path.read_bytes() != before
+    assert list((root / "cache").iterdir()) == [disk_file] and disk_file.read_bytes() != before
 
 
 # Damage
@@ -241,22 +251,18 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_made_anew(root, damage):
-    data_set(root, cache="disk")
-    (path,) = (root / "cache").iterdir()
-    whole = path.read_bytes()
-    damage(path)
-    assert not path.exists() or path.read_bytes() != whole
+def test_a_damaged_file_is_made_anew(root, disk_file, damage):
+    whole = disk_file.read_bytes()
+    damage(disk_file)
+    assert not disk_file.exists() or disk_file.read_bytes() != whole
     assert_same(data_set(root, cache="disk"), data_set(root))
-    assert path.read_bytes() == whole
+    assert disk_file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
-def test_what_is_no_file_is_not_read(root, kind, capsys):
-    data_set(root, cache="disk")
-    (path,) = (root / "cache").iterdir()
-    path.unlink()
-    path.mkdir() if kind == "folder" else os.mkfifo(path)
+def test_what_is_no_file_is_not_read(root, disk_file, kind, capsys):
+    disk_file.unlink()
+    disk_file.mkdir() if kind == "folder" else os.mkfifo(disk_file)
     assert_same(data_set(root, cache="disk"), data_set(root))
     assert (kind == "folder") == ("pictures are decoded each time they are needed" in capsys.readouterr().err)
 
@@ -285,7 +291,6 @@ def test_what_does_not_fit_is_said_and_not_kept(root, monkeypatch, capsys, cache
     assert_same(kept, data_set(root))
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
 def test_a_disk_that_fills_up_leaves_nothing(root, monkeypatch, capsys, cache):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -298,7 +303,6 @@ def test_a_disk_that_fills_up_leaves_nothing(root, monkeypatch, capsys, cache):
     assert_same(kept, data_set(root))
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
 def test_a_picture_that_has_gone_is_named(root, cache):
     pictures = found(root)
     pictures.images[2].unlink()
@@ -307,16 +311,14 @@ def test_a_picture_that_has_gone_is_named(root, cache):
     assert not list((root / "cache").glob("pixels*")) and not list((root / "cache").glob(".*"))
 
 
-def test_what_a_killed_process_has_left_is_removed_and_what_one_writes_is_not(root):
-    data_set(root, cache="disk")
-    (path,) = (root / "cache").iterdir()
-    path.unlink()
-    old, new = (path.with_name(f".{path.name}.{number}.tmp") for number in (1, 2))
+def test_what_a_killed_process_has_left_is_removed_and_what_one_writes_is_not(root, disk_file):
+    disk_file.unlink()
+    old, new = (disk_file.with_name(f".{disk_file.name}.{number}.tmp") for number in (1, 2))
     for temporary in (old, new):
         temporary.write_bytes(b"unfinished")
     os.utime(old, (0, 0))
     data_set(root, cache="disk")
-    assert not old.exists() and new.exists() and path.exists()
+    assert not old.exists() and new.exists() and disk_file.exists()
 
 
 # Sharing
@@ -332,7 +334,6 @@ def read_there(kept: PictureStore, sending: Connection) -> None:
     sending.send((os.getpid(), inode(kept.address), sums))
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
 def test_a_forked_process_uses_the_same_memory(root, cache):
     kept = data_set(root, cache=cache).store
     context = multiprocessing.get_context("fork")
@@ -345,7 +346,6 @@ def test_a_forked_process_uses_the_same_memory(root, cache):
     assert sums == sum(int(kept.read(position).sum()) for position in range(5))
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
 def test_no_picture_is_copied_to_a_process_that_is_not_forked(root, cache):
     kept = data_set(root, cache=cache).store
     copied = copy.copy(kept)  # as pickle does it
