@@ -19,9 +19,9 @@ from torch import Tensor
 from models import Darknet
 from utils.errors import InfeasibleError
 from utils.layers import Computing, ConvBlock, normalisation
-from utils.quantization.quantizers import ActivationQuantizer, Scale
+from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.quantizers import codes as round_to_codes
-from utils.quantization.scheme import Grid, passes
+from utils.quantization.scheme import passes
 from utils.runtime.exported import IMAGE, TOLERANCES, compare
 
 MOST_STEPS = 1
@@ -30,15 +30,6 @@ LARGEST_BIAS = 2**30
 """In codes; leaves sums of products as much again in 32 bits."""
 SPREAD = 63
 """Largest code of weights of 7 bits, whose products no target lets saturate."""
-
-
-@dataclass(frozen=True)
-class RoundingPoint:
-    """A tensor that is rounded: x̂ = scale · (q − zero)."""
-
-    scale: np.float32
-    zero: int
-    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -59,8 +50,8 @@ class Kernel:
 class Codes:
     """The integers of a network."""
 
-    points: Mapping[int, RoundingPoint]
-    """The roundings of what blocks put out, and of the picture (−1). Blocks that only pass values on are there, too."""
+    slots: Mapping[int, ActivationQuantizer]
+    """What rounds the outputs of blocks, and the picture (−1). Blocks that only pass values on are there, too."""
     before: frozenset[int]
     """Blocks that round before their activation as well, to the same codes."""
     kernels: Mapping[int, Kernel]
@@ -71,31 +62,25 @@ class Codes:
 
 def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
     """The integers of a quantized model, whose batch normalisations are not folded yet."""
-    points = {-1: point(model.quantize_image)}
+    slots = {-1: model.quantize_image}
     before, kernels = set(), {}
-    for index, layer in enumerate(model.layers):
-        source = model.blocks[index].reads(index)[0]
+    for index, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
+        source = block.reads(index)[0]
         slot = layer.quantize_output if isinstance(layer, Computing) else None
         if slot is not None:
-            points[index] = point(slot)
+            slots[index] = slot
             if slot.twice:
                 before.add(index)
-        elif passes(model.blocks[index]) and source in points:
-            points[index] = points[source]
-        if isinstance(layer, ConvBlock) and layer.quantize_weight is not None and source in points:
-            kernels[index] = kernel(layer, points[source])
-    return Codes(points, frozenset(before), kernels, explicit)
-
-
-def point(slot: ActivationQuantizer) -> RoundingPoint:
-    """Scale and zero point of a slot."""
-    scale, zero = slot.scale()
-    return RoundingPoint(np.float32(scale.item()), int(zero), slot.grid)
+        elif passes(block) and source in slots:
+            slots[index] = slots[source]
+        if isinstance(layer, ConvBlock) and layer.quantize_weight is not None and source in slots:
+            kernels[index] = kernel(layer, slots[source].scale().scale.item())
+    return Codes(slots, frozenset(before), kernels, explicit)
 
 
 @torch.no_grad()
-def kernel(layer: ConvBlock, source: RoundingPoint) -> Kernel:
-    """Codes of a convolution that reads a rounded tensor.
+def kernel(layer: ConvBlock, source: float) -> Kernel:
+    """Codes of a convolution that reads a tensor with the scale `source`.
 
     Codes of few bits are spread over more, in smaller steps that divide theirs, so that the bias has small ones, too. A
     channel whose weights are so small that its bias would leave 32 bits gets larger steps for both.
@@ -113,12 +98,12 @@ def kernel(layer: ConvBlock, source: RoundingPoint) -> Kernel:
     if gain is not None:
         whole, scale = whole * torch.sign(gain).view(-1, 1, 1, 1), scale * gain.abs().double()
     if bias is not None:
-        wider = torch.maximum(scale, bias.abs().double() / (float(source.scale) * LARGEST_BIAS))
+        wider = torch.maximum(scale, bias.abs().double() / (source * LARGEST_BIAS))
         whole = torch.round(whole * torch.nan_to_num(scale / wider).view(-1, 1, 1, 1))
         scale = wider
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     scale = scale.float()
-    bias_scale = scale * float(source.scale)
+    bias_scale = scale * source
     added = None if bias is None else torch.round(bias.double() / bias_scale.double()).int().numpy()
     return Kernel(whole.to(torch.int8).numpy(), scale.numpy(), added, bias_scale.numpy())
 
@@ -139,7 +124,7 @@ def stages(model: Darknet, codes: Codes, tensors: Collection[str]) -> list[str]:
     names = [f"{IMAGE}/codes"]
     for index in range(len(model.blocks)):
         names += [f"block{index}/linear/codes", f"block{index}/codes"]
-    floats = [f"block{head - 1}" for head in model.network.heads if head - 1 not in codes.points]
+    floats = [f"block{head - 1}" for head in model.network.heads if head - 1 not in codes.slots]
     return [name for name in names if name in tensors] + floats
 
 
@@ -162,15 +147,14 @@ def layer_gaps(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]]
         pairs = []
         if isinstance(layer, ConvBlock) and linear in tensors:
             pairs.append((layer.sums(inputs[0]), linear))
-            pairs.append((layer.activation(_dequantized(tensors[linear], codes.points[index])), name))
+            pairs.append((layer.activation(_dequantized(tensors[linear], codes.slots[index])), name))
         elif name in tensors:
             pairs.append((layer(*inputs), name))
         elif isinstance(layer, ConvBlock):
             _check_float(layer(*inputs), tensors[f"block{index}"], model.network.where(index))
         for values, tensor in pairs:
-            point = codes.points[index]
-            scale = Scale(torch.tensor(point.scale), torch.tensor(point.zero, dtype=torch.int32))
-            want = round_to_codes(values, scale, point.grid)
+            slot = codes.slots[index]
+            want = round_to_codes(values, slot.scale(), slot.grid)
             apart = (want - torch.from_numpy(tensors[tensor]).to(want.dtype)).abs()
             worst = int(apart.max())
             if worst > MOST_STEPS:
@@ -196,11 +180,12 @@ def _values(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]], b
     """The output of a block as the file has it; of a picture with −1."""
     name = f"block{block}/codes" if block >= 0 else f"{IMAGE}/codes"
     if name in tensors:
-        return _dequantized(tensors[name], codes.points[block])
+        return _dequantized(tensors[name], codes.slots[block])
     if f"block{block}" in tensors:
         return torch.from_numpy(tensors[f"block{block}"])
     return _values(model, codes, tensors, model.blocks[block].reads(block)[0])
 
 
-def _dequantized(values: NDArray[np.integer], point: RoundingPoint) -> Tensor:
-    return (torch.from_numpy(values).float() - point.zero) * torch.tensor(point.scale)
+def _dequantized(values: NDArray[np.integer], slot: ActivationQuantizer) -> Tensor:
+    scale, zero = slot.scale()
+    return (torch.from_numpy(values).float() - zero) * scale

@@ -24,9 +24,10 @@ from utils.darknet.blocks import Block, Network, Shape, Yolo
 from utils.darknet.network import by_block, trace
 from utils.detection.decode import LARGEST_EXPONENT, MAX_DETECTIONS
 from utils.errors import InfeasibleError
-from utils.export.integers import Codes, RoundingPoint
+from utils.export.integers import Codes
 from utils.export.settings import ExportSettings
 from utils.layers import LEAKY_SLOPE
+from utils.quantization.quantizers import ActivationQuantizer
 from utils.runtime.exported import IMAGE, PRODUCER, Metadata
 
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -73,13 +74,13 @@ class Graph:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
-    def round(self, tensor: str, point: RoundingPoint) -> str:
+    def round(self, tensor: str, slot: ActivationQuantizer) -> str:
         """Append the rounding of a tensor to integers and back; returns the name of what comes back."""
-        kind = np.int8 if point.grid.signed else np.uint8
-        scale = self.constant(f"{tensor}/scale", point.scale, np.float32)
-        zero = self.constant(f"{tensor}/zero", point.zero, kind)
-        codes = self.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}/codes")
-        return self.add("DequantizeLinear", [codes, scale, zero], f"{tensor}/rounded")
+        scale, zero = (value.numpy() for value in slot.scale())
+        kind = np.int8 if slot.grid.signed else np.uint8
+        scales = [self.constant(f"{tensor}/scale", scale, np.float32), self.constant(f"{tensor}/zero", zero, kind)]
+        codes = self.add("QuantizeLinear", [tensor, *scales], f"{tensor}/codes")
+        return self.add("DequantizeLinear", [codes, *scales], f"{tensor}/rounded")
 
     def integral(
         self, name: str, codes: NDArray[np.integer], scale: NDArray[np.floating], *, explicit: bool = False
@@ -206,7 +207,7 @@ class Site:
         """Add the activation of the block behind its tensor `linear`, which may be rounded first."""
         linear = self.linear
         if self.number in self.codes.before:
-            linear = self.graph.round(linear, self.codes.points[self.number])
+            linear = self.graph.round(linear, self.codes.slots[self.number])
         return activate(self.graph, self.block.activation, linear, self.name)
 
     def weights(self) -> list[str]:
@@ -380,15 +381,15 @@ def emit(
     """
     codes = codes or FLOAT
     shapes = {-1: network.image, **dict(enumerate(trace(network)))}
-    tensors = {-1: graph.round(image, codes.points[-1]) if -1 in codes.points else image}
+    tensors = {-1: graph.round(image, codes.slots[-1]) if -1 in codes.slots else image}
     stored = by_block(arrays)
     for index, block in enumerate(network.blocks):
-        reads, point = block.reads(index), codes.points.get(index)
+        reads, slot = block.reads(index), codes.slots.get(index)
         inputs = tuple(tensors[source] for source in reads)
         widths = tuple(shapes[source] for source in reads)
         site = Site(graph, index, block, inputs, widths, stored.get(index, {}), codes)
         made = EMITTERS[type(block)](site)
-        tensors[index] = made if point is None or made in site.inputs else graph.round(made, point)
+        tensors[index] = made if slot is None or made in site.inputs else graph.round(made, slot)
     return [tensors[head] for head in network.heads]
 
 
