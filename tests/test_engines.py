@@ -55,7 +55,7 @@ def written(model, folder: Path, *, half: bool = False) -> Path:
 
 
 def ncnn_heads(model, images: torch.Tensor, folder: Path, *, half: bool = False) -> list[np.ndarray]:
-    return ncnn_engine(written(model, folder, half=half), names_of(model.network), 1)(images.numpy())
+    return ncnn_engine(written(model, folder, half=half), names_of(model.network))(images.numpy())
 
 
 def branches(*sections: str) -> Network:
@@ -93,13 +93,13 @@ def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
     model = tamed(lively(network), images)
     want, onnx = heads_of(model, images), emitted(model).SerializeToString()
     assert_same(want, ncnn_heads(model, images, folder))
-    assert_same(want, onnxruntime_engine(onnx, names_of(network), 1, 1)(images.numpy()))
+    assert_same(want, onnxruntime_engine(onnx, names_of(network), 1)(images.numpy()))
     net = cv2.dnn.readNetFromONNX(np.frombuffer(onnx, np.uint8))
     assert_same(want, opencv_heads(net, images, names_of(network)))
     if hasattr(cv2.dnn, "readNetFromDarknet") and opencv_warning(network) is None:
         assert_same(want, darknet_in_opencv(model, images, folder))
     if HAS_OPENVINO:
-        assert_same(want, openvino_engine(onnx, names_of(network), 1, 1)(images.numpy()))
+        assert_same(want, openvino_engine(onnx, names_of(network), 1)(images.numpy()))
 
 
 @examples(15)
@@ -114,7 +114,7 @@ def test_ncnn_agrees_on_random_networks(folder, network, seed):
 @given(networks(), st.integers(0, 99))
 def test_openvino_agrees_on_random_networks(network, seed):
     model, images = lively(network, seed), pictures(network)
-    engine = openvino_engine(emitted(model).SerializeToString(), names_of(network), 1, 1)
+    engine = openvino_engine(emitted(model).SerializeToString(), names_of(network), 1)
     assert_same(heads_of(model, images), engine(images.numpy()))
 
 
@@ -197,10 +197,10 @@ def test_what_an_engine_cannot_read_is_one_line(folder):
     (folder / "x.param").write_text("7767517\n1 1\nNonsense x 0 1 x\n")
     (folder / "x.bin").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"x\.param: ncnn .* cannot read it"):
-        ncnn_engine(folder / "x.param", ["x"], 1)
+        ncnn_engine(folder / "x.param", ["x"])
 
 
 @NEEDS_OPENVINO
 def test_what_openvino_cannot_read_is_one_line():
     with refused(WeightsError, "the file: OpenVINO cannot read it: "):
-        openvino_engine(b"nonsense", ["x"], 1, 1)
+        openvino_engine(b"nonsense", ["x"], 1)

@@ -110,7 +110,7 @@ def emitted(model, settings=ExportSettings(), **metadata) -> onnx.ModelProto:  #
 def ran(made: onnx.ModelProto, images: torch.Tensor) -> list[np.ndarray]:
     """All outputs in onnxruntime."""
     names = [value.name for value in made.graph.output]
-    return onnxruntime_engine(made.SerializeToString(), names, None, 1).run(images.numpy())
+    return onnxruntime_engine(made.SerializeToString(), names, None).run(images.numpy())
 
 
 def assert_same(want, found, tolerance=TOLERANCE):

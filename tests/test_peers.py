@@ -105,7 +105,7 @@ def test_a_peers_file_opens_as_one_of_export_and_is_near_the_float_one(peer, vnn
     largest = max(np.abs(weight.astype(int)).max() for weight in weights)
     assert 2 ** (bits - 2) < largest <= 2 ** (bits - 1)
     heads, wanted = (
-        onnxruntime_engine(one.path, one.metadata.tensors, one.batch, 1)(images[0]) for one in (file, float_file)
+        onnxruntime_engine(one.path, one.metadata.tensors, one.batch)(images[0]) for one in (file, float_file)
     )
     for head, other in zip(heads, wanted, strict=True):
         assert 0 < np.linalg.norm(head - other) < 0.1 * np.linalg.norm(other)

@@ -380,9 +380,9 @@ if HAS_OPENVINO:
 PAIRS = [(name, runtime) for name, runtimes in RUNS.items() for runtime in runtimes]
 
 
-def wrong(files, file, threads) -> Engine:
+def wrong(files, file) -> Engine:
     """The engine of a file, one of whose values in a thousand is off by a hundredth of the largest."""
-    right = ENGINES[files.runtime](files, file, threads)
+    right = ENGINES[files.runtime](files, file)
 
     def run(images):
         outputs = [np.array(output) for output in right.run(images)]
@@ -451,7 +451,7 @@ def test_opencv_5_gets_int8_files_in_its_classic_engine(folder, monkeypatch, int
     read, given = cv2.dnn.readNetFromONNX, []
     monkeypatch.setattr(cv2.dnn, "ENGINE_CLASSIC", 1, raising=False)
     monkeypatch.setattr(cv2.dnn, "readNetFromONNX", lambda path, **options: given.append(options) or read(path))
-    opencv_onnx_engine(Path("a.onnx"), ["head0"], 1, integers=integers)
+    opencv_onnx_engine(Path("a.onnx"), ["head0"], integers=integers)
     assert given == [{"engine": 1} if classic else {}]
 
 
@@ -479,7 +479,7 @@ def test_weights_of_8_bits_cost_time_only_where_products_saturate(folder, tmp_pa
         (tmp_path / "cpuinfo").write_text(cpu)
     monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
-    onnxruntime_engine(Path("a.onnx"), ["head0"], 1, 1, wide=wide)
+    onnxruntime_engine(Path("a.onnx"), ["head0"], 1, wide=wide)
     assert entries == [("session.x64quantprecision", "1")] * slower
 
 

@@ -34,7 +34,7 @@ from utils.export.integers import codes_of
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, verify
 from utils.model_files import ModelFiles
-from utils.runtime.engines import Engine, ncnn_engine, openvino_engine
+from utils.runtime.engines import Engine, ncnn_engine, on_cpu, openvino_engine
 from utils.runtime.exported import (
     DIGEST,
     IMAGE,
@@ -90,7 +90,7 @@ def make_ncnn(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     metadata = subject.metadata
     onnx, *_ = emit_whole(subject, settings)
     param = convert(onnx, folder / "model.ncnn.param", metadata)
-    proof = verify("--format ncnn", subject, ncnn_engine(param, metadata.tensors, torch.get_num_threads()))
+    proof = verify("--format ncnn", subject, ncnn_engine(param, metadata.tensors))
     description = ncnn_description(replace(metadata, reference=proof.reference), param)
     param.with_suffix(".json").write_text(description, encoding="utf-8")
     return proof, {"batch": 1}
@@ -129,7 +129,7 @@ def make_openvino(subject: Subject, settings: ExportSettings, folder: Path) -> t
     onnx, onnx_proof, facts = emit_whole(subject, settings)
     metadata, path = replace(subject.metadata, reference=onnx_proof.reference), folder / "model.xml"
     save(onnx, path, metadata)
-    engine = openvino_engine(path, metadata.tensors, settings.batch, torch.get_num_threads())
+    engine = openvino_engine(path, metadata.tensors, settings.batch)
     proof = verify("--format openvino", subject, engine)
     assert proof.reference is not None and metadata.reference is not None, "both were compared"
     gap, limit = proof.reference.gap, metadata.reference.limit(metadata.precision)
@@ -181,7 +181,7 @@ def make_torchscript(subject: Subject, settings: ExportSettings, folder: Path) -
         frozen = torch.jit.freeze(torch.jit.trace(module, picture(metadata), check_trace=False))
         extra = {"metadata.json": json.dumps(metadata.properties())}
         torch.jit.save(frozen, folder / "model.torchscript", _extra_files=extra)
-    runtime = f"TorchScript {torch.__version__}, CPU, threads: {torch.get_num_threads()}"
+    runtime = on_cpu(f"TorchScript {torch.__version__}")
     return verify("--format torchscript", subject, _engine(frozen, runtime)), {"batch": 1}
 
 

@@ -162,9 +162,7 @@ def prove_onnx(
     heads = [f"head{number}" for number in range(len(metadata.network.heads))]
     inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})
     names = list(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
-    engine = onnxruntime_engine(
-        with_outputs(made, names), names, settings.batch, torch.get_num_threads(), wide=metadata.wide
-    )
+    engine = onnxruntime_engine(with_outputs(made, names), names, settings.batch, wide=metadata.wide)
     tensors = dict(zip(names, engine.run(images.numpy()), strict=True))
     gap = None if codes is None else layer_gaps(model, codes, tensors)
     want, outputs = raw_heads(model, images), [tensors[head] for head in heads]

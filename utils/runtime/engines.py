@@ -64,16 +64,18 @@ class Engine:
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def onnxruntime_engine(
-    model: Path | bytes, outputs: Sequence[str], batch: int | None, threads: int, *, wide: bool = False
-) -> Engine:
+def on_cpu(program: str) -> str:
+    """Name of an engine: a program, and the threads that it has, as many as PyTorch."""
+    return f"{program}, CPU, threads: {torch.get_num_threads()}"
+
+
+def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int | None, *, wide: bool = False) -> Engine:
     """An ONNX file in onnxruntime, on the CPU.
 
     Args:
         model: the file, or its bytes.
         outputs: names of the tensors wanted.
         batch: pictures it takes at a time; None: any number.
-        threads: of the network.
         wide: pairs of products of 8-bit weights do not saturate in 16 bits on an x86 without VNNI; slower there.
 
     Raises:
@@ -82,7 +84,7 @@ def onnxruntime_engine(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.use_deterministic_compute = True
     if wide and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -97,7 +99,7 @@ def onnxruntime_engine(
         with told_as(NumericsError, f"{name}: onnxruntime failed"):
             return session.run(list(outputs), {IMAGE: images})
 
-    return Engine(run, batch, f"onnxruntime {onnxruntime.__version__}, CPU, threads: {threads}")
+    return Engine(run, batch, on_cpu(f"onnxruntime {onnxruntime.__version__}"))
 
 
 def has_vnni() -> bool:
@@ -111,13 +113,12 @@ def has_vnni() -> bool:
         return False
 
 
-def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, integers: bool = False) -> Engine:
+def opencv_onnx_engine(path: Path, outputs: Sequence[str], *, integers: bool = False) -> Engine:
     """An ONNX file in OpenCV's dnn, on the CPU, picture by picture.
 
     Args:
         path: the file.
         outputs: names of the tensors wanted.
-        threads: of the network.
         integers: the file is int8, which the new engine of OpenCV 5.0 computes wrong: the classic one gets it.
 
     Raises:
@@ -125,17 +126,16 @@ def opencv_onnx_engine(path: Path, outputs: Sequence[str], threads: int, *, inte
     """
     classic = getattr(cv2.dnn, "ENGINE_CLASSIC", None) if integers else None  # OpenCV 4 has no other engine
     options = {} if classic is None else {"engine": classic}
-    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, threads, path)
+    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, path)
 
 
-def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int], threads: int) -> Engine:
+def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]) -> Engine:
     """A Darknet network in OpenCV 4's dnn, on the CPU, picture by picture.
 
     Args:
         network: one that OpenCV reads as Darknet does (`darknet.opencv`).
         weights: its .weights file.
         size: height and width of the input.
-        threads: of the network.
 
     Raises:
         WeightsError: OpenCV cannot read the files.
@@ -143,7 +143,7 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
     sized = replace(network, net=replace(network.net, height=size[0], width=size[1]))
     cfg = np.frombuffer(format_network(sized).encode(), np.uint8)
     read = cv2.dnn.readNetFromDarknet
-    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), threads, weights)
+    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), weights)
 
 
 def darknet_heads(network: Network) -> list[str]:
@@ -152,8 +152,8 @@ def darknet_heads(network: Network) -> list[str]:
     return [f"conv_{head - 1}" if curve == "linear" else f"{curve}_{head}" for head, curve in convolutions]
 
 
-def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: int, path: Path) -> Engine:
-    cv2.setNumThreads(threads)
+def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], path: Path) -> Engine:
+    cv2.setNumThreads(torch.get_num_threads())
     program = f"OpenCV {cv2.__version__}"
     with told_as(WeightsError, f"{path}: {program} cannot read it", cv2.error):
         net = read()
@@ -165,16 +165,15 @@ def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], threads: in
             net.setInput(images)
             return [np.array(output) for output in net.forward(list(outputs))]
 
-    return Engine(run, 1, f"{program}, CPU, threads: {threads}")
+    return Engine(run, 1, on_cpu(program))
 
 
-def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool = False) -> Engine:
+def ncnn_engine(param: Path, outputs: Sequence[str], *, half: bool = False) -> Engine:
     """An ncnn network on the CPU, picture by picture, in float32 whatever its weights are stored in.
 
     Args:
         param: its .param file; the .bin file is beside it.
         outputs: names of the blobs wanted.
-        threads: of the network.
         half: let ncnn compute in float16 where the processor can, such as an ARM from v8.2 on.
 
     Raises:
@@ -183,7 +182,7 @@ def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool
     import ncnn
 
     net = ncnn.Net()
-    net.opt.num_threads = threads
+    net.opt.num_threads = torch.get_num_threads()
     net.opt.use_vulkan_compute = False
     for name in NCNN_HALF:
         setattr(net.opt, name, half and "fp16" in name)
@@ -204,17 +203,16 @@ def ncnn_engine(param: Path, outputs: Sequence[str], threads: int, *, half: bool
             heads.append(np.array(blob)[None])
         return heads
 
-    return Engine(run, 1, f"ncnn {ncnn.__version__}, CPU, threads: {threads}")
+    return Engine(run, 1, on_cpu(f"ncnn {ncnn.__version__}"))
 
 
-def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | None, threads: int) -> Engine:
+def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | None) -> Engine:
     """An OpenVINO or ONNX file in OpenVINO, on the CPU, in float32 where the file has no integers.
 
     Args:
         model: the file, or the bytes of an ONNX file.
         outputs: names of the tensors wanted.
         batch: pictures it takes at a time; None: any number.
-        threads: of the network.
 
     Raises:
         WeightsError: OpenVINO cannot read the file.
@@ -224,7 +222,8 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
     source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
     with told_as(WeightsError, f"{name}: OpenVINO cannot read it", RuntimeError):
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(source), "CPU", {**OPENVINO, "INFERENCE_NUM_THREADS": threads})
+        options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(core.read_model(source), "CPU", options)
         request = compiled.create_infer_request()
 
     def run(images: Array) -> list[Array]:
@@ -232,7 +231,7 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
             tensors = request.infer({IMAGE: images}, share_inputs=True)
         return [np.array(tensors[output]) for output in outputs]
 
-    return Engine(run, batch, f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, threads: {threads}")
+    return Engine(run, batch, on_cpu(f"OpenVINO {openvino.__version__.partition('-')[0]}"))
 
 
 class ForeignModel(nn.Module):
@@ -295,7 +294,6 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         InputError: --half on a CPU, or of a quantized network.
         InfeasibleError: the runtime computes something else than the file was written with.
     """
-    threads = torch.get_num_threads()
     if files.runtime == "torch":
         if files.half and device.type == "cpu":
             raise InputError("--half: float16 needs a GPU, and the network runs on the CPU; leave --half out")
@@ -308,17 +306,18 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         if files.half:
             model = reduced(model, torch.float16)
         model.to(device).to(memory_format=torch.channels_last)
+        program = f"PyTorch {torch.__version__}"
         gpu = device.type == "cuda"
-        where = torch.cuda.get_device_name(device) if gpu else f"CPU, threads: {threads}"
-        return Loaded(model, loaded.model.network, loaded.names, f"PyTorch {torch.__version__}, {where}", loaded.notes)
+        name = f"{program}, {torch.cuda.get_device_name(device)}" if gpu else on_cpu(program)
+        return Loaded(model, loaded.model.network, loaded.names, name, loaded.notes)
     network, file = files.network, files.exported
     assert network is not None, "only a .pt is read without its cfg"
     if file is None:
         size = size or (network.net.height, network.net.width)
-        engine = opencv_darknet_engine(network, files.weights, size, threads)
+        engine = opencv_darknet_engine(network, files.weights, size)
         check_engine(engine, _darknet_files(files, network, size))
     else:
-        engine = ENGINES[files.runtime](files, file, threads)
+        engine = ENGINES[files.runtime](files, file)
         check_engine(engine, file, half=files.half)
     decodes = file is not None and file.metadata.output == "rows"
     return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
@@ -362,14 +361,14 @@ def _darknet_files(files: RuntimeFiles, network: Network, size: tuple[int, int])
     return ExportedFile(files.weights, Metadata(network, (), reference=reference(heads, heads, "float32")), 1)
 
 
-ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile, int], Engine]] = {
-    "onnxruntime": lambda files, file, threads: onnxruntime_engine(
-        file.path, file.metadata.tensors, file.batch, threads, wide=file.metadata.wide
+ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile], Engine]] = {
+    "onnxruntime": lambda _, file: onnxruntime_engine(
+        file.path, file.metadata.tensors, file.batch, wide=file.metadata.wide
     ),
-    "opencv": lambda files, file, threads: opencv_onnx_engine(
-        file.path, file.metadata.tensors, threads, integers=file.metadata.precision == "int8"
+    "opencv": lambda _, file: opencv_onnx_engine(
+        file.path, file.metadata.tensors, integers=file.metadata.precision == "int8"
     ),
-    "ncnn": lambda files, file, threads: ncnn_engine(file.path, file.metadata.tensors, threads, half=files.half),
-    "openvino": lambda files, file, threads: openvino_engine(file.path, file.metadata.tensors, file.batch, threads),
+    "ncnn": lambda files, file: ncnn_engine(file.path, file.metadata.tensors, half=files.half),
+    "openvino": lambda _, file: openvino_engine(file.path, file.metadata.tensors, file.batch),
 }
-"""What runs files of export.py, with so many threads."""
+"""What runs files of export.py."""
