@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -487,10 +488,8 @@ def test_what_cannot_be_is_refused_in_one_line(call, tmp_path, flags, message):
     (tmp_path / "c.ncnn.bin").write_bytes(b"mine")
     (tmp_path / "three.names").write_text("a\nb\nc\n")
     before = left(tmp_path)
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, re.escape(message)):
         call(*DARKNET, *flags)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert left(tmp_path) == before
 
 

@@ -54,6 +54,16 @@ def pictures(model: Darknet, count: int = 1) -> torch.Tensor:
     return torch.rand((count, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def quantized(model: Darknet, settings: QuantSettings) -> Darknet:
+    """The model with quantizers whose bounds are those of two pictures."""
+    return calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+
+
 def made_of(model: Darknet, settings: QuantSettings) -> tuple[onnx.ModelProto, Codes]:
     """The file of a quantized model, and its integers."""
     codes = codes_of(model, explicit=settings.target == "tensorrt")
@@ -73,8 +83,7 @@ def proved(model: Darknet, settings: QuantSettings) -> Gap:
 def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
     torch.manual_seed(0)
     settings = of_target(target, fold=len(network.blocks) % 2 == 0)
-    model = lively(network)
-    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    model = quantized(lively(network), settings)
     gap = proved(model, settings)
     assert gap.steps <= 1
     assert gap.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
@@ -102,14 +111,12 @@ def test_every_way_to_quantize_is_carried(more):
     network = one_head(CONV.format(6, activation) + CONV.format(4, activation)) if activation else tiny()
     for seed in range(4 if activation else 1):
         torch.manual_seed(seed)
-        model = lively(network)
-        model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+        model = quantized(lively(network), settings)
         assert proved(model, settings).layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers) - 2
 
 
 def test_dead_and_inverted_channels_keep_their_bias():
     """γ = 0 leaves a constant, γ < 0 turns the signs, a tiny γ would need a bias of more than 32 bits."""
-    torch.manual_seed(0)
     for fold in (False, True):
         settings = of_target("cpu", fold=fold)
         model = lively(one_head(CONV.format(6, "leaky") + CONV.format(8, "relu")))
@@ -117,7 +124,7 @@ def test_dead_and_inverted_channels_keep_their_bias():
             for layer in model.layers[:2]:
                 layer.bn.weight[:3] = torch.tensor([0.0, -1.3, 1e-12])
                 layer.bn.bias[:3] = torch.tensor([0.7, 0.2, 0.9])
-        model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+        model = quantized(model, settings)
         kernels = codes_of(model).kernels
         assert all(np.abs(kernel.bias).max() <= LARGEST_BIAS for kernel in kernels.values())
         assert proved(model, settings).layers == 3
@@ -125,32 +132,27 @@ def test_dead_and_inverted_channels_keep_their_bias():
 
 def test_a_tensor_that_is_always_zero_leaves_the_biases_behind_it_fine():
     """A dead relu; a bias has the scale of the tensor times that of the weights."""
-    torch.manual_seed(0)
     model = lively(one_head(CONV.format(6, "relu") + CONV.format(8, "relu")))
     with torch.no_grad():
         model.layers[0].bn.weight.zero_()
         model.layers[0].bn.bias.fill_(-1.0)
         model.layers[1].bn.bias.mul_(0.01)
-    model = calibrated(model, pictures(model, 2), of_target("cpu")).requires_grad_(False)
+    model = quantized(model, of_target("cpu"))
     assert proved(model, of_target("cpu")).layers == 3
 
 
 def test_a_rounded_convolution_may_read_a_float_head():
-    torch.manual_seed(0)
     settings = of_target("cpu", heads="float")
     head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
     conv = CONV.format(4, "leaky")
-    model = lively(one_head(conv, head, "[route]\nlayers=-2\n", conv))
-    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    model = quantized(lively(one_head(conv, head, "[route]\nlayers=-2\n", conv)), settings)
     assert proved(model, settings).layers > 0
 
 
 def test_integers_are_those_of_the_simulation():
-    torch.manual_seed(0)
     for scheme, fold in (("google", False), ("google", True), ("dorefa", False), ("dorefa", True)):
         settings = of_target("cpu-vnni", scheme=scheme, fold=fold)
-        model = lively(tiny())
-        model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+        model = quantized(lively(tiny()), settings)
         fused = fuse(model)
         for index, kernel in codes_of(model).kernels.items():
             conv = fused.layers[index].conv
@@ -161,10 +163,8 @@ def test_integers_are_those_of_the_simulation():
 
 def test_a_layer_that_differs_is_named():
     """A weight that is changed after the simulation."""
-    torch.manual_seed(0)
     settings = of_target("cpu")
-    model = lively(tiny())
-    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    model = quantized(lively(tiny()), settings)
     made, codes = made_of(model, settings)
     for tensor in made.graph.initializer:
         if tensor.name == "block2/weight/codes":
@@ -179,7 +179,6 @@ def test_onnxruntime_runs_integer_kernels_from_the_picture_to_the_heads(name, ta
     """For ARM with the option that is onnxruntime's default there."""
     network = cfg_file.load(root / "cfg" / f"{name}.cfg")
     settings = of_target(target)
-    torch.manual_seed(0)
     model = lively(network)
     made, _ = made_of(calibrated(model, torch.rand(1, 3, 64, 64), settings).requires_grad_(False), settings)
     options = onnxruntime.SessionOptions()
@@ -199,17 +198,15 @@ def test_files_are_a_quarter_of_the_float_ones(root):
     whole = onnx_model(model, Metadata(network, tuple(map(str, range(80)))), ExportSettings()).ByteSize()
     for heads, most in (("8", 0.26), ("float", 0.285)):
         settings = of_target("cpu", heads=heads)
-        quantized = calibrated(lively(network), torch.rand(1, 3, 32, 32), settings).requires_grad_(False)
-        assert made_of(quantized, settings)[0].ByteSize() <= most * whole
+        rounded = calibrated(lively(network), torch.rand(1, 3, 32, 32), settings).requires_grad_(False)
+        assert made_of(rounded, settings)[0].ByteSize() <= most * whole
 
 
 def test_tensorrt_gets_symmetric_explicit_integers():
     """S8 around 0 everywhere, scales above 0, weights rounded in the file, both inputs of an addition rounded."""
-    torch.manual_seed(0)
     settings = of_target("tensorrt")
     shortcut = CONV.format(4, "leaky") * 2 + "[shortcut]\nfrom=-2\nactivation=linear\n"
-    model = lively(one_head(CONV.format(4, "leaky") + shortcut))
-    model = calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    model = quantized(lively(one_head(CONV.format(4, "leaky") + shortcut)), settings)
     made, _ = made_of(model, settings)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     by_output = {node.output[0]: node for node in made.graph.node}

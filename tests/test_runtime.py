@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import platform
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,10 +241,8 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
 def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, flags, message):
     (folder / "other.cfg").write_text(TINY.replace("filters=12", "filters=10"))
     (folder / "alone.param").write_bytes((folder / "a.ncnn.param").read_bytes())
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, re.escape(message)):
         request.getfixturevalue(call)(*flags)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["a.pt", "a.onnx", "a.ncnn.param"])
