@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from utils.darknet.blocks import (
@@ -56,14 +57,14 @@ class Grid:
         if self.symmetric and not self.signed:
             raise ValueError("symmetric: needs signed codes")
 
-    @property
+    @cached_property
     def low(self) -> int:
         """Smallest code."""
         if not self.signed:
             return 0
         return -(2 ** (self.bits - 1)) + (self.symmetric and self.narrow)
 
-    @property
+    @cached_property
     def high(self) -> int:
         """Largest code."""
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
