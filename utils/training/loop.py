@@ -457,7 +457,8 @@ class Rounding:
         for model in self._models:
             set_phase(model, phase)
         for module, grid in self._grids:
-            module.grid = dataclasses.replace(grid, bits=min(MOST_BITS, grid.bits + surplus))
+            bits = min(MOST_BITS, grid.bits + surplus)
+            module.grid = dataclasses.replace(grid, bits=bits) if surplus else grid
 
 
 def surplus_bits(warmup: float, step: int, steps: int) -> int:
