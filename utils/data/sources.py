@@ -237,11 +237,7 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
 
 def is_utf8(name: str) -> bool:
     """Tell whether OpenCV can be given a file name; it crashes on one whose bytes are not UTF-8 (4.14)."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", name)  # Python reads such bytes as surrogates
 
 
 def _pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
