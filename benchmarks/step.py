@@ -33,8 +33,7 @@ from utils.report.run_dir import RunDirectory
 from utils.training.checkpointing import Source
 from utils.training.distributed import Team
 from utils.training.hyperparameters import Hyperparameters
-from utils.training.loop import Trainer
-from utils.training.objective import Objective
+from utils.training.loop import Objective, Trainer
 from utils.training.settings import TrainSettings
 
 OBJECTS = 3

@@ -10,8 +10,8 @@ import pytest
 
 from tests.nets import TINY, tiny
 from utils.errors import DataError, InputError
-from utils.training.pictures import check_batches
 from utils.training.settings import TrainSettings
+from utils.training.workflow import check_batches
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -26,7 +26,12 @@ def data(folder, tmp_path):
 def lines(monkeypatch) -> list[str]:
     """What is said of the pictures: a line for training, a line for validation."""
     said: list[str] = []
-    monkeypatch.setattr("utils.training.pictures.log", said.append)
+
+    def log(text: str) -> None:
+        if text.startswith(("train: ", "valid: ")):
+            said.append(text)
+
+    monkeypatch.setattr("utils.training.workflow.log", log)
     return said
 
 

@@ -27,7 +27,7 @@ from utils.darknet.network import adapt_classes, file_bytes
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError, Interrupted
 from utils.model_files import ModelFiles
-from utils.training import objective, optimizer
+from utils.training import optimizer, workflow
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 QUICK = ("--epochs", "1", "--seed", "3")
@@ -71,7 +71,7 @@ def wide(tmp_path) -> str:
 def lines(monkeypatch) -> list[str]:
     """What is said of the teacher."""
     said: list[str] = []
-    for module in ("utils.training.objective", "train"):
+    for module in ("utils.training.workflow", "train"):
         monkeypatch.setattr(f"{module}.log", said.append)
     return said
 
@@ -153,7 +153,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_before_its_first_ste
 
 def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypatch):
     made = []
-    real = objective.Teacher
+    real = workflow.Teacher
 
     def made_teacher(*args):
         made.append(real(*args))
@@ -161,7 +161,7 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
         return made[-1]
 
     calls = []
-    monkeypatch.setattr(objective, "Teacher", made_teacher)
+    monkeypatch.setattr(workflow, "Teacher", made_teacher)
     before = sha256(teacher)
     document = run("--epochs", "2", "--t_weights", teacher, "--KDstr", "4", "--AT_str", "2", "--weights", teacher)
     model = made[0]._model
@@ -267,14 +267,14 @@ class TestAdapters:
         (tmp_path / "small.cfg").write_text(format_network(small))
         student, parent = (checkpoint(tmp_path / f"{name}.pt", small, kept=kept) for name in ("student", "parent"))
         pairs = []
-        real = objective.Distiller
+        real = workflow.Distiller
 
         def distiller(*args):
             made = real(*args)
             pairs.extend(made.pairing.features)
             return made
 
-        monkeypatch.setattr(objective, "Distiller", distiller)
+        monkeypatch.setattr(workflow, "Distiller", distiller)
         document = run(
             *QUICK, "--cfg", str(tmp_path / "small.cfg"), "--weights", student, "--t_weights", parent, "--KDstr", "pkd"
         )

@@ -25,7 +25,7 @@ from utils.data.index import CACHE_FOLDER, Index, index
 from utils.data.store import PictureStore
 from utils.errors import DataError, InputError
 from utils.flags import cache_choice
-from utils.training.pictures import share_pictures
+from utils.training.workflow import share_pictures
 
 SHAPES = ((40, 96), (96, 40), (50, 50), (30, 64), (200, 150))
 """Of the pictures; smaller than the input of 64 x 64 on no, one or both sides."""

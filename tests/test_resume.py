@@ -20,7 +20,7 @@ import torch
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
-from utils.training import loop, objective, optimizer
+from utils.training import loop, optimizer
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ FLAGS = ("--epochs", "4", *SIZES, "--seed", "7", "-sr", "--prune", "1", "--s", "
 """Four batches in two steps an epoch: three batches and one; γ under pressure, whose rate turns after two epochs."""
 KILLED = """
 import os, signal, sys
-import utils.training.loop as loop, utils.training.objective as objective, utils.training.optimizer as optimizer
+import utils.training.loop as loop, utils.training.optimizer as optimizer
 import utils.report.plots as plots
 optimizer.LEAST_STEPS, optimizer.NOMINAL_BATCH = 1, 6
 kind, wanted = sys.argv.pop(1).split(":")
@@ -43,7 +43,7 @@ def counted(real):
         return real(*args, **more)
     return call
 if kind == "loss":
-    objective.detection_loss = counted(objective.detection_loss)
+    loop.detection_loss = counted(loop.detection_loss)
 else:
     setattr(os, kind, counted(getattr(os, kind)))
 for name in [name for name in vars(plots) if name.startswith("plot_")]:
@@ -90,8 +90,7 @@ def digest(path: Path) -> str:
 
 def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None:
     """Do something at a call of a function that the training loop uses, before that call is made."""
-    where = objective if name == "detection_loss" else loop
-    real, calls = getattr(where, name), []
+    real, calls = getattr(loop, name), []
 
     def call(*args, **more):
         calls.append(1)
@@ -99,7 +98,7 @@ def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None
             act()
         return real(*args, **more)
 
-    monkeypatch.setattr(where, name, call)
+    monkeypatch.setattr(loop, name, call)
 
 
 def test_killed_four_times_and_resumed_is_bit_identical(run, straight, folder, tmp_path):

@@ -19,7 +19,7 @@ import train
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
-from utils.training import evolve, objective, optimizer
+from utils.training import evolve, loop, optimizer
 from utils.training.evolve import SPACE, Search, SearchRange, searched
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import STUDY
@@ -229,7 +229,7 @@ class TestScript:
         monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 2)
         flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--evolve", "2")
         expected = run(*flags, "--name", "straight")
-        real, calls = objective.detection_loss, []
+        real, calls = loop.detection_loss, []
 
         def loss(*args):
             calls.append(1)
@@ -237,7 +237,7 @@ class TestScript:
                 signal.raise_signal(signal.SIGTERM)
             return real(*args)
 
-        monkeypatch.setattr(objective, "detection_loss", loss)
+        monkeypatch.setattr(loop, "detection_loss", loss)
         with pytest.raises(Interrupted, match="in trial 2 of 2"):
             run(*flags)
         trained = len(calls)

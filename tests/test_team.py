@@ -68,13 +68,13 @@ runpy.run_path("train.py", run_name="__main__")
 FULL = f"""
 import os, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
-import utils.training.objective as objective
+import utils.training.loop as loop
 
 def full(*_):
     raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 if os.environ["RANK"] == "1":
-    objective.detection_loss = full
+    loop.detection_loss = full
 runpy.run_path("train.py", run_name="__main__")
 """
 """train.py, whose second process runs out of memory in its first batch."""

@@ -21,15 +21,15 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
 from utils.model_files import choose_model
-from utils.training import objective
+from utils.training import loop
 from utils.training.hyperparameters import (
     Hyperparameters,
     OptimizerSettings,
     hyperparameters,
     load_hyperparameters,
 )
+from utils.training.loop import rescaled
 from utils.training.optimizer import AveragedModel, Schedule, accumulation, build_optimizer, set_step
-from utils.training.pictures import rescaled
 from utils.training.settings import TrainSettings
 
 
@@ -345,14 +345,14 @@ class TestRun:
         assert all(torch.equal(value, last[key]) for key, value in tensors(document["best"]).items())
 
     def test_a_loss_that_is_not_finite_stops_before_the_step(self, run, monkeypatch, tmp_path):
-        real, calls = objective.detection_loss, []
+        real, calls = loop.detection_loss, []
 
         def broken(*args):
             calls.append(1)
             terms = real(*args)
             return terms._replace(total=terms.total * float("nan")) if len(calls) == 5 else terms
 
-        monkeypatch.setattr(objective, "detection_loss", broken)
+        monkeypatch.setattr(loop, "detection_loss", broken)
         with pytest.raises(
             NumericsError, match=r"epoch 3, batch 1, step 5: loss is not finite .*pictures .*\.png, .*\.png; "
         ):

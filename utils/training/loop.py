@@ -12,9 +12,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import Darknet, fuse, network_input, reduced
@@ -23,6 +26,8 @@ from utils.darknet.network import max_stride
 from utils.data.datasets import Batch, Loader
 from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate
+from utils.detection.losses import detection_loss
+from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError, ResourceError
@@ -33,15 +38,17 @@ from utils.report.run_dir import Results, RunDirectory
 from utils.training.checkpointing import Progress, Source, State
 from utils.training.distributed import StopRequest, Team
 from utils.training.hyperparameters import Hyperparameters, fitness
-from utils.training.objective import Objective
 from utils.training.optimizer import AveragedModel, Schedule, build_optimizer, clip_gradient, set_step
-from utils.training.pictures import rescaled
 from utils.training.settings import TrainSettings
 from utils.training.sparsity import Sparsity
 
+LOSS_COLUMNS = {"box": "box_loss", "objectness": "objectness_loss", "classes": "class_loss"}
+"""Columns in results.csv of the terms of the detection loss."""
 SCORES = ("precision", "recall", "f1", "map50", "map50_95")
 COLUMNS = (*SCORES, "lr", "seconds", "loading", "test_seconds")
 """Columns of results.csv after the epoch and the losses; `loading` is the share of `seconds` spent waiting for data."""
+SIZE_PERIOD = 10
+"""Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 MOST_SKIPPED = 20
 """Steps in a row that a gradient scaler may skip for infinite gradients before the run ends."""
 DELAY, FREEZE = 0.1, 0.5
@@ -49,6 +56,68 @@ DELAY, FREEZE = 0.1, 0.5
 bounds and folded statistics stay."""
 BITS_MORE = 4
 """Bits more at the begin of --bit-warmup; one bit less in each of that many equal parts."""
+
+
+class Objective:
+    """The loss of a batch and its terms.
+
+    Args:
+        model: on the team's device; what is frozen of it is frozen already, as processes exchange the rest only.
+        settings: of the detection loss.
+        dtype: of 16 bits, that autocast computes in; None: float32 throughout.
+        team: the processes that train together.
+        distiller: what else is learnt; None: nothing.
+    """
+
+    def __init__(
+        self,
+        model: Darknet,
+        settings: LossSettings,
+        dtype: torch.dtype | None,
+        team: Team,
+        distiller: Distiller | None = None,
+    ) -> None:
+        self.yolos, self.settings, self.dtype, self.team = model.network.yolos, settings, dtype, team
+        # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
+        self._parallel = team.parallel(model, buffers=model.quantize_image is not None)
+        self._wanted = () if distiller is None else distiller.wanted
+        self._distiller, self._exchanging = distiller, [self._parallel]
+        self._distil: nn.Module | None = distiller
+        if distiller is not None and len(distiller.adapters):
+            self._distil = team.parallel(distiller)
+            self._exchanging.append(self._distil)
+        terms = () if distiller is None else distiller.distillation.terms
+        self.columns: Mapping[str, str] = LOSS_COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
+        """Column of results.csv for every term."""
+
+    def __call__(self, images: Tensor, targets: Tensor, ignored: Tensor | None = None) -> dict[str, Tensor]:
+        """Return `total`, which is minimised, and its terms: those of `detection_loss`, and weighted `kd_…` terms.
+
+        Args:
+            images: [B, C, H, W], 0…1.
+            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+            ignored: the same of the ignored boxes, see `detection_loss`.
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        teacher = None if self._distiller is None else self._distiller.teach(images)
+        with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self._parallel(images, *self._wanted)
+        size = (images.shape[-2], images.shape[-1])
+        options = (self.settings, self.team.positives, ignored)
+        terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
+        if self._distil is not None:
+            learnt = self._distil(teacher, outputs, targets, size)
+            terms["total"] = terms["total"] + sum(learnt.values())
+            terms |= {f"kd_{term}": value for term, value in learnt.items()}
+        return terms
+
+    @contextmanager
+    def unsynchronised(self, alone: bool) -> Iterator[None]:
+        """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
+        with ExitStack() as contexts:
+            for module in self._exchanging:
+                contexts.enter_context(self.team.unsynchronised(module, alone))
+            yield
 
 
 class _Abandoned(Exception):  # noqa: N818
@@ -418,6 +487,30 @@ class Trainer:
         if done.epoch and done.best_epoch in (0, done.epoch):
             self.state.write_best(self.run, self.source, len(self.train_loader.dataset))
         self.state.write_last(self.run, self.source)
+
+
+def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, position: int) -> Tensor:
+    """Return a batch at the size that a multi-scale run drew for this stretch of batches.
+
+    The run begins with the largest size, so that it runs out of memory at once or not at all. It stays until a batch
+    follows the first optimizer step, which makes the optimizer's state.
+
+    Args:
+        images: [B, C, H, W].
+        settings: with the smallest and largest side in `sizes`, and the batches of a step in `accumulate`.
+        stride: the sides are multiples of it.
+        epoch: epochs done.
+        position: of the batch in its epoch.
+    """
+    assert settings.sizes is not None  # it is a multi-scale run
+    low, high = settings.sizes
+    rng = np.random.default_rng([settings.seed, epoch, position // SIZE_PERIOD])
+    side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
+    if epoch == 0 and position < max(SIZE_PERIOD, settings.accumulate + 1):
+        side = high // stride * stride
+    longest = max(images.shape[2:])
+    size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 class Rounding:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from models import fuse
-from utils.checkpoint import load_model
+from models import Darknet, fuse
+from utils.checkpoint import load_model, origin
 from utils.cli import log
+from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
-from utils.darknet.network import opencv_warning
+from utils.darknet.data_file import DataConfig
+from utils.darknet.data_file import Source as PictureSource
+from utils.darknet.network import max_stride, normalised_cell, opencv_warning, picture_channels
 from utils.data.anchors import auto_anchors
-from utils.data.datasets import Batch, Loader
+from utils.data.augment import Augmentation
+from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader, rectangle
 from utils.data.draw import draw_grid, targets_as_detections
-from utils.data.images import write_image
-from utils.data.index import Index
+from utils.data.images import Size, write_image
+from utils.data.index import Index, index
+from utils.data.store import PictureStore
 from utils.detection.evaluate import Evaluation, evaluate
-from utils.errors import InputError, SuiteError
+from utils.detection.settings import ASSIGNMENTS
+from utils.device import training_type
+from utils.distillation.matching import Kept, rebased
+from utils.distillation.strategies import Quantity, distillation
+from utils.distillation.terms import Distiller, Teacher
+from utils.errors import DataError, InputError, SuiteError
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import quantize
 from utils.report import plots
@@ -37,10 +49,8 @@ from utils.training.checkpointing import Progress, Source, Start, initial_model,
 from utils.training.distributed import Team, joined
 from utils.training.hyperparameters import unused_keys
 from utils.training.loop import Trainer
-from utils.training.objective import load_teacher
 from utils.training.optimizer import accumulation
-from utils.training.pictures import check_batches, indices, loaders
-from utils.training.settings import AUTO, TrainPlan
+from utils.training.settings import AUTO, TrainPlan, TrainSettings
 from utils.training.sparsity import SparseRecord
 
 DRAWN_CONFIDENCE = 0.25
@@ -319,3 +329,169 @@ def _finish(
         plots.plot_f1_curve(evaluation.metrics, run.file("F1_curve.png"))
         plots.plot_confusion(evaluation.metrics.confusion, plan.names, run.file("confusion_matrix.png"))
     return evaluation
+
+
+def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | None]:
+    """Return the training pictures, and those to evaluate on; what is wrong with either is logged.
+
+    Raises:
+        DataError: there are no training pictures.
+    """
+    if data.train is None:
+        raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
+
+    def part(role: str, source: PictureSource) -> Index:
+        found = index(source, data.names)
+        log(f"{role}: {found.summary()}")
+        return found.single_class() if single_class else found
+
+    train = part("train", data.train)
+    if data.valid is None:
+        log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
+        return train, None
+    return train, part("valid", data.valid)
+
+
+def loaders(
+    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
+) -> tuple[Loader, Loader | None]:
+    """Return loaders of the training pictures, augmented, and of those to evaluate on, for this process's share.
+
+    Args:
+        plan: of the run.
+        train: training pictures.
+        valid: pictures to evaluate on.
+        network: tells channels and stride.
+        team: the processes that train together.
+
+    Raises:
+        DataError: there are fewer training pictures than processes.
+    """
+    settings = plan.settings
+    if len(train) < team.size:
+        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
+    channels, stride = picture_channels(network), max_stride(network)
+    kind = partial(DetectionDataset, seed=settings.seed, channels=channels, rect=settings.rect, stride=stride)
+    plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
+
+    def load(pictures: Index, size: Size, augment: Augmentation | None = None) -> Loader:
+        with team.one_by_one():
+            cache = settings.cache if team.leads or settings.cache == "disk" else None
+            dataset = kind(pictures, size=size, augment=augment, plain_from=plain_from, cache=cache)
+        if settings.cache == "ram":
+            share_pictures(dataset.store, team)
+        return make_loader(
+            dataset,
+            settings.batch_size,
+            workers=settings.workers,
+            shuffle=augment is not None,
+            share=(team.rank, team.size),
+            device=team.device,
+        )
+
+    loader = load(train, settings.size, plan.hyp.augmentation)
+    return loader, None if valid is None else load(valid, settings.test_size)
+
+
+def share_pictures(store: PictureStore, team: Team) -> None:
+    """Let all processes use the pictures that the first one keeps; where they cannot, they keep their own."""
+    address = team.share(store.address)
+    if not team.leads and address:
+        store.join(address)
+        if not store.address:
+            store.keep("ram")
+
+
+def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.int64], processes: int = 1) -> None:
+    """Refuse batches of one picture where a normalised map has a single cell: one value has no variance.
+
+    Args:
+        network: what is trained.
+        settings: of the run.
+        shapes: [N, 2], height and width of the training pictures.
+        processes: that train together.
+
+    Raises:
+        InputError: names the block and the size of the input.
+    """
+    if settings.batch_size > 1 and len(shapes) >= 2 * processes:  # a last batch of one picture joins the one before it
+        return
+    for height, width in sorted(_smallest_inputs(network, settings, shapes)):
+        if (number := normalised_cell(network, height, width)) is not None:
+            raise InputError(
+                f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
+                "picture; batch normalisation needs two values: use a larger --img_size or more pictures"
+            )
+
+
+def _smallest_inputs(network: Network, settings: TrainSettings, shapes: NDArray[np.int64]) -> set[Size]:
+    stride, longest = max_stride(network), max(settings.size)
+    if settings.rect:
+        return {rectangle(shape[None], longest, stride) for shape in np.unique(shapes, axis=0)}
+    low = settings.sizes[0] if settings.sizes else longest
+    height, width = (max(stride, round(side * low / longest / stride) * stride) for side in settings.size)
+    return {(height, width)}
+
+
+class LoadedTeacher(NamedTuple):
+    """A distillation that is ready."""
+
+    distiller: Distiller
+    origin: Mapping[str, Any]
+    """Path and sha256 of the teacher's file, and the strategy; an entry of the lineage."""
+    digest: str
+    """Of the teacher's file and its network, which may be that of another file."""
+
+
+def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Team) -> LoadedTeacher:
+    """Load the teacher and pair it with the student.
+
+    Args:
+        plan: of a run with a teacher.
+        student: model that is trained.
+        kept: where its convolutions come from, if it was pruned.
+        team: on whose device the teacher runs.
+
+    Raises:
+        WeightsError: the teacher's file cannot be used.
+        InputError: teacher and student have nothing in common that is compared, or other input sizes.
+    """
+    assert plan.teacher is not None and plan.teacher.weights is not None  # choose_model has found them
+    settings, loaded = plan.settings, load_model(plan.teacher)
+    for note in loaded.notes:
+        log(note)
+    _check_sizes(student, loaded.model, settings, str(loaded.path))
+    teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
+    if kept is not None and loaded.kept is not None:
+        kept = rebased(kept, loaded.kept)
+    chosen = distillation(settings.KDstr, settings.AT_str, settings.kd_weight)
+    rule = ASSIGNMENTS[plan.hyp.loss.assignment]
+    distiller = Distiller(student, teacher, chosen, rule, kept, team.positives).to(team.device)
+    for note in distiller.notes:
+        log(f"{loaded.path}: {note}")
+    terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
+    log(f"{chosen.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
+    entry = {**origin(plan.teacher.weights), "teacher": chosen.name}
+    network = format_network(teacher.network)
+    return LoadedTeacher(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
+
+
+def _comparison(distiller: Distiller) -> str:
+    """Return what is compared, for the log."""
+    heads, features = distiller.pairing.heads, distiller.pairing.features
+    parts = [f"{len(heads)} heads"] if heads else []
+    if features:
+        parts.append(f"features of blocks {', '.join(str(feature.student) for feature in features)}")
+    if distiller.distillation.compares(Quantity.CHANNELS):
+        kept = sum(feature.compares_channels and feature.channels is not None for feature in features)
+        parts.append(f"{kept} against the channels that were kept, {len(distiller.adapters)} through an adapter")
+    return "; ".join(parts)
+
+
+def _check_sizes(student: Darknet, teacher: Darknet, settings: TrainSettings, path: str) -> None:
+    mine, theirs = max_stride(student.network), max_stride(teacher.network)
+    varied = settings.rect or settings.sizes is not None
+    sides = (*settings.size, mine) if varied else settings.size
+    if bad := next((side for side in sides if side % theirs), None):
+        what = f"sides are multiples of {mine}" if varied else f"a side is {bad}"
+        raise InputError(f"{path}: needs an input with sides that are multiples of {theirs}; {what} here")
