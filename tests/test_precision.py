@@ -112,7 +112,7 @@ def test_an_evaluation_that_overflows_is_done_in_float32(training, monkeypatch):
 
     monkeypatch.setattr("utils.training.loop.evaluate", measured)
     training.trainer.val_loader = training.trainer.train_loader
-    assert training.trainer._scores(torch.float16, lambda *_: None) == "scores"
+    assert training.trainer._evaluate(torch.float16) == "scores"
     assert dtypes == [torch.float16, None]
 
 

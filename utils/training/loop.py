@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -79,13 +79,12 @@ class Objective:
     ) -> None:
         self.yolos, self.settings, self.dtype, self.team = model.network.yolos, settings, dtype, team
         # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
-        self._parallel = team.parallel(model, buffers=model.quantize_image is not None)
-        self._wanted = () if distiller is None else distiller.wanted
-        self._distiller, self._exchanging = distiller, [self._parallel]
+        self._model = team.parallel(model, buffers=model.quantize_image is not None)
+        self._distiller = distiller
         self._distil: nn.Module | None = distiller
+        """The distiller; it exchanges the gradients of its adapters."""
         if distiller is not None and len(distiller.adapters):
             self._distil = team.parallel(distiller)
-            self._exchanging.append(self._distil)
         terms = () if distiller is None else distiller.distillation.terms
         self.columns: Mapping[str, str] = LOSS_COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
         """Column of results.csv for every term."""
@@ -99,9 +98,11 @@ class Objective:
             ignored: the same of the ignored boxes, see `detection_loss`.
         """
         images = images.contiguous(memory_format=torch.channels_last)
-        teacher = None if self._distiller is None else self._distiller.teach(images)
+        teacher, wanted = None, ()
+        if self._distiller is not None:
+            teacher, wanted = self._distiller.teach(images), self._distiller.wanted
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self._parallel(images, *self._wanted)
+            outputs = self._model(images, *wanted)
         size = (images.shape[-2], images.shape[-1])
         options = (self.settings, self.team.positives, ignored)
         terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
@@ -114,14 +115,8 @@ class Objective:
     @contextmanager
     def unsynchronised(self, alone: bool) -> Iterator[None]:
         """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
-        with ExitStack() as contexts:
-            for module in self._exchanging:
-                contexts.enter_context(self.team.unsynchronised(module, alone))
+        with self.team.unsynchronised(self._model, alone), self.team.unsynchronised(self._distil, alone):
             yield
-
-
-class _Abandoned(Exception):  # noqa: N818
-    """An evaluation was left because the run is to stop."""
 
 
 class Trainer:
@@ -204,43 +199,27 @@ class Trainer:
                 self._save()
             if self.rounding is not None:  # a resumed run may begin with an evaluation
                 self.rounding.begin(max(0, self.progress.step - 1))
-            with self._leaving_nothing():
-                ends = self.finished
-                self._measure_start()
-                while not ends:
-                    row = self._train_epoch()
-                    ends = self._close_epoch(row)
+            try:
+                self._train_epochs()
+            except Interrupted:
+                raise
+            except Exception:
+                if self.team.leads and self.run.new and self.progress.step == 0:  # the `last.pt` above is no result
+                    (self.run.weights / "last.pt").unlink(missing_ok=True)
+                raise
         return self.progress
 
-    def _measure_start(self) -> None:
-        """Measure AP50 before the first step, the first that s = auto compares others with."""
-        if self.progress.control is not None and self.progress.step == 0 and self._tests_epochs:
-            metrics = self._evaluate()
-            self._leave_if_asked()
-            assert metrics is not None  # else it has left
-            self._steer(metrics)
+    def _train_epochs(self) -> None:
+        ends = self.finished
+        if self.progress.control is not None and self.progress.step == 0:  # s = auto compares others with this AP50
+            self._steer(self._evaluate(self.dtype))
+        while not ends:
+            ends = self._close_epoch(self._train_epoch())
 
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
         if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
             self.progress.control.see_ap50(metrics.map50, self.settings.s_drop)
-
-    @property
-    def _tests_epochs(self) -> bool:
-        """Whether there is a score after every epoch."""
-        return self.val_loader is not None and not self.settings.notest
-
-    @contextmanager
-    def _leaving_nothing(self) -> Iterator[None]:
-        """Inside, a failure before the first step is taken removes the `last.pt` of a new run: it is no result."""
-        try:
-            yield
-        except Interrupted:
-            raise
-        except Exception:
-            if self.team.leads and self.run.new and self.progress.step == 0:
-                (self.run.weights / "last.pt").unlink(missing_ok=True)
-            raise
 
     def _train_epoch(self) -> dict[str, float]:
         """What is left of a pass over the training pictures; the epoch's means."""
@@ -319,7 +298,7 @@ class Trainer:
         optimizer, scaler, done = self.state.optimizer, self.state.scaler, self.progress
         set_step(optimizer, self.schedule, done.step)
         scaler.unscale_(optimizer)
-        norm = clip_gradient(_parameters(optimizer), self.hyp.optimizer.clip_norm)
+        norm = clip_gradient(optimizer, self.hyp.optimizer.clip_norm)
         finite = math.isfinite(norm)
         # Not scaler.step: it calls a fused optimizer for a skipped step, too, which then goes on from a momentum that
         # was allocated and never written.
@@ -377,9 +356,9 @@ class Trainer:
         if self.team.leads and (skipped := self.progress.sums.get("skipped")):
             log(f"epoch {self.progress.epoch + 1}: steps skipped, as float16 did not hold their gradient: {skipped:g}")
         metrics = None
-        if self._tests_epochs or (self.val_loader is not None and last):
+        if self.val_loader is not None and (last or not self.settings.notest):
             started = time.perf_counter()
-            metrics = self._evaluate()
+            metrics = self._evaluate(self.dtype)
             row["test_seconds"] = time.perf_counter() - started
         self._leave_if_asked()
         if metrics is not None:
@@ -393,35 +372,26 @@ class Trainer:
                 self._save()
         return self.team.any(ends)[0]
 
-    def _evaluate(self) -> Metrics | None:
-        """Scores of the model that is kept, the first process's; None if a signal came to any process meanwhile.
+    def _evaluate(self, dtype: torch.dtype | None) -> Metrics:
+        """Return the scores of the model that is kept, with weights of a type; in float32 where 16 bits overflow.
 
-        Only a copy is shared: parameters are the same in all processes, running statistics are not, and stay so.
-        """
-        assert self.val_loader is not None  # nobody evaluates without
-        rounds = self.val_loader.batch_sampler.total // self.team.size  # in which every process has a batch
-
-        def poll(number: int, *_: object) -> None:
-            if number < rounds and self.team.any(bool(self.stop))[0]:
-                raise _Abandoned
-
-        try:
-            return self._scores(self.dtype, poll)
-        except _Abandoned:
-            return None
-
-    def _scores(self, dtype: torch.dtype | None, poll: Callable[..., None]) -> Metrics:
-        """Scores of the model that is kept, with weights of a type; in float32 where 16 bits overflow.
+        Only a copy of the first process's model is shared: running statistics differ between processes, and stay so.
 
         Raises:
             NumericsError: the network returns NaN, in float32 or in one of several processes.
+            Interrupted: a signal came to any process meanwhile.
         """
         assert self.val_loader is not None  # nobody evaluates without
-        model = fuse(self.state.kept)
+        loader, model = self.val_loader, fuse(self.state.kept)
+
+        def poll(number: int, *_: object) -> None:
+            if number < loader.batch_sampler.total // self.team.size:  # every process has a batch of this number
+                self._leave_if_asked()
+
         try:
             return evaluate(
                 self.team.share_model(model if dtype is None else reduced(model, dtype)),
-                self.val_loader,
+                loader,
                 self.source.names,
                 device=self.team.device,
                 by_size=False,
@@ -434,7 +404,7 @@ class Trainer:
             if self.team.size > 1:  # the others do not know of it
                 raise NumericsError(f"{failure}{self._computed()}") from None
             log(f"evaluation in {dtype}: {failure}; float32 is taken")
-        return self._scores(None, poll)
+        return self._evaluate(None)
 
     def _leave_if_asked(self) -> None:
         """Save and stop, all processes at the same step, if any of them got a signal."""
@@ -563,11 +533,6 @@ def surplus_bits(warmup: float, step: int, steps: int) -> int:
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0.0) + value
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.nn.Parameter]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _freeze(model: Darknet, blocks: int) -> None:

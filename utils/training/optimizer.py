@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +118,9 @@ def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) ->
             group["momentum"] = schedule.momentum(step)
 
 
-def clip_gradient(parameters: Iterable[nn.Parameter], limit: float) -> float:
+def clip_gradient(optimizer: torch.optim.Optimizer, limit: float) -> float:
     """Scale the whole gradient down to a norm of `limit` if it is longer (0: never); its norm before that."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = float(nn.utils.get_total_norm(gradients))
     if limit and limit < norm < math.inf:
