@@ -92,7 +92,7 @@ def planned(args: argparse.Namespace) -> TrainPlan:
         raise InputError("--data: is needed; it names a .data or data.yaml file")
     network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
-    flip = _flip(args)
+    flip = _flip(args, network)
     hyp = _hyperparameters(args.hyp, flip)
     files = _model_files(args, network, 1 if args.single_cls else data.classes, data)
     assert files.network is not None  # adapted to the data
@@ -104,14 +104,14 @@ def planned(args: argparse.Namespace) -> TrainPlan:
     return TrainPlan(settings, files, data, hyp, stored, teacher)
 
 
-def _flip(args: argparse.Namespace) -> bool:
+def _flip(args: argparse.Namespace, network: Network | None) -> bool:
     """Return whether pictures are mirrored: as the flags say, else as in the training of a .pt of --weights."""
     weights = None if args.weights is None or args.pretrain else Path(args.weights)
     if args.flip is not None or weights is None or not is_checkpoint(weights):
         return args.flip is not False
     from utils.checkpoint import read_checkpoint, without_flips
 
-    unmirrored = without_flips(read_checkpoint(weights))
+    unmirrored = without_flips(read_checkpoint(weights, network))
     if unmirrored:
         log(f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures")
     return not unmirrored

@@ -13,7 +13,7 @@ TIERS = (
     ("utils.cli", "utils.device", "utils.files"),
     ("utils.flags",),
     ("utils.darknet", "utils.boxes"),
-    ("utils.graph", "utils.layers", "utils.model_files"),
+    ("utils.foreign", "utils.graph", "utils.layers", "utils.model_files"),
     ("models",),
     ("utils.quantization",),
     ("utils.checkpoint", "utils.data", "utils.detection"),

@@ -25,11 +25,13 @@ from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, same_network, tensors
 from utils.errors import InputError, WeightsError
 from utils.files import atomic_path, sha256
+from utils.foreign import fitted, numpy_types, state_dict
 from utils.model_files import (
     WAY_OUT,
     ModelFiles,
     adaptation,
     check_archive,
+    is_legacy,
     other_network,
     with_anchors_of,
 )
@@ -83,13 +85,13 @@ def load_model(files: ModelFiles) -> LoadedModel:
         arrays = weights_file.read(files.weights, files.network)
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return LoadedModel(load_arrays(files.network, tensors), None, files.weights)
-    checkpoint = read_checkpoint(files.weights)
+    checkpoint = read_checkpoint(files.weights, files.network)
     network, notes = _network_of(checkpoint, files)
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     check_state(state, network, files.weights)
     ancestors = tuple(checkpoint.get("lineage", ()))
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
-    names, kept = tuple(checkpoint["names"]), checkpoint.get("kept")
+    names, kept = tuple(checkpoint["names"]) or None, checkpoint.get("kept")
     made = {key: checkpoint.get(key) or {} for key in ("args", "hyp")}
     return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made)
 
@@ -136,7 +138,8 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
         assert files.weights is not None  # the checkpoint
         raise other_network(files.weights, stored, files.network)
     network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
-    notes = list(adaptation(files.network, network, f"the classes in {files.weights}"))
+    notes = [*checkpoint.get("notes", ())]
+    notes += adaptation(files.network, network, f"the classes in {files.weights}")
     if network.yolos != adapt_classes(files.network, stored.classes).yolos:
         notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
     trained, given = ((n.net.height, n.net.width) for n in (stored, files.network))
@@ -158,21 +161,28 @@ def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> No
             raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}; {expected} was expected")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any]:
     """The dict inside one of our `.pt` files.
 
+    Args:
+        path: of the file.
+        network: of `--cfg`; the tensors of another suite's file are fitted to it.
+
     Raises:
-        WeightsError: not one of ours, damaged, or holding NaN or infinity.
+        WeightsError: damaged, holding NaN or infinity, or of another suite and not fitting `network`.
     """
-    check_archive(path)
+    is_zip = not is_legacy(path)
+    if is_zip:
+        check_archive(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(numpy_types()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except MemoryError:
         raise
     except Exception as failure:  # whatever a hostile file provokes inside the reader
         raise WeightsError(f"{path}: {_unreadable(str(failure))}; only tensors are read; {WAY_OUT}") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise WeightsError(f"{path}: not a checkpoint of this suite (no format {FORMAT}); {WAY_OUT}")
+        checkpoint = _of_another_suite(checkpoint, network, path)
     wanted = {"model": dict, "cfg": str, "names": list}
     wrong = [key for key, kind in wanted.items() if not isinstance(checkpoint.get(key), kind)]
     if wrong:
@@ -182,6 +192,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if not isinstance(tensor, Tensor) or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
                 raise WeightsError(f"{path}: {part} {key} is not finite; take an earlier checkpoint")
     return checkpoint
+
+
+def _of_another_suite(contents: Any, network: Network | None, path: Path) -> dict[str, Any]:
+    """A checkpoint made of the tensors of another suite, without names."""
+    state = state_dict(contents)
+    if state is None:
+        raise WeightsError(f"{path}: not a checkpoint of this suite (no format {FORMAT}), and no state dict; {WAY_OUT}")
+    if network is None:
+        raise WeightsError(f"{path}: tensors of another suite, which do not say their network; give --cfg")
+    model, network = fitted(state, network, path)
+    note = f"{path}: {len(model)} tensors of another suite, taken in the order of the blocks in {network.path}"
+    text = cfg_file.format_network(network)
+    return {"format": FORMAT, "model": model, "ema": None, "cfg": text, "names": [], "notes": (note,)}
 
 
 def _unreadable(reason: str) -> str:

@@ -16,8 +16,10 @@ from utils.errors import CfgError, InputError, WeightsError
 from utils.files import regular_file
 
 ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""Head of what torch.save wrote before 1.6: a pickle of its magic number."""
 FOREIGN_MAGICS = {
-    b"\x80": "a pickle, not a zip: an old torch.save",
+    b"\x80": "a pickle that torch.save did not write",
     b"\x1f\x8b": "a gzip archive",
     b"7z": "a 7z archive",
     b"\x89HDF": "an HDF5 file",
@@ -28,7 +30,7 @@ EXPORTED = (".onnx", ".param", ".xml", ".torchscript")
 _ENTRY = re.compile(
     r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.format_version|\.storage_alignment|\.data/serialization_id)\Z"
 )
-WAY_OUT = "convert it in the program that made it to a Darknet .weights file, or to tensors only"
+WAY_OUT = "in the program that made it, write torch.save(model.state_dict(), FILE), and give FILE with --cfg"
 
 
 def cfg_of(weights: Path) -> Path | None:
@@ -140,7 +142,7 @@ def with_anchors_of(network: Network, other: Network) -> Network:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a weights file is a zip, as torch.save writes; the whole archive is checked then.
+    """Whether torch.save wrote a weights file; the whole archive is checked then.
 
     Raises:
         WeightsError: not a regular file, empty, another container, a damaged archive, or no header of Darknet either.
@@ -156,6 +158,8 @@ def is_checkpoint(path: Path) -> bool:
     if head.startswith(ZIP_MAGIC):
         check_archive(path)
         return True
+    if head.startswith(LEGACY_MAGIC):
+        return True
     for magic, name in FOREIGN_MAGICS.items():
         if head.startswith(magic) or (magic == b"ustar" and head[257:262] == magic):
             raise WeightsError(f"{path}: {name}; only tensors are read; {WAY_OUT}")
@@ -166,6 +170,12 @@ def is_checkpoint(path: Path) -> bool:
     except WeightsError as failure:
         raise WeightsError(f"{failure}; and no archive of torch.save either") from None
     return False
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether a file is what torch.save wrote before 1.6, which is no archive."""
+    with path.open("rb") as file:
+        return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
 
 
 def check_archive(path: Path) -> None:

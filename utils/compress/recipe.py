@@ -155,7 +155,7 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     """
     text = read_text(path, max_bytes=LARGEST_FILE)
     with reading_yaml(path):
-        document = yaml.load(text, UniqueLoader)
+        document = UniqueLoader(text).get_single_data()
     stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
     if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:
         raise InputError(

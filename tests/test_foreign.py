@@ -1,0 +1,105 @@
+"""State dicts of other suites load by order and shape, as the network that they were saved from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models import Darknet
+from tests.nets import TINY, refused, tiny
+from utils.checkpoint import load_model
+from utils.darknet.network import adapt_classes
+from utils.errors import WeightsError
+from utils.model_files import choose_model
+
+NAMES = (("conv.", "Conv2d."), ("bn.", "BatchNorm2d.")), (("conv.", "conv_7."), ("bn.", "batch_norm_7."))
+"""Words of ultralytics/yolov3 and its descendants, and of earlier suites."""
+
+
+@pytest.fixture
+def model():
+    """A network whose values are all different."""
+    torch.manual_seed(0)
+    model = Darknet(tiny())
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor).half())
+    return model
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """A cfg file of the network."""
+    path = tmp_path / "n.cfg"
+    path.write_text(TINY)
+    return str(path)
+
+
+def renamed(model: Darknet, words=NAMES[0]) -> dict[str, torch.Tensor]:
+    """The state dict with the names of another suite, and thop's counters."""
+    state = {}
+    for key, value in model.state_dict().items():
+        name = key.replace("layers.", "module_list.")
+        for ours, theirs in words:
+            name = name.replace(ours, theirs)
+        state[name] = value
+        if key.endswith("conv.weight"):
+            state[name.replace("weight", "total_ops")] = torch.zeros(1, dtype=torch.float64)
+    return state
+
+
+def nested(state):
+    """A checkpoint with numpy's numbers, as `best_fitness` was stored."""
+    return {"epoch": 3, "best_fitness": np.array([0.5]), "last": np.float64(1), "optimizer": None, "model": state}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("words", NAMES, ids=["Conv2d", "conv_7"])
+@pytest.mark.parametrize("wrap", [dict, nested])
+def test_another_suites_tensors_are_the_network(model, cfg, tmp_path, words, wrap, legacy):
+    path = tmp_path / "old.pt"
+    state = {
+        name: value.half() if value.is_floating_point() else value for name, value in renamed(model, words).items()
+    }
+    torch.save(wrap(state), path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_model(choose_model(cfg, str(path)))
+    assert loaded.names is None
+    assert any("tensors of another suite" in note for note in loaded.notes)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(loaded.model.state_dict()[key], value), key
+
+
+def test_the_heads_say_the_classes(cfg, tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(renamed(Darknet(adapt_classes(tiny(), 7))), path)
+    assert load_model(choose_model(cfg, str(path))).model.network.classes == 7
+
+
+def test_what_does_not_fit_is_refused(model, cfg, tmp_path):
+    path, state = tmp_path / "old.pt", renamed(model)
+    items = list(state.items())
+    names = [name for name, _ in items]
+    mean = names.index("module_list.0.BatchNorm2d.running_mean")
+    swapped = [*items[:mean], items[mean + 1], items[mean], *items[mean + 2 :]]
+    bad = {
+        "one is missing": (dict(items[:-2]), "tensors, but"),
+        "order": (dict(swapped), r"has shape .* where .* has layers\.0"),
+        "NaN": ({**state, names[0]: torch.full_like(items[0][1], torch.nan)}, "not finite"),
+        "no tensors": ({"model": 3}, r"no state dict; .*torch\.save\(model\.state_dict\(\)"),
+        "a module": ({"model": torch.nn.Conv2d(1, 1, 1)}, r"whole-module .*torch\.save\(model\.state_dict\(\)"),
+    }
+    for contents, match in bad.values():
+        torch.save(contents, path)
+        with refused(WeightsError, match):
+            load_model(choose_model(cfg, str(path)))
+    torch.save(state, path)
+    with refused(WeightsError, "give --cfg"):
+        load_model(choose_model(None, str(path)))
+
+
+def test_the_stored_cases_load(shared):
+    for name in ("bare", "tanluren", "tanluren_np", "own_state"):
+        files = choose_model(str(shared / "cases/cfg/mini.cfg"), str(shared / f"cases/pt/{name}.pt"))
+        assert load_model(files).model.network.classes == 12
