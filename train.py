@@ -23,7 +23,7 @@ from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError
 from utils.model_files import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes
 from utils.report.run_dir import check_run
-from utils.training.evolve import require_optuna, run_search, search_summary
+from utils.training.evolve import run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import (
     GONE,
@@ -37,7 +37,7 @@ from utils.training.settings import (
     input_sizes,
     is_search,
     newest_run,
-    quant_plan,
+    quantization,
     stored_flags,
 )
 
@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.tensorboard:
         require("--tensorboard", "tensorboard")
     if args.evolve:
-        require_optuna()
+        require("--evolve", "optuna")
     return args
 
 
@@ -162,16 +162,16 @@ def _teacher(args: argparse.Namespace) -> ModelFiles | None:
 
 def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
     sizes = input_sizes(args, (network.net.height, network.net.width), max_stride(network))
-    last, quant = tensors(network)[-1].block, quant_plan(args, network)
+    last, quant = tensors(network)[-1].block, quantization(args, network)
     if args.freeze > last:
         raise InputError(f"--freeze {args.freeze}: nothing would be left to train; at most {last}")
     if args.sync_bn and processes() == 1:
         raise InputError("--sync-bn: goes with several processes; start train.py with torchrun, or leave it out")
-    if args.sync_bn and quant is not None and quant.settings.fold:
+    if args.sync_bn and quant is not None and quant.fold:
         raise InputError(
             "--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own pictures; leave it out"
         )
-    return settings_from(args, TrainSettings, **sizes._asdict(), quant=quant)
+    return settings_from(args, TrainSettings, **sizes, quant=quant)
 
 
 def _interrupted(args: argparse.Namespace) -> Path | None:

@@ -23,7 +23,7 @@ from utils.layers import ConvBlock
 from utils.quantization.quantizers import Folding, WeightQuantizer
 from utils.quantization.scheme import Grid, QuantSettings
 from utils.training.checkpointing import Progress, State
-from utils.training.settings import QuantPlan, TrainSettings
+from utils.training.settings import TrainSettings
 from utils.training.sparsity import Sparsity
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -208,7 +208,7 @@ def test_amp_chooses_the_type(monkeypatch, amp, native, expected):
     settings = TrainSettings(amp=amp)
     assert training_type(settings.precision, GPU) is expected
     assert training_type(settings.precision, CPU) is (torch.bfloat16 if amp == "bf16" else None)
-    quantized = TrainSettings(amp=amp, quant=QuantPlan(QuantSettings()))
+    quantized = TrainSettings(amp=amp, quant=QuantSettings())
     assert training_type(quantized.precision, GPU) is None
 
 

@@ -21,9 +21,9 @@ from utils.model_files import ModelFiles
 from utils.quantization.quantizers import ActivationQuantizer, quantize
 from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import read_results
-from utils.training import workflow
+from utils.training import checkpointing
 from utils.training.loop import BITS_MORE, Rounding, surplus_bits
-from utils.training.settings import quant_plan
+from utils.training.settings import quantization
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 FLAGS = ("--epochs", "3", "--seed", "3", "--quantized", "1")
@@ -153,7 +153,7 @@ def load_gamma(path: str) -> float:
 
 def test_float_and_quantized_weights_start_one_another(run, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(workflow, "log", said.append)
+    monkeypatch.setattr(checkpointing, "log", said.append)
     quantized = run("--epochs", "1", "--quantized", "1", "--target", "arm")["best"]
     assert not any("was quantized" in line for line in said)
     again = run("--epochs", "1", "--weights", run("--epochs", "1", "--weights", quantized)["best"], "--quantized", "1")
@@ -189,7 +189,7 @@ def test_flags_that_mean_nothing_are_refused(run, flags, message, tmp_path):
 
 def test_three_is_taken_for_google_and_said(capsys):
     args = train.parse_args(["--quantized", "3"])
-    assert quant_plan(args, tiny()).settings.scheme == "google"
+    assert quantization(args, tiny()).scheme == "google"
     assert "--quantized 3: is taken for 1" in capsys.readouterr().err
 
 

@@ -142,7 +142,7 @@ class TestPressure:
         with torch.no_grad():
             model.layers[1].bn.weight.fill_(3)
         press = sparsity(model, s=0.5)
-        assert press.layers == (0, 2)
+        assert tuple(press.voters) == (0, 2)
         assert press.scores().tolist() == [2.0] * 4 + [1.0] * 4
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -152,7 +152,7 @@ class TestPressure:
     def test_frozen_convolutions_are_left_out_and_none_at_all_is_refused(self):
         model = Darknet(tiny())
         model.layers[0].requires_grad_(False)
-        assert 0 not in sparsity(model, s=0.5, prune=1).layers
+        assert 0 not in sparsity(model, s=0.5, prune=1).voters
         with pytest.raises(
             InputError,
             match=r"--prune 2: .* no such convolutions to train \(the last convolution of every residual unit\)",
@@ -168,7 +168,7 @@ class TestOutlook:
 
         def expected(s: float, reach: float) -> tuple[str, str | None]:
             kind = SimpleNamespace(settings=TrainSettings(s=s), schedule=SCHEDULE, reach=reach)
-            return outlook(SimpleNamespace(**vars(kind), scores=lambda: np.full(9, 1.7)))
+            return outlook(SimpleNamespace(**vars(kind), scores=lambda: torch.full((9,), 1.7, dtype=torch.float64)))
 
         text, warning = expected(0.001, 50)
         assert "can travel 0.05, their median |γ| is 1.7; against no loss s 0.0342" in text
@@ -249,8 +249,8 @@ class TestControl:
                 gamma += resist * progress.control.fair * schedule.pace(progress.step) * (gamma > 0)
             press.shrink(progress)
             course.append(progress.control.s)
-            weak.append(float((press.scores() < progress.control.limit).mean()))
-        return press.scores(), progress.control, course, weak
+            weak.append(float((press.scores().numpy() < progress.control.limit).mean()))
+        return press.scores().numpy(), progress.control, course, weak
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
     def test_the_share_is_weak_when_the_plan_ends_and_the_other_channels_are_as_they_were(self, share):
@@ -438,9 +438,9 @@ class TestRun:
 
     def test_a_table_that_cannot_be_written_does_not_end_the_training(self, run, monkeypatch, no_plots):
         monkeypatch.setattr(
-            "utils.training.sparsity.GammaLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+            "utils.training.sparsity.SparseRecord._write", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
         )
-        monkeypatch.setattr("utils.training.sparsity.GammaLog.draw", lambda *_: None)
+        monkeypatch.setattr("utils.training.sparsity.SparseRecord._draw", lambda *_: None)
         assert run(*self.FLAGS, "--s", "auto")["epochs"] == 3
 
     def test_a_run_whose_tables_are_gone_is_finished_with_what_is_left(self, run, no_plots):

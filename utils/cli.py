@@ -39,6 +39,7 @@ REQUIREMENTS = {
     "torch_pruning": "requirements-dev.txt",
     "nncf": "requirements-dev.txt",
     "tensorboard": "requirements-dev.txt",
+    "optuna": "requirements-search.txt",
 }
 """Files that list optional packages; requirements-export.txt has the others."""
 Settings = TypeVar("Settings", bound="DataclassInstance")

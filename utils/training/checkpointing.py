@@ -142,9 +142,7 @@ class State:
         }
 
     def _document(self, model: Darknet, source: Source) -> dict[str, Any]:
-        entries: dict[str, Any] = {key: dict(getattr(source, key)) for key in ("args", "hyp", "plan")}
-        entries |= {"kept": source.kept, "quantization": source.quantization, "progress": asdict(self.progress)}
-        return model_document(_tensors(model), model.network, source.names, source.lineage, **entries)
+        return model_document(_tensors(model), model.network, **source._asdict(), progress=asdict(self.progress))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -159,16 +157,16 @@ class Start(NamedTuple):
     """A model ready to be trained."""
 
     model: Darknet
-    lineage: tuple[Mapping[str, Any], ...]
+    lineage: tuple[Mapping[str, Any], ...] = ()
     """What the weights were made from, oldest first; empty for new ones."""
-    note: str
-    """What was loaded, for the log."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from."""
+    checkpoint: Mapping[str, Any] | None = None
+    """Of the run that goes on; None for a new run."""
 
 
 def initial_model(files: ModelFiles, pretrained: bool) -> Start:
-    """Return the network with new weights, or with those of a file.
+    """Return the network with new weights, or with those of a file; what was loaded is logged.
 
     Args:
         files: the network, adapted to the data, and perhaps weights.
@@ -180,13 +178,15 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
     assert files.network is not None  # train.py has found one
     model = Darknet(files.network)
     if files.weights is None:
-        return Start(model, (), "new weights")
+        log("new weights")
+        return Start(model)
     if files.is_checkpoint:
         return _from_checkpoint(model, files, pretrained)
     contents = weights_file.check(files.weights, files.network, partial=pretrained)
     arrays = weights_file.read(files.weights, files.network, partial=pretrained)
     _copy(model, {key: torch.from_numpy(array) for key, array in arrays.items()})
-    return Start(model, (origin(files.weights),), f"{files.weights}: {contents}")
+    log(f"{files.weights}: {contents}")
+    return Start(model, (origin(files.weights),))
 
 
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
@@ -204,7 +204,8 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         target = loaded.quantization.target
         note += f"; it was quantized with --target {target}: its weights before rounding are taken, and nothing else"
     _copy(model, state)
-    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), note, loaded.kept)
+    log(note)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), loaded.kept)
 
 
 def _copy(model: Darknet, state: Mapping[str, Tensor]) -> None:
@@ -229,20 +230,19 @@ def resumable(folder: Path, model: Darknet) -> dict[str, Any]:
         CheckpointError: both are damaged, of another network, or without the state of a training.
     """
     last, previous = folder / "last.pt", folder / "prev.pt"
-    try:
-        return _training_state(last, model)
-    except (WeightsError, CheckpointError) as failure:
-        if not previous.exists():
-            raise CheckpointError(str(failure)) from None
-        reason = str(failure)
-    try:
-        checkpoint = _training_state(previous, model)
-    except (WeightsError, CheckpointError) as failure:
-        raise CheckpointError(f"{reason}; and {failure}") from None
-    log(f"{reason}; going on from {previous}")
-    os.replace(last, folder / "damaged.pt")
-    link_file(previous, last)
-    return checkpoint
+    reasons: list[str] = []
+    for path in filter(Path.exists, (last, previous)):
+        try:
+            checkpoint = _training_state(path, model)
+        except (WeightsError, CheckpointError) as failure:
+            reasons.append(str(failure))
+            continue
+        if reasons:
+            log(f"{reasons[0]}; going on from {previous}")
+            os.replace(last, folder / "damaged.pt")
+            link_file(previous, last)
+        return checkpoint
+    raise CheckpointError("; and ".join(reasons))
 
 
 def _training_state(path: Path, model: Darknet) -> dict[str, Any]:

@@ -9,10 +9,10 @@ trials before it, so an interrupted search chooses what it would have chosen wit
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-STATES = {"complete": "COMPLETE", "given_up": "PRUNED", "failed": "FAIL"}
+STATES = {"COMPLETE": "complete", "PRUNED": "given_up", "FAIL": "failed"}
 """Our words for optuna's states of a trial that came to an end; older versions gave trials up."""
 Train = Callable[[Hyperparameters, Path], Mapping[str, Any]]
 """Train with some hyper-parameters in a folder, going on with what is there; returns map50, map50_95 and best_epoch."""
@@ -79,16 +79,6 @@ def searched(start: Hyperparameters) -> dict[str, SearchRange]:
     return ranges
 
 
-def require_optuna() -> None:
-    """Say how to get optuna where it is missing.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError("--evolve: needs optuna; pip install -r requirements-search.txt")
-
-
 def run_search(plan: TrainPlan) -> dict[str, Any]:
     """Search from the hyper-parameters of a plan on; the best ones are in the run directory's hyp.yaml.
 
@@ -107,11 +97,6 @@ def run_search(plan: TrainPlan) -> dict[str, Any]:
     if processes() > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
 
-    def train(hyp: Hyperparameters, folder: Path) -> dict[str, Any]:
-        from utils.training.workflow import run_training
-
-        return run_training(_trial(plan, hyp, folder))
-
     if plan.resume is None:
         directory = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
     else:
@@ -123,23 +108,25 @@ def run_search(plan: TrainPlan) -> dict[str, Any]:
             run.write_yaml(START, values)
         else:
             run.write_yaml("args.yaml", plan.args)
-        return Search(run.path, plan.hyp, plan.args["evolve"], settings.seed).run(train)
+        return Search(run.path, plan.hyp, plan.args["evolve"], settings.seed).run(partial(_train, plan))
 
 
-def _trial(plan: TrainPlan, hyp: Hyperparameters, folder: Path) -> TrainPlan:
-    """Return the plan of a trial, which goes on where it was interrupted."""
+def _train(plan: TrainPlan, hyp: Hyperparameters, folder: Path) -> dict[str, Any]:
+    """Train in the folder of a trial, going on where it was interrupted."""
+    from utils.training.workflow import run_training
+
     settings = dataclasses.replace(plan.settings, project=str(folder.parent), name=folder.name, exist_ok=True)
     trial = dataclasses.replace(plan, settings=settings, hyp=hyp, resume=None)
     if (folder / "weights" / "last.pt").is_file():
         files = ModelFiles(cfg_file.load(folder / "model.cfg"), None)
         trial = dataclasses.replace(trial, resume=folder, files=files)
-    return trial
+    return run_training(trial)
 
 
 def search_summary(document: Mapping[str, Any]) -> str:
     """Return the result in words."""
     start = document["start_fitness"]
-    states = ", ".join(f"{document[key]} {key.replace('_', ' ')}" for key in STATES)
+    states = ", ".join(f"{document[word]} {word.replace('_', ' ')}" for word in STATES.values())
     return (
         f"best of {document['trials']} trials ({states}) is {document['best_trial']}: fitness "
         f"{document['fitness']:.4f}, the first one's {'none' if start is None else f'{start:.4f}'}\n"
@@ -251,7 +238,7 @@ class Search:
             )
         return {
             "trials": len(done),
-            **{name: sum(trial.state.name == state for trial in done) for name, state in STATES.items()},
+            **{word: sum(trial.state.name == state for trial in done) for state, word in STATES.items()},
             "best_trial": best,
             "fitness": done[best - 1].value,
             "start_fitness": done[0].value if done[0].state.name == "COMPLETE" else None,
@@ -297,12 +284,11 @@ def _replace_interrupted(study: Study, count: int) -> None:
 
 def _table(done: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
     """Return the text of trials.csv."""
-    words = {state: word for word, state in STATES.items()}
     lines = []
     for number, trial in enumerate(done, 1):
         figures = [trial.value, trial.user_attrs.get("best_epoch"), *(trial.params[key] for key in keys)]
         cells = (None if figure is None else f"{figure:.6g}" for figure in figures)
-        lines.append([number, words[trial.state.name], *cells])
+        lines.append([number, STATES[trial.state.name], *cells])
     return csv_table(["trial", "state", "fitness", "best_epoch", *keys], lines)
 
 

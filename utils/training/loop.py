@@ -98,7 +98,7 @@ class Objective:
             ignored: the same of the ignored boxes, see `detection_loss`.
         """
         images = images.contiguous(memory_format=torch.channels_last)
-        teacher, wanted = None, ()
+        teacher, wanted = None, tuple[tuple[int, ...], ...]()
         if self._distiller is not None:
             teacher, wanted = self._distiller.teach(images), self._distiller.wanted
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
@@ -169,7 +169,7 @@ class Trainer:
         self.rounding = None
         if settings.quant is not None:
             models = [model, self.state.average.model]
-            self.rounding = Rounding(models, self.schedule.steps, settings.quant.bit_warmup)
+            self.rounding = Rounding(models, self.schedule.steps, settings.bit_warmup)
         self.results = Results(run.file("results.csv"), (*self.objective.columns.values(), *COLUMNS))
         self.watchers: list[Callable[[int, Mapping[str, float]], None]] = []
         """Called in the first process with the number and the row of each epoch, before it is saved."""

@@ -309,17 +309,8 @@ SPELLINGS = {setting.name: setting.metadata["flags"] for kind in GROUPS.values()
 
 
 @dataclass(frozen=True)
-class QuantPlan:
-    """Quantization in a training."""
-
-    settings: QuantSettings
-    bit_warmup: float = 0.0
-    """Share of the steps in which weights and activations have more bits than `settings` says."""
-
-
-@dataclass(frozen=True)
-class TrainSettings(RunFlags, PictureFlags, DistillationFlags, SparseFlags, ScheduleFlags, InputFlags):
-    """All flags of a run but those of quantization, and what follows from them and the network."""
+class TrainSettings(RunFlags, PictureFlags, QuantFlags, DistillationFlags, SparseFlags, ScheduleFlags, InputFlags):
+    """All flags of a run, and what follows from them and the network."""
 
     size: tuple[int, int] = (416, 416)
     """Height and width of the network input."""
@@ -329,7 +320,7 @@ class TrainSettings(RunFlags, PictureFlags, DistillationFlags, SparseFlags, Sche
     """Smallest and largest side of a multi-scale run; None: always `size`."""
     accumulate: int = 1
     """Batches in an optimizer step."""
-    quant: QuantPlan | None = None
+    quant: QuantSettings | None = None
     """Train with rounded weights and activations."""
 
     @property
@@ -426,7 +417,7 @@ def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         raise InputError(f"--s {AUTO}: is guided by AP50 after every epoch; leave out --notest, or give --s a number")
 
 
-def quant_plan(args: argparse.Namespace, network: Network) -> QuantPlan | None:
+def quantization(args: argparse.Namespace, network: Network) -> QuantSettings | None:
     """Return the quantization of a network that the flags ask for; None without --quantized.
 
     Raises:
@@ -441,19 +432,11 @@ def quant_plan(args: argparse.Namespace, network: Network) -> QuantPlan | None:
     check(network, settings)
     for note in notes(settings):
         log(note)
-    return QuantPlan(settings, flags.bit_warmup)
+    return settings
 
 
-class InputSizes(NamedTuple):
-    """Sizes of a run's pictures; see TrainSettings."""
-
-    size: tuple[int, int]
-    test_size: tuple[int, int]
-    sizes: tuple[int, int] | None
-
-
-def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int) -> InputSizes:
-    """Return the sizes that --img_size, --multi-scale and --rect ask for.
+def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int) -> dict[str, Any]:
+    """Return `size`, `test_size` and `sizes` of TrainSettings, as --img_size, --multi-scale and --rect ask for them.
 
     Args:
         args: the flags.
@@ -470,15 +453,15 @@ def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int)
     if len(sides) < 2:
         size = (sides[0], sides[0]) if sides else default
         if not args.multi_scale:
-            return InputSizes(size, size, None)
+            return {"size": size, "test_size": size}
         low, high = (round(max(size) * share / stride) * stride for share in MULTI_SCALE)
-        return InputSizes(size, size, (max(stride, low), min(LARGEST_SIDE, high)))
+        return {"size": size, "test_size": size, "sizes": (max(stride, low), min(LARGEST_SIDE, high))}
     if args.multi_scale:
         raise InputError("--multi-scale: --img_size MIN MAX gives the range already; leave one of them out")
     low, high, test = sides[0], sides[1], sides[-1]
     if low > high:
         raise InputError(f"--img_size {low} {high}: MIN is above MAX")
-    return InputSizes((high, high), (test, test), (low, high))
+    return {"size": (high, high), "test_size": (test, test), "sizes": (low, high)}
 
 
 def newest_run(project: Path) -> Path:

@@ -35,7 +35,7 @@ from utils.pruning.policy import (
 from utils.pruning.surgery import arrays_of, gammas_of
 from utils.pruning.units import Importance, residual_units, unit_scores
 from utils.report import plots
-from utils.report.run_dir import Results, RunDirectory, read_results
+from utils.report.run_dir import Results, read_results
 from utils.training.optimizer import Schedule
 from utils.training.settings import AUTO, LARGEST_S, SCHEDULES, RateSchedule, TrainSettings
 
@@ -166,10 +166,10 @@ class Sparsity:
     def __init__(self, model: Darknet, settings: TrainSettings, schedule: Schedule) -> None:
         self.model, self.settings, self.schedule, self.proximal = model, settings, schedule, settings.proximal
         self.rates = SCHEDULES[settings.s_schedule]
-        graph = channel_graph(model.network)
+        self.graph = channel_graph(model.network)
         self.voters: dict[int, tuple[int, ...]] = {}
         """For each candidate the blocks whose γ [C] speak for its channels: itself, and depthwise ones behind it."""
-        for layer, blocks in voters(graph, candidates(graph, settings.prune)).items():
+        for layer, blocks in voters(self.graph, candidates(self.graph, settings.prune)).items():
             if all(_gamma(model, block).requires_grad for block in blocks):
                 self.voters[layer] = blocks
         if not self.voters:
@@ -178,14 +178,13 @@ class Sparsity:
                 f"({SETS[settings.prune]}); another --prune, or a smaller --freeze"
             )
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The candidates."""
-        return tuple(self.voters)
-
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Tensor:
         """Return |γ| of all channels [N], in the order of the candidates; means where several speak for one."""
-        return self._scores().cpu().numpy()
+        scores = []
+        for blocks in self.voters.values():
+            gammas = [_gamma(self.model, block).detach().abs() for block in blocks]
+            scores.append(torch.stack(gammas).double().mean(0))
+        return torch.cat(scores)
 
     @torch.no_grad()
     def add_gradient(self, progress: Progress) -> None:
@@ -214,7 +213,7 @@ class Sparsity:
     def reach(self) -> float:
         """How far a weak γ gets in the whole training with s = 1: the sum of the paces under the penalty."""
         schedule, per_epoch = self.schedule, self.schedule.steps_per_epoch
-        reach, count = 0.0, len(self._scores())
+        reach, count = 0.0, len(self.scores())
         for step in range(schedule.steps):
             full = penalised(self.rates, step // per_epoch, schedule.epochs, count)
             reach += schedule.pace(step) * (1.0 if full else DECAY)
@@ -222,7 +221,7 @@ class Sparsity:
 
     def control(self) -> Control | None:
         """Return the state of s = auto before the first step; None where s is a number."""
-        return Control.begin(self.scores(), self.planned_reach()) if self.settings.s == AUTO else None
+        return Control.begin(self.scores().cpu().numpy(), self.planned_reach()) if self.settings.s == AUTO else None
 
     def planned_reach(self, step: int = 0) -> float:
         """Return how far a γ gets from a step on until the plan of s = auto ends, with s = 1."""
@@ -231,13 +230,6 @@ class Sparsity:
     def gammas(self, model: Darknet | None = None) -> list[Tensor]:
         """Return the penalised parameters γ, of the model or of another one of its kind."""
         return [_gamma(model or self.model, block) for blocks in self.voters.values() for block in blocks]
-
-    def _scores(self) -> Tensor:
-        scores = []
-        for blocks in self.voters.values():
-            gammas = [_gamma(self.model, block).detach().abs() for block in blocks]
-            scores.append(torch.stack(gammas).double().mean(0))
-        return torch.cat(scores)
 
     @cached_property
     def _paces(self) -> NDArray[np.float64]:
@@ -254,12 +246,12 @@ class Sparsity:
             full = penalised(self.rates, progress.epoch, self.schedule.epochs, count)
             if full in (0, count):
                 return [s if full else s * DECAY] * sum(map(len, self.voters.values()))
-            rates = torch.where(_ranks(self._scores()) < full, s, s * DECAY).float()
+            rates = torch.where(_ranks(self.scores()) < full, s, s * DECAY).float()
         rate_of = dict(zip(self.voters, rates.split(widths), strict=True))
         return [rate_of[layer] for layer, blocks in self.voters.items() for _ in blocks]
 
     def _controlled_rates(self, control: Control, step: int) -> Tensor:
-        scores, left = self._scores(), self.planned_reach(step)
+        scores, left = self.scores(), self.planned_reach(step)
         weak = float((scores < control.limit).double().mean())
         s, share = control.next_s(weak, left, self.settings.s_share, self.schedule.steps_per_epoch)
         rates = torch.where(_ranks(scores) < math.ceil(share * len(scores)), s, 0.0).float()
@@ -284,7 +276,11 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 class SparseRecord:
-    """The γ of one run: logged at its start, written after every epoch, drawn at its end.
+    """The γ of one run: logged at its start, written after every epoch, drawn at its end; epoch 0 is before it.
+
+    gamma.csv has a row for every candidate and one for all together, `block` -1: quantiles of |γ| and the shares below
+    some thresholds. gamma_histogram.csv counts |γ| of all candidates; its columns are named by the lower edges.
+    pressure.csv says what s = auto did.
 
     Args:
         trainer: of a sparse training.
@@ -292,11 +288,12 @@ class SparseRecord:
     """
 
     def __init__(self, trainer: Trainer, events: Scalars | None) -> None:
-        self.trainer, self.run, self.events = trainer, trainer.run, events
         assert trainer.sparsity is not None  # it trains sparse
-        self.sparsity = trainer.sparsity
-        self._graph = channel_graph(trainer.model.network)
-        self._log = GammaLog(self.run)
+        self.trainer, self.run, self.sparsity, self.events = trainer, trainer.run, trainer.sparsity, events
+        shares = [f"below_{limit:g}" for limit in BELOW]
+        self._table = Results(self.run.file("gamma.csv"), ("block", "channels", *QUANTILES, *shares))
+        self._counts = Results(self.run.file("gamma_histogram.csv"), [f"{edge:.4g}" for edge in plots.EDGES[:-1]])
+        self._pressure = Results(self.run.file("pressure.csv"), CONTROLLED)
 
     def begin(self) -> None:
         """Log what can be expected, so that a training that would do nothing is not overlooked; write γ before it."""
@@ -304,52 +301,80 @@ class SparseRecord:
         if self.trainer.progress.step:
             return
         text, warning = outlook(self.sparsity, self.trainer.progress.control)
-        log(f"{text}; {len(self.sparsity.layers)} convolutions ({SETS[self.sparsity.settings.prune]})")
+        log(f"{text}; {len(self.sparsity.voters)} convolutions ({SETS[self.sparsity.settings.prune]})")
         if warning:
             log(f"{RULE}\nwarning: {warning}\n{RULE}")
         self.append(0, {})
 
     def append(self, epoch: int, row: Mapping[str, float | None]) -> None:
         """Write the γ of the model that is kept; a watcher of the trainer."""
-        scores = channel_scores(self._graph, self._gammas(), self.sparsity.layers)
-        every = np.concatenate(list(scores.values()))
+        scores = self._scores(self._gammas())
         try:
-            self._log.append(epoch, scores, self._controlled(every))
+            self._write(epoch, scores)
         except (OSError, ResourceError) as failure:  # a table is not worth a training
             log(f"warning: {failure}; the γ of epoch {epoch} are missing there")
         if self.events is not None:
-            self.events.histogram(epoch, "gamma/all", every)
             for block, values in scores.items():
-                self.events.histogram(epoch, f"gamma/{block}", values)
+                self.events.histogram(epoch, f"gamma/{'all' if block == EVERY else block}", values)
 
     def finish(self) -> None:
         """Draw the pictures, and log what pruning can take of the model that was kept."""
-        settings, schedule = self.sparsity.settings, self.sparsity.schedule
-        turn = 1 if settings.s == AUTO else self.sparsity.rates.turn
-        self._log.draw(turn * schedule.epochs if turn < 1 else None)
-        gammas = self._gammas()
-        every = np.concatenate(list(channel_scores(self._graph, gammas, self.sparsity.layers).values()))
+        settings, gammas = self.sparsity.settings, self._gammas()
+        every = self._scores(gammas)[EVERY]
+        self._draw()
         shares = ", ".join(f"{(every < limit).mean():.0%} below {limit:g}" for limit in BELOW)
         log(f"|γ| of {len(every)} channels: {shares}")
         if (control := self.trainer.progress.control) is not None:
-            log(_outcome(control, settings.s_share, float((every < control.limit).mean()), schedule.steps))
-        flags = _advised_flags(self._graph, gammas, settings.prune)
+            weak = float((every < control.limit).mean())
+            log(_outcome(control, settings.s_share, weak, self.sparsity.schedule.steps))
+        flags = _advised_flags(self.sparsity.graph, gammas, settings.prune)
         files = ["--weights", str(self.run.weights / "best.pt"), "--data", str(self.trainer.source.args["data"])]
         words = [SCRIPTS[settings.prune], *files, *flags]
         log(f"prune: python {shlex.join(words)}" if flags else NOTHING)
 
     def _gammas(self) -> Importance:
-        return gammas_of(self._graph.network, arrays_of(self.trainer.state.kept))
+        return gammas_of(self.sparsity.graph.network, arrays_of(self.trainer.state.kept))
 
-    def _controlled(self, scores: NDArray[np.floating]) -> dict[str, float] | None:
-        """Return what s = auto did until now; None where s is a number."""
-        control = self.trainer.progress.control
-        if control is None:
-            return None
-        left = self.sparsity.planned_reach(self.trainer.progress.step)
-        weak = float((scores < control.limit).mean())
-        plan = control.planned(self.sparsity.settings.s_share, left)
-        return {"s": control.s, "plan": plan, "weak": weak, "rested": control.rested}
+    def _scores(self, gammas: Importance) -> dict[int, NDArray[np.float64]]:
+        """Return |γ| of all candidates together, and of each."""
+        scores = channel_scores(self.sparsity.graph, gammas, tuple(self.sparsity.voters))
+        return {EVERY: np.concatenate(list(scores.values())), **scores}
+
+    def _write(self, epoch: int, scores: Mapping[int, NDArray[np.float64]]) -> None:
+        """Write the rows of an epoch; a resumed run rewrites what it repeats."""
+        every, control = scores[EVERY], self.trainer.progress.control
+        self._table.extend(epoch, [_gamma_row(block, values) for block, values in scores.items()])
+        counts = np.histogram(np.minimum(every, plots.EDGES[-1]), plots.EDGES)[0]
+        self._counts.append(epoch, dict(zip(self._counts.columns[1:], counts.tolist(), strict=True)))
+        if control is not None:
+            left = self.sparsity.planned_reach(self.trainer.progress.step)
+            plan, weak = control.planned(self.sparsity.settings.s_share, left), float((every < control.limit).mean())
+            self._pressure.append(epoch, {"s": control.s, "plan": plan, "weak": weak, "rested": control.rested})
+
+    def _draw(self) -> None:
+        """Draw histogram.png, epochs.png and course.png in the folder gamma."""
+        turn = None  # the epoch in which a schedule lets go
+        if self.sparsity.settings.s != AUTO and self.sparsity.rates.turn < 1:
+            turn = self.sparsity.rates.turn * self.sparsity.schedule.epochs
+        folder = self.run.file("gamma")
+        folder.mkdir(exist_ok=True)
+        counts = read_results(self._counts.path)
+        epochs = counts.pop("epoch")
+        table = np.array(list(counts.values())).T
+        plots.plot_gamma_change(table[0], table[-1], folder / "histogram.png")
+        plots.plot_gamma_epochs(epochs, table, folder / "epochs.png", turn)
+        gammas = read_results(self._table.path)
+        every = np.array(gammas["block"]) == EVERY
+        shares = {name: np.array(gammas[name])[every] for name in gammas if name == "epoch" or "below" in name}
+        paths = (self.run.file("results.csv"), self._pressure.path)
+        results, pressure = (read_results(path) if path.exists() else {} for path in paths)
+        plots.plot_sparse_course(results, shares, pressure, folder / "course.png", turn)
+
+
+def _gamma_row(block: int, values: NDArray[np.float64]) -> dict[str, float | int]:
+    quantiles = np.quantile(values, list(QUANTILES.values()))
+    shares = {f"below_{limit:g}": float((values < limit).mean()) for limit in BELOW}
+    return {"block": block, "channels": len(values), **dict(zip(QUANTILES, quantiles.tolist(), strict=True)), **shares}
 
 
 def outlook(sparsity: Sparsity, control: Control | None = None) -> tuple[str, str | None]:
@@ -359,14 +384,12 @@ def outlook(sparsity: Sparsity, control: Control | None = None) -> tuple[str, st
         sparsity: before the training.
         control: of s = auto; None where s is a number.
     """
-    scores, share, steps = sparsity.scores(), sparsity.settings.s_share, sparsity.schedule.steps
+    scores, share, steps = sparsity.scores().cpu().numpy(), sparsity.settings.s_share, sparsity.schedule.steps
     if control is not None:
-        text = f"sparse training: {share:.0%} of {len(scores)} channels are to be weak, |γ| < {control.limit:.3g}"
         return (
-            f"{text}, after {round(PLAN_END * steps)} of {steps} optimizer steps; s {AUTO} starts at "
-            f"{control.allowed:.3g}",
-            None,
-        )
+            f"sparse training: {share:.0%} of {len(scores)} channels are to be weak, |γ| < {control.limit:.3g}, after "
+            f"{round(PLAN_END * steps)} of {steps} optimizer steps; s {AUTO} starts at {control.allowed:.3g}"
+        ), None
     s, reach, median = float(sparsity.settings.s), sparsity.reach, float(np.median(scores))
     travel, enough = s * reach, _enough(scores, share, reach)
     text = (
@@ -412,64 +435,3 @@ def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1,
     choice = choose(graph, gammas, ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None))
     percent = advised_percent(choice.scores, choice.max_percent)
     return ["--percent", f"{percent:g}"] if percent else []
-
-
-class GammaLog:
-    """Tables of |γ| in a sparse training, a part for each epoch, and their pictures; epoch 0 is before the training.
-
-    gamma.csv has a row for every candidate and one for all together, `block` -1: quantiles of |γ| and the shares below
-    some thresholds. gamma_histogram.csv counts |γ| of all candidates; its columns are named by the lower edges.
-    pressure.csv says what s = auto did.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        shares = [f"below_{limit:g}" for limit in BELOW]
-        self.run = run
-        self._table = Results(run.file("gamma.csv"), ("block", "channels", *QUANTILES, *shares))
-        self._pressure = Results(run.file("pressure.csv"), CONTROLLED)
-        self._counts = Results(run.file("gamma_histogram.csv"), tuple(f"{edge:.4g}" for edge in plots.EDGES[:-1]))
-
-    def append(
-        self,
-        epoch: int,
-        gammas: Mapping[int, NDArray[np.floating]],
-        controlled: Mapping[str, float] | None = None,
-    ) -> None:
-        """Write γ after an epoch, by block number; a resumed run rewrites what it repeats.
-
-        Args:
-            epoch: its number.
-            gammas: γ of each candidate.
-            controlled: the values of pressure.csv; None: there are none.
-        """
-        sizes = {block: np.abs(np.asarray(values, np.float64)).ravel() for block, values in gammas.items()}
-        together = np.concatenate(list(sizes.values()))
-        self._table.extend(epoch, [_gamma_row(block, values) for block, values in {EVERY: together, **sizes}.items()])
-        counts = np.histogram(np.minimum(together, plots.EDGES[-1]), plots.EDGES)[0]
-        self._counts.append(epoch, dict(zip(self._counts.columns[1:], counts.tolist(), strict=True)))
-        if controlled is not None:
-            self._pressure.append(epoch, controlled)
-
-    def draw(self, turn: float | None) -> None:
-        """Draw gamma/histogram.png, epochs.png and course.png; `turn` is the epoch in which the rate turns."""
-        folder = self.run.file("gamma")
-        folder.mkdir(exist_ok=True)
-        counts = read_results(self._counts.path)
-        epochs = counts.pop("epoch")
-        table = np.array(list(counts.values())).T
-        plots.plot_gamma_change(table[0], table[-1], folder / "histogram.png")
-        plots.plot_gamma_epochs(epochs, table, folder / "epochs.png", turn)
-        gammas = read_results(self._table.path)
-        every = np.array(gammas["block"]) == EVERY
-        shares = {
-            name: np.array(gammas[name])[every] for name in gammas if name == "epoch" or name.startswith("below_")
-        }
-        others = [self.run.file("results.csv"), self._pressure.path]
-        results, pressure = (read_results(path) if path.exists() else {} for path in others)
-        plots.plot_sparse_course(results, shares, pressure, folder / "course.png", turn)
-
-
-def _gamma_row(block: int, values: NDArray[np.float64]) -> dict[str, float | int]:
-    quantiles = np.quantile(values, list(QUANTILES.values()))
-    shares = {f"below_{limit:g}": float((values < limit).mean()) for limit in BELOW}
-    return {"block": block, "channels": len(values), **dict(zip(QUANTILES, quantiles.tolist(), strict=True)), **shares}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from utils.data.store import PictureStore
 from utils.detection.evaluate import Evaluation, evaluate
 from utils.detection.settings import ASSIGNMENTS
 from utils.device import training_type
-from utils.distillation.matching import Kept, rebased
+from utils.distillation.matching import rebased
 from utils.distillation.strategies import Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import DataError, InputError, SuiteError
@@ -83,25 +83,24 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     plan = _fitted(plan, train)
     check_batches(plan.network, settings, train.shapes, team.size)
     batches: dict[str, Any] = {"data": train.fingerprint(), "batch": settings.batch_size * team.size}
-    start, checkpoint = _start(plan, team)
+    start = _start(plan, team)
     lineage, distiller = start.lineage, None
     if plan.teacher is not None:
-        teacher = load_teacher(plan, start.model, start.kept, team)
-        distiller, batches["teacher"] = teacher.distiller, teacher.digest
-        lineage = (*lineage, teacher.origin) if checkpoint is None else lineage
-    if checkpoint is not None:
-        _check_unchanged(plan, checkpoint["plan"], batches)
-    train_loader, val_loader = loaders(plan, train, valid, plan.network, team)
+        distiller, teacher, batches["teacher"] = load_teacher(plan, start, team)
+        lineage = lineage if start.checkpoint else (*lineage, teacher)
+    if start.checkpoint is not None:
+        _check_unchanged(plan, start.checkpoint["plan"], batches)
+    train_loader, val_loader = loaders(plan, train, valid, team)
     for loader in filter(None, (train_loader, val_loader)):
         ending.callback(loader.close)
     settings = dataclasses.replace(settings, accumulate=_accumulate(plan, len(train_loader), team.size))
     run = _run_directory(plan, team, ending)
     model = start.model.to(team.device).to(memory_format=torch.channels_last)
-    quant = None if settings.quant is None else settings.quant.settings.document()
+    quant = None if settings.quant is None else settings.quant.document()
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, start.kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
-    if checkpoint is not None:
-        trainer.state.restore(checkpoint)
+    if start.checkpoint is not None:
+        trainer.state.restore(start.checkpoint)
         log(_standing(trainer, run))
     elif team.leads:
         _draw_start(run, train_loader, train, plan.names)
@@ -114,21 +113,20 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     return document | (last_epochs(read_results(run.file("results.csv"))) if team.leads else {})
 
 
-def _start(plan: TrainPlan, team: Team) -> tuple[Start, dict[str, Any] | None]:
-    """Return the model that the run starts from, and the checkpoint that a resumed one goes on from."""
+def _start(plan: TrainPlan, team: Team) -> Start:
+    """Return the model that the run starts from; that of a resumed one waits for its checkpoint."""
     settings = plan.settings
     torch.manual_seed(settings.seed)
-    start = initial_model(plan.files, settings.pretrain)
+    start = Start(Darknet(plan.network)) if plan.resume else initial_model(plan.files, settings.pretrain)
     if settings.quant is not None:
-        quantize(start.model, settings.quant.settings)
+        quantize(start.model, settings.quant)
     if settings.sync_bn:
         team.synchronised(start.model)
     if plan.resume is None:
-        log(start.note)
-        return start, None
+        return start
     with team.one_by_one():
         checkpoint = resumable(plan.resume / "weights", start.model)
-    return start._replace(lineage=tuple(checkpoint["lineage"]), kept=checkpoint.get("kept")), checkpoint
+    return Start(start.model, tuple(checkpoint["lineage"]), checkpoint.get("kept"), checkpoint)
 
 
 def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | None) -> dict[str, Any]:
@@ -230,17 +228,15 @@ def _standing(trainer: Trainer, run: RunDirectory) -> str:
 
 def _check_unchanged(plan: TrainPlan, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other pictures or batches: the rest of the epoch would be another one."""
-    if then["data"] != now["data"]:
-        raise InputError(
-            f"--resume {plan.resume}: its training pictures or labels were changed; start a new run from its last.pt"
-        )
-    if then["batch"] != now["batch"]:
-        raise InputError(
-            f"--resume {plan.resume}: it has {then['batch']} pictures in a batch of all processes, now {now['batch']}; "
-            "start as many processes as before"
-        )
-    if then.get("teacher") != now.get("teacher"):
-        raise InputError(f"--resume {plan.resume}: its teacher was changed; start a new run from its last.pt")
+    changes = {
+        "data": "its training pictures or labels were changed; start a new run from its last.pt",
+        "batch": f"it has {then['batch']} pictures in a batch of all processes, now {now['batch']}; start as many "
+        "processes as before",
+        "teacher": "its teacher was changed; start a new run from its last.pt",
+    }
+    for key, change in changes.items():
+        if then.get(key) != now.get(key):
+            raise InputError(f"--resume {plan.resume}: {change}")
 
 
 def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
@@ -352,17 +348,8 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
     return train, part("valid", data.valid)
 
 
-def loaders(
-    plan: TrainPlan, train: Index, valid: Index | None, network: Network, team: Team
-) -> tuple[Loader, Loader | None]:
+def loaders(plan: TrainPlan, train: Index, valid: Index | None, team: Team) -> tuple[Loader, Loader | None]:
     """Return loaders of the training pictures, augmented, and of those to evaluate on, for this process's share.
-
-    Args:
-        plan: of the run.
-        train: training pictures.
-        valid: pictures to evaluate on.
-        network: tells channels and stride.
-        team: the processes that train together.
 
     Raises:
         DataError: there are fewer training pictures than processes.
@@ -370,7 +357,7 @@ def loaders(
     settings = plan.settings
     if len(train) < team.size:
         raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
-    channels, stride = picture_channels(network), max_stride(network)
+    channels, stride = picture_channels(plan.network), max_stride(plan.network)
     kind = partial(DetectionDataset, seed=settings.seed, channels=channels, rect=settings.rect, stride=stride)
     plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
 
@@ -433,24 +420,17 @@ def _smallest_inputs(network: Network, settings: TrainSettings, shapes: NDArray[
     return {(height, width)}
 
 
-class LoadedTeacher(NamedTuple):
-    """A distillation that is ready."""
-
-    distiller: Distiller
-    origin: Mapping[str, Any]
-    """Path and sha256 of the teacher's file, and the strategy; an entry of the lineage."""
-    digest: str
-    """Of the teacher's file and its network, which may be that of another file."""
-
-
-def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Team) -> LoadedTeacher:
+def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, dict[str, str], str]:
     """Load the teacher and pair it with the student.
 
     Args:
         plan: of a run with a teacher.
-        student: model that is trained.
-        kept: where its convolutions come from, if it was pruned.
+        start: the student, and where its convolutions come from if it was pruned.
         team: on whose device the teacher runs.
+
+    Returns:
+        The distillation, the teacher's entry in the lineage, and a digest of its file and its network, which may be
+        that of another file.
 
     Raises:
         WeightsError: the teacher's file cannot be used.
@@ -460,20 +440,21 @@ def load_teacher(plan: TrainPlan, student: Darknet, kept: Kept | None, team: Tea
     settings, loaded = plan.settings, load_model(plan.teacher)
     for note in loaded.notes:
         log(note)
-    _check_sizes(student, loaded.model, settings, str(loaded.path))
+    _check_sizes(start.model, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
+    kept = start.kept
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
     chosen = distillation(settings.KDstr, settings.AT_str, settings.kd_weight)
     rule = ASSIGNMENTS[plan.hyp.loss.assignment]
-    distiller = Distiller(student, teacher, chosen, rule, kept, team.positives).to(team.device)
+    distiller = Distiller(start.model, teacher, chosen, rule, kept, team.positives).to(team.device)
     for note in distiller.notes:
         log(f"{loaded.path}: {note}")
     terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
     log(f"{chosen.name}: learns {terms} from {loaded.path} ({_comparison(distiller)})")
     entry = {**origin(plan.teacher.weights), "teacher": chosen.name}
     network = format_network(teacher.network)
-    return LoadedTeacher(distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest())
+    return distiller, entry, hashlib.sha256(f"{entry['sha256']}\n{network}".encode()).hexdigest()
 
 
 def _comparison(distiller: Distiller) -> str:
