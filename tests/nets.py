@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from utils.darknet.blocks import Network
+from utils.darknet.blocks import Network, Yolo
 from utils.darknet.cfg import parse
 from utils.darknet.network import OPENCV_EPSILON
 
@@ -137,6 +138,12 @@ def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
     """A network that ends in one head of stride 1 or more behind the given sections."""
     net = f"[net]\nwidth={width}\nheight={width}\nchannels={channels}\n"
     return parse("\n".join((net, *sections, HEAD)), "one.cfg")
+
+
+def with_heads(network: Network, **values: object) -> Network:
+    """The network with other values in all its heads."""
+    blocks = (replace(block, **values) if isinstance(block, Yolo) else block for block in network.blocks)
+    return replace(network, blocks=tuple(blocks))
 
 
 @contextmanager

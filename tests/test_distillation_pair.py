@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models import Darknet, load_arrays
-from tests.nets import TINY, one_head, tiny
+from tests.nets import TINY, one_head, tiny, with_heads
 from utils.checkpoint import load_model
 from utils.darknet import cfg as cfg_file
-from utils.darknet.blocks import Convolutional, Network, Yolo
+from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import parse
 from utils.darknet.network import adapt_classes, trace
 from utils.detection.settings import ASSIGNMENTS
@@ -75,11 +75,6 @@ def load(root, name: str) -> Network:
 def network(*seconds: int) -> Network:
     """One head at stride 8, and one more with a convolution of each of these widths before it."""
     return parse(SEVERAL_HEADS + "".join(SECOND.format(width) for width in seconds), "several.cfg")
-
-
-def with_anchors(given: Network, *anchors: tuple[float, float]) -> Network:
-    """The network with other anchors in all its heads."""
-    return replace(given, blocks=tuple(replace(b, anchors=anchors) if isinstance(b, Yolo) else b for b in given.blocks))
 
 
 class TestRoles:
@@ -173,8 +168,8 @@ class TestHeads:
 
     def test_anchors_are_paired_one_to_one_the_most_alike_first(self):
         """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
-        student = with_anchors(one_head(), (8, 8), (10, 10), (30, 30))
-        teacher = with_anchors(one_head(), (8, 9), (8, 8.1), (60, 60))
+        student = with_heads(one_head(), anchors=((8, 8), (10, 10), (30, 30)))
+        teacher = with_heads(one_head(), anchors=((8, 9), (8, 8.1), (60, 60)))
         yolos = (replace(n.yolos[0], mask=(0, 1, 2)) for n in (student, teacher))
         student, teacher = (
             replace(n, blocks=(replace(n.blocks[0], filters=18), yolo))
@@ -190,7 +185,7 @@ class TestHeads:
     def test_anchors_in_another_order(self):
         anchors = tiny().yolos[0].anchors
         order = (2, 0, 1, 5, 4, 3)
-        found = pair(tiny(), with_anchors(tiny(), *(anchors[i] for i in order)), OUTPUTS)
+        found = pair(tiny(), with_heads(tiny(), anchors=tuple(anchors[i] for i in order)), OUTPUTS)
         assert found.heads[0].anchors == ((0, 2), (1, 1), (2, 0))
         assert found.heads[1].anchors == ((0, 1), (1, 2), (2, 0))
 
@@ -218,7 +213,7 @@ class TestHeads:
             ),
             (replace(tiny(), net=replace(tiny().net, channels=1)), ATTENTION, "takes pictures of 1 channels"),
             (one_head(width=64), adapt_classes, "no head of the student has stride and anchors"),
-            (with_anchors(tiny(), *[(400, 1)] * 6), OUTPUTS, "no head of the student has stride and anchors"),
+            (with_heads(tiny(), anchors=((400, 1),) * 6), OUTPUTS, "no head of the student has stride and anchors"),
             (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
         ],
         ids=["channels", "channels of features", "strides", "anchors", "features"],

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models import Outputs, attended
-from tests.nets import one_head, tiny
+from tests.nets import one_head, tiny, with_heads
 from utils.boxes import similarity
 from utils.darknet.blocks import Network, Yolo
+from utils.darknet.network import adapt_classes
 from utils.detection.assign import assign
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.settings import ASSIGNMENTS
@@ -23,6 +24,12 @@ from utils.distillation.strategies import AT, KD, QUANTITIES, distillation
 from utils.distillation.terms import NEARNESS, TERMS, DistillationBatch, binary_kl, object_mask, project
 
 NETWORK = tiny()
+OTHER_ANCHORS = with_heads(
+    NETWORK,
+    anchors=tuple((1.1 * NETWORK.yolos[0].anchors[i][0], NETWORK.yolos[0].anchors[i][1]) for i in (2, 0, 1, 5, 4, 3)),
+    scale_x_y=1.3,
+)
+"""Its anchors come in another order, and are a little wider."""
 RULE = ASSIGNMENTS["darknet"]
 OBJECTS = torch.tensor([[0, 1, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
 CHANNELS = distillation("cwd", None)
@@ -55,6 +62,16 @@ def batch_of(
     return DistillationBatch(with_maps(student), with_maps(teacher), yolos, pairing, targets, size, RULE)
 
 
+@pytest.fixture
+def student() -> Outputs:
+    return outputs()
+
+
+@pytest.fixture
+def teacher() -> Outputs:
+    return outputs(1)
+
+
 def with_maps(given: Outputs) -> Outputs:
     """With the attention maps that a network puts out beside its features."""
     pairs = {block: attended(features) for block, features in given.features.items()}
@@ -77,11 +94,29 @@ def leaves(given: Outputs) -> tuple[Outputs, list[Tensor]]:
     return found, [*found.heads, *found.features.values()]
 
 
+def finite(term: str, student: Outputs, *others, **more) -> Tensor:
+    """A term of a batch, which is finite and in float32, and whose gradients are finite."""
+    student, parts = leaves(student)
+    value = TERMS[term](batch_of(student, *others, **more))
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    if value.requires_grad:
+        value.backward()
+    assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+    return value
+
+
 def twice(objects: Tensor, pictures: int) -> Tensor:
     """The objects of a batch that is repeated."""
     again = objects.clone()
     again[:, 0] += pictures
     return torch.cat((objects, again))
+
+
+def decoded(head: Tensor, yolo: Yolo, anchor: int, stride: int, picture: int, row: int, column: int) -> Tensor:
+    """The box that an anchor predicts in a cell, relative to it, in cells."""
+    values = split_head(head, yolo)[picture, anchor, row, column]
+    return box_offsets(values, torch.tensor(yolo.head_anchors[anchor]) / stride, yolo)
 
 
 def one_cell(classes: Sequence[float], objectness: float, shift: float = 0.0) -> Outputs:
@@ -92,10 +127,7 @@ def one_cell(classes: Sequence[float], objectness: float, shift: float = 0.0) ->
 
 def single(classes: int) -> Network:
     """A network with one head of one anchor of 4 × 4 pixels at stride 1."""
-    network = one_head()
-    blocks = [dataclasses.replace(b, classes=classes) if isinstance(b, Yolo) else b for b in network.blocks]
-    blocks = [dataclasses.replace(b, filters=5 + classes) if hasattr(b, "filters") else b for b in blocks]
-    return dataclasses.replace(network, blocks=tuple(blocks))
+    return adapt_classes(one_head(), classes)
 
 
 def of_one_head(student: Outputs, teacher: Outputs, targets: Tensor = OBJECTS[:0], **more) -> DistillationBatch:
@@ -167,22 +199,19 @@ class TestAttention:
         ],
         ids=["scaled", "negative", "permuted", "signs"],
     )
-    def test_scale_order_and_sign_of_the_channels_do_not_matter(self, change):
-        student, teacher = outputs(), outputs(1)
+    def test_scale_order_and_sign_of_the_channels_do_not_matter(self, change, student, teacher):
         before = values(student, teacher, self.TERMS)
         other = Outputs(student.heads, {block: change(value) for block, value in student.features.items()})
         assert values(other, teacher, self.TERMS) == pytest.approx(before, rel=1e-4)
         assert min(before.values()) > 0
 
-    def test_width_does_not_matter(self):
+    def test_width_does_not_matter(self, student, teacher):
         """Every channel twice is the same map."""
-        student, teacher = outputs(), outputs(1)
         wide = Outputs(student.heads, {block: f.repeat(1, 2, 1, 1) for block, f in student.features.items()})
         assert values(wide, teacher, self.TERMS) == pytest.approx(values(student, teacher, self.TERMS), rel=1e-4)
 
-    def test_it_is_between_zero_and_two(self):
+    def test_it_is_between_zero_and_two(self, student, teacher):
         """2 for maps that have no cell in common."""
-        student, teacher = outputs(), outputs(1)
         for block in student.features:
             student.features[block][..., ::2] = 0
             teacher.features[block][..., 1::2] = 0
@@ -190,8 +219,7 @@ class TestAttention:
         for seed in range(4):
             assert 0 <= values(outputs(seed), outputs(9), ("attention",))["attention"] <= 2
 
-    def test_a_plain_reference(self):
-        student, teacher = outputs(), outputs(1)
+    def test_a_plain_reference(self, student, teacher):
         wanted = []
         for block in student.features:
             maps = [given.features[block].double().square().mean(1).flatten(1) for given in (student, teacher)]
@@ -201,8 +229,7 @@ class TestAttention:
         assert found["attention"] == pytest.approx(np.mean(wanted), rel=1e-5)
         assert found["attention_backbone"] == pytest.approx(np.mean(wanted[:2]), rel=1e-5)
 
-    def test_what_is_far_from_objects_is_not_looked_at_with_the_mask(self):
-        student, teacher = outputs(), outputs(1)
+    def test_what_is_far_from_objects_is_not_looked_at_with_the_mask(self, student, teacher):
         batch = batch_of(student, teacher)
         for features in student.features.values():
             near = project(batch.masks, tuple(features.shape[2:]))
@@ -219,16 +246,14 @@ class TestChannels:
     BLOCKS = (7, 11, 13)
     """Features whose channels are compared."""
 
-    def test_pkd_is_one_less_pearsons_correlation(self):
-        student, teacher = outputs(), outputs(1)
+    def test_pkd_is_one_less_pearsons_correlation(self, student, teacher):
         wanted = []
         for block in self.BLOCKS:
             mine, theirs = (given.features[block].transpose(0, 1).flatten(1).numpy() for given in (student, teacher))
             wanted.append(np.mean([1 - np.corrcoef(*pair_)[0, 1] for pair_ in zip(mine, theirs, strict=True)]))
         assert values(student, teacher, ("pkd",), terms=CHANNELS)["pkd"] == pytest.approx(np.mean(wanted), abs=1e-5)
 
-    def test_pkd_does_not_see_scale_and_shift_of_a_channel_and_is_two_for_its_opposite(self):
-        student, teacher = outputs(), outputs(1)
+    def test_pkd_does_not_see_scale_and_shift_of_a_channel_and_is_two_for_its_opposite(self, student, teacher):
         before = values(student, teacher, ("pkd",))["pkd"]
         gain, shift = torch.rand(2, 12, 1, 1) + 0.5
         other = Outputs(
@@ -254,8 +279,7 @@ class TestChannels:
             wanted = values(other, dead, ("pkd",), terms=CHANNELS)["pkd"]
             assert apart.item() == pytest.approx(wanted, rel=1e-4)
 
-    def test_cwd_against_a_plain_loop(self):
-        student, teacher = outputs(), outputs(1)
+    def test_cwd_against_a_plain_loop(self, student, teacher):
         features = []
         for block in self.BLOCKS:
             mine, theirs = (given.features[block].double().numpy() for given in (student, teacher))
@@ -267,10 +291,9 @@ class TestChannels:
             features.append(np.mean(apart))
         assert values(student, teacher, ("cwd",), terms=CHANNELS)["cwd"] == pytest.approx(np.mean(features), rel=1e-5)
 
-    def test_attention_beside_them_does_not_change_what_is_compared(self):
+    def test_attention_beside_them_does_not_change_what_is_compared(self, student, teacher):
         """The backbone is looked at for attention only, also where the channels that were kept are known."""
         kept = {str(b): {"block": b, "channels": list(range(c))} for b, c in ((0, 8), (1, 8), (7, 12), (11, 6))}
-        student, teacher = outputs(), outputs(1)
         both, alone = (
             values(student, teacher, ("cwd", "pkd"), pairing=pair(NETWORK, NETWORK, chosen, kept))
             for chosen in (SEVERAL, CHANNELS)
@@ -289,21 +312,18 @@ class TestChannels:
 class TestSizes:
     """Normalised terms are means: how much there is of everything does not change them."""
 
-    def test_the_same_pictures_twice(self):
-        student, teacher = outputs(), outputs(1)
+    def test_the_same_pictures_twice(self, student, teacher):
         before = values(student, teacher)
         double = [changed(given, lambda value: torch.cat((value, value))) for given in (student, teacher)]
         assert values(*double, targets=twice(OBJECTS, 2)) == pytest.approx(before, rel=1e-4)
         assert min(before.values()) > 0
 
-    def test_a_grid_of_the_same_over_and_over(self):
-        student, teacher = outputs(), outputs(1)
+    def test_a_grid_of_the_same_over_and_over(self, student, teacher):
         tiles = [changed(given, lambda value: value.repeat(1, 1, 3, 2)) for given in (student, teacher)]
         before = values(student, teacher, GRID_FREE)
         assert values(*tiles, GRID_FREE, size=(192, 128)) == pytest.approx(before, rel=1e-4)
 
-    def test_the_same_objects_twice(self):
-        student, teacher = outputs(), outputs(1)
+    def test_the_same_objects_twice(self, student, teacher):
         again = values(student, teacher, targets=torch.cat((OBJECTS, OBJECTS)))
         assert again == pytest.approx(values(student, teacher), rel=1e-5)
 
@@ -322,9 +342,8 @@ def test_the_gradient_of_a_map_is_that_of_small_differences(function):
     assert torch.autograd.gradcheck(function, values.requires_grad_())
 
 
-def test_objects_of_all_processes_count():
+def test_objects_of_all_processes_count(student, teacher):
     """The mean over two processes with a picture each is what one with both has, also where one has all the objects."""
-    student, teacher = outputs(), outputs(1)
     teacher = changed(teacher, lambda value: value * torch.tensor([1.0, 0.1]).view(-1, *[1] * (value.dim() - 1)))
     targets = OBJECTS.clone()
     targets[:, 0] = 0
@@ -371,42 +390,22 @@ class TestBoxes:
         found = of_one_head(*both, twice(self.ROW, 1))
         assert TERMS["box_bounded"](found).item() == pytest.approx(alone / 2, rel=1e-5)
 
-    def test_boxes_are_those_of_the_positives_of_the_loss(self):
-        student, teacher = outputs(), outputs(1)
-        found = batch_of(student, teacher)
-        wanted = []
+    @pytest.mark.parametrize("other", [NETWORK, OTHER_ANCHORS], ids=["the same network", "other anchors and scale"])
+    def test_boxes_are_those_of_the_positives_of_the_loss_each_decoded_by_its_network(self, other, student, teacher):
+        batch = batch_of(student, teacher, networks=(NETWORK, other))
+        mine, theirs = [], []
         for i, positives in enumerate(assign(OBJECTS, NETWORK.yolos, [(8, 8), (16, 16)], (64, 64), RULE)):
-            yolo = NETWORK.yolos[i]
-            anchors = torch.tensor(yolo.head_anchors) / (8, 4)[i]
+            match = dict(batch.pairing.heads[i].anchors)
+            assert len(match) == 3 and any(a != b for a, b in match.items()) == (other is not NETWORK)
             for picture, anchor, row, column in zip(*positives[:4], strict=True):
-                rows = [split_head(given.heads[i], yolo)[picture, anchor, row, column] for given in (student, teacher)]
-                wanted.append([box_offsets(values_, anchors[anchor], yolo) for values_ in rows])
-        assert len(wanted) == len(found.boxes.objects) > 0
-        torch.testing.assert_close(found.boxes.student, torch.stack([mine for mine, _ in wanted]))
-        torch.testing.assert_close(found.boxes.teacher, torch.stack([theirs for _, theirs in wanted]))
+                cell, anchor = (picture, row, column), int(anchor)
+                mine.append(decoded(student.heads[i], NETWORK.yolos[i], anchor, (8, 4)[i], *cell))
+                theirs.append(decoded(teacher.heads[i], other.yolos[i], match[anchor], (8, 4)[i], *cell))
+        assert len(mine) == len(batch.boxes.objects) > 0
+        torch.testing.assert_close(batch.boxes.student, torch.stack(mine))
+        torch.testing.assert_close(batch.boxes.teacher, torch.stack(theirs))
 
-    def test_every_network_decodes_with_its_own_anchors_and_scale(self):
-        """A teacher whose anchors come in another order, and are a little wider."""
-        order = (2, 0, 1, 5, 4, 3)
-        anchors = tuple((1.1 * NETWORK.yolos[0].anchors[i][0], NETWORK.yolos[0].anchors[i][1]) for i in order)
-        changes = {"anchors": anchors, "scale_x_y": 1.3}
-        blocks = tuple(dataclasses.replace(b, **changes) if isinstance(b, Yolo) else b for b in NETWORK.blocks)
-        other = dataclasses.replace(NETWORK, blocks=blocks)
-        student, teacher = outputs(), outputs(1)
-        found = batch_of(student, teacher, networks=(NETWORK, other))
-        wanted = []
-        for i, positives in enumerate(assign(OBJECTS, NETWORK.yolos, [(8, 8), (16, 16)], (64, 64), RULE)):
-            match = dict(found.pairing.heads[i].anchors)
-            assert len(match) == 3 and any(mine != theirs for mine, theirs in match.items())
-            for picture, anchor, row, column in zip(*positives[:4], strict=True):
-                theirs = match[int(anchor)]
-                row_t = split_head(teacher.heads[i], other.yolos[i])[picture, theirs, row, column]
-                size = torch.tensor(other.yolos[i].head_anchors[theirs]) / (8, 4)[i]
-                wanted.append(box_offsets(row_t, size, other.yolos[i]))
-        torch.testing.assert_close(found.boxes.teacher, torch.stack(wanted))
-        torch.testing.assert_close(found.boxes.student, batch_of(student, teacher).boxes.student)
-
-    def test_heads_may_come_in_another_order(self):
+    def test_heads_may_come_in_another_order(self, student, teacher):
         """As those of YOLOv4 do, for which YOLOv3 has the coarsest first."""
         heads = [i for i, b in enumerate(NETWORK.blocks) if isinstance(b, Yolo)]
         blocks = list(NETWORK.blocks)
@@ -414,7 +413,6 @@ class TestBoxes:
         other = dataclasses.replace(NETWORK, blocks=tuple(blocks))
         pairing = pair(NETWORK, NETWORK, SEVERAL)
         crossed = tuple(dataclasses.replace(p, teacher=1 - p.teacher) for p in pairing.heads)
-        student, teacher = outputs(), outputs(1)
         found = values(
             student,
             Outputs(teacher.heads[::-1], teacher.features),
@@ -424,17 +422,9 @@ class TestBoxes:
         assert found == pytest.approx(values(student, teacher))
 
     @pytest.mark.parametrize("term", sorted(TERMS))
-    def test_no_objects_no_boxes_and_all_else_is_finite(self, term):
-        student, parts = leaves(outputs())
-        found = TERMS[term](batch_of(student, outputs(1), OBJECTS[:0]))
-        assert torch.isfinite(found)
-        if term.startswith("box") or "masked" in term:
-            assert found.item() == 0
-        else:
-            assert found.item() > 0
-        if found.requires_grad:
-            found.backward()
-            assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+    def test_no_objects_no_boxes_and_all_else_is_finite(self, term, student, teacher):
+        value = finite(term, student, teacher, OBJECTS[:0]).item()
+        assert value == 0 if term.startswith("box") or "masked" in term else value > 0
 
 
 class TestGradients:
@@ -468,39 +458,28 @@ class TestGradients:
     @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
     @pytest.mark.parametrize("term", sorted(TERMS))
-    def test_halves_are_compared_in_float32_and_stay_finite_however_large(self, term, sign, kind):
+    def test_halves_are_compared_in_float32_and_stay_finite_however_large(self, term, sign, kind, student, teacher):
         """±6e4 is next to the end of float16; the rows of the positives are such, too."""
-        student, parts = leaves(changed(outputs(), lambda value: sign[0] * 6e4 * torch.sign(value.abs() - 0.1)))
-        student = changed(student, lambda value: value.to(kind))
-        teacher = changed(outputs(1), lambda value: (sign[1] * 6e4 * torch.sign(value.abs() - 0.1)).to(kind))
-        found = TERMS[term](batch_of(student, teacher))
-        assert found.dtype == torch.float32
-        assert torch.isfinite(found)
-        if found.requires_grad:
-            found.backward()
-        assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+        large = [
+            changed(given, lambda value, s=s: (s * 6e4 * torch.sign(value.abs() - 0.1)).to(kind))
+            for given, s in zip((student, teacher), sign, strict=True)
+        ]
+        finite(term, *large)
 
 
 @pytest.mark.parametrize("term", sorted(TERMS))
 def test_a_batch_of_one_picture(term):
-    student, parts = leaves(outputs(batch=1))
-    found = TERMS[term](batch_of(student, outputs(1, batch=1), OBJECTS[:1]))
-    found.backward()
-    assert torch.isfinite(found)
-    assert found.item() > 0 or "bounded" in term
-    assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+    value = finite(term, outputs(batch=1), outputs(1, batch=1), OBJECTS[:1])
+    assert value.requires_grad
+    assert value.item() > 0 or "bounded" in term
 
 
 class TestNewCoords:
     """Heads that end in a sigmoid: scores are probabilities."""
 
-    NETWORK = dataclasses.replace(
-        NETWORK,
-        blocks=tuple(dataclasses.replace(b, new_coords=True) if isinstance(b, Yolo) else b for b in NETWORK.blocks),
-    )
+    NETWORK = with_heads(NETWORK, new_coords=True)
 
-    def test_scores_are_compared_as_those_of_plain_heads(self):
-        student, teacher = outputs(), outputs(1)
+    def test_scores_are_compared_as_those_of_plain_heads(self, student, teacher):
         terms = ("objectness", "classes", "class_softmax")
         before = values(student, teacher, terms)
         networks = (self.NETWORK, self.NETWORK)
@@ -513,17 +492,13 @@ class TestNewCoords:
         assert mixed == pytest.approx(before, rel=1e-4)
 
     @pytest.mark.parametrize("term", sorted(TERMS))
-    def test_scores_at_and_beyond_the_ends_have_a_finite_gradient(self, term):
-        student, parts = leaves(changed(outputs(), lambda value: (5 * value).round().clamp(-1, 2)))
-        teacher = changed(outputs(1), lambda value: value.round().clamp(0, 1))
-        found = TERMS[term](batch_of(student, teacher, networks=(self.NETWORK, self.NETWORK)))
-        found.backward()
-        assert torch.isfinite(found)
-        assert all(part.grad is None or torch.isfinite(part.grad).all() for part in parts)
+    def test_scores_at_and_beyond_the_ends_have_a_finite_gradient(self, term, student, teacher):
+        student = changed(student, lambda value: (5 * value).round().clamp(-1, 2))
+        teacher = changed(teacher, lambda value: value.round().clamp(0, 1))
+        assert finite(term, student, teacher, networks=(self.NETWORK, self.NETWORK)).requires_grad
 
 
-def test_anchors_and_heads_without_a_partner_are_not_looked_at():
-    student, teacher = outputs(), outputs(1)
+def test_anchors_and_heads_without_a_partner_are_not_looked_at(student, teacher):
     pairing = Pairing((HeadPair(1, 1, ((0, 2), (2, 1))),), (), ())
     given, parts = leaves(student)
     found = batch_of(given, teacher, pairing=pairing)
@@ -543,10 +518,12 @@ def test_anchors_and_heads_without_a_partner_are_not_looked_at():
     boxes = dataclasses.replace(batch_of(student, teacher, small, pairing=pairing), rule=only_best).boxes
     at = [(0, 0, 4, 4, 2), (1, 2, 11, 3, 1)]
     for number, (picture, anchor, row, column, other) in enumerate(at):
-        row_s, row_t = mine[picture, anchor, row, column], theirs[picture, other, row, column]
-        anchors = torch.tensor(NETWORK.yolos[1].head_anchors) / 4
-        torch.testing.assert_close(boxes.student[number], box_offsets(row_s, anchors[anchor], NETWORK.yolos[1]))
-        torch.testing.assert_close(boxes.teacher[number], box_offsets(row_t, anchors[other], NETWORK.yolos[1]))
+        wanted = [
+            decoded(given.heads[1], NETWORK.yolos[1], one, 4, picture, row, column)
+            for given, one in ((student, anchor), (teacher, other))
+        ]
+        torch.testing.assert_close(boxes.student[number], wanted[0])
+        torch.testing.assert_close(boxes.teacher[number], wanted[1])
     assert len(boxes.objects) == 2
 
 
