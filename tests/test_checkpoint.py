@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
 import zipfile
@@ -12,10 +11,9 @@ import pytest
 import torch
 
 from models import Darknet
-from tests.nets import TINY, tiny
-from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
+from tests.nets import TINY, tiny, with_heads
+from utils.checkpoint import load_model, model_document, read_checkpoint, write_checkpoint
 from utils.darknet import weights
-from utils.darknet.blocks import Yolo
 from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
@@ -30,16 +28,9 @@ def checkpoint(tmp_path):
     return path
 
 
-def contents(model, **more):
+def contents(model, lineage=(), **more):
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    return {
-        "model": state,
-        "ema": None,
-        "cfg": format_network(model.network),
-        "names": ["a", "b"],
-        "lineage": [],
-        **more,
-    }
+    return model_document(state, model.network, ["a", "b"], lineage, **more)
 
 
 def darknet_file(tmp_path, network, name="model.weights"):
@@ -209,9 +200,7 @@ def test_a_darknet_file_needs_a_cfg(tmp_path):
 
 
 def test_training_keys_do_not_make_another_network(checkpoint, tmp_path):
-    network = tiny()
-    blocks = tuple(dataclasses.replace(b, ignore_thresh=0.7) if isinstance(b, Yolo) else b for b in network.blocks)
-    (tmp_path / "n.cfg").write_text(format_network(dataclasses.replace(network, blocks=blocks)))
+    (tmp_path / "n.cfg").write_text(format_network(with_heads(tiny(), ignore_thresh=0.7)))
     assert load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint))).notes == ()
 
 
