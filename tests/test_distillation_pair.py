@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,18 +31,9 @@ from utils.pruning.target import Amount, make_plan
 OUTPUTS, EVERYTHING = distillation("3", None), distillation("cwd", "3")
 CHANNELS, ATTENTION = distillation("cwd", None), distillation(None, "1")
 RULE = ASSIGNMENTS["darknet"]
-CFGS = (
-    "demo",
-    "mobilenetv2-yolov3",
-    "yolo-fastest",
-    "yolov3",
-    "yolov3-spp",
-    "yolov3-tiny",
-    "yolov4-csp",
-    "yolov4-leaky",
-    "yolov4-tiny",
-    "yolov4",
-)
+YOLOV3 = ("yolov3", "yolov3-spp", "yolov3-tiny")
+YOLOV4 = ("yolov4-csp", "yolov4-leaky", "yolov4-tiny", "yolov4")
+CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", *YOLOV3, *YOLOV4)
 SEVERAL_HEADS = TINY[: TINY.index("[route]\nlayers=7")]
 """The tiny network as far as its first head, which is at stride 8."""
 SECOND = """
@@ -116,14 +108,9 @@ class TestRoles:
             assert any(f.group == "backbone" for f in found.features) == chosen.compares(Quantity.MAPS)
 
     def test_a_network_without_upsampling_has_stages_and_heads(self):
-        given = one_head(
-            "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n",
-            "[convolutional]\nfilters=5\nsize=3\npad=1\nstride=2\n",
-        )
-        assert [(f.role, f.block, f.group) for f in features(given)] == [
-            ("stage", 0, "backbone"),
-            ("head", 1, "deep"),
-        ]
+        given = one_head(*(f"[convolutional]\nfilters={width}\nsize=3\npad=1\nstride=2\n" for width in (4, 5)))
+        roles = [(f.role, f.block, f.group) for f in features(given)]
+        assert roles == [("stage", 0, "backbone"), ("head", 1, "deep")]
 
 
 class TestHeads:
@@ -139,15 +126,8 @@ class TestHeads:
             "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
             "the teacher's head at stride 8 has none in the student and teaches nothing",
         )
-        assert [f.name for f in found.features] == [
-            "stage at 2",
-            "stage at 4",
-            "stage at 8",
-            "stage at 16",
-            "head at 32",
-            "upsampled at 32",
-            "head at 16",
-        ]
+        stages = [f"stage at {stride}" for stride in (2, 4, 8, 16)]
+        assert [f.name for f in found.features] == [*stages, "head at 32", "upsampled at 32", "head at 16"]
         assert [f.needs_adapter for f in found.features] == [False] * 4 + [True] * 3
         shapes = trace(student), trace(teacher)
         for f in found.features:
@@ -168,13 +148,10 @@ class TestHeads:
 
     def test_anchors_are_paired_one_to_one_the_most_alike_first(self):
         """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
-        student = with_heads(one_head(), anchors=((8, 8), (10, 10), (30, 30)))
-        teacher = with_heads(one_head(), anchors=((8, 9), (8, 8.1), (60, 60)))
-        yolos = (replace(n.yolos[0], mask=(0, 1, 2)) for n in (student, teacher))
-        student, teacher = (
-            replace(n, blocks=(replace(n.blocks[0], filters=18), yolo))
-            for n, yolo in zip((student, teacher), yolos, strict=True)
-        )
+        given = one_head()
+        given = replace(given, blocks=(replace(given.blocks[0], filters=18), replace(given.yolos[0], mask=(0, 1, 2))))
+        student = with_heads(given, anchors=((8, 8), (10, 10), (30, 30)))
+        teacher = with_heads(given, anchors=((8, 9), (8, 8.1), (60, 60)))
         found = pair(student, teacher, OUTPUTS)
         assert found.heads[0].anchors == ((0, 1), (1, 0))
         assert 900 / 3600 < LEAST_ANCHOR_IOU < 72 / 100
@@ -250,20 +227,6 @@ def terms_of(student: Darknet, teacher: Darknet, kept: Kept | None, chosen) -> d
     return {term: value.item() for term, value in terms.items()}
 
 
-def silent_cut(given: Network, arrays: dict, percent: float, units: int | None, seed: int) -> tuple[dict, object]:
-    """Arrays with channels that put out 0 always, and a plan of removing just those."""
-    generator = np.random.default_rng(seed)
-    gammas = {i: generator.random(len(g)) + 0.1 for i, g in gammas_of(given, arrays).items()}
-    policy = ChannelPolicy(percent, layer_keep=0.2, all_convs=True)
-    plan = make_plan(channel_graph(given), gammas, policy, Amount(None, units))
-    arrays = {name: array.copy() for name, array in arrays.items()}
-    for i in gammas:
-        silent = ~plan.removal.stays(plan.graph, i)
-        for name in ("weight", "bias"):
-            arrays[f"layers.{i}.bn.{name}"][silent] = 0
-    return arrays, plan
-
-
 def model_of(given: Network, arrays: dict) -> Darknet:
     return load_arrays(given, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}).eval()
 
@@ -280,6 +243,32 @@ def start(given: Network) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
+class Pruned(NamedTuple):
+    """A network with channels that put out 0 always, and one without them."""
+
+    network: Network
+    kept: Kept
+    teacher: Darknet
+    student: Darknet
+    weights: dict[str, np.ndarray]
+    """Of the student."""
+
+
+def pruned(given: Network, arrays: dict, percent: float, units: int | None, seed: int = 1, kept=None) -> Pruned:
+    """Silence a share of the channels and remove just those; `kept` is where those of `given` come from."""
+    generator = np.random.default_rng(seed)
+    gammas = {i: generator.random(len(g)) + 0.1 for i, g in gammas_of(given, arrays).items()}
+    policy = ChannelPolicy(percent, layer_keep=0.2, all_convs=True)
+    plan = make_plan(channel_graph(given), gammas, policy, Amount(None, units))
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    for i in gammas:
+        silent = ~plan.removal.stays(plan.graph, i)
+        for name in ("weight", "bias"):
+            arrays[f"layers.{i}.bn.{name}"][silent] = 0
+    network, weights = prune_network(plan.graph, arrays, plan.removal)
+    return Pruned(network, kept_of(plan, kept), model_of(given, arrays), model_of(network, weights), weights)
+
+
 class TestPruned:
     """A student that was pruned of silent channels does what its origin does, and has nothing to learn from it."""
 
@@ -288,10 +277,7 @@ class TestPruned:
     @pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
     def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
         given = adapt_classes(load(root, "demo"), 1)
-        arrays, plan = silent_cut(given, start(given), 0.5, units, 1)
-        cut, small = prune_network(plan.graph, arrays, plan.removal)
-        kept = kept_of(plan, None)
-        teacher, student = model_of(given, arrays), model_of(cut, small)
+        cut, kept, teacher, student, _ = pruned(given, start(given), 0.5, units)
         found = pair(cut, given, EVERYTHING, kept)
         assert found.notes == ()
         assert len(found.features) == len(pair(given, given, EVERYTHING).features)
@@ -307,28 +293,21 @@ class TestPruned:
 
     def test_a_pool_and_a_route_before_a_head_have_adapters(self):
         """Only convolutions have origins; attention has nothing to learn all the same."""
-        arrays, plan = silent_cut(tiny(), start(tiny()), 0.5, None, 1)
-        cut, small = prune_network(plan.graph, arrays, plan.removal)
-        kept = kept_of(plan, None)
+        cut, kept, teacher, student, _ = pruned(tiny(), start(tiny()), 0.5, None)
         known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
         assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
         for chosen in (distillation("3", "2"), distillation("5", None)):
-            assert max(map(abs, terms_of(model_of(cut, small), model_of(tiny(), arrays), kept, chosen).values())) < 1e-4
+            assert max(map(abs, terms_of(student, teacher, kept, chosen).values())) < 1e-4
 
     def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
         given = adapt_classes(load(root, "demo"), 1)
-        arrays, plan = silent_cut(given, start(given), 0.4, 1, 1)
-        once, weights = prune_network(plan.graph, arrays, plan.removal)
-        kept = kept_of(plan, None)
-        weights, plan = silent_cut(once, weights, 0.4, 1, 2)
-        twice, small = prune_network(plan.graph, weights, plan.removal)
-        kept_twice = kept_of(plan, kept)
-        between = rebased(kept_twice, kept)
-        assert len(between) == len(kept_twice)
-        teacher, student = model_of(once, weights), model_of(twice, small)
+        once = pruned(given, start(given), 0.4, 1)
+        twice = pruned(once.network, once.weights, 0.4, 1, seed=2, kept=once.kept)
+        between = rebased(twice.kept, once.kept)
+        assert len(between) == len(twice.kept)
         for chosen in (distillation("cwd", None), distillation("pkd", None)):
-            assert max(terms_of(student, teacher, between, chosen).values()) < 1e-4
-        assert all(f.channels is not None for f in pair(twice, once, CHANNELS, between).features)
+            assert max(terms_of(twice.student, twice.teacher, between, chosen).values()) < 1e-4
+        assert all(f.channels is not None for f in pair(twice.network, once.network, CHANNELS, between).features)
 
     def test_rebased_leaves_out_what_the_teacher_has_not(self):
         teacher = {"3": {"block": 4, "channels": [1, 5, 7]}, "5": {"block": 6, "channels": [0, 2]}}
@@ -341,10 +320,7 @@ class TestPruned:
 
     def test_a_wrong_teacher_is_reached_through_an_adapter(self, root):
         """Narrower than the channels say, or with blocks of other numbers."""
-        given = tiny()
-        arrays, plan = silent_cut(given, start(given), 0.5, None, 1)
-        cut = prune_network(plan.graph, arrays, plan.removal).network
-        kept = kept_of(plan, None)
+        cut, kept, *_ = pruned(tiny(), start(tiny()), 0.5, None)
         narrow = parse(TINY.replace("filters=6\n", "filters=2\n"), "narrow.cfg")
         upsampled = next(f for f in pair(cut, narrow, CHANNELS, kept).features if f.name == "upsampled at 8")
         assert max(kept["11"]["channels"]) >= 2 == upsampled.widths[1] < upsampled.widths[0]
@@ -358,9 +334,8 @@ class TestPruned:
     def test_the_scripts_leave_what_is_needed_in_model_pt(self, prune):
         document = prune("slim", "--percent", "0.3", "--no-test")
         loaded = load_model(choose_model(None, document["cfg"].replace("model.cfg", "model.pt")))
-        compared = [
-            f for f in pair(loaded.model.network, tiny(), CHANNELS, loaded.kept).features if f.student in (7, 11)
-        ]
+        compared = pair(loaded.model.network, tiny(), CHANNELS, loaded.kept).features
+        compared = [f for f in compared if f.student in (7, 11)]
         convolutions = [f for f in compared if isinstance(tiny().blocks[f.teacher], Convolutional)]
         assert convolutions and all(f.channels is not None for f in convolutions)
         widths = {int(number): len(origin["channels"]) for number, origin in loaded.kept.items()}
@@ -394,12 +369,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize(
         ("chosen", "features", "maps"),
-        [
-            (distillation("3", None), 0, 0),
-            (distillation("4", None), 0, 5),
-            (CHANNELS, 3, 0),
-            (distillation("cwd", "1"), 3, 5),
-        ],
+        [(OUTPUTS, 0, 0), (distillation("4", None), 0, 5), (CHANNELS, 3, 0), (distillation("cwd", "1"), 3, 5)],
         ids=["outputs", "attention", "channels", "both"],
     )
     def test_networks_are_asked_for_what_is_compared_and_no_more(self, chosen, features, maps):
@@ -411,9 +381,8 @@ class TestAdapters:
     def test_nothing_of_the_teacher_is_a_parameter_or_a_buffer_of_the_distiller(self):
         wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
         distiller = self.of(tiny(), wide)
-        assert {name for name, _ in distiller.named_parameters()} == {
-            f"adapters.{key}.weight" for key in distiller.adapters
-        }
+        adapters = {f"adapters.{key}.weight" for key in distiller.adapters}
+        assert {name for name, _ in distiller.named_parameters()} == adapters
         assert not list(distiller.buffers())
         distiller.train()
         assert not distiller.teacher._model.training
