@@ -111,6 +111,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def toy(folder) -> tuple[str, ...]:
+    """The network and the pictures of `folder`, as flags."""
+    return ("--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"))
+
+
 @pytest.fixture
 def no_plots(monkeypatch):
     """Plots take longer than a tiny run; those of the report page are drawn."""
@@ -132,15 +138,13 @@ def drawn(monkeypatch):
 
 
 @pytest.fixture
-def run(folder, tmp_path, capsys):
+def run(toy, tmp_path, capsys):
     """Call train.py in this process with fast settings; returns its JSON document."""
 
     def call(*flags: str):
         defaults = ["--workers", "0", "--device", "cpu", "--project", str(tmp_path / "runs"), "--json"]
-        files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-        quick = ["--batch-size", "4"]
         capsys.readouterr()
-        train.main([*defaults, *(() if "--resume" in flags else (*files, *quick)), *flags])
+        train.main([*defaults, *(() if "--resume" in flags else (*toy, "--batch-size", "4")), *flags])
         return json.loads(capsys.readouterr().out)
 
     return call

@@ -10,6 +10,8 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,15 @@ def columns(document: dict) -> dict[str, list[float]]:
     return {key: [float(row[key]) for row in rows] for key in rows[0] if key.startswith("kd_")}
 
 
+@contextmanager
+def input_error(match: str, kind: type[Exception] = InputError) -> Iterator[None]:
+    """An error of one line with exit status 2 is expected."""
+    with pytest.raises(kind, match=match) as caught:
+        yield
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+
+
 def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -105,10 +116,10 @@ def sha256(path: str) -> str:
 )
 def test_every_term_has_a_column_and_the_teacher_an_entry_in_the_lineage(run, teacher, flags, terms):
     document = run(*QUICK, "--t_weights", teacher, *flags)
-    found = columns(document)
-    assert list(found) == [f"kd_{term}_loss" for term in terms]
-    assert all(math.isfinite(value) and value >= 0 for values in found.values() for value in values)
-    assert sum(values[0] for values in found.values()) > 0
+    losses = columns(document)
+    assert list(losses) == [f"kd_{term}_loss" for term in terms]
+    assert all(math.isfinite(value) and value >= 0 for values in losses.values() for value in values)
+    assert sum(values[0] for values in losses.values()) > 0
     for path in (document["last"], document["best"]):
         assert read_checkpoint(Path(path))["lineage"] == [
             {"path": teacher, "sha256": sha256(teacher), "teacher": " ".join(flags)}
@@ -131,24 +142,9 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_before_its_first_ste
     plain = parse(TINY.replace("batch_normalize=1\n", ""), "plain.cfg")
     path = checkpoint(tmp_path / "plain.pt", plain)
     (tmp_path / "plain.cfg").write_text(format_network(plain))
-    found = columns(
-        run(
-            *QUICK,
-            "--cfg",
-            str(tmp_path / "plain.cfg"),
-            "--weights",
-            path,
-            "--t_weights",
-            path,
-            "--KDstr",
-            "4",
-            "--AT_str",
-            "2",
-            "--batch-size",
-            "9",
-        )
-    )
-    assert max(abs(values[0]) for values in found.values()) < 1e-4
+    files = ("--cfg", str(tmp_path / "plain.cfg"), "--weights", path, "--t_weights", path)
+    document = run(*QUICK, *files, "--KDstr", "4", "--AT_str", "2", "--batch-size", "9")
+    assert max(abs(values[0]) for values in columns(document).values()) < 1e-4
 
 
 def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypatch):
@@ -181,27 +177,9 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
 class TestAdapters:
     """Convolutions that are trained with the student."""
 
-    FLAGS = (
-        "--epochs",
-        "4",
-        "--img_size",
-        "32",
-        "64",
-        "64",
-        "--batch-size",
-        "2",
-        "--seed",
-        "7",
-        "--KDstr",
-        "cwd",
-        "--AT_str",
-        "3",
-        "-sr",
-        "--prune",
-        "1",
-        "--s",
-        "1e-3",
-    )
+    SIZES = ("--img_size", "32", "64", "64", "--batch-size", "2")
+    SPARSE = ("-sr", "--prune", "1", "--s", "1e-3")
+    FLAGS = ("--epochs", "4", "--seed", "7", *SIZES, "--KDstr", "cwd", "--AT_str", "3", *SPARSE)
 
     @pytest.fixture(autouse=True)
     def accumulating(self, monkeypatch):
@@ -225,11 +203,8 @@ class TestAdapters:
         }
         assert not torch.equal(between["head at 8.weight"], mine["adapters"]["head at 8.weight"])
         assert mine["lineage"] == theirs["lineage"] and len(mine["lineage"]) == 1
-        rows = [
-            [line.split(",")[:7] for line in (path.parent.parent / "results.csv").read_text().splitlines()]
-            for path in (cut, straight)
-        ]
-        assert rows[0] == rows[1]
+        tables = [(path.parent.parent / "results.csv").read_text().splitlines() for path in (cut, straight)]
+        assert [line.split(",")[:7] for line in tables[0]] == [line.split(",")[:7] for line in tables[1]]
 
     def test_they_are_part_of_no_network_that_is_written(self, run, wide):
         document = run(*QUICK, "--t_weights", wide, "--KDstr", "cwd")
@@ -239,9 +214,8 @@ class TestAdapters:
         assert "adapters" not in best
         assert set(read_checkpoint(folder / "weights" / "last.pt")["model"]) == set(best["model"])
         network = cfg_file.load(str(folder / "model.cfg"))
-        assert [dataclasses.replace(block, line=0) for block in network.blocks] == [
-            dataclasses.replace(block, line=0) for block in tiny().blocks
-        ]
+        ours, theirs = ([dataclasses.replace(b, line=0) for b in each.blocks] for each in (network, tiny()))
+        assert ours == theirs
         assert (folder / "weights" / "best.weights").stat().st_size == file_bytes(tiny())
         assert read_checkpoint(folder / "weights" / "last.pt")["adapters"]
 
@@ -295,14 +269,12 @@ class TestResume:
         assert [Path(entry["path"]).name for entry in lineage] == ["teacher.pt"]
         last = Path(document["last"]).read_bytes()
         checkpoint(Path(teacher), tiny(), seed=6)
-        with pytest.raises(InputError, match=r"--resume .*exp: its teacher was changed") as caught:
+        with input_error(r"--resume .*exp: its teacher was changed"):
             run("--resume", document["run_dir"])
-        assert caught.value.exit_status == 2
         assert Path(document["last"]).read_bytes() == last
         Path(teacher).unlink()
-        with pytest.raises(Exception, match=r"teacher\.pt") as caught:
+        with input_error(r"teacher\.pt", Exception):
             run("--resume", document["run_dir"])
-        assert caught.value.exit_status == 2
 
     def test_the_network_of_the_teacher_must_be_the_same_too(self, run, files, tmp_path):
         (tmp_path / "t.cfg").write_text(TINY)
@@ -356,17 +328,13 @@ class TestFlags:
         ],
     )
     def test_flags_that_make_no_sense(self, run, tmp_path, flags, match):
-        with pytest.raises(Exception, match=match) as caught:
+        with input_error(match, Exception):
             run("--epochs", "1", *flags)
-        assert caught.value.exit_status == 2
-        assert "\n" not in str(caught.value)
         assert not (tmp_path / "runs").exists()
 
     def test_darknets_weights_need_their_network(self, run, files):
-        with pytest.raises(
-            InputError,
-            match=r"--t_weights .*n\.weights: a Darknet \.weights file does not say its network; add --t_cfg",
-        ):
+        match = r"--t_weights .*n\.weights: a Darknet \.weights file does not say its network; add --t_cfg"
+        with pytest.raises(InputError, match=match):
             run("--epochs", "1", "--t_weights", files[3])
 
 
@@ -390,11 +358,8 @@ class TestTeachers:
 
     def test_one_of_other_classes_teaches_boxes_and_features_only(self, run, tmp_path, lines):
         other = checkpoint(tmp_path / "other.pt", adapt_classes(tiny(), 5))
-        with pytest.raises(
-            InputError, match=r"--KDstr 1: compares scores, but .*other\.pt.* has 5 classes and the student 2"
-        ) as caught:
+        with input_error(r"--KDstr 1: compares scores, but .*other\.pt.* has 5 classes and the student 2"):
             run(*QUICK, "--t_weights", other, "--KDstr", "1")
-        assert caught.value.exit_status == 2
         assert list(columns(run(*QUICK, "--t_weights", other))) == ["kd_box_loss", "kd_attention_loss"]
         assert sum("5 classes and the student 2: objectness, classes left out" in line for line in lines) == 1
         assert list(columns(run(*QUICK, "--t_weights", other, "--AT_str", "1"))) == ["kd_attention_loss"]
@@ -402,17 +367,13 @@ class TestTeachers:
     def test_an_input_that_its_stride_does_not_divide_is_refused(self, run, root, tmp_path):
         """The demo network has a head at stride 16, the tiny one's largest stride is 8."""
         coarse = checkpoint(tmp_path / "coarse.pt", adapt_classes(cfg_file.load(str(root / "cfg" / "demo.cfg")), 2))
-        for flags, match in (
-            (
-                ("--img_size", "72"),
-                r"coarse\.pt: needs an input with sides that are multiples of 16; a side is 72 here",
-            ),
-            (("--img_size", "64", "--multi-scale"), "multiples of 16; sides are multiples of 8 here"),
-            (("--img_size", "64", "96"), "multiples of 16; sides are multiples of 8 here"),
+        for flags, reason in (
+            (("--img_size", "72"), "a side is 72"),
+            (("--img_size", "64", "--multi-scale"), "sides are multiples of 8"),
+            (("--img_size", "64", "96"), "sides are multiples of 8"),
         ):
-            with pytest.raises(InputError, match=match) as caught:
+            with input_error(rf"coarse\.pt: needs an input with sides that are multiples of 16; {reason} here"):
                 run(*QUICK, *flags, "--t_weights", coarse, "--AT_str", "1")
-            assert caught.value.exit_status == 2
         document = run(*QUICK, "--img_size", "64", "--t_weights", coarse, "--KDstr", "3", "--AT_str", "1")
         assert len(columns(document)) == 4
 
@@ -429,20 +390,10 @@ class TestTeachers:
     ids=lambda flags: " ".join(flags),
 )
 def test_all_else_goes_on_as_without_a_teacher(run, wide, flags):
-    document = run(
-        "--epochs",
-        "2",
-        *flags,
-        "--t_weights",
-        wide,
-        "--AT_str",
-        "3",
-        *(() if "--KDstr" in flags else ("--KDstr", "cwd")),
-    )
-    found = columns(document)
-    assert len(found) >= 6
-    assert all(math.isfinite(value) for values in found.values() for value in values)
-    assert {len(values) for values in found.values()} == {2}
+    losses = columns(run("--epochs", "2", *flags, "--t_weights", wide, "--AT_str", "3", "--KDstr", "cwd"))
+    assert len(losses) >= 6
+    assert all(math.isfinite(value) for values in losses.values() for value in values)
+    assert {len(values) for values in losses.values()} == {2}
 
 
 @pytest.mark.slow

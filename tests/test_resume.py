@@ -101,26 +101,13 @@ def at_call(monkeypatch, number: int, act, name: str = "detection_loss") -> None
     monkeypatch.setattr(loop, name, call)
 
 
-def test_killed_four_times_and_resumed_is_bit_identical(run, straight, folder, tmp_path):
+def test_killed_four_times_and_resumed_is_bit_identical(run, straight, toy, tmp_path):
     """In an accumulated step, while a checkpoint is flushed, before it is renamed, and just after a resume."""
-    folder_flags = [
-        "--cfg",
-        f"{folder}/n.cfg",
-        "--data",
-        f"{folder}/d.data",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--project",
-        f"{tmp_path}/runs",
-        "--name",
-        "cut",
-    ]
+    begin = (*toy, "--workers", "0", "--device", "cpu", "--project", f"{tmp_path}/runs", "--name", "cut", *FLAGS)
     directory = tmp_path / "runs" / "cut"
     epochs = []
     for number, place in enumerate(("loss:9", "fsync:4", "replace:5", "loss:1")):
-        flags = [*folder_flags, *FLAGS] if number == 0 else ["--resume", str(directory)]
+        flags = begin if number == 0 else ("--resume", str(directory))
         done = subprocess.run([sys.executable, "-c", KILLED, place, *flags], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         epochs.append(read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"])
@@ -150,10 +137,11 @@ def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, strai
         run(*FLAGS, "--name", "cut")
     resumed = run("--resume", str(tmp_path / "runs" / "cut"))
     assert_same(state(Path(resumed["last"])), straight)
-    rows = (tmp_path / "runs" / "cut" / "results.csv").read_text().splitlines()
-    scores = [[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows]
-    rows = (tmp_path / "runs" / "straight" / "results.csv").read_text().splitlines()
-    assert scores == [[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows]
+    scores = []
+    for name in ("cut", "straight"):
+        rows = (tmp_path / "runs" / name / "results.csv").read_text().splitlines()
+        scores.append([[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows])
+    assert scores[0] == scores[1]
 
 
 def test_a_second_signal_ends_at_once(run, monkeypatch):
@@ -194,9 +182,8 @@ def test_a_failed_write_leaves_the_checkpoint_as_it_was(run, tmp_path, monkeypat
 
     at_call(monkeypatch, 7, fill)
     try:
-        with pytest.raises(
-            ResourceError, match=r"(best|last)\.pt: cannot be written: File too large; \d+ bytes"
-        ) as caught:
+        too_large = r"(best|last)\.pt: cannot be written: File too large; \d+ bytes"
+        with pytest.raises(ResourceError, match=too_large) as caught:
             run(*FLAGS, "--name", "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -232,21 +219,10 @@ def test_other_pictures_cannot_be_resumed(run, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_with_workers_it_is_bit_identical(folder, tmp_path):
+def test_killed_at_random_instants_with_workers_it_is_bit_identical(toy, tmp_path):
     """Eight times kill -9 of the whole group, wherever the run then is: starting, loading, saving, evaluating."""
     common = [sys.executable, "train.py", "--workers", "2", "--device", "cpu"]
-    begin = [
-        *common,
-        "--cfg",
-        f"{folder}/n.cfg",
-        "--data",
-        f"{folder}/d.data",
-        *FLAGS,
-        "--epochs",
-        "40",
-        "--project",
-        f"{tmp_path}/runs",
-    ]
+    begin = [*common, *toy, *FLAGS, "--epochs", "40", "--project", f"{tmp_path}/runs"]
     subprocess.run([*begin, "--name", "straight"], cwd=ROOT, check=True, capture_output=True)
     rng = random.Random(1000)
     last = tmp_path / "runs" / "cut" / "weights" / "last.pt"

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 from models import Darknet, fuse
 from tests.nets import TINY, tiny
+from tests.test_resume import assert_same, state
 from utils.checkpoint import load_model, read_checkpoint
 from utils.data.datasets import DetectionDataset, cut_batches, make_loader
 from utils.data.index import index
@@ -80,20 +82,15 @@ runpy.run_path("train.py", run_name="__main__")
 """train.py, whose second process runs out of memory in its first batch."""
 
 
-def torchrun(*flags: str, script: Path | str = "train.py") -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *flags: str, script: Path | str = "train.py", environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
     """The script in two processes of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables = {**environment, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        [*command, *flags], cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=300
     )
-
-
-def state(path: Path | str) -> dict[str, torch.Tensor]:
-    """Tensors that a training goes on from."""
-    checkpoint = read_checkpoint(Path(path))
-    parts = checkpoint["optimizer"]["state"] | {part: checkpoint[part] for part in ("model", "ema")}
-    return {f"{part} {key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_plots):
@@ -115,7 +112,7 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
 
 
 @pytest.mark.slow
-def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(folder, tmp_path, run, no_plots):
+def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy, folder, tmp_path, run, no_plots):
     """One gets Ctrl-C; the weights are bit for bit those of a run without. The last score is that of one process.
 
     Running statistics are not exchanged. γ go as they go in one process. A thread of the process group that lets go of
@@ -123,8 +120,7 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
     """
     for name, text in (("watched", WATCHED), ("stopped", STOPPED)):
         (tmp_path / f"{name}.py").write_text(text)
-    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
-    flags = (*files, *FLAGS, *SPARSE, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    flags = (*toy, *FLAGS, *SPARSE, "--batch-size", "2", "--project", str(tmp_path / "two"))
 
     straight = torchrun(*flags, script=tmp_path / "watched.py")
     assert straight.returncode == 0, straight.stderr
@@ -137,8 +133,7 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
     assert "SIGINT after epoch 0, batch 2: saved; --resume" in stopped.stderr
     resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
     assert resumed.returncode == 0, resumed.stderr
-    ours, theirs = state(json.loads(resumed.stdout)["last"]), state(document["last"])
-    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
 
     loaded = load_model(ModelFiles(None, Path(document["best"]), True))
     pictures = DetectionDataset(index(folder / "val.txt", ("a", "b")), size=(64, 64))
@@ -156,22 +151,21 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(fold
 
 
 @pytest.mark.slow
-def test_a_process_that_runs_out_of_memory_says_so_and_ends_all(folder, tmp_path):
+def test_a_process_that_runs_out_of_memory_says_so_and_ends_all(toy, tmp_path):
     (tmp_path / "full.py").write_text(FULL)
-    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--project", str(tmp_path / "two")]
-    done = torchrun(*files, *FLAGS, "--batch-size", "2", script=tmp_path / "full.py")
+    flags = (*toy, *FLAGS, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    done = torchrun(*flags, script=tmp_path / "full.py")
     assert done.returncode != 0
     assert "error: process 1: out of memory with --batch-size 2; try --batch-size 1 (CUDA" in done.stderr
     assert "utils/training" not in done.stderr, "a traceback"
 
 
 @pytest.mark.slow
-def test_two_processes_round_alike(folder, tmp_path):
+def test_two_processes_round_alike(toy, tmp_path):
     """Bounds and statistics are the first one's, which writes them; the other has the same before every step."""
-    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data")]
     quantized = ("--quantized", "1", "--BN_Fold", "--target", "arm")
     (tmp_path / "watched.py").write_text(WATCHED)
-    flags = (*files, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
+    flags = (*toy, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
     done = torchrun(*flags, script=tmp_path / "watched.py")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("exchanges of buffers: 4") == 2, "one before every step"
@@ -237,9 +231,8 @@ def test_processes_with_gpus_are_joined_by_nccl_which_knows_the_gpu_of_each(monk
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
     for device in ("0", "cuda:0"):
         with pytest.raises(InputError, match="with torchrun each process takes a GPU of its own"), joined(device):
             pass
