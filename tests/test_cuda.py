@@ -11,6 +11,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.nets import TINY
+from tests.test_team import torchrun
 from utils.checkpoint import read_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
@@ -61,12 +63,8 @@ class Gpu:
 
     def __init__(self, library: Path, root: Path) -> None:
         paths = os.pathsep.join(map(str, (root / "tests/pretend_cuda", root)))
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": paths,
-            "PRETEND_CUDA": str(library),
-            "OMP_NUM_THREADS": "1",
-        }
+        more = {"PYTHONPATH": paths, "PRETEND_CUDA": str(library), "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, **more}
         self.root, self.log, self.kernels, self.pinnings = root, "", 0, 0
         self.process = subprocess.Popen(
             [sys.executable, root / "tests/pretend_cuda/serve.py"],
@@ -146,9 +144,9 @@ def gpu(library, root):
     process.close()
 
 
-def run_training(gpu: Gpu, folder: Path, project: Path, *flags: object) -> Run:
+def run_training(gpu: Gpu, toy: tuple[str, ...], project: Path, *flags: object) -> Run:
     quick = ("--workers", "0", "--project", project, "--json")
-    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--batch-size", "4", "--epochs", "2")
+    files = (*toy, "--batch-size", "4", "--epochs", "2")
     document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
     with (Path(document["run_dir"]) / "results.csv").open() as file:
         losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
@@ -156,17 +154,17 @@ def run_training(gpu: Gpu, folder: Path, project: Path, *flags: object) -> Run:
 
 
 @pytest.fixture
-def train(gpu, folder, tmp_path):
+def train(gpu, toy, tmp_path):
     """Train the network of tests/nets.py."""
-    return partial(run_training, gpu, folder, tmp_path)
+    return partial(run_training, gpu, toy, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def trained(gpu, folder, tmp_path_factory) -> tuple[object, ...]:
+def trained(gpu, toy, tmp_path_factory) -> tuple[object, ...]:
     """A trained network and the pictures, as flags."""
-    run = run_training(gpu, folder, tmp_path_factory.mktemp("trained"), "--device", "0")
+    run = run_training(gpu, toy, tmp_path_factory.mktemp("trained"), "--device", "0")
     assert run.document["map50"] > 0.1
-    return ("--weights", run.document["best"], "--data", folder / "d.data", "--json")
+    return ("--weights", run.document["best"], *toy[2:], "--json")
 
 
 def momentum(run: Run) -> list[torch.Tensor]:
@@ -310,15 +308,12 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
     assert scaler["scale"] < 65536 and last["scaler"] != scaler
 
 
-def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
+def test_two_gpus_train_what_one_does(gpu, train, toy, tmp_path):
     """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
     flags = ("--amp", "off", "--seed", "3")
     one = train("--device", "0", *flags)
-    files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--epochs", "2", "--workers", "0", "--json")
-    options = ("--batch-size", "2", "--sync-bn", "--project", tmp_path / "two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    command = [*launch, *map(str, (*files, *flags, *options))]
-    done = subprocess.run(command, cwd=gpu.root, env=gpu.environment, capture_output=True, text=True, check=False)
+    options = ("--epochs", "2", "--workers", "0", "--json", "--batch-size", "2", "--sync-bn")
+    done = torchrun(*toy, *flags, *options, "--project", str(tmp_path / "two"), environment=gpu.environment)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     two = Run(document, read_checkpoint(Path(document["last"])), [])
@@ -326,13 +321,12 @@ def test_two_gpus_train_what_one_does(gpu, train, folder, tmp_path):
     assert document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-3)
 
 
-def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, folder, tmp_path):
+def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, toy, tmp_path):
     """Room for the network, and not for a batch of 4 · 3 · 64 · 64 values."""
     limit = "import torch; gpu = torch.cuda.pretend.library; gpu.pretend_limit({})"
     gpu.execute(limit.format("gpu.pretend_held() + 150_000"))
     try:
-        files = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--workers", "0", "--project", tmp_path)
-        gpu("train.py", *files, "--batch-size", "4", "--device", "0", status=5)
+        gpu("train.py", *toy, "--workers", "0", "--project", tmp_path, "--batch-size", "4", "--device", "0", status=5)
         assert gpu.log.splitlines()[-1].startswith("error: ") and "--batch-size 2" in gpu.log
     finally:
         gpu.execute(limit.format(1 << 34))
@@ -373,12 +367,12 @@ def test_a_gpu_writes_the_network_that_the_cpu_writes(gpu, trained, tmp_path, sc
     assert cpu.keys() == cuda.keys() and all(torch.equal(cpu[key], cuda[key]) for key in cpu)
 
 
-def test_a_compression_runs_on_the_gpu(gpu, folder, tmp_path):
+def test_a_compression_runs_on_the_gpu(gpu, toy, tmp_path):
     """Its stages are processes of their own."""
     stages = "train: {script: train, epochs: 1, workers: 0}", "quantize: {script: quantize, calib: 4}"
     (tmp_path / "recipe.yaml").write_text("stages:\n" + "".join(f"  {stage}\n" for stage in stages))
-    call = ("--cfg", folder / "n.cfg", "--data", folder / "d.data", "--recipe", tmp_path / "recipe.yaml")
-    document = gpu("compress.py", *call, "--project", tmp_path / "runs", "--json")
+    recipe = ("--recipe", tmp_path / "recipe.yaml")
+    document = gpu("compress.py", *toy, *recipe, "--project", tmp_path / "runs", "--json")
     run = Path(document["run_dir"])
     for stage in ("train", "quantize"):
         assert json.loads((run / stage / "env.json").read_text())["gpus"] == ["pretend GPU"] * 2
@@ -387,27 +381,14 @@ def test_a_compression_runs_on_the_gpu(gpu, folder, tmp_path):
 
 def test_training_makes_tensors_on_the_device_that_it_is_told(sources):
     """A tensor of the CPU among those of a GPU is refused there; this shows it where no pretend GPU can be compiled."""
-    makers = {
-        "arange",
-        "empty",
-        "eye",
-        "full",
-        "linspace",
-        "ones",
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "tensor",
-        "zeros",
-    }
+    makers = r"torch\.(arange|empty|eye|full|linspace|ones|rand|randn|randint|randperm|tensor|zeros)"
     rooms = ("utils/detection/", "utils/distillation/", "utils/training/")
     wrong = [
         f"{source.path}:{node.lineno}: {ast.unparse(node)}"
         for source in sources
         if source.path.startswith(rooms)
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in makers}
+        if isinstance(node, ast.Call) and re.fullmatch(makers, ast.unparse(node.func))
         if not any(keyword.arg == "device" for keyword in node.keywords)
     ]
     assert not wrong, "\n".join(wrong)
