@@ -147,11 +147,12 @@ def with_heads(network: Network, **values: object) -> Network:
 
 
 @contextmanager
-def refused(error: type[Exception], match: str) -> Iterator[None]:
-    """An error is expected, whose text is one line."""
+def refused(error: type[Exception], match: str, status: int | None = None) -> Iterator[None]:
+    """An error is expected, whose text is one line, and perhaps an exit status."""
     with pytest.raises(error, match=match) as caught:
         yield
     assert "\n" not in str(caught.value)
+    assert status in (None, getattr(caught.value, "exit_status", None))
 
 
 @contextmanager

@@ -85,7 +85,12 @@ def values(student: Outputs, teacher: Outputs, names: Sequence[str] = tuple(TERM
 
 def changed(given: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
     """Every tensor with the same change."""
-    return Outputs(tuple(map(change, given.heads)), {block: change(value) for block, value in given.features.items()})
+    return with_features(Outputs(tuple(map(change, given.heads)), given.features), change)
+
+
+def with_features(given: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """Features with the same change, and the heads as they are."""
+    return Outputs(given.heads, {block: change(value) for block, value in given.features.items()})
 
 
 def leaves(given: Outputs) -> tuple[Outputs, list[Tensor]]:
@@ -196,19 +201,14 @@ class TestAttention:
             lambda f: -0.2 * f,
             lambda f: f.flip(1),
             lambda f: f * (-1.0) ** torch.arange(f.shape[1])[:, None, None],
+            lambda f: f.repeat(1, 2, 1, 1),
         ],
-        ids=["scaled", "negative", "permuted", "signs"],
+        ids=["scaled", "negative", "permuted", "signs", "every channel twice"],
     )
-    def test_scale_order_and_sign_of_the_channels_do_not_matter(self, change, student, teacher):
+    def test_scale_order_sign_and_number_of_the_channels_do_not_matter(self, change, student, teacher):
         before = values(student, teacher, self.TERMS)
-        other = Outputs(student.heads, {block: change(value) for block, value in student.features.items()})
-        assert values(other, teacher, self.TERMS) == pytest.approx(before, rel=1e-4)
+        assert values(with_features(student, change), teacher, self.TERMS) == pytest.approx(before, rel=1e-4)
         assert min(before.values()) > 0
-
-    def test_width_does_not_matter(self, student, teacher):
-        """Every channel twice is the same map."""
-        wide = Outputs(student.heads, {block: f.repeat(1, 2, 1, 1) for block, f in student.features.items()})
-        assert values(wide, teacher, self.TERMS) == pytest.approx(values(student, teacher, self.TERMS), rel=1e-4)
 
     def test_it_is_between_zero_and_two(self, student, teacher):
         """2 for maps that have no cell in common."""
@@ -256,11 +256,9 @@ class TestChannels:
     def test_pkd_does_not_see_scale_and_shift_of_a_channel_and_is_two_for_its_opposite(self, student, teacher):
         before = values(student, teacher, ("pkd",))["pkd"]
         gain, shift = torch.rand(2, 12, 1, 1) + 0.5
-        other = Outputs(
-            student.heads, {b: f * gain[: f.shape[1]] + shift[: f.shape[1]] for b, f in student.features.items()}
-        )
+        other = with_features(student, lambda f: f * gain[: f.shape[1]] + shift[: f.shape[1]])
         assert values(other, teacher, ("pkd",))["pkd"] == pytest.approx(before, abs=1e-5)
-        opposite = Outputs(student.heads, {b: -f for b, f in teacher.features.items()})
+        opposite = with_features(teacher, torch.neg)
         assert values(opposite, teacher, ("pkd",))["pkd"] == pytest.approx(2, abs=1e-5)
 
     @pytest.mark.parametrize("constant", [0.0, 0.3, 777.7, -6e4])
@@ -384,9 +382,7 @@ class TestBoxes:
         """One picture where the teacher is nearer and one where the student is: half of the first one's."""
         far, near = self.given(0.5), self.given(0.1)
         alone = TERMS["box_bounded"](of_one_head(far, near, self.ROW)).item()
-        both = [
-            Outputs((torch.cat(heads),), {}) for heads in ((far.heads[0], near.heads[0]), (near.heads[0], far.heads[0]))
-        ]
+        both = [Outputs((torch.cat((a.heads[0], b.heads[0])),), {}) for a, b in ((far, near), (near, far))]
         found = of_one_head(*both, twice(self.ROW, 1))
         assert TERMS["box_bounded"](found).item() == pytest.approx(alone / 2, rel=1e-5)
 
@@ -407,18 +403,15 @@ class TestBoxes:
 
     def test_heads_may_come_in_another_order(self, student, teacher):
         """As those of YOLOv4 do, for which YOLOv3 has the coarsest first."""
-        heads = [i for i, b in enumerate(NETWORK.blocks) if isinstance(b, Yolo)]
+        first, second = NETWORK.heads
         blocks = list(NETWORK.blocks)
-        blocks[heads[0]], blocks[heads[1]] = blocks[heads[1]], blocks[heads[0]]
+        blocks[first], blocks[second] = blocks[second], blocks[first]
         other = dataclasses.replace(NETWORK, blocks=tuple(blocks))
         pairing = pair(NETWORK, NETWORK, SEVERAL)
         crossed = tuple(dataclasses.replace(p, teacher=1 - p.teacher) for p in pairing.heads)
-        found = values(
-            student,
-            Outputs(teacher.heads[::-1], teacher.features),
-            networks=(NETWORK, other),
-            pairing=dataclasses.replace(pairing, heads=crossed),
-        )
+        turned = Outputs(teacher.heads[::-1], teacher.features)
+        pairing = dataclasses.replace(pairing, heads=crossed)
+        found = values(student, turned, networks=(NETWORK, other), pairing=pairing)
         assert found == pytest.approx(values(student, teacher))
 
     @pytest.mark.parametrize("term", sorted(TERMS))

@@ -10,15 +10,13 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from models import Darknet, fuse
-from tests.nets import TINY, tiny
+from tests.nets import TINY, refused, tiny
 from tests.test_resume import assert_same, at_call, state
 from tests.test_team import FLAGS, torchrun
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
@@ -89,15 +87,6 @@ def columns(document: dict) -> dict[str, list[float]]:
     with open(Path(document["run_dir"]) / "results.csv", newline="") as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
     return {key: [float(row[key]) for row in rows] for key in rows[0] if key.startswith("kd_")}
-
-
-@contextmanager
-def input_error(match: str, kind: type[Exception] = InputError) -> Iterator[None]:
-    """An error of one line with exit status 2 is expected."""
-    with pytest.raises(kind, match=match) as caught:
-        yield
-    assert caught.value.exit_status == 2
-    assert "\n" not in str(caught.value)
 
 
 def sha256(path: str) -> str:
@@ -269,11 +258,11 @@ class TestResume:
         assert [Path(entry["path"]).name for entry in lineage] == ["teacher.pt"]
         last = Path(document["last"]).read_bytes()
         checkpoint(Path(teacher), tiny(), seed=6)
-        with input_error(r"--resume .*exp: its teacher was changed"):
+        with refused(InputError, r"--resume .*exp: its teacher was changed", 2):
             run("--resume", document["run_dir"])
         assert Path(document["last"]).read_bytes() == last
         Path(teacher).unlink()
-        with input_error(r"teacher\.pt", Exception):
+        with refused(Exception, r"teacher\.pt", 2):
             run("--resume", document["run_dir"])
 
     def test_the_network_of_the_teacher_must_be_the_same_too(self, run, files, tmp_path):
@@ -328,7 +317,7 @@ class TestFlags:
         ],
     )
     def test_flags_that_make_no_sense(self, run, tmp_path, flags, match):
-        with input_error(match, Exception):
+        with refused(Exception, match, 2):
             run("--epochs", "1", *flags)
         assert not (tmp_path / "runs").exists()
 
@@ -358,7 +347,7 @@ class TestTeachers:
 
     def test_one_of_other_classes_teaches_boxes_and_features_only(self, run, tmp_path, lines):
         other = checkpoint(tmp_path / "other.pt", adapt_classes(tiny(), 5))
-        with input_error(r"--KDstr 1: compares scores, but .*other\.pt.* has 5 classes and the student 2"):
+        with refused(InputError, r"--KDstr 1: compares scores, but .*other\.pt.* has 5 classes and the student 2", 2):
             run(*QUICK, "--t_weights", other, "--KDstr", "1")
         assert list(columns(run(*QUICK, "--t_weights", other))) == ["kd_box_loss", "kd_attention_loss"]
         assert sum("5 classes and the student 2: objectness, classes left out" in line for line in lines) == 1
@@ -372,7 +361,8 @@ class TestTeachers:
             (("--img_size", "64", "--multi-scale"), "sides are multiples of 8"),
             (("--img_size", "64", "96"), "sides are multiples of 8"),
         ):
-            with input_error(rf"coarse\.pt: needs an input with sides that are multiples of 16; {reason} here"):
+            match = rf"coarse\.pt: needs an input with sides that are multiples of 16; {reason} here"
+            with refused(InputError, match, 2):
                 run(*QUICK, *flags, "--t_weights", coarse, "--AT_str", "1")
         document = run(*QUICK, "--img_size", "64", "--t_weights", coarse, "--KDstr", "3", "--AT_str", "1")
         assert len(columns(document)) == 4

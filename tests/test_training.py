@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import yaml
 
 import train
 from models import Darknet
-from tests.nets import TINY, tiny
+from tests.nets import TINY, refused, tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
@@ -137,7 +138,7 @@ class TestHyperparameters:
             ("momentum: 2", "momentum 2.0: allowed is 0 <= value <= 1"),
             ("mosaic: 3", "mosaic"),
             ("- 1", "a mapping"),
-            ("a: [", r"\.yaml:\d: not valid YAML"),
+            ("a: [", r":\d: not valid YAML"),
             ("!!python/object/apply:os.system ['x']", "not valid YAML"),
             ("lr0: 2001-99-99", "not valid YAML"),
             ("lr0: " + "[" * 5000, "not valid YAML"),
@@ -145,10 +146,8 @@ class TestHyperparameters:
     )
     def test_a_bad_file_is_refused_in_one_line(self, tmp_path, text, match):
         (tmp_path / "hyp.yaml").write_text(text)
-        with pytest.raises(InputError, match=match) as caught:
+        with refused(InputError, f"^{re.escape(str(tmp_path / 'hyp.yaml'))}.*{match}"):
             load_hyperparameters(tmp_path / "hyp.yaml")
-        assert str(caught.value).startswith(str(tmp_path / "hyp.yaml"))
-        assert "\n" not in str(caught.value)
 
     def test_keys_of_the_three_parts_are_distinct(self):
         hyp = Hyperparameters()
