@@ -388,12 +388,6 @@ class TestAdapters:
         assert not distiller.teacher._model.training
 
 
-def test_a_batch_that_the_teachers_stride_does_not_divide_is_refused(root):
-    teacher = Teacher(Darknet(load(root, "demo")), torch.device("cpu"))
-    with pytest.raises(InputError, match=r"multiples of 16; a batch is 64 x 40: leave out --rect"):
-        teacher(torch.rand(1, 3, 40, 64))
-
-
 def test_a_teacher_sees_what_its_model_sees_and_leaves_it_as_it_is():
     given = tiny()
     model = model_of(given, start(given)).train()

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from models import Darknet, Outputs, fuse, reduced
 from utils.boxes import EPSILON, similarity
 from utils.darknet.blocks import Network, Yolo
-from utils.darknet.network import max_stride
 from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import AT_LEAST_ONE
 from utils.detection.settings import Assignment
 from utils.distillation.matching import FeaturePair, HeadPair, Kept, Pairing, comparable, pair
 from utils.distillation.strategies import ATTENTION, Distillation, Quantity
-from utils.errors import InputError
 
 TEMPERATURE = 3.0
 """T of the suites this one follows: class scores are softened by it."""
@@ -51,21 +49,10 @@ class Teacher:
         self._model.to(device).to(memory_format=torch.channels_last)
         self.network: Network = model.network
         """The blocks as they were before folding; their numbers are the same."""
-        self._stride = max_stride(self.network)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
-        """Return what `Darknet.forward` does for images [B, C, H, W], 0…1.
-
-        Raises:
-            InputError: its stride does not divide a side, as may happen with --rect.
-        """
-        height, width = images.shape[-2:]
-        if height % self._stride or width % self._stride:
-            raise InputError(
-                f"the teacher needs an input with sides that are multiples of {self._stride}; a batch is "
-                f"{width} x {height}: leave out --rect"
-            )
+        """Return what `Darknet.forward` does for images [B, C, H, W], 0…1; its stride divides H and W."""
         return self._model(images, features, maps)
 
 

@@ -59,9 +59,9 @@ class Team:
         dist.all_reduce(summed)
         return summed.tolist()
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process."""
-        return [count > 0 for count in self.total(*map(float, flags))]
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process."""
+        return self.total(float(flag))[0] > 0
 
     def positives(self, count: float) -> float:
         """What a process divides its sums by, so that the mean of all gradients is that of one batch of all pictures.

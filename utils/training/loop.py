@@ -184,7 +184,9 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left, or patience was at its end."""
-        return self.progress.epoch >= self.settings.epochs or self._out_of_patience()
+        done, patience = self.progress, self.settings.patience
+        exhausted = patience > 0 and done.best_epoch > 0 and done.epoch - done.best_epoch >= patience
+        return done.epoch >= self.settings.epochs or exhausted
 
     def train(self) -> Progress:
         """Run what is left of the epochs.
@@ -338,7 +340,7 @@ class Trainer:
     def _check(self, terms: Mapping[str, float], position: int, batch: Batch) -> None:
         """Stop all processes before a step that would spoil the weights."""
         finite = math.isfinite(terms["total"])
-        if not self.team.any(not finite)[0]:
+        if not self.team.any(not finite):
             return
         place = f"epoch {self.progress.epoch + 1}, batch {position + 1}, step {self.progress.step + 1}"
         if finite:
@@ -370,7 +372,7 @@ class Trainer:
             ends = self.finished
             if ends or not self.settings.nosave:
                 self._save()
-        return self.team.any(ends)[0]
+        return self.team.any(ends)
 
     def _evaluate(self, dtype: torch.dtype | None) -> Metrics:
         """Return the scores of the model that is kept, with weights of a type; in float32 where 16 bits overflow.
@@ -408,7 +410,7 @@ class Trainer:
 
     def _leave_if_asked(self) -> None:
         """Save and stop, all processes at the same step, if any of them got a signal."""
-        if not self.team.any(bool(self.stop))[0]:
+        if not self.team.any(bool(self.stop)):
             return
         if self.team.leads:
             self.state.write_last(self.run, self.source)
@@ -444,10 +446,6 @@ class Trainer:
         log(f"{line}  {row['seconds']:.1f} s")
         for watch in self.watchers:
             watch(done.epoch, row)
-
-    def _out_of_patience(self) -> bool:
-        waited = self.progress.epoch - self.progress.best_epoch
-        return self.settings.patience > 0 and self.progress.best_epoch > 0 and waited >= self.settings.patience
 
     def _save(self) -> None:
         """The checkpoints of the epochs done; best.pt and best.weights when the last one is the best."""
