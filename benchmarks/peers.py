@@ -27,8 +27,8 @@ from utils.data.datasets import Batch
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError
-from utils.graph import channel_graph
 from utils.model_files import choose_model
+from utils.pruning.channel_graph import channel_graph
 from utils.quantization.scheme import QuantSettings
 from utils.quantization.settings import QuantRequest
 from utils.quantization.workflow import calibration_pictures, load_float

@@ -11,10 +11,9 @@ import torch
 from models import Darknet, load_arrays
 from utils.darknet.blocks import Convolutional
 from utils.errors import InfeasibleError
-from utils.graph import ChannelGraph
+from utils.pruning.channel_graph import ChannelGraph, Removal, choose_units
 from utils.pruning.policy import ChannelPolicy, candidates, choose
-from utils.pruning.surgery import Removal, arrays_of, gammas_of
-from utils.pruning.units import choose_units
+from utils.pruning.surgery import arrays_of, gammas_of
 
 SCRIPTS = ("normal", "regular", "shortcut", "slim", "group", "layer", "layer_channel")
 STRATEGIES = {name: importlib.import_module(f"{name}_prune").STRATEGY for name in SCRIPTS}

@@ -21,8 +21,8 @@ from utils.distillation.matching import LEAST_ANCHOR_IOU, Kept, comparable, feat
 from utils.distillation.strategies import AT, KD, Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
-from utils.graph import channel_graph
 from utils.model_files import choose_model
+from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.report import kept as kept_of
 from utils.pruning.surgery import gammas_of, prune_network

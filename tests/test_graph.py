@@ -9,7 +9,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import parse
 from utils.darknet.network import trace
-from utils.graph import channel_graph
+from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import candidates
 
 YOLOV4_CHAINS = (

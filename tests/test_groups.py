@@ -20,12 +20,11 @@ from tests.test_pruning import GATE
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
-from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
-from utils.pruning.certificate import difference, masked
+from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks
 from utils.pruning.policy import MERGES, ChannelPolicy, Group, candidates, check_percents, choose, pruning_groups
 from utils.pruning.report import group_figures
-from utils.pruning.surgery import Removal, arrays_of, prune_blocks, prune_network
+from utils.pruning.surgery import arrays_of, difference, masked, prune_network
 from utils.pruning.target import Amount, make_plan
 from utils.report.cost import network_cost
 

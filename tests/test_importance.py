@@ -19,12 +19,10 @@ from utils.darknet.cfg import parse
 from utils.data.datasets import Batch
 from utils.detection.settings import LossSettings
 from utils.errors import DataError, InfeasibleError, NumericsError
-from utils.graph import channel_graph
 from utils.pruning import importance, workflow
+from utils.pruning.channel_graph import Removal, channel_graph, residual_units
 from utils.pruning.importance import per_saving, savings
-from utils.pruning.surgery import Removal
 from utils.pruning.target import Amount, Plan
-from utils.pruning.units import residual_units
 from utils.report.cost import network_cost
 
 SIZE = (64, 64)

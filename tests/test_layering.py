@@ -13,7 +13,7 @@ TIERS = (
     ("utils.cli", "utils.device", "utils.files"),
     ("utils.flags",),
     ("utils.darknet", "utils.boxes"),
-    ("utils.foreign", "utils.graph", "utils.layers", "utils.model_files"),
+    ("utils.foreign", "utils.layers", "utils.model_files"),
     ("models",),
     ("utils.quantization",),
     ("utils.checkpoint", "utils.data", "utils.detection"),
@@ -33,7 +33,6 @@ SCRIPTS = ("utils.darknet.info", "utils.report.__main__")
 
 TORCH_FREE = (
     "utils.darknet",
-    "utils.graph",
     "utils.cli",
     "utils.errors",
     "utils.compress.journey",
@@ -45,10 +44,10 @@ TORCH_FREE = (
     "utils.flags",
     "utils.memory",
     "utils.model_files",
+    "utils.pruning.channel_graph",
     "utils.pruning.command",
     "utils.pruning.policy",
     "utils.pruning.target",
-    "utils.pruning.units",
     "utils.quantization.scheme",
     "utils.quantization.settings",
     "utils.report.cost",

@@ -23,9 +23,8 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.network import tensors
 from utils.errors import InfeasibleError, InputError, NumericsError
-from utils.graph import ChannelGraph, channel_graph
+from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks
 from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose
-from utils.pruning.surgery import Removal, prune_blocks
 
 POLICIES = {name: policy for name, policy in SCRIPT_POLICIES.items() if not policy.groups} | {
     "refused slim": ChannelPolicy(0),

@@ -18,9 +18,8 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network
 from utils.darknet.network import file_bytes, opencv_warning
-from utils.graph import channel_graph
+from utils.pruning.channel_graph import channel_graph, residual_units
 from utils.pruning.surgery import fold_constants, prune_network
-from utils.pruning.units import residual_units
 
 PERCENTS = {"normal": 0.3, "regular": 0.4, "shortcut": 0.3, "slim": 0.5, "layer": None, "layer_channel": 0.5}
 """Share of the channels that each script removes here; those whose name begins with layer take units, too."""

@@ -17,11 +17,18 @@ from utils.darknet.blocks import Convolutional
 from utils.darknet.cfg import format_network, parse
 from utils.darknet.network import max_stride, trace
 from utils.errors import InfeasibleError, NumericsError
-from utils.graph import channel_graph
-from utils.pruning.certificate import Certificate, certify, difference, masked
+from utils.pruning.channel_graph import Removal, channel_graph, choose_units, residual_units
 from utils.pruning.policy import POWERS, ChannelPolicy, choose
-from utils.pruning.surgery import Removal, arrays_of, fold_constants, gammas_of, prune_network
-from utils.pruning.units import choose_units, residual_units
+from utils.pruning.surgery import (
+    Certificate,
+    arrays_of,
+    certify,
+    difference,
+    fold_constants,
+    gammas_of,
+    masked,
+    prune_network,
+)
 
 STRATEGIES = {
     "normal": (0.3, 0),

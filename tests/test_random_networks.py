@@ -24,11 +24,9 @@ from utils.darknet.blocks import (
 )
 from utils.darknet.cfg import format_network, parse
 from utils.darknet.network import file_bytes, tensors, trace
-from utils.graph import ChannelGraph, channel_graph
-from utils.pruning.certificate import difference, masked, without_gamma
+from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks, residual_units
 from utils.pruning.policy import MERGES, POWERS, ChannelPolicy, candidates
-from utils.pruning.surgery import Removal, fold_constants, prune_blocks, prune_network
-from utils.pruning.units import residual_units
+from utils.pruning.surgery import difference, fold_constants, masked, prune_network, without_gamma
 
 POLICIES = st.builds(
     ChannelPolicy,

@@ -10,12 +10,10 @@ from models import load_arrays
 from tests.nets import one_head, tiny
 from tests.pruning import CONV, varied_arrays
 from utils.errors import NumericsError
-from utils.graph import channel_graph
 from utils.pruning import reconstruct as module
-from utils.pruning.certificate import masked
+from utils.pruning.channel_graph import Removal, channel_graph, residual_units
 from utils.pruning.reconstruct import most_pictures, reconstruct
-from utils.pruning.surgery import Removal, fold_constants, prune_network
-from utils.pruning.units import residual_units
+from utils.pruning.surgery import fold_constants, masked, prune_network
 
 
 def pictures(count: int = 2, side: int = 64) -> list[torch.Tensor]:

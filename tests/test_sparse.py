@@ -21,8 +21,8 @@ from tests.nets import tiny
 from tests.test_graph import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
-from utils.graph import channel_graph
 from utils.model_files import choose_model
+from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import advised_percent, candidates
 from utils.report.run_dir import read_results
 from utils.training import loop, optimizer

@@ -18,8 +18,8 @@ from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.errors import InfeasibleError, InputError
-from utils.graph import channel_graph
 from utils.pruning import workflow
+from utils.pruning.channel_graph import channel_graph
 from utils.pruning.target import Amount, PruneTarget, make_plan, make_steps
 from utils.report.cost import Latency, network_cost
 

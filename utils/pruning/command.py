@@ -28,11 +28,10 @@ from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
-from utils.graph import channel_graph
 from utils.model_files import ModelFiles, choose_model
+from utils.pruning.channel_graph import channel_graph, check_units, residual_units
 from utils.pruning.policy import SETS, ChannelPolicy, candidates, check_percents, pruning_groups
 from utils.pruning.target import Amount, Bounded, PruneTarget
-from utils.pruning.units import check_units, residual_units
 from utils.report.run_dir import check_run
 
 ROUNDS = 4

@@ -27,11 +27,9 @@ from utils.data.datasets import Batch
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
-from utils.graph import ChannelGraph
 from utils.layers import ConvBlock
-from utils.pruning.certificate import model_of
-from utils.pruning.surgery import Arrays
-from utils.pruning.units import Importance, residual_units
+from utils.pruning.channel_graph import ChannelGraph, Importance, residual_units
+from utils.pruning.surgery import Arrays, model_of
 from utils.report.cost import block_costs, total
 
 Counted = Literal["parameters", "macs"]

@@ -28,9 +28,7 @@ from utils.cli import flag, fraction, integer
 from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
 from utils.darknet.blocks.block import steps
 from utils.errors import InfeasibleError, InputError, NumericsError
-from utils.graph import ChannelGraph
-from utils.pruning.surgery import Keep
-from utils.pruning.units import Importance, residual_units
+from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, residual_units
 
 Scores = Mapping[int, NDArray[np.float64]]
 """Of each candidate's channels [C], by block number."""

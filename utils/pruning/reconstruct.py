@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from models import load_arrays
 from utils.darknet.blocks import Network
+from utils.darknet.blocks.block import IMAGE
 from utils.darknet.network import trace
 from utils.errors import NumericsError
-from utils.graph import IMAGE, ChannelGraph
 from utils.layers import ConvBlock
-from utils.pruning.surgery import Arrays, Removal
+from utils.pruning.channel_graph import ChannelGraph, Removal
+from utils.pruning.surgery import Arrays
 
 RIDGE = 1e-4
 """Of the mean power of the inputs: enough where channels repeat one another, too little to move other solutions."""

@@ -19,10 +19,10 @@ from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import file_bytes, opencv_warning
+from utils.pruning.channel_graph import Importance, numbers, residual_units, unit_scores
 from utils.pruning.policy import FREE_SHARE, advised_percent
-from utils.pruning.surgery import PrunedNetwork, numbers
+from utils.pruning.surgery import PrunedNetwork
 from utils.pruning.target import Plan
-from utils.pruning.units import Importance, residual_units, unit_scores
 from utils.report.cost import Cost, block_costs, network_cost, total
 from utils.report.plots import LayerBar, plot_channels, plot_threshold
 from utils.report.run_dir import RunDirectory

@@ -13,10 +13,18 @@ import numpy as np
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.errors import InfeasibleError
-from utils.graph import ChannelGraph
+from utils.pruning.channel_graph import (
+    ChannelGraph,
+    Importance,
+    Keep,
+    Removal,
+    Unit,
+    check_units,
+    choose_units,
+    most_units,
+    prune_blocks,
+)
 from utils.pruning.policy import ChannelChoice, ChannelPolicy, choose
-from utils.pruning.surgery import Keep, Removal, prune_blocks
-from utils.pruning.units import Importance, Unit, check_units, choose_units, most_units
 
 if TYPE_CHECKING:
     from utils.pruning.workflow import Pruner

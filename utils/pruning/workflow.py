@@ -30,23 +30,22 @@ from utils.detection.evaluate import Accuracy, measure_accuracy
 from utils.detection.settings import LossSettings
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
-from utils.graph import ChannelGraph, channel_graph
 from utils.pruning import report
-from utils.pruning.certificate import certify, masked, model_of
+from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, Removal, channel_graph, residual_units
 from utils.pruning.importance import per_saving, taylor
 from utils.pruning.reconstruct import most_pictures, reconstruct
 from utils.pruning.surgery import (
     Arrays,
-    Keep,
     PrunedNetwork,
-    Removal,
     arrays_of,
+    certify,
     fold_constants,
     gammas_of,
+    masked,
+    model_of,
     prune_network,
 )
 from utils.pruning.target import Amount, Plan, PruneTarget, make_plan, plan_for_target, plan_in_rounds
-from utils.pruning.units import Importance, residual_units
 from utils.report.cost import Cost, Latency, interleaved, network_cost
 from utils.report.run_dir import RunDirectory
 

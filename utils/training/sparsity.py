@@ -21,7 +21,7 @@ from torch import Tensor
 from models import Darknet
 from utils.cli import log
 from utils.errors import InputError, ResourceError
-from utils.graph import ChannelGraph, channel_graph
+from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, residual_units, unit_scores
 from utils.pruning.policy import (
     FREE_SHARE,
     SETS,
@@ -33,7 +33,6 @@ from utils.pruning.policy import (
     voters,
 )
 from utils.pruning.surgery import arrays_of, gammas_of
-from utils.pruning.units import Importance, residual_units, unit_scores
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
 from utils.training.optimizer import Schedule

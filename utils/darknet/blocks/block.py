@@ -194,7 +194,7 @@ class Block:
         return False
 
     def label(self, index: int, labels: Labeling) -> list[int]:
-        """Labels of its output channels when it stands at `index`; see `utils.graph`."""
+        """Labels of its output channels when it stands at `index`; see `utils.pruning.channel_graph`."""
         return labels.output(self.basis(index))
 
     def pruned(self, width: int, channels: int, moved: Callable[[int], int]) -> Block:
