@@ -23,10 +23,6 @@ from utils.quantization.settings import QuantRequest, SchemeFlags
 from utils.report.run_dir import RunDirectory, check_run
 
 EXAMPLE = "python quantize.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --calib 32"
-GONE = {
-    "equalize": "it often did harm where each channel has a scale of its own; --bias-correction and --max-drop help",
-    "sensitivity": "--keep-float and --max-drop measure what each convolution alone does to the heads",
-}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,7 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def make_parser() -> Parser:
     """The flags that the script takes."""
-    parser = Parser(__doc__, EXAMPLE, gone=GONE)
+    parser = Parser(__doc__, EXAMPLE)
     parser.add_settings("how it is rounded", SchemeFlags)
     parser.add_settings("bounds, and what stays float", QuantRequest)
     group = parser.add_argument_group("model and data")

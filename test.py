@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def make_parser() -> cli.Parser:
     """The flags that the script takes."""
-    parser = cli.Parser(__doc__, EXAMPLE, gone=flags.EVALUATOR_GONE)
+    parser = cli.Parser(__doc__, EXAMPLE)
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")

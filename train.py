@@ -26,7 +26,6 @@ from utils.report.run_dir import check_run
 from utils.training.evolve import run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import (
-    GONE,
     GROUPS,
     PATHS,
     START,
@@ -46,7 +45,7 @@ EXAMPLE = "python train.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --h
 
 def make_parser() -> Parser:
     """Return the parser of the script's flags."""
-    parser = Parser(__doc__, EXAMPLE, gone={name: gone.instead for name, gone in GONE.items()})
+    parser = Parser(__doc__, EXAMPLE)
     for title, kind in GROUPS.items():
         parser.add_settings(title, kind)
     return parser

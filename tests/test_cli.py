@@ -46,14 +46,14 @@ class Settings:
 
 
 def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
-    made = cli.Parser("", gone={"old_flag": "take --rect"})
+    made = cli.Parser("")
     made.add_settings("pictures", Settings)
     assert cli.settings_from(made.parse_args([]), Settings) == Settings()
     args = made.parse_args(["--img_size", "64", "32", "--batch-size", "4", "--rect"])
     assert cli.settings_from(args, Settings, classes=3) == Settings([64, 32], 4, True, 3)
     assert "pictures (default: 16)" in made.format_help() and "(default: None)" not in made.format_help()
-    with pytest.raises(InputError, match="--old_flag: is gone; take --rect"):
-        made.parse_args(["--old_flag", "3"])
+    with pytest.raises(InputError, match="--Nms-Thres: is gone; it is --iou-thres"):
+        made.parse_args(["--Nms-Thres", "3"])
     with pytest.raises(InputError, match="--batch-size: 0 is below 1"):
         made.parse_args(["--batch-size", "0"])
 

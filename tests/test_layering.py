@@ -9,7 +9,7 @@ import sys
 import pytest
 
 TIERS = (
-    ("utils.errors", "utils.memory"),
+    ("utils.errors", "utils.memory", "utils.old_flags"),
     ("utils.cli", "utils.device", "utils.files"),
     ("utils.flags",),
     ("utils.darknet", "utils.boxes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 import yaml
 
+import quantize
 import train
 from utils.checkpoint import read_checkpoint
 from utils.cli import Parser
 from utils.device import named_device, select_device
 from utils.errors import CheckpointError, InputError, WeightsError
 from utils.model_files import choose_model
+from utils.old_flags import OLD_FLAGS
 from utils.report.run_dir import read_results
 
 
@@ -189,3 +192,39 @@ def test_the_summary_has_the_best_epoch_and_the_median_of_the_last_ones():
         "median of the last 8: AP50 0.8700, AP50-95 0.5500",
         "best.pt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "match"),
+    [
+        ("train", ["--transfer"], "--transfer: is gone; --freeze"),
+        ("train", ["--mixedprecision"], "--mixedprecision: is gone; it is --amp"),
+        ("train", ["-mpt"], "-mpt: is gone; it is --amp"),
+        ("train", ["--local_rank", "0"], "--local_rank: is gone; torchrun"),
+        ("train", ["--img-weights"], "--img-weights: is gone; name pictures"),
+        ("train", ["--accumulate=2"], "--accumulate: is gone; batches are accumulated"),
+        ("detect", ["--nms-thres", "0.5"], "--nms-thres: is gone; it is --iou-thres"),
+        ("detect", ["--a-bit", "8"], "--a-bit: is gone; the file of --weights"),
+        ("layer_prune", ["--percent", "0.5"], "--percent: is gone; .*--shortcuts"),
+        ("slim_prune", ["--gray-scale"], "--gray-scale: is gone; .*channels=1"),
+        ("train", ["-sr", "--prune", "-1"], "--prune -1: with -sr, say which channels"),
+        ("train", ["--KDstr", "9"], "--KDstr: invalid choice: '9' .choose from 1, 2"),
+    ],
+)
+def test_flags_of_older_suites_are_answered(script, flags, match):
+    with pytest.raises(InputError, match=match):
+        importlib.import_module(script).main([*flags, "--weights", "no.pt"])
+
+
+def test_off_values_and_spellings_of_older_suites_are_taken():
+    args = train.parse_args(
+        ["--prune", "-1", "--kdstr", "-1", "--AT-str", "-1", "--quantized", "-1", "--Img-Size", "64"]
+    )
+    assert (args.prune, args.KDstr, args.AT_str, args.img_size) == (0, None, None, [64])
+    assert train.parse_args(["-sr", "--prune", "1"]).prune == 1
+
+
+def test_no_answer_is_for_a_flag_that_every_script_has():
+    known = [set(make()._option_string_actions) for make in (train.make_parser, quantize.make_parser)]
+    both = {flag.lstrip("-").replace("-", "_").lower() for flag in set.intersection(*known)}
+    assert not both & (OLD_FLAGS.keys() - {"fpga", "a_bit", "w_bit"})

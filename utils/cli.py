@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
 from utils.memory import keep_freed_memory
+from utils.old_flags import OLD_FLAGS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -46,13 +47,12 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose flags take `-` for `_` and the reverse, and whose errors are one line.
+    """ArgumentParser whose flags take `-` for `_` and any case, and whose errors are one line.
 
     Args:
         description: docstring of the script; its first paragraph opens the help.
         example: a command that runs as printed; closes the help.
         program: how the help calls the script; the file's name by default.
-        gone: flags of older versions, without dashes and with underscores, and what to do instead.
     """
 
     def __init__(
@@ -60,10 +60,8 @@ class Parser(argparse.ArgumentParser):
         description: str | None,
         example: str = "",
         program: str | None = None,
-        gone: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        self.gone = gone or {}
         super().__init__(
             prog=program,
             description=description,
@@ -130,17 +128,22 @@ class Parser(argparse.ArgumentParser):
         if not token.startswith("-") or token in self._option_string_actions or _NUMBER.match(token):
             return token
         flag, equals, value = token.partition("=")
-        known = {option.replace("_", "-"): option for option in self._option_string_actions}
-        return known.get(flag.replace("_", "-"), flag) + equals + value
+        known = {_plain(option): option for option in self._option_string_actions}
+        return known.get(_plain(flag), flag) + equals + value
 
     def _unknown(self, token: str) -> str:
         if not token.startswith("-"):
             return f"unexpected argument {token!r}; see --help"
         flag = token.partition("=")[0]
-        if reason := self.gone.get(flag.lstrip("-").replace("-", "_")):
+        if reason := OLD_FLAGS.get(flag.lstrip("-").replace("-", "_").lower()):
             return f"{flag}: is gone; {reason}"
         near = difflib.get_close_matches(flag.replace("_", "-"), list(self._option_string_actions), n=1)
         return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def _plain(flag: str) -> str:
+    """A flag as it is compared: `-` and `_` are the same, and so are `--BN_Fold` and `--bn-fold`."""
+    return flag.replace("_", "-").lower() if flag.startswith("--") else flag.replace("_", "-")
 
 
 def flag(default: Any, text: str, *names: str, **options: Any) -> Any:

@@ -13,10 +13,6 @@ from utils.errors import InputError
 
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
-EVALUATOR_GONE = {
-    "evaluator": "AP equals pycocotools' to the last digit; pycocotools reads what test.py --save-json writes"
-}
-"""--evaluator, which both scripts that measure had."""
 Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 

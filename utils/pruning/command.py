@@ -37,11 +37,6 @@ from utils.report.run_dir import check_run
 ROUNDS = 4
 """Cuts to a counted target with taylor."""
 PROJECT = "runs/prune"
-GONE = {
-    "sensitivity": "compare amounts with --dry-run, or name what is to be left, as by --target-macs 0.5",
-    "sensitivity_pictures": "--max-drop measures AP50 on all valid pictures of --data",
-}
-"""Flags of older versions, and what to do instead."""
 FITTED = 128
 """Pictures of --reconstruct, unless it is given."""
 
@@ -89,6 +84,8 @@ class Removed:
         None,
         "share of the candidate channels (in group_prune.py of every group) to remove, the least important first, "
         "0 <= P < 1; several with --dry-run",
+        "--percent",
+        "--global_percent",
         type=fraction,
         nargs="+",
         metavar="P",
@@ -285,7 +282,7 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     channels, program = strategy.channels, f"{strategy.name}_prune.py"
     amount = " --shortcut 1" * strategy.units + " --percent 0.3" * (channels is not None)
     example = f"python {program} --cfg cfg/demo.cfg --data runs/demo/data/toy.data{amount}"
-    parser = Parser(description, example, program=program, gone=GONE)
+    parser = Parser(description, example, program=program)
     missing = set() if strategy.units else {"shortcut"}
     if channels is None:
         missing |= {"percent", "all_convs"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,8 +31,9 @@ from utils.device import AMP
 from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
-from utils.flags import EVALUATOR_GONE, MOST_PARALLEL, device_name
+from utils.flags import MOST_PARALLEL, device_name
 from utils.model_files import ModelFiles
+from utils.old_flags import OLD_FLAGS
 from utils.pruning.policy import SETS
 from utils.quantization.scheme import SCHEMES, QuantSettings, check, notes
 from utils.quantization.settings import SchemeFlags
@@ -40,6 +41,8 @@ from utils.training.hyperparameters import Hyperparameters
 
 TRIALS = 30
 """Trainings of a search, unless --evolve says how many."""
+OLD_OFF = "-1"
+"""Value of --prune, --KDstr and --AT_str in commands of the older suites that want none of it."""
 MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
 AUTO: Literal["auto"] = "auto"
@@ -67,38 +70,16 @@ RENAMED = ("no_flip", "cache_images")
 """Flags of older versions whose values are elsewhere: in hyp.yaml, or may change."""
 PATHS = ("data", "cfg", "weights", "t_cfg", "t_weights", "hyp")
 
-
-class Gone(NamedTuple):
-    """A flag of older versions."""
-
-    instead: str
-    """What to do without it."""
-    unused: tuple[Any, ...] | None = (None, False)
-    """Values in args.yaml of runs that can go on; None: all of them mean what is done now."""
-
-
-GONE = {
-    "bucket": Gone("nothing is uploaded. Copy the run directory when the training is over"),
-    "memory_format": Gone("tensors are channels-last, always", None),
-    "s_coach": Gone("--s auto measures AP50 after every epoch itself"),
-    "s_enough": Gone("--s auto stops pressing on channels once --s-share of them are weak"),
-    "s_turn": Gone("--s-schedule dynamic turns after 0.4 of the epochs, global after half of them"),
-    "s_keep": Gone("--s-schedule dynamic keeps 0.65 of the channels under pressure"),
-    "s_solver": Gone("soft thresholding goes with --s auto and with --adam, a sub-gradient with all else"),
-    "all_convs": Gone("channels outside the classic ones need no sparse training; prune with --importance taylor"),
-    "kd_temperature": Gone("it is 3, always"),
-    "kd_weighting": Gone("the weights are those that measured best, see docs/distillation.md", (None, "normalised")),
-    "kd_mask": Gone("--KDstr 5 looks at features near objects only"),
-    "dorefa_grid": Gone("--quantized 2 rounds to levels with a 0, which can be exported"),
-    "ema": Gone("averaged weights are evaluated and kept, always", (True,)),
-    "no_ema": Gone("averaged weights are evaluated and kept, always"),
-    "nominal_batch": Gone("batches are accumulated up to 64 pictures; a larger --batch-size is a larger step", (64,)),
-    "save_period": Gone("last.pt and prev.pt are the last two epochs; copy what is to be kept", (0,)),
-    "evaluator": Gone(EVALUATOR_GONE["evaluator"], None),
-    "strict_data": Gone("python -m utils.data.doctor lists what is wrong with a data set, and ends with status 2"),
-    "cache_dir": Gone("the folder is that of $XDG_CACHE_HOME, or ~/.cache"),
+UNUSED: Mapping[str, tuple[Any, ...] | None] = {
+    **dict.fromkeys(OLD_FLAGS, (None, False)),
+    "memory_format": None,
+    "kd_weighting": (None, "normalised"),
+    "ema": (True,),
+    "nominal_batch": (64,),
+    "save_period": (0,),
+    "evaluator": None,
 }
-"""Flags of older versions, without dashes and with underscores."""
+"""Values of flags of older versions in args.yaml of runs that can go on; None: all of them mean what is done now."""
 
 
 class RateSchedule(NamedTuple):
@@ -120,6 +101,23 @@ SCHEDULES = {
     "global": RateSchedule(0.5, 0.0),
 }
 """dynamic: that of Chu et al., arXiv:2306.01526; constant: Network Slimming's; global: s falls for all after half."""
+
+
+def channel_set(text: str) -> int | None:
+    """Which channels are trained sparse; None for -1, with which older suites leave it out. Argparse type."""
+    return None if text == OLD_OFF else int(strategy(map(str, SETS))(text) or 0)
+
+
+def strategy(names: Iterable[str]) -> Callable[[str], str | None]:
+    """Return an argparse type for one of the names, and for -1, with which older suites leave it out."""
+    names = tuple(names)
+
+    def one_of(text: str) -> str | None:
+        if text not in (*names, OLD_OFF):
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(names)})")
+        return None if text == OLD_OFF else text
+
+    return one_of
 
 
 def rate_or_auto(text: str) -> float | Literal["auto"]:
@@ -189,7 +187,9 @@ class SparseFlags:
     s: float | Literal["auto"] = flag(
         0.001, f"strength, or {AUTO}: as AP50 bears it", "--s", "--s-rate", type=rate_or_auto, metavar="S"
     )
-    prune: Literal[0, 1, 2] = flag(0, f"which channels: {listed(SETS)} (default: 0)", type=int, choices=tuple(SETS))
+    prune: Literal[0, 1, 2] = flag(
+        0, f"which channels: {listed(SETS)} (default: 0)", type=channel_set, metavar="{0,1,2}"
+    )
     s_schedule: str = flag(
         "dynamic",
         "dynamic: after 0.4 of the epochs only the weakest 0.65 of the channels feel all of s, the others a hundredth; "
@@ -207,10 +207,18 @@ class DistillationFlags:
     t_cfg: str | None = flag(None, "network of the teacher; not needed where --t_weights is a .pt", "--t_cfg")
     t_weights: str | None = flag(None, "a trained network to learn from, .pt or .weights", "--t_weights")
     KDstr: str | None = flag(
-        None, f"what is learnt: {KINDS} (default: {DEFAULT}, or none beside --AT_str)", "--KDstr", choices=tuple(KD)
+        None,
+        f"what is learnt: {KINDS} (default: {DEFAULT}, or none beside --AT_str)",
+        "--KDstr",
+        type=strategy(KD),
+        metavar=f"{{{','.join(KD)}}}",
     )
     AT_str: str | None = flag(
-        None, f"attention to learn, alone or beside --KDstr: {MAPS}", "--AT_str", choices=tuple(AT)
+        None,
+        f"attention to learn, alone or beside --KDstr: {MAPS}",
+        "--AT_str",
+        type=strategy(AT),
+        metavar=f"{{{','.join(AT)}}}",
     )
     kd_weight: float = flag(1.0, "factor on all that is learnt (default: 1)", type=positive, metavar="X")
 
@@ -395,15 +403,19 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         raise InputError(f"--t_cfg {args.t_cfg}: a teacher needs what it has learnt; add --t_weights")
     if args.sr:
         _check_sparse(args, given)
+    args.prune = args.prune or 0
 
 
 def _check_none(kind: type, given: Mapping[str, Any], reason: str) -> None:
-    names = [setting.name for setting in fields(kind) if setting.name in given and setting.name != "quantized"]
+    names = [setting.name for setting in fields(kind) if given.get(setting.name) is not None]
+    names = [name for name in names if name != "quantized"]
     if names:
         raise InputError(f"{flag_name(names[0])}: {reason}")
 
 
 def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    if args.prune is None:
+        raise InputError(f"--prune {OLD_OFF}: with -sr, say which channels: {listed(SETS)}")
     if args.patience:
         raise InputError("--patience: a sparse training goes to its end, the last epoch is the sparsest; leave it out")
     if args.evolve:
@@ -503,7 +515,7 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
     flags = {}
     for name, value in stored.items():
-        if name in RENAMED or (name in GONE and ((unused := GONE[name].unused) is None or value in unused)):
+        if name in RENAMED or (name in UNUSED and ((unused := UNUSED[name]) is None or value in unused)):
             continue
         if name not in known:
             raise CheckpointError(f"{folder}/args.yaml: unknown flag {name!r}; it is of another version")
