@@ -306,8 +306,6 @@ class TestFlags:
             (("--kd-temperature", "2"), "--kd-temperature: is gone; it is 3, always"),
             (("--kd_weighting", "original"), "--kd_weighting: is gone; the weights are those that measured best"),
             (("--kd-mask",), "--kd-mask: is gone; --KDstr 5 looks at features near objects only"),
-            (("--KDstr", "-1"), "--KDstr: invalid choice: '-1'"),
-            (("--KDstr=-1",), "--KDstr: invalid choice: '-1'"),
             (("--KDstr", "6"), "--KDstr: invalid choice: '6'"),
             (("--AT_str", "0"), "--AT_str: invalid choice: '0'"),
             (("--kd-weight", "0"), "--kd-weight: 0 is outside 0 < value"),

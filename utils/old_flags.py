@@ -54,7 +54,7 @@ OLD_FLAGS: Mapping[str, str] = {
     "strict_data": "python -m utils.data.doctor lists what is wrong with a data set, and ends with status 2",
     "cache_dir": "the folder is that of $XDG_CACHE_HOME, or ~/.cache",
     "equalize": "it often did harm where each channel has a scale of its own; --bias-correction and --max-drop help",
-    "sensitivity": "--dry-run compares amounts of pruning; quantize.py --keep-float measures convolutions",
+    "sensitivity": "compare amounts with --dry-run; quantize.py --keep-float and --max-drop measure convolutions",
     "sensitivity_pictures": "--max-drop measures AP50 on all valid pictures of --data",
 }
 """Names in lower case, without dashes and with underscores."""
