@@ -326,20 +326,6 @@ class TestSizes:
         assert again == pytest.approx(values(student, teacher), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: attended(x[..., None]),
-        lambda x: attended(x[..., None])[1],
-        lambda x: attended(x[..., None] * 1, fresh=True),
-    ],
-    ids=["a map and what goes on", "a map alone", "the gradient written into"],
-)
-def test_the_gradient_of_a_map_is_that_of_small_differences(function):
-    values = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.autograd.gradcheck(function, values.requires_grad_())
-
-
 def test_objects_of_all_processes_count(student, teacher):
     """The mean over two processes with a picture each is what one with both has, also where one has all the objects."""
     teacher = changed(teacher, lambda value: value * torch.tensor([1.0, 0.1]).view(-1, *[1] * (value.dim() - 1)))
