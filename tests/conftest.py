@@ -128,6 +128,15 @@ def no_plots(monkeypatch):
 
 
 @pytest.fixture
+def accumulating(monkeypatch):
+    """Steps of six pictures; so short a run would accumulate nothing."""
+    from utils.training import optimizer
+
+    monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, in their order."""
     from utils.report import plots

@@ -27,7 +27,7 @@ from utils.darknet.network import adapt_classes, file_bytes
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError, Interrupted
 from utils.model_files import ModelFiles
-from utils.training import optimizer, workflow
+from utils.training import workflow
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 QUICK = ("--epochs", "1", "--seed", "3")
@@ -163,18 +163,13 @@ def test_the_teacher_stays_as_it_was_and_gets_no_gradient(run, teacher, monkeypa
     )
 
 
+@pytest.mark.usefixtures("accumulating")
 class TestAdapters:
     """Convolutions that are trained with the student."""
 
     SIZES = ("--img_size", "32", "64", "64", "--batch-size", "2")
     SPARSE = ("-sr", "--prune", "1", "--s", "1e-3")
     FLAGS = ("--epochs", "4", "--seed", "7", *SIZES, "--KDstr", "cwd", "--AT_str", "3", *SPARSE)
-
-    @pytest.fixture(autouse=True)
-    def accumulating(self, monkeypatch):
-        """So short a run would accumulate nothing."""
-        monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
-        monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
 
     def test_a_resumed_run_is_bit_identical_and_they_are_trained(self, run, wide, tmp_path, monkeypatch):
         straight = Path(run(*self.FLAGS, "--t_weights", wide, "--name", "straight")["last"])

@@ -20,9 +20,9 @@ import torch
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
-from utils.training import loop, optimizer
+from utils.training import loop
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = pytest.mark.usefixtures("no_plots", "accumulating")
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("--img_size", "32", "64", "64", "--batch-size", "2")
 FLAGS = ("--epochs", "4", *SIZES, "--seed", "7", "-sr", "--prune", "1", "--s", "auto")
@@ -52,13 +52,6 @@ import train
 train.main()
 """
 """A training that kills itself at a call of the loss, or of one of the functions of `os` that a save consists of."""
-
-
-@pytest.fixture(autouse=True)
-def accumulating(monkeypatch):
-    """So short a run would accumulate nothing."""
-    monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
-    monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
 
 
 @pytest.fixture

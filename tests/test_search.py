@@ -139,10 +139,8 @@ class TestStudy:
         assert cut.taken[0] == cut.taken[1]
         assert cut.taken[12] == cut.taken[13] == cut.taken[14]
         assert [values for place, values in enumerate(cut.taken, 1) if place not in (1, 13, 14)] == trainer.taken
-        changed = ("run_dir", "best")
-        assert [document[key] for key in expected if key not in changed] == [
-            expected[key] for key in expected if key not in changed
-        ]
+        folders = {key: document[key] for key in ("run_dir", "best")}
+        assert document == expected | folders
         tables = [(Path(one["run_dir"]) / "trials.csv").read_text() for one in (document, expected)]
         assert tables[0] == tables[1]
 
@@ -210,9 +208,8 @@ class TestScript:
         document = run(*self.FLAGS, "--evolve", "2")
         folder = tmp_path / "runs" / "s"
         assert document["trials"] == document["complete"] == 2
-        assert {"args.yaml", "hyp.yaml", "start.yaml", "model.cfg", "env.json", "trials.csv", STUDY} <= {
-            path.name for path in folder.iterdir()
-        }
+        promised = {"args.yaml", "hyp.yaml", "start.yaml", "model.cfg", "env.json", "trials.csv", STUDY}
+        assert promised <= {path.name for path in folder.iterdir()}
         assert Path(document["best"]).is_file()
         table = read_results(folder / f"trial-{document['best_trial']:03d}" / "results.csv")
         scores = zip(table["map50"], table["map50_95"], strict=True)

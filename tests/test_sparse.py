@@ -25,7 +25,7 @@ from utils.model_files import choose_model
 from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import advised_percent, candidates
 from utils.report.run_dir import read_results
-from utils.training import loop, optimizer
+from utils.training import loop
 from utils.training.checkpointing import Progress
 from utils.training.hyperparameters import OptimizerSettings
 from utils.training.optimizer import Schedule, set_step
@@ -153,10 +153,8 @@ class TestPressure:
         model = Darknet(tiny())
         model.layers[0].requires_grad_(False)
         assert 0 not in sparsity(model, s=0.5, prune=1).voters
-        with pytest.raises(
-            InputError,
-            match=r"--prune 2: .* no such convolutions to train \(the last convolution of every residual unit\)",
-        ):
+        match = r"--prune 2: .* no such convolutions to train \(the last convolution of every residual unit\)"
+        with pytest.raises(InputError, match=match):
             sparsity(Darknet(graph_of(conv(4)).network), s=0.5, prune=2)
 
 
@@ -333,15 +331,18 @@ def gammas(path: str | Path) -> torch.Tensor:
     return torch.cat([model.layers[i].bn.weight.detach().abs() for i in candidates(channel_graph(model.network), 1)])
 
 
+@pytest.mark.usefixtures("accumulating")
 class TestRun:
     """train.py -sr."""
 
     FLAGS = ("-sr", "--prune", "1", "--epochs", "3")
 
-    @pytest.fixture(autouse=True)
-    def accumulating(self, monkeypatch):
-        monkeypatch.setattr(optimizer, "LEAST_STEPS", 1)
-        monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 6)
+    @pytest.fixture
+    def lines(self, monkeypatch) -> list[str]:
+        """What is said of the sparse training."""
+        said: list[str] = []
+        monkeypatch.setattr("utils.training.sparsity.log", said.append)
+        return said
 
     def test_the_pressure_acts_once_a_step_on_the_finished_gradient(self, run, monkeypatch, no_plots):
         """Four batches of 2, accumulated to 6: two steps an epoch."""
@@ -349,21 +350,15 @@ class TestRun:
         real = Sparsity.add_gradient
 
         def add_gradient(self: Sparsity, progress: Progress) -> None:
-            flat = self.gammas()
-            before = [gamma.grad.clone() for gamma in flat]
+            expected = [gamma.grad + gamma.detach().sign() * 0.02 for gamma in self.gammas()]
             real(self, progress)
             calls.append(progress.epoch)
-            seen.append(
-                all(
-                    torch.equal(gamma.grad, old + gamma.detach().sign() * 0.02)
-                    for gamma, old in zip(flat, before, strict=True)
-                )
-            )
+            seen.extend(map(torch.equal, (gamma.grad for gamma in self.gammas()), expected))
 
         monkeypatch.setattr(Sparsity, "add_gradient", add_gradient)
         run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2")
         assert calls == [0, 0, 1, 1, 2, 2]
-        assert all(seen)
+        assert seen and all(seen)
 
     def test_no_worker_outlives_it(self, run, no_plots):
         """What watches the trainer is held by it; workers that wait for the garbage collector die by a signal."""
@@ -385,9 +380,8 @@ class TestRun:
         with (directory / "gamma.csv").open() as file:
             rows = list(csv.DictReader(file))
         layers = candidates(channel_graph(tiny()), 1)
-        assert [(row["epoch"], row["block"]) for row in rows] == [
-            (str(epoch), str(block)) for epoch in range(4) for block in (-1, *layers)
-        ]
+        expected = [(str(epoch), str(block)) for epoch in range(4) for block in (-1, *layers)]
+        assert [(row["epoch"], row["block"]) for row in rows] == expected
         medians = [float(row["median"]) for row in rows if row["block"] == "-1"]
         assert medians == sorted(medians, reverse=True)
         assert {path.name for path in (directory / "gamma").iterdir()} == {"histogram.png", "epochs.png", "course.png"}
@@ -396,16 +390,15 @@ class TestRun:
             counts = list(csv.reader(file))[1:]
         assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
 
-    def test_accuracy_that_falls_ends_the_pressure_and_is_in_the_table(self, run, monkeypatch, no_plots):
+    def test_accuracy_that_falls_ends_the_pressure_and_is_in_the_table(self, run, lines, monkeypatch, no_plots):
         """Before the training, and after each epoch."""
-        scores, lines, real = iter((0.9, 0.8, 0.8, 0.8)), [], loop.evaluate
+        scores, real = iter((0.9, 0.8, 0.8, 0.8)), loop.evaluate
 
         def evaluate(*args, **more):
             found = real(*args, **more)
             return dataclasses.replace(found, metrics=dataclasses.replace(found.metrics, map50=next(scores)))
 
         monkeypatch.setattr(loop, "evaluate", evaluate)
-        monkeypatch.setattr("utils.training.sparsity.log", lines.append)
         document = run(*self.FLAGS, "--s", "auto")
         table = read_results(Path(document["run_dir"]) / "pressure.csv")
         assert table["epoch"] == [0, 1, 2, 3]
@@ -416,17 +409,13 @@ class TestRun:
         assert "50% were wanted: 3 optimizer steps were too few, and in 1 of them" in line
         assert "--importance taylor, which needs no sparse training" in line
 
-    def test_the_start_tells_the_travel_and_the_end_the_percentage(self, run, monkeypatch, no_plots):
-        lines: list[str] = []
-        monkeypatch.setattr("utils.training.sparsity.log", lines.append)
+    def test_the_start_tells_the_travel_and_the_end_the_percentage(self, run, lines, no_plots):
         run(*self.FLAGS, "--s", "0.0001")
         assert "a γ can travel" in lines[0]
         assert "warning: these steps are too few or s is too small" in lines[1]
         assert lines[-1].startswith("prune: nothing yet")
 
-    def test_the_last_line_is_a_command_that_prunes(self, run, monkeypatch, no_plots, tmp_path, capsys):
-        lines: list[str] = []
-        monkeypatch.setattr("utils.training.sparsity.log", lines.append)
+    def test_the_last_line_is_a_command_that_prunes(self, run, lines, no_plots, tmp_path, capsys):
         project = tmp_path / "my runs"
         run(*self.FLAGS, "--s", "2", "--adam", "--project", str(project))
         words = shlex.split(lines[-1])
@@ -450,13 +439,11 @@ class TestRun:
         assert run("--resume", str(directory))["epochs"] == 3
 
     def test_a_resumed_run_goes_on_with_the_same_control(self, run, no_plots):
-        document = run(*self.FLAGS, "--s", "auto")
-        control = read_checkpoint(Path(document["last"]))["progress"]["control"]
-        names = ("gamma.csv", "pressure.csv")
-        tables = [(Path(document["run_dir"]) / name).read_text() for name in names]
-        state = read_checkpoint(Path(document["last"]))["model"]
-        (Path(document["run_dir"]) / "weights" / "prev.pt").replace(document["last"])
-        again = read_checkpoint(Path(run("--resume", document["run_dir"])["last"]))
-        assert again["progress"]["control"] == control
-        assert all(torch.equal(again["model"][key], state[key]) for key in state)
-        assert [(Path(document["run_dir"]) / name).read_text() for name in names] == tables
+        directory = Path(run(*self.FLAGS, "--s", "auto")["run_dir"])
+        tables = [directory / name for name in ("gamma.csv", "pressure.csv")]
+        last, texts = read_checkpoint(directory / "weights" / "last.pt"), [path.read_text() for path in tables]
+        (directory / "weights" / "prev.pt").replace(directory / "weights" / "last.pt")
+        again = read_checkpoint(Path(run("--resume", str(directory))["last"]))
+        assert again["progress"]["control"] == last["progress"]["control"]
+        assert all(torch.equal(again["model"][key], value) for key, value in last["model"].items())
+        assert [path.read_text() for path in tables] == texts
