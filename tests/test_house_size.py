@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 16_740,
     "modules in utils/": 106,
     "code lines of benchmarks/": 1_300,
-    "code lines of tests/": 18_100,
+    "code lines of tests/": 18_000,
     "files that run in slim_prune.py --no-test": 38,
     "files that run in one training step": 14,
     "class names used twice": 0,
