@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import group_prune
+import slim_prune
 from tests.nets import tiny
 from tests.pruning import POLICIES, SHORTCUT, emptied, heads, model_of, random_gammas, randomised
 from tests.random_nets import networks
@@ -64,9 +66,13 @@ class TestGroups:
 
     @pytest.mark.parametrize("name", BOUNDARIES)
     def test_they_are_told_from_strides_upsamplings_and_heads(self, root, name):
-        groups = pruning_groups(graph_of_cfg(root, name))
+        graph = graph_of_cfg(root, name)
+        groups = pruning_groups(graph)
         assert [(group.layers[0], group.layers[-1]) for group in groups] == BOUNDARIES[name]
         assert all(sorted(group.layers) == list(group.layers) for group in groups)
+        assert sorted(i for group in groups for i in group.layers) == list(graph.makers())
+        for family in graph.families():
+            assert sum(not set(group.layers).isdisjoint(family) for group in groups) == 1
 
     def test_without_an_upsampling_the_backbone_goes_to_the_end(self):
         graph = graph_of(*TWO_HEADS[:8])
@@ -109,15 +115,6 @@ class TestGroups:
         assert all(len({of[i] for i in family}) == 1 for family in graph.families())
         alone = [of[family[0]] for family in graph.families() if len(family) == 1]
         assert alone == sorted(alone)
-
-    @pytest.mark.parametrize("name", BOUNDARIES)
-    def test_no_family_of_a_known_network_is_in_two(self, root, name):
-        graph = graph_of_cfg(root, name)
-        groups = pruning_groups(graph)
-        assert sorted(i for group in groups for i in group.layers) == list(graph.makers())
-        assert all(
-            sum(not set(group.layers).isdisjoint(family) for group in groups) == 1 for family in graph.families()
-        )
 
     def test_a_pruned_network_has_the_same(self, root):
         graph = graph_of_cfg(root, "yolov4-tiny")
@@ -288,32 +285,17 @@ def test_compact_equals_silenced(merge):
         assert difference(heads(model_of(*prune_network(graph, arrays, removal)), 64), heads(model, 64)) < 1e-9
 
 
-@pytest.fixture
-def prune(files, tmp_path, capsys):
-    """Call the script on the network; returns what it prints."""
-
-    def call(*flags: str) -> str:
-        import group_prune
-
-        capsys.readouterr()
-        group_prune.main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags])
-        return capsys.readouterr().out
-
-    return call
-
-
 class TestScript:
     """group_prune.py on the tiny network."""
 
-    FLAGS = ("--group-percent", "0.3", "0.5", "--all-convs", "--json")
+    FLAGS = ("group", "--group-percent", "0.3", "0.5", "--all-convs")
 
     def test_a_run_is_proved_and_says_what_went_from_every_group(self, prune, monkeypatch):
         drawn = []
-        monkeypatch.setattr(report, "plot_channels", lambda *_: None)
         monkeypatch.setattr(
             report, "plot_threshold", lambda scores, removed, path: drawn.append((len(scores), removed, path.name))
         )
-        document = json.loads(prune(*self.FLAGS, "--no-test"))
+        document = prune(*self.FLAGS, "--no-test")
         assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
         first, second = document["groups"]
         assert [(group["percent"], group["candidates"], group["removed"]) for group in (first, second)] == [
@@ -332,36 +314,31 @@ class TestScript:
         assert "| 1 backbone to stride 8" in text and "advised: --group-percent" in text
         assert cfg_file.load(document["cfg"]).blocks[11].filters == 3
 
-    def test_a_dry_run_shows_them_and_writes_nothing(self, prune, tmp_path):
-        document = json.loads(prune(*self.FLAGS, "--dry-run"))
+    def test_a_dry_run_shows_them_and_writes_nothing(self, prune, files, tmp_path, capsys):
+        document = prune(*self.FLAGS, "--dry-run")
         assert [group["kept"] < group["candidates"] for group in document["groups"]] == [True, True]
         assert document["groups"] == document["grid"][0]["groups"]
-        lines = prune(*self.FLAGS[:-1], "--dry-run").splitlines()
+        group_prune.main([*files, *self.FLAGS[1:], "--dry-run"])
+        lines = capsys.readouterr().out.splitlines()
         row = next(line for line in lines if line.startswith("1 backbone to stride 8"))
-        assert row.split()[5:11] == [
-            "0–8",
-            "6",
-            "40",
-            "0.3",
-            f"{document['groups'][0]['advised_percent']:g}",
-            str(document["groups"][0]["kept"]),
-        ]
-        grid = json.loads(prune("--percent", "0.1", "0.9", "--dry-run", "--json"))["grid"]
+        group = document["groups"][0]
+        assert row.split()[5:11] == f"0–8 6 40 0.3 {group['advised_percent']:g} {group['kept']}".split()
+        grid = prune("group", "--percent", "0.1", "0.9", "--dry-run")["grid"]
         assert [group["percent"] for row in grid for group in row["groups"]] == [0.1, 0.1, 0.9, 0.9]
         assert not (tmp_path / "runs").exists()
 
     def test_a_group_without_candidates_takes_any_percentage(self, prune):
-        document = json.loads(prune("--group-percent", "0.3", "0.9", "--dry-run", "--json"))
+        document = prune("group", "--group-percent", "0.3", "0.9", "--dry-run")
         second = document["groups"][1]
         assert (second["candidates"], second["kept"], second["advised_percent"]) == (0, 0, None)
         assert second["convolutions"] == [11, 14]
 
     def test_the_merge_is_as_asked_for(self, prune):
-        flags = ("--percent", "0.6", "--dry-run", "--json")
-        kept = {merge: json.loads(prune(*flags, "--merge", merge))["groups"][0]["kept"] for merge in MERGES}
+        flags = ("group", "--percent", "0.6", "--dry-run")
+        kept = {merge: prune(*flags, "--merge", merge)["groups"][0]["kept"] for merge in MERGES}
         assert kept["union"] > kept["intersection"]
         assert kept["intersection"] <= kept["minimum"] <= kept["union"]
-        assert json.loads(prune(*flags))["groups"][0]["kept"] == kept["majority"]
+        assert prune(*flags)["groups"][0]["kept"] == kept["majority"]
 
     @pytest.mark.parametrize(
         ("flags", "match"),
@@ -375,30 +352,21 @@ class TestScript:
     )
     def test_bad_flags_are_one_line(self, prune, tmp_path, flags, match):
         with pytest.raises(InputError, match=match):
-            prune(*flags, "--no-test")
+            prune("group", *flags, "--no-test")
         assert not (tmp_path / "runs").exists()
 
-    def test_the_groups_of_a_checkpoint_are_counted_when_it_is_read(self, prune, monkeypatch):
-        import group_prune
-
-        for name in ("plot_channels", "plot_threshold"):
-            monkeypatch.setattr(report, name, lambda *_: None)
-        weights = str(Path(json.loads(prune(*self.FLAGS, "--no-test"))["run_dir"]) / "model.pt")
+    def test_the_groups_of_a_checkpoint_are_counted_when_it_is_read(self, prune):
+        weights = str(Path(prune(*self.FLAGS, "--no-test")["run_dir"]) / "model.pt")
         with pytest.raises(InputError, match=r"--group-percent: 3 values, but .* has 2 groups"):
             group_prune.main(["--weights", weights, "--no-test", "--group-percent", "0.1", "0.1", "0.1"])
 
     def test_explain_names_the_group_of_a_convolution(self, files, capsys):
-        import slim_prune
-
         slim_prune.main([*files[:2], "--explain", "11"])
         assert "in group 2 of group_prune.py, top-down, to the first upsampled head" in capsys.readouterr().out
         slim_prune.main([*files[:2], "--explain", "4"])
         assert "in group" not in capsys.readouterr().out
 
-    def test_other_scripts_have_no_groups(self, files, capsys):
-        import slim_prune
-
-        slim_prune.main([*files, "--percent", "0.2", "--dry-run", "--json"])
-        assert json.loads(capsys.readouterr().out)["groups"] is None
+    def test_other_scripts_have_no_groups(self, prune):
+        assert prune("slim", "--percent", "0.2", "--dry-run")["groups"] is None
         with pytest.raises(InputError, match="unknown flag --merge"):
-            slim_prune.main([*files, "--percent", "0.2", "--dry-run", "--merge", "mean"])
+            prune("slim", "--percent", "0.2", "--dry-run", "--merge", "mean")

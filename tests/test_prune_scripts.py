@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 import torch
 import yaml
 
+import normal_prune
+import slim_prune
 from models import Darknet, load_arrays
 from tests.nets import tiny
 from utils.checkpoint import load_model, read_checkpoint, write_darknet
@@ -25,6 +28,7 @@ from utils.cli import run as run_script
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional
+from utils.data.draw import GAP
 from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError, ResourceError
 from utils.model_files import choose_model
@@ -93,10 +97,11 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
         assert all(torch.equal(a, b) for a, b in zip(model(image).heads, stored(image).heads, strict=True))
     run = Path(document["run_dir"])
     assert {path.name for path in run.iterdir()} == FILES - ({"importance.png"} if name == "layer" else set())
-    side = 2 * 64 + workflow.GAP
+    side = 2 * 64 + GAP
     assert read_image(run / "detections.jpg").shape == (3 * side, 2 * side, 3)
-    again = importlib.import_module("slim_prune").main
-    again(["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1", *flags[-3:]])
+    slim_prune.main(
+        ["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1", *flags[-3:]]
+    )
     assert json.loads(capsys.readouterr().out)["run_dir"].endswith("exp2")
 
 
@@ -171,14 +176,7 @@ def test_a_dry_run_writes_nothing(prune, tmp_path):
 
 def test_a_grid_has_a_row_for_every_combination(prune, tmp_path):
     document = prune("layer_channel", "--percent", "0.1", "0.5", "--shortcuts", "0", "1", "2", "--dry-run")
-    assert [(row["percent"], row["shortcut"]) for row in document["grid"]] == [
-        (0.1, 0),
-        (0.1, 1),
-        (0.1, 2),
-        (0.5, 0),
-        (0.5, 1),
-        (0.5, 2),
-    ]
+    assert [(row["percent"], row["shortcut"]) for row in document["grid"]] == [*product((0.1, 0.5), (0, 1, 2))]
     for row in document["grid"]:
         assert (row["after"] is None) == (row["shortcut"] == 2) == ("works is 1" in str(row["infeasible"]))
     macs = [row["after"]["macs"] for row in document["grid"] if row["after"]]
@@ -188,8 +186,6 @@ def test_a_grid_has_a_row_for_every_combination(prune, tmp_path):
 
 
 def test_a_grid_shows_what_is_infeasible(files, capsys):
-    import normal_prune
-
     normal_prune.main([*files, "--percent", "0.1", "0.99", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["–", "0.1", "0.99"]
@@ -290,8 +286,6 @@ def test_readers_are_fitted_where_there_are_training_pictures(prune, folder):
 
 
 def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
-    import slim_prune
-
     flags = ("--percent", "0.2", "--data", str(folder / "d.data"), "--project", str(tmp_path))
     slim_prune.main([*files, *flags])
     out, err = capsys.readouterr()
@@ -300,8 +294,6 @@ def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
 
 
 def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
-    import slim_prune
-
     flags = ("--percent", "0.5", "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0")
     slim_prune.main([*files, *flags, "--project", str(tmp_path / "a b")])
     lines = capsys.readouterr().out.splitlines()
@@ -368,8 +360,6 @@ def test_a_run_directory_is_used_again_if_asked_for(prune):
 
 
 def test_explain_says_why_channels_are_tied(files, capsys):
-    import slim_prune
-
     slim_prune.main([*files[:2], "--explain", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("block 3 (") and "8 channels" in lines[0]
@@ -452,8 +442,6 @@ def test_data_that_does_not_do_is_refused(prune, folder, tmp_path, data, flags, 
 
 @pytest.mark.parametrize(("flags", "status"), [(["--percent", "0.99", "--dry-run"], 6), (["--explain", "99"], 2)])
 def test_exit_status(files, capsys, flags, status):
-    import normal_prune
-
     with pytest.raises(SystemExit) as caught:
         run_script(lambda: normal_prune.main([*files, *flags]))
     assert caught.value.code == status

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import slim_prune
 from tests.nets import tiny
 from tests.pruning import POLICIES, SCRIPTS, random_gammas
 from tests.random_nets import networks
@@ -162,8 +163,6 @@ def test_what_is_out_of_reach_is_refused_with_what_works(prune, tmp_path):
 
 
 def test_a_dry_run_prints_the_percentage_that_was_found(prune, tmp_path, files, capsys):
-    import slim_prune
-
     document = prune("slim", "--target-macs", "0.5", "--dry-run")
     assert document["grid"][0]["percent"] == document["target"]["percent"]
     slim_prune.main([*files, "--target-macs", "0.5", "--dry-run"])
@@ -213,9 +212,12 @@ def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_pa
 
 def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        workflow, "reconstruct", lambda graph, arrays, removal, pictures, *_: (seen.append(len(pictures)), arrays)[1]
-    )
+
+    def fitted(graph, arrays, removal, pictures, *_):
+        seen.append(len(pictures))
+        return arrays
+
+    monkeypatch.setattr("utils.pruning.reconstruct.reconstruct", fitted)
     document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
 

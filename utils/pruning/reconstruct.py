@@ -14,20 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import load_arrays
 from utils.darknet.blocks import Network
 from utils.darknet.blocks.block import IMAGE
 from utils.darknet.network import trace
 from utils.errors import NumericsError
 from utils.layers import ConvBlock
 from utils.pruning.channel_graph import ChannelGraph, Removal
-from utils.pruning.surgery import Arrays
+from utils.pruning.surgery import Arrays, model_of
 
 RIDGE = 1e-4
 """Of the mean power of the inputs: enough where channels repeat one another, too little to move other solutions."""
@@ -68,13 +68,8 @@ def reconstruct(
     Raises:
         NumericsError: a fitted weight is not finite.
     """
-    before, after = (
-        load_arrays(graph.network, {name: torch.tensor(np.asarray(array)) for name, array in arrays.items()})
-        .eval()
-        .to(device)
-        .to(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
+    before = model_of(graph.network, arrays).to(device).to(memory_format=torch.channels_last)
+    after = deepcopy(before)  # its weights change, and those of `before` may be the caller's arrays
     generator = torch.Generator().manual_seed(seed)
     sources = [block.reads(i) for i, block in enumerate(graph.network.blocks)]
     last_reader = {source: i for i, reads in enumerate(sources) for source in reads}

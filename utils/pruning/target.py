@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -223,15 +223,9 @@ def find_plan(target: PruneTarget, steps: Steps, figure: Callable[[Plan], float]
     Raises:
         InfeasibleError: no amount reaches the target; says what does.
     """
-    known: dict[int, float] = {}
-
-    def known_figure(step: int) -> float:
-        if step not in known:
-            known[step] = figure(steps.plan(step))
-        return known[step]
-
-    step = target.reach(steps.last, known_figure, steps.first)
-    return steps.plan(step), known[step], len(known)
+    figure_of = cache(lambda step: figure(steps.plan(step)))
+    step = target.reach(steps.last, figure_of, steps.first)
+    return steps.plan(step), figure_of(step), figure_of.cache_info().currsize
 
 
 def plan_for_target(pruner: Pruner, importance: Importance) -> tuple[Plan, dict[str, Any]]:

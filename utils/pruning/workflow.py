@@ -23,7 +23,6 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
-from utils.data.draw import GAP, draw_grid
 from utils.data.images import write_image
 from utils.data.index import index
 from utils.detection.evaluate import Accuracy, measure_accuracy
@@ -32,8 +31,6 @@ from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
 from utils.pruning import report
 from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, Removal, channel_graph, residual_units
-from utils.pruning.importance import per_saving, taylor
-from utils.pruning.reconstruct import most_pictures, reconstruct
 from utils.pruning.surgery import (
     Arrays,
     PrunedNetwork,
@@ -105,6 +102,8 @@ class Pruner:
     @cached_property
     def fitting_pictures(self) -> list[Tensor]:
         """The training pictures of --reconstruct, in batches [B, C, H, W]."""
+        from utils.pruning.reconstruct import most_pictures
+
         wanted, at_once = self.settings.fitted, self.settings.batch_size
         most = min(wanted, most_pictures(self.network, self.size))
         batches = self.training_batches(self.network, None, math.ceil(most / at_once))
@@ -144,12 +143,6 @@ class Pruner:
         with torch.inference_mode():
             return interleaved({name: partial(forward, model) for name, model in models.items()})
 
-    def runtime(self) -> str:
-        """The device as a reader knows it."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"CPU, threads: {torch.get_num_threads()}"
-
     def training_batches(self, network: Network, augment: Augmentation | None, most: int) -> Iterator[Batch]:
         """Batches of training pictures, in an order and with an augmentation that follow from the seed.
 
@@ -170,6 +163,8 @@ class Pruner:
         """Importance of a network's channels and residual units, as the settings compute it."""
         if self.settings.importance == "gamma":
             return {i: np.abs(gamma) for i, gamma in gammas_of(network, arrays).items()}
+        from utils.pruning.importance import taylor  # with the loss, which a ranking by γ need not import
+
         augment, loss = (_chosen(kind, self.hyp) for kind in (Augmentation, LossSettings))
         batches = self.training_batches(network, augment, self.settings.importance_batches)
         return taylor(network, arrays, batches, loss, self.device)
@@ -179,6 +174,8 @@ class Pruner:
         target = self.settings.target
         if target is None or self.settings.importance == "gamma":
             return importance
+        from utils.pruning.importance import per_saving
+
         return per_saving(graph, importance, target.counted or "macs", self.size)
 
     def importance_after(self, keep: Keep) -> Importance:
@@ -195,6 +192,8 @@ class Pruner:
     def compensated(self, removal: Removal) -> Arrays:
         """The tensors of the network before, in which readers make up for what goes."""
         if self.settings.fitted and not removal.nothing:
+            from utils.pruning.reconstruct import reconstruct
+
             pictures, seed = self.fitting_pictures, self.settings.seed
             return reconstruct(self.graph, self.arrays, removal, pictures, self.device, seed)
         return fold_constants(self.graph, self.arrays, removal) if self.settings.absorb else self.arrays
@@ -429,7 +428,9 @@ def measure(pruner: Pruner, removal: Removal, pruned: PrunedNetwork, document: d
     times = pruner.latency({"original": before, "compact": after})
     document["before"]["ms"], document["after"]["ms"] = times["original"].median, times["compact"].median
     faster, less = (document["before"][key] / document["after"][key] for key in ("ms", "macs"))
-    sides = {"height": pruner.size[0], "width": pruner.size[1], "runtime": pruner.runtime()}
+    on_gpu = pruner.device.type == "cuda"
+    runtime = torch.cuda.get_device_name(pruner.device) if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
+    sides = {"height": pruner.size[0], "width": pruner.size[1], "runtime": runtime}
     document["latency"] = {name: dataclasses.asdict(latency) for name, latency in times.items()} | sides
     document["efficiency"] = faster / less
     return side_by_side(drawn_before, drawn_after, pruner.data.names)
@@ -437,6 +438,8 @@ def measure(pruner: Pruner, removal: Removal, pruned: PrunedNetwork, document: d
 
 def side_by_side(before: Drawn, after: Drawn, names: Sequence[str]) -> NDArray[np.uint8]:
     """A row for each picture: left with detections before, right with those after; uint8 [H, W, 3], RGB."""
+    from utils.data.draw import GAP, draw_grid
+
     lines = []
     for (picture, old), (_, new) in zip(before, after, strict=True):
         pair = [draw_grid(picture[None], [boxes], names) for boxes in (old, new)]
