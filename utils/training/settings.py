@@ -58,11 +58,6 @@ STUDY = "study.db"
 """What makes a folder that of a search."""
 START = "start.yaml"
 """Hyper-parameters that a search starts from."""
-PARTS = {
-    False: ("args.yaml", "hyp.yaml", "model.cfg", "weights/last.pt"),
-    True: ("args.yaml", START, "model.cfg", STUDY),
-}
-"""Files without which a run, or a search (True), cannot go on."""
 MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok")
@@ -387,14 +382,20 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     Raises:
         InputError: names the flag.
     """
-    if not args.sr:
-        _check_none(SparseFlags, given, "says how to train sparse; add -sr, or leave it out")
-    if not args.t_cfg and not args.t_weights:
-        _check_none(
-            DistillationFlags, given, "there is nobody to learn from; add --t_weights (and --t_cfg for a .weights)"
-        )
-    if args.quantized in OFF:
-        _check_none(QuantFlags, given, "says how to quantize; add --quantized 1 or 2, or leave it out")
+    groups = (
+        (args.sr, SparseFlags, "says how to train sparse; add -sr, or leave it out"),
+        (
+            args.t_cfg or args.t_weights,
+            DistillationFlags,
+            "there is nobody to learn from; add --t_weights (and --t_cfg for a .weights)",
+        ),
+        (args.quantized not in OFF, QuantFlags, "says how to quantize; add --quantized 1 or 2, or leave it out"),
+    )
+    for wanted, kind, reason in groups:
+        names = [setting.name for setting in fields(kind) if given.get(setting.name) is not None]
+        names = [name for name in names if name != "quantized"]
+        if names and not wanted:
+            raise InputError(f"{flag_name(names[0])}: {reason}")
     if args.nosave and args.patience:
         raise InputError("--patience: needs the best weights kept; leave out --nosave")
     if args.pretrain and args.weights is None:
@@ -404,13 +405,6 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     if args.sr:
         _check_sparse(args, given)
     args.prune = args.prune or 0
-
-
-def _check_none(kind: type, given: Mapping[str, Any], reason: str) -> None:
-    names = [setting.name for setting in fields(kind) if given.get(setting.name) is not None]
-    names = [name for name in names if name != "quantized"]
-    if names:
-        raise InputError(f"{flag_name(names[0])}: {reason}")
 
 
 def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -504,7 +498,8 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: a file of the run is missing, or its args.yaml is none, or has a flag that is not in `known`.
     """
-    for name in PARTS[is_search(folder)]:
+    parts = (START,) if is_search(folder) else ("hyp.yaml", "weights/last.pt")
+    for name in ("args.yaml", "model.cfg", *parts):
         if not (folder / name).is_file():
             raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
     try:
