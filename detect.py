@@ -35,7 +35,7 @@ from utils.runtime.choice import READABLE, RuntimeFiles, add_runtime_flag, choos
 
 if TYPE_CHECKING:
     from utils.darknet.blocks import Network
-    from utils.detection.detect import Detector
+    from utils.detection.evaluate import Detector
 
 EXAMPLE = "python detect.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --source data/samples"
 PROJECT = "runs/detect"
@@ -191,7 +191,7 @@ def build_detector(
     args: argparse.Namespace, files: RuntimeFiles, names_file: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
     """The loaded network and the names of its classes: of the file, else those in the .pt, else the numbers."""
-    from utils.detection.detect import Detector
+    from utils.detection.evaluate import Detector
     from utils.device import select_device
     from utils.runtime.engines import load
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils.darknet.blocks import Yolo
-from utils.detection.assign import assign
+from utils.detection.losses import assign
 from utils.detection.settings import ASSIGNMENTS
 
 ANCHORS = ((8.0, 8.0), (16.0, 16.0), (40.0, 40.0), (60.0, 20.0))

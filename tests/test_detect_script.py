@@ -120,7 +120,7 @@ def length(path: str) -> int:
 
 
 def test_first_uses_are_in_no_time(net, capsys, monkeypatch):
-    FirstUse(monkeypatch, *(f"utils.detection.detect.{name}" for name in STAGES))
+    FirstUse(monkeypatch, *(f"utils.detection.evaluate.{name}" for name in STAGES))
     detect.main([*net, "--source", picture("a.png"), "--nosave"])
     frame, summary = capsys.readouterr().out.splitlines()
     assert frame.endswith("(3.0 ms)")

@@ -16,8 +16,8 @@ from tests.nets import one_head, tiny, with_heads
 from utils.boxes import similarity
 from utils.darknet.blocks import Network, Yolo
 from utils.darknet.network import adapt_classes
-from utils.detection.assign import assign
 from utils.detection.decode import box_offsets, split_head
+from utils.detection.losses import assign
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.matching import HeadPair, Pairing, pair
 from utils.distillation.strategies import AT, KD, QUANTITIES, distillation

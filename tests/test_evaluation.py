@@ -223,8 +223,7 @@ class FirstUse:
 
     def __init__(self, monkeypatch, *places):
         self.now, self.done = 0.0, set()
-        for module in ("utils.detection.evaluate", "utils.detection.detect"):
-            monkeypatch.setattr(f"{module}.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("utils.detection.evaluate.time.perf_counter", lambda: self.now)
         for place in places:
             module, name = place.rsplit(".", 1)
             monkeypatch.setattr(place, self.slow(name, getattr(importlib.import_module(module), name)))

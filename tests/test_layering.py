@@ -20,7 +20,6 @@ TIERS = (
     ("utils.report",),
     ("utils.runtime",),
     ("utils.detection.evaluate",),
-    ("utils.detection.detect",),
     ("utils.distillation", "utils.pruning"),
     ("utils.export", "utils.quantization.workflow", "utils.training"),
     ("utils.compress",),

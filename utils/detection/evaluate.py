@@ -1,6 +1,7 @@
-"""Measures a model on the pictures of a loader, and writes detections as COCO has them.
+"""A network that detects: measured on the pictures of a loader, or asked for one picture after the other.
 
-test.py calls it once, train.py after every epoch.
+`evaluate` is for test.py and for train.py after every epoch, `Detector` for detect.py. Detections are written as COCO
+has them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,10 +28,10 @@ from models import network_input
 from utils.boxes import to_corners
 from utils.cli import leads, log
 from utils.darknet.network import max_stride
-from utils.data.images import GREY, unfit
+from utils.data.images import GREY, FitMode, Image, fit, unfit
 from utils.detection.average_precision import Evaluator, Metrics
 from utils.detection.decode import decode, non_max_suppression
-from utils.detection.settings import EvaluationSettings, Times
+from utils.detection.settings import DetectorSettings, EvaluationSettings, Times
 from utils.errors import NumericsError
 from utils.files import ROOT, read_text
 
@@ -236,11 +239,11 @@ def _compared(
     boxes = (to_corners(targets[:, 2:6]) * targets.new_tensor([width, height, width, height])).numpy()
     images, classes, ignored = targets.numpy()[:, [0, 1, 6]].T
     classes = classes * (not single_class)
-    for number, (position, fit) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
-        assert fit is not None  # evaluation does not augment
+    for number, (position, placement) in enumerate(zip(batch.positions.tolist(), batch.fits, strict=True)):
+        assert placement is not None  # evaluation does not augment
         rows, labels = detections[number].double().numpy(), images == number
-        image = ImageDetections(position, unfit(rows[:, :4], fit), rows[:, 4], rows[:, 5].astype(int))
-        yield image, np.column_stack([classes[labels], unfit(boxes[labels], fit), ignored[labels]])
+        image = ImageDetections(position, unfit(rows[:, :4], placement), rows[:, 4], rows[:, 5].astype(int))
+        yield image, np.column_stack([classes[labels], unfit(boxes[labels], placement), ignored[labels]])
 
 
 @contextmanager
@@ -280,6 +283,68 @@ class _Clock:
     def times(self, images: int) -> Times:
         """Milliseconds an image."""
         return Times(*(1000 * seconds / max(1, images) for seconds in self._seconds.values()))
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network and its settings."""
+
+    model: Model
+    """In evaluation mode, where it is to run; with its batch normalisations folded it is faster."""
+    size: tuple[int, int]
+    """Height and width of the network input."""
+    mode: FitMode
+    settings: DetectorSettings
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures go: the CPU, unless the network has parameters elsewhere."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], Times]:
+        """Detections in a picture, best first, each of the best class of its row only.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+
+        Returns:
+            [n, 6]: x1, y1, x2, y2 in pixels of the picture, clipped to it, confidence, class; and the time it took.
+
+        Raises:
+            NumericsError: the network returns NaN.
+        """
+        moments = [time.perf_counter()]
+        device = self.device
+        if self.model.network.net.channels == 1:
+            image = cast("Image", cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
+        fitted, placed = fit(image, self.size, self.mode)
+        images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
+        _lap(moments, device)
+        with torch.inference_mode():
+            rows = (detect_views if self.settings.augment else detect)(self.model, images)
+        if rows.isnan().any():
+            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
+        _lap(moments, device)
+        settings = self.settings
+        nms: dict[str, Any] = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
+        found = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **nms)[0]
+        detections = found.double().cpu().numpy()
+        detections[:, :4] = unfit(detections[:, :4], placed)
+        _lap(moments, device)
+        return detections, Times(*(1000 * np.diff(moments)))
+
+    def warm_up(self) -> None:
+        """Pass a blank picture and two boxes through the whole chain: first passes import, allocate and compile."""
+        height, width = self.size
+        self.detect(np.zeros((2 * height, 2 * width, 3), np.uint8))
+        non_max_suppression(torch.ones(1, 2, 6, device=self.device), 0.5, 0.5)
+
+
+def _lap(moments: list[float], device: torch.device) -> None:
+    """Add the moment at which all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    moments.append(time.perf_counter())
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from models import Darknet, Outputs, fuse, reduced
 from utils.boxes import EPSILON, similarity
 from utils.darknet.blocks import Network, Yolo
-from utils.detection.assign import Positives, assign
 from utils.detection.decode import box_offsets, split_head
-from utils.detection.losses import AT_LEAST_ONE
+from utils.detection.losses import AT_LEAST_ONE, Positives, assign
 from utils.detection.settings import Assignment
 from utils.distillation.matching import FeaturePair, HeadPair, Kept, Pairing, comparable, pair
 from utils.distillation.strategies import ATTENTION, Distillation, Quantity
