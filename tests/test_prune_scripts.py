@@ -30,6 +30,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional
 from utils.data.draw import GAP
 from utils.data.images import read_image
+from utils.detection.evaluate import Accuracy
 from utils.errors import InfeasibleError, InputError, ResourceError
 from utils.model_files import choose_model
 from utils.pruning import report, workflow
@@ -260,7 +261,7 @@ def test_the_rows_of_the_table_are_those_networks(prune, folder, monkeypatch, na
     def mean(self, name, model):
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         value = float(torch.cat([head.ravel() for head in model(image).heads]).mean())
-        return workflow.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+        return Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
 
     monkeypatch.setattr(workflow.Pruner, "accuracy", mean)
     flags = (*AMOUNTS[name], "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0")
@@ -341,7 +342,7 @@ def test_widths_are_rounded_and_more_convolutions_prune_if_asked_for(prune):
 
 
 def test_efficiency_is_the_gain_in_time_over_the_gain_in_operations(prune, folder, monkeypatch):
-    monkeypatch.setattr(workflow, "write_image", lambda *_: None)
+    monkeypatch.setattr("utils.data.images.write_image", lambda *_: None)
     document = prune("slim", "--percent", "0.5", "--data", str(folder / "d.data"))
     before, after = document["before"], document["after"]
     faster, less = before["ms"] / after["ms"], before["macs"] / after["macs"]

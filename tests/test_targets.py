@@ -18,6 +18,7 @@ from tests.random_nets import networks
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
+from utils.detection.evaluate import Accuracy
 from utils.errors import InfeasibleError, InputError
 from utils.pruning import workflow
 from utils.pruning.channel_graph import channel_graph
@@ -42,7 +43,7 @@ def measured(monkeypatch, folder):
 
     def accuracy(self, name, model):
         value = network_cost(model.network).parameters / whole
-        return workflow.Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+        return Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
 
     def latency(self, models):
         macs = {name: network_cost(model.network).macs for name, model in models.items()}
@@ -204,7 +205,7 @@ def test_the_time_is_within_the_bound_and_a_hundredth_less_is_not(prune, measure
 
 
 def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow.Pruner, "accuracy", lambda *_: (workflow.Accuracy(0.0, 0.0), []))
+    monkeypatch.setattr(workflow.Pruner, "accuracy", lambda *_: (Accuracy(0.0, 0.0), []))
     with pytest.raises(InputError, match=r"finds nothing in .*val\.txt; its AP50 is 0"):
         prune("slim", "--max-drop", "5", "--data", str(folder / "d.data"))
     assert not (tmp_path / "runs").exists()

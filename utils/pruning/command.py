@@ -84,8 +84,8 @@ class Removed:
         None,
         "share of the candidate channels (in group_prune.py of every group) to remove, the least important first, "
         "0 <= P < 1; several with --dry-run",
-        "--percent",
         "--global_percent",
+        "--percent",
         type=fraction,
         nargs="+",
         metavar="P",

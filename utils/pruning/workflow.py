@@ -19,14 +19,8 @@ from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model
 from utils.cli import input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
-from utils.darknet.data_file import DataConfig
+from utils.darknet.data_file import DataConfig, Source
 from utils.darknet.network import max_stride, picture_channels
-from utils.data.augment import Augmentation
-from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader
-from utils.data.images import write_image
-from utils.data.index import index
-from utils.detection.evaluate import Accuracy, measure_accuracy
-from utils.detection.settings import LossSettings
 from utils.device import select_device
 from utils.errors import InfeasibleError, InputError
 from utils.pruning import report
@@ -47,6 +41,9 @@ from utils.report.cost import Cost, Latency, interleaved, network_cost
 from utils.report.run_dir import RunDirectory
 
 if TYPE_CHECKING:
+    from utils.data.augment import Augmentation
+    from utils.data.datasets import Batch, Loader
+    from utils.detection.evaluate import Accuracy
     from utils.pruning.command import PruneSettings
 
 DRAWN_CONFIDENCE = 0.25
@@ -93,11 +90,8 @@ class Pruner:
     @cached_property
     def pictures(self) -> Loader:
         """The validation pictures."""
-        settings, channels = self.settings, picture_channels(self.network)
         assert self.data.valid is not None  # as above
-        pictures = index(self.data.valid, self.data.names)
-        dataset = DetectionDataset(pictures, size=self.size, mode=settings.mode, channels=channels)
-        return make_loader(dataset, settings.batch_size, device=self.device)
+        return self.loader(self.data.valid, self.network)
 
     @cached_property
     def fitting_pictures(self) -> list[Tensor]:
@@ -151,18 +145,28 @@ class Pruner:
             augment: how they vary; None: not at all.
             most: batches; fewer come if the pictures do not make so many.
         """
-        settings = self.settings
         assert self.data.train is not None  # as above
-        pictures, channels = index(self.data.train, self.data.names), picture_channels(network)
+        return islice(self.loader(self.data.train, network, augment, shuffle=True), most)
+
+    def loader(
+        self, pictures: Source, network: Network, augment: Augmentation | None = None, *, shuffle: bool = False
+    ) -> Loader:
+        """Batches of the pictures that a file of --data lists, as a network reads them."""
+        from utils.data.datasets import DetectionDataset, make_loader  # --no-test needs no pictures
+        from utils.data.index import index
+
+        settings, listed, channels = self.settings, index(pictures, self.data.names), picture_channels(network)
         dataset = DetectionDataset(
-            pictures, size=self.size, mode=settings.mode, augment=augment, seed=settings.seed, channels=channels
+            listed, size=self.size, mode=settings.mode, augment=augment, seed=settings.seed, channels=channels
         )
-        return islice(make_loader(dataset, settings.batch_size, shuffle=True, device=self.device), most)
+        return make_loader(dataset, settings.batch_size, shuffle=shuffle, device=self.device)
 
     def importance(self, network: Network, arrays: Arrays) -> Importance:
         """Importance of a network's channels and residual units, as the settings compute it."""
         if self.settings.importance == "gamma":
             return {i: np.abs(gamma) for i, gamma in gammas_of(network, arrays).items()}
+        from utils.data.augment import Augmentation
+        from utils.detection.settings import LossSettings
         from utils.pruning.importance import taylor  # with the loss, which a ranking by γ need not import
 
         augment, loss = (_chosen(kind, self.hyp) for kind in (Augmentation, LossSettings))
@@ -222,6 +226,8 @@ class Pruner:
 
     def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, Drawn]:
         """AP over all pictures; some of them, from the first to the last, with their confident detections."""
+        from utils.detection.evaluate import measure_accuracy
+
         drawn: Drawn = []
         shown = set(np.linspace(0, len(self.pictures.dataset) - 1, DRAWN_PICTURES).round().tolist())
 
@@ -382,6 +388,8 @@ def write(
         run.write_text("report.md", report.markdown(document))
         report.draw(run, plan, bars)
         if picture is not None:
+            from utils.data.images import write_image
+
             write_image(run.file("detections.jpg"), picture)
         names = loaded.names or (settings.data.names if settings.data else tuple(map(str, range(network.classes))))
         report.write_network(run, pruned, names, lineage, report.kept(plan, loaded.kept))
