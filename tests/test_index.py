@@ -25,7 +25,7 @@ PLANTED_LABELS = {
     "fractional class": b"1.5 0.5 0.5 0.2 0.2\n",
     "negative class": b"-1 0.5 0.5 0.2 0.2\n",
     "class beyond names": b"3 0.5 0.5 0.2 0.2\n",
-    "out of range": b"1 1.0001 0.5 0.2 0.2\n",
+    "out of range": b"1 1.002 0.5 0.2 0.2\n",
     "negative size": b"1 0.5 0.5 -0.2 0.2\n",
     "zero-size box": b"1 0.5 0.5 0 0.2\n",
     "duplicate row": GOOD.encode() * 2,

@@ -1,11 +1,13 @@
 """Descriptions of data sets: Darknet's .data and .names, and a data.yaml as Ultralytics writes it.
 
-A path in any of them is relative to the file that names it. Nothing is looked up but the names: whether the pictures
-are there is checked by who reads them.
+A path in any of them is relative to the file that names it. Where there is nothing, it is relative to the working
+directory, as in Darknet, or to a folder above the file. Whether pictures are there is checked by who reads them.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.errors import DataError
 from utils.files import read_text, reading_yaml
@@ -111,7 +114,7 @@ def _from_data(path: Path, text: str) -> DataConfig:
         lines.setdefault(key, number)
     if "names" not in values:
         raise DataError(f"{path}: no names; add a line like names = classes.names")
-    names_path = path.parent / values["names"]
+    names_path = located(path, values["names"], f"{path}:{lines['names']}: names")
     try:
         names = load_names(names_path)
     except DataError as failure:
@@ -122,7 +125,10 @@ def _from_data(path: Path, text: str) -> DataConfig:
             raise DataError(f"{where}: classes = {count}; a number of at least 1 was expected")
         if int(count) != len(names):
             raise DataError(f"{where}: classes = {count}, but {names_path} has {len(names)} names")
-    train, valid = (path.parent / values[key] if key in values else None for key in ("train", "valid"))
+    train, valid = (
+        located(path, values[key], f"{path}:{lines[key]}: {key}") if key in values else None
+        for key in ("train", "valid")
+    )
     return DataConfig(path, len(names), names, train, valid)
 
 
@@ -157,9 +163,9 @@ def _from_yaml(path: Path, text: str) -> DataConfig:
     count = values.get("nc", len(names))
     if not isinstance(count, int) or count != len(names):
         raise DataError(f"{where('nc')}: nc is {_shown(count)}, but names has {len(names)} entries")
-    root = path.parent / _yaml_text(values.get("path") or ".", where("path"))
+    root = _yaml_text(values["path"], where("path")) if values.get("path") else ""
     keys = "train", "val" if "val" in values else "valid"
-    train, valid = (_yaml_source(root, values.get(key), where(key)) for key in keys)
+    train, valid = (_yaml_source(path, root, values.get(key), f"{where(key)}: {key}") for key in keys)
     return DataConfig(path, len(names), names, train, valid)
 
 
@@ -177,11 +183,36 @@ def _yaml_names(value: Any, where: str) -> tuple[str, ...]:
     return tuple(_checked_name(str(name).strip(), f"{where}: name {number}") for number, name in enumerate(value))
 
 
-def _yaml_source(root: Path, value: Any, where: str) -> Source | None:
+def _yaml_source(path: Path, root: str, value: Any, where: str) -> Source | None:
     """A path or a list of paths below `root`."""
     if isinstance(value, list) and value:
-        return tuple(root / _yaml_text(item, where) for item in value)
-    return None if value is None else root / _yaml_text(value, where)
+        return tuple(located(path, os.path.join(root, _yaml_text(item, where)), where) for item in value)
+    return None if value is None else located(path, os.path.join(root, _yaml_text(value, where)), where)
+
+
+def located(path: Path, text: str, where: str) -> Path:
+    """Return where a path of a description file leads; another reading than the first one is logged.
+
+    Args:
+        path: the description file.
+        text: the path in it. Backslashes may stand for slashes, and `../train` for `train` (as Roboflow writes it).
+        where: file, line and key, for the message.
+
+    Returns:
+        The first reading that exists; where none does, the path relative to the file.
+    """
+    folder, slashes = path.parent, text.replace("\\", "/")
+    first = folder / text
+    readings = [base / words for words in (text, slashes) for base in (folder, Path(), *folder.resolve().parents[:2])]
+    readings.append(folder / slashes.removeprefix("../"))
+    for reading in readings:
+        if os.path.lexists(reading) or next(glob.iglob(str(reading)), None):
+            if reading not in (first, folder / slashes):
+                log(f"{where} = {text}: taken as {reading}; there is no {first}")
+            return reading
+    if folder.absolute() != Path.cwd() and not os.path.isabs(text):
+        log(f"{where} = {text}: there is neither {first} nor {Path(text).absolute()}")
+    return first
 
 
 def _yaml_text(value: Any, where: str) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from utils.cli import one_line
+from utils.cli import log, one_line
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError, ResourceError
 from utils.files import atomic_write_bytes, read_bytes, regular_file
@@ -58,6 +58,10 @@ LARGEST_LABEL = 1 << 24
 """Largest label file read, in bytes."""
 DIGITS = 6
 """Decimals of a label that is written: 0.01 pixel in a picture of 10 000."""
+ROUNDING = 1e-3
+"""Label values this far outside 0..1 come from rounding, and are clipped."""
+SAMPLE = 20
+"""Entries of a list from which it is told what they are relative to."""
 TWIN_IOU = 0.95
 """Two boxes of a class that overlap by more are one object labelled twice."""
 LONG = 4.0
@@ -74,13 +78,13 @@ class Advice(NamedTuple):
 _WRONG_LABEL = "correct the line: a wrong label leaves its whole picture out"
 _BAD_PICTURE = "save or fetch the picture again, or take it off the list"
 KINDS: Mapping[str, Advice] = {
-    "wrong path": Advice("fatal", "paths are relative to the file that names them"),
+    "wrong path": Advice("fatal", "paths are relative to the file that names them, or to the working directory"),
     "no pictures": Advice("fatal", "name pictures in the list, folder or pattern"),
     "nothing usable": Advice("fatal", "correct what is found below"),
     "no boxes": Advice("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
     "same file in train and val": Advice("fatal", "take it off one list: results on it say nothing"),
     "identical pictures in train and val": Advice("fatal", "take one off its list: results on it say nothing"),
-    "missing image": Advice("fatal", "paths in a list are relative to the list"),
+    "missing image": Advice("fatal", "paths in a list are relative to the list, or to the working directory"),
     "not a file": Advice("fatal", "take it off the list"),
     "unreadable image": Advice("fatal", "look at the file's permissions"),
     "empty image": Advice("fatal", _BAD_PICTURE),
@@ -89,7 +93,9 @@ KINDS: Mapping[str, Advice] = {
     "damaged image": Advice("fatal", _BAD_PICTURE),
     "unreadable label file": Advice("fatal", "look at the file's permissions and size"),
     "not a text file": Advice("fatal", "save it as UTF-8"),
-    "wrong column count": Advice("fatal", _WRONG_LABEL),
+    "wrong column count": Advice(
+        "fatal", "a row is class cx cy w h; a sixth column is a confidence, and more are a polygon: write its box"
+    ),
     "not a number": Advice("fatal", _WRONG_LABEL),
     "fractional class": Advice("fatal", _WRONG_LABEL),
     "negative class": Advice("fatal", "classes count from 0"),
@@ -109,6 +115,7 @@ KINDS: Mapping[str, Advice] = {
     "many boxes smaller than a cell": Advice("warning", "train at a larger --img_size, or with a head of finer stride"),
     "anchors do not fit": Advice("warning", "train.py --auto-anchors clusters them again"),
     "very long picture": Advice("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
+    "rounded label": Advice("note", "values less than 0.001 outside 0..1 are clipped"),
     "boxes smaller than a cell": Advice("note", "expect to miss them"),
     "other class count": Advice("note", "train.py adapts the heads"),
     "no label file": Advice("note", "a picture without objects"),
@@ -247,11 +254,12 @@ def index(
     """Find and check the pictures and labels of a data set.
 
     The label file of a picture is told by `label_path`; if there is none, or an empty one, the picture is a background.
+    Where no picture has one there, labels beside the pictures are taken.
     Where `images` becomes `ignored` in place of `labels`, a file of the same kind may hold boxes that are ignored.
 
     Args:
         source: a picture, list file, folder or glob, or several of them. The paths in a list file are relative to the
-            folder that it lies in.
+            folder that it lies in, or else to the working directory or a folder above the list.
         names: names of the classes; only their number matters here.
         strict: refuse the data set if anything but a background was found.
         cache_dir: where verdicts on pictures are kept; "default" is the user's cache folder, None keeps nothing.
@@ -265,11 +273,12 @@ def index(
     paths = list(dict.fromkeys(listed))
     findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
     images, labels, ignored, shapes = [], [], [], []
+    beside = _labels_lie_beside(paths)
     for path, verdict in zip(paths, _verdicts(paths, _cache_file(cache_dir, sources)), strict=True):
         if verdict.kind:
             findings.append(Finding(verdict.kind, path, verdict.detail))
             continue
-        boxes, flaws = read_labels(label_path(path), len(names))
+        boxes, flaws = read_labels(_beside(path) if beside else label_path(path), len(names))
         ignored_boxes, ignored_flaws = _read_ignored(path, len(names))
         findings += flaws + ignored_flaws
         if all(finding.severity != "fatal" for finding in flaws + ignored_flaws):
@@ -320,6 +329,20 @@ def label_path(image: str, kind: str = "labels") -> str:
     return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
 
 
+def _beside(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"
+
+
+def _labels_lie_beside(images: Sequence[str]) -> bool:
+    """Whether no picture has a label file in the folder of labels, but one has it beside itself."""
+    if any(os.path.lexists(label_path(image)) for image in images):
+        return False
+    first = next((image for image in images if os.path.lexists(_beside(image))), None)
+    if first is not None:
+        log(f"labels are taken from beside the pictures, as {_beside(first)}; there is no {label_path(first)}")
+    return first is not None
+
+
 def _walk(folder: str) -> Iterator[str]:
     for parent, _, names in os.walk(folder):
         yield from (os.path.join(parent, name) for name in names if lower_suffix(name) in SUFFIXES)
@@ -330,12 +353,30 @@ def _read_list(path: str) -> Iterator[str]:
     data = read_bytes(path, DataError, LARGEST_LIST).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
+    lines = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    folder, slashes = _base(path, [line.strip() for line in lines[:SAMPLE]])
+    for line in lines:
+        if slashes:
+            line = line.replace("\\", "/")
+        entry, stripped = (os.path.join(folder, text) for text in (line, line.strip()))
+        yield os.path.normpath(entry if entry == stripped or os.path.exists(entry) else stripped)
+
+
+def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
+    """The folder that entries of a list are relative to, and whether their backslashes stand for slashes.
+
+    The first reading is taken under which one of the sample exists; without any, entries are relative to the list.
+    """
     folder = os.path.dirname(path)
-    for line in data.splitlines():
-        if line.strip():
-            entry = os.path.join(folder, os.fsdecode(line))
-            stripped = os.path.join(folder, os.fsdecode(line.strip()))
-            yield os.path.normpath(entry if entry == stripped or os.path.exists(entry) else stripped)
+    above = Path(folder).resolve().parents[:2]
+    for slashes in (False, True):
+        for base in (folder, os.getcwd(), *map(str, above)):
+            entries = [entry.replace("\\", "/") if slashes else entry for entry in sample]
+            if any(os.path.exists(os.path.join(base, entry)) for entry in entries):
+                if base != folder:
+                    log(f"{path}: its paths are relative to {base}, not to the list")
+                return base, slashes
+    return folder, False
 
 
 def default_folder() -> Path | None:
@@ -457,8 +498,10 @@ def parse_labels(data: bytes, path: str, classes: int) -> tuple[Boxes, list[Find
     for number, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not text.strip():
             continue
-        row = _numbers(text)
+        row, rounded = _clipped(_numbers(text))
         kind, detail = _flaw(text, row, classes)
+        if rounded and not kind:
+            findings.append(Finding("rounded label", f"{path}:{number}", rounded))
         if not kind and row in lines:
             kind, detail = "duplicate row", f"the same as line {lines[row]}"
         if kind:
@@ -477,11 +520,22 @@ def _numbers(text: bytes) -> tuple[float, ...]:
     return row if all(map(math.isfinite, row)) and b"_" not in text else ()  # Python would read 1_0 as 10
 
 
+def _clipped(row: tuple[float, ...]) -> tuple[tuple[float, ...], str]:
+    """A row whose shares are in 0..1 where they were outside by rounding only, and what was clipped."""
+    if len(row) != 5:
+        return row, ""
+    shares = [min(max(share, 0.0), 1.0) for share in row[1:]]
+    off = [share for share, clipped in zip(row[1:], shares, strict=True) if share != clipped]
+    if not off or any(min(abs(share), abs(share - 1)) > ROUNDING for share in off) or min(row[3:]) < 0:
+        return row, ""
+    return (row[0], *shares), f"{off[0]}; 0..1 is allowed"
+
+
 def _flaw(text: bytes, row: tuple[float, ...], classes: int) -> tuple[str, str]:
     """Kind and detail of what is wrong with one row; both are empty if nothing is."""
     fields = text.split()
     if len(fields) != 5:
-        return "wrong column count", f"{len(fields)} columns; a row is: class cx cy w h"
+        return "wrong column count", f"{len(fields)} columns; a row is: class cx cy w h{_cause(len(fields))}"
     if not row:
         return "not a number", f"{b' '.join(fields)[:60]!r}"
     label, cx, cy, width, height = row
@@ -495,9 +549,16 @@ def _flaw(text: bytes, row: tuple[float, ...], classes: int) -> tuple[str, str]:
         return "negative size", f"a box of {width} x {height}"
     if not (0 <= cx <= 1 and 0 <= cy <= 1 and width <= 1 and height <= 1):
         return "out of range", f"{cx} {cy} {width} {height}; a box is given as shares of the picture, 0..1"
-    if width == 0 or height == 0:
+    if np.float32(width) == 0 or np.float32(height) == 0:
         return "zero-size box", f"a box of {width} x {height}"
     return "", ""
+
+
+def _cause(columns: int) -> str:
+    """Where rows of another number of columns come from."""
+    if columns == 6:
+        return "; the sixth is the confidence of a detection?"
+    return "; a polygon? write the box around its points" if columns >= 7 and columns % 2 else ""
 
 
 def label_line(number: int, shares: Sequence[float]) -> str:

@@ -31,7 +31,7 @@ from utils.data.augment import Augmentation
 from utils.data.datasets import Batch, DetectionDataset, Loader, make_loader, rectangle
 from utils.data.draw import draw_grid, targets_as_detections
 from utils.data.images import Size, write_image
-from utils.data.index import Index, index
+from utils.data.index import Index, index, label_path
 from utils.data.store import PictureStore
 from utils.detection.evaluate import Evaluation, evaluate
 from utils.detection.settings import ASSIGNMENTS
@@ -331,7 +331,7 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
     """Return the training pictures, and those to evaluate on; what is wrong with either is logged.
 
     Raises:
-        DataError: there are no training pictures.
+        DataError: there are no training pictures, or they have no boxes.
     """
     if data.train is None:
         raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
@@ -342,6 +342,12 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
         return found.single_class() if single_class else found
 
     train = part("train", data.train)
+    if not any(map(len, train.labels)):
+        first = train.images[0]
+        raise DataError(
+            f"{data.path}: no box in {len(train)} training pictures; the label of {first} is looked for as "
+            f"{label_path(str(first))}, and beside it"
+        )
     if data.valid is None:
         log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
         return train, None
