@@ -88,11 +88,6 @@ def test_a_set_of_one_picture_trains(run, data):
     trained(run, data)
 
 
-def test_a_set_without_objects_trains_and_finds_nothing(run, data):
-    (data / "labels").rename(data / "annotations")
-    assert trained(run, data)["map50"] == 0
-
-
 def test_backgrounds_in_the_validation_list_only_leave_nothing_to_find(run, data):
     for number in range(3):
         (data / "labels" / f"{number}.txt").write_text("")

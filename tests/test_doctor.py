@@ -149,6 +149,7 @@ FAULTS = (
     row("negative class", "-1 0.5 0.5 0.2 0.2"),
     row("class beyond names", "12 0.5 0.5 0.2 0.2"),
     row("out of range", "1 50 50 20 20"),
+    row("rounded label", "1 0.5 0.5 0.2 1.0001"),
     row("negative size", "1 0.5 0.5 -0.2 0.2"),
     row("zero-size box", "1 0.5 0.5 0 0.2"),
     Fault("duplicate row", "val", f"{VAL_LABEL}:2", edit(VAL_LABEL, lambda data: data * 2)),
