@@ -34,7 +34,7 @@ from utils.darknet.weights import Header
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
-from utils.files import ROOT
+from utils.files import ROOT, regular_file
 from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
@@ -146,8 +146,7 @@ def trained_network(network: Network | None, weights: str) -> Network:
         InputError: it is quantized.
         WeightsError: it cannot be read, or does not fit.
     """
-    if not Path(weights).is_file():
-        raise InputError(f"--weights {weights}: there is no such file")
+    regular_file(weights)
     files = choose_model(network, weights)
     if files.network and not files.is_checkpoint:
         return files.network

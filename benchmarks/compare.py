@@ -26,12 +26,11 @@ if TYPE_CHECKING:
     from utils.detection.bootstrap import Spread
 
 EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
-GONE = {"plot": "draw networks by python -m utils.report with --baselines", "batch_size": "leave it out; it is 16"}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.compare", gone=GONE)
+    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.compare")
     group = parser.add_argument_group("what is measured")
     add = group.add_argument
     what = "[NAME=]FILE[@SIDE], FILE being .pt, .onnx or another file of export.py, or CFG:WEIGHTS; the others are "

@@ -27,10 +27,6 @@ from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
 
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
-GONE = {
-    "data": "python -m benchmarks.compare measures AP of the same files",
-    **dict.fromkeys(("markdown", "plot", "seconds"), "leave it out, or draw what --json prints"),
-}
 BASE = "opencv"
 """What the others are compared with."""
 FORMATS = {"opencv": "darknet", "onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn"}
@@ -41,7 +37,7 @@ PAUSE = 0.05
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.latency", gone=GONE)
+    parser = Parser(__doc__, EXAMPLE, program="python -m benchmarks.latency")
     add = parser.add_argument_group("what is measured").add_argument
     what = "[NAME=]FILE[@SIDE], FILE being .pt, .cfg, CFG:WEIGHTS, or a file of export.py"
     add("networks", nargs="+", metavar="NETWORK", type=named, help=what)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from models import Darknet
 from tests.nets import TINY, refused, tiny
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model, model_document, write_checkpoint
 from utils.darknet.network import adapt_classes
-from utils.errors import WeightsError
+from utils.errors import InputError, WeightsError
+from utils.files import regular_file
 from utils.model_files import choose_model
 
 NAMES = (("conv.", "Conv2d."), ("bn.", "BatchNorm2d.")), (("conv.", "conv_7."), ("bn.", "batch_norm_7."))
@@ -103,3 +106,32 @@ def test_the_stored_cases_load(shared):
     for name in ("bare", "tanluren", "tanluren_np", "own_state"):
         files = choose_model(str(shared / "cases/cfg/mini.cfg"), str(shared / f"cases/pt/{name}.pt"))
         assert load_model(files).model.network.classes == 12
+
+
+def test_the_size_that_a_checkpoint_was_trained_for_is_taken(cfg, tmp_path):
+    path = tmp_path / "other.cfg"
+    path.write_text(TINY.replace("width=64", "width=96").replace("classes=2", "classes=2"))
+    model = Darknet(tiny())
+    write_checkpoint(tmp_path / "m.pt", model_document(model.state_dict(), model.network, ("a", "b"), ()))
+    loaded = load_model(choose_model(str(path), str(tmp_path / "m.pt")))
+    assert loaded.model.network.image == (3, 64, 64)
+    assert any(note.endswith(f"trained for 64 × 64, which is taken; {path} says 64 × 96") for note in loaded.notes)
+
+
+def test_a_missing_file_is_looked_for_where_such_files_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("a", "b"):
+        (tmp_path / f"runs/train/{stage}/weights").mkdir(parents=True)
+        (tmp_path / f"runs/train/{stage}/weights/last.pt").write_bytes(b"")
+    os.utime(tmp_path / "runs/train/b/weights/last.pt", (1, 1))
+    (tmp_path / "my.names").write_text("a")
+    for name, hint in (
+        ("weights/last.pt", "did you mean runs/train/a/weights/last.pt?"),
+        ("yolov3.cfg", "cfg/yolov3.cfg?"),
+        ("quick", "data/recipes/quick.yaml?"),
+        ("mi.names", "did you mean my.names?"),
+    ):
+        with refused(InputError, rf"{name}: no such file or directory; did you mean .*{hint.split()[-1]}"):
+            regular_file(name)
+    with refused(InputError, "zzz: no such file or directory$"):
+        regular_file("zzz")

@@ -80,7 +80,7 @@ def test_the_table_says_where_it_was_measured(call, capsys):
         (("n.cfg", "n.cfg"), "two networks have one name"),
         (("none.cfg",), r"none\.cfg: no such file"),
         (("none.onnx",), r"none\.onnx"),
-        (("n.cfg", "--plot", "p.png"), "--plot: is gone; leave it out, or draw what --json prints"),
+        (("n.cfg", "--plot", "p.png"), "unknown flag --plot"),
         (("n.cfg", "--img_size", "50"), "none of these networks runs"),
     ],
 )

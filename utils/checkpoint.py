@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def stored_network(path: Path) -> Network:
 
 
 def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Network, tuple[str, ...]]:
-    """The checkpoint's network, with the input size and head settings of `--cfg` where that was given."""
+    """The checkpoint's network, with the head settings of `--cfg` where that was given."""
     stored = cfg_file.parse(checkpoint["cfg"], f"{files.weights}!cfg")
     if files.network is None:
         return stored, ()
@@ -142,13 +142,11 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     notes += adaptation(files.network, network, f"the classes in {files.weights}")
     if network.yolos != adapt_classes(files.network, stored.classes).yolos:
         notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
-    trained, given = ((n.net.height, n.net.width) for n in (stored, files.network))
+    trained, given = (f"{n.net.height} × {n.net.width}" for n in (stored, files.network))
     if trained != given:
-        notes.append(
-            f"{files.weights}: trained for {trained[0]} × {trained[1]}, {files.network.path} says "
-            f"{given[0]} × {given[1]}; --img_size or leaving --cfg out chooses"
-        )
-    return network, tuple(notes)
+        notes.append(f"{files.weights}: trained for {trained}, which is taken; {files.network.path} says {given}")
+    net = replace(network.net, height=stored.net.height, width=stored.net.width)
+    return replace(network, net=net), tuple(notes)
 
 
 def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -9,20 +10,44 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from utils.errors import OUT_OF_RESOURCES, DataError, InputError, ResourceError, SuiteError
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the suite's scripts."""
+USUAL = ("cfg", "data", "data/recipes", "weights")
+"""Folders of the project with files that flags name."""
+MOST_NAMES = 10_000
+"""Files of a folder among which a missing one is looked for."""
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
+
+
+def suggestion(path: Path) -> str:
+    """Return `; did you mean FILE?` for a missing file, from places where files of its name usually lie, or nothing."""
+    runs = [run for depth in ("*/*", "*/*/*") for run in Path("runs").glob(f"{depth}/weights/{path.name}")]
+    if runs and path.suffix == ".pt":
+        return f"; did you mean {max(runs, key=lambda run: run.stat().st_mtime)}?"
+    folders = (path.parent, *(Path(os.path.relpath(ROOT / name)) for name in USUAL), Path())
+    known: dict[str, Path] = {}
+    for folder in folders:
+        if folder.is_dir():
+            for file in islice(folder.iterdir(), MOST_NAMES):
+                known.setdefault(file.name, file)
+    names = [path.name, *(path.name + suffix for suffix in (".cfg", ".yaml", ".data"))]
+    near = next((name for name in names if name in known), None)
+    near = near or next(iter(difflib.get_close_matches(path.name, known, n=1, cutoff=0.85)), None)
+    return f"; did you mean {known[near]}?" if near else ""
 
 
 def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.stat_result:
     """Status of a regular file; anything else (missing, folder, FIFO, device, link loop) is refused unopened."""
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        raise error(f"{path}: no such file or directory{suggestion(Path(path))}") from None
     except OSError as failure:
         raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
     except ValueError:
