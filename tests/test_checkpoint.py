@@ -165,11 +165,6 @@ def test_a_cfg_of_another_network_is_refused_with_both_names(checkpoint, tmp_pat
         load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint)))
 
 
-def test_the_input_size_of_the_cfg_wins(checkpoint, tmp_path):
-    (tmp_path / "n.cfg").write_text(TINY.replace("width=64", "width=128"))
-    assert load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint))).model.network.net.width == 128
-
-
 def test_left_out_weights_are_the_newest_that_fit(tmp_path, checkpoint):
     (tmp_path / "n.cfg").write_text(TINY)
     (tmp_path / "other.cfg").write_text(TINY.replace("filters=12", "filters=16"))

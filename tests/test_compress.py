@@ -186,7 +186,7 @@ def checkpoint(path: Path, model: Darknet, names: Sequence[str] = ("a", "b"), **
         ("--set tune.epoch=3", r"stage tune: unknown flag --epoch; did you mean --epochs"),
         ("--set x.epochs=3", "there is no stage x; there are train, sparse"),
         ("--set epochs=3", r"'epochs=3' is not STAGE\.FLAG=VALUE"),
-        ("--weights none.pt", r"--weights none\.pt: there is no such file"),
+        ("--weights none.pt", r"none\.pt: no such file or directory"),
         ("--weights FOLDER/d.names", r"d\.names"),
         ("--weights other.pt", r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"),
         ("--weights int.pt", r"--weights int\.pt: is quantized already"),
