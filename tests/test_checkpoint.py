@@ -132,7 +132,14 @@ def test_tensors_of_another_program_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    ("head", "name"), [(b"\x80\x02}q\x00.", "pickle"), (b"\x1f\x8b\x08", "gzip"), (b"7z\xbc\xaf", "7z")]
+    ("head", "name"),
+    [
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"7z\xbc\xaf", "7z"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><title>404", "web page"),
+    ],
 )
 def test_other_containers_are_refused_by_name(tmp_path, head, name):
     (tmp_path / "x.pt").write_bytes(head + bytes(600))

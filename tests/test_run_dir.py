@@ -55,7 +55,7 @@ def test_a_name_is_one_folder(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["-rf", "über uns", "a\nb", "雪🙂", "'\"$(x)`"])
+@pytest.mark.parametrize("name", ["-rf", "über uns", "雪🙂", "'\"$(x)`"])
 def test_any_plain_name_works(tmp_path, name):
     run = RunDirectory.create(tmp_path, name)
     assert run.write_text("model.cfg", "[net]\n").read_text() == "[net]\n"

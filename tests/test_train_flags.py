@@ -32,6 +32,7 @@ def no_training(monkeypatch):
     ("flags", "match"),
     [
         (["--name", "a/b"], r"--name 'a/b': not a plain folder name"),
+        (["--name", "a\x1b[31m"], r"--name 'a\\x1b\[31m': not a plain folder name"),
         (["--device", "gpu"], "--device: 'gpu' is not a device; allowed are cpu, cuda, .* 1 or cuda:1"),
         *(
             (["--device", text], r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py")

@@ -25,6 +25,12 @@ FOREIGN_MAGICS = {
     b"\x89HDF": "an HDF5 file",
     b"ustar": "a tar archive",
 }
+NOT_FETCHED = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file; run git lfs pull",
+    b"<!doctype html": "is a web page, not the file; download it again",
+    b"<html": "is a web page, not the file; download it again",
+}
+"""Heads, in lower case, of what stands in place of a file that was not fetched."""
 EXPORTED = (".onnx", ".param", ".xml", ".torchscript")
 """How files of export.py end that are no weights."""
 _ENTRY = re.compile(
@@ -160,6 +166,9 @@ def is_checkpoint(path: Path) -> bool:
         return True
     if head.startswith(LEGACY_MAGIC):
         return True
+    for start, reason in NOT_FETCHED.items():
+        if head.lstrip().lower().startswith(start):
+            raise WeightsError(f"{path}: {reason}")
     for magic, name in FOREIGN_MAGICS.items():
         if head.startswith(magic) or (magic == b"ustar" and head[257:262] == magic):
             raise WeightsError(f"{path}: {name}; only tensors are read; {WAY_OUT}")

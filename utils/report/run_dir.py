@@ -159,10 +159,10 @@ def check_run(project: Path, name: str) -> None:
         name: of --name.
 
     Raises:
-        InputError: the name is empty, `.` or `..`, or has a slash or a null; neither `project` nor the nearest folder
-            above it that exists can be written.
+        InputError: the name is empty, `.` or `..`, or has a slash or a control character; neither `project` nor the
+            nearest folder above it that exists can be written.
     """
-    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+    if name in ("", ".", "..") or Path(name).name != name or re.search("[\0-\x1f\x7f]", name):
         raise InputError(f"--name {name!r}: not a plain folder name; folders above it go to --project")
     nearest = next(folder for folder in (project.absolute(), *project.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
