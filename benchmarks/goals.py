@@ -224,10 +224,11 @@ def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:
             originals = [document["networks"][0][cost] for document in documents]
             line.append(mean(o / network[cost] for o, network in zip(originals, networks, strict=True)))
         lines.append(line)
+    seeds = "one seed" if len(documents) == 1 else f"the mean of {len(documents)} seeds"
     ratios = [Column(f"{cost} ÷", ".1f") for cost in ("parameters", "multiply-adds", "file")]
     return PageSection(
         goal.name,
-        f"{goal.what}: the mean of {len(documents)} seeds. The original was trained for {first['original_epochs']} "
+        f"{goal.what}: {seeds}. The original was trained for {first['original_epochs']} "
         f"epochs; each recipe trains for {first['epochs']} at most. Intervals hold the pictures and the seeds: the "
         "mean half width of the paired bootstraps, and 1.96 standard errors of the seeds, as a root of the sum of "
         "squares.",
