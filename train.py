@@ -58,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check_run(Path(args.project), args.name)
     if args.resume is None:
         check_flags(args, parser.given(argv))
+    args.prune = args.prune or 0
     if args.tensorboard:
         require("--tensorboard", "tensorboard")
     if args.evolve:

@@ -115,7 +115,8 @@ def test_the_size_that_a_checkpoint_was_trained_for_is_taken(cfg, tmp_path):
     write_checkpoint(tmp_path / "m.pt", model_document(model.state_dict(), model.network, ("a", "b"), ()))
     loaded = load_model(choose_model(str(path), str(tmp_path / "m.pt")))
     assert loaded.model.network.image == (3, 64, 64)
-    assert any(note.endswith(f"trained for 64 × 64, which is taken; {path} says 64 × 96") for note in loaded.notes)
+    said = f"m.pt: trained for 64 × 64, which is taken; {path} says 64 × 96 (--img_size chooses)"
+    assert any(note.endswith(said) for note in loaded.notes)
 
 
 def test_a_missing_file_is_looked_for_where_such_files_lie(tmp_path, monkeypatch):
@@ -135,3 +136,6 @@ def test_a_missing_file_is_looked_for_where_such_files_lie(tmp_path, monkeypatch
             regular_file(name)
     with refused(InputError, "zzz: no such file or directory$"):
         regular_file("zzz")
+    for strange in ("a**b.pt", "[x.pt", "**", "my.jpg"):
+        with refused(InputError, "no such file or directory$"):
+            regular_file(strange)

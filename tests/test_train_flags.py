@@ -62,9 +62,10 @@ def test_folding_has_no_statistics_of_all_processes(run, root, monkeypatch, fold
     [
         (b"", r"w\.pt: is empty"),
         (b"PNG", r"w\.pt: ends inside the header: 3 bytes.*no archive of torch\.save either"),
-        (b"<html><body>404</body></html>", r"w\.pt: .*not a Darknet \.weights file.*no archive of torch\.save either"),
+        (b"<html><body>404</body></html>", r"w\.pt: is a web page, not the file; download it again"),
+        (b"no weights at all " * 9, r"w\.pt: .*not a Darknet \.weights file.*no archive of torch\.save either"),
     ],
-    ids=["empty", "short", "html"],
+    ids=["empty", "short", "html", "text"],
 )
 def test_a_file_that_holds_no_weights_is_told_so_with_and_without_a_cfg(folder, tmp_path, data, match):
     path = tmp_path / "w.pt"

@@ -144,7 +144,10 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
         notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
     trained, given = (f"{n.net.height} × {n.net.width}" for n in (stored, files.network))
     if trained != given:
-        notes.append(f"{files.weights}: trained for {trained}, which is taken; {files.network.path} says {given}")
+        notes.append(
+            f"{files.weights}: trained for {trained}, which is taken; "
+            f"{files.network.path} says {given} (--img_size chooses)"
+        )
     net = replace(network.net, height=stored.net.height, width=stored.net.width)
     return replace(network, net=net), tuple(notes)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -19,17 +20,35 @@ ROOT = Path(__file__).resolve().parent.parent
 """Folder of the suite's scripts."""
 USUAL = ("cfg", "data", "data/recipes", "weights")
 """Folders of the project with files that flags name."""
+HINTED = ("", ".cfg", ".data", ".yaml", ".yml", ".names", ".weights", ".pt")
+"""Suffixes of files that flags name; pictures may be missing by the thousand."""
 MOST_NAMES = 10_000
 """Files of a folder among which a missing one is looked for."""
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
 
 
+def starting_points(folder: Path) -> tuple[Path, ...]:
+    """Folders that a relative path in a file of `folder` may start at: it, the working directory, and two above it."""
+    return (folder, Path(), *folder.resolve().parents[:2])
+
+
 def suggestion(path: Path) -> str:
     """Return `; did you mean FILE?` for a missing file, from places where files of its name usually lie, or nothing."""
-    runs = [run for depth in ("*/*", "*/*/*") for run in Path("runs").glob(f"{depth}/weights/{path.name}")]
+    if path.suffix.lower() not in HINTED:
+        return ""
+    with suppress(OSError, ValueError):  # a folder that may not be listed, another drive
+        if near := _nearest_file(path):
+            return f"; did you mean {near}?"
+    return ""
+
+
+def _nearest_file(path: Path) -> Path | None:
+    """The newest checkpoint of that name in runs/, else the file of the nearest name in a usual folder."""
+    name = glob.escape(path.name)
+    runs = [run for depth in ("*/*", "*/*/*") for run in Path("runs").glob(f"{depth}/weights/{name}")]
     if runs and path.suffix == ".pt":
-        return f"; did you mean {max(runs, key=lambda run: run.stat().st_mtime)}?"
+        return max(runs, key=lambda run: run.stat().st_mtime)
     folders = (path.parent, *(Path(os.path.relpath(ROOT / name)) for name in USUAL), Path())
     known: dict[str, Path] = {}
     for folder in folders:
@@ -39,7 +58,7 @@ def suggestion(path: Path) -> str:
     names = [path.name, *(path.name + suffix for suffix in (".cfg", ".yaml", ".data"))]
     near = next((name for name in names if name in known), None)
     near = near or next(iter(difflib.get_close_matches(path.name, known, n=1, cutoff=0.85)), None)
-    return f"; did you mean {known[near]}?" if near else ""
+    return known[near] if near else None
 
 
 def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.stat_result:

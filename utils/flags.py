@@ -26,7 +26,7 @@ def add_model_flags(group: Group, readable: str = ".pt or .weights") -> None:
 
 def add_picture_flags(group: Group, more: str = "") -> None:
     """--img_size, --letterbox and --stretch; `more` is added to the help of the first."""
-    size = f"network input: N, or H W (default: the cfg's){more}"
+    size = f"network input: N, or H W (default: that of the .pt, else the cfg's){more}"
     group.add_argument("--img_size", type=image_side, nargs="+", metavar="N", help=size)
     modes = group.add_mutually_exclusive_group()
     for mode, text in MODES.items():

@@ -19,7 +19,7 @@ import yaml
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.errors import DataError
-from utils.files import read_text, reading_yaml
+from utils.files import read_text, reading_yaml, starting_points
 
 Source = Path | tuple[Path, ...]
 """A list file, folder or glob, or several of them."""
@@ -203,7 +203,7 @@ def located(path: Path, text: str, where: str) -> Path:
     """
     folder, slashes = path.parent, text.replace("\\", "/")
     first = folder / text
-    readings = [base / words for words in (text, slashes) for base in (folder, Path(), *folder.resolve().parents[:2])]
+    readings = [base / words for words in (text, slashes) for base in starting_points(folder)]
     readings.append(folder / slashes.removeprefix("../"))
     for reading in readings:
         if os.path.lexists(reading) or next(glob.iglob(str(reading)), None):

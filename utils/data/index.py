@@ -28,7 +28,7 @@ from tqdm import tqdm
 from utils.cli import log, one_line
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError, ResourceError
-from utils.files import atomic_write_bytes, read_bytes, regular_file
+from utils.files import atomic_write_bytes, read_bytes, regular_file, starting_points
 
 Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
@@ -367,16 +367,15 @@ def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
 
     The first reading is taken under which one of the sample exists; without any, entries are relative to the list.
     """
-    folder = os.path.dirname(path)
-    above = Path(folder).resolve().parents[:2]
+    folder = Path(path).parent
     for slashes in (False, True):
-        for base in (folder, os.getcwd(), *map(str, above)):
-            entries = [entry.replace("\\", "/") if slashes else entry for entry in sample]
-            if any(os.path.exists(os.path.join(base, entry)) for entry in entries):
+        entries = [entry.replace("\\", "/") if slashes else entry for entry in sample]
+        for base in starting_points(folder):
+            if any(os.path.exists(base / entry) for entry in entries):
                 if base != folder:
-                    log(f"{path}: its paths are relative to {base}, not to the list")
-                return base, slashes
-    return folder, False
+                    log(f"{path}: its paths are relative to {base.absolute()}, not to the list")
+                return str(base), slashes
+    return str(folder), False
 
 
 def default_folder() -> Path | None:

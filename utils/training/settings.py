@@ -100,7 +100,8 @@ SCHEDULES = {
 
 def channel_set(text: str) -> int | None:
     """Which channels are trained sparse; None for -1, with which older suites leave it out. Argparse type."""
-    return None if text == OLD_OFF else int(strategy(map(str, SETS))(text) or 0)
+    chosen = strategy(map(str, SETS))(text)
+    return None if chosen is None else int(chosen)
 
 
 def strategy(names: Iterable[str]) -> Callable[[str], str | None]:
@@ -404,7 +405,6 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         raise InputError(f"--t_cfg {args.t_cfg}: a teacher needs what it has learnt; add --t_weights")
     if args.sr:
         _check_sparse(args, given)
-    args.prune = args.prune or 0
 
 
 def _check_sparse(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
