@@ -38,6 +38,9 @@ OURS = (
     "--importance taylor --rounds 4",
 )
 PEERS = ("LAMP", "GroupTaylor", "BNScale", "GroupMagnitude")
+CRITERIA = (*(f"slim_prune.py {flags}" for flags in OURS), *(f"torch-pruning {peer}" for peer in PEERS))
+TUNED = tuple(CRITERIA[number] for number in (1, 3, 5, 6, 7))
+"""The criteria of rows that train again: the best of each kind, as each takes 3 trainings."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Criteria:
     """Of the multiply-adds that are left at most."""
     seeds: tuple[int, ...] = ()
     """Of the distillation; empty: there is none."""
+    criteria: tuple[str, ...] = CRITERIA
+    teacher: str = ""
+    """Row of the network that teaches, where it is not the source."""
 
     def finish(self, name: str) -> Finished:
         """Cut by every criterion, train, and measure all at once.
@@ -65,16 +71,15 @@ class Criteria:
         """
         require(name, "torch_pruning")
         weights, folder = suite.weights_of(self.source), RUNS / name.partition("-tuned")[0]
-        criteria = [f"slim_prune.py {flags}" for flags in OURS] + [f"torch-pruning {peer}" for peer in PEERS]
         files: dict[str, object] = {"before": weights}
         networks: list[dict[str, Any]] = []
         for share in self.shares:
-            for criterion in criteria:
+            for criterion in self.criteria:
                 network = self.cut(weights, folder, criterion, share)
                 networks.append(network)
                 files[network["name"]] = f"{network['cfg']}:{network['weights']}"
                 for seed in self.seeds:
-                    run_dir = self.distil(weights, folder, network, seed)
+                    run_dir = self.distil(folder, network, seed)
                     files[run_dir.name] = run_dir / "weights" / "best.pt"
         document = suite.compare(self.data.flags(self.size), files)
         figures = document.pop("networks")
@@ -132,8 +137,9 @@ class Criteria:
         write_darknet(files["weights"], pruned)
         return {key: str(path) for key, path in files.items()}
 
-    def distil(self, weights: Path, folder: Path, network: Mapping[str, Any], seed: int) -> Path:
+    def distil(self, folder: Path, network: Mapping[str, Any], seed: int) -> Path:
         """Run directory of a distillation that is finished."""
+        weights = suite.weights_of(self.teacher or self.source)
         run_dir = folder / f"{network['name']}-{self.epochs}-seed{seed}"
         command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.data.flags(self.size)]
         command += ["--t_weights", str(weights), "--KDstr", "4", "--epochs", str(self.epochs), "--seed", str(seed)]
@@ -146,9 +152,14 @@ CUT = {
     "criteria-chess": Criteria("chess-yolov3-tiny", CHESS, 256, 25),
     "criteria-bccd": Criteria("bccd-yolov4-tiny", BCCD, 256, 20),
     "criteria-roadsigns": Criteria("roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8, ("--no-flip",)),
+    "criteria-chess-sparse": Criteria(
+        "chess-yolov3-tiny-sparse", CHESS, 256, 25, criteria=CRITERIA[:6], teacher="chess-yolov3-tiny"
+    ),
 }
 ROWS = CUT | {
-    f"{name}-tuned-{100 * share:.0f}": replace(row, shares=(share,), seeds=SEEDS)
+    f"{name}-tuned-{100 * share:.0f}": replace(
+        row, shares=(share,), seeds=SEEDS, criteria=tuple(tuned for tuned in TUNED if tuned in row.criteria)
+    )
     for name, row in CUT.items()
     for share in row.shares
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -105,16 +106,15 @@ def test_commands_name_the_folder_of_the_real_data(monkeypatch):
 
 
 @pytest.fixture
-def cut(runs, commands, monkeypatch):
+def cut(runs, commands):
     """Cut a network by slim_prune.py alone, and distil it with the seeds; returns the document."""
     pytest.importorskip("torch_pruning")
-    monkeypatch.setattr(criteria, "PEERS", ())
-    monkeypatch.setattr(criteria, "OURS", ("--importance taylor --rounds 2",))
     make(runs / "chess-yolov3-tiny/weights/best.pt")
 
     def finish(name):
         commands.clear()
-        return results.ROWS[name].finish(name).document
+        row = replace(criteria.ROWS[name], criteria=("slim_prune.py --importance taylor --rounds 2",))
+        return row.finish(name).document
 
     return finish
 
