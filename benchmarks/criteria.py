@@ -152,14 +152,10 @@ CUT = {
     "criteria-chess": Criteria("chess-yolov3-tiny", CHESS, 256, 25),
     "criteria-bccd": Criteria("bccd-yolov4-tiny", BCCD, 256, 20),
     "criteria-roadsigns": Criteria("roadsigns-yolov3-tiny-33", ROADSIGNS, 224, 8, ("--no-flip",)),
-    "criteria-chess-sparse": Criteria(
-        "chess-yolov3-tiny-sparse", CHESS, 256, 25, criteria=CRITERIA[:6], teacher="chess-yolov3-tiny"
-    ),
+    "criteria-chess-sparse": Criteria("chess-yolov3-tiny-sparse", CHESS, 256, 25, teacher="chess-yolov3-tiny"),
 }
 ROWS = CUT | {
-    f"{name}-tuned-{100 * share:.0f}": replace(
-        row, shares=(share,), seeds=SEEDS, criteria=tuple(tuned for tuned in TUNED if tuned in row.criteria)
-    )
+    f"{name}-tuned-{100 * share:.0f}": replace(row, shares=(share,), seeds=SEEDS, criteria=TUNED)
     for name, row in CUT.items()
     for share in row.shares
 }

@@ -72,26 +72,12 @@ BEGUN = {
     ),
     "chess-yolov3-tiny": Training("from COCO weights", V3, CHESS, 60, flags=COCO),
 }
+SPARSE = ("-sr", "--prune", "1", "--s", "auto", "--weights", f"{RUNS}/chess-yolov3-tiny/weights/best.pt", *BF16)
 RATIO = ("--hyp", "benchmarks/hyp/ratio.yaml")
 ALONE = {
     **{seeded(name, seed): replace(row, seed=seed) for name, row in BEGUN.items() for seed in SEEDS},
     "bccd-yolov4-tiny-seed2": replace(BEGUN[PICTURED], what="from scratch, in bfloat16", seed=2, flags=BF16),
-    "chess-yolov3-tiny-sparse": Training(
-        "sparse training of chess-yolov3-tiny",
-        V3,
-        CHESS,
-        80,
-        flags=(
-            "-sr",
-            "--prune",
-            "1",
-            "--s",
-            "auto",
-            "--weights",
-            str(RUNS / "chess-yolov3-tiny/weights/best.pt"),
-            *BF16,
-        ),
-    ),
+    "chess-yolov3-tiny-sparse": Training("after it, sparse training", V3, CHESS, 80, flags=SPARSE),
     "bccd-assignment-darknet": Training("assignment: darknet, older rules", V4, BCCD, 20),
     "bccd-assignment-ratio": Training("assignment: ratio, older rules", V4, BCCD, 20, flags=RATIO),
 }
