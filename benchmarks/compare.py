@@ -143,7 +143,7 @@ def text(document: Mapping[str, Any]) -> str:
 
 def table(document: Mapping[str, Any]) -> tuple[list[Column | str], list[list[Any]]]:
     """Columns and lines of the networks in a document."""
-    columns: list[Column | str] = ["network", "AP50", "AP50-95", "AP50 to the first", "AP50-95 to the first"]
+    columns: list[Column | str] = ["network", "AP50", "AP50-95", "change of AP50", "change of AP50-95"]
     columns += ["parameters", "GMACs", Column("MB", ".2f")]
     timed = "ms" in document["networks"][0]
     lines: list[list[Any]] = []
