@@ -10,6 +10,7 @@ other flags of this stage it is run anew.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import math
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from utils.model_files import cfg_of
 from utils.report.run_dir import RunDirectory
 
 STATE = "journey.json"
-LOCK = ".journey.lock"
 PATIENCE = 60.0
 """Seconds that a stage has to save what it did when the journey is stopped."""
+PARENT_DEATH_SIGNAL = 1
+"""Linux's number of the request PR_SET_PDEATHSIG, of prctl(2)."""
 
 ADVICE = {
     "sparse": "Try more epochs or a smaller s-share, or `importance: taylor` in the pruning without a sparse stage",
@@ -108,13 +109,13 @@ class Journey:
             For each stage what ENTRY says.
 
         Raises:
-            InputError: the folder holds another journey, or one of its files was changed.
+            InputError: the folder holds another journey, another process works in it, or one of its files was changed.
             StageError: a stage failed.
             InfeasibleError: a stage lost more AP50 than it may.
         """
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with only_one(self.folder), RunDirectory(self.folder, new).until("*/**/*"):
+        with RunDirectory(self.folder, new).until("*/**/*"):
             return self._finish(call)
 
     def _finish(self, call: Call) -> list[dict[str, Any]]:
@@ -247,28 +248,6 @@ def _scores(document: Mapping[str, Any], *parts: str | None) -> Iterator[float]:
             yield float(score)
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Inside, no other process works on the journey of a folder.
-
-    Raises:
-        InputError: another one does.
-    """
-    with (folder / LOCK).open("a") as file:
-        os.set_inheritable(file.fileno(), True)  # a script holds the lock as long as it lives, whatever becomes of us
-        if sys.platform != "win32":  # it has no such locks
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{folder}: another compress.py, or a script that one began, is at work in it; "
-                    "wait, or choose another --name"
-                ) from None
-        yield
-
-
 def made_by(stage: Stage, run: Path) -> Path | None:
     """The file that a stage makes in its run directory; None for one that only measures."""
     if stage.script == "test":
@@ -284,7 +263,7 @@ def python(arguments: Sequence[str]) -> str:
     """Run one of the suite's scripts from where the user stands; its progress goes to stderr.
 
     A stop of the journey is handed on, once, and the script has time to save: it is in a session of its own, so that
-    Ctrl-C does not reach it from the terminal as well.
+    Ctrl-C does not reach it from the terminal as well. If the journey is killed, so is the script, on Linux.
 
     Raises:
         StageError: it failed, with its exit status.
@@ -295,7 +274,7 @@ def python(arguments: Sequence[str]) -> str:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        close_fds=False,
+        preexec_fn=_tied(os.getpid()) if sys.platform == "linux" else None,
     )
     try:
         output, _ = process.communicate()
@@ -312,6 +291,18 @@ def python(arguments: Sequence[str]) -> str:
             f"{script} ended {ended}; when that is mended, the same command of compress.py goes on from there", status
         )
     return output
+
+
+def _tied(parent: int) -> Callable[[], None]:
+    """Return what a new process calls to be killed when its parent ends; nothing is loaded or imported in the call."""
+    prctl, kill = ctypes.CDLL(None).prctl, int(signal.SIGKILL)
+
+    def tie() -> None:
+        prctl(PARENT_DEATH_SIGNAL, kill)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), kill)
+
+    return tie
 
 
 def _by_signal(number: int) -> tuple[str, int]:

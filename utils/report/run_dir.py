@@ -2,7 +2,8 @@
 
 A run gets a folder nobody else has: `exp`, `exp2`, `exp3` …, made in one step, so that two runs started at once never
 share one. Nothing that was there is deleted, and nothing outside the folder is written. A run that fails before its
-first result removes its new folder.
+first result removes its new folder. While a process works in a folder it is locked: another one, with --exist-ok or
+--resume, is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -30,6 +32,10 @@ from utils.files import ROOT, atomic_write_text, read_text
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools", "onnx", "onnxruntime")
 DESCRIBED = ("args.yaml", "env.json", "hyp.yaml", "data.yaml", "model.cfg")
 """Files that say what a run was started with."""
+LOCK = ".lock"
+"""File of a run that is locked by the process at work in it, whose number it holds."""
+LOCK_WAIT = 2.0
+"""Seconds to wait for a lock: a process that was killed holds it until its memory is freed."""
 LAST_SHARE, LEAST_LAST = 0.2, 3
 """Share and least number of a training's epochs that are its last ones."""
 
@@ -85,25 +91,33 @@ class RunDirectory:
 
     @contextmanager
     def until(self, *results: str) -> Iterator[RunDirectory]:
-        """Inside, a failure removes the folder, if it is new and has no result yet.
+        """Inside, no other process works in the folder, and a failure removes it, if it is new and has no result yet.
 
         Args:
             results: patterns of files; none: every file but those of `describe`.
-        """
-        try:
-            yield self
-        except BaseException:
-            files = (path for pattern in results or ("**/[!.]*",) for path in self.path.glob(pattern))
-            if self.new and not any(path.is_file() and (results or path.name not in DESCRIBED) for path in files):
-                with suppress(OSError):  # the failure itself is what counts
-                    for path in sorted(self.path.rglob("*"), reverse=True):  # what is in a folder before the folder
-                        path.rmdir() if path.is_dir() else path.unlink()
-                    self.path.rmdir()
-            raise
 
-    def sweep(self) -> None:
-        """Remove the unfinished files that a killed run has left; call it when no other process writes here."""
-        for folder in (self.path, self.weights):
+        Raises:
+            InputError: another process works in it.
+        """
+        with locked(self.path):
+            self._sweep()
+            try:
+                yield self
+            except BaseException:
+                files = (path for pattern in results or ("**/[!.]*",) for path in self.path.glob(pattern))
+                if self.new and not any(path.is_file() and (results or path.name not in DESCRIBED) for path in files):
+                    self._remove()
+                raise
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # the failure itself is what counts
+            for path in sorted(self.path.rglob("*"), reverse=True):  # what is in a folder before the folder
+                path.rmdir() if path.is_dir() else path.unlink()
+            self.path.rmdir()
+
+    def _sweep(self) -> None:
+        """Remove the unfinished files that a killed run has left; no other process writes here."""
+        for folder in (self.path, self.path / "weights"):
             for path in folder.glob(".*.[0-9]*.tmp"):
                 path.unlink(missing_ok=True)
 
@@ -149,6 +163,41 @@ class RunDirectory:
                 self.write_yaml(name, values)
         if cfg is not None:
             self.write_text("model.cfg", cfg)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in a folder.
+
+    The kernel keeps the lock for this process, without its children, until it ends. So a kill leaves none behind.
+
+    Raises:
+        InputError: another process does; names it.
+    """
+    if sys.platform == "win32":  # it has no such locks
+        yield
+        return
+    import fcntl
+
+    end = time.monotonic() + LOCK_WAIT
+    with (folder / LOCK).open("a+") as file:
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > end:
+                    file.seek(0)
+                    raise InputError(
+                        f"{folder}: process {file.read().strip()} is at work in it; wait until it ends, or choose "
+                        "another --name"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # a disk without locks
+                break
+        file.truncate(0)
+        print(os.getpid(), "on", platform.node(), file=file, flush=True)
+        yield
 
 
 def check_run(project: Path, name: str) -> None:

@@ -76,6 +76,8 @@ def run_training(plan: TrainPlan) -> dict[str, Any]:
 
 def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     settings = plan.settings
+    if plan.resume is not None and team.leads:
+        ending.enter_context(RunDirectory(plan.resume).until())
     with team.one_by_one():
         train, valid = indices(plan.data, single_class=settings.single_cls)
     if settings.sr and settings.s == AUTO and valid is None:
@@ -250,10 +252,7 @@ def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
 def _run_directory(plan: TrainPlan, team: Team, ending: ExitStack) -> RunDirectory:
     """Return the folder of the run, made and described by the first process."""
     if plan.resume is not None:
-        resumed = RunDirectory(plan.resume)
-        if team.leads:
-            resumed.sweep()
-        return resumed
+        return RunDirectory(plan.resume)
     settings, run = plan.settings, None
     if team.leads:
         run = RunDirectory.create(settings.project, settings.name, exist_ok=settings.exist_ok)
