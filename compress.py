@@ -35,11 +35,13 @@ from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
 from utils.files import ROOT, regular_file
+from utils.flags import add_device_flags
 from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
 from utils.runtime.choice import KINDS, runtime_of
+from utils.training.settings import worker_count
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
 PROJECT = "runs/compress"
@@ -54,14 +56,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     start = "trained network, .pt, or .weights of --cfg; it takes the place of the recipe's first training, and is the "
     start += "first row of the page (default: train it)"
     add("--weights", metavar="FILE", help=start)
+    public = "weights of other classes, such as COCO's, that the recipe's first training starts from, with new heads"
+    add("--pretrained", metavar="FILE", help=public)
     size = "side of the network input, the same in all stages (default: the cfg's width and height)"
     add("--img_size", type=image_side, metavar="N", help=size)
-    add = parser.add_argument_group("how").add_argument
+    group = parser.add_argument_group("how")
+    add = group.add_argument
     add("--recipe", metavar="FILE", required=True, help="YAML file with the stages; see data/recipes")
     change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3, tune.epochs=40, tune.allow=15 for the "
     change += f"points of AP50 that it may lose, or {ALL}.batch-size=8 for all stages whose script has the flag"
     add("--set", type=change_of, nargs="+", action="extend", default=[], metavar="STAGE.FLAG=VALUE", help=change)
-    add("--dry-run", action="store_true", help="print the commands of the stages and do nothing")
+    add_device_flags(group, half=False)
+    workers = "processes that read pictures, in every stage whose script has the flag (default: the recipe's)"
+    add("--workers", type=worker_count, metavar="N", help=workers)
+    add("--dry-run", action="store_true", help="print the commands of the stages and their epochs; do nothing")
     add = parser.add_argument_group("run").add_argument
     add("--project", default=PROJECT, metavar="DIR", help="folder of the journey's folder (default: %(default)s)")
     add("--name", metavar="NAME", help="its name; a journey of that name goes on (default: RECIPE-DATA)")
@@ -85,7 +93,8 @@ def change_of(text: str) -> tuple[str, str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the recipe, run its stages, write the page."""
     args = parse_args(argv)
-    recipe = read_recipe(Path(args.recipe), knows, args.set)
+    everywhere = {key: value for key in ("device", "workers") if (value := getattr(args, key)) not in ("", None)}
+    recipe = read_recipe(Path(args.recipe), knows, args.set, **everywhere)
     if args.weights:
         whole, recipe = recipe, recipe.started()
         if whole.stages[0].name not in (stage.name for stage in recipe.stages):
@@ -93,13 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = check_inputs(args, recipe)
     name = args.name or f"{Path(args.recipe).stem}-{Path(args.data).stem}"
     check_run(Path(args.project), name)
-    journey = Journey(recipe, Path(args.project) / name, args.data, args.cfg, args.weights, args.img_size)
+    place = Path(args.project) / name
+    journey = Journey(recipe, place, args.data, args.cfg, args.weights, args.img_size, args.pretrained)
     check_stages(journey, network)
     if args.dry_run:
         print("\n".join(f"python {' '.join(command)}" for command in journey.planned()))
+        epochs = {stage.name: stage.epochs for stage in recipe.stages if stage.epochs}
+        log(f"epochs: {', '.join(f'{name} {count}' for name, count in epochs.items())}; {sum(epochs.values())} in all")
         return
     done = journey.finish(python)
-    page = write_page(journey, done)
+    page = write_page(journey, done, args.device)
     document = {"run_dir": str(journey.folder), "stages": done, "report": str(page)}
     print_json(document) if args.json else print(text(document))
 
@@ -110,11 +122,14 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     Raises:
         InputError: names the file.
     """
+    if args.weights and args.pretrained:
+        raise InputError("--pretrained: not allowed with --weights, a network that knows the classes of --data already")
     if args.cfg is None and args.weights is None:
         raise InputError("--cfg: is needed, unless --weights is a .pt, which brings its network with it")
     if args.weights is None and recipe.stages[0].script != "train":
         raise InputError(
-            f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; give --weights"
+            f"{args.recipe}: begins with {recipe.stages[0].script}, which needs a trained network; give --weights, or "
+            "put a stage `train: {script: train, epochs: 100}` before it"
         )
     data = load_data(args.data)
     for key, source in (("train", data.train), ("valid", data.valid)):
@@ -127,7 +142,7 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     if network.classes != data.classes:
         raise InputError(
             f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
-            f"{data.classes}; train it on these pictures first, by train.py -pt"
+            f"{data.classes}; give it as --pretrained, and the recipe trains it on these pictures first"
         )
     picture_channels(network)
     if args.img_size is not None:
@@ -237,13 +252,14 @@ def script_module(script: str) -> ModuleType:
     return sys.modules[name]
 
 
-def write_page(journey: Journey, done: Sequence[dict[str, Any]]) -> Path:
+def write_page(journey: Journey, done: Sequence[dict[str, Any]], device: str = "") -> Path:
     """The page about the journey; its first network is the one that was given, or else trained."""
     from utils.compress.page import write_report
 
     runs = [journey.folder / entry["name"] for entry in done if (journey.folder / entry["name"]).is_dir()]
     baselines = smaller_picture(Path(done[0]["made"]), runs[0] / "model.cfg", journey.side)
-    return write_report(runs, journey.folder / "report", data=journey.data, baselines=baselines, exist_ok=True)
+    out = journey.folder / "report"
+    return write_report(runs, out, journey.data, baselines=baselines, exist_ok=True, device=device)
 
 
 def smaller_picture(weights: Path, cfg: Path, side: int | None) -> list[str]:

@@ -322,6 +322,59 @@ def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, 
     assert "A picture: " in text
 
 
+FROM_OTHERS = """
+all: {batch-size: 4, workers: 1}
+stages:
+  train: {script: train, epochs: 1, device: 7}
+  prune: {script: slim_prune, percent: 0.3, no-test: true}
+  tune: {script: train, epochs: 2}
+"""
+
+
+@pytest.mark.parametrize("suffix", [".weights", ".pt"])
+def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_path, monkeypatch, capsys, suffix):
+    """--device and --workers win over the recipe; a dry run says the epochs; the same command resumes the journey."""
+    monkeypatch.setattr(compress, "python", in_process)
+    monkeypatch.setattr(compress, "write_page", lambda journey, done, device: journey.folder / device)
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path, FROM_OTHERS)
+    public = ["--pretrained", start_file(tmp_path, suffix, classes=3)]
+    flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml", "--json"]
+    flags += ["--device", "cpu", "--workers", "0"]
+    compress.main([*flags, *public, "--dry-run"])
+    output = capsys.readouterr()
+    assert "epochs: train 1, tune 2; 3 in all" in output.err and "--device 7" not in output.out
+    commands = [line.split() for line in output.out.splitlines()]
+    assert ["-pt" in command for command in commands] == [True, False, False]
+    assert [value(command, "--workers") for command in commands] == ["0", None, "0"]
+    assert [value(command, "--device") for command in commands] == ["cpu"] * 3
+    for _ in range(2):
+        compress.main([*flags, *public])
+        made = json.loads(capsys.readouterr().out)
+        lineage = read_checkpoint(Path(made["stages"][0]["made"]))["lineage"]
+        assert [entry["path"] for entry in lineage] == public[1:] and made["report"].endswith("r-d/cpu")
+    with pytest.raises(InputError, match=r"holds another journey, whose stage train is .* -pt "):
+        compress.main(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cfg", "CFG", "--weights", "W"], "--pretrained: not allowed with --weights"),
+        ([], r"--cfg: is needed, unless --weights is a \.pt"),
+        (["--cfg", "CFG", "--recipe", "p.yaml"], r"p\.yaml: begins with slim_prune, .* before it"),
+    ],
+)
+def test_pretrained_weights_go_with_a_first_training(folder, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    recipe_of(tmp_path)
+    (tmp_path / "p.yaml").write_text("stages: {a: {script: slim_prune, percent: 0.3}}")
+    weights = start_file(tmp_path, ".weights", classes=3)
+    flags = [{"CFG": str(folder / "n.cfg"), "W": weights}.get(word, word) for word in flags]
+    with pytest.raises(InputError, match=message):
+        compress.main(["--data", str(folder / "d.data"), "--recipe", "r.yaml", "--pretrained", weights, *flags])
+
+
 @pytest.mark.parametrize("name", ["quick", "balanced", "smallest", "demo"])
 def test_recipes_have_flags_that_their_scripts_take(name, root, folder, capsys, monkeypatch):
     monkeypatch.chdir(root)

@@ -71,6 +71,8 @@ class Journey:
     """The network to begin with; None: it is trained."""
     side: int | None = None
     """Of --img_size; None: the input of the cfg."""
+    pretrained: str | None = None
+    """Weights of other classes that the first training starts from."""
 
     def command(self, stage: Stage, made: Mapping[str, Path]) -> list[str]:
         """The script and flags of a stage.
@@ -84,6 +86,7 @@ class Journey:
         words = [f"{stage.script}.py", "--data", self.data]
         words += ["--cfg", str(cfg)] if cfg else []
         words += ["--weights", source] if source else []
+        words += ["--weights", self.pretrained, "-pt"] if stage.source is None and self.pretrained else []
         words += ["--img_size", str(self.side)] if self.side else []
         if stage.teacher is not None:
             teacher = made[stage.teacher]

@@ -28,6 +28,7 @@ import yaml
 from utils.errors import InputError
 from utils.files import ROOT, read_text, reading_yaml
 from utils.quantization.scheme import TARGETS
+from utils.training.settings import ScheduleFlags
 
 PRUNERS = ("slim", "shortcut", "normal", "regular", "layer", "layer_channel", "group")
 MAKERS = ("train", *(f"{name}_prune" for name in PRUNERS), "quantize")
@@ -99,6 +100,11 @@ class Stage:
         """Whose integers a quantized network has: `--target`."""
         return "fpga" if "--FPGA" in self.flags else self.value("--target") or "cpu"
 
+    @property
+    def epochs(self) -> int:
+        """Epochs that the stage trains; 0 if it is no training."""
+        return int(self.value("--epochs") or ScheduleFlags.epochs) if self.script == "train" else 0
+
     def value(self, flag: str) -> str | None:
         """The word behind a flag; None if it has not got the flag."""
         return self.flags[self.flags.index(flag) + 1] if flag in self.flags[:-1] else None
@@ -142,13 +148,14 @@ class Recipe:
         return Recipe(self.path, (*start, *stages))
 
 
-def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
+def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]] = (), **everywhere: Any) -> Recipe:
     """A recipe.
 
     Args:
         path: YAML file.
         knows: which script has which flag.
         changes: (stage or ALL, flag, value) to be put in place of what it says.
+        everywhere: flags that replace those of ALL and of all stages.
 
     Raises:
         InputError: it cannot be read, or a stage cannot be what it says.
@@ -164,10 +171,7 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
         )
     stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
     parts = {**stages, ALL: dict(shared)}
-    for name, flag, value in changes:
-        if not isinstance(parts.get(name), dict):
-            raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, stages))}")
-        parts[name][flag] = value
+    _change(parts, changes, everywhere)
     _check_shared(path, parts[ALL])
 
     def flags_for(script: str) -> dict[str, Any]:
@@ -180,6 +184,18 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
         if not any(knows(stage.script, _dashed(key)) for stage in made):
             raise InputError(f"{path}: {ALL}: no script of its stages has a flag {_dashed(key)}")
     return Recipe(path, tuple(made), tuple(_tokens(f"{path}: {ALL}", flags_for("test"))))
+
+
+def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], everywhere: Mapping[str, Any]) -> None:
+    """Put the values of the command line into the stages and ALL; arguments as of `read_recipe`."""
+    for name, flag, value in changes:
+        if not isinstance(parts.get(name), dict):
+            raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, parts))}")
+        parts[name][flag] = value
+    for flag, value in everywhere.items():
+        for values in filter(lambda part: isinstance(part, dict), parts.values()):
+            values.pop(flag, None)
+        parts[ALL][flag] = value
 
 
 def _check_shared(path: Path, shared: Mapping[Any, Any]) -> None:
