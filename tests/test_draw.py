@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.draw import (
+    GAP,
     GRID_SIDE,
+    LOST,
+    STRIP,
     _place,
     colour,
     draw_detections,
     draw_grid,
     ink_on,
     label_text,
+    label_texts,
     style_of,
     targets_as_detections,
 )
@@ -155,3 +159,28 @@ def test_boxes_follow_their_pictures_into_the_grid():
     height, width = grid.shape[:2]
     assert ys.min() > height / 2
     assert xs.min() > width / 2
+
+
+@pytest.mark.parametrize(("labelled", "texts"), [(1.0, ["cat 0.50", "dog"]), (0.3, ["cat", "dog"]), (0.01, ["0", "1"])])
+def test_labels_are_shorter_where_they_would_hide_the_picture(labelled, texts):
+    """The whole texts cover about 0.4 of 50 × 100 pixels, the names 0.25."""
+    rows = np.concatenate([detection(0, 0, 9, 9), detection(5, 5, 9, 9, np.nan, 1)])
+    assert label_texts(rows, NAMES, (50, 100), labelled) == texts
+
+
+def test_small_pictures_grow_and_a_legend_names_their_numbers():
+    crowd = np.concatenate([detection(n, n, n + 9, n + 9, number=n % 2) for n in range(10)])
+    picture = np.zeros((1, 3, 32, 32), np.uint8)
+    assert draw_grid(picture, [crowd[:0]], NAMES).shape == (320, 320, 3)
+    wordy = tuple(40 * name for name in NAMES)
+    assert draw_grid(picture, [crowd], wordy).shape == (320 + 2 * STRIP, 320, 3)
+
+
+def test_columns_have_headings_and_marked_boxes_a_frame_of_their_own():
+    rows = np.concatenate([detection(60, 60, 120, 120), detection(200, 200, 300, 300)])
+    marks = [(np.array([True, False]), "lost", LOST), (np.array([False, False]), "new", LOST)]
+    grid = draw_grid(np.zeros((2, 3, 400, 400), np.uint8), [rows, rows], NAMES, ["before", "after"], marks)
+    assert (grid[:STRIP] == 255).any(axis=(1, 2)).all() and (grid[:STRIP] < 255).any()
+    frames = np.all(grid[STRIP:] == LOST, axis=2)
+    half = (grid.shape[1] + GAP) // 2
+    assert frames[: half // 2, : half // 2].any() and not frames[:, half:].any() and not frames[half // 2 :].any()

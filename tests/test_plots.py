@@ -81,6 +81,16 @@ def test_any_figures_are_drawn(tmp_path, recwarn, draw, content):
     assert not recwarn.list
 
 
+def test_average_precision_has_its_usual_names(tmp_path, drawn):
+    plots.plot_results({"epoch": [1], "map50": [0.5], "map50_95": [0.25]}, tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].axes[3].get_legend().get_texts()] == ["AP50", "AP50-95"]
+
+
+def test_the_confusion_has_counts(tmp_path, drawn):
+    plots.plot_confusion([[37, 0, 1], [0, 400, 0], [0, 2, 0]], NAMES[:2], tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["37", "1", "400", "2"]
+
+
 def test_equal_data_draw_equal_pictures(tmp_path):
     for name in ("a.png", "b.png"):
         plots.plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)

@@ -18,10 +18,11 @@ from tests.nets import TINY
 from utils.checkpoint import model_document, origin, read_checkpoint, write_checkpoint
 from utils.cli import run as run_script
 from utils.compress import measure
-from utils.compress.measure import compare_picture, detected, panels
+from utils.compress.measure import compare_picture, panels
 from utils.compress.page import MeasureSettings, gather, parent_of, write_report
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
+from utils.detection.average_precision import detected
 from utils.errors import InputError
 from utils.report import __main__ as script
 from utils.report.cost import network_cost

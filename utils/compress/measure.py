@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import box_iou
 
 from utils.cli import input_size, log
 from utils.compress.page import MeasureSettings, Named, exported
@@ -18,9 +17,10 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.draw import FONT, Image, draw_detections
+from utils.data.draw import GAINED, LOST, Image, draw_detections, mark_boxes
 from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
+from utils.detection.average_precision import detected
 from utils.detection.bootstrap import SHARE, Matches, Spread, bootstrap, matches
 from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
 from utils.device import select_device
@@ -37,14 +37,8 @@ SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""
 CONFIDENCE = 0.25
 """Least confidence of a box that is drawn or counted, as in the confusion matrix."""
-OVERLAP = 0.5
-"""IoU from which on a detection finds an object of its class."""
-LOST, GAINED = (213, 94, 0), (0, 158, 115)
-"""Vermilion and green (Okabe and Ito)."""
 LONGEST, SHORTEST = 520, 320
 """Pixels that the longer side of a picture has at most and at least in the report."""
-MARK = 6
-"""Width of the line around a lost or gained object, in pixels."""
 QUALITY = 80
 """Of JPEG."""
 
@@ -266,19 +260,6 @@ def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after:
     )
 
 
-def detected(truth: Rows, detections: Rows) -> NDArray[np.bool_]:
-    """Return the objects that are found: the surest box first takes the free object of its class it overlaps most."""
-    taken = np.zeros(len(truth), np.bool_)
-    if not len(truth) or not len(detections):
-        return taken
-    overlap = box_iou(torch.from_numpy(detections[:, :4]), torch.from_numpy(np.ascontiguousarray(truth[:, :4])))
-    overlap = np.where(detections[:, 5:6] == truth[:, 5], overlap.numpy(), 0.0)
-    for row in np.argsort(-detections[:, 4], kind="stable"):
-        best = int(np.argmax(np.where(taken, 0.0, overlap[row])))
-        taken[best] |= not taken[best] and overlap[row, best] >= OVERLAP
-    return taken
-
-
 def _sure(image: ImageDetections) -> Rows:
     """Return the detections that are sure enough."""
     rows = np.column_stack([image.boxes, image.scores, image.classes]).astype(np.float64)
@@ -306,11 +287,8 @@ def panels(picture: ComparedPicture, names: Sequence[str]) -> list[Image]:
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     image = cast(Image, cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
     factor = np.array([scale] * 4 + [1, 1])
-    marked = image.copy()
-    for rows, word, colour in ((picture.lost, "lost", LOST), (picture.gained, "gained", GAINED)):
-        for x1, y1, x2, y2 in (rows * factor)[:, :4].round().astype(int).tolist():
-            cv2.rectangle(marked, (x1, y1), (x2, y2), colour, MARK)
-            cv2.putText(marked, word, (x1 + MARK, y2 - MARK), FONT, 0.5, colour, 2)
+    marked = mark_boxes(image, picture.lost * factor, "lost", LOST)
+    marked = mark_boxes(marked, picture.gained * factor, "gained", GAINED)
     pairs = ((image, picture.truth), (image, picture.before), (marked, picture.after))
     return [draw_detections(ground, rows * factor, names) for ground, rows in pairs]
 

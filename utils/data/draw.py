@@ -26,6 +26,16 @@ GRID_PICTURES = 16
 """Most pictures of a grid."""
 GAP = 4
 """Pixels between the pictures of a grid."""
+SHORTEST = 320
+"""Pixels that the longer side of a picture in a grid has at least, where the grid has room for it."""
+LABELLED = 0.15
+"""Largest share of a picture in a grid that its labels may cover."""
+STRIP = 24
+"""Height of a line of headings or of the legend, in pixels."""
+LOST, GAINED = (213, 94, 0), (0, 158, 115)
+"""Vermilion and green (Okabe and Ito), for `mark_boxes`."""
+MARK = 6
+"""Width of the line around a marked box, in pixels."""
 
 
 class Style(NamedTuple):
@@ -51,7 +61,9 @@ class Label(NamedTuple):
     baseline: int
 
 
-def draw_detections(image: Image, detections: NDArray[np.floating], names: Sequence[str]) -> Image:
+def draw_detections(
+    image: Image, detections: NDArray[np.floating], names: Sequence[str], labelled: float = 1.0
+) -> Image:
     """A copy of a picture with a box and a label for every detection, the most confident ones on top.
 
     Args:
@@ -59,6 +71,7 @@ def draw_detections(image: Image, detections: NDArray[np.floating], names: Seque
         detections: [n, 6], x1, y1, x2, y2 in pixels of the picture, confidence, class. A confidence of NaN (a label
             of a data set has none) is not written.
         names: names of the classes; a class beyond them is shown by its number.
+        labelled: largest share of the picture that labels may cover, see `label_texts`.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -66,12 +79,11 @@ def draw_detections(image: Image, detections: NDArray[np.floating], names: Seque
     picture = np.ascontiguousarray(image).copy()
     style = style_of(*picture.shape[:2])
     order = np.argsort(np.nan_to_num(detections[:, 4], nan=1.0), kind="stable")[::-1]
-    texts: list[str] = []
+    texts = label_texts(detections[order], names, picture.shape[:2], labelled)
     labels: list[Label] = []
-    for x1, y1, x2, y2, confidence, number in detections[order].tolist():
-        texts.append(label_text(int(number), names) + ("" if math.isnan(confidence) else f" {confidence:.2f}"))
-        box = round(x1), round(y1), round(x2), round(y2)
-        labels.append(_place(texts[-1], box, picture.shape[:2], style, labels))
+    for text, corners in zip(texts, detections[order, :4].tolist(), strict=True):
+        x1, y1, x2, y2 = map(round, corners)
+        labels.append(_place(text, (x1, y1, x2, y2), picture.shape[:2], style, labels))
     for x1, y1, x2, y2, _, number in detections[order[::-1]].tolist():
         corners = (round(x1), round(y1)), (round(x2), round(y2))
         cv2.rectangle(picture, *corners, colour(int(number)), style.line)
@@ -83,32 +95,100 @@ def draw_detections(image: Image, detections: NDArray[np.floating], names: Seque
     return picture
 
 
-def draw_grid(images: Image, detections: Sequence[NDArray[np.floating]], names: Sequence[str]) -> Image:
+def label_texts(
+    detections: NDArray[np.floating], names: Sequence[str], size: tuple[int, int], labelled: float
+) -> list[str]:
+    """The texts of labels: class and confidence, or shorter ones where labels would cover too much of a picture.
+
+    Args:
+        detections: [n, 6], as for `draw_detections`.
+        names: names of the classes.
+        size: height and width of the picture.
+        labelled: largest share of it that labels may cover; beyond it they have the class only, and then its number.
+    """
+    style, numbers = style_of(*size), detections[:, 5].astype(int).tolist()
+    classes = [label_text(number, names) for number in numbers]
+    scores = ["" if math.isnan(score) else f" {score:.2f}" for score in detections[:, 4].tolist()]
+    texts = list(map(str.__add__, classes, scores))
+    for shorter in (classes, list(map(str, numbers))):
+        if sum(math.prod(_label_size(text, style)[:2]) for text in texts) <= labelled * math.prod(size):
+            break
+        texts = shorter
+    return texts
+
+
+def mark_boxes(image: Image, boxes: NDArray[np.floating], word: str, tint: Colour) -> Image:
+    """A copy of a picture in which boxes, [n, 4 or more] from x1, y1, x2, y2, have a broad frame and a word."""
+    picture = np.ascontiguousarray(image).copy()
+    for x1, y1, x2, y2 in boxes[:, :4].round().astype(int).tolist():
+        cv2.rectangle(picture, (x1, y1), (x2, y2), tint, MARK)
+        cv2.putText(picture, word, (x1 + MARK, y2 - MARK), FONT, 0.5, tint, 2)
+    return picture
+
+
+def draw_grid(
+    images: Image,
+    detections: Sequence[NDArray[np.floating]],
+    names: Sequence[str],
+    titles: Sequence[str] = (),
+    marks: Sequence[tuple[NDArray[np.bool_], str, Colour]] = (),
+) -> Image:
     """The first pictures of a batch side by side, at most GRID_SIDE pixels wide and high, with their boxes.
+
+    Where a picture has room for the numbers of its classes only, a legend below the grid names them.
 
     Args:
         images: uint8 [B, C, H, W] with C = 3 (RGB) or 1 (grey).
         detections: one [n, 6] array a picture, as for `draw_detections`.
         names: names of the classes.
+        titles: headings of the columns, which are as many; none: as many columns as fit best.
+        marks: of each picture [n], which boxes `mark_boxes` marks, and the word and colour; none: no box.
 
     Returns:
         uint8 [H', W', 3], RGB.
     """
     count = min(len(images), GRID_PICTURES)
     height, width = images.shape[2:]
-    columns = min(range(1, count + 1), key=lambda n: (max(n * width, math.ceil(count / n) * height), n))
+    best = min(range(1, count + 1), key=lambda n: (max(n * width, math.ceil(count / n) * height), n))
+    columns = len(titles) or best
     rows = math.ceil(count / columns)
-    scale = min(2.0, (GRID_SIDE / columns - GAP) / width, (GRID_SIDE / rows - GAP) / height)
+    most = max(2.0, SHORTEST / max(height, width))
+    scale = min(most, (GRID_SIDE / columns - GAP) / width, (GRID_SIDE / rows - GAP) / height)
     cell_height, cell_width = max(1, int(height * scale)), max(1, int(width * scale))
     grid = np.full((rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP, 3), 255, np.uint8)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    numbered: set[int] = set()
     for position in range(count):
         picture = np.repeat(images[position].transpose(1, 2, 0), 3 // images.shape[1], axis=2)
         picture = cast("Image", cv2.resize(picture, (cell_width, cell_height), interpolation=interpolation))
         boxes = detections[position] * ([cell_width / width, cell_height / height] * 2 + [1, 1])
         top, left = (position // columns) * (cell_height + GAP), (position % columns) * (cell_width + GAP)
-        grid[top : top + cell_height, left : left + cell_width] = draw_detections(picture, boxes, names)
-    return grid
+        if marks:
+            chosen, word, tint = marks[position]
+            picture = mark_boxes(picture, boxes[chosen], word, tint)
+        grid[top : top + cell_height, left : left + cell_width] = draw_detections(picture, boxes, names, LABELLED)
+        texts = label_texts(boxes, names, (cell_height, cell_width), LABELLED)
+        if texts == list(map(str, numbers := boxes[:, 5].astype(int).tolist())):
+            numbered.update(numbers)
+    heading = [_strip([title], cell_width + GAP) for title in titles]
+    parts = [np.hstack(heading)[:, : grid.shape[1]]] if heading else []
+    legend = [f"{number} {label_text(number, names)}" for number in sorted(numbered)]
+    return np.vstack([*parts, grid, *([_strip(legend, grid.shape[1])] if legend else [])])
+
+
+def _strip(texts: Sequence[str], width: int) -> Image:
+    """Black words on white, `width` pixels wide, as many lines as they take."""
+    lines = [""]
+    for text in texts:
+        longer = f"{lines[-1]}    {text}".strip()
+        if lines[-1] and cv2.getTextSize(longer, FONT, 0.5, 1)[0][0] > width - 2 * GAP:
+            lines.append(text)
+        else:
+            lines[-1] = longer
+    strip = np.full((STRIP * len(lines), width, 3), 255, np.uint8)
+    for number, line in enumerate(lines, 1):
+        cv2.putText(strip, line, (GAP, STRIP * number - 8), FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
 
 
 def targets_as_detections(
@@ -174,12 +254,17 @@ def style_of(height: int, width: int) -> Style:
     return Style(max(1, round(side / 280)), capitals / 21, max(1, round(capitals / 10)), max(2, round(capitals / 3)))
 
 
+def _label_size(text: str, style: Style) -> tuple[int, int, int]:
+    """Width and height of a label, and the height of its letters, in pixels."""
+    (width, height), below = cv2.getTextSize(text, FONT, style.font_scale, style.stroke)
+    return width + 2 * style.margin, height + below + 2 * style.margin, height
+
+
 def _place(
     text: str, box: tuple[int, int, int, int], size: tuple[int, int], style: Style, taken: Sequence[Label]
 ) -> Label:
     """The first place above, in or under a box that is inside the picture and hides no other label, or hides least."""
-    (text_width, text_height), below = cv2.getTextSize(text, FONT, style.font_scale, style.stroke)
-    width, height = text_width + 2 * style.margin, text_height + below + 2 * style.margin
+    width, height, text_height = _label_size(text, style)
     x1, y1, x2, y2 = box
     outside = style.line // 2
     left, right = x1 - outside, x2 + outside - width + 1

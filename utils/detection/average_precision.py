@@ -396,6 +396,25 @@ class Evaluator:
         )
 
 
+def detected(truth: Floats, detections: Floats, iou_thres: float = 0.5) -> Bools:
+    """Return [m], which objects are found: the surest box first takes the free object of its class it overlaps most.
+
+    Args:
+        truth: [m, 6], x1, y1, x2, y2, anything, class.
+        detections: [n, 6], x1, y1, x2, y2, confidence, class.
+        iou_thres: least overlap.
+    """
+    taken = np.zeros(len(truth), np.bool_)
+    if not len(truth) or not len(detections):
+        return taken
+    overlap = np.asarray(coco_mask.iou(_xywh(detections[:, :4]), _xywh(truth[:, :4]), [0] * len(truth)))  # [n, m]
+    overlap = np.where(detections[:, 5:6] == truth[:, 5], overlap, 0.0)
+    for row in np.argsort(-detections[:, 4], kind="stable"):
+        best = int(np.argmax(np.where(taken, 0.0, overlap[row])))
+        taken[best] |= not taken[best] and overlap[row, best] >= iou_thres
+    return taken
+
+
 def confusion_matrix(
     boxes: np.ndarray,
     scores: np.ndarray,

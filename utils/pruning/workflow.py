@@ -225,11 +225,13 @@ class Pruner:
         return share
 
     def accuracy(self, name: str, model: Darknet) -> tuple[Accuracy, Drawn]:
-        """AP over all pictures; some of them, from the first to the last, with their confident detections."""
+        """AP over all pictures; some of those with objects, from first to last, with their confident detections."""
         from utils.detection.evaluate import measure_accuracy
 
         drawn: Drawn = []
-        shown = set(np.linspace(0, len(self.pictures.dataset) - 1, DRAWN_PICTURES).round().tolist())
+        labels = self.pictures.dataset.index.labels
+        filled = [number for number, boxes in enumerate(labels) if len(boxes)] or list(range(len(labels)))
+        shown = {filled[place] for place in np.linspace(0, len(filled) - 1, DRAWN_PICTURES).round().astype(int)}
 
         def keep(number: int, batch: Batch, detections: list[Tensor]) -> None:
             for position, image, boxes in zip(batch.positions.tolist(), batch.images, detections, strict=True):
@@ -441,15 +443,21 @@ def measure(pruner: Pruner, removal: Removal, pruned: PrunedNetwork, document: d
     sides = {"height": pruner.size[0], "width": pruner.size[1], "runtime": runtime}
     document["latency"] = {name: dataclasses.asdict(latency) for name, latency in times.items()} | sides
     document["efficiency"] = faster / less
-    return side_by_side(drawn_before, drawn_after, pruner.data.names)
+    titles = [f"{name}: AP50 {document[key]['map50']:.3f}" for key, name in (("before", "before"), ("after", "pruned"))]
+    return side_by_side(drawn_before, drawn_after, pruner.data.names, titles)
 
 
-def side_by_side(before: Drawn, after: Drawn, names: Sequence[str]) -> NDArray[np.uint8]:
-    """A row for each picture: left with detections before, right with those after; uint8 [H, W, 3], RGB."""
-    from utils.data.draw import GAP, draw_grid
+def side_by_side(before: Drawn, after: Drawn, names: Sequence[str], titles: Sequence[str]) -> NDArray[np.uint8]:
+    """A row for each picture: left with detections before, right with those after; uint8 [H, W, 3], RGB.
 
-    lines = []
+    Boxes that the other network has not, as `detected` matches them, are marked.
+    """
+    from utils.data.draw import GAINED, LOST, draw_grid
+    from utils.detection.average_precision import detected
+
+    pictures, boxes, marks = [], [], []
     for (picture, old), (_, new) in zip(before, after, strict=True):
-        pair = [draw_grid(picture[None], [boxes], names) for boxes in (old, new)]
-        lines.append(np.hstack([np.pad(half, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for half in pair]))
-    return np.vstack(lines)
+        pictures += [picture, picture]
+        boxes += [old, new]
+        marks += [(~detected(old, new), "lost", LOST), (~detected(new, old), "new", GAINED)]
+    return draw_grid(np.stack(pictures), boxes, names, titles, marks)

@@ -51,6 +51,8 @@ EDGES = np.concatenate([[0.0], np.logspace(-5, 1, 61)])
 """Edges of the bins of gamma_histogram.csv; larger |γ| count in the last one."""
 BOUNDS = np.concatenate([[EDGES[1] ** 2 / EDGES[2]], EDGES[1:]])
 """The same as they are drawn: on a logarithmic axis 0 has no place, so its bin is as wide as the next one."""
+AP = {"map50": "AP50", "map50_95": "AP50-95"}
+"""Columns of average precision, and what they are called."""
 PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms a picture", 1))
 """Field of a point, title of the axis, and its unit."""
 Columns = Mapping[str, Sequence[float] | NDArray[np.floating]]
@@ -168,11 +170,11 @@ def plot_results(results: Columns, path: Path, best_epoch: int | None = None) ->
         ("loss", [name for name in results if "loss" in name]),
         ("learning rate", [name for name in results if name.startswith("lr")]),
         ("precision, recall, F1", [name for name in ("precision", "recall", "f1") if name in results]),
-        ("average precision", [name for name in ("map50", "map50_95") if name in results]),
+        ("average precision", [name for name in AP if name in results]),
     )
     figure, axes = grid(2, 2, (12, 7))
     for (title, names), ax in zip(panels, axes, strict=True):
-        courses = {name: (results["epoch"], results[name]) for name in names}
+        courses = {AP.get(name, name): (results["epoch"], results[name]) for name in names}
         _draw_courses(ax, title, courses, best_epoch, f"best epoch: {best_epoch}")
     save(figure, path)
 
@@ -241,9 +243,8 @@ def plot_sparse_course(
         turn: epoch where the schedule turns; a dotted line.
     """
     small = "share of the γ that are small"
-    names = {"map50": "AP50", "map50_95": "AP50-95"}
     panels: dict[str, dict[str, tuple[ArrayLike, ArrayLike]]] = {
-        "average precision": {names[key]: (results["epoch"], results[key]) for key in names if key in results},
+        "average precision": {AP[key]: (results["epoch"], results[key]) for key in AP if key in results},
         small: {f"|γ| < {limit}": (shares["epoch"], shares[limit]) for limit in shares if limit != "epoch"},
     }
     if pressure:
@@ -354,7 +355,7 @@ def _draw_curves(
 
 
 def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path) -> None:
-    """Draw which class was taken for which, as shares of the objects of each true class.
+    """Draw which class was taken for which: counts, and by colour the shares of the objects of each true class.
 
     Args:
         matrix: [C + 1, C + 1] counts, true class by predicted class. The last column holds the objects that were
@@ -367,16 +368,15 @@ def plot_confusion(matrix: NDArray[np.integer], names: Sequence[str], path: Path
     side = float(np.clip(3 + 0.45 * len(matrix), 5, 16))
     figure, (ax,) = grid(1, 1, (side + 1, side))
     image = ax.imshow(np.where(matrix > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=ax, shrink=0.8)
-    finish(ax, "confusion at IoU 0.45, confidence 0.25; rows add up to 1", "predicted", "true")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="share of the row")
+    finish(ax, "objects at IoU 0.45, confidence 0.25", "predicted", "true")
     ax.grid(False)
     _name_ticks(ax, [*names, "background"])
     if len(names) <= MOST_NAMED:
         ax.set_yticks(range(len(matrix)), [*map(short_name, names), "background"], fontsize=8)
-        for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
-            value = shares[row, column]
-            colour = "white" if value > 0.6 else "black"
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            ax.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=colour)
     save(figure, path)
 
 
@@ -576,7 +576,7 @@ def plot_course(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     start = 0.0
     for number, run in enumerate(runs, 1):
         epochs = np.array(run["epochs"].get("epoch") or [1.0], float)
-        for key, name, colour in (("map50", "AP50", BLUE), ("map50_95", "AP50-95", ORANGE)):
+        for (key, name), colour in zip(AP.items(), (BLUE, ORANGE), strict=True):
             label = name if number == 1 else ""
             values = np.array(run["epochs"].get(key) or [run["figures"][key]], float)
             draw_course(ax, start + epochs, values, label, colour)
