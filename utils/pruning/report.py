@@ -220,7 +220,7 @@ def markdown(document: Document) -> str:
     parts += [shown.strip() for shown in _group_tables(document, markdown_table)]
     parts += remarks(document)
     if document["latency"] is not None:
-        parts.append("detections.jpg has pictures with objects: left before, right after; boxes that differ are marked.")
+        parts.append("detections.jpg has detections before (left) and after (right); boxes that differ are marked.")
     return "\n\n".join(parts) + "\n"
 
 
