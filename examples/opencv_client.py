@@ -1,0 +1,61 @@
+"""Print the objects in a picture: a file of `export.py --decode` or `--format darknet` in OpenCV's dnn module.
+
+pip install opencv-python
+python opencv_client.py model.onnx picture.jpg 416 416 classes.names    # width and height of the network's input
+python opencv_client.py model.cfg picture.jpg 416 416 classes.names     # model.weights beside it; OpenCV 4 only
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CONFIDENCE, OVERLAP = 0.3, 0.6
+
+
+def network_input(picture, size):
+    """Return images [1, 3, H, W], RGB in 0…1, and where the picture is in them: input = picture * scale + offset."""
+    original = np.array(picture.shape[1::-1])
+    inner = np.maximum(np.round(original * (size / original).min()), 1).astype(int)
+    left, top = offset = (size - inner) // 2
+    canvas = np.full((*size[::-1], 3), 114, np.uint8)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner.tolist())
+    return cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True), inner / original, offset
+
+
+def detect(model, images, size):
+    """Return boxes [N, 4], cx, cy, w, h in pixels of the input, and scores [N, C]: objectness * class probability."""
+    if model.endswith(".cfg"):
+        net = cv2.dnn.readNetFromDarknet(model, str(Path(model).with_suffix(".weights")))
+    else:
+        net = cv2.dnn.readNetFromONNX(model)
+    net.setInput(images)
+    if model.endswith(".cfg"):  # shares of the input, scores that are products already and 0 up to 0.2
+        rows = np.concatenate(net.forward(net.getUnconnectedOutLayersNames()))
+        return rows[:, :4] * np.tile(size, 2), rows[:, 5:]
+    rows = net.forward("rows")[0]
+    return rows[:, :4], rows[:, 5:] * rows[:, 4:5]
+
+
+def main(model, path, width, height, names=None):
+    """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
+    names, size = names and Path(names).read_text(encoding="utf-8").splitlines(), np.array((int(width), int(height)))
+    picture = cv2.imread(path)
+    if picture is None:
+        sys.exit(f"{path}: cannot be read as a picture")
+    images, scale, offset = network_input(picture, size)
+    boxes, scores = detect(model, images, size)
+    likely = scores.max(axis=1) > CONFIDENCE
+    low, extent, scores = boxes[likely, :2] - boxes[likely, 2:] / 2, boxes[likely, 2:], scores[likely]
+    confidence, label = scores.max(axis=1).tolist(), scores.argmax(axis=1).tolist()
+    sides = np.hstack((low, extent)).tolist()  # left, top, width, height
+    for number in list(cv2.dnn.NMSBoxesBatched(sides, confidence, label, CONFIDENCE, OVERLAP))[:300]:
+        corners = (np.stack((low[number], low[number] + extent[number])) - offset) / scale
+        box = np.clip(corners, 0, picture.shape[1::-1]).ravel()
+        name = names[label[number]] if names else label[number]
+        print(f"{confidence[number]:.4f}", *(f"{side:.2f}" for side in box), name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Print the objects in a picture: a file of `export.py --format openvino --decode` in OpenVINO.
+
+pip install openvino opencv-python
+python openvino_client.py model.xml picture.jpg
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import openvino
+
+
+def network_input(picture, spec):
+    """Return images [1, C, H, W], RGB in 0…1, and where the picture is in them: input = picture * scale + offset."""
+    original, size = np.array(picture.shape[1::-1]), np.array((spec["width"], spec["height"]))
+    scale = (size / original).min() if spec["fit"] == "letterbox" else size / original
+    inner = np.maximum(np.round(original * scale), 1).astype(int)
+    left, top = offset = (size - inner) // 2
+    if spec["channels"] == 1:
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    canvas = np.full((*size[::-1], *picture.shape[2:]), 114, np.uint8)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner.tolist())
+    return cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True), inner / original, offset
+
+
+def suppress(rows, conf, iou):
+    """Return detections [n, 6], best first: x1, y1, x2, y2 in pixels of the input, confidence, class."""
+    scores = rows[:, 5:] * rows[:, 4:5]
+    rows, scores = rows[scores.max(axis=1) > conf], scores[scores.max(axis=1) > conf]
+    low, confidence, label = rows[:, :2] - rows[:, 2:4] / 2, scores.max(axis=1), scores.argmax(axis=1)
+    boxes = np.hstack((low, rows[:, 2:4])).tolist()  # left, top, width, height
+    kept = cv2.dnn.NMSBoxesBatched(boxes, confidence.tolist(), label.tolist(), conf, iou)
+    return np.column_stack((low, low + rows[:, 2:4], confidence, label))[list(kept)][:300]
+
+
+def main(path, picture_path):
+    """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
+    core = openvino.Core()
+    model = core.read_model(path)
+    if model.outputs[0].get_any_name() != "rows":
+        sys.exit(f"{path}: has no rows, export it with --decode")
+    keys = ("input", "names", "thresholds")
+    facts = {key: json.loads(model.get_rt_info(["darknet", key]).astype(str)) for key in keys}
+    picture = cv2.imread(picture_path)
+    if picture is None:
+        sys.exit(f"{picture_path}: cannot be read as a picture")
+    images, scale, offset = network_input(picture, facts["input"])
+    # Without the hint OpenVINO rounds to bfloat16 on processors that have it: faster, and scores differ by up to 1e-2.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    detections = suppress(compiled({"images": images})["rows"][0], **facts["thresholds"])
+    corners = (detections[:, :4].reshape(-1, 2, 2) - offset) / scale
+    corners = np.clip(corners, 0, picture.shape[1::-1]).reshape(-1, 4)
+    for box, (confidence, label) in zip(corners, detections[:, 4:], strict=True):
+        print(f"{confidence:.4f}", *(f"{side:.2f}" for side in box), facts["names"][int(label)])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
