@@ -11,12 +11,13 @@ from tests.nets import tiny
 from utils.data.anchors import auto_anchors, box_sizes, cluster, fit_quality, shape_ious, used_anchors, with_anchors
 from utils.data.index import Index
 from utils.errors import DataError
+from utils.memory import PackedBoxes, PackedPaths
 
 
 def index_of(*labels: np.ndarray) -> Index:
     shapes = np.array([(100, 200)] * len(labels))
-    names, ignored = tuple(f"{n}.png" for n in range(len(labels))), (np.zeros((0, 5), np.float32),) * len(labels)
-    return Index(names, labels, ignored, shapes, len(labels), ())
+    names, nothing = (f"{n}.png" for n in range(len(labels))), [np.zeros((0, 5), np.float32)] * len(labels)
+    return Index(PackedPaths(names), PackedBoxes(labels), PackedBoxes(nothing), shapes, len(labels), ())
 
 
 def test_box_sizes_are_pixels_of_the_fitted_picture():

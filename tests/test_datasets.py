@@ -14,6 +14,7 @@ from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loa
 from utils.data.images import GREY, write_image
 from utils.data.index import index
 from utils.errors import DataError
+from utils.memory import PackedBoxes
 
 EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)
 
@@ -99,7 +100,7 @@ def test_ignored_boxes_lie_where_labels_at_their_place_do(found, augment):
 
 def test_ignored_boxes_change_nothing_about_samples(found):
     """A data set without them gives the same pictures and labels, bit for bit, and has another fingerprint."""
-    without = replace(found, ignored=tuple(rows[:0] for rows in found.ignored))
+    without = replace(found, ignored=PackedBoxes([rows[:0] for rows in found.ignored]))
     for augment in (None, EVERYTHING):
         for position in range(len(found)):
             one, other = (data_set(index, augment=augment)[position] for index in (found, without))
@@ -208,7 +209,8 @@ def test_samples_made_as_a_batch_are_those_made_one_by_one(found, augment):
 
 
 def test_a_batch_without_a_box_has_an_empty_target(found):
-    empty = replace(found, labels=(np.zeros((0, 5), np.float32),) * 9, ignored=(np.zeros((0, 5), np.float32),) * 9)
+    nothing = PackedBoxes([np.zeros((0, 5), np.float32)] * 9)
+    empty = replace(found, labels=nothing, ignored=nothing)
     (batch,) = epoch(data_set(empty), 9)
     assert batch.targets.shape == batch.ignored.shape == (0, 6)
 

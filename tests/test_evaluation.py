@@ -20,6 +20,7 @@ from utils.data.index import index
 from utils.detection import average_precision
 from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
+from utils.memory import PackedBoxes
 
 NAMES = ("cat", "dog")
 SHAPES = ((40, 100), (90, 60), (64, 64))
@@ -93,8 +94,8 @@ def test_what_is_found_in_ignored_boxes_counts_nowhere(pictures, mode, measure, 
     """Of each picture the first object counts; the others are ignored, in boxes 1.2 times as large, and found."""
     monkeypatch.setattr(average_precision, "precision_recall", measure)
     batches, grown = loader(pictures, mode), np.array([1, 1, 1, 1.2, 1.2], np.float32)
-    labels, ignored = (tuple(rows[part] for rows in pictures.labels) for part in (slice(1), slice(1, None)))
-    some = dataclasses.replace(pictures, labels=labels, ignored=tuple(rows * grown for rows in ignored))
+    first, others = (PackedBoxes([rows[part] for rows in pictures.labels]) for part in (slice(1), slice(1, None)))
+    some = dataclasses.replace(pictures, labels=first, ignored=PackedBoxes([rows * grown for rows in others]))
     for one_class in (False, True):
         options = {"device": "cpu", "single_class": one_class}
         metrics = evaluate(LabelReader(batches), loader(some, mode), NAMES, **options).metrics
@@ -126,7 +127,7 @@ def test_boxes_of_on_batch_are_in_pixels_of_the_input(pictures):
 
 def test_one_class_forgives_wrong_classes(pictures):
     batches = loader(pictures)
-    wrong = dataclasses.replace(pictures, labels=tuple(rows * [0, 1, 1, 1, 1] for rows in pictures.labels))
+    wrong = dataclasses.replace(pictures, labels=PackedBoxes([rows * [0, 1, 1, 1, 1] for rows in pictures.labels]))
     reader = LabelReader(batches)
     metrics = evaluate(reader, loader(wrong), NAMES, device="cpu", single_class=True).metrics
     assert [(row.name, row.objects) for row in metrics.per_class] == [("object", 5)]
@@ -167,12 +168,7 @@ def test_the_batch_size_does_not_matter(pictures):
 @pytest.mark.parametrize("rect", [False, True])
 def test_processes_that_share_the_pictures_measure_to_the_last_digit_what_one_measures(pictures, processes, rect):
     """Three pictures twice in three batches: of seven processes some have none."""
-    twice = dataclasses.replace(
-        pictures,
-        **{name: getattr(pictures, name) * 2 for name in ("images", "labels", "ignored")},
-        shapes=np.concatenate([pictures.shapes] * 2),
-    )
-    dataset = DetectionDataset(twice, size=(64, 96), rect=rect)
+    dataset = DetectionDataset(pictures.subset([*range(len(pictures))] * 2), size=(64, 96), rect=rect)
     torch.manual_seed(0)
     model, options = Darknet(tiny()), {"device": "cpu", "conf_thres": 1e-4, "keep_detections": True}
     one = evaluate(model, make_loader(dataset, 2), NAMES, **options)

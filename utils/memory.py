@@ -1,11 +1,18 @@
-"""How memory is taken from the system and given back; no torch."""
+"""How memory is taken from the system and given back, and many small values packed into little of it; no torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Lets PyTorch ask for pages of 2 MiB; read when torch allocates first."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -29,3 +36,52 @@ def keep_freed_memory() -> bool:
     os.environ.setdefault(LARGE_PAGES, "1")
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(parameter, value) == 1 for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
+
+
+class Packed(Sequence[T]):
+    """Values of many pictures, one after the other in one buffer.
+
+    A million Python objects would take more memory than their content, and workers would copy them: who reads an
+    object changes its reference count, and so the page of memory that it lies in.
+    """
+
+    def __init__(self, counts: Iterable[int]) -> None:
+        self.bounds = np.cumsum([0, *counts])
+        """[N + 1]: start of each value, and the end of the last one."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[N]: length of each value."""
+        return np.diff(self.bounds)
+
+    def part(self, position: int) -> slice:
+        """Part of the buffer that holds a value."""
+        position = range(len(self))[position]
+        return slice(*self.bounds[position : position + 2].tolist())
+
+
+class PackedBoxes(Packed[NDArray[np.float32]]):
+    """Boxes [n, 5] of each picture."""
+
+    def __init__(self, boxes: Sequence[NDArray[np.float32]]) -> None:
+        super().__init__(map(len, boxes))
+        self.rows = np.concatenate([np.zeros((0, 5), np.float32), *boxes])
+        """[M, 5]: all of them."""
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:  # type: ignore[override]  # no slices
+        return self.rows[self.part(position)]
+
+
+class PackedPaths(Packed[Path]):
+    """Paths of pictures."""
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        encoded = list(map(os.fsencode, paths))
+        super().__init__(map(len, encoded))
+        self.text = b"".join(encoded)
+
+    def __getitem__(self, position: int) -> Path:  # type: ignore[override]  # no slices
+        return Path(os.fsdecode(self.text[self.part(position)]))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network, Yolo
-from utils.data.images import FitMode, place
+from utils.data.images import FitMode, fitted_sizes
 from utils.data.index import Index
 from utils.errors import DataError
 
@@ -21,11 +21,8 @@ RATIO = 4.0
 
 def box_sizes(index: Index, size: tuple[int, int], mode: FitMode = "letterbox") -> NDArray[np.float64]:
     """[N, 2]: width and height of every labelled box in pixels of the network input of `size` (height, width)."""
-    parts = [np.zeros((0, 2))]
-    for shape, boxes in zip(index.shapes.tolist(), index.labels, strict=True):
-        fit = place(tuple(shape), size, mode)
-        parts.append(boxes[:, 3:5] * (shape[1] * fit.scale_x, shape[0] * fit.scale_y))
-    return np.concatenate(parts)
+    widths_heights = fitted_sizes(index.shapes, size, mode)[:, ::-1]
+    return index.labels.rows[:, 3:] * np.repeat(widths_heights, index.labels.counts, 0)
 
 
 def fit_quality(sizes: NDArray[np.floating], anchors: NDArray[np.floating]) -> tuple[float, float]:

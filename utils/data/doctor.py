@@ -139,11 +139,10 @@ def _figures(pictures: Index, classes: int, setting: Setting) -> dict[str, Any]:
     figures["boxes_per_class"] = _class_counts(pictures, classes).tolist()
     sizes = box_sizes(pictures, setting.size)
     if len(sizes):
-        numbers = [len(boxes) for boxes in pictures.labels]
         widths, heights = np.quantile(sizes, QUANTILES, axis=0).T.tolist()
         figures |= {
-            "boxes_mean": float(np.mean(numbers)),
-            "boxes_most": max(numbers),
+            "boxes_mean": float(pictures.labels.counts.mean()),
+            "boxes_most": int(pictures.labels.counts.max()),
             "quantiles": QUANTILES,
             "widths": widths,
             "heights": heights,
@@ -216,7 +215,7 @@ def _split_problems(split: str, pictures: Index, names: Sequence[str], setting: 
         yield _problem(f"class without a box in {split}", split, missing, f"{len(missing)} of {len(names)}")
     yield from _odd_boxes(split, pictures)
     ratio = pictures.shapes.max(axis=1, initial=1) / pictures.shapes.min(axis=1, initial=1 << 30)
-    if long := [str(pictures.images[position]) for position in np.flatnonzero(ratio > LONG)]:
+    if long := [str(pictures.images[position]) for position in np.flatnonzero(ratio > LONG).tolist()]:
         yield _problem("very long picture", split, long)
     yield from _small_boxes(split, pictures, setting)
 
@@ -228,7 +227,7 @@ def _listed_problems(split: str, pictures: Index) -> Iterator[Problem]:
         yield _problem("no pictures", split, ())
     elif not usable:
         yield _problem("nothing usable", split, (), f"none of {pictures.listed} pictures")
-    elif not any(map(len, pictures.labels)):
+    elif not len(pictures.labels.rows):
         yield _problem("no boxes", split, pictures.places("no label file") or pictures.places("empty label file"))
     for kind in pictures.counts():
         places = pictures.places(kind)
@@ -238,8 +237,7 @@ def _listed_problems(split: str, pictures: Index) -> Iterator[Problem]:
 
 def _class_counts(pictures: Index, classes: int) -> NDArray[np.int64]:
     """[classes]: boxes of each class."""
-    numbers = np.concatenate([np.zeros(0, int), *(boxes[:, 0].astype(int) for boxes in pictures.labels)])
-    return np.bincount(numbers, minlength=classes)
+    return np.bincount(pictures.labels.rows[:, 0].astype(int), minlength=classes)
 
 
 def _odd_boxes(split: str, pictures: Index) -> Iterator[Problem]:
@@ -271,7 +269,7 @@ def _small_boxes(split: str, pictures: Index, setting: Setting) -> Iterator[Prob
     small = (box_sizes(pictures, setting.size) < setting.stride).any(axis=1)
     if not small.any():
         return
-    owners = np.repeat(np.arange(len(pictures)), [len(boxes) for boxes in pictures.labels])
+    owners = np.repeat(np.arange(len(pictures)), pictures.labels.counts)
     paths = [str(pictures.images[position]) for position in np.unique(owners[small])]
     share = small.mean()
     kind = "many boxes smaller than a cell" if share > MANY_SMALL else "boxes smaller than a cell"

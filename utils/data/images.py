@@ -230,14 +230,28 @@ def place(original: tuple[int, int], size: tuple[int, int], mode: FitMode = "let
     whole pixels that the picture covers, so boxes follow exactly.
     """
     (height, width), (input_height, input_width) = original, size
-    if mode == "stretch":
-        return Fit(original, size, input_width / width, input_height / height, 0, 0)
-    if mode != "letterbox":
-        raise ValueError(f"a picture is fitted by letterbox or stretch, not {mode!r}")
-    scale = min(input_height / height, input_width / width)
-    inner_height, inner_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    inner_height, inner_width = fitted_sizes(np.array([original]), size, mode)[0].tolist()
     left, top = (input_width - inner_width) // 2, (input_height - inner_height) // 2
     return Fit(original, size, inner_width / width, inner_height / height, left, top)
+
+
+def fitted_sizes(shapes: NDArray[np.int64], size: Size, mode: FitMode = "letterbox") -> NDArray[np.int64]:
+    """Heights and widths of pictures inside the input.
+
+    Args:
+        shapes: [N, 2], height and width of the pictures.
+        size: height and width of the input.
+        mode: "letterbox" or "stretch".
+
+    Returns:
+        [N, 2], whole pixels, at least 1.
+    """
+    if mode == "stretch":
+        return np.tile(size, (len(shapes), 1))
+    if mode != "letterbox":
+        raise ValueError(f"a picture is fitted by letterbox or stretch, not {mode!r}")
+    scales = (size / shapes).min(1, keepdims=True)
+    return np.maximum(np.round(shapes * scales), 1).astype(np.int64)
 
 
 def fit(image: NDArray[np.uint8], size: tuple[int, int], mode: FitMode = "letterbox") -> tuple[NDArray[np.uint8], Fit]:

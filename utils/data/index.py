@@ -29,6 +29,7 @@ from utils.cli import log, one_line
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError, ResourceError
 from utils.files import atomic_write_bytes, read_bytes, regular_file, starting_points
+from utils.memory import PackedBoxes, PackedPaths
 
 Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""
@@ -173,10 +174,10 @@ class Verdict(NamedTuple):
 class Index:
     """The usable pictures of a data set, in the order of its source."""
 
-    images: tuple[Path, ...]
-    labels: tuple[Boxes, ...]
+    images: PackedPaths
+    labels: PackedBoxes
     """Boxes of each picture."""
-    ignored: tuple[Boxes, ...]
+    ignored: PackedBoxes
     """The same of the boxes that evaluation and training ignore."""
     shapes: NDArray[np.int64]
     """[N, 2], height and width of each picture as decoded."""
@@ -193,9 +194,9 @@ class Index:
         return {
             "listed": self.listed,
             "usable": len(self),
-            "backgrounds": sum(not len(boxes) for boxes in self.labels),
-            "boxes": sum(map(len, self.labels)),
-            "ignored": sum(map(len, self.ignored)),
+            "backgrounds": int((self.labels.counts == 0).sum()),
+            "boxes": len(self.labels.rows),
+            "ignored": len(self.ignored.rows),
         }
 
     def places(self, kind: str) -> tuple[str, ...]:
@@ -231,15 +232,14 @@ class Index:
 
     def subset(self, positions: Sequence[int]) -> Index:
         """The same data set with some of its pictures only."""
-        images = tuple(self.images[position] for position in positions)
-        labels = tuple(self.labels[position] for position in positions)
-        ignored = tuple(self.ignored[position] for position in positions)
+        images = PackedPaths(self.images[position] for position in positions)
+        labels, ignored = (PackedBoxes([part[at] for at in positions]) for part in (self.labels, self.ignored))
         return replace(self, images=images, labels=labels, ignored=ignored, shapes=self.shapes[list(positions)])
 
     def single_class(self) -> Index:
         """The same data set with class 0 for every box."""
         factors = np.array([0, 1, 1, 1, 1], np.float32)
-        labels, ignored = (tuple(boxes * factors for boxes in part) for part in (self.labels, self.ignored))
+        labels, ignored = (PackedBoxes([boxes * factors for boxes in part]) for part in (self.labels, self.ignored))
         return replace(self, labels=labels, ignored=ignored)
 
 
@@ -282,12 +282,13 @@ def index(
         ignored_boxes, ignored_flaws = _read_ignored(path, len(names))
         findings += flaws + ignored_flaws
         if all(finding.severity != "fatal" for finding in flaws + ignored_flaws):
-            images.append(Path(path))
+            images.append(path)
             labels.append(boxes)
             ignored.append(ignored_boxes)
             shapes.append((verdict.height, verdict.width))
     sizes = np.array(shapes, np.int64).reshape(-1, 2)
-    pictures = Index(tuple(images), tuple(labels), tuple(ignored), sizes, len(listed), tuple(findings))
+    packed = PackedPaths(images), PackedBoxes(labels), PackedBoxes(ignored)
+    pictures = Index(*packed, sizes, len(listed), tuple(findings))
     _refuse(pictures, sources, strict=strict, require=require)
     return pictures
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.cli import log
-from utils.data.images import Channels, FitMode, Image, Shrink, Size, inner_size, place, read_image
+from utils.data.images import Channels, FitMode, Image, Shrink, Size, fitted_sizes, read_image
 from utils.data.index import Index, default_folder, stamp
 from utils.errors import DataError, ResourceError
 from utils.files import atomic_path, regular_file
@@ -39,6 +39,8 @@ HEADER_SIZE = 44
 """Bytes of MAGIC, 32 bytes of key, and CRC-32 of the pixels."""
 CHUNK = 256
 """Pictures decoded before they are written, so that a slow disk does not fill the memory."""
+BLOCK = 1 << 24
+"""Bytes of pixels checked between two steps of the progress bar."""
 FREE_SHARE = 0.9
 """Share of the free memory or disk that pictures may take."""
 LEAST_SPARE = 2
@@ -55,10 +57,13 @@ class PixelLayout(NamedTuple):
     key: bytes
     """32 bytes that tell these pictures from all others."""
 
+    bounds: NDArray[np.int64]
+    """[N + 1]: start of each picture in the pixels, and the end of the last one."""
+
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return HEADER_SIZE + int(self.shapes.prod(1).sum())
+        return HEADER_SIZE + int(self.bounds[-1])
 
     def header(self, checksum: int) -> bytes:
         """First bytes of the file when its pixels have this CRC-32."""
@@ -66,10 +71,17 @@ class PixelLayout(NamedTuple):
 
 
 class KeptPictures(NamedTuple):
-    """The pictures of an open file as read-only arrays; a forked process has the same memory."""
+    """The pictures of an open file; a forked process has the same memory."""
 
     file: BinaryIO
-    images: list[Image]
+    layout: PixelLayout
+    pixels: NDArray[np.uint8]
+    """Of all pictures, one after the other; read-only."""
+
+    def image(self, position: int) -> Image:
+        """Read-only picture [H, W, C]."""
+        part = self.pixels[slice(*self.layout.bounds[position : position + 2].tolist())]
+        return part.reshape(self.layout.shapes[position])
 
     @property
     def address(self) -> str:
@@ -93,6 +105,9 @@ class PictureStore:
         self, index: Index, channels: Channels, size: Size, mode: FitMode = "letterbox", *, exact: bool = True
     ) -> None:
         self.index, self.channels, self.size, self.mode, self.exact = index, channels, size, mode, exact
+        fitted = fitted_sizes(index.shapes, size, mode)
+        self.shapes = np.where((fitted <= index.shapes).all(1, keepdims=True), fitted, index.shapes)
+        """[N, 2], height and width of the pictures that `read` returns."""
         self._kept: KeptPictures | None = None
 
     def keep(self, kind: CacheKind, folder: Path | None = None) -> None:
@@ -128,19 +143,14 @@ class PictureStore:
         Raises:
             PictureError: it cannot be read (any more).
         """
-        return self._decoded(position) if self._kept is None else self._kept.images[position]
+        return self._decoded(position) if self._kept is None else self._kept.image(position)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that is not forked, and decodes for itself."""
         return {**vars(self), "_kept": None}
 
-    def _shape(self, position: int) -> Size:
-        height, width = self.index.shapes[position].tolist()
-        inner = inner_size(place((height, width), self.size, self.mode))
-        return inner if inner[0] <= height and inner[1] <= width else (height, width)
-
     def _decoded(self, position: int) -> Image:
-        height, width = self._shape(position)
+        height, width = self.shapes[position].tolist()
         spare = (self.index.shapes[position] / (height, width)).min() / LEAST_SPARE
         shrink: Shrink = 1 if self.exact else next((by for by in (8, 4, 2) if spare >= by), 1)
         image = read_image(self.index.images[position], self.channels, shrink=shrink)
@@ -151,11 +161,11 @@ class PictureStore:
 
     def _layout(self) -> PixelLayout:
         """Shapes of the pictures, and a key of all that their pixels depend on."""
-        shapes = np.array([(*self._shape(at), self.channels) for at in range(len(self.index))], np.int64)
+        shapes = np.insert(self.shapes, 2, self.channels, axis=1)
         stamps = [stamp(str(path)) for path in self.index.images]
         versions = self._name(), MAGIC, cv2.__version__
         key = hashlib.sha256(repr((versions, stamps)).encode() + shapes.tobytes()).digest()
-        return PixelLayout(shapes.reshape(-1, 3), key)
+        return PixelLayout(shapes, key, np.concatenate([[0], shapes.prod(1).cumsum()]))
 
     def _name(self) -> str:
         """Name of the file: of the paths and the input, so that an edited data set replaces its own file."""
@@ -207,8 +217,7 @@ def _mapped(file: BinaryIO, layout: PixelLayout) -> KeptPictures:
     """The pictures of an open file, which is as large as its layout says."""
     memory = mmap.mmap(file.fileno(), layout.size, access=mmap.ACCESS_READ)
     pixels = np.frombuffer(memory, np.uint8, offset=HEADER_SIZE)
-    parts = np.split(pixels, np.cumsum(layout.shapes.prod(1))[:-1])
-    return KeptPictures(file, [part.reshape(shape) for part, shape in zip(parts, layout.shapes, strict=True)])
+    return KeptPictures(file, layout, pixels)
 
 
 def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> KeptPictures | None:
@@ -230,8 +239,9 @@ def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> KeptPic
     if not header.startswith(MAGIC + layout.key):
         return None
     checksum = 0
-    for image in tqdm(kept.images, "checking the picture cache", delay=2, disable=None) if check else ():
-        checksum = zlib.crc32(image.data, checksum)
+    blocks = range(0, len(kept.pixels), BLOCK) if check else ()
+    for start in tqdm(blocks, "checking the picture cache", delay=2, disable=None):
+        checksum = zlib.crc32(kept.pixels[start : start + BLOCK].data, checksum)
     return kept if not check or header == layout.header(checksum) else None
 
 

@@ -282,7 +282,7 @@ def _data_yaml(plan: TrainPlan) -> dict[str, Any]:
 
 def _draw_start(run: RunDirectory, loader: Loader, train: Index, names: Sequence[str]) -> None:
     """labels.jpg and the first training batch as it is augmented."""
-    plots.plot_labels(np.concatenate(train.labels), names, run.file("labels.jpg"))
+    plots.plot_labels(train.labels.rows, names, run.file("labels.jpg"))
     loader.dataset.set_epoch(0)
     requests = next(iter(loader.batch_sampler))
     batch = loader.dataset.__getitems__(requests)
@@ -341,7 +341,7 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
         return found.single_class() if single_class else found
 
     train = part("train", data.train)
-    if not any(map(len, train.labels)):
+    if not len(train.labels.rows):
         first = train.images[0]
         raise DataError(
             f"{data.path}: no box in {len(train)} training pictures; the label of {first} is looked for as "
