@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.check_size(input_size(args.img_size, files.network))
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
             check_classes(args.classes, names_file, files.network, files)
+    settings = files.thresholds(cli.settings_from(args, DetectorSettings))
     source = find(args.source)
     if kinds and args.output is None:
         check_run(Path(args.project), args.name)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.log(note)
     with ExitStack() as ending, closing(frames(source, limits)) as reading:
         first = [] if source.streams else [next(reading)]  # an unreadable picture ends here, before torch is loaded
-        detector, names = build_detector(args, files, names_file)
+        detector, names = build_detector(args, settings, files, names_file)
         make = partial(make_folder, args, ending)
         writing = DetectionFiles(make, names, kinds, args.fourcc)
         with DetectionReport(names, args.layout) as report, closing(writing):
@@ -188,7 +189,7 @@ def check_display() -> None:
 
 
 def build_detector(
-    args: argparse.Namespace, files: RuntimeFiles, names_file: Names | None
+    args: argparse.Namespace, settings: DetectorSettings, files: RuntimeFiles, names_file: Names | None
 ) -> tuple[Detector, tuple[str, ...]]:
     """The loaded network and the names of its classes: of the file, else those in the .pt, else the numbers."""
     from utils.detection.evaluate import Detector
@@ -201,7 +202,6 @@ def build_detector(
         cli.log(note)
     network = loaded.network
     check_classes(args.classes, names_file, network, files)
-    settings = cli.settings_from(args, DetectorSettings)
     mode = args.mode or files.mode or "letterbox"
     detector = Detector(loaded.model, input_size(args.img_size, network), mode, settings)
     detector.warm_up()

@@ -139,6 +139,11 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
     options = {"augment": args.augment, "half": args.half, "device": args.device}
     classes = None if args.single_class else data.classes
     files = choose_runtime(network, args.weights, args.runtime, classes=classes, **options)
+    if files.suppressed and args.task == "benchmark":
+        raise InputError(
+            f"--task benchmark: takes several NMS thresholds, and {files.weights} has its own; leave it out"
+        )
+    vars(args).update(vars(files.thresholds(cli.settings_from(args, EvaluationSettings))))
     if getattr(data, args.split) is None:
         raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
     if files.network is not None:

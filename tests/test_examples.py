@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from tests.test_export import NEEDS_IMPORTER, NEEDS_OPENVINO, eager
 from utils.checkpoint import write_checkpoint
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
-from utils.data.images import write_image
+from utils.data.images import fit, read_image, write_image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PACKAGES = {"cv2", "ncnn", "numpy", "onnxruntime", "openvino"}
@@ -116,11 +117,15 @@ def detections(folder, tmp_path, capsys):
     return call
 
 
-def assert_same(want: np.ndarray, lines: list[str]):
-    """The same objects, best first: boxes within half a pixel of the picture, scores within 1e-3."""
+def parsed(lines: list[str]) -> np.ndarray:
+    """Rows of class, confidence and box of what a client prints."""
     words = [line.split(maxsplit=5) for line in lines]
     labels = [int(label) if label.isdigit() else NAMES.index(label) for *_, label in words]
-    have = np.column_stack([labels, np.array([numbers for *numbers, _ in words], float)])
+    return np.column_stack([labels, np.array([numbers for *numbers, _ in words], float)])
+
+
+def assert_same(want: np.ndarray, have: np.ndarray):
+    """The same objects, best first: boxes within half a pixel of the picture, scores within 1e-3."""
     assert len(want) == len(have) > 30
     assert (np.diff(have[:, 1]) <= 0).all()
     gaps = np.abs(want[:, None] - have[None]) / (0.5, 1e-3, 0.5, 0.5, 0.5, 0.5)
@@ -153,7 +158,7 @@ def test_a_client_finds_what_detect_finds(network, client, name, flags, folder, 
     for picture, rows in want.items():
         capsys.readouterr()
         module.main(str(path), str(folder / "images" / f"{picture}.png"), *more)
-        assert_same(rows, capsys.readouterr().out.splitlines())
+        assert_same(rows, parsed(capsys.readouterr().out.splitlines()))
 
 
 def test_classes_are_suppressed_one_by_one(detections):
@@ -188,7 +193,72 @@ def test_the_client_in_cpp_finds_what_detect_finds(flags, cpp_client, folder, de
     path = exported(folder, "plain", f"{'any' if len(flags) > 1 else 'nms'}.onnx", flags)
     for picture, rows in detections("plain").items():
         command = [str(cpp_client), str(path), str(folder / "images" / f"{picture}.png")]
-        assert_same(rows, subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert_same(rows, parsed(done.stdout.splitlines()))
+
+
+def resized(picture: np.ndarray, side: int, axis: int) -> np.ndarray:
+    """Step 2 of the contract in docs/export.md: one side of a picture [H, W, C] by bilinear interpolation."""
+    length = picture.shape[axis]
+    u = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
+    low = np.floor(u).astype(int)
+    share = np.expand_dims(u - low, (1 - axis, 2))
+    return (1 - share) * picture.take(low, axis) + share * picture.take(np.minimum(low + 1, length - 1), axis)
+
+
+def by_the_formulas(path: Path, picture: np.ndarray) -> np.ndarray:
+    """Rows of class, confidence and box of an RGB picture, as the contract in docs/export.md has them, cell by cell."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    facts = {key: json.loads(session.get_modelmeta().custom_metadata_map[key]) for key in ("input", "heads")}
+    (h, w, _), H, W = picture.shape, facts["input"]["height"], facts["input"]["width"]  # noqa: N806 - as in the page
+    s = min(W / w, H / h)
+    inner_w, inner_h = max(1, round(w * s)), max(1, round(h * s))
+    left, top = (W - inner_w) // 2, (H - inner_h) // 2
+    values = np.full((H, W, 3), 114.0)
+    shrunk = resized(resized(picture.astype(float), inner_w, 1), inner_h, 0)
+    values[top : top + inner_h, left : left + inner_w] = np.round(shrunk)
+    used, _ = fit(picture, (H, W))
+    assert np.abs(values - used).max() <= 1  # OpenCV computes with 11 bits; a step changes scores by more than 1e-3
+    candidates = []
+    for head, spec in zip(
+        session.run(None, {"images": np.float32(used.transpose(2, 0, 1) / 255)[None]}), facts["heads"], strict=True
+    ):
+        t = head.reshape(len(spec["anchors"]), 7, *head.shape[2:])
+        scale, stride_x, stride_y = spec["scale_x_y"], W / head.shape[3], H / head.shape[2]
+        for a, j, i in np.ndindex(t.shape[0], *t.shape[2:]):
+            raw = t[a, :, j, i].astype(float)
+            sigma = raw if spec["new_coords"] else 1 / (1 + np.exp(-raw))
+            x = (scale * sigma[0] - (scale - 1) / 2 + i) * stride_x
+            y = (scale * sigma[1] - (scale - 1) / 2 + j) * stride_y
+            width, height = spec["anchors"][a] * (
+                (2 * raw[2:4]) ** 2 if spec["new_coords"] else np.exp(np.minimum(raw[2:4], 10))
+            )
+            label = int(sigma[5:].argmax())
+            candidates.append(
+                (sigma[4] * sigma[5 + label], label, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            )
+    kept = []
+    for score, label, *box in sorted((row for row in candidates if row[0] > 0.3), reverse=True)[:3000]:
+        if all(label != other[0] or overlap(box, other[2:]) <= 0.6 for other in kept):
+            kept.append((label, score, *box))
+    rows = np.array(kept[:300])
+    rows[:, 2:] = (rows[:, 2:] - (left, top, left, top)) * np.tile((w / inner_w, h / inner_h), 2)
+    rows[:, 2:] = np.clip(rows[:, 2:], 0, (w, h, w, h))
+    return rows
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union of two boxes of corners."""
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = a, b
+    shared = max(0, min(x2, u2) - max(x1, u1)) * max(0, min(y2, v2) - max(y1, v1))
+    return shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+
+
+@pytest.mark.parametrize("network", ["plain", "new_coords"])
+def test_the_formulas_of_the_page_give_what_detect_finds(network, folder, detections):
+    path = exported(folder, network, "a.onnx", ())
+    for picture, rows in detections(network).items():
+        assert_same(rows, by_the_formulas(path, read_image(folder / "images" / f"{picture}.png")))
 
 
 def test_clients_use_nothing_of_this_repository():

@@ -45,7 +45,9 @@ FILES = {
     "a.onnx": (),
     "dynamic.onnx": ("--dynamic-batch",),
     "rows.onnx": ("--decode",),
-    "nms.onnx": ("--nms",),
+    "nms.onnx": ("--nms", "--conf-thres", "0.5", "--iou-thres", "0.5"),
+    "all_nms.onnx": ("--nms", "--conf-thres", "0.5", "--iou-thres", "0.5", "--dynamic-batch", "--multi-label"),
+    "no.onnx": ("--nms", "--conf-thres", "0.9999"),
     "stretch.onnx": ("--stretch",),
     "wide.onnx": ("--img_size", "32", "64"),
     "a.ncnn.param": ("--format", "ncnn"),
@@ -187,6 +189,23 @@ def test_every_runtime_detects_the_same(found, flags, runtime):
         assert all(row["name"] == NAMES[row["class"]] for document in have for row in document["detections"])
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=NEEDS_OPENVINO)])
+def test_a_file_that_ends_in_nms_keeps_what_is_kept_at_its_thresholds(found, measured, runtime):
+    """Of several pictures at a time, too. A file that finds nothing is no error."""
+    plain, inside = ("--weights", "a.pt", "--conf-thres", "0.5", "--iou-thres", "0.5"), ("--runtime", runtime)
+    assert_same_detections(found(*plain), found("--weights", "nms.onnx", *inside))
+    assert_same_detections(
+        found(*plain, "--classes", "1"),
+        found("--weights", "nms.onnx", "--conf-thres", "0.5", "--classes", "1", *inside),
+    )
+    for name, flags in (("nms.onnx", ("--single-label",)), ("all_nms.onnx", ())):
+        want, have = measured(*plain, *flags), measured("--weights", name, *inside)
+        assert have["map50_95"] == pytest.approx(want["map50_95"], abs=1e-3) and 0.01 < want["map50_95"] < 0.99
+        assert have["iou_thres"] == want["iou_thres"] == 0.5
+    assert not any(document["detections"] for document in found("--weights", "no.onnx", *inside))
+    assert measured("--weights", "no.onnx", *inside)["map50"] == 0
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="float16 is computed with there")
 def test_ncnn_may_compute_in_float16(found):
     """Where the processor can; elsewhere it changes nothing."""
@@ -222,7 +241,9 @@ def test_the_same_file_gives_the_same_bits_twice(folder):
         (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
         (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
         (("--weights", "a.onnx", "--runtime", "torch"), "a.onnx is run by onnxruntime, opencv or openvino; give"),
-        (("--weights", "nms.onnx"), "--weights nms.onnx: ends in NMS"),
+        (("--weights", "nms.onnx", "--conf-thres", "0.2"), "--conf-thres: nms.onnx: ends in NMS with confidence 0.5"),
+        (("--weights", "nms.onnx", "--max-nms", "9"), "--max-nms: nms.onnx: ends in NMS with confidence 0.5 and over"),
+        (("--weights", "nms.onnx", "--runtime", "opencv"), "--runtime opencv: nms.onnx: ends in NMS with confidence"),
         (("--weights", "a.ncnn.param", "--img_size", "96"), "--img_size 96 96: a.ncnn.param takes 64 × 64 only"),
         (("--weights", "a.ncnn.param", "--device", "0"), "--device 0: ncnn runs on the CPU"),
         (("--weights", "a.ncnn.param", "--runtime", "opencv"), "a.ncnn.param is run by ncnn; it runs .onnx files"),
@@ -243,6 +264,15 @@ def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, 
     (folder / "alone.param").write_bytes((folder / "a.ncnn.param").read_bytes())
     with refused(InputError, re.escape(message)):
         request.getfixturevalue(call)(*flags)
+
+
+@pytest.mark.parametrize(
+    ("call", "flag"),
+    [("found", "--agnostic-nms"), *(("measured", flag) for flag in ("--single-cls", "--single-label", "--task"))],
+)
+def test_flags_that_nms_in_a_file_cannot_follow_are_refused(request, call, flag):
+    with refused(InputError, re.escape(flag)):
+        request.getfixturevalue(call)("--weights", "nms.onnx", flag, *(("benchmark",) if flag == "--task" else ()))
 
 
 @pytest.mark.parametrize("file", ["a.pt", "a.onnx", "a.ncnn.param"])
@@ -373,7 +403,12 @@ def test_a_changed_weight_is_noticed(folder, tmp_path):
     assert "is not as export.py wrote it" in note
 
 
-RUNS = {"a.onnx": ("onnxruntime", "opencv"), "rows.onnx": ("onnxruntime", "opencv"), "a.ncnn.param": ("ncnn",)}
+RUNS = {
+    "a.onnx": ("onnxruntime", "opencv"),
+    "rows.onnx": ("onnxruntime", "opencv"),
+    "nms.onnx": ("onnxruntime",),
+    "a.ncnn.param": ("ncnn",),
+}
 if HAS_OPENVINO:
     RUNS |= {"a.xml": ("openvino",), "rows.xml": ("openvino",), "a.onnx": (*RUNS["a.onnx"], "openvino")}
 PAIRS = [(name, runtime) for name, runtimes in RUNS.items() for runtime in runtimes]
@@ -624,7 +659,7 @@ def test_an_engine_of_one_picture_takes_batches():
 def test_a_model_without_parameters_stands_in_for_a_network():
     network = replace(tiny(), net=replace(tiny().net, width=32, height=32))
     rows = np.ones((2, 7, 7), np.float32)
-    model = ForeignModel(network, Engine(lambda images: [rows], None, "test"), decodes=True)
+    model = ForeignModel(network, Engine(lambda images: [rows], None, "test"), "rows")
     assert torch.equal(decoded(model, torch.zeros(2, 3, 32, 32)), torch.from_numpy(rows))
     short = ForeignModel(network, Engine(lambda images: [rows], None, "short"))
     with pytest.raises(SuiteError, match="short: 1 heads came out of 2"):

@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from utils import __version__
@@ -101,8 +101,7 @@ class Parser(argparse.ArgumentParser):
                 options["action"] = "store_true"
             elif not {"action", "choices", "metavar"} & options.keys():
                 options["metavar"] = METAVARS.get(options.get("type"))
-            names = setting.metadata["flags"] or (f"--{setting.name.replace('_', '-')}",)
-            group.add_argument(*names, dest=setting.name, default=default, **options)
+            group.add_argument(*flag_names(setting), dest=setting.name, default=default, **options)
 
     def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Values of the flags that a command line has, by their names, without those that have their default."""
@@ -156,6 +155,11 @@ def flag(default: Any, text: str, *names: str, **options: Any) -> Any:
         options: of `ArgumentParser.add_argument`.
     """
     return field(default=default, metadata={"flags": names, "options": {"help": text, **options}})
+
+
+def flag_names(setting: Field) -> tuple[str, ...]:
+    """Spellings of the flag of a field that `flag` made."""
+    return setting.metadata["flags"] or (f"--{setting.name.replace('_', '-')}",)
 
 
 def settings_from(args: argparse.Namespace, kind: type[Settings], **others: Any) -> Settings:

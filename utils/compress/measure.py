@@ -113,7 +113,7 @@ def measure(
 def _can_run(run: Mapping[str, Any]) -> bool:
     """Return whether a run made a network that can be compared; one that ends in NMS has thresholds of its own."""
     if (file := exported(run["weights"])) is not None:
-        return file.metadata.output != "detections"
+        return not file.metadata.suppresses
     return run["weights"] is not None and Path(run["weights"]).suffix in (".pt", ".weights")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,16 @@ from utils.errors import InfeasibleError, NumericsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
 from utils.runtime.engines import Engine, onnxruntime_engine
-from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
+from utils.runtime.exported import (
+    TOLERANCES,
+    Arrays,
+    Metadata,
+    ReferenceOutputs,
+    compare,
+    parts,
+    reference,
+    with_outputs,
+)
 from utils.runtime.exported import picture as random_pictures
 
 if TYPE_CHECKING:
@@ -174,20 +183,9 @@ def prove_onnx(
     kept = reference(decoded(want, metadata), rows, metadata.precision)
     gaps = compare(decoded(outputs, metadata), rows)
     Agreement(*gaps, TOLERANCES["float32"], engine.name).check("--decode")
-    if metadata.output == "detections":
+    if metadata.suppresses:
         _check_detections(torch.from_numpy(tensors["rows"]), tensors["detections"], metadata, settings)
     return replace(proof, reference=kept), gap
-
-
-def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
-    """A file that puts out these tensors, too."""
-    import onnx
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    known = {value.name for value in model.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    return probe.SerializeToString()
 
 
 def _check_detections(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-from utils.cli import require
+from utils.cli import flag_names, require
 from utils.darknet.blocks import Network
 from utils.darknet.network import opencv_warning, same_network
+from utils.detection.settings import DetectionSettings
 from utils.errors import InputError
 from utils.flags import Group
 from utils.model_files import ModelFiles, adaptation, choose_model, other_network
-from utils.runtime.exported import ExportedFile, read_ncnn, read_onnx, read_openvino
+from utils.runtime.exported import ExportedFile, Metadata, read_ncnn, read_onnx, read_openvino
 
 READABLE = ".pt, .weights, .onnx, ncnn's .param or OpenVINO's .xml"
 """Kinds of `--weights` that can be run."""
 RUNTIMES = ("torch", "onnxruntime", "opencv", "ncnn", "openvino")
 PACKAGES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "openvino": "openvino"}
 """What a runtime needs beside the suite's own packages."""
+WITH_NMS = ("onnxruntime", "openvino")
+"""Runtimes of files that end in NMS."""
+Settings = TypeVar("Settings", bound=DetectionSettings)
 
 
 class ExportedKind(NamedTuple):
@@ -63,6 +67,29 @@ class RuntimeFiles(ModelFiles):
                 f"--img_size {size[0]} {size[1]}: {self.weights} takes {height} × {width} only; "
                 f"export another one with --img_size {size[0]} {size[1]}"
             )
+
+    @property
+    def suppressed(self) -> Metadata | None:
+        """Metadata of a file that ends in NMS; None for all others."""
+        return self.exported.metadata if self.exported and self.exported.metadata.suppresses else None
+
+    def thresholds(self, settings: Settings) -> Settings:
+        """Settings of the detections. A file that ends in NMS has its own, and only `classes` may be chosen.
+
+        Raises:
+            InputError: names the flag that such a file cannot follow.
+        """
+        if (metadata := self.suppressed) is None:
+            return settings
+        inside = {"conf_thres": metadata.conf_thres, "iou_thres": metadata.iou_thres}
+        for setting in fields(settings):
+            value = getattr(settings, setting.name)
+            if setting.name != "classes" and value not in (setting.default, inside.get(setting.name)):
+                raise InputError(
+                    f"{flag_names(setting)[0]}: {nms_note(self.weights, metadata)}, and no flag changes that; leave it "
+                    "out, or export without --nms"
+                )
+        return replace(settings, conf_thres=metadata.conf_thres, iou_thres=metadata.iou_thres)
 
     @property
     def mode(self) -> Literal["letterbox", "stretch"] | None:
@@ -126,14 +153,21 @@ def _exported(network: Network | None, path: Path, runtime: str | None) -> Runti
     runtime = runtime_of(path, runtime)
     file = KINDS[path.suffix.lower()].read(path)
     stored = file.metadata.network
-    if file.metadata.output == "detections":
-        raise InputError(f"--weights {path}: ends in NMS, whose thresholds are its own; export it without --nms")
     notes = list(file.notes)
+    if file.metadata.suppresses:
+        notes.append(note := nms_note(path, file.metadata))
+        if runtime not in WITH_NMS:
+            raise InputError(f"--runtime {runtime}: {note}; take {' or '.join(WITH_NMS)}, or export without --nms")
     if network is not None:
         if not same_network(stored, network):
             raise other_network(path, stored, network)
         notes += adaptation(network, stored, f"the classes in {path}")
     return RuntimeFiles(stored, path, False, tuple(notes), runtime, file)
+
+
+def nms_note(path: Path, metadata: Metadata) -> str:
+    """A line about a file that ends in NMS."""
+    return f"{path}: ends in NMS with confidence {metadata.conf_thres:g} and overlap {metadata.iou_thres:g}"
 
 
 def runtime_of(path: Path, runtime: str | None) -> str:

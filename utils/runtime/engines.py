@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
 
 from models import Darknet, Outputs, fuse, reduced
 from utils.checkpoint import load_model
@@ -30,6 +32,7 @@ from utils.runtime.exported import (
     reference,
     sample,
     told_as,
+    with_outputs,
 )
 
 Array = NDArray[np.float32]
@@ -240,12 +243,17 @@ class ForeignModel(nn.Module):
     Args:
         network: its blocks.
         engine: what runs it.
-        decodes: whether the engine puts out rows [B, N, 5 + C] in place of raw heads.
+        output: what the engine puts out, a key of `exported.OUTPUTS`.
     """
 
-    def __init__(self, network: Network, engine: Engine, *, decodes: bool = False) -> None:
+    def __init__(self, network: Network, engine: Engine, output: str = "heads") -> None:
         super().__init__()
-        self.network, self.engine, self.decodes = network, engine, decodes
+        self.network, self.engine, self.output = network, engine, output
+
+    @property
+    def decodes(self) -> bool:
+        """Tell whether there are rows in place of raw heads."""
+        return self.output != "heads"
 
     def forward(self, images: Tensor, features: Collection[int] = ()) -> Outputs:
         """Raw head outputs of images [B, C, H, W], 0…1."""
@@ -258,11 +266,24 @@ class ForeignModel(nn.Module):
     def rows(self, images: Tensor) -> Tensor:
         """Decoded rows [B, N, 5 + C], as `utils.detection.decode.decode` returns them."""
         assert self.decodes, "there are raw heads only"
-        return self._run(images)[0]
+        if self.output == "rows":
+            return self._run(images)[0]
+        classes = self.network.classes
+        return pad_sequence([detected_rows(self._run(image[None])[0], classes) for image in images], batch_first=True)
 
     def _run(self, images: Tensor) -> list[Tensor]:
         outputs = self.engine(np.ascontiguousarray(images.cpu().numpy()))
         return [torch.from_numpy(output) for output in outputs]
+
+
+def detected_rows(detections: Tensor, classes: int) -> Tensor:
+    """Rows [n, 5 + C] of a picture's detections [n, 7]. NMS with the same thresholds leaves these detections.
+
+    The objectness is the confidence, and the probability of the class is 1.
+    """
+    low, high = detections[:, 1:3], detections[:, 3:5]
+    probabilities = one_hot(detections[:, 6].long(), classes).to(detections.dtype)
+    return torch.cat(((low + high) / 2, high - low, detections[:, 5:6], probabilities), dim=1)
 
 
 @dataclass(frozen=True)
@@ -319,8 +340,8 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
     else:
         engine = ENGINES[files.runtime](files, file)
         check_engine(engine, file, half=files.half)
-    decodes = file is not None and file.metadata.output == "rows"
-    return Loaded(ForeignModel(network, engine, decodes=decodes).eval(), network, files.names, engine.name)
+    foreign = ForeignModel(network, engine, file.metadata.output if file else "heads")
+    return Loaded(foreign.eval(), network, files.names, engine.name)
 
 
 def check_engine(engine: Engine, file: ExportedFile, *, half: bool = False) -> None:
@@ -339,7 +360,7 @@ def check_engine(engine: Engine, file: ExportedFile, *, half: bool = False) -> N
         return
     precision = "float16" if half else metadata.precision
     outputs = engine(picture(metadata.network))
-    arrays = parts(outputs[0]) if metadata.output == "rows" else outputs
+    arrays = outputs if metadata.output == "heads" else parts(outputs[-1])
     gap = distance([np.array(values) for values in wanted.values], [sample(array) for array in arrays], precision)
     limit = wanted.limit(precision)
     if not gap <= limit:  # NaN, too
@@ -361,14 +382,21 @@ def _darknet_files(files: RuntimeFiles, network: Network, size: tuple[int, int])
     return ExportedFile(files.weights, Metadata(network, (), reference=reference(heads, heads, "float32")), 1)
 
 
+def outputs_of(file: ExportedFile) -> tuple[Path | bytes, tuple[str, ...]]:
+    """A file, and the outputs to ask for. Before NMS there are rows, which are compared with the file's reference."""
+    if not file.metadata.suppresses:
+        return file.path, file.metadata.tensors
+    import onnx
+
+    return with_outputs(onnx.load(str(file.path)), ["rows"]), (*file.metadata.tensors, "rows")
+
+
 ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile], Engine]] = {
-    "onnxruntime": lambda _, file: onnxruntime_engine(
-        file.path, file.metadata.tensors, file.batch, wide=file.metadata.wide
-    ),
+    "onnxruntime": lambda _, file: onnxruntime_engine(*outputs_of(file), file.batch, wide=file.metadata.wide),
     "opencv": lambda _, file: opencv_onnx_engine(
         file.path, file.metadata.tensors, integers=file.metadata.precision == "int8"
     ),
     "ncnn": lambda files, file: ncnn_engine(file.path, file.metadata.tensors, half=files.half),
-    "openvino": lambda _, file: openvino_engine(file.path, file.metadata.tensors, file.batch),
+    "openvino": lambda _, file: openvino_engine(*outputs_of(file), file.batch),
 }
 """What runs files of export.py."""

@@ -122,6 +122,11 @@ class Metadata:
         heads = tuple(f"head{number}" for number in range(len(self.network.heads)))
         return heads if self.output == "heads" else (self.output,)
 
+    @property
+    def suppresses(self) -> bool:
+        """Tell whether the file ends in NMS."""
+        return self.output == "detections"
+
     def properties(self) -> dict[str, str]:
         """As texts by name, for the file."""
         net, network = self.network.net, self.network
@@ -283,6 +288,17 @@ def sha256(path: Path) -> str:
 def graph_digest(model: onnx.ModelProto) -> str:
     """sha256 of the graph: nodes, weights, inputs and outputs."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
+    """A file that puts out these tensors, too."""
+    import onnx
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in model.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return probe.SerializeToString()
 
 
 def read_onnx(path: Path) -> ExportedFile:
