@@ -35,13 +35,12 @@ from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
 from utils.files import ROOT, regular_file
-from utils.flags import add_device_flags
+from utils.flags import add_device_flags, worker_count
 from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
 from utils.runtime.choice import KINDS, runtime_of
-from utils.training.settings import worker_count
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
 PROJECT = "runs/compress"

@@ -42,6 +42,7 @@ PROJECT = "runs/detect"
 FOURCC = "mp4v"
 QUIT_KEYS = frozenset({27, ord("q")})
 """Escape and q end --view-img."""
+seconds = cli.bounded(cli.number, lambda value: value > 0, "is not above 0")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,13 +105,6 @@ def _add_result_flags(parser: cli.Parser) -> None:
     layout: dict[str, Any] = {"dest": "layout", "action": "store_const", "default": "text"}
     layouts.add_argument("--json", const="array", help="print one JSON array, an object a frame", **layout)
     layouts.add_argument("--json-lines", const="lines", help="print one JSON object a line, as frames come", **layout)
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds; argparse type."""
-    if (value := cli.number(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def fourcc(text: str) -> str:

@@ -56,9 +56,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.save_json:
         check_run(Path(args.project), args.name)
     flags.cache_choice(args)
-    for name, value in (("--threads", args.threads), ("--workers", args.workers)):
-        if value is not None and value > flags.MOST_PARALLEL:
-            raise InputError(f"{name} {value}: at most {flags.MOST_PARALLEL} are allowed")
     return args
 
 
@@ -93,9 +90,9 @@ def _add_machine_flags(parser: cli.Parser) -> None:
     add_runtime_flag(group)
     add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="pictures at a time (default: 16)")
     flags.add_device_flags(group)
-    add("--threads", type=cli.positive_int, metavar="N", help="CPU threads of the network (default: PyTorch's choice)")
+    add("--threads", type=flags.thread_count, metavar="N", help="CPU threads of the network (default: PyTorch's)")
     readers = f"processes that read pictures (default: {GPU_WORKERS}; without a GPU 0, as the network needs the cores)"
-    add("--workers", type=cli.non_negative_int, metavar="N", help=readers)
+    add("--workers", type=flags.worker_count, metavar="N", help=readers)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
 import json
+import os
+import re
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,6 +205,50 @@ def test_json_is_one_document_with_its_schema(capsys):
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "map50": 0.5}
     with pytest.raises(ValueError, match="JSON compliant"):
         cli.print_json({"map50": float("nan")})
+
+
+WORK = """
+import sys, time
+from utils import cli
+cli.SILENCE, cli.DELAY = 0.2, 0.0
+def main():
+    time.sleep(0.5)
+    for step in (bar := cli.ProgressBar("importance", range(5), unit="batches", done=2, total=7)):
+        bar.note = f"loss {step}"
+        time.sleep(0.15)
+    with cli.ProgressBar(""):
+        time.sleep(0.5)
+    with cli.ProgressBar("certificate"):
+        time.sleep(0.5)
+cli.run(main)
+"""
+
+
+def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(root):
+    """None of a part that speaks for itself; a bar needs no lines."""
+    command = [sys.executable, "-c", WORK]
+    lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stderr.splitlines()
+    titles = list(dict.fromkeys(line.partition(":")[0] for line in lines))
+    assert titles == ["at work", "importance", "certificate"]
+    counted = [line for line in lines if line.startswith("importance")]
+    assert re.fullmatch(r"importance: [3-6] of 7 batches, [01] s, [01] s left; loss [0-4]", counted[-1])
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # lines and columns
+    os.set_blocking(ours, False)
+    subprocess.run(command, cwd=root, stderr=theirs, check=True)
+    shown = os.read(ours, 1 << 16).decode()
+    assert "importance:  71%" in shown and "loss 3" in shown and "at work" not in shown and "certificate" not in shown
+
+
+def test_there_is_one_kind_of_progress(root):
+    sources = [path for folder in (".", "utils", "benchmarks") for path in root.glob(f"{folder}/*.py")]
+    sources += root.glob("utils/*/**/*.py")
+    assert [path.name for path in sources if "tqdm" in path.read_text()] == ["cli.py"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (300, "5 min"), (7800, "2 h 10 min")])
+def test_a_time_is_said_in_two_units_at_most(seconds, text):
+    assert cli.duration(seconds) == text
 
 
 SCRIPTS = sorted(path.name for path in Path(__file__).parent.parent.glob("*.py") if path.name != "models.py")

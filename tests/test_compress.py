@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -325,7 +326,7 @@ def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, 
 FROM_OTHERS = """
 all: {batch-size: 4, workers: 1}
 stages:
-  train: {script: train, epochs: 1, device: 7}
+  train: {script: train, epochs: 2, device: 7}
   prune: {script: slim_prune, percent: 0.3, no-test: true}
   tune: {script: train, epochs: 2}
 """
@@ -343,14 +344,21 @@ def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_pat
     flags += ["--device", "cpu", "--workers", "0"]
     compress.main([*flags, *public, "--dry-run"])
     output = capsys.readouterr()
-    assert "epochs: train 1, tune 2; 3 in all" in output.err and "--device 7" not in output.out
+    assert "epochs: train 2, tune 2; 4 in all" in output.err and "--device 7" not in output.out
     commands = [line.split() for line in output.out.splitlines()]
     assert ["-pt" in command for command in commands] == [True, False, False]
     assert [value(command, "--workers") for command in commands] == ["0", None, "0"]
     assert [value(command, "--device") for command in commands] == ["cpu"] * 3
     for _ in range(2):
         compress.main([*flags, *public])
-        made = json.loads(capsys.readouterr().out)
+        output = capsys.readouterr()
+        left = [line.rpartition(" s, ")[2] for line in output.err.splitlines() if line.startswith("epoch ")]
+        assert (not left) == output.err.startswith("stage 1 of 3, train: is done")
+        assert re.sub("[0-9]+ s", "T", "; ".join(left[::2])) in (
+            "",
+            "T left, about T with the trainings after it; T left",
+        )
+        made = json.loads(output.out)
         lineage = read_checkpoint(Path(made["stages"][0]["made"]))["lineage"]
         assert [entry["path"] for entry in lineage] == public[1:] and made["report"].endswith("r-d/cpu")
     with pytest.raises(InputError, match=r"holds another journey, whose stage train is .* -pt "):

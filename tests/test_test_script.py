@@ -256,7 +256,7 @@ BAD = {
     "flag": ((*FLAGS, "--conf-tres", "0.1"), "did you mean --conf-thres?"),
     "confidence": ((*FLAGS, "--conf-thres", "1.5"), "--conf-thres"),
     "batch": ((*FLAGS, "--batch-size", "0"), "--batch-size"),
-    "threads": ((*FLAGS, "--threads", "100000"), "--threads 100000: at most 256"),
+    "threads": ((*FLAGS, "--threads", "100000"), "--threads: 100000 is above 256"),
     "save-json of many": ((*FLAGS, "--save-json", "--task", "benchmark"), "--save-json"),
     "both fits": ((*FLAGS, "--letterbox", "--stretch"), "--stretch"),
 }

@@ -14,10 +14,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import Field, field, fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from threading import Event, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
@@ -43,7 +45,14 @@ REQUIREMENTS = {
     "optuna": "requirements-search.txt",
 }
 """Files that list optional packages; requirements-export.txt has the others."""
+EPOCHS_AFTER = "COMPRESS_EPOCHS_AFTER"
+"""Environment variable of a stage of compress.py."""
+SILENCE = 30.0
+"""Seconds after which a log file gets a line about the work in progress."""
+DELAY = 2.0
+"""Seconds after which work gets a bar on a terminal."""
 Settings = TypeVar("Settings", bound="DataclassInstance")
+N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -207,54 +216,31 @@ def number(text: str) -> float:
     return float(text)
 
 
-def positive_int(text: str) -> int:
-    """An integer of at least 1; argparse type."""
-    if (value := integer(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1, the smallest allowed")
-    return value
+def bounded(kind: Callable[[str], N], allows: Callable[[N], bool], refusal: str) -> Callable[[str], N]:
+    """Return an argparse type for numbers of a kind that are allowed; `refusal` says of others what is wrong."""
+
+    def parse(text: str) -> N:
+        if not allows(value := kind(text)):
+            raise argparse.ArgumentTypeError(f"{text} {refusal}")
+        return value
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """An integer of at least 0; argparse type."""
-    if (value := integer(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0, the smallest allowed")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A share, 0 <= value < 1; argparse type."""
-    if not 0 <= (value := number(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value < 1")
-    return value
-
-
-def points(text: str) -> float:
-    """Points of AP, 0 < value <= 100; argparse type."""
-    if not 0 < (value := number(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value <= 100")
-    return value
-
-
-def threshold(text: str) -> float:
-    """A threshold, 0 <= value <= 1; argparse type."""
-    if not 0 <= (value := number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 <= value <= 1")
-    return value
-
-
+positive_int = bounded(integer, lambda value: value >= 1, "is below 1, the smallest allowed")
+non_negative_int = bounded(integer, lambda value: value >= 0, "is below 0, the smallest allowed")
+image_side = bounded(integer, lambda value: 1 <= value <= LARGEST_SIDE, f"is outside 1..{LARGEST_SIDE} pixels")
+fraction = bounded(number, lambda value: 0 <= value < 1, "is outside 0 <= value < 1")
+share = bounded(number, lambda value: 0 < value < 1, "is outside 0 < value < 1")
+threshold = bounded(number, lambda value: 0 <= value <= 1, "is outside 0 <= value <= 1")
+points = bounded(number, lambda value: 0 < value <= 100, "is outside 0 < value <= 100")
+"""Of AP."""
 METAVARS: dict[Callable[[str], float] | None, str] = {
     None: "FILE",
     **dict.fromkeys((threshold, fraction), "P"),
     **dict.fromkeys((positive_int, non_negative_int, random_seed, integer), "N"),
 }
 """How --help calls the value of a flag, by its type; a flag without a type is a file."""
-
-
-def image_side(text: str) -> int:
-    """A side of the network input in pixels; argparse type of --img_size."""
-    if not 1 <= (value := integer(text)) <= LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is outside 1..{LARGEST_SIDE} pixels")
-    return value
 
 
 def input_size(sides: Sequence[int] | None, stride: int, default: tuple[int, int]) -> tuple[int, int]:
@@ -292,7 +278,90 @@ def leads() -> bool:
 def log(text: str) -> None:
     """Print progress or a note to stderr; of several processes that train together only the first does."""
     if leads():
-        print(one_line(text, keep_newlines=True), file=sys.stderr, flush=True)
+        ProgressBar.last_line = monotonic()
+        print(f"{one_line(text, keep_newlines=True)}\n", end="", file=sys.stderr, flush=True)  # whole, beside a thread
+
+
+class ProgressBar:
+    """Work in progress, to iterate over or to enter: a bar on a terminal, in a log file lines of `progress_in_log`.
+
+    Args:
+        title: of the work; empty: nothing is said while it is under way.
+        items: to iterate over.
+        total: number of steps (default: of the items).
+        unit: name of the steps.
+        done: steps that were done before.
+    """
+
+    under_way: ClassVar[list[ProgressBar]] = []
+    """From the whole script to its innermost part, which is the one that lines are about."""
+    last_line: ClassVar[float] = 0.0
+    """Time of the last line of `log`."""
+
+    def __init__(
+        self, title: str, items: Iterable[Any] = (), total: int | None = None, unit: str = "", done: int = 0
+    ) -> None:
+        self.title, self.items, self.unit, self.done, self.first = title, items, unit, done, done
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
+        self.note, self.begun = "", monotonic()
+
+    def __enter__(self) -> None:
+        self.under_way.append(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.under_way.remove(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        from tqdm import tqdm  # not at the head: importing it takes longer than some scripts
+
+        hidden = None if leads() else True  # None: where stderr is no terminal
+        with self, tqdm(None, self.title, self.total, False, initial=self.done, delay=DELAY, disable=hidden) as bar:
+            for item in self.items:
+                yield item
+                self.done += 1
+                bar.set_postfix_str(self.note, refresh=False)
+                bar.update()
+
+    def line(self) -> str:
+        """Return steps done, time spent and time left."""
+        spent, steps, note = monotonic() - self.begun, self.done - self.first, f"; {self.note}" if self.note else ""
+        count = f"{self.done}{f' of {self.total}' if self.total else ''} {self.unit}, " if self.done else ""
+        left = f", {duration(spent / steps * (self.total - self.done))} left" if self.total and steps else ""
+        return f"{self.title}: {count}{duration(spent)}{left}{note}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, e.g. 45 s, 5 min, 2 h 10 min."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def progress_in_log(title: str) -> Iterator[None]:
+    """Let a log file have a line of the innermost work under way where SILENCE seconds brought none.
+
+    Args:
+        title: of all that is done inside.
+    """
+    ended = Event()
+
+    def report() -> None:
+        while not ended.wait(max(SILENCE / 100, ProgressBar.last_line + SILENCE - monotonic())):
+            work = ProgressBar.under_way[-1]
+            if work.title and monotonic() >= ProgressBar.last_line + SILENCE:
+                log(work.line())
+
+    ProgressBar.last_line = monotonic()
+    with ProgressBar(title):
+        if sys.stderr is not None and not sys.stderr.isatty():
+            with suppress(RuntimeError):  # a thread that memory does not suffice for is no reason to end
+                Thread(target=report).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 def one_line(text: str, *, keep_newlines: bool = False) -> str:
@@ -341,7 +410,8 @@ def run(main: Callable[[], None]) -> NoReturn:
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     keep_freed_memory()
     try:
-        main()
+        with progress_in_log("at work"):
+            main()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import log
+from utils.cli import EPOCHS_AFTER, ProgressBar, log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import ALIASES, SUFFIXES
@@ -210,7 +210,10 @@ class Journey:
     def _run(self, stage: Stage, command: list[str], call: Call) -> dict[str, Any]:
         run, started = self.folder / stage.name, time.monotonic()
         again = ["train.py", "--resume", str(run), "--json"]
-        document = json.loads(call(again if self._goes_on(stage) else command))
+        later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
+        os.environ[EPOCHS_AFTER] = str(sum(other.epochs for other in later))
+        with ProgressBar(""):  # the script speaks for itself
+            document = json.loads(call(again if self._goes_on(stage) else command))
         made = made_by(stage, run)
         return {
             "seconds": round(time.monotonic() - started, 1),

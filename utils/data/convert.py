@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.cli import Parser, fraction, print_json, random_seed, run
+from utils.cli import Parser, ProgressBar, fraction, print_json, random_seed, run
 from utils.darknet.data_file import load_names, write_data_file
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocReader, read_coco, read_oxford
 from utils.data.images import PictureError, shown_size
@@ -252,7 +251,7 @@ class _Writer:
         counts = {"pictures": 0, "boxes": 0, "backgrounds": 0, "ignored": 0}
         entries: list[str] = []
         sources: set[str] = set()
-        for picture in tqdm(pictures, f"writing {name}", delay=2, disable=None):
+        for picture in ProgressBar(f"writing {name}", pictures, unit="pictures"):
             source = os.path.abspath(picture.path)
             if source in sources:
                 self.notes["picture listed twice, used once"].append(str(picture.path))

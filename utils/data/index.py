@@ -23,9 +23,8 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from utils.cli import log, one_line
+from utils.cli import ProgressBar, log, one_line
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError, ResourceError
 from utils.files import atomic_write_bytes, read_bytes, regular_file, starting_points
@@ -411,7 +410,7 @@ def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
     verdicts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
     unknown = [path for path in paths if path not in verdicts]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
-        progress = tqdm(pool.map(_check, unknown), "checking pictures", len(unknown), delay=2, disable=None)
+        progress = ProgressBar("checking pictures", pool.map(_check, unknown), len(unknown), "pictures")
         verdicts |= dict(zip(unknown, progress, strict=True))
     if unknown and cache:
         _store_entries(cache, {path: [*mark, *verdicts[path]] for path, mark in stamps.items() if mark})

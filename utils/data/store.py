@@ -18,15 +18,15 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from utils.cli import log
+from utils.cli import ProgressBar, log
 from utils.data.images import Channels, FitMode, Image, Shrink, Size, fitted_sizes, read_image
 from utils.data.index import Index, default_folder, stamp
 from utils.errors import DataError, ResourceError
@@ -200,14 +200,13 @@ class PictureStore:
     def _fill(self, file: BinaryIO, layout: PixelLayout) -> None:
         file.write(bytes(HEADER_SIZE))  # a killed process leaves no header that fits
         count, checksum = len(self.index), 0
-        progress = tqdm(desc="filling the picture cache", total=count, delay=2, disable=None)
-        with progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, count, CHUNK):
-                for image in pool.map(self._decoded, range(start, min(start + CHUNK, count))):
-                    image = np.ascontiguousarray(image)
-                    file.write(image.data)
-                    checksum = zlib.crc32(image.data, checksum)
-                    progress.update()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            chunks = (pool.map(self._decoded, range(i, min(i + CHUNK, count))) for i in range(0, count, CHUNK))
+            images = chain.from_iterable(chunks)
+            for image in ProgressBar("filling the picture cache", images, count, "pictures"):
+                image = np.ascontiguousarray(image)
+                file.write(image.data)
+                checksum = zlib.crc32(image.data, checksum)
         file.seek(0)
         file.write(layout.header(checksum))
         file.flush()
@@ -240,7 +239,7 @@ def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> KeptPic
         return None
     checksum = 0
     blocks = range(0, len(kept.pixels), BLOCK) if check else ()
-    for start in tqdm(blocks, "checking the picture cache", delay=2, disable=None):
+    for start in ProgressBar("checking the picture cache", blocks):
         checksum = zlib.crc32(kept.pixels[start : start + BLOCK].data, checksum)
     return kept if not check or header == layout.header(checksum) else None
 

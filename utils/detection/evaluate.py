@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models import network_input
 from utils.boxes import to_corners
-from utils.cli import leads, log
+from utils.cli import ProgressBar, log
 from utils.darknet.network import max_stride
 from utils.data.images import GREY, FitMode, Image, fit, unfit
 from utils.detection.average_precision import Evaluator, Metrics
@@ -129,13 +127,11 @@ def evaluate(
     """
     settings, clock = EvaluationSettings(**options), _Clock(device)
     compared: list[tuple[ImageDetections, np.ndarray]] = []
-    hidden = None if leads() else True
     with _evaluation_mode(model):
         if warm:
             _warm_up(settings, model, loader, device)
         clock.restart()
-        progress = tqdm(loader, "test", unit="batch", file=sys.stderr, disable=hidden, leave=False)
-        for number, batch in enumerate(progress):
+        for number, batch in enumerate(ProgressBar("test", loader, unit="batches")):
             images = clock.timed("preprocess", network_input, batch.images, device)
             rows = clock.timed("inference", decoded_rows, model, images, settings)
             detections = clock.timed("nms", suppressed, rows, settings)

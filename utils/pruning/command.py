@@ -16,12 +16,12 @@ from utils.cli import (
     log,
     memory_for,
     non_negative_int,
-    number,
     points,
     positive_int,
     print_json,
     random_seed,
     settings_from,
+    share,
 )
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
@@ -50,13 +50,6 @@ class PruneStrategy:
     """Its channels, none or these; `percent` is replaced by that of the command line."""
     units: bool = False
     """Residual units, whole."""
-
-
-def share(text: str) -> float:
-    """A share of what was before, 0 < value < 1; argparse type."""
-    if not 0 < (value := number(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0 < value < 1")
-    return value
 
 
 def group_share(text: str) -> float:

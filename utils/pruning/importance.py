@@ -11,16 +11,15 @@ for a bound takes channels by I² / saving (the fractional knapsack), which is t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from models import network_input
+from utils.cli import ProgressBar
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.network import trace
 from utils.data.datasets import Batch
@@ -58,7 +57,7 @@ def taylor(
     units = residual_units(network)
     sums: dict[int, NDArray[np.float64]] = {}
     count = 0
-    for batch in tqdm(batches, "importance", unit="batch", file=sys.stderr, disable=None, leave=False):
+    for batch in ProgressBar("importance", batches, unit="batches"):
         outputs = model(network_input(batch.images, device))
         size = (batch.images.shape[-2], batch.images.shape[-1])
         boxes = (batch.targets.to(device), network.yolos, size, loss)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from utils.cli import ProgressBar
 from utils.darknet.blocks import Network
 from utils.darknet.blocks.block import IMAGE
 from utils.darknet.network import trace
@@ -75,7 +76,7 @@ def reconstruct(
     last_reader = {source: i for i, reads in enumerate(sources) for source in reads}
     images = list(pictures)
     outputs: dict[int, tuple[list[Tensor], list[Tensor]]] = {IMAGE: (images, images)}
-    for i, reads in enumerate(sources):
+    for i, reads in enumerate(ProgressBar("fitting readers", sources, unit="blocks")):
         was, now = (
             [list(of) for of in zip(*(outputs[source][side] for source in reads), strict=True)] for side in (0, 1)
         )

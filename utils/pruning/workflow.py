@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model
-from utils.cli import input_size, log, print_json
+from utils.cli import ProgressBar, input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
 from utils.darknet.data_file import DataConfig, Source
 from utils.darknet.network import max_stride, picture_channels
@@ -408,7 +408,8 @@ def carry_out(pruner: Pruner, removal: Removal) -> tuple[PrunedNetwork, dict[str
     whole = pruner.compensated(removal)
     pruned, bare = prune_network(graph, whole, removal), prune_network(graph, arrays, removal)
     fitted = bool(pruner.settings.fitted) and not removal.nothing
-    certificate = certify(graph, arrays, whole, removal, bare, pruned, fitted=fitted)
+    with ProgressBar("certificate"):
+        certificate = certify(graph, arrays, whole, removal, bare, pruned, fitted=fitted)
     certificate.check()
     pictures = sum(map(len, pruner.fitting_pictures)) if fitted else 0
     unmeasured = dict.fromkeys(("silenced", "absorbed", "latency", "efficiency"))

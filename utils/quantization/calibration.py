@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Darknet
+from utils.cli import ProgressBar
 from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock
 from utils.quantization.quantizers import ActivationQuantizer, Phase, fake_quantize, scale_of, set_phase
@@ -238,7 +239,7 @@ def _watch(model: Darknet, batches: Iterable[Tensor], see: Callable[[Point, Tens
             hooks.enter_context(layer.register_forward_hook(partial(output, Point(point.block))))
             if point.before and isinstance(layer, ConvBlock):
                 hooks.enter_context(layer.activation.register_forward_pre_hook(partial(entry, point)))
-        for images in batches:
+        for images in ProgressBar("calibration", batches, unit="batches"):
             model(images)
             pictures += len(images)
     return pictures
@@ -363,7 +364,7 @@ def head_noise(model: Darknet, images: Sequence[Tensor]) -> dict[int, float | No
     """
     set_phase(model, Phase.OFF)
     signals, decibels = [_heads(model, batch) for batch in images], {}
-    for index, layer in convolutions(model):
+    for index, layer in ProgressBar("noise of each convolution", convolutions(model), unit="convolutions"):
         if layer.quantize_weight is None:
             continue
         layer.quantize_weight.rounding = True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter, sleep
 
+from utils.cli import ProgressBar
 from utils.darknet.blocks import Network, Shape
 from utils.darknet.network import tensors, trace
 
@@ -99,7 +100,7 @@ def interleaved(
             run()
     laps: dict[str, list[float]] = {name: [] for name in runs}
     begin = perf_counter()
-    for number in range(rounds):
+    for number in ProgressBar("timing", range(rounds), unit="rounds"):
         if number >= LEAST_ROUNDS and perf_counter() - begin > seconds:
             break
         for name, run in runs.items():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models import Darknet, fuse, network_input, reduced
-from utils.cli import log
+from utils.cli import EPOCHS_AFTER, ProgressBar, duration, log
 from utils.darknet.network import max_stride
 from utils.data.datasets import Batch, Loader
 from utils.detection.average_precision import Metrics
@@ -229,21 +228,14 @@ class Trainer:
         self.train_loader.begin(done.epoch, done.batch)
         self.model.train()
         _freeze_statistics(self.model, self.settings.freeze)
-        bar = tqdm(
-            self.train_loader,
-            f"epoch {done.epoch + 1}/{self.settings.epochs}",
-            self.batches,
-            initial=done.batch,
-            file=sys.stderr,
-            disable=None if self.team.leads else True,
-            leave=False,
-        )
+        title = f"epoch {done.epoch + 1}/{self.settings.epochs}"
+        bar = ProgressBar(title, self.train_loader, self.batches, "batches", done.batch)
         pending: dict[str, float] = {}
         last = time.perf_counter()
         for position, batch in enumerate(bar, start=done.batch):
             waited = time.perf_counter() - last
             values = self._batch(batch, position)
-            bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in values.items()))
+            bar.note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
             now = time.perf_counter()
             _add(pending, values | {"seconds": now - last, "waited": waited})
             last = now
@@ -443,9 +435,18 @@ class Trainer:
             self.results.append(done.epoch, row)
         except (OSError, ResourceError) as failure:  # a table is not worth a training
             log(f"warning: {failure}; epoch {done.epoch} is missing there")
-        log(f"{line}  {row['seconds']:.1f} s")
+        log(f"{line}  {row['seconds']:.1f} s{self._left(row)}")
         for watch in self.watchers:
             watch(done.epoch, row)
+
+    def _left(self, row: Mapping[str, float]) -> str:
+        """Return the time that the rest of the run will take at the pace of an epoch, and what follows it."""
+        left, seconds = self.settings.epochs - self.progress.epoch, row["seconds"] + row.get("test_seconds", 0.0)
+        if not left:
+            return ""
+        later = int(os.environ.get(EPOCHS_AFTER, "0"))
+        more = f", about {duration(seconds * (left + later))} with the trainings after it" if later else ""
+        return f", {duration(seconds * left)} left{more}"
 
     def _save(self) -> None:
         """The checkpoints of the epochs done; best.pt and best.weights when the last one is the best."""

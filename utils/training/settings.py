@@ -31,7 +31,7 @@ from utils.device import AMP
 from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import CheckpointError, InputError
 from utils.files import read_text
-from utils.flags import MOST_PARALLEL, device_name
+from utils.flags import device_name, worker_count
 from utils.model_files import ModelFiles
 from utils.old_flags import OLD_FLAGS
 from utils.pruning.policy import SETS
@@ -125,13 +125,6 @@ def positive(text: str, largest: float = LARGEST_WEIGHT, bound: str = "") -> flo
     """A number, 0 < value <= largest; argparse type."""
     if not 0 < (value := number(text)) <= largest:
         raise argparse.ArgumentTypeError(f"{text} is outside 0 < {bound or f'value <= {largest:g}'}")
-    return value
-
-
-def worker_count(text: str) -> int:
-    """A number of processes; argparse type."""
-    if (value := non_negative_int(text)) > MOST_PARALLEL:
-        raise argparse.ArgumentTypeError(f"{text}: at most {MOST_PARALLEL} are allowed")
     return value
 
 
