@@ -12,6 +12,7 @@ import importlib.util
 import io
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -277,9 +278,12 @@ def smaller_picture(weights: Path, cfg: Path, side: int | None) -> list[str]:
 
 
 def text(document: dict[str, Any]) -> str:
-    """The document for people."""
+    """The document for people: what was made, and what the page begins with, without the signs of Markdown."""
     lines = [f"{entry['name']}: {entry['made']}" for entry in document["stages"] if entry["made"]]
-    return "\n".join([*lines, f"all of it on one page: {document['report']}"])
+    page = Path(document["report"])
+    start = page.with_suffix(".md").read_text(encoding="utf-8").partition("\n\n## Every stage")[0]
+    top = re.sub(r"\\(.)|^#+ ", r"\1", start, flags=re.MULTILINE)
+    return "\n".join([*lines, "", top, "", f"all of it on one page: {page}"])
 
 
 if __name__ == "__main__":

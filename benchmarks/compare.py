@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, image_side, log, positive_int, print_json, random_seed, run
-from utils.compress.page import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
 from utils.report.tables import Column, markdown_table
-from utils.runtime.choice import RuntimeFiles, choose_runtime
+from utils.runtime.choice import Named, RuntimeFiles, choose_runtime, named
 
 if TYPE_CHECKING:
     from utils.compress.measure import LoadedNetwork

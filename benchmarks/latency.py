@@ -19,12 +19,11 @@ from typing import Any
 
 from benchmarks.compare import total_bytes
 from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
-from utils.compress.page import Named, named
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
 from utils.model_files import ModelFiles, choose_model
 from utils.report.tables import Column, markdown_table
-from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, RuntimeFiles, choose_runtime
+from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, Named, RuntimeFiles, choose_runtime, named
 
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
 BASE = "opencv"

@@ -12,12 +12,12 @@ from benchmarks import compare
 from models import Darknet
 from tests.test_coco import case, crowd, with_crowds
 from utils.checkpoint import write_darknet
-from utils.compress.page import named
 from utils.darknet import cfg as cfg_file
 from utils.detection import average_precision as coco
 from utils.detection import bootstrap
 from utils.detection.average_precision import Evaluator
 from utils.errors import InputError
+from utils.runtime.choice import named
 
 IMAGES = 25
 

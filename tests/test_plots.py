@@ -251,7 +251,8 @@ def points(count: int, seed: int = 0) -> list[dict]:
     for n, (c, a) in enumerate(zip(cost, ap50, strict=True)):
         accuracy = {"map50": a, "low": a - 0.03, "high": a + 0.02}
         costs = {"parameters": int(3e5 * c), "macs": int(1e8 * c), "ms": 4 * c}
-        networks.append({"name": f"yolov4-tiny slim {n}", "family": f"family {n % 3}", **accuracy, **costs})
+        names = {"name": f"yolov4-tiny slim {n}", "number": n + 1, "family": f"family {n % 3}"}
+        networks.append({**names, **accuracy, **costs})
     return networks
 
 
@@ -304,6 +305,14 @@ def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn, re
         "front",
     ]
     assert not recwarn.list
+
+
+def test_no_average_precision_is_negative_and_what_has_no_time_is_in_no_panel_of_times(tmp_path, drawn):
+    low = [{**point, "map50": 0.001, "low": 0.0, "high": 0.003, "ms": None} for point in points(2)]
+    plots.plot_pareto([*low, {**low[0], "ms": 1.0}], tmp_path / "pareto.png", "onnxruntime 1")
+    axes = drawn[0].axes
+    assert axes[0].get_ylim()[0] == 0 and axes[2].get_xlabel() == "ms a picture, onnxruntime 1"
+    assert [len(ax.texts) for ax in axes] == [3, 3, 1]
 
 
 def test_families_look_different():

@@ -19,7 +19,7 @@ from utils.checkpoint import model_document, origin, read_checkpoint, write_chec
 from utils.cli import run as run_script
 from utils.compress import measure
 from utils.compress.measure import compare_picture, panels
-from utils.compress.page import MeasureSettings, gather, parent_of, write_report
+from utils.compress.page import MeasureSettings, deployment, gather, parent_of, write_report
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
 from utils.detection.average_precision import detected
@@ -222,7 +222,8 @@ def test_page_markdown_and_json_tell_the_same(report, network):
         ["3", "0.438", "0.219", "3", "0.438", "0.219"],
         ["2", "0.562", "0.281", "2", "0.531", "0.266"],
     ]
-    assert "+0.062 from 0.500" in page.text and "+0.062 from 0.500" in text
+    assert "+6.2 points, 0.562 from 0.500" in page.text and "* AP50: +6.2 (points, 0.562 from 0.500)" in text
+    assert "AP50 0.500 → 0.562: nothing is lost." in page.text
 
 
 def parent_name(run):
@@ -382,7 +383,8 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, network):
     assert document["measurement"]["images"] == 3
     assert [baseline["name"] for baseline in document["baselines"]] == ["low"]
     assert document["baselines"][0]["size"] == [32, 32]
-    assert "+0.000 [+0.000, +0.000]" in text
+    assert "+0.0 [+0.0, +0.0]" in text
+    assert "no loss that 3 pictures can show" in page.text
     images = [image for image in page.all("img") if image.get("class") != "plot"]
     assert len(images) == 3
     for image in images:
@@ -442,5 +444,46 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
     figures = [found["figures"] for found in document["runs"]]
     assert len({row["parameters"] for row in figures}) == 1
     assert figures[1]["bytes"] == sum(path.stat().st_size for path in (tmp_path / "export/ncnn").glob("model.ncnn.*"))
-    assert [len(row["ms"]) for row in figures] == [1, 1, 1, 0]
+    assert [len(row["ms"]) for row in figures] == [2, 1, 1, 0]
+    assert figures[0]["ms"] == figures[1]["ms"] | figures[2]["ms"]  # a float network is timed as its files
     assert [parent_name(run) for run in gather(runs)["runs"]] == [None, *[document["runs"][0]["name"]] * 3]
+
+
+def stage(name, kind, parent, ms, size=1, lost=0.0, precision=None):
+    """A run of a document; its network was made from that of the run before, and took `ms` in one program."""
+    entry = [{"path": "x", "sha256": "1", "teacher": None, "run": parent, "changed": False}] if parent else []
+    figures = {"bytes": size, "ms": {"onnxruntime 1": ms} if ms else {}}
+    measured = {"map50_difference": [-lost, -lost - 0.01, -lost + 0.01]} if ms else None
+    weights = f"{name}/model.torchscript"
+    return {"name": name, "kind": kind, "weights": weights, "lineage": entry, "figures": figures} | {
+        "measured": measured,
+        "precision": precision,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ms", "lost", "chosen", "words"),
+    [
+        ((10, 9), (0, 0), "int8", "Of 2 files that lose no AP50 that can be seen and are as fast as any here"),
+        (
+            (10, 10.5),
+            (0, 0),
+            "int8",
+            "int8 is slower than float here: 10.50 ms, tune in float 10.00 ms (onnxruntime 1)",
+        ),
+        ((10, 12), (0, 0), "float", "int8 is slower than float here: 12.00 ms"),
+        ((10, 5), (0, 0.05), "float", "int8 loses AP50."),
+        ((10, 5), (0.05, 0.05), "int8", "float loses AP50. int8 loses AP50."),
+        ((None, None), (0, 0), "int8", "It is the smallest of 2 files, which were not measured."),
+    ],
+)
+def test_the_file_to_deploy_is_small_fast_and_loses_nothing(ms, lost, chosen, words):
+    """Of an original of 40 bytes, a float file of 8 and one of 2 with integers."""
+    runs = [stage("original", "original", None, 20), stage("first", "export", "original", ms[0] and 20, 40)]
+    runs += [stage("tune", "tune", "original", ms[0]), stage("float", "export", "tune", ms[0], 8, lost[0], "float32")]
+    quantized = stage("int8", "export", "tune", ms[1], 2, lost[1], "int8")
+    deploy = deployment({"runs": [*runs, quantized]})
+    assert deploy["run"] == chosen and deploy["file"] == f"{chosen}/model.torchscript"
+    assert words in " ".join(deploy["why"])
+    assert deployment({"runs": runs[:1]}) is None
+    assert deployment({"runs": runs[:2]})["run"] == "first"

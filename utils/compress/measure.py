@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,27 +13,32 @@ import torch
 from numpy.typing import NDArray
 
 from utils.cli import input_size, log
-from utils.compress.page import MeasureSettings, Named, exported
+from utils.compress.page import MeasureSettings, deployment, exported
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.draw import GAINED, LOST, Image, draw_detections, mark_boxes
+from utils.data.draw import GAINED, LABELLED, LOST, Image, draw_detections, mark_boxes
 from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
 from utils.detection.average_precision import detected
 from utils.detection.bootstrap import SHARE, Matches, Spread, bootstrap, matches
 from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
 from utils.device import select_device
-from utils.errors import DataError, InputError
+from utils.errors import DataError, InputError, SuiteError
+from utils.export.settings import SUFFIXES, ExportSettings
+from utils.export.workflow import export
+from utils.files import sha256
 from utils.model_files import cfg_of
 from utils.report.cost import Latency, interleaved, network_cost
 from utils.report.run_dir import environment
-from utils.runtime.choice import RuntimeFiles, choose_runtime
+from utils.runtime.choice import Named, RuntimeFiles, choose_runtime
 from utils.runtime.engines import ForeignModel, Loaded, load
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""
+FORMATS = {".onnx": "onnx", ".param": "ncnn", ".xml": "openvino"}
+"""Formats of export.py that are measured, by how their files end."""
 SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""
 CONFIDENCE = 0.25
@@ -51,6 +57,7 @@ class LoadedNetwork(NamedTuple):
     size: tuple[int, int]
     mode: FitMode
     """Fit of pictures: `letterbox` or `stretch`."""
+    files: RuntimeFiles | None = None
 
 
 def measure(
@@ -87,9 +94,11 @@ def measure(
     files += [(network.name, network.file, network.side) for network in baselines]
     networks = [load_network(name, _files(file), side, data, chosen) for name, file, side in files]
     evaluations = [evaluate_network(network, images, data.names, chosen, settings.batch_size) for network in networks]
-    times = network_times(networks, chosen)
+    times = program_times(networks, chosen)
     spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
-    measured = [_measured(*values) for values in zip(networks, spreads, times, strict=True)]
+    ran = [network.loaded.runtime for network in networks[: len(runs)] if network.files and network.files.exported]
+    main = ran[-1] if ran else networks[0].loaded.runtime
+    measured = [_measured(*values, main) for values in zip(networks, spreads, times, strict=True)]
     _add(document, runs, baselines, measured)
     where = environment()
     document["measurement"] = {
@@ -98,11 +107,13 @@ def measure(
         "draws": settings.draws,
         "seed": settings.seed,
         "share": SHARE,
-        "rounds": min(time.rounds for time in times),
+        "rounds": min((time.rounds for of_one in times for time in of_one.values()), default=0),
         "machine": ", ".join([where["cpu"], *where["gpus"], f"threads: {torch.get_num_threads()}"]),
         "objects": None,
     }
-    last = next((number for number, run in enumerate(runs) if run["name"] == document["goal"]), len(runs) - 1)
+    document["deploy"] = deployment(document)
+    goal = (document["deploy"] or {"run": document["goal"]})["run"]
+    last = next((number for number, run in enumerate(runs) if run["name"] == goal), len(runs) - 1)
     if not last:
         return []
     compared = compare(evaluations[0], evaluations[last], images)
@@ -141,10 +152,10 @@ def load_network(
             f"--data {data.path}: has {data.classes} classes, but {files.weights} is a network of {network.classes}"
         )
     if files.exported:
-        return LoadedNetwork(name, loaded, files.exported.metadata.size, files.mode or "letterbox")
+        return LoadedNetwork(name, loaded, files.exported.metadata.size, files.mode or "letterbox", files)
     sides = [side] if isinstance(side, int) else side
     size = input_size(sides, max_stride(network), (network.net.height, network.net.width))
-    return LoadedNetwork(name, loaded, size, "letterbox")
+    return LoadedNetwork(name, loaded, size, "letterbox", files)
 
 
 def evaluate_network(
@@ -156,6 +167,53 @@ def evaluate_network(
     loader = make_loader(dataset, batch_size, device=device)
     log(f"{network.name}: {len(images)} pictures at {network.size[0]} × {network.size[1]}")
     return evaluate(network.loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
+
+
+def program_times(networks: Sequence[LoadedNetwork], device: torch.device) -> list[dict[str, Latency]]:
+    """Return the times of a picture of each network, by program.
+
+    Times compare in one program only. So where there are exported files, each float network is exported for their
+    programs as well, to a temporary folder, unless one of the files is its export. PyTorch is timed where there are no
+    such files, or on a GPU. A simulation of integers has no time.
+    """
+    files = [network.files for network in networks if network.files and network.files.exported]
+    formats = list(dict.fromkeys(FORMATS[file.weights.suffix] for file in files))
+    timed: list[tuple[int, LoadedNetwork]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, network in enumerate(networks):
+            assert network.files is not None  # of `load_network`
+            if network.files.exported or not (network.loaded.simulates or (formats and device.type == "cpu")):
+                timed.append((number, network))
+            if not (network.files.exported or network.loaded.simulates):
+                made = [_in_format(network, kind, networks, Path(folder, str(number))) for kind in formats]
+                timed += [(number, other) for other in made if other]
+        once = {id(other): other for _, other in timed}
+        laps = dict(zip(once, network_times(list(once.values()), device), strict=True))
+    times: list[dict[str, Latency]] = [{} for _ in networks]
+    for number, other in timed:
+        times[number][other.loaded.runtime] = laps[id(other)]
+    return times
+
+
+def _in_format(
+    network: LoadedNetwork, kind: str, networks: Sequence[LoadedNetwork], folder: Path
+) -> LoadedNetwork | None:
+    """Return a float network as a file of a format: one of `networks`, or written to a folder; None: it cannot be."""
+    assert network.files is not None  # of `load_network`
+    digest = sha256(network.files.weights)
+    for other in networks:
+        if (file := other.files and other.files.exported) and other.size == network.size:
+            makers = [entry["sha256"] for entry in file.metadata.lineage if entry.get("teacher") is None]
+            if (FORMATS[file.path.suffix], file.metadata.precision, makers[-1:]) == (kind, "float32", [digest]):
+                return other
+    path = folder / f"model{SUFFIXES[kind]}"
+    try:
+        export(network.files, ExportSettings(format=kind, sides=network.size, path=path))
+        files = choose_runtime(None, str(path), None)
+        return network._replace(loaded=load(files, torch.device("cpu")), files=files)
+    except SuiteError as failure:
+        log(f"{network.name}: has no time as {kind}: {failure}")
+        return None
 
 
 def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> list[Latency]:
@@ -193,8 +251,11 @@ def matched(evaluation: Evaluation) -> Matches:
     return matches(boxes, evaluation.truth)
 
 
-def _measured(network: LoadedNetwork, spread: Spread, time: Latency) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measured(
+    network: LoadedNetwork, spread: Spread, times: Mapping[str, Latency], main: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return accuracy, with differences to the first network and intervals, [value, low, high], and time; and costs."""
+    time = times.get(main)
     cost = network_cost(network.loaded.network, *network.size)
     size = list(network.size)
     row = {
@@ -202,12 +263,13 @@ def _measured(network: LoadedNetwork, spread: Spread, time: Latency) -> tuple[di
         "map50_95": list(spread.ap50_95),
         "map50_difference": list(spread.gain50),
         "map50_95_difference": list(spread.gain50_95),
-        "ms": time.median,
-        "ms_p90": time.p90,
-        "runtime": network.loaded.runtime,
+        "ms": time and time.median,
+        "ms_p90": time and time.p90,
+        "runtime": main if time else network.loaded.runtime,
         "size": size,
     }
-    return row, {"parameters": cost.parameters, "macs": cost.macs, "size": size}
+    ms = {program: lap.median for program, lap in times.items()}
+    return row, {"parameters": cost.parameters, "macs": cost.macs, "size": size, "ms": ms}
 
 
 def _add(
@@ -220,10 +282,11 @@ def _add(
     for run, (row, costs) in zip(runs, measured, strict=False):
         run["measured"] = row
         accuracy = {"map50": row["map50"][0], "map50_95": row["map50_95"][0]}
-        run["figures"] |= costs | accuracy | {"ms": {row["runtime"]: row["ms"]}}
+        run["figures"] |= costs | accuracy
     for network, (row, costs) in zip(baselines, measured[len(runs) :], strict=True):
         accuracy = dict(zip(("map50", "low", "high"), row["map50"], strict=True)) | {"map50_95": row["map50_95"][0]}
-        document["baselines"].append({"name": network.name, "ms": row["ms"], **accuracy, **costs})
+        changes = {key: row[key] for key in ("map50_difference", "map50_95_difference")}
+        document["baselines"].append({"name": network.name, **costs, "ms": row["ms"], **accuracy, **changes})
 
 
 class ComparedPicture(NamedTuple):
@@ -290,7 +353,7 @@ def panels(picture: ComparedPicture, names: Sequence[str]) -> list[Image]:
     marked = mark_boxes(image, picture.lost * factor, "lost", LOST)
     marked = mark_boxes(marked, picture.gained * factor, "gained", GAINED)
     pairs = ((image, picture.truth), (image, picture.before), (marked, picture.after))
-    return [draw_detections(ground, rows * factor, names) for ground, rows in pairs]
+    return [draw_detections(ground, rows * factor, names, LABELLED) for ground, rows in pairs]
 
 
 def jpeg(image: Image) -> bytes:

@@ -7,7 +7,6 @@ its own: PyTorch requires it.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
 import io
@@ -19,28 +18,28 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from utils import __version__
-from utils.cli import flag, image_side, non_negative_int, one_line, positive_int, random_seed
+from utils.cli import flag, non_negative_int, one_line, positive_int, random_seed
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
 from utils.darknet.network import file_bytes
 from utils.errors import InputError, SuiteError
-from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES
+from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES, usage
 from utils.files import atomic_write_text, read_text, reading_yaml, regular_file, sha256
-from utils.model_files import cfg_of
 from utils.report.cost import network_cost
 from utils.report.plots import plot_course, plot_pareto
 from utils.report.run_dir import last_epochs, read_results
-from utils.report.tables import Cell, Column, shown_cells
-from utils.runtime.choice import KINDS
+from utils.report.tables import used_columns
+from utils.runtime.choice import KINDS, named_file
 from utils.runtime.exported import ExportedFile
 from utils.training.hyperparameters import fitness
 from utils.training.settings import OFF
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 
 PAGE, MARKDOWN, DOCUMENT = "report.html", "report.md", "report.json"
 """Files of a report."""
+NEAR = 1.1
+"""Ratio of two times up to which they count as equal."""
 BUSY = 1.5
 """Ratio of the slowest tenth of the rounds to the median from which on a machine is called busy."""
 _SPECIAL = re.compile(r"([\\`*_{}<>#~|]|\](?=[(\[:]))")
@@ -87,8 +88,7 @@ SQNR = {
 LARGEST_FILE = 16 << 20
 """Largest text file of a run that is read, in bytes."""
 
-Run = dict[str, Any]
-"""Entry of `runs` in the document."""
+Run = dict[str, Any]  # entry of `runs` in the document
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,6 @@ class MeasureSettings:
     draws: int = flag(1000, "data sets drawn for the intervals", type=positive_int, metavar="N")
     seed: int = flag(0, "of the draws", type=random_seed, metavar="N")
     pictures: int = flag(6, "most pictures shown with lost and gained objects", type=non_negative_int, metavar="N")
-
-
-class Named(NamedTuple):
-    """A network of the command line, [NAME=]FILE[@SIDE]."""
-
-    name: str
-    file: str
-    """.pt, a file of export.py, .weights with its cfg beside it, or in the benchmarks CFG:WEIGHTS."""
-    side: int | None
-    """Of the network input; None: the network's own."""
 
 
 def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, Any]:
@@ -132,7 +122,7 @@ def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, A
     _link(runs)
     goal = max(reversed(runs), key=lambda run: len(ancestors(run)))
     same_folder = len(places) > 1 and len({place.parent for place in places}) == 1
-    return {
+    document = {
         "schema": 1,
         "title": title or (places[0].parent.name if same_folder else places[0].name),
         "goal": goal["name"],
@@ -140,6 +130,7 @@ def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, A
         "measurement": None,
         "baselines": [],
     }
+    return document | {"deploy": deployment(document)}
 
 
 @contextmanager
@@ -182,6 +173,7 @@ def read_run(path: Path) -> Run:
         "machine": env.get("cpu"),
         "torch": env.get("packages", {}).get("torch"),
         "data": args.get("data"),
+        "precision": None if (file := exported(weights)) is None else file.metadata.precision,
         "weights": None if weights is None else str(weights),
         "sha256": digest,
         "lineage": lineage,
@@ -346,6 +338,53 @@ def ancestors(run: Run) -> set[str]:
     return {entry["run"] for entry in run["lineage"] if entry["run"] and entry["teacher"] is None}
 
 
+def deployment(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the file to deploy, how it is run, and why it; None if no run has exported one.
+
+    It is the smallest of the fastest, among those of a smaller network, of the format of the last, and whose AP50 is
+    not lower as far as the measurement shows.
+    """
+    runs = report["runs"]
+    files = [run for run in runs if run["kind"] == "export" and run["weights"]]
+    files = [run for run in files if (parent_of(run) or {}).get("run") != runs[0]["name"]] or files
+    if not files:
+        return None
+    files = [run for run in files if Path(run["weights"]).suffix == Path(files[-1]["weights"]).suffix]
+    kept = [run for run in files if not _loses(run)] or files
+    limit = NEAR * min(map(_time, kept))
+    best = min((run for run in kept if _time(run) <= limit), key=lambda run: run["figures"]["bytes"])
+    why = ["It is the only file of the smaller network."]
+    if len(files) > 1 and best["measured"]:
+        seen = "" if _loses(best) else " lose no AP50 that can be seen and"
+        why = [f"Of {len(kept)} files that{seen} are as fast as any here, up to 10 %, it is the smallest."]
+    elif len(files) > 1:
+        why = [f"It is the smallest of {len(files)} files, which were not measured."]
+    why += [f"{run['name']} loses AP50." for run in files if _loses(run)]
+    facts = {"run": best["name"], "file": best["weights"], "bytes": best["figures"]["bytes"]}
+    facts |= usage(best["weights"], exported(best["weights"]))
+    return facts | {"why": [*why, *filter(None, (slower(run, runs) for run in files))]}
+
+
+def _loses(run: Run) -> bool:
+    """Return whether AP50 is lower than that of the first network as far as the measurement shows."""
+    return bool(run["measured"]) and run["measured"]["map50_difference"][2] < 0
+
+
+def _time(run: Run) -> float:
+    """Return the time of a picture in the program of a file; infinite: it was not measured."""
+    return next(iter(run["figures"]["ms"].values()), math.inf)
+
+
+def slower(run: Run, runs: Sequence[Run]) -> str | None:
+    """Return that integers are slower than float in one program; None if they are not, or it is not known."""
+    for program, ms in run["figures"]["ms"].items():
+        others = [other for other in runs if other["name"] in ancestors(run) and program in other["figures"]["ms"]]
+        if run["precision"] == "int8" and others and ms > others[-1]["figures"]["ms"][program]:
+            times = f"{ms:.2f} ms, {others[-1]['name']} in float {others[-1]['figures']['ms'][program]:.2f} ms"
+            return f"int8 is slower than float here: {times} ({program}). Its 8 bits make the file smaller."
+    return None
+
+
 def _names(places: Sequence[Path]) -> list[str]:
     """Return names that differ, with as many folders above as it takes."""
     depth, names = 1, [place.name for place in places]
@@ -388,29 +427,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: names and their values were expected")
     return content
-
-
-def named(text: str) -> Named:
-    """Return a network of the command line; an existing path is a path whatever its characters. Argparse type."""
-    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
-    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
-
-
-def baseline_network(text: str) -> Named:
-    """Return the network that --baselines names.
-
-    Raises:
-        InputError: no such file, or no side of an input.
-    """
-    try:
-        network = named(text)
-    except argparse.ArgumentTypeError as failure:
-        raise InputError(f"--baselines {text}: {failure}") from None
-    regular_file(network.file, InputError)
-    if (cfg := cfg_of(Path(network.file))) is not None and not cfg.is_file():
-        raise InputError(f"--baselines {text}: a Darknet .weights file does not say its network; {cfg} is not there")
-    return network
 
 
 def read_baselines(path: Path) -> list[dict[str, Any]]:
@@ -463,7 +479,7 @@ def write_report(
     """
     out = Path(out)
     _check_folder(out, exist_ok)
-    networks = [baseline_network(text) for text in baselines if not text.endswith(".json")]
+    networks = [named_file("--baselines", text) for text in baselines if not text.endswith(".json")]
     known = [network for text in baselines if text.endswith(".json") for network in read_baselines(Path(text))]
     if networks and data is None:
         raise InputError(f"--baselines {networks[0].file}: is measured with --data only; give a .json file of figures")
@@ -514,23 +530,9 @@ def render(
     environment.filters |= {"drawn": drawn, "panels": shown_panels, "verbatim": lambda text: Markup(one_line(text))}
     environment.filters |= {"file": lambda path: Path(path).name, "stem": lambda path: Path(path).stem}
     values = {"version": __version__, "markdown": markdown, "pictures": pictures, "classes": classes}
-    values |= {"cells": cells, "busy": BUSY}
+    values |= {"cells": used_columns, "busy": BUSY}
     text = environment.get_template("page.html").render(values | template_values(report))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def cells(columns: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
-    """Return titles and rows as text, each cell with whether its column holds numbers; empty columns are left out.
-
-    Args:
-        columns: a title, or a title and a format where that is not the usual one.
-        rows: as many cells each as there are columns.
-    """
-    used = [number for number in range(len(columns)) if any(row[number] is not None for row in rows)]
-    titled = [Column(t) if isinstance(t, str) else Column(*t) for t in (columns[number] for number in used)]
-    text, numeric = shown_cells(titled, [[row[number] for number in used] for row in rows])
-    pairs = [list(zip(row, numeric, strict=True)) for row in ([column.title for column in titled], *text)]
-    return {"titles": pairs[0], "rows": pairs[1:]}
 
 
 def address(source: bytes, kind: str) -> str:
@@ -562,38 +564,37 @@ def shown_panels(picture: ComparedPicture, classes: Sequence[str]) -> list[str]:
 def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return what page.html shows beside the document: the networks that are compared, and plots."""
     runs, baselines = report["runs"], report["baselines"]
-    goal = next(run for run in runs if run["name"] == report["goal"])
-    points = list(_points(runs))
-    for network in baselines:  # those whose names begin with the same word are a family
-        points.append({**network, "family": next(iter(network["name"].split()), "other")})
+    goal = next(run for run in runs if run["name"] == (report["deploy"] or {"run": report["goal"]})["run"])
+    program = next(iter(goal["figures"]["ms"]), None)
+    points = list(_points(runs, program))
+    for number, network in enumerate(baselines, len(runs) + 1):
+        family = next(iter(network["name"].split()), "other")  # names that begin with the same word
+        points.append({**network, "number": number, "family": family})
     compared = len(points) > 1 and (baselines or any(run["measured"] for run in runs))
     return {
         "report": report,
         "label": lambda run: f"{runs.index(run) + 1} {run['name']}",
         "path": {*ancestors(goal), goal["name"]},
-        "first": _first_figures(runs, goal),
-        "last": goal["figures"],
+        "first": runs[0]["figures"],
+        "last": goal,
+        "program": program,
         "course": plotted(plot_course, runs) if any(run["median_epochs"] for run in runs) else None,
         "points": points,
-        "pareto": plotted(plot_pareto, points) if compared else None,
+        "pareto": plotted(partial(plot_pareto, program=program), points) if compared else None,
     }
 
 
-def _first_figures(runs: Sequence[Run], goal: Run) -> dict[str, Any]:
-    """Return the figures of the first network, with the times of the files exported from it."""
-    times: dict[str, float] = {}
-    for run in runs[1:]:
-        parent = parent_of(run)
-        if run["kind"] == "export" and run is not goal and parent and parent["run"] == runs[0]["name"]:
-            times |= run["figures"]["ms"]
-    return runs[0]["figures"] | {"ms": times | runs[0]["figures"]["ms"]}
+def _points(runs: Sequence[Run], program: str | None) -> Iterator[dict[str, Any]]:
+    """Yield the networks whose accuracy and costs are known, with the keys of `baselines`, and times of one program.
 
-
-def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Yield the networks whose accuracy, costs and time are known, with the keys of `baselines`."""
+    A float file is the same network as the one that it was made of, and a simulation the same as its file.
+    """
+    made = {(parent_of(run) or {}).get("run") for run in runs if run["kind"] == "export"}
     for number, run in enumerate(runs, 1):
         figures, ap50 = run["figures"], run["figures"]["map50"]
-        if ap50 is not None and figures["parameters"] and figures["macs"] and figures["ms"]:
+        copy = run["precision"] == "float32" and bool(ancestors(run))
+        copy |= run["kind"] in ("quantize", "qat") and run["name"] in made
+        if not copy and ap50 is not None and figures["parameters"] and figures["macs"]:
             low, high = run["measured"]["map50"][1:] if run["measured"] else (ap50, ap50)
-            more = {"family": "journey", "low": low, "high": high, "ms": next(iter(figures["ms"].values()))}
-            yield {**figures, **more, "name": f"{number} {run['name']}"}
+            point = {"name": run["name"], "number": number, "family": "journey", "low": low, "high": high}
+            yield {**figures, **point, "ms": figures["ms"].get(program)}

@@ -396,7 +396,7 @@ class Evaluator:
         )
 
 
-def detected(truth: Floats, detections: Floats, iou_thres: float = 0.5) -> Bools:
+def detected(truth: NDArray[np.floating], detections: NDArray[np.floating], iou_thres: float = 0.5) -> Bools:
     """Return [m], which objects are found: the surest box first takes the free object of its class it overlaps most.
 
     Args:

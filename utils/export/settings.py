@@ -1,13 +1,16 @@
-"""Flags of export.py as values, and the formats. No torch, no onnx."""
+"""Flags of export.py as values, the formats, and how their files are run. No torch, no onnx."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from utils.cli import flag, integer, threshold
+from utils.data.images import GREY
+from utils.runtime.exported import IMAGE, OUTPUTS, ExportedFile
 
 SUFFIXES = {
     "onnx": ".onnx",
@@ -58,6 +61,20 @@ MISH_FORMS = ("exp", "softplus", "op")
 MISH_OPSET = 18
 """From here on ONNX has the operator."""
 MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"
+
+
+CLIENTS = {
+    ".onnx": "onnxruntime_client.py",
+    ".xml": "openvino_client.py",
+    ".param": "ncnn_client.py",
+    ".weights": "opencv_client.py",
+}
+"""Programs in examples/ by how the file ends that they run."""
+FITS = {
+    "letterbox": f"made as large as fits, aspect ratio kept, centred on a border of {GREY}",
+    "stretch": "stretched to the input",
+}
+"""What is done to a picture, by how it is fitted to the input."""
 
 
 def operator_version(text: str) -> int:
@@ -113,3 +130,23 @@ class ExportSettings:
     def precision(self) -> str:
         """Of weights and feature maps."""
         return "float16" if self.half else "int8" if self.integers in ("cpu", "tensorrt") else "float32"
+
+
+def usage(path: str, file: ExportedFile | None) -> dict[str, str | None]:
+    """Return how a file is run: its input, what is done to a picture, its output, and commands; None where unknown.
+
+    Args:
+        path: of the file.
+        file: what it says of itself; None: nothing.
+    """
+    keys = ("input", "picture", "output", "command", "client")
+    values: list[str | None] = [None] * 3
+    if file is not None:
+        metadata, net = file.metadata, file.metadata.network.net
+        order = "grey" if net.channels == 1 else "RGB, one plane after the other"
+        shape = f"{IMAGE}, float32 [1, {net.channels}, {net.height}, {net.width}], {order}, values / 255"
+        values = [shape, FITS[metadata.mode], OUTPUTS[metadata.output]]
+    client = CLIENTS.get(Path(path).suffix)
+    values.append(f"python detect.py --weights {shlex.quote(path)} --source PICTURES")
+    values.append(client and f"python examples/{client} {shlex.quote(path)} PICTURE")
+    return dict(zip(keys, values, strict=True))

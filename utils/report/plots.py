@@ -53,7 +53,7 @@ BOUNDS = np.concatenate([[EDGES[1] ** 2 / EDGES[2]], EDGES[1:]])
 """The same as they are drawn: on a logarithmic axis 0 has no place, so its bin is as wide as the next one."""
 AP = {"map50": "AP50", "map50_95": "AP50-95"}
 """Columns of average precision, and what they are called."""
-PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms a picture", 1))
+PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms a picture", 1.0))
 """Field of a point, title of the axis, and its unit."""
 Columns = Mapping[str, Sequence[float] | NDArray[np.floating]]
 """Columns of a table of epochs, by name; NaN where an epoch has no value."""
@@ -516,32 +516,38 @@ def plot_noise(layers: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path, program: str | None = None) -> None:
     """Draw AP50 against each cost, with the front of the networks that no other beats in both.
 
-    Points are those of `baselines` in the document of a report, and have a `family`: its networks share a colour and a
-    mark. They have numbers; the legend has their names.
+    Args:
+        points: those of `baselines` in the document of a report, with a `number`, which stands beside the point, and a
+            `family`, which shares a colour and a mark. A point without a cost is left out of its panel.
+        path: the picture.
+        program: that the times are of.
     """
     figure, axes = grid(1, len(PANELS), (15, 6), sharey=True)
     families = list(dict.fromkeys(point["family"] for point in points))
     for ax, (field, label, unit) in zip(axes, PANELS, strict=True):
-        costs = [point[field] / unit for point in points]
-        for number, (cost, point) in enumerate(zip(costs, points, strict=True), 1):
+        known = [point for point in points if point[field] is not None]
+        costs = [point[field] / unit for point in known]
+        for cost, point in zip(costs, known, strict=True):
             family = families.index(point["family"])
             colour, mark = COLOURS[family % len(COLOURS)], MARKERS[family % len(MARKERS)]
             ax.vlines(cost, point["low"], point["high"], color=colour, linewidth=1.3, alpha=0.7)
-            name = f"{number} {short_name(point['name'])}"
+            name = f"{point['number']} {short_name(point['name'])}"
             ax.plot(cost, point["map50"], mark, color=colour, markersize=7, markeredgecolor="white", label=name)
-            ax.annotate(str(number), (cost, point["map50"]), (5, 4), textcoords="offset points", fontsize=9)
+            ax.annotate(str(point["number"]), (cost, point["map50"]), (5, 4), textcoords="offset points", fontsize=9)
         if costs and max(costs) >= WIDE_RANGE * min(costs):
             _logarithmic(ax)
         else:
             ax.set_xlim(0, 1.15 * max(costs, default=1))
-        best = front(costs, [point["map50"] for point in points])
+        best = front(costs, [point["map50"] for point in known])
         x = [*(costs[number] for number in best), ax.get_xlim()[1]]
-        y = [points[number]["map50"] for number in (*best, *best[-1:])]
+        y = [known[number]["map50"] for number in (*best, *best[-1:])]
         ax.step(x[: len(y)], y, where="post", color=GREY, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1, label="front")
-        finish(ax, "", label, "AP50" if ax is axes[0] else "")
+        finish(ax, "", f"{label}, {program}" if program and field == "ms" else label, "AP50" if ax is axes[0] else "")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, 0), min(high, 1))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     save(figure, path)
 

@@ -91,6 +91,20 @@ def shown_cells(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tu
     return shown, numeric
 
 
+def used_columns(columns: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+    """Return titles and rows as text, each cell with whether its column holds numbers; empty columns are left out.
+
+    Args:
+        columns: a title, or a title and a format where that is not the usual one.
+        rows: as many cells each as there are columns.
+    """
+    used = [number for number in range(len(columns)) if any(row[number] is not None for row in rows)]
+    titled = [Column(t) if isinstance(t, str) else Column(*t) for t in (columns[number] for number in used)]
+    text, numeric = shown_cells(titled, [[row[number] for number in used] for row in rows])
+    pairs = [list(zip(row, numeric, strict=True)) for row in ([column.title for column in titled], *text)]
+    return {"titles": pairs[0], "rows": pairs[1:]}
+
+
 def _text(cell: Cell, spec: str) -> str:
     if cell is None:
         return "–"

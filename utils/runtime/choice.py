@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from utils.cli import flag_names, require
+from utils.cli import flag_names, image_side, require
 from utils.darknet.blocks import Network
 from utils.darknet.network import opencv_warning, same_network
 from utils.detection.settings import DetectionSettings
 from utils.errors import InputError
+from utils.files import regular_file
 from utils.flags import Group
-from utils.model_files import ModelFiles, adaptation, choose_model, other_network
+from utils.model_files import ModelFiles, adaptation, cfg_of, choose_model, other_network
 from utils.runtime.exported import ExportedFile, Metadata, read_ncnn, read_onnx, read_openvino
 
 READABLE = ".pt, .weights, .onnx, ncnn's .param or OpenVINO's .xml"
@@ -40,6 +42,39 @@ KINDS = {
     ".xml": ExportedKind(read_openvino, ("openvino",)),
 }
 """By how their names end."""
+
+
+class Named(NamedTuple):
+    """A network of the command line, [NAME=]FILE[@SIDE]."""
+
+    name: str
+    file: str
+    """.pt, a file of export.py, .weights with its cfg beside it, or in the benchmarks CFG:WEIGHTS."""
+    side: int | None
+    """Of the network input; None: the network's own."""
+
+
+def named(text: str) -> Named:
+    """Return a network of the command line; an existing path is a path whatever its characters. Argparse type."""
+    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+    return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
+
+
+def named_file(flag: str, text: str) -> Named:
+    """Return the network that a flag names, [NAME=]FILE[@SIDE].
+
+    Raises:
+        InputError: no such file, or no side of an input.
+    """
+    try:
+        network = named(text)
+    except argparse.ArgumentTypeError as failure:
+        raise InputError(f"{flag} {text}: {failure}") from None
+    regular_file(network.file, InputError)
+    if (cfg := cfg_of(Path(network.file))) is not None and not cfg.is_file():
+        raise InputError(f"{flag} {text}: a Darknet .weights file does not say its network; {cfg} is not there")
+    return network
 
 
 @dataclass(frozen=True)

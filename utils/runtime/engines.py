@@ -300,6 +300,8 @@ class Loaded:
     """What runs it, for people."""
     notes: tuple[str, ...] = ()
     """What was adapted, to be said."""
+    simulates: bool = False
+    """It computes in float what integers would, so that its time says nothing."""
 
 
 def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None = None) -> Loaded:
@@ -330,7 +332,8 @@ def load(files: RuntimeFiles, device: torch.device, size: tuple[int, int] | None
         program = f"PyTorch {torch.__version__}"
         gpu = device.type == "cuda"
         name = f"{program}, {torch.cuda.get_device_name(device)}" if gpu else on_cpu(program)
-        return Loaded(model, loaded.model.network, loaded.names, name, loaded.notes)
+        rounds = loaded.quantization is not None
+        return Loaded(model, loaded.model.network, loaded.names, name, loaded.notes, rounds)
     network, file = files.network, files.exported
     assert network is not None, "only a .pt is read without its cfg"
     if file is None:
