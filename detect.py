@@ -135,8 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_display()
     if kinds.pictures and args.fourcc != FOURCC:
         check_fourcc(args.fourcc)
-    for note in files.notes:
-        cli.log(note)
+    cli.log(*files.notes)
     with ExitStack() as ending, closing(frames(source, limits)) as reading:
         first = [] if source.streams else [next(reading)]  # an unreadable picture ends here, before torch is loaded
         detector, names = build_detector(args, settings, files, names_file)
@@ -192,8 +191,7 @@ def build_detector(
 
     device = select_device(args.device if files.runtime == "torch" else "cpu")
     loaded = load(files, device)
-    for note in loaded.notes:
-        cli.log(note)
+    cli.log(*loaded.notes)
     network = loaded.network
     check_classes(args.classes, names_file, network, files)
     mode = args.mode or files.mode or "letterbox"

@@ -101,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
     files, names = check_files(args)
-    for note in files.notes:
-        log(note)
+    log(*files.notes)
     settings = settings_from(
         args,
         ExportSettings,

@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without torch, then calibrate, measure and write."""
     args = parse_args(argv)
     request = make_request(args)
-    for note in request.files.notes:
-        log(note)
+    log(*request.files.notes)
     from utils.quantization.workflow import lines, quantize_network, write
 
     command = shlex.join(["python", "quantize.py", *(sys.argv[1:] if argv is None else argv)])

@@ -147,8 +147,7 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
         input_sizes(args.img_size, args.task, files.network, files)
         if not files.is_checkpoint:
             check_classes(args, files.network, files, data)
-    for note in files.notes:
-        cli.log(note)
+    cli.log(*files.notes)
     return data, files
 
 
@@ -193,8 +192,7 @@ def load_network(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles
     if args.threads:
         torch.set_num_threads(args.threads)
     loaded = load(files, device)
-    for note in loaded.notes:
-        cli.log(note)
+    cli.log(*loaded.notes)
     check_classes(args, loaded.network, files, data)
     if loaded.names not in (None, data.names) and not args.single_class:
         cli.log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")

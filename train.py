@@ -133,8 +133,7 @@ def _model_files(args: argparse.Namespace, network: Network | None, classes: int
 
         network = stored_network(weights)
     adapted = adapt_classes(network, classes)
-    for note in adaptation(network, adapted, f"the classes in {data.path}"):
-        log(note)
+    log(*adaptation(network, adapted, f"the classes in {data.path}"))
     if weights is not None and not checkpoint:
         fitting = weights_file.fitting_classes(weights, adapted)
         if fitting not in (None, classes) and not args.pretrain:
@@ -151,8 +150,7 @@ def _teacher(args: argparse.Namespace) -> ModelFiles | None:
     if not is_checkpoint(path) and args.t_cfg is None:
         raise InputError(f"--t_weights {path}: a Darknet .weights file does not say its network; add --t_cfg")
     files = choose_model(args.t_cfg, args.t_weights)
-    for note in files.notes:
-        log(note)
+    log(*files.notes)
     if args.KDstr is None and args.AT_str is None:
         args.KDstr = DEFAULT
         others = f"--KDstr {', '.join(KD)} and --AT_str {', '.join(AT)}"

@@ -120,8 +120,7 @@ def network_files(network: Named) -> RuntimeFiles:
     text = network.file
     cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
     files = choose_runtime(cfg_file.load(cfg) if cfg else None, weights, None)
-    for note in files.notes:
-        log(note)
+    log(*files.notes)
     return files
 
 

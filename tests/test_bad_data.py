@@ -27,9 +27,8 @@ def lines(monkeypatch) -> list[str]:
     """What is said of the pictures: a line for training, a line for validation."""
     said: list[str] = []
 
-    def log(text: str) -> None:
-        if text.startswith(("train: ", "valid: ")):
-            said.append(text)
+    def log(*texts: str) -> None:
+        said.extend(text for text in texts if text.startswith(("train: ", "valid: ")))
 
     monkeypatch.setattr("utils.training.workflow.log", log)
     return said

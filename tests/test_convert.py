@@ -229,6 +229,31 @@ def test_names_choose_and_order_the_classes(voc, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "fits"),
+    [
+        ("cat dog sheep", True),
+        ("feline dog sheep", True),
+        ("dog cat sheep", False),
+        ("bird cat dog sheep", False),
+        ("cat dog", False),
+        ("red white blue", False),
+    ],
+)
+def test_a_data_file_that_numbers_the_classes_of_a_converted_set_otherwise_is_refused(names, fits, voc, tmp_path):
+    """As data/voc.data would be, over a set of other objects in data/voc. A class may have another name."""
+    output, _ = voc(xml(CAT, thing("sheep", 1, 1, 7, 9), thing("dog", 1, 1, 8, 9)))
+    (tmp_path / "my.names").write_text(names.replace(" ", "\n"))
+    (tmp_path / "my.data").write_text(f"names=my.names\ntrain={output.name}/images/train\n")
+    if fits:
+        assert load_data(tmp_path / "my.data").names == tuple(names.split())
+        return
+    lists = f"{', '.join(names.split())}, but {output}/out.names, beside the labels, has cat, dog, sheep; "
+    with pytest.raises(DataError, match=f"my.data: its classes are {lists}give --data {output}/out.data, or"):
+        load_data(tmp_path / "my.data")
+    assert load_data(output / "out.data").classes == 3
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [
         ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
@@ -504,7 +529,7 @@ def test_bad_flags_are_one_line(flags, match, voc):
 # Real sets
 
 
-def test_voc_annotations_of_bccd_give_bccds_labels(converted, shared):
+def test_voc_annotations_of_bccd_give_bccds_labels(converted, shared, root):
     """Equal to the last digit but for sums that lie between two digits; bccd's labels count pixels from 0."""
     data = shared / "data"
     output, document = converted("voc", data / "voc_bccd", "--images", data / "bccd" / "images", "--first-pixel", "0")
@@ -512,6 +537,11 @@ def test_voc_annotations_of_bccd_give_bccds_labels(converted, shared):
     assert document["names"] == (data / "bccd" / "bccd.names").read_text().split()
     assert flaws(output) == {}
     assert differences(output, data / "bccd") <= 1.01e-6
+    output.rename(output.parent / "voc")
+    for name in ("voc.data", "voc.names"):
+        (output.parent / name).write_bytes((root / "data" / name).read_bytes())
+    with pytest.raises(DataError, match=r"its classes are aeroplane, .* tvmonitor, but .* has .*RBC"):
+        load_data(output.parent / "voc.data")
 
 
 def test_a_pixel_that_counts_from_one_moves_bccds_boxes_by_one_pixel(converted, shared):

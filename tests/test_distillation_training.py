@@ -72,7 +72,7 @@ def lines(monkeypatch) -> list[str]:
     """What is said of the teacher."""
     said: list[str] = []
     for module in ("utils.training.workflow", "train"):
-        monkeypatch.setattr(f"{module}.log", said.append)
+        monkeypatch.setattr(f"{module}.log", lambda *texts: said.extend(texts))
     return said
 
 

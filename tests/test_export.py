@@ -524,7 +524,9 @@ def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeyp
     for module in (onnx_graph, formats):
         monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
-    with pytest.raises(InfeasibleError, match=r"differs from PyTorch by .* more than 0\.001 .*; nothing is written"):
+    with pytest.raises(
+        InfeasibleError, match=r"differ from PyTorch's by .* more than the 0\.001 .*; nothing is written"
+    ):
         call(*DARKNET, *flags)
     assert left(tmp_path) == before
 
@@ -551,7 +553,7 @@ def test_weights_that_come_back_otherwise_are_not_written(call, tmp_path, monkey
 
 def test_nan_is_no_agreement():
     gaps = compare([np.ones(3)], [np.array([1, np.nan, 1])])
-    with pytest.raises(InfeasibleError, match="differs from PyTorch by nan"):
+    with pytest.raises(InfeasibleError, match="differ from PyTorch's by nan"):
         Agreement(*gaps, 1e-3, "here").check("x")
     assert compare([np.ones(3)], [np.ones(4)])[1] == float("inf")
 

@@ -229,6 +229,25 @@ def test_a_format_without_a_known_header_is_not_decoded(data, tmp_path):
     assert caught.value.kind == "unknown image format"
 
 
+@pytest.mark.parametrize(
+    ("kind", "grey", "values"),
+    [
+        (np.float32, False, "floating-point numbers"),
+        (np.float32, True, "floating-point numbers"),
+        (np.float64, False, "floating-point numbers"),
+        (np.int32, True, "signed integers"),
+        (np.int16, False, "signed integers"),
+    ],
+)
+def test_a_tiff_of_values_without_a_known_range_is_named(kind, grey, values, picture, tmp_path):
+    """It is valid: to call it damaged would be wrong."""
+    cv2.imwrite(str(tmp_path / "a.tiff"), (picture[..., 0] if grey else picture).astype(kind))
+    for read in (read_image, check_image, shown_size):
+        with pytest.raises(PictureError, match=f"a TIFF of {values}; unsigned integers of 8 or 16 bits") as caught:
+            read(tmp_path / "a.tiff")
+        assert caught.value.kind == "unknown image format"
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_header_cut_anywhere_raises_nothing_but_a_picture_error(suffix, picture, tmp_path):
     data = cv2.imencode(suffix, picture)[1].tobytes()

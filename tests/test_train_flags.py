@@ -154,7 +154,7 @@ class TestResume:
     def test_a_finished_run_says_so_and_trains_nothing(self, run, done, capsys, monkeypatch):
         before = (done / "weights" / "last.pt").read_bytes()
         lines = []
-        monkeypatch.setattr("utils.training.workflow.log", lines.append)
+        monkeypatch.setattr("utils.training.workflow.log", lambda *texts: lines.extend(texts))
         assert run("--resume", str(done))["epochs"] == 2
         assert [line for line in lines if "finished" in line] == [
             f"{done}: is finished, after epoch 2 of 2; its best weights are evaluated again"
@@ -172,7 +172,7 @@ class TestResume:
 def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tmp_path, monkeypatch, no_plots):
     """Only those that differ from Darknet's defaults, with what --hyp has in their place."""
     told: list[str] = []
-    monkeypatch.setattr("utils.training.workflow.log", told.append)
+    monkeypatch.setattr("utils.training.workflow.log", lambda *texts: told.extend(texts))
     run("--epochs", "1")
     assert not [line for line in told if "does not use" in line]
     more = "iou_loss=giou\niou_normalizer=0.07\ncls_normalizer=1.0\nmax_delta=5\nnms_kind=greedynms\n"

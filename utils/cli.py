@@ -275,9 +275,9 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def log(text: str) -> None:
-    """Print progress or a note to stderr; of several processes that train together only the first does."""
-    if leads():
+def log(*texts: str) -> None:
+    """Print progress or notes to stderr; of several processes that train together only the first does."""
+    for text in texts if leads() else ():
         ProgressBar.last_line = monotonic()
         print(f"{one_line(text, keep_newlines=True)}\n", end="", file=sys.stderr, flush=True)  # whole, beside a thread
 

@@ -132,8 +132,7 @@ def _files(file: str) -> RuntimeFiles:
     """Return the files of a network; the cfg of a .weights file is beside it."""
     cfg = cfg_of(Path(file))
     files = choose_runtime(cfg_file.load(cfg) if cfg else None, file, None)
-    for note in files.notes:
-        log(note)
+    log(*files.notes)
     return files
 
 

@@ -49,11 +49,40 @@ def load_data(path: Path | str) -> DataConfig:
     """Read a data set description: YAML if the name ends in .yaml or .yml, Darknet's `key = value` otherwise.
 
     Raises:
-        DataError: the file, or the names it points at, cannot be used; the message says file and line.
+        DataError: the file, or the names it points at, cannot be used; the message says file and line. Or the labels
+            are those of a converted set whose classes have other numbers.
     """
     path = Path(path)
     text = _normal_newlines(read_text(path, DataError, LARGEST_FILE))
-    return _from_yaml(path, text) if path.suffix.lower() in (".yaml", ".yml") else _from_data(path, text)
+    config = _from_yaml(path, text) if path.suffix.lower() in (".yaml", ".yml") else _from_data(path, text)
+    _check_numbers(config)
+    return config
+
+
+def _check_numbers(config: DataConfig) -> None:
+    """Compare the classes with those of the converted set in another folder that the pictures belong to, if they do.
+
+    `write_data_file` puts NAME.data and NAME.names beside `labels`. A class may have another name there, as
+    `motorcycle` is `motorbike` in Darknet's list, but no name another number.
+    """
+    sources = [source if isinstance(source, tuple) else (source,) for source in (config.train, config.valid) if source]
+    above = [folder for source in sources for path in source for folder in path.parents if (folder / "labels").is_dir()]
+    if not above or above[0].resolve() == config.path.parent.resolve():
+        return
+    files = [data.with_suffix(".names") for data in sorted(above[0].glob("*.data"))]
+    sets = {path: load_names(path) for path in files if path.is_file()}
+    if sets and not any(_same_numbers(config.names, names) for names in sets.values()):
+        path, names = next(iter(sets.items()))
+        raise DataError(
+            f"{config.path}: its classes are {', '.join(config.names)}, but {path}, beside the labels, has "
+            f"{', '.join(names)}; give --data {path.with_suffix('.data')}, or convert again with --names"
+        )
+
+
+def _same_numbers(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether two lists are equally long, share a name, and no name has two numbers."""
+    shared, pairs = set(names) & set(others), zip(names, others, strict=False)
+    return len(names) == len(others) and shared == {name for name, other in pairs if name == other} != set()
 
 
 def load_names(path: Path | str) -> tuple[str, ...]:

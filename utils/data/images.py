@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from utils.errors import DataError, ResourceError, SuiteError
 from utils.files import atomic_write_bytes, regular_file
@@ -40,6 +41,8 @@ PNG_END = b"IEND\xaeB`\x82"
 """Last chunk of a PNG file, with its checksum. Without it libpng itself prints an error."""
 MAX_PIXELS = 100_000_000
 """Largest picture decoded: 300 MB as RGB."""
+SAMPLE_FORMAT, SAMPLES = 0x0153, {2: "signed integers", 3: "floating-point numbers"}
+"""Tag of TIFF, and its values that no decoder here makes a picture of."""
 ORIENTATION, FIRST_TURNED = 0x0112, 5
 """Exif tag, and its smallest value for a picture whose sides are swapped when it is shown."""
 
@@ -146,6 +149,7 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
         file.seek(0)
         silence_decoders()
         try:
+            _check_samples(file, path)
             with PIL.Image.open(file, formats=FORMATS) as picture:
                 width, height = picture.size
                 if height * width > MAX_PIXELS:
@@ -158,6 +162,22 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
             raise PictureError(path, "damaged image", "the header is cut off or contradicts itself") from None
         except Exception as failure:  # Pillow raises many kinds on damaged files
             raise PictureError(path, "damaged image", str(failure)) from None
+
+
+def _check_samples(file: BinaryIO, path: Path | str) -> None:
+    """Refuse a TIFF of other values than unsigned integers: their range, and so their brightness, is not known.
+
+    Raises:
+        PictureError: says which values it has.
+    """
+    if (start := file.read(8))[:2] in (b"II", b"MM"):
+        tags = ImageFileDirectory_v2(start)
+        file.seek(tags.next)
+        tags.load(file)
+        if kind := SAMPLES.get(tags.get(SAMPLE_FORMAT, (1,))[0]):
+            detail = f"a TIFF of {kind}; unsigned integers of 8 or 16 bits can be read"
+            raise PictureError(path, "unknown image format", detail)
+    file.seek(0)
 
 
 @cache

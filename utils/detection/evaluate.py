@@ -26,7 +26,7 @@ from models import network_input
 from utils.boxes import to_corners
 from utils.cli import ProgressBar, log
 from utils.darknet.network import max_stride
-from utils.data.images import GREY, FitMode, Image, fit, unfit
+from utils.data.images import GREY, Fit, FitMode, Image, fit, unfit
 from utils.detection.average_precision import Evaluator, Metrics
 from utils.detection.decode import decode, non_max_suppression
 from utils.detection.settings import DetectorSettings, EvaluationSettings, Times
@@ -169,10 +169,20 @@ def decoded_rows(model: Model, images: Tensor, settings: EvaluationSettings) -> 
     Raises:
         NumericsError: the network returns NaN.
     """
-    rows = detect_views(model, images) if settings.augment else detect(model, images)
+    rows = checked_rows(model, images, settings.augment)
+    return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if settings.single_class else rows
+
+
+def checked_rows(model: Model, images: Tensor, augment: bool) -> Tensor:
+    """Decoded rows [B, N, 5 + C] of images [B, C, H, W], or of their views.
+
+    Raises:
+        NumericsError: the network returns NaN.
+    """
+    rows = detect_views(model, images) if augment else detect(model, images)
     if rows.isnan().any():
         raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-    return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if settings.single_class else rows
+    return rows
 
 
 def suppressed(rows: Tensor, settings: EvaluationSettings) -> list[Tensor]:
@@ -309,38 +319,34 @@ class Detector:
         Raises:
             NumericsError: the network returns NaN.
         """
-        moments = [time.perf_counter()]
-        device = self.device
+        clock = _Clock(self.device)
+        images, placed = clock.timed("preprocess", self._fitted, image)
+        with torch.inference_mode():
+            rows = clock.timed("inference", checked_rows, self.model, images, self.settings.augment)
+        return clock.timed("nms", self._detections, rows, placed), clock.times(1)
+
+    def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, Fit]:
+        """The input of the network, and the position of the picture in it."""
         if self.model.network.net.channels == 1:
             image = cast("Image", cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
         fitted, placed = fit(image, self.size, self.mode)
-        images = network_input(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))[None], device)
-        _lap(moments, device)
-        with torch.inference_mode():
-            rows = (detect_views if self.settings.augment else detect)(self.model, images)
-        if rows.isnan().any():
-            raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-        _lap(moments, device)
+        pixels = torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))
+        return network_input(pixels[None], self.device), placed
+
+    def _detections(self, rows: Tensor, placed: Fit) -> NDArray[np.float64]:
+        """What `detect` returns."""
         settings = self.settings
         nms: dict[str, Any] = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
-        found = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **nms)[0]
-        detections = found.double().cpu().numpy()
+        (suppressed,) = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **nms)
+        detections = suppressed.double().cpu().numpy()
         detections[:, :4] = unfit(detections[:, :4], placed)
-        _lap(moments, device)
-        return detections, Times(*(1000 * np.diff(moments)))
+        return detections
 
     def warm_up(self) -> None:
         """Pass a blank picture and two boxes through the whole chain: first passes import, allocate and compile."""
         height, width = self.size
         self.detect(np.zeros((2 * height, 2 * width, 3), np.uint8))
         non_max_suppression(torch.ones(1, 2, 6, device=self.device), 0.5, 0.5)
-
-
-def _lap(moments: list[float], device: torch.device) -> None:
-    """Add the moment at which all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    moments.append(time.perf_counter())
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:

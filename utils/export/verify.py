@@ -18,17 +18,8 @@ from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
 from utils.errors import InfeasibleError, NumericsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
-from utils.runtime.engines import Engine, onnxruntime_engine
-from utils.runtime.exported import (
-    TOLERANCES,
-    Arrays,
-    Metadata,
-    ReferenceOutputs,
-    compare,
-    parts,
-    reference,
-    with_outputs,
-)
+from utils.runtime.engines import Engine, onnxruntime_engine, with_outputs
+from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
 from utils.runtime.exported import picture as random_pictures
 
 if TYPE_CHECKING:
@@ -72,8 +63,8 @@ class Agreement:
         limit = sys.float_info.max if self.tolerance is None else self.tolerance
         if not self.error <= limit:  # NaN, too
             raise InfeasibleError(
-                f"{what}: differs from PyTorch by {self.error:.3g} of the largest value, more than "
-                f"{limit:g} ({self.runtime}); nothing is written"
+                f"{what}: its outputs differ from PyTorch's by {self.error:.3g} of the largest value, more than the "
+                f"{limit:g} that rounding explains ({self.runtime}); nothing is written"
             )
 
 
@@ -171,7 +162,9 @@ def prove_onnx(
     heads = [f"head{number}" for number in range(len(metadata.network.heads))]
     inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})
     names = list(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
-    engine = onnxruntime_engine(with_outputs(made, names), names, settings.batch, wide=metadata.wide)
+    engine = onnxruntime_engine(
+        with_outputs(made.SerializeToString(), names), names, settings.batch, wide=metadata.wide
+    )
     tensors = dict(zip(names, engine.run(images.numpy()), strict=True))
     gap = None if codes is None else layer_gaps(model, codes, tensors)
     want, outputs = raw_heads(model, images), [tensors[head] for head in heads]

@@ -61,8 +61,7 @@ def export(
 def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | None = None) -> Subject:
     """The model with the input size of its file, and the metadata of the file."""
     loaded = load_model(files)
-    for note in loaded.notes:
-        log(note)
+    log(*loaded.notes)
     network = loaded.model.network
     check_names(names, network, files.weights)
     check_quantization(loaded.quantization, settings, files.weights)
@@ -164,13 +163,13 @@ def text(document: Mapping[str, Any]) -> str:
     opset = f", opset {document['opset']}" if "opset" in document else ""
     lines = [
         f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}",
-        f"differs from PyTorch by {document['error']:.2g} of the largest value, {document['max_abs_error']:.2g} in all "
-        f"({document['runtime']})",
+        f"its outputs for a random picture differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
+        f"{100 * document['error']:.2g} % of the largest value ({document['runtime']})",
     ]
     if "layers" in document:
         lines.append(
-            f"each of {document['layers']} layers, on the same integers: {document['steps']} step at most, "
-            f"{document['share']:.2%} of the values differ"
+            f"roundings that fall differently add up: on the same input each of {document['layers']} layers is off by "
+            f"{document['steps']} step of its integers at most, in {document['share']:.2%} of the values"
         )
     if "float32" in document:
         rough, most = document["float32"], max(document["accumulator_bits"])

@@ -330,8 +330,7 @@ def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSet
     files = choose_model(network, args.weights, classes=data.classes if data else None)
     others = {"strategy": strategy, "files": files, "channels": channels, "data": data, "flags": vars(args)}
     settings = settings_from(args, PruneSettings, **others)
-    for note in files.notes:
-        log(note)
+    log(*files.notes)
     if files.network is not None and not files.is_checkpoint:
         settings.check_classes(files.network)
     return settings

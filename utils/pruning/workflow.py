@@ -262,8 +262,7 @@ def prune(settings: PruneSettings) -> None:
             f"{settings.files.weights}: is quantized, which comes after pruning; give the weights it was made from"
         )
     lineage = loaded.lineage()
-    for note in loaded.notes:
-        log(note)
+    log(*loaded.notes)
     network = loaded.model.network
     settings.check_classes(network)
     size = input_size(settings.img_size, max_stride(network), (network.net.height, network.net.width))

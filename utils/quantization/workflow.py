@@ -204,8 +204,7 @@ def load_float(request: QuantRequest) -> LoadedModel:
     if request.keep_float > count:
         allowed = f"{count} convolutions are rounded; allowed is 1 to {count}"
         raise InputError(f"--keep-float {request.keep_float}: {allowed}")
-    for note in (*loaded.notes, *notes(request.scheme)):
-        log(note)
+    log(*loaded.notes, *notes(request.scheme))
     return loaded
 
 

@@ -32,7 +32,6 @@ from utils.runtime.exported import (
     reference,
     sample,
     told_as,
-    with_outputs,
 )
 
 Array = NDArray[np.float32]
@@ -385,13 +384,22 @@ def _darknet_files(files: RuntimeFiles, network: Network, size: tuple[int, int])
     return ExportedFile(files.weights, Metadata(network, (), reference=reference(heads, heads, "float32")), 1)
 
 
-def outputs_of(file: ExportedFile) -> tuple[Path | bytes, tuple[str, ...]]:
-    """A file, and the outputs to ask for. Before NMS there are rows, which are compared with the file's reference."""
-    if not file.metadata.suppresses:
-        return file.path, file.metadata.tensors
+def with_outputs(file: bytes, names: Collection[str]) -> bytes:
+    """Return an ONNX file that puts out these tensors, too."""
     import onnx
 
-    return with_outputs(onnx.load(str(file.path)), ["rows"]), (*file.metadata.tensors, "rows")
+    model = onnx.load_from_string(file)
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return model.SerializeToString()
+
+
+def outputs_of(file: ExportedFile) -> tuple[Path | bytes, tuple[str, ...]]:
+    """A file, and the outputs to ask for. Before NMS there are rows, which are compared with the file's reference."""
+    names = file.metadata.tensors
+    if not file.metadata.suppresses:
+        return file.path, names
+    return with_outputs(file.path.read_bytes(), ["rows"]), (*names, "rows")
 
 
 ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile], Engine]] = {

@@ -290,17 +290,6 @@ def graph_digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
-    """A file that puts out these tensors, too."""
-    import onnx
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    known = {value.name for value in model.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    return probe.SerializeToString()
-
-
 def read_onnx(path: Path) -> ExportedFile:
     """An ONNX file; its metadata are compared with its inputs and outputs.
 

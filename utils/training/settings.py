@@ -429,8 +429,7 @@ def quantization(args: argparse.Namespace, network: Network) -> QuantSettings | 
     flags = settings_from(args, QuantFlags)
     settings = flags.settings(SCHEMES.get(args.quantized, SCHEMES[1]), fold=flags.BN_Fold)
     check(network, settings)
-    for note in notes(settings):
-        log(note)
+    log(*notes(settings))
     return settings
 
 

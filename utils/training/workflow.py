@@ -443,8 +443,7 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
     """
     assert plan.teacher is not None and plan.teacher.weights is not None  # choose_model has found them
     settings, loaded = plan.settings, load_model(plan.teacher)
-    for note in loaded.notes:
-        log(note)
+    log(*loaded.notes)
     _check_sizes(start.model, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
     kept = start.kept
