@@ -178,7 +178,7 @@ def test_small_pictures_grow_and_a_legend_names_their_numbers():
 
 def test_columns_have_headings_and_marked_boxes_a_frame_of_their_own():
     rows = np.concatenate([detection(60, 60, 120, 120), detection(200, 200, 300, 300)])
-    marks = [(np.array([True, False]), "lost", LOST), (np.array([False, False]), "new", LOST)]
+    marks = [[(rows[:1], "lost", LOST)], []]
     grid = draw_grid(np.zeros((2, 3, 400, 400), np.uint8), [rows, rows], NAMES, ["before", "after"], marks)
     assert (grid[:STRIP] == 255).any(axis=(1, 2)).all() and (grid[:STRIP] < 255).any()
     frames = np.all(grid[STRIP:] == LOST, axis=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.draw import GAINED, LABELLED, LOST, Image, draw_detections, mark_boxes
+from utils.data.draw import GAINED, LOST, Image, draw_grid
 from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
 from utils.detection.average_precision import detected
@@ -43,8 +43,6 @@ SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""
 CONFIDENCE = 0.25
 """Least confidence of a box that is drawn or counted, as in the confusion matrix."""
-LONGEST, SHORTEST = 520, 320
-"""Pixels that the longer side of a picture has at most and at least in the report."""
 QUALITY = 80
 """Of JPEG."""
 
@@ -98,8 +96,13 @@ def measure(
     spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
     ran = [network.loaded.runtime for network in networks[: len(runs)] if network.files and network.files.exported]
     main = ran[-1] if ran else networks[0].loaded.runtime
-    measured = [_measured(*values, main) for values in zip(networks, spreads, times, strict=True)]
-    _add(document, runs, baselines, measured)
+    rows = [_measured(*values, main) for values in zip(networks, spreads, times, strict=True)]
+    for run, row in zip(runs, rows, strict=False):
+        run |= {"measured": row["measured"], "figures": run["figures"] | row["figures"]}
+    for network, row in zip(networks[len(runs) :], rows[len(runs) :], strict=True):
+        _, low, high = row["measured"]["map50"]
+        more = {"name": network.name, "low": low, "high": high, "ms": row["measured"]["ms"]}
+        document["baselines"].append(row["measured"] | row["figures"] | more)
     where = environment()
     document["measurement"] = {
         "data": str(data.path),
@@ -250,14 +253,10 @@ def matched(evaluation: Evaluation) -> Matches:
     return matches(boxes, evaluation.truth)
 
 
-def _measured(
-    network: LoadedNetwork, spread: Spread, times: Mapping[str, Latency], main: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return accuracy, with differences to the first network and intervals, [value, low, high], and time; and costs."""
-    time = times.get(main)
-    cost = network_cost(network.loaded.network, *network.size)
-    size = list(network.size)
-    row = {
+def _measured(network: LoadedNetwork, spread: Spread, laps: Mapping[str, Latency], main: str) -> dict[str, Any]:
+    """Return accuracy, with differences to the first network and intervals, [value, low, high], times and costs."""
+    time, cost = laps.get(main), network_cost(network.loaded.network, *network.size)
+    measured = {
         "map50": list(spread.ap50),
         "map50_95": list(spread.ap50_95),
         "map50_difference": list(spread.gain50),
@@ -265,27 +264,11 @@ def _measured(
         "ms": time and time.median,
         "ms_p90": time and time.p90,
         "runtime": main if time else network.loaded.runtime,
-        "size": size,
+        "size": list(network.size),
     }
-    ms = {program: lap.median for program, lap in times.items()}
-    return row, {"parameters": cost.parameters, "macs": cost.macs, "size": size, "ms": ms}
-
-
-def _add(
-    document: dict[str, Any],
-    runs: Sequence[dict[str, Any]],
-    baselines: Sequence[Named],
-    measured: Sequence[tuple[dict[str, Any], dict[str, Any]]],
-) -> None:
-    """Put what was measured in place of what the runs say, and the baselines, which come last, beside them."""
-    for run, (row, costs) in zip(runs, measured, strict=False):
-        run["measured"] = row
-        accuracy = {"map50": row["map50"][0], "map50_95": row["map50_95"][0]}
-        run["figures"] |= costs | accuracy
-    for network, (row, costs) in zip(baselines, measured[len(runs) :], strict=True):
-        accuracy = dict(zip(("map50", "low", "high"), row["map50"], strict=True)) | {"map50_95": row["map50_95"][0]}
-        changes = {key: row[key] for key in ("map50_difference", "map50_95_difference")}
-        document["baselines"].append({"name": network.name, **costs, "ms": row["ms"], **accuracy, **changes})
+    figures = {"map50": spread.ap50.value, "map50_95": spread.ap50_95.value, "size": list(network.size)}
+    figures |= {"parameters": cost.parameters, "macs": cost.macs}
+    return {"measured": measured, "figures": figures | {"ms": {name: lap.median for name, lap in laps.items()}}}
 
 
 class ComparedPicture(NamedTuple):
@@ -341,18 +324,12 @@ def _most_changed(picture: ComparedPicture) -> tuple[int, bool, int]:
     return -len(picture.lost) - len(picture.gained), len(picture.truth) == 0, len(picture.truth)
 
 
-def panels(picture: ComparedPicture, names: Sequence[str]) -> list[Image]:
+def panels(picture: ComparedPicture, names: Sequence[str], titles: Sequence[str]) -> Image:
     """Return the picture with its objects, with the boxes before, and after, where lost and gained are marked."""
-    image = read_image(picture.path)
-    longest = max(image.shape[:2])
-    scale = min(LONGEST / longest, max(1.0, SHORTEST / longest))
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    image = cast(Image, cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
-    factor = np.array([scale] * 4 + [1, 1])
-    marked = mark_boxes(image, picture.lost * factor, "lost", LOST)
-    marked = mark_boxes(marked, picture.gained * factor, "gained", GAINED)
-    pairs = ((image, picture.truth), (image, picture.before), (marked, picture.after))
-    return [draw_detections(ground, rows * factor, names, LABELLED) for ground, rows in pairs]
+    images = np.repeat(read_image(picture.path).transpose(2, 0, 1)[None], len(titles), axis=0)
+    marks = [(picture.lost, "lost", LOST), (picture.gained, "gained", GAINED)]
+    boxes = (picture.truth, picture.before, picture.after)
+    return draw_grid(images, boxes, names, titles, ((), (), marks))
 
 
 def jpeg(image: Image) -> bytes:

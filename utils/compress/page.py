@@ -56,12 +56,7 @@ BUSY = 1.5
 _SPECIAL = re.compile(r"([\\`*_{}<>#~|]|\](?=[(\[:]))")
 FPGA = f"model{SUFFIXES['fpga']}"
 """Folder that export.py makes in place of a file."""
-WEIGHTS = (
-    "weights/best.pt",
-    "weights/last.pt",
-    "model.pt",
-    *(f"model{suffix}" for kind, suffix in SUFFIXES.items() if kind != "fpga"),
-)
+WEIGHTS = ("weights/best.pt", "weights/last.pt", "model.pt", *(f"model{suffix}" for suffix in SUFFIXES.values()))
 """Files that a run can have made; the first one that exists counts."""
 TITLES = {
     "original": "original network",
@@ -76,14 +71,7 @@ TITLES = {
 }
 """Kinds of runs."""
 TRAININGS = ("train", "sparse", "tune", "distil", "qat")
-SQNR = {
-    "block": "block",
-    "name": "name",
-    "bits": "bits",
-    "activation_bits": "activation_bits",
-    "decibels": "sqnr_db",
-    "alone": "alone_db",
-}
+SQNR = {key: key for key in ("block", "name", "bits", "activation_bits")} | {"decibels": "sqnr_db", "alone": "alone_db"}
 """Names of the report for what quantize.json has of a layer."""
 LARGEST_FILE = 16 << 20
 """Largest text file of a run that is read, in bytes."""
@@ -398,15 +386,9 @@ def read_channels(path: Path) -> list[dict[str, int]]:
     """Return the channels of every convolution before and after a pruning, as channels.csv has them."""
     if not path.is_file():
         return []
-    rows = csv.DictReader(io.StringIO(read_text(path, max_bytes=LARGEST_FILE)))
-    return [
-        {
-            "block": int(row["block"]),
-            "before": int(row["before"]),
-            "after": int(row["after"] if row["new_block"] else 0),
-        }
-        for row in rows
-    ]
+    rows = list(csv.DictReader(io.StringIO(read_text(path, max_bytes=LARGEST_FILE))))
+    keys = ("block", "before", "after")
+    return [{key: int(row[key] if key != "after" or row["new_block"] else 0) for key in keys} for row in rows]
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -554,11 +536,11 @@ def plotted(draw: Callable[[Any, Path], None], content: Any) -> str:
         return address(path.read_bytes(), "svg+xml")
 
 
-def shown_panels(picture: ComparedPicture, classes: Sequence[str]) -> list[str]:
-    """Return the three panels of a picture as a page holds them."""
+def shown_panels(picture: ComparedPicture, classes: Sequence[str], titles: Sequence[str]) -> str:
+    """Return the panels of a picture as a page holds them."""
     from utils.compress.measure import jpeg, panels
 
-    return [address(jpeg(panel), "jpeg") for panel in panels(picture, classes)]
+    return address(jpeg(panels(picture, classes, titles)), "jpeg")
 
 
 def template_values(report: Mapping[str, Any]) -> dict[str, Any]:

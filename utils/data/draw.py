@@ -17,6 +17,8 @@ from utils.data.images import Image
 Colour = tuple[int, int, int]
 """Red, green, blue."""
 
+Mark = tuple[NDArray[np.floating], str, Colour]
+"""Boxes [n, 6], the word that they are marked with, and its colour."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 COLOURS = 128
 """Colours told apart; class 128 has the colour of class 0."""
@@ -117,13 +119,11 @@ def label_texts(
     return texts
 
 
-def mark_boxes(image: Image, boxes: NDArray[np.floating], word: str, tint: Colour) -> Image:
-    """A copy of a picture in which boxes, [n, 4 or more] from x1, y1, x2, y2, have a broad frame and a word."""
-    picture = np.ascontiguousarray(image).copy()
+def mark_boxes(picture: Image, boxes: NDArray[np.floating], word: str, tint: Colour) -> None:
+    """Give boxes, [n, 4 or more] from x1, y1, x2, y2, a broad frame and a word in a picture."""
     for x1, y1, x2, y2 in boxes[:, :4].round().astype(int).tolist():
         cv2.rectangle(picture, (x1, y1), (x2, y2), tint, MARK)
         cv2.putText(picture, word, (x1 + MARK, y2 - MARK), FONT, 0.5, tint, 2)
-    return picture
 
 
 def draw_grid(
@@ -131,7 +131,7 @@ def draw_grid(
     detections: Sequence[NDArray[np.floating]],
     names: Sequence[str],
     titles: Sequence[str] = (),
-    marks: Sequence[tuple[NDArray[np.bool_], str, Colour]] = (),
+    marks: Sequence[Sequence[Mark]] = (),
 ) -> Image:
     """The first pictures of a batch side by side, at most GRID_SIDE pixels wide and high, with their boxes.
 
@@ -142,7 +142,7 @@ def draw_grid(
         detections: one [n, 6] array a picture, as for `draw_detections`.
         names: names of the classes.
         titles: headings of the columns, which are as many; none: as many columns as fit best.
-        marks: of each picture [n], which boxes `mark_boxes` marks, and the word and colour; none: no box.
+        marks: of each picture what is marked; none: nothing.
 
     Returns:
         uint8 [H', W', 3], RGB.
@@ -161,11 +161,11 @@ def draw_grid(
     for position in range(count):
         picture = np.repeat(images[position].transpose(1, 2, 0), 3 // images.shape[1], axis=2)
         picture = cast("Image", cv2.resize(picture, (cell_width, cell_height), interpolation=interpolation))
-        boxes = detections[position] * ([cell_width / width, cell_height / height] * 2 + [1, 1])
+        factors = np.array([cell_width / width, cell_height / height] * 2 + [1, 1])
+        boxes = detections[position] * factors
         top, left = (position // columns) * (cell_height + GAP), (position % columns) * (cell_width + GAP)
-        if marks:
-            chosen, word, tint = marks[position]
-            picture = mark_boxes(picture, boxes[chosen], word, tint)
+        for chosen, word, tint in marks[position] if marks else ():
+            mark_boxes(picture, chosen * factors, word, tint)
         grid[top : top + cell_height, left : left + cell_width] = draw_detections(picture, boxes, names, LABELLED)
         texts = label_texts(boxes, names, (cell_height, cell_width), LABELLED)
         if texts == list(map(str, numbers := boxes[:, 5].astype(int).tolist())):

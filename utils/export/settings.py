@@ -63,17 +63,9 @@ MISH_OPSET = 18
 MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"
 
 
-CLIENTS = {
-    ".onnx": "onnxruntime_client.py",
-    ".xml": "openvino_client.py",
-    ".param": "ncnn_client.py",
-    ".weights": "opencv_client.py",
-}
-"""Programs in examples/ by how the file ends that they run."""
-FITS = {
-    "letterbox": f"made as large as fits, aspect ratio kept, centred on a border of {GREY}",
-    "stretch": "stretched to the input",
-}
+CLIENTS = {".onnx": "onnxruntime", ".xml": "openvino", ".param": "ncnn", ".weights": "opencv"}
+"""Programs in examples/, NAME_client.py, by how the file ends that they run."""
+FITS = {"letterbox": f"as large as fits, centred on a border of {GREY}", "stretch": "stretched to the input"}
 """What is done to a picture, by how it is fitted to the input."""
 
 
@@ -139,14 +131,12 @@ def usage(path: str, file: ExportedFile | None) -> dict[str, str | None]:
         path: of the file.
         file: what it says of itself; None: nothing.
     """
-    keys = ("input", "picture", "output", "command", "client")
-    values: list[str | None] = [None] * 3
+    command, told = f"python detect.py --weights {shlex.quote(path)} --source PICTURES", {}
     if file is not None:
         metadata, net = file.metadata, file.metadata.network.net
         order = "grey" if net.channels == 1 else "RGB, one plane after the other"
         shape = f"{IMAGE}, float32 [1, {net.channels}, {net.height}, {net.width}], {order}, values / 255"
-        values = [shape, FITS[metadata.mode], OUTPUTS[metadata.output]]
+        told = {"input": shape, "picture": FITS[metadata.mode], "output": OUTPUTS[metadata.output]}
     client = CLIENTS.get(Path(path).suffix)
-    values.append(f"python detect.py --weights {shlex.quote(path)} --source PICTURES")
-    values.append(client and f"python examples/{client} {shlex.quote(path)} PICTURE")
-    return dict(zip(keys, values, strict=True))
+    program = client and f"python examples/{client}_client.py {shlex.quote(path)} PICTURE"
+    return dict.fromkeys(("input", "picture", "output")) | told | {"command": command, "client": program}

@@ -459,5 +459,5 @@ def side_by_side(before: Drawn, after: Drawn, names: Sequence[str], titles: Sequ
     for (picture, old), (_, new) in zip(before, after, strict=True):
         pictures += [picture, picture]
         boxes += [old, new]
-        marks += [(~detected(old, new), "lost", LOST), (~detected(new, old), "new", GAINED)]
+        marks += [[(old[~detected(old, new)], "lost", LOST)], [(new[~detected(new, old)], "new", GAINED)]]
     return draw_grid(np.stack(pictures), boxes, names, titles, marks)
