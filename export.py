@@ -2,9 +2,9 @@
 
 onnx is emitted from the cfg's blocks, with batch normalisations folded in; it carries class names, anchors and cfg, so
 test.py and detect.py take it as --weights with nothing beside it. With --int8 a quantized network becomes a file that
-runs in integers; tensorrt is that for trtexec. ncnn and openvino are the same network as ncnn's and OpenVINO's own
-files. torchscript is for libtorch. darknet and pt convert between Darknet's files and this suite's. A file that differs
-from PyTorch is not written.
+runs in integers; tensorrt is that for trtexec. ncnn, openvino and tflite are the same network as files of ncnn,
+OpenVINO and TensorFlow Lite. torchscript is for libtorch. darknet and pt convert between Darknet's files and this
+suite's. A file that differs from PyTorch is not written.
 """
 
 from __future__ import annotations

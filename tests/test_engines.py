@@ -35,7 +35,7 @@ from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import max_stride, opencv_warning
 from utils.errors import InfeasibleError, WeightsError
-from utils.export.formats import convert
+from utils.export.workflow import convert
 from utils.runtime.engines import darknet_heads, ncnn_engine, onnxruntime_engine, openvino_engine
 from utils.runtime.exported import Metadata
 

@@ -57,6 +57,8 @@ CFGS = (
     "yolov4-tiny",
 )
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+HAS_LITERT = importlib.util.find_spec("ai_edge_litert") is not None
+NEEDS_LITERT = pytest.mark.skipif(not HAS_LITERT, reason="ai-edge-litert is not installed")
 NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
 NEEDS_IMPORTER = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
@@ -374,6 +376,10 @@ def test_a_checkpoint_brings_cfg_names_and_lineage(call, tmp_path):
             pytest.param(("--format", "openvino", *more), marks=NEEDS_OPENVINO)
             for more in ((), ("--half",), ("--decode", "--dynamic-batch"))
         ),
+        *(
+            pytest.param(("--format", "tflite", *more), marks=NEEDS_LITERT)
+            for more in ((), ("--half",), ("--half", "--decode"))
+        ),
     ],
     ids=" ".join,
 )
@@ -508,20 +514,21 @@ def test_a_cfg_of_that_name_is_not_overwritten(call, tmp_path):
         ("--decode",),
         ("--format", "torchscript"),
         ("--format", "ncnn"),
+        pytest.param(("--format", "tflite"), marks=NEEDS_LITERT),
         ("--format", "darknet", "--fold"),
     ],
     ids=" ".join,
 )
 def test_a_file_that_differs_from_pytorch_is_not_written(call, tmp_path, monkeypatch, flags):
     """The folded network gets another weight than the one it is compared with."""
-    from utils.export import formats, onnx_graph
+    from utils.export import onnx_graph, workflow
 
     def wrong(model):
         fused = fuse(model)
         fused.layers[6].conv.weight[0, 0] += 1
         return fused
 
-    for module in (onnx_graph, formats):
+    for module in (onnx_graph, workflow):
         monkeypatch.setattr(module, "fuse", wrong)
     before = left(tmp_path)
     with pytest.raises(

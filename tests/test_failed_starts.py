@@ -79,7 +79,7 @@ SCRIPTS = {
     "slim_prune": (["--percent", "0.3", "--no-test"], "utils.pruning.report.write_network"),
     "layer_prune": (["--shortcut", "1", "--no-test"], "utils.pruning.report.write_network"),
     "quantize": (["--no-test", "--calib", "2", "--observer", "minmax"], "utils.quantization.workflow.write_checkpoint"),
-    "export": (["--format", "pt"], "utils.export.formats.write_checkpoint"),
+    "export": (["--format", "pt"], "utils.export.workflow.write_checkpoint"),
     "detect": (["--save-txt"], "utils.report.detections.atomic_write_text"),
     "test": (["--save-json"], "utils.detection.evaluate.coco_results"),
 }

@@ -20,7 +20,7 @@ import torch
 import detect
 import export
 from tests.nets import HEAD, TINY, one_head, refused, tiny
-from tests.test_export import HAS_OPENVINO, NEEDS_IMPORTER, NEEDS_OPENVINO, eager
+from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_IMPORTER, NEEDS_OPENVINO, eager
 from tests.test_models import lively
 from utils.checkpoint import load_model, write_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
@@ -57,6 +57,8 @@ if HAS_OPENVINO:
         "a.xml": ("--format", "openvino"),
         "rows.xml": ("--format", "openvino", "--decode", "--dynamic-batch"),
     }
+if HAS_LITERT:
+    FILES |= {"a.tflite": ("--format", "tflite"), "rows.tflite": ("--format", "tflite", "--decode")}
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,11 @@ if HAS_OPENVINO:
         "OpenVINO": ("--weights", "a.xml"),
         "OpenVINO, any batch, decoded": ("--weights", "rows.xml", "--runtime", "openvino"),
         "OpenVINO, onnx": ("--weights", "a.onnx", "--runtime", "openvino"),
+    }
+if HAS_LITERT:
+    KINDS |= {
+        "LiteRT": ("--weights", "a.tflite"),
+        "LiteRT, decoded": ("--weights", "rows.tflite", "--cfg", "a.cfg", "--runtime", "litert"),
     }
 CASES = [
     pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
@@ -411,6 +418,8 @@ RUNS = {
 }
 if HAS_OPENVINO:
     RUNS |= {"a.xml": ("openvino",), "rows.xml": ("openvino",), "a.onnx": (*RUNS["a.onnx"], "openvino")}
+if HAS_LITERT:
+    RUNS |= {"a.tflite": ("litert",), "rows.tflite": ("litert",)}
 PAIRS = [(name, runtime) for name, runtimes in RUNS.items() for runtime in runtimes]
 
 

@@ -39,6 +39,7 @@ LARGEST_SIDE = 8192
 """Largest network input, in pixels, that a flag may ask for."""
 REQUIREMENTS = {
     "openvino": "requirements-openvino.txt",
+    "ai_edge_litert": "requirements-tflite.txt",
     "torch_pruning": "requirements-dev.txt",
     "nncf": "requirements-dev.txt",
     "tensorboard": "requirements-dev.txt",

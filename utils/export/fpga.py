@@ -30,18 +30,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import Darknet, fuse, network_input
+from models import Darknet, fuse
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Reorg, Route, Shape, Shortcut, Upsample
 from utils.darknet.cfg import format_network
-from utils.darknet.network import picture_channels
-from utils.data.images import fit, read_image
 from utils.errors import InfeasibleError
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, picture
 from utils.layers import Computing, ConvBlock, build_layer
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
-from utils.runtime.exported import Metadata
 
 Codes = NDArray[np.float64]
 """Whole numbers, of a tensor [C, H, W]. Sums, products and shifts of them are exact in float64 up to 2^53."""
@@ -335,7 +332,7 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     """
     metadata, quantization = subject.metadata, subject.loaded.quantization
     assert quantization is not None, "check_quantization refuses a float network"
-    image = picture(metadata) if settings.sample is None else sample(settings.sample, metadata)
+    image = picture(metadata, sample=settings.sample)
     made = program(subject.model)
     codes, bits, facts = prove(made, subject.model, image)
     description = {
@@ -353,12 +350,6 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     write_folder(folder / "model.fpga", made, codes, bits, description)
     facts |= {"accumulator_bits": bits, "precision": f"integers, weights of {quantization.weight_bits} bits"}
     return Agreement(runtime="integers against float64 in PyTorch"), facts
-
-
-def sample(path: Path, metadata: Metadata) -> Tensor:
-    """A picture as the network sees it, [1, C, H, W], 0…1."""
-    pixels, _ = fit(read_image(path, picture_channels(metadata.network)), metadata.size, metadata.mode)
-    return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
 
 
 def write_folder(

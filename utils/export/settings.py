@@ -16,6 +16,7 @@ SUFFIXES = {
     "onnx": ".onnx",
     "ncnn": ".ncnn.param",
     "openvino": ".xml",
+    "tflite": ".tflite",
     "tensorrt": ".onnx",
     "torchscript": ".torchscript",
     "darknet": ".weights",
@@ -34,20 +35,21 @@ PACKAGES = {
     "tensorrt": ("onnx", "onnxruntime"),
     "ncnn": ("onnx", "onnxruntime", "ncnn", "pnnx"),
     "openvino": ("onnx", "onnxruntime", "openvino"),
+    "tflite": ("onnx", "ai_edge_litert"),
 }
 """What a format needs beside the suite's own packages."""
 ONNX_LIKE = ("onnx", "openvino", "tensorrt")
 """Formats that are ONNX files or made of them."""
 GOES_WITH = {
-    "int8": ("onnx", "openvino", "tensorrt"),
+    "int8": ("onnx", "openvino", "tensorrt", "tflite"),
     "nms": ("onnx", "tensorrt"),
     "multi_label": ("onnx", "tensorrt"),
     "opset": ONNX_LIKE,
     "dynamic_batch": ONNX_LIKE,
-    "half": ("onnx", "ncnn", "openvino"),
+    "half": ("onnx", "ncnn", "openvino", "tflite"),
     "mish": ONNX_LIKE,
-    "decode": (*ONNX_LIKE, "torchscript"),
-    "sample": ("fpga",),
+    "decode": (*ONNX_LIKE, "tflite", "torchscript"),
+    "sample": ("fpga", "tflite"),
     "fold": ("darknet",),
 }
 """Flags and the formats they go with."""
@@ -82,7 +84,9 @@ class ExportSettings:
 
     format: str = flag("onnx", "kind of the file; weights is another name of darknet", choices=(*SUFFIXES, *ALIASES))
     int8: bool = flag(False, "the integers that a quantized network was trained or calibrated with")
-    sample: Path | None = flag(None, "picture of --format fpga (default: a random one)", type=Path, metavar="FILE")
+    sample: Path | None = flag(
+        None, "picture that fpga and tflite are checked on (default: random)", type=Path, metavar="FILE"
+    )
     decode: bool = flag(False, "put out rows (cx, cy, w, h, objectness, classes), not raw heads")
     nms: bool = flag(False, "put out detections (picture, x1, y1, x2, y2, confidence, class)")
     conf_thres: float = flag(0.3, "least confidence with --nms; else noted in the file", type=threshold, metavar="C")
@@ -90,7 +94,7 @@ class ExportSettings:
     multi_label: bool = flag(False, "with --nms: all classes of a box above C, not only the best")
     opset: int = flag(DEFAULT_OPSET, f"ONNX's operators, {VERSIONS}", type=operator_version, metavar="N")
     dynamic_batch: bool = flag(False, "any number of pictures at a time (default: one)")
-    half: bool = flag(False, "onnx: weights and feature maps in float16; ncnn, openvino: weights are stored in it")
+    half: bool = flag(False, "onnx: weights and feature maps in float16; others: weights are stored in it")
     fold: bool = flag(False, "darknet: batch normalisations become biases (default: left as they are)")
     mish: str = flag(MISH_FORMS[0], MISH_HELP, choices=MISH_FORMS)
     sides: tuple[int, ...] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Darknet
+from models import Darknet, network_input
 from utils.checkpoint import LoadedModel
+from utils.darknet.network import picture_channels
+from utils.data.images import fit, read_image
 from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
 from utils.errors import InfeasibleError, NumericsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
-from utils.runtime.engines import Engine, onnxruntime_engine, with_outputs
+from utils.runtime.engines import Engine, litert_engine, onnxruntime_engine, with_outputs
 from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
 from utils.runtime.exported import picture as random_pictures
 
@@ -68,9 +71,16 @@ class Agreement:
             )
 
 
-def picture(metadata: Metadata, count: int = 1) -> Tensor:
-    """Random pictures of a file's size, [count, C, H, W]."""
-    return torch.from_numpy(random_pictures(metadata.network, count))
+def picture(metadata: Metadata, count: int = 1, sample: Path | None = None) -> Tensor:
+    """Random pictures of a file's size, or the one of a file as the network sees it, [count, C, H, W], 0…1.
+
+    Raises:
+        DataError, CfgError: the file cannot be read, or not as the network takes it.
+    """
+    if sample is None:
+        return torch.from_numpy(random_pictures(metadata.network, count))
+    pixels, _ = fit(read_image(sample, picture_channels(metadata.network)), metadata.size, metadata.mode)
+    return network_input(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
 
 
 @torch.inference_mode()
@@ -179,6 +189,40 @@ def prove_onnx(
     if metadata.suppresses:
         _check_detections(torch.from_numpy(tensors["rows"]), tensors["detections"], metadata, settings)
     return replace(proof, reference=kept), gap
+
+
+def prove_tflite(
+    made: onnx.ModelProto, subject: Subject, settings: ExportSettings, codes: Codes | None
+) -> tuple[Agreement, Gap | None]:
+    """Run a TensorFlow Lite file in LiteRT and compare it with PyTorch.
+
+    Heads or rows are compared as LiteRT runs the file, layers with integers one by one, in its reference kernels and
+    in those it takes by default, which are XNNPACK's.
+
+    Args:
+        made: ONNX nodes that the file is made of.
+        subject: the network.
+        settings: of the file.
+        codes: the integers of the model; None: it is float.
+
+    Raises:
+        InfeasibleError: they differ.
+    """
+    from utils.export.tflite import HALVES, tflite_file
+
+    metadata, gap = subject.metadata, None
+    proof = verify("--format tflite", subject, litert_engine(tflite_file(made, metadata)))
+    if codes is not None:
+        names = stages(subject.model, codes, {node.output[0] for node in made.graph.node})
+        images, probe = picture(metadata, sample=settings.sample).numpy(), tflite_file(made, metadata, names)
+        gaps = []
+        for plain in (True, False):
+            arrays = litert_engine(probe, plain=plain, integers=True).run(images)
+            if not codes.slots[-1].grid.signed:
+                arrays = [array + np.int16(HALVES) if array.dtype == np.int8 else array for array in arrays]
+            gaps.append(layer_gaps(subject.model, codes, dict(zip(names, arrays, strict=True))))
+        gap = max(gaps)
+    return proof, gap
 
 
 def _check_detections(

@@ -16,12 +16,12 @@ from utils.errors import InputError
 from utils.files import regular_file
 from utils.flags import Group
 from utils.model_files import ModelFiles, adaptation, cfg_of, choose_model, other_network
-from utils.runtime.exported import ExportedFile, Metadata, read_ncnn, read_onnx, read_openvino
+from utils.runtime.exported import ExportedFile, Metadata, read_ncnn, read_onnx, read_openvino, read_tflite
 
-READABLE = ".pt, .weights, .onnx, ncnn's .param or OpenVINO's .xml"
+READABLE = ".pt, .weights, .onnx, .tflite, ncnn's .param or OpenVINO's .xml"
 """Kinds of `--weights` that can be run."""
-RUNTIMES = ("torch", "onnxruntime", "opencv", "ncnn", "openvino")
-PACKAGES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "openvino": "openvino"}
+RUNTIMES = ("torch", "onnxruntime", "opencv", "ncnn", "openvino", "litert")
+PACKAGES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "openvino": "openvino", "litert": "ai_edge_litert"}
 """What a runtime needs beside the suite's own packages."""
 WITH_NMS = ("onnxruntime", "openvino")
 """Runtimes of files that end in NMS."""
@@ -40,6 +40,7 @@ KINDS = {
     ".onnx": ExportedKind(read_onnx, ("onnxruntime", "opencv", "openvino")),
     ".param": ExportedKind(read_ncnn, ("ncnn",)),
     ".xml": ExportedKind(read_openvino, ("openvino",)),
+    ".tflite": ExportedKind(read_tflite, ("litert",)),
 }
 """By how their names end."""
 

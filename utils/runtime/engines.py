@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -236,6 +237,51 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
     return Engine(run, batch, on_cpu(f"OpenVINO {openvino.__version__.partition('-')[0]}"))
 
 
+def litert_engine(model: Path | bytes, *, plain: bool = False, integers: bool = False) -> Engine:
+    """A TensorFlow Lite file in LiteRT, on the CPU, picture by picture; outputs come in the order of the file.
+
+    Args:
+        model: the file, or its bytes.
+        plain: take the reference kernels, which are slow, in place of XNNPACK's.
+        integers: put out codes as they are, not the values that they stand for.
+
+    Raises:
+        WeightsError: LiteRT cannot read the file.
+    """
+    import ai_edge_litert
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    data, name = (model, "the file") if isinstance(model, bytes) else (model.read_bytes(), str(model))
+    kernels = OpResolverType.BUILTIN_REF if plain else OpResolverType.AUTO
+    options = {"num_threads": torch.get_num_threads(), "experimental_op_resolver_type": kernels}
+    with told_as(WeightsError, f"{name}: LiteRT cannot read it"):
+        interpreter = Interpreter(model_content=data, **options)
+        interpreter.allocate_tensors()
+    (image,), outputs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: Array) -> list[Array]:
+        pictures = images.transpose(0, 2, 3, 1)
+        if image["dtype"] is np.int8:
+            scale, zero = image["quantization"]
+            pictures = np.clip(np.rint(pictures / np.float32(scale)) + zero, -128, 127).astype(np.int8)
+        with told_as(NumericsError, f"{name}: LiteRT failed"):
+            interpreter.set_tensor(image["index"], pictures)
+            interpreter.invoke()
+            arrays = [interpreter.get_tensor(output["index"]) for output in outputs]
+        if not integers:
+            arrays = [
+                _dequantized(array, *output["quantization"]) for array, output in zip(arrays, outputs, strict=True)
+            ]
+        return [np.ascontiguousarray(array.transpose(0, 3, 1, 2)) if array.ndim == 4 else array for array in arrays]
+
+    return Engine(run, 1, on_cpu(f"LiteRT {ai_edge_litert.__version__}"))
+
+
+def _dequantized(array: NDArray[Any], scale: float, zero: int) -> Array:
+    """The values that codes stand for; floats as they are."""
+    return array if array.dtype == np.float32 else (array.astype(np.float32) - zero) * np.float32(scale)
+
+
 class ForeignModel(nn.Module):
     """A network that another program than PyTorch runs; it has no parameters and stands in for a `Darknet`.
 
@@ -409,5 +455,6 @@ ENGINES: dict[str, Callable[[RuntimeFiles, ExportedFile], Engine]] = {
     ),
     "ncnn": lambda files, file: ncnn_engine(file.path, file.metadata.tensors, half=files.half),
     "openvino": lambda _, file: openvino_engine(*outputs_of(file), file.batch),
+    "litert": lambda _, file: litert_engine(file.path),
 }
 """What runs files of export.py."""

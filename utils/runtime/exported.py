@@ -55,6 +55,8 @@ every layer was proved; OpenCV 5.0's new engine, which computes wrong, by 4.3 to
 """
 DIGEST = "sha256"
 """Property with the digest of what was written."""
+UNSTAMPED = hashlib.sha256(b"").hexdigest().encode()
+"""Stands for the digest of a file while that is computed."""
 OPENVINO_SECTION = "darknet"
 """Of rt_info, where the metadata are."""
 CFG = "cfg"
@@ -339,6 +341,40 @@ def read_openvino(path: Path) -> ExportedFile:
         inputs[port.get_any_name()] = [side.get_length() if side.is_static else None for side in sides]
     outputs = [port.get_any_name() for port in model.outputs]
     return _described(path, weights, digest, properties, inputs, outputs)
+
+
+def stamped(data: bytes) -> bytes:
+    """A file with its digest in the place of UNSTAMPED."""
+    return data.replace(UNSTAMPED, hashlib.sha256(data).hexdigest().encode())
+
+
+def read_tflite(path: Path) -> ExportedFile:
+    """A TensorFlow Lite file, compared with its digest: LiteRT itself does not notice damage.
+
+    Raises:
+        InputError: the package ai_edge_litert is missing.
+        WeightsError: damaged, changed, or made by another program.
+    """
+    regular_file(path, WeightsError)
+    require(str(path), "ai_edge_litert")
+    from ai_edge_litert import schema_py_generated as schema
+
+    data = path.read_bytes()
+    with told_as(WeightsError, f"{path}: no TensorFlow Lite file, or damaged; take another copy"):
+        model = schema.ModelT.InitFromPackedBuf(data)
+        graph, properties = model.subgraphs[0], {}
+        for entry in model.metadata or ():
+            properties[entry.name.decode()] = bytes(model.buffers[entry.buffer].data).decode(errors="replace")
+        shapes = {graph.tensors[number].name.decode(): list(graph.tensors[number].shape) for number in graph.inputs}
+        inputs: dict[str, list[int | None]] = {
+            name: [int(sides[axis]) for axis in (0, 3, 1, 2)] for name, sides in shapes.items()
+        }
+        outputs = [graph.tensors[number].name.decode() for number in graph.outputs]
+    digest = properties.get(DIGEST, "").encode()
+    whole = len(digest) == len(UNSTAMPED) and stamped(data.replace(digest, UNSTAMPED)) == data
+    if CFG in properties and not whole:
+        raise WeightsError(f"{path}: is not as export.py wrote it: changed, or damaged; export again")
+    return _described(path, path, digest.decode(), properties, inputs, outputs)
 
 
 def _described(
