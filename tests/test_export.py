@@ -333,7 +333,7 @@ def test_the_document_says_what_was_written(call, tmp_path):
     assert (document["schema"], document["format"], document["opset"]) == (1, "onnx", 17)
     assert document["runtime"].startswith(f"onnxruntime {onnxruntime.__version__}, CPU")
     assert 0 < document["max_abs_error"] < 1e-4
-    assert left(tmp_path / "runs") == ["export/exp/args.yaml", "export/exp/env.json", "export/exp/model.onnx"]
+    assert left(tmp_path / "runs/export/exp") == [".lock", "args.yaml", "env.json", "model.onnx"]
 
 
 def test_a_checkpoint_brings_cfg_names_and_lineage(call, tmp_path):
@@ -467,13 +467,19 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
         (("--opset", "22"), "--opset: 22: allowed are 13 to 21"),
         (("--format", "torchscript", "--nms"), "--nms: goes with --format onnx"),
         (("--format", "pt", "--half"), "--half: goes with --format onnx"),
-        (("--format", "ncnn", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
-        (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino or tensorrt"),
+        (
+            ("--format", "ncnn", "--decode"),
+            "--decode: goes with --format onnx, openvino, tensorrt, tflite or torchscript",
+        ),
+        (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino, tensorrt or tflite"),
         (("--format", "openvino", "--nms"), "--nms: goes with --format onnx or tensorrt"),
         (("--fold",), "--fold: goes with --format darknet"),
         (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
         (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
-        (("--format", "weights", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt or torchscript"),
+        (
+            ("--format", "weights", "--decode"),
+            "--decode: goes with --format onnx, openvino, tensorrt, tflite or torchscript",
+        ),
         (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
         (("--format", "torchscript", "--dynamic-batch"), "--dynamic-batch: goes with --format onnx"),
         (("--multi-label",), "--multi-label: goes with --nms"),
