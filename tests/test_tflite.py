@@ -30,7 +30,7 @@ from utils.detection.decode import decode
 from utils.errors import InfeasibleError, InputError, WeightsError
 from utils.export.integers import codes_of
 from utils.export.onnx_graph import onnx_model
-from utils.export.settings import ExportSettings
+from utils.export.settings import ExportSettings, usage
 from utils.export.verify import Subject, prove_tflite
 from utils.runtime.exported import Metadata, read_tflite
 
@@ -226,7 +226,10 @@ def test_the_document_and_the_file_say_how_it_was_quantized(call, tmp_path):
     document = call(of_target("cpu"), "--format", "tflite", "--int8", "--img_size", "64", "96")
     assert (document["precision"], document["output"], document["steps"]) == ("int8", "heads", 1)
     assert document["runtime"].startswith("LiteRT") and document["batch"] == 1
-    metadata = read_tflite(tmp_path / document["path"]).metadata
+    file = read_tflite(tmp_path / document["path"])
+    assert usage("a.tflite", file)["input"].startswith("images, int8 with scale and zero point, [1, 64, 96, 3], RGB")
+    assert "[B, H, W, A · (5 + C)]" in usage("a.tflite", file)["output"]
+    metadata = file.metadata
     assert (metadata.precision, metadata.size, metadata.mode) == ("int8", (64, 96), "letterbox")
     assert metadata.quantization == of_target("cpu") and metadata.names == ("cat", "dog")
 

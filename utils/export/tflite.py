@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flatbuffers
@@ -556,4 +557,5 @@ def tflite_file(made: onnx.ModelProto, metadata: Metadata, outputs: Sequence[str
         outputs: names of the tensors to put out; those of the metadata when empty.
     """
     lowering = Lowering(made, outputs or metadata.tensors, metadata.precision == "float16")
-    return stamped(lowering.file({**metadata.properties(), DIGEST: UNSTAMPED.decode()}))
+    properties = replace(metadata, channels_last=True).properties()
+    return stamped(lowering.file({**properties, DIGEST: UNSTAMPED.decode()}))

@@ -106,6 +106,8 @@ class Metadata:
     """How an int8 network was quantized."""
     reference: ReferenceOutputs | None = None
     """Outputs that runtimes are compared with; None in files of versions before."""
+    channels_last: bool = False
+    """The input is [1, H, W, C], and raw heads are [1, H, W, A · (5 + C)]."""
 
     @property
     def wide(self) -> bool:
@@ -129,6 +131,12 @@ class Metadata:
         """Tell whether the file ends in NMS."""
         return self.output == "detections"
 
+    @property
+    def what(self) -> str:
+        """The outputs in words."""
+        text = OUTPUTS[self.output]
+        return text.replace("[B, A · (5 + C), H, W]", "[B, H, W, A · (5 + C)]") if self.channels_last else text
+
     def properties(self) -> dict[str, str]:
         """As texts by name, for the file."""
         net, network = self.network.net, self.network
@@ -137,12 +145,12 @@ class Metadata:
             keys = {key: getattr(yolo, key) for key in ("classes", "scale_x_y", "new_coords")}
             heads.append({"stride": stride, "anchors": yolo.head_anchors, **keys})
         sides = {"height": net.height, "width": net.width, "channels": net.channels}
-        colours = "grey" if net.channels == 1 else "RGB"
+        colours, layout = "grey" if net.channels == 1 else "RGB", "NHWC" if self.channels_last else "NCHW"
         documents = {
             "schema": SCHEMA,
             "names": self.names,
-            "input": {**sides, "range": [0, 1], "colours": colours, "fit": self.mode},
-            "output": {"kind": self.output, "what": OUTPUTS[self.output]},
+            "input": {**sides, "range": [0, 1], "colours": colours, "fit": self.mode, "layout": layout},
+            "output": {"kind": self.output, "what": self.what},
             "heads": heads,
             "thresholds": {"conf": self.conf_thres, "iou": self.iou_thres},
             "precision": self.precision,
@@ -190,6 +198,7 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
             tuple(map(dict, value("lineage"))),
             quantization,
             compared,
+            value("input").get("layout") == "NHWC",
         )
         known = metadata.output in OUTPUTS and metadata.mode in MODES and metadata.precision in TOLERANCES
     except (CfgError, WeightsError):
