@@ -138,19 +138,12 @@ def usage(path: str, file: ExportedFile | None) -> dict[str, str | None]:
     command, told = f"python detect.py --weights {shlex.quote(path)} --source PICTURES", {}
     if file is not None:
         metadata, net = file.metadata, file.metadata.network.net
-<<<<<<< HEAD
-        order = "grey" if net.channels == 1 else "RGB, one plane after the other"
-        shape = f"{IMAGE}, float32 [1, {net.channels}, {net.height}, {net.width}], {order}, values / 255"
-        told = {"input": shape, "picture": FITS[metadata.mode], "output": OUTPUTS[metadata.output]}
-=======
-        order, sides = "RGB, one plane after the other", [1, net.channels, net.height, net.width]
-        kind = "float32"
+        order, sides, kind = "RGB, one plane after the other", [1, net.channels, net.height, net.width], "float32"
         if metadata.channels_last:
             order, sides = "RGB", [1, net.height, net.width, net.channels]
             kind = "int8 with scale and zero point" if metadata.precision == "int8" else kind
-        order = "grey" if net.channels == 1 else order
-        values = [f"{IMAGE}, {kind}, {sides}, {order}, values / 255", FITS[metadata.mode], metadata.what]
->>>>>>> ec97c0f (TensorFlow Lite files say that channels are last)
+        shape = f"{IMAGE}, {kind}, {sides}, {'grey' if net.channels == 1 else order}, values / 255"
+        told = {"input": shape, "picture": FITS[metadata.mode], "output": metadata.what}
     client = CLIENTS.get(Path(path).suffix)
     program = client and f"python examples/{client}_client.py {shlex.quote(path)} PICTURE"
     return dict.fromkeys(("input", "picture", "output")) | told | {"command": command, "client": program}
