@@ -1,10 +1,11 @@
 """Print the objects in a picture: a file of `export.py --decode` or `--format darknet` in OpenCV's dnn module.
 
 pip install opencv-python
-python opencv_client.py model.onnx picture.jpg 416 416 classes.names    # width and height of the network's input
-python opencv_client.py model.cfg picture.jpg 416 416 classes.names     # model.weights beside it; OpenCV 4 only
+python opencv_client.py model.onnx picture.jpg classes.names
+python opencv_client.py model.weights picture.jpg classes.names    # with model.cfg beside it; OpenCV 4 only
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -24,23 +25,31 @@ def network_input(picture, size):
     return cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True), inner / original, offset
 
 
+def input_size(model):
+    """Return width and height of the network's input, from its cfg, which an ONNX file of export.py has inside."""
+    text = Path(model).read_bytes()
+    return np.array([int(re.search(rb"\n%s *= *(\d+)" % side, text)[1]) for side in (b"width", b"height")])
+
+
 def detect(model, images, size):
     """Return boxes [N, 4], cx, cy, w, h in pixels of the input, and scores [N, C]: objectness * class probability."""
-    if model.endswith(".cfg"):
-        net = cv2.dnn.readNetFromDarknet(model, str(Path(model).with_suffix(".weights")))
-    else:
-        net = cv2.dnn.readNetFromONNX(model)
-    net.setInput(images)
-    if model.endswith(".cfg"):  # shares of the input, scores that are products already and 0 up to 0.2
+    if model.suffix == ".cfg":  # OpenCV decodes: shares of the input, scores that are products and 0 up to 0.2
+        net = cv2.dnn.readNetFromDarknet(str(model), str(model.with_suffix(".weights")))
+        net.setInput(images)
         rows = np.concatenate(net.forward(net.getUnconnectedOutLayersNames()))
         return rows[:, :4] * np.tile(size, 2), rows[:, 5:]
+    net = cv2.dnn.readNetFromONNX(str(model))
+    if "rows" not in net.getUnconnectedOutLayersNames():
+        sys.exit(f"{model}: has no decoded rows, export it with --decode")
+    net.setInput(images)
     rows = net.forward("rows")[0]
     return rows[:, :4], rows[:, 5:] * rows[:, 4:5]
 
 
-def main(model, path, width, height, names=None):
+def main(model, path, names=None):
     """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
-    names, size = names and Path(names).read_text(encoding="utf-8").splitlines(), np.array((int(width), int(height)))
+    model = Path(model).with_suffix(".cfg") if model.endswith(".weights") else Path(model)
+    names, size = names and Path(names).read_text(encoding="utf-8").splitlines(), input_size(model)
     picture = cv2.imread(path)
     if picture is None:
         sys.exit(f"{path}: cannot be read as a picture")

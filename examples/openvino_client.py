@@ -1,4 +1,4 @@
-"""Print the objects in a picture: a file of `export.py --format openvino --decode` in OpenVINO.
+"""Print the objects in a picture: a file of `export.py --format openvino` in OpenVINO, with raw heads or --decode.
 
 pip install openvino opencv-python
 python openvino_client.py model.xml picture.jpg
@@ -25,6 +25,18 @@ def network_input(picture, spec):
     return cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True), inner / original, offset
 
 
+def decode(head, spec, size):
+    """Return rows [A * H * W, 5 + C] of a raw head [A * (5 + C), H, W]: cx, cy, w, h in input pixels, probabilities."""
+    (height, width), anchors, s = head.shape[1:], np.array(spec["anchors"]), spec["scale_x_y"]
+    raw = head.reshape(len(anchors), -1, height, width)
+    values = raw if spec["new_coords"] else 1 / (1 + np.exp(-raw))
+    cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)))
+    centres = (s * values[:, :2] - (s - 1) / 2 + cells) * np.reshape((size[0] / width, size[1] / height), (2, 1, 1))
+    factors = (2 * raw[:, 2:4]) ** 2 if spec["new_coords"] else np.exp(np.minimum(raw[:, 2:4], 10))
+    rows = np.concatenate((centres, factors * anchors[:, :, None, None], values[:, 4:]), axis=1)
+    return rows.transpose(0, 2, 3, 1).reshape(-1, rows.shape[1])
+
+
 def suppress(rows, conf, iou):
     """Return detections [n, 6], best first: x1, y1, x2, y2 in pixels of the input, confidence, class."""
     scores = rows[:, 5:] * rows[:, 4:5]
@@ -39,9 +51,7 @@ def main(path, picture_path):
     """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
     core = openvino.Core()
     model = core.read_model(path)
-    if model.outputs[0].get_any_name() != "rows":
-        sys.exit(f"{path}: has no rows, export it with --decode")
-    keys = ("input", "names", "thresholds")
+    keys = ("input", "output", "heads", "thresholds", "names")
     facts = {key: json.loads(model.get_rt_info(["darknet", key]).astype(str)) for key in keys}
     picture = cv2.imread(picture_path)
     if picture is None:
@@ -49,7 +59,13 @@ def main(path, picture_path):
     images, scale, offset = network_input(picture, facts["input"])
     # Without the hint OpenVINO rounds to bfloat16 on processors that have it: faster, and scores differ by up to 1e-2.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    detections = suppress(compiled({"images": images})["rows"][0], **facts["thresholds"])
+    outputs = compiled({"images": images})
+    if facts["output"]["kind"] == "heads":
+        heads = [(outputs[f"head{number}"][0], spec) for number, spec in enumerate(facts["heads"])]
+        rows = np.concatenate([decode(head, spec, images.shape[:1:-1]) for head, spec in heads])
+    else:  # --decode
+        rows = outputs["rows"][0]
+    detections = suppress(rows, **facts["thresholds"])
     corners = (detections[:, :4].reshape(-1, 2, 2) - offset) / scale
     corners = np.clip(corners, 0, picture.shape[1::-1]).reshape(-1, 4)
     for box, (confidence, label) in zip(corners, detections[:, 4:], strict=True):

@@ -116,6 +116,10 @@ def picture_bomb(_: bytes) -> bytes:
     return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
+def float_picture(_: bytes) -> bytes:
+    return cv2.imencode(".tiff", np.zeros((4, 4, 3), np.float32))[1].tobytes()
+
+
 def long_picture(_: bytes) -> bytes:
     return cv2.imencode(".jpg", np.full((20, 90, 3), 99, np.uint8))[1].tobytes()
 
@@ -141,6 +145,7 @@ FAULTS = (
     Fault("not a file", "val", FOLDER, together(make_folder(FOLDER), append("val.txt", FOLDER))),
     Fault("empty image", "val", VAL_ONE, write(VAL_ONE, "")),
     Fault("unknown image format", "val", VAL_ONE, write(VAL_ONE, "text")),
+    Fault("unsupported pixel values", "val", VAL_ONE, edit(VAL_ONE, float_picture)),
     Fault("damaged image", "train", NINE, edit(NINE, lambda data: data[:-200])),
     Fault("oversized image", "train", NINE, edit(NINE, picture_bomb)),
     row("wrong column count", "1 0.5 0.5 0.2"),

@@ -175,8 +175,7 @@ def _check_samples(file: BinaryIO, path: Path | str) -> None:
         file.seek(tags.next)
         tags.load(file)
         if kind := SAMPLES.get(tags.get(SAMPLE_FORMAT, (1,))[0]):
-            detail = f"a TIFF of {kind}; unsigned integers of 8 or 16 bits can be read"
-            raise PictureError(path, "unknown image format", detail)
+            raise PictureError(path, "unsupported pixel values", f"a TIFF of {kind}; unsigned 8 or 16 bits can be read")
     file.seek(0)
 
 

@@ -89,6 +89,7 @@ KINDS: Mapping[str, Advice] = {
     "unreadable image": Advice("fatal", "look at the file's permissions"),
     "empty image": Advice("fatal", _BAD_PICTURE),
     "unknown image format": Advice("fatal", "save it as PNG, JPEG, BMP, WebP, GIF or TIFF"),
+    "unsupported pixel values": Advice("fatal", "save it with 8 or 16 bits a channel"),
     "oversized image": Advice("fatal", "scale it down"),
     "damaged image": Advice("fatal", _BAD_PICTURE),
     "unreadable label file": Advice("fatal", "look at the file's permissions and size"),
