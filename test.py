@@ -38,7 +38,6 @@ BENCHMARK_SCALES = (0.75, 1.0, 1.25)
 """Input sizes of --task benchmark, as shares of the network's own."""
 BENCHMARK_IOUS = (0.5, 0.6, 0.7)
 """NMS thresholds of --task benchmark."""
-GPU_WORKERS = 4
 DETECTIONS = "detections.json"
 
 Size = tuple[int, int]
@@ -91,7 +90,7 @@ def _add_machine_flags(parser: cli.Parser) -> None:
     add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="pictures at a time (default: 16)")
     flags.add_device_flags(group)
     add("--threads", type=flags.thread_count, metavar="N", help="CPU threads of the network (default: PyTorch's)")
-    readers = f"processes that read pictures (default: {GPU_WORKERS}; without a GPU 0, as the network needs the cores)"
+    readers = "processes that read (default: one a core, at most 8; without a GPU 0: the network needs the cores)"
     add("--workers", type=flags.worker_count, metavar="N", help=readers)
 
 
@@ -213,7 +212,7 @@ def measure(
 
     fit = {"mode": args.mode, "channels": loaded.network.net.channels, **flags.cache_choice(args)}
     few = len(pictures) < 2 * args.batch_size  # no length of a batch comes twice
-    workers = args.workers if args.workers is not None else GPU_WORKERS * (device.type == "cuda")
+    workers = args.workers if args.workers is not None else flags.default_workers() * (device.type == "cuda")
     detection = asdict(cli.settings_from(args, EvaluationSettings))
     datasets, evaluations = {}, []
     for size, iou_thres in settings:

@@ -7,6 +7,7 @@ rounds, so that what else the machine does meets both alike and figures mean the
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import statistics
@@ -22,7 +23,7 @@ import torch
 
 from utils.cli import Parser, flag, image_side, log, positive_int, run, settings_from
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, Request
+from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.images import write_image
 from utils.data.index import Index, index
 from utils.report.run_dir import environment
@@ -82,13 +83,12 @@ def samples(pictures: Index, settings: Settings, augment: Augmentation, **option
     size = (settings.img_size, settings.img_size)
     augment = dataclasses.replace(augment, mosaic=1.0)
     dataset = DetectionDataset(pictures, size=size, augment=augment, seed=1, **options)
-    epochs = itertools.count()
+    batches, epochs = make_loader(dataset, settings.batch_size, shuffle=True), itertools.count()
 
     def epoch() -> None:
-        number = next(epochs)
-        for start in range(0, len(pictures), settings.batch_size):
-            positions = range(start, min(start + settings.batch_size, len(pictures)))
-            dataset.__getitems__([Request(number, position, size) for position in positions])
+        batches.begin(next(epochs))
+        dataset.store.hold(())  # of the epoch before
+        collections.deque(batches, maxlen=0)
 
     return epoch
 

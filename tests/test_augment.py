@@ -12,16 +12,20 @@ import pytest
 from utils.data.augment import (
     LIMITS,
     Augmentation,
-    Placement,
+    Placements,
     blend,
     draw,
-    flip,
+    flip_boxes,
+    flip_planes,
     hide_behind_fence,
     jitter_colours,
     mosaic_regions,
     move_boxes,
-    random_placement,
+    random_flips,
+    random_placements,
+    random_tiles,
     sample_generator,
+    whole_pixels,
 )
 from utils.data.images import GREY
 
@@ -50,6 +54,24 @@ def picture_with_box(channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return image, np.array([[1, 80 / 160, 55 / 120, 80 / 160, 50 / 120]], np.float32)
 
 
+def placements(generator, geometry, image, region=WHOLE, fitted=SIZE) -> Placements:
+    """Of one picture, in a region of a sample."""
+    (tile,) = random_tiles(generator, dataclasses.replace(geometry, mosaic=0), 0, (), SIZE)
+    shapes = np.array([image.shape[:2]])
+    return random_placements(geometry, [tile._replace(region=region)], np.array([fitted]), shapes, SIZE)
+
+
+def boxes_in(label: np.ndarray, placed: Placements) -> np.ndarray:
+    return move_boxes(label, np.zeros(len(label), int), placed)[0]
+
+
+def drawn(image: np.ndarray, *arguments) -> tuple[np.ndarray, Placements]:
+    """A sample with one picture, and its placement."""
+    canvas, placed = np.empty((*SIZE, image.shape[2]), np.uint8), placements(*arguments[:2], image, *arguments[2:])
+    draw(canvas, image, placed, 0)
+    return canvas, placed
+
+
 def extent(image: np.ndarray) -> np.ndarray:
     """x1, y1, x2, y2 of what is white in [h, w, C], to a fraction of a pixel along straight edges."""
     white = image[..., 0].astype(float).clip(GREY, 255) - GREY
@@ -66,10 +88,8 @@ def extent(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("number", range(5))
 def test_boxes_follow_pixels_in_a_picture_alone(geometry, channels, number):
     image, label = picture_with_box(channels)
-    canvas = np.empty((*SIZE, channels), np.uint8)
-    placement = draw(canvas, image, random_placement(rng(number), geometry, SIZE, WHOLE, SIZE))
-    boxes = move_boxes([label], [placement])
-    np.testing.assert_allclose(boxes[0, 1:], extent(canvas), atol=1.5)
+    canvas, placed = drawn(image, rng(number), geometry)
+    np.testing.assert_allclose(boxes_in(label, placed)[0, 1:], extent(canvas), atol=1.5)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -81,10 +101,9 @@ def test_boxes_follow_pixels_in_every_region_of_a_mosaic(geometry, number):
     """
     generator = rng(number)
     image, label = picture_with_box()
-    canvas = np.empty((*SIZE, 3), np.uint8)
     for region in mosaic_regions(generator, SIZE):
-        placement = draw(canvas, image, random_placement(generator, geometry, SIZE, region, SIZE))
-        boxes = move_boxes([label], [placement])
+        canvas, placed = drawn(image, generator, geometry, region)
+        boxes = boxes_in(label, placed)
         left, top, right, bottom = region
         view = canvas[top:bottom, left:right]
         if len(boxes):
@@ -92,15 +111,13 @@ def test_boxes_follow_pixels_in_every_region_of_a_mosaic(geometry, number):
             assert outwards.min() > -2
             assert outwards.max() < 2 or geometry.degrees or geometry.shear
         else:
-            _, x1, y1, x2, y2 = move_boxes([label], [placement._replace(region=(-999, -999, 999, 999))])[0]
+            _, x1, y1, x2, y2 = boxes_in(label, placed._replace(regions=np.array([[-999, -999, 999, 999]])))[0]
             assert (view[..., 0] > 128).sum() < 0.12 * (x2 - x1) * (y2 - y1)
 
 
 def test_a_still_picture_is_only_fitted():
     image = rng().integers(0, 255, (96, 128, 3), np.uint8)
-    canvas = np.empty((*SIZE, 3), np.uint8)
-    draw(canvas, image, random_placement(rng(), STILL, SIZE, WHOLE, SIZE))
-    np.testing.assert_array_equal(canvas, image)
+    np.testing.assert_array_equal(drawn(image, rng(), STILL)[0], image)
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 2.3])
@@ -109,8 +126,9 @@ def test_warping_and_plain_resizing_agree(scale):
     image = cv2.GaussianBlur(rng().integers(0, 255, (120, 160, 3), np.uint8), (0, 0), 6)
     matrix = np.array([[128 * scale, 0, 10.0], [0, 96 * scale, -5.0]])
     plain, warped = np.empty((2, *SIZE, 3), np.uint8)
-    draw(plain, image, Placement(WHOLE, matrix))
-    draw(warped, image, Placement(WHOLE, matrix + np.array([[0, 1e-4, 0], [0, 0, 0]])))
+    for canvas, shear in ((plain, 0), (warped, 1e-4)):
+        matrix[0, 1] = shear
+        draw(canvas, image, whole_pixels(matrix[None], np.array([WHOLE]), np.array([(120, 160)])), 0)
     assert np.abs(plain.astype(int) - warped)[8:-8, 18:-8].mean() < 2
 
 
@@ -119,20 +137,17 @@ def test_the_resolution_of_a_picture_does_not_move_it(degrees):
     image, _ = picture_with_box()
     half = cv2.resize(image, (80, 60), interpolation=cv2.INTER_AREA)
     geometry = dataclasses.replace(STILL, scale=0.4, degrees=degrees)
-    whole_canvas, half_canvas = np.empty((2, *SIZE, 3), np.uint8)
-    placement = random_placement(rng(), geometry, SIZE, WHOLE, SIZE)
-    draw(whole_canvas, image, placement)
-    draw(half_canvas, half, placement)
-    np.testing.assert_allclose(extent(whole_canvas), extent(half_canvas), atol=1.5)
+    extents = [extent(drawn(one, rng(), geometry)[0]) for one in (image, half)]
+    np.testing.assert_allclose(*extents, atol=1.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2)])
 def test_tiny_and_long_pictures_can_be_drawn(shape):
     for number, region in enumerate(mosaic_regions(rng(), SIZE)):
         for degrees in (0, 45):
-            canvas = np.full((*SIZE, 3), 7, np.uint8)
+            canvas, image = np.full((*SIZE, 3), 7, np.uint8), np.zeros((*shape, 3), np.uint8)
             geometry = dataclasses.replace(STILL, scale=0.9, degrees=degrees)
-            draw(canvas, np.zeros((*shape, 3), np.uint8), random_placement(rng(number), geometry, (2, 3), region, SIZE))
+            draw(canvas, image, placements(rng(number), geometry, image, region, (2, 3)), 0)
             left, top, right, bottom = region
             assert set(np.unique(canvas[top:bottom, left:right])) <= {*range(GREY + 1)}
             canvas[top:bottom, left:right] = 7
@@ -149,10 +164,9 @@ def test_a_mosaic_covers_the_sample_once():
 
 def test_large_pictures_leave_no_grey_in_a_mosaic_and_small_ones_touch_the_cut():
     left, top, right, bottom = region = mosaic_regions(rng(), SIZE)[0]
-    canvas = np.zeros((*SIZE, 3), np.uint8)
-    draw(canvas, np.full((60, 80, 3), 255, np.uint8), random_placement(rng(), STILL, SIZE, region, SIZE))
-    assert (canvas[top:bottom, left:right] == 255).all()
-    draw(canvas, np.full((60, 80, 3), 255, np.uint8), random_placement(rng(), STILL, (5, 7), region, SIZE))
+    white = np.full((60, 80, 3), 255, np.uint8)
+    assert (drawn(white, rng(), STILL, region)[0][top:bottom, left:right] == 255).all()
+    canvas, _ = drawn(white, rng(), STILL, region, (5, 7))
     assert (canvas[bottom - 5 : bottom, right - 7 : right] == 255).all()
     assert (canvas[top:bottom, left:right] == 255).sum() == 5 * 7 * 3
 
@@ -161,8 +175,8 @@ def moved(box: list[float], region: tuple[int, int, int, int] = (0, 0, 100, 100)
     """A box x1, y1, x2, y2 in a picture of 100 x 100 pixels that is drawn as it is, as seen in a region."""
     x1, y1, x2, y2 = np.array(box) / 100
     row = np.array([[label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]])
-    placement = Placement(region, np.array([[100.0, 0, 0], [0, 100, 0]]))
-    return move_boxes([row], [placement])[:, 1:].round(6).tolist()
+    placed = whole_pixels(np.array([[[100.0, 0, 0], [0, 100, 0]]]), np.array([region]), np.array([(100, 100)]))
+    return boxes_in(row, placed)[:, 1:].round(6).tolist()
 
 
 def test_a_box_reaching_out_of_its_region_is_clipped():
@@ -186,19 +200,22 @@ def test_what_is_left_of_a_box_must_be_of_use_and_of_an_ignored_box_be_there(box
 
 def test_no_boxes_are_no_problem():
     empty = np.zeros((0, 5), np.float32)
-    placement = random_placement(rng(), STILL, SIZE, WHOLE, SIZE)
-    assert move_boxes([empty, empty], [placement] * 2).shape == (0, 5)
-    assert flip(rng(), Augmentation(flip_lr=1), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 5)))[1].shape == (0, 5)
+    assert boxes_in(empty, placements(rng(), STILL, np.zeros((4, 4, 3)))).shape == (0, 5)
+    assert flip_boxes(np.zeros((0, 5)), np.zeros((0, 2), bool), SIZE).shape == (0, 5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("flip_lr", "flip_ud"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_boxes_follow_pixels_through_flips(flip_lr, flip_ud, channels):
-    image = np.full((60, 80, channels), GREY, np.uint8)
-    image[10:30, 5:45] = 255
-    turned, boxes = flip(rng(), Augmentation(flip_lr=flip_lr, flip_ud=flip_ud), image, np.array([[2.0, 5, 10, 45, 30]]))
-    assert turned.shape == image.shape
-    np.testing.assert_allclose(boxes, [[2, *extent(turned)]])
+    planes = np.full((channels, 60, 80), GREY, np.uint8)
+    planes[:, 10:30, 5:45] = 255
+    planes[:, 12, 7] = 200
+    expected = planes[:, :: 1 - 2 * flip_ud, :: 1 - 2 * flip_lr].copy()
+    flips = random_flips(rng(), Augmentation(flip_lr=flip_lr, flip_ud=flip_ud))
+    flip_planes(planes, flips)
+    np.testing.assert_array_equal(planes, expected)
+    boxes = flip_boxes(np.array([[2.0, 5, 10, 45, 30]]), np.array([flips]), (60, 80))
+    np.testing.assert_allclose(boxes, [[2, *extent(planes.transpose(1, 2, 0))]])
     assert (boxes[0, 1] == 35) == bool(flip_lr) and (boxes[0, 2] == 30) == bool(flip_ud)
 
 
@@ -208,7 +225,7 @@ def test_boxes_follow_pixels_through_flips(flip_lr, flip_ud, channels):
 def jittered(*arguments) -> np.ndarray:
     image = arguments[-1]
     planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
-    jitter_colours(*arguments, planes)
+    jitter_colours(*arguments, planes, np.empty_like(image))
     return planes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from multiprocessing import active_children
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from utils.data import datasets
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loader, rectangle
+from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loader, partners, rectangle
 from utils.data.images import GREY, write_image
 from utils.data.index import index
 from utils.errors import DataError
+from utils.flags import default_workers
 from utils.memory import PackedBoxes
 
 EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)
@@ -120,6 +123,36 @@ def test_batches_are_the_same_with_any_number_of_workers_and_any_cache(found, au
         assert len(alone) == len(others) and all(map(same, alone, others))
 
 
+@pytest.mark.parametrize(
+    ("count", "start", "batch", "first", "last"),
+    [
+        (202, 0, 16, 0, 64),
+        (202, 48, 16, 0, 64),  # the pool of the batch before it
+        (202, 64, 16, 64, 128),
+        (202, 192, 10, 138, 202),  # as many at the end
+        (202, 48, 48, 0, 96),  # the whole batch
+        (300, 128, 128, 128, 256),
+        (9, 8, 1, 0, 9),  # few pictures
+    ],
+)
+def test_consecutive_batches_share_a_pool_of_partners(count, start, batch, first, last):
+    assert list(partners(range(count), start, batch)) == list(range(first, last))
+
+
+def test_a_picture_is_decoded_once_in_a_pool_and_mosaics_stay_in_it(found, monkeypatch):
+    monkeypatch.setattr(datasets, "POOL", 4)
+    dataset, reads, decoded = data_set(found, augment=Augmentation(mosaic=1, mixup=0.5)), [], []
+    read, decode = dataset.store.read, dataset.store._decoded
+    monkeypatch.setattr(dataset.store, "read", lambda position: reads.append(position) or read(position))
+    monkeypatch.setattr(dataset.store, "_decoded", lambda position: decoded.append(position) or decode(position))
+    for requests in make_loader(dataset, 2, shuffle=True).batch_sampler:
+        reads.clear()
+        dataset.__getitems__(requests)
+        assert {request.position for request in requests} <= set(reads) <= set(requests[0].partners)
+        assert len(requests[0].partners) == 2 + len(requests) and len(reads) >= 8  # the last batch has three
+    assert len(decoded) <= 9 + 3  # the last pool begins within the one before
+
+
 def test_workers_that_stay_alive_see_the_epoch(found):
     dataset = data_set(found, augment=Augmentation())
     loader, passes = make_loader(dataset, 4, workers=1, shuffle=True), []
@@ -128,6 +161,13 @@ def test_workers_that_stay_alive_see_the_epoch(found):
         passes.append(list(loader))
     assert all(map(same, passes[0], passes[2]))
     assert [batch.positions.tolist() for batch in passes[0]] != [batch.positions.tolist() for batch in passes[1]]
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 2), (6, 2, 3), (64, 1, 8), (4, 8, 1)])
+def test_there_are_as_many_workers_as_cores_for_a_process(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers() == workers
 
 
 def test_a_closed_loader_has_no_workers_left(found):

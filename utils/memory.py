@@ -74,6 +74,13 @@ class PackedBoxes(Packed[NDArray[np.float32]]):
     def __getitem__(self, position: int) -> NDArray[np.float32]:  # type: ignore[override]  # no slices
         return self.rows[self.part(position)]
 
+    def gather(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Copy of the boxes [n, 5] of some pictures, and for each box the number [n] of its picture among them."""
+        starts = self.bounds[positions]
+        counts = self.bounds[positions + 1] - starts
+        owners = np.repeat(np.arange(len(positions)), counts)
+        return self.rows[np.arange(len(owners)) + (starts + counts - np.cumsum(counts))[owners]], owners
+
 
 class PackedPaths(Packed[Path]):
     """Paths of pictures."""

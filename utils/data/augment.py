@@ -68,7 +68,11 @@ def sample_generator(seed: int, epoch: int, position: int) -> Generator:
 
 
 def jitter_colours(
-    rng: Generator, augmentation: Augmentation, image: NDArray[np.uint8], planes: NDArray[np.uint8]
+    rng: Generator,
+    augmentation: Augmentation,
+    image: NDArray[np.uint8],
+    planes: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
 ) -> None:
     """Turn the hue and scale saturation and value at random; of a grey picture only the value.
 
@@ -81,14 +85,19 @@ def jitter_colours(
         augmentation: the ranges.
         image: uint8 [H, W, 3] RGB or [H, W, 1] grey.
         planes: uint8 [C, H, W], contiguous, where the result is written.
+        scratch: uint8 [H, W, C], contiguous, overwritten. The same for all samples, it stays in the processor's cache.
     """
-    turn, saturation, value = rng.uniform(-1, 1, 3) * (augmentation.hsv_h, augmentation.hsv_s, augmentation.hsv_v)
+    turn, saturation, value = rng.uniform(-1, 1, 3).tolist()
+    turn, saturation, value = turn * augmentation.hsv_h, saturation * augmentation.hsv_s, value * augmentation.hsv_v
     if turn and image.shape[2] == 3:
-        image = cast("NDArray[np.uint8]", cv2.transform(image, _hue_rotation(2 * np.pi * turn)))
+        cv2.transform(image, _hue_rotation(2 * math.pi * turn), dst=scratch)
+        image = scratch
     cv2.split(image, list(planes))
     if not (saturation or value):
         return
-    brightest = planes.max(0) if len(planes) == 1 else cv2.max(cv2.max(planes[0], planes[1]), planes[2])
+    brightest = cv2.max(planes[0], planes[-1], dst=scratch.reshape(planes.shape)[0])
+    for plane in planes[1:-1]:
+        cv2.max(brightest, plane, dst=brightest)
     channel_weight, brightest_weight = (1 + value) * (1 + saturation), (1 + value) * -saturation
     for plane in planes:
         cv2.addWeighted(plane, channel_weight, brightest, brightest_weight, 0, dst=plane)
@@ -96,32 +105,35 @@ def jitter_colours(
 
 def _hue_rotation(angle: float) -> NDArray[np.float64]:
     """[3, 3]: rotation of RGB about (1, 1, 1) by `angle` (Rodrigues' formula); red turns towards green."""
-    axis = np.ones((3, 3)) / 3
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    return np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * axis + np.sin(angle) * cross
+    axis, cross = (1 - math.cos(angle)) / 3, math.sin(angle) / math.sqrt(3)
+    same, back, forth = math.cos(angle) + axis, axis - cross, axis + cross
+    return np.array([[same, back, forth], [forth, same, back], [back, forth, same]])
 
 
-def flip(
-    rng: Generator, augmentation: Augmentation, image: NDArray[np.uint8], boxes: NDArray[np.float64]
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Mirror a sample, turn it upside down, both or neither.
+def random_flips(rng: Generator, augmentation: Augmentation) -> tuple[bool, bool]:
+    """Whether a sample is mirrored, and whether it is turned upside down."""
+    mirror, overturn = rng.random(2).tolist()
+    return mirror < augmentation.flip_lr, overturn < augmentation.flip_ud
+
+
+def flip_planes(planes: NDArray[np.uint8], flips: tuple[bool, bool]) -> None:
+    """Flip a sample [C, H, W] in place, as `random_flips` says."""
+    if any(flips):
+        for plane in planes:  # faster than the picture before it is split
+            cv2.flip(plane, -1 if all(flips) else int(flips[0]), dst=plane)
+
+
+def flip_boxes(boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Flip boxes of samples.
 
     Args:
-        rng: generator of the sample.
-        augmentation: the probabilities.
-        image: uint8 [H, W, C].
         boxes: [n, 5]: class, x1, y1, x2, y2 in pixels.
+        flips: [n, 2], of `random_flips` for the sample of each box.
+        size: height and width of a sample.
     """
-    height, width = image.shape[:2]
-    mirror, overturn = rng.random(2) < (augmentation.flip_lr, augmentation.flip_ud)
-    if mirror:
-        boxes = np.column_stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1], boxes[:, 4]])
-    if overturn:
-        boxes = np.column_stack([boxes[:, :2], height - boxes[:, 4], boxes[:, 3], height - boxes[:, 2]])
-    if mirror or overturn:
-        code = -1 if mirror and overturn else int(mirror)
-        image = cast("NDArray[np.uint8]", cv2.flip(image, code).reshape(image.shape))
-    return image, boxes
+    low, high, sides = boxes[:, 1:3], boxes[:, 3:], size[::-1]
+    low, high = np.where(flips, sides - high, low), np.where(flips, sides - low, high)
+    return np.concatenate([boxes[:, :1], low, high], 1)
 
 
 def blend(rng: Generator, image: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -158,13 +170,39 @@ Region = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the sample."""
 
 
-class Placement(NamedTuple):
-    """Position of one picture in a sample."""
+class Tile(NamedTuple):
+    """Picture of a sample: one of four in a mosaic, or the only one."""
 
+    position: int
+    """In the data set."""
     region: Region
     """Nothing is drawn outside."""
-    matrix: NDArray[np.float64]
-    """[2, 3]: shares of the picture's width and height → pixels of the sample."""
+    draws: Sequence[float]
+    """Six numbers of -1..1 that say how it varies, see `random_placements`."""
+
+
+class Placements(NamedTuple):
+    """Positions of pictures in their samples."""
+
+    regions: NDArray[np.int64]
+    """[n, 4], nothing is drawn outside."""
+    matrices: NDArray[np.float64]
+    """[n, 2, 3]: shares of the picture's width and height → pixels of the sample."""
+    sources: NDArray[np.int64]
+    """[n, 4]: left, top, right, bottom of the part of the picture that is drawn, if it is not turned."""
+    targets: NDArray[np.int64]
+    """[n, 4]: pixels of the sample that this part covers."""
+
+
+def random_tiles(
+    rng: Generator, augmentation: Augmentation, position: int, partners: Sequence[int], size: tuple[int, int]
+) -> list[Tile]:
+    """A picture alone, or a mosaic of it and three of `partners`; `size` is height and width of the sample."""
+    positions, regions = [position], [(0, 0, size[1], size[0])]
+    if rng.random() < augmentation.mosaic:
+        positions += [partners[number] for number in rng.integers(len(partners), size=3).tolist()]
+        regions = list(mosaic_regions(rng, size))
+    return list(map(Tile, positions, regions, rng.uniform(-1, 1, (len(positions), 6)).tolist()))
 
 
 def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Region, Region, Region]:
@@ -174,118 +212,94 @@ def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Regio
     return (0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)
 
 
-def random_placement(
-    rng: Generator, augmentation: Augmentation, fitted: tuple[int, int], region: Region, size: tuple[int, int]
-) -> Placement:
-    """Scale, turn, shear and shift a picture at random.
+def random_placements(
+    augmentation: Augmentation,
+    tiles: Sequence[Tile],
+    fitted: NDArray[np.int64],
+    shapes: NDArray[np.int64],
+    size: tuple[int, int],
+) -> Placements:
+    """Scale, turn, shear and shift pictures at random.
 
-    Alone, the picture lies around the centre of the sample. In a mosaic it is shifted at random as long as it covers
+    Alone, a picture lies around the centre of the sample. In a mosaic it is shifted at random as long as it covers
     its region, and touches the cut on the sides where it is too small for that.
 
     Args:
-        rng: generator of the sample.
         augmentation: the ranges.
-        fitted: height and width of the picture fitted to the sample.
-        region: the whole sample, or a region of a mosaic.
+        tiles: n pictures. Their numbers are for scale, rotation, shear along x and y, and shift along x and y.
+        fitted: [n, 2], height and width of the pictures fitted to the sample.
+        shapes: [n, 2], height and width of the pictures as they are.
         size: height and width of the sample.
     """
-    linear = _random_linear(rng, augmentation, fitted)
-    shifts = rng.uniform(-1, 1, 2).tolist()
-    alone = region == (0, 0, size[1], size[0])
-    offsets = []
-    for axis, shift in enumerate(shifts):
-        low, high, side = region[axis], region[axis + 2], size[1 - axis]
-        slack = (abs(linear[axis][axis]) - (high - low)) / 2  # rotation and shear aside
-        if alone:
-            shift *= augmentation.translate * side
-        elif slack > 0:
-            shift *= slack
-        else:
-            shift = slack if low > 0 else -slack  # towards the cut
-        offsets.append((low + high - sum(linear[axis])) / 2 + shift)
-    return Placement(region, np.array([[*row, offset] for row, offset in zip(linear, offsets, strict=True)]))
+    draws, regions = np.array([tile.draws for tile in tiles]), np.array([tile.region for tile in tiles])
+    low, high, sides = regions[:, :2], regions[:, 2:], size[::-1]
+    turn = np.radians(draws[:, 1] * augmentation.degrees)
+    shear_x, shear_y = np.tan(np.radians(draws[:, 2:4].T * augmentation.shear))
+    cos, sin = np.cos(turn), np.sin(turn)
+    # Rotation · shear · scaling, [n, 2, 2].
+    linear = np.array([[cos - sin * shear_y, cos * shear_x - sin], [sin + cos * shear_y, sin * shear_x + cos]])
+    linear = linear.transpose(2, 0, 1) * (fitted[:, ::-1] * (1 + draws[:, :1] * augmentation.scale))[:, None]
+    slack = (np.abs(linear[:, (0, 1), (0, 1)]) - (high - low)) / 2  # rotation and shear aside
+    shifts = np.where(slack > 0, draws[:, 4:] * slack, np.where(low > 0, slack, -slack))  # or towards the cut
+    alone = (high - low == sides).all(1, keepdims=True)
+    shifts = np.where(alone, draws[:, 4:] * augmentation.translate * sides, shifts)
+    offsets = (low + high - linear.sum(2)) / 2 + shifts
+    return whole_pixels(np.concatenate([linear, offsets[..., None]], 2), regions, shapes)
 
 
-def _random_linear(rng: Generator, augmentation: Augmentation, fitted: tuple[int, int]) -> list[list[float]]:
-    """[2][2]: rotation · shear · scaling."""
-    gain, turn, shear_x, shear_y = rng.uniform(-1, 1, 4).tolist()
-    height, width = (side * (1 + gain * augmentation.scale) for side in fitted)
-    turn = math.radians(turn * augmentation.degrees)
-    shear_x, shear_y = (math.tan(math.radians(shear * augmentation.shear)) for shear in (shear_x, shear_y))
-    cos, sin = math.cos(turn), math.sin(turn)
-    return [
-        [(cos - sin * shear_y) * width, (cos * shear_x - sin) * height],
-        [(sin + cos * shear_y) * width, (sin * shear_x + cos) * height],
-    ]
+def whole_pixels(matrices: NDArray[np.float64], regions: NDArray[np.int64], shapes: NDArray[np.int64]) -> Placements:
+    """Placements of pictures of [n, 2] height and width; those that are not turned are rounded to whole pixels."""
+    spans, offsets = matrices[:, (0, 1), (0, 1)], matrices[:, :, 2]
+    pixels = shapes[:, ::-1]
+    start, stop = np.maximum(np.round(offsets), regions[:, :2]), np.minimum(np.round(offsets + spans), regions[:, 2:])
+    first = np.maximum(np.floor((start - offsets) / spans * pixels), 0)
+    last = np.minimum(np.ceil((stop - offsets) / spans * pixels), pixels)
+    visible = ((stop - start).min(1) > 0) & ((last - first).min(1) > 0)
+    scale = (stop - start) / np.where(visible[:, None], last - first, 1)
+    upright = visible & ~matrices[:, (0, 1), (1, 0)].any(1)
+    matrices = matrices.copy()
+    matrices[upright, :, :2] = (np.eye(2) * (scale * pixels)[:, None])[upright]
+    matrices[upright, :, 2] = (start - scale * first)[upright]
+    parts = (
+        np.where(visible[:, None], np.concatenate(ends, 1), 0).astype(np.int64)
+        for ends in ((first, last), (start, stop))
+    )
+    return Placements(regions, matrices, *parts)
 
 
-def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> Placement:
+def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placements: Placements, number: int) -> None:
     """Resample a picture into its region of a sample, bilinearly; what it does not cover becomes grey.
 
     Args:
         canvas: uint8 [h, w, C], edited.
         image: uint8 [H, W, C], at any resolution.
-        placement: where it is wanted.
-
-    Returns:
-        Where it lies: as wanted if it is turned or sheared, else rounded to whole pixels on both sides.
+        placements: of `random_placements`.
+        number: of the picture in them.
     """
-    left, top, right, bottom = placement.region
-    view = canvas[top:bottom, left:right]
+    left, top, right, bottom = region = placements.regions[number].tolist()
+    matrix, view = placements.matrices[number], canvas[top:bottom, left:right]
     if not view.size:
-        return placement
-    if placement.matrix[0, 1] or placement.matrix[1, 0]:
-        _warp(view, image, placement)
-        return placement
-    columns = _crop(placement.matrix[0, 0], placement.matrix[0, 2], left, right, image.shape[1])
-    rows = _crop(placement.matrix[1, 1], placement.matrix[1, 2], top, bottom, image.shape[0])
-    if columns is None or rows is None:
+        return
+    if matrix[0, 1] or matrix[1, 0]:
+        _warp(view, image, matrix, (left, top))
+        return
+    target = placements.targets[number].tolist()
+    if target != region:
         view.fill(GREY)
-        return placement
-    if columns.covered < right - left or rows.covered < bottom - top:
-        view.fill(GREY)
-    cv2.resize(
-        image[rows.source, columns.source],
-        (columns.covered, rows.covered),
-        dst=canvas[rows.target, columns.target],
-        interpolation=cv2.INTER_LINEAR,
-    )
-    return Placement(placement.region, np.array([[columns.span, 0, columns.offset], [0, rows.span, rows.offset]]))
+    x1, y1, x2, y2 = target
+    if x2 > x1:
+        left, top, right, bottom = placements.sources[number].tolist()
+        part, dst = image[top:bottom, left:right], canvas[y1:y2, x1:x2]
+        cv2.resize(part, (x2 - x1, y2 - y1), dst=dst, interpolation=cv2.INTER_LINEAR)
 
 
-class _Crop(NamedTuple):
-    """The part of one axis of a picture that is seen, and the part of the sample that shows it."""
-
-    source: slice
-    target: slice
-    span: float
-    """Pixels of the sample that the whole axis of the picture would cover."""
-    offset: float
-    """Pixel of the sample where the axis starts."""
-
-    @property
-    def covered(self) -> int:
-        return self.target.stop - self.target.start
-
-
-def _crop(span: float, offset: float, low: int, high: int, pixels: int) -> _Crop | None:
-    """Part of an axis with so many pixels that lies between `low` and `high`, in whole pixels; None: nothing."""
-    start, stop = max(round(offset), low), min(round(offset + span), high)
-    if stop <= start:
-        return None
-    first = max(math.floor((start - offset) / span * pixels), 0)
-    last = min(math.ceil((stop - offset) / span * pixels), pixels)
-    if last <= first:
-        return None
-    scale = (stop - start) / (last - first)
-    return _Crop(slice(first, last), slice(start, stop), scale * pixels, start - scale * first)
-
-
-def _warp(view: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement) -> None:
-    """Draw a turned or sheared picture into `view`, the part of a sample that is its region."""
-    linear = placement.matrix[:, :2] / image.shape[1::-1]
+def _warp(
+    view: NDArray[np.uint8], image: NDArray[np.uint8], matrix: NDArray[np.float64], corner: tuple[int, int]
+) -> None:
+    """Draw a turned or sheared picture into `view`, the part of a sample that begins at `corner`."""
+    linear = matrix[:, :2] / image.shape[1::-1]
     # OpenCV's 0, 0 is the centre of the first pixel; here it is its corner.
-    offset = placement.matrix[:, 2] + linear.sum(1) / 2 - 0.5 - placement.region[:2]
+    offset = matrix[:, 2] + linear.sum(1) / 2 - 0.5 - corner
     cv2.warpAffine(
         image,
         np.column_stack([linear, offset]),
@@ -297,23 +311,23 @@ def _warp(view: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placemen
     )
 
 
-def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Placement]) -> NDArray[np.float64]:
-    """Boxes of the pictures of a sample, clipped to their regions; what a cut has left of no use is dropped.
+def move_boxes(
+    boxes: NDArray[np.float32], owners: NDArray[np.int64], placements: Placements
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Boxes of pictures in their samples, clipped to their regions; what a cut has left of no use is dropped.
 
     An ignored box, of class < 0, is kept as long as anything is left: a part of a crowd is a crowd.
 
     Args:
-        labels: for each picture [n, 5]: class, cx, cy, w, h as shares of the picture.
-        placements: where each picture lies.
+        boxes: [n, 5]: class, cx, cy, w, h as shares of the picture.
+        owners: [n], number of the picture of each box.
+        placements: of the pictures.
 
     Returns:
         [m, 5]: class, x1, y1, x2, y2 in pixels of the sample. The box of a turned picture is the box around the four
-        corners of the box in the picture.
+        corners of the box in the picture. And [n], True for the m boxes that are kept.
     """
-    counts = [len(part) for part in labels]
-    boxes = np.concatenate(labels).astype(np.float64)
-    matrix = np.repeat([placement.matrix for placement in placements], counts, 0)  # [n, 2, 3]
-    region = np.repeat([placement.region for placement in placements], counts, 0)  # [n, 4]
+    boxes, matrix, region = boxes.astype(np.float64), placements.matrices[owners], placements.regions[owners]
     half = boxes[:, 3:] / 2
     low, high = np.clip([boxes[:, 1:3] - half, boxes[:, 1:3] + half], 0, 1)  # the part inside the picture
     centre = (matrix[:, :, :2] * ((low + high) / 2)[:, None]).sum(2) + matrix[:, :, 2]
@@ -323,4 +337,4 @@ def move_boxes(labels: Sequence[NDArray[np.float32]], placements: Sequence[Place
     keep = (sides.min(1) >= MIN_SIDE) & (sides.max(1) <= MAX_ASPECT * sides.min(1))
     keep &= sides.prod(1) >= MIN_AREA * 4 * half.prod(1)
     keep |= (boxes[:, 0] < 0) & (sides.min(1) > 0)
-    return np.concatenate([boxes[:, :1], low, high], 1)[keep]
+    return np.concatenate([boxes[:, :1], low, high], 1)[keep], keep

@@ -1,7 +1,8 @@
 """Samples and batches for the network: uint8 pictures and normalised targets, the same whatever number of workers.
 
-What a sample is made of depends on the seed, the epoch, its position and its size only. All of these travel with each
-request to the worker, so workers that live for the whole training see the epoch change.
+What a sample is made of depends on the seed, the epoch, its position, its size and its partners only. All of these
+travel with each request to the worker, so workers that live for the whole training see the epoch change. The samples of
+a batch are made together, since small operations on arrays cost the same for one picture as for all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, chain, islice
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.data import augment as variation
-from utils.data.augment import Augmentation
-from utils.data.images import Channels, Fit, FitMode, Image, Size, inner_size, paste, place
+from utils.data.augment import Augmentation, Tile
+from utils.data.images import Channels, Fit, FitMode, Size, fitted_sizes, inner_size, paste, place
 from utils.data.index import Boxes, Index
 from utils.data.store import CacheKind, PictureStore
 from utils.errors import SuiteError
+
+POOL = 64
+"""Pictures that mosaics are made of at a time."""
 
 
 class Request(NamedTuple):
@@ -36,6 +41,8 @@ class Request(NamedTuple):
     epoch: int
     position: int
     size: Size
+    partners: Sequence[int] = ()
+    """Positions that the other pictures of a mosaic and mixup are from; empty: all."""
 
 
 def cut_batches(positions: list[int], batch_size: int, *, least: int = 1) -> list[list[int]]:
@@ -49,6 +56,21 @@ def cut_batches(positions: list[int], batch_size: int, *, least: int = 1) -> lis
         few = batches.pop()
         batches[-1] += few
     return batches
+
+
+def partners(order: Sequence[int], start: int, count: int) -> Sequence[int]:
+    """Pictures of which the mosaics of a batch are made: POOL consecutive ones of an epoch, or the batch if larger.
+
+    If they were from the whole data set, a picture would be decoded four times an epoch. Every POOL-th picture begins
+    another pool, so consecutive batches share one.
+
+    Args:
+        order: positions of the epoch.
+        start: of the batch in it.
+        count: pictures in the batch.
+    """
+    first = max(min(start - start % POOL, len(order) - POOL), 0)
+    return order[first : max(first + POOL, start + count)]
 
 
 def rectangle(shapes: NDArray[np.int64], side: int, stride: int) -> Size:
@@ -148,86 +170,106 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, request: Request | int) -> Sample:
         if not isinstance(request, Request):
             request = Request(self.epoch, int(request), self.size)
-        return self._sample(request, np.empty((self.channels, *request.size), np.uint8))
+        planes = np.empty((1, self.channels, *request.size), np.uint8)
+        boxes, _, fits = self._samples([request], planes)
+        return Sample(planes[0], *_split_ignored(boxes), request.position, fits[0])
 
     def __getitems__(self, requests: Sequence[Request]) -> Batch | SuiteError:
         """The samples of a batch. An error is returned: raised in a worker it would arrive wrapped in a traceback."""
         images = torch.empty((len(requests), self.channels, *requests[0].size), dtype=torch.uint8)
         try:
-            samples = list(map(self._sample, requests, images.numpy()))
+            boxes, numbers, fits = self._samples(requests, images.numpy())
         except SuiteError as error:
             return error
-        targets, ignored = _numbered([one.targets for one in samples]), _numbered([one.ignored for one in samples])
-        positions = torch.tensor([sample.position for sample in samples])
-        return Batch(images, targets, ignored, positions, tuple(sample.fit for sample in samples))
+        boxes = np.column_stack([numbers.astype(np.float32), boxes])
+        targets, ignored = map(torch.from_numpy, _split_ignored(boxes))
+        return Batch(images, targets, ignored, torch.tensor([request.position for request in requests]), fits)
 
-    def _sample(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
-        """A sample whose picture is drawn into `planes`, uint8 [C, h, w]."""
-        if self.augment is None:
-            return self._plain(request, planes)
-        augment = self.augment
-        if self.plain_from is not None and request.epoch >= self.plain_from:
-            augment = replace(augment, mosaic=0.0, mixup=0.0)
-        return self._varied(request, augment, planes)
+    def _samples(
+        self, requests: Sequence[Request], images: NDArray[np.uint8]
+    ) -> tuple[Boxes, NDArray[np.int64], tuple[Fit | None, ...]]:
+        """Boxes of samples with the number of the sample of each, and fits; pictures are drawn into `images`.
 
-    def _place(self, position: int, size: Size) -> Fit:
-        height, width = self.index.shapes[position].tolist()
-        return place((height, width), size, self.mode)
-
-    def _plain(self, request: Request, planes: NDArray[np.uint8]) -> Sample:
-        placed = self._place(request.position, request.size)
-        image = paste(self.store.read(request.position), placed)
-        targets = self._boxes(request.position)
-        # In pixels of the input, then as shares of it.
-        targets[:, 1:] *= inner_size(placed)[::-1] * 2
-        targets[:, 1:3] += placed.left, placed.top
-        targets[:, 1:] /= request.size[::-1] * 2
-        cv2.split(image, list(planes))
-        return Sample(planes, *_split_ignored(targets), request.position, placed)
-
-    def _varied(self, request: Request, augment: Augmentation, planes: NDArray[np.uint8]) -> Sample:
-        rng = variation.sample_generator(self.seed, request.epoch, request.position)
-        image, boxes = self._composed(rng, augment, request.position, request.size)
-        if rng.random() < augment.mixup:
-            other, more = self._composed(rng, augment, int(rng.integers(len(self))), request.size)
-            image, boxes = variation.blend(rng, image, other), np.concatenate([boxes, more])
-        image, boxes = variation.flip(rng, augment, image, boxes)
-        variation.jitter_colours(rng, augment, image, planes)
-        if rng.random() < augment.fence:
-            variation.hide_behind_fence(rng, planes)
-        return Sample(planes, *_split_ignored(_as_shares(boxes, request.size)), request.position, None)
-
-    def _composed(
-        self, rng: Generator, augment: Augmentation, position: int, size: Size
-    ) -> tuple[Image, NDArray[np.float64]]:
-        """A picture, or a mosaic of it and three others, and their boxes [n, 5]: class, x1, y1, x2, y2 in pixels.
-
-        Ignored boxes among them are marked.
+        Args:
+            requests: of one epoch and size.
+            images: uint8 [B, C, h, w].
         """
-        positions, regions = [position], [(0, 0, size[1], size[0])]
-        if rng.random() < augment.mosaic:
-            positions += rng.integers(len(self), size=3).tolist()
-            regions = list(variation.mosaic_regions(rng, size))
-        canvas = np.empty((*size, self.channels), np.uint8)
-        placements = []
-        for at, region in zip(positions, regions, strict=True):
-            placement = variation.random_placement(rng, augment, inner_size(self._place(at, size)), region, size)
-            placements.append(variation.draw(canvas, self.store.read(at), placement))
-        return canvas, variation.move_boxes([self._boxes(at) for at in positions], placements)
+        if self.augment is None:
+            return self._plain(requests, images)
+        augment = self.augment
+        if self.plain_from is not None and requests[0].epoch >= self.plain_from:
+            augment = replace(augment, mosaic=0.0, mixup=0.0)
+        return *self._varied(requests, augment, images), (None,) * len(requests)
 
-    def _boxes(self, position: int) -> Boxes:
-        """Labels and marked ignored boxes of a picture, so that both are moved alike."""
-        return np.concatenate([self.index.labels[position], _marked(self.index.ignored[position])])
+    def _plain(
+        self, requests: Sequence[Request], images: NDArray[np.uint8]
+    ) -> tuple[Boxes, NDArray[np.int64], tuple[Fit | None, ...]]:
+        fits = []
+        positions, sides = np.array([request.position for request in requests]), requests[0].size[::-1]
+        for position, planes in zip(positions.tolist(), images, strict=True):
+            height, width = self.index.shapes[position].tolist()
+            fits.append(place((height, width), requests[0].size, self.mode))
+            cv2.split(paste(self.store.read(position), fits[-1]), list(planes))
+        boxes, owners = self._boxes(positions)
+        # In pixels of the input, then as shares of it.
+        boxes[:, 1:] *= np.array([inner_size(fit)[::-1] * 2 for fit in fits])[owners]
+        boxes[:, 1:3] += np.array([(fit.left, fit.top) for fit in fits])[owners]
+        boxes[:, 1:] /= sides * 2
+        return boxes, owners, tuple(fits)
+
+    def _varied(
+        self, requests: Sequence[Request], augment: Augmentation, images: NDArray[np.uint8]
+    ) -> tuple[Boxes, NDArray[np.int64]]:
+        size = requests[0].size
+        self.store.hold(requests[0].partners)
+        rngs = [variation.sample_generator(self.seed, request.epoch, request.position) for request in requests]
+        scenes = [self._scenes(rng, augment, request) for rng, request in zip(rngs, requests, strict=True)]
+        tiles = [tile for sample in scenes for scene in sample for tile in scene]
+        positions = np.array([tile.position for tile in tiles])
+        fitted = fitted_sizes(self.index.shapes[positions], size, self.mode)
+        placements = variation.random_placements(augment, tiles, fitted, self.store.shapes[positions], size)
+        numbers, flips = iter(range(len(tiles))), []
+        *canvases, scratch = np.empty((3, *size, self.channels), np.uint8)
+        for rng, sample, planes in zip(rngs, scenes, images, strict=True):
+            for scene, canvas in zip(sample, canvases, strict=False):
+                for tile in scene:
+                    variation.draw(canvas, self.store.read(tile.position), placements, next(numbers))
+            image = canvases[0] if len(sample) == 1 else variation.blend(rng, *canvases)
+            flips.append(variation.random_flips(rng, augment))
+            variation.jitter_colours(rng, augment, image, planes, scratch)
+            variation.flip_planes(planes, flips[-1])
+            if rng.random() < augment.fence:
+                variation.hide_behind_fence(rng, planes)
+        boxes, owners = self._boxes(positions)
+        moved, keep = variation.move_boxes(boxes, owners, placements)
+        samples = np.repeat(np.arange(len(scenes)), [sum(map(len, sample)) for sample in scenes])[owners[keep]]
+        return _as_shares(variation.flip_boxes(moved, np.array(flips)[samples], size), size), samples
+
+    def _scenes(self, rng: Generator, augment: Augmentation, request: Request) -> list[list[Tile]]:
+        """A picture or a mosaic, and what is blended with it, if anything."""
+        partners = request.partners or range(len(self))
+        scenes = [variation.random_tiles(rng, augment, request.position, partners, request.size)]
+        if rng.random() < augment.mixup:
+            other = partners[int(rng.integers(len(partners)))]
+            scenes.append(variation.random_tiles(rng, augment, other, partners, request.size))
+        return scenes
+
+    def _boxes(self, positions: NDArray[np.int64]) -> tuple[Boxes, NDArray[np.int64]]:
+        """Labels and marked ignored boxes of pictures, so that both are moved alike, and the picture of each box."""
+        labels, owners = self.index.labels.gather(positions)
+        ignored, others = self.index.ignored.gather(positions)
+        return np.concatenate([labels, _marked(ignored)]), np.concatenate([owners, others])
 
 
 def _marked(boxes: Boxes) -> Boxes:
-    """Ignored boxes with -1 - c for their class c, or the class again."""
-    return np.concatenate([-1 - boxes[:, :1], boxes[:, 1:]], 1)
+    """Ignored boxes [n, 5 or 6] with -1 - c for their class c, or the class again; before it may be a number."""
+    boxes[:, -5] = -1 - boxes[:, -5]
+    return boxes
 
 
 def _split_ignored(boxes: Boxes) -> tuple[Boxes, Boxes]:
     """Labels and ignored boxes: the parts that `_boxes` puts together."""
-    ignored = boxes[:, 0] < 0
+    ignored = boxes[:, -5] < 0
     return boxes[~ignored], _marked(boxes[ignored])
 
 
@@ -235,12 +277,6 @@ def _as_shares(boxes: NDArray[np.float64], size: Size) -> Boxes:
     """Class, x1, y1, x2, y2 in pixels → class, cx, cy, w, h as shares of the input."""
     low, high, sides = boxes[:, 1:3], boxes[:, 3:], size[::-1]
     return np.concatenate([boxes[:, :1], (low + high) / 2 / sides, (high - low) / sides], 1).astype(np.float32)
-
-
-def _numbered(boxes: Sequence[Boxes]) -> Tensor:
-    """[n, 5] of every picture → [N, 6] with the number of the picture before them."""
-    numbers = np.repeat(np.arange(len(boxes), dtype=np.float32), [len(part) for part in boxes])
-    return torch.from_numpy(np.column_stack([numbers, np.concatenate(boxes)]))
 
 
 class BatchPlan:
@@ -274,13 +310,16 @@ class BatchPlan:
         batches = self._ordered()
         if not self.shuffle:
             return map(self._requests, batches[self.rank :: self.processes])
-        return (self._requests(batch)[self.rank :: self.processes] for batch in batches[self.skip :])
+        order = list(chain.from_iterable(batches))
+        numbered = islice(zip(accumulate(map(len, batches), initial=0), batches, strict=False), self.skip, None)
+        requests = (self._requests(batch, partners(order, start, len(batch))) for start, batch in numbered)
+        return (part[self.rank :: self.processes] for part in requests)
 
-    def _requests(self, positions: list[int]) -> list[Request]:
+    def _requests(self, positions: list[int], pool: Sequence[int] = ()) -> list[Request]:
         dataset, size = self.dataset, self.dataset.size
         if dataset.stride is not None:
             size = rectangle(dataset.index.shapes[positions], max(size), dataset.stride)
-        return [Request(dataset.epoch, position, size) for position in positions]
+        return [Request(dataset.epoch, position, size, pool) for position in positions]
 
     def _ordered(self) -> list[list[int]]:
         shapes, rectangular = self.dataset.index.shapes, self.dataset.stride is not None

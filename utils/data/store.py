@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -33,7 +34,7 @@ from utils.errors import DataError, ResourceError
 from utils.files import atomic_path, regular_file
 
 CacheKind = Literal["ram", "disk"]
-MAGIC = b"DKPIXEL2"
+MAGIC = b"DKPIXEL3"
 """First bytes of a file; the last of them is the version of this format."""
 HEADER_SIZE = 44
 """Bytes of MAGIC, 32 bytes of key, and CRC-32 of the pixels."""
@@ -43,8 +44,6 @@ BLOCK = 1 << 24
 """Bytes of pixels checked between two steps of the progress bar."""
 FREE_SHARE = 0.9
 """Share of the free memory or disk that pictures may take."""
-LEAST_SPARE = 2
-"""A JPEG is decoded at a fraction of its sides only if that is still this many times the size wanted."""
 STALE = 3600.0
 """Seconds after which an unfinished file was left by a process that was killed: one at work writes all the time."""
 
@@ -97,8 +96,8 @@ class PictureStore:
         channels: 3 for RGB, 1 for grey.
         size: height and width of the input.
         mode: how a picture is fitted to it.
-        exact: pictures are as `fit` would make them of the whole picture; otherwise large JPEGs may be decoded at a
-            fraction of their size.
+        exact: pictures are as `fit` would make them of the whole picture. Otherwise, a JPEG is decoded at a half, a
+            quarter or an eighth of its sides where these are not below the fitted size.
     """
 
     def __init__(
@@ -109,6 +108,7 @@ class PictureStore:
         self.shapes = np.where((fitted <= index.shapes).all(1, keepdims=True), fitted, index.shapes)
         """[N, 2], height and width of the pictures that `read` returns."""
         self._kept: KeptPictures | None = None
+        self._held: dict[int, Image | None] = {}
 
     def keep(self, kind: CacheKind, folder: Path | None = None) -> None:
         """Decode all pictures once. Where they cannot be kept, one line says so, and they are decoded when needed.
@@ -143,15 +143,26 @@ class PictureStore:
         Raises:
             PictureError: it cannot be read (any more).
         """
-        return self._decoded(position) if self._kept is None else self._kept.image(position)
+        if self._kept is not None:
+            return self._kept.image(position)
+        image = self._held.get(position)
+        if image is None:
+            image = self._decoded(position)
+            if position in self._held:
+                self._held[position] = image
+        return image
+
+    def hold(self, positions: Sequence[int]) -> None:
+        """From now on, hold what is decoded of these positions: of mosaics each is needed several times."""
+        self._held = {position: self._held.get(position) for position in positions}
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that is not forked, and decodes for itself."""
-        return {**vars(self), "_kept": None}
+        return {**vars(self), "_kept": None, "_held": {}}
 
     def _decoded(self, position: int) -> Image:
         height, width = self.shapes[position].tolist()
-        spare = (self.index.shapes[position] / (height, width)).min() / LEAST_SPARE
+        spare = (self.index.shapes[position] / (height, width)).min()
         shrink: Shrink = 1 if self.exact else next((by for by in (8, 4, 2) if spare >= by), 1)
         image = read_image(self.index.images[position], self.channels, shrink=shrink)
         if image.shape[:2] == (height, width):

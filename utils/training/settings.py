@@ -287,7 +287,12 @@ class RunFlags:
         "front of heads",
         choices=AMP,
     )
-    workers: int = flag(2, "processes that read", type=worker_count, metavar="N")
+    workers: int | None = flag(
+        None,
+        "processes that read pictures (default: one a core, shared by the processes of torchrun, at most 8)",
+        type=worker_count,
+        metavar="N",
+    )
     tensorboard: bool = flag(False, "write events for TensorBoard into the run directory")
     json: bool = flag(False, "print one JSON document")
 

@@ -40,6 +40,7 @@ from utils.distillation.matching import rebased
 from utils.distillation.strategies import Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import DataError, InputError, SuiteError
+from utils.flags import default_workers
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import quantize
 from utils.report import plots
@@ -375,7 +376,7 @@ def loaders(plan: TrainPlan, train: Index, valid: Index | None, team: Team) -> t
         return make_loader(
             dataset,
             settings.batch_size,
-            workers=settings.workers,
+            workers=default_workers() if settings.workers is None else settings.workers,
             shuffle=augment is not None,
             share=(team.rank, team.size),
             device=team.device,
