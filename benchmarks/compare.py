@@ -120,6 +120,8 @@ def network_files(network: Named) -> RuntimeFiles:
     text = network.file
     cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
     files = choose_runtime(cfg_file.load(cfg) if cfg else None, weights, None)
+    if files.suppressed:
+        raise InputError(f"{weights}: ends in NMS at its own thresholds, which lowers AP; export it without --nms")
     log(*files.notes)
     return files
 

@@ -1,6 +1,6 @@
 """Print the objects in a picture: the three files of `export.py --format ncnn` in ncnn.
 
-pip install ncnn opencv-python
+pip install ncnn 'opencv-python>=4.7'
 python ncnn_client.py model.ncnn.param picture.jpg
 """
 

@@ -1,6 +1,6 @@
 """Print the objects in a picture: an ONNX file of export.py in onnxruntime, with raw heads, --decode or --nms.
 
-pip install onnxruntime opencv-python
+pip install onnxruntime 'opencv-python>=4.7'
 python onnxruntime_client.py model.onnx picture.jpg
 """
 

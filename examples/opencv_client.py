@@ -1,6 +1,6 @@
 """Print the objects in a picture: a file of `export.py --decode` or `--format darknet` in OpenCV's dnn module.
 
-pip install opencv-python
+pip install 'opencv-python>=4.7'
 python opencv_client.py model.onnx picture.jpg classes.names
 python opencv_client.py model.weights picture.jpg classes.names    # with model.cfg beside it; OpenCV 4 only
 """

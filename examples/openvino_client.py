@@ -1,6 +1,6 @@
 """Print the objects in a picture: a file of `export.py --format openvino` in OpenVINO, with raw heads or --decode.
 
-pip install openvino opencv-python
+pip install openvino 'opencv-python>=4.7'
 python openvino_client.py model.xml picture.jpg
 """
 

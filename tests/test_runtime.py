@@ -19,6 +19,7 @@ import torch
 
 import detect
 import export
+from benchmarks.compare import network_files
 from tests.nets import HEAD, TINY, one_head, refused, tiny
 from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_IMPORTER, NEEDS_OPENVINO, eager
 from tests.test_models import lively
@@ -33,7 +34,7 @@ from utils.model_files import ModelFiles
 from utils.runtime import engines
 from utils.runtime import engines as load_module
 from utils.runtime.choice import KINDS as KINDS_OF
-from utils.runtime.choice import RuntimeFiles, choose_runtime
+from utils.runtime.choice import Named, RuntimeFiles, choose_runtime
 from utils.runtime.engines import ENGINES, Engine, ForeignModel, load, onnxruntime_engine, opencv_onnx_engine
 from utils.runtime.exported import picture, read_onnx, reference, sample
 
@@ -280,6 +281,11 @@ def test_what_a_runtime_cannot_do_is_refused_in_one_line(request, folder, call, 
 def test_flags_that_nms_in_a_file_cannot_follow_are_refused(request, call, flag):
     with refused(InputError, re.escape(flag)):
         request.getfixturevalue(call)("--weights", "nms.onnx", flag, *(("benchmark",) if flag == "--task" else ()))
+
+
+def test_benchmarks_do_not_compare_a_file_that_ends_in_nms(folder):
+    with refused(InputError, r"nms\.onnx: ends in NMS at its own thresholds, which lowers AP"):
+        network_files(Named("nms", "nms.onnx", None))
 
 
 @pytest.mark.parametrize("file", ["a.pt", "a.onnx", "a.ncnn.param"])
