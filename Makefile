@@ -1,5 +1,5 @@
 # make demo    draws a picture set, trains a small detector on it, compresses it to an int8 file and makes a page about
-#              it all (six to thirteen minutes); killed, it goes on where it was
+#              it all (eight minutes of CPU time); killed, it goes on where it was
 # make test    runs the tests
 # make lint    runs the linter and the format check
 # make setup   only builds .venv with what the scripts need
@@ -56,8 +56,6 @@ demo: $(VENV)/.export.stamp
 	$(RUN) compress.py --cfg $(DEMO_CFG) --data $(DEMO)/data/toy.data $(DEMO_FLAGS) --project $(DEMO) --name journey
 	@rm -rf $(DEMO)/detect
 	$(RUN) detect.py --weights $(DEMO)/journey/int8/model.onnx --source "$(DEMO)/data/images/val_0000*.jpg" --output $(DEMO)/detect
-	$(RUN) -m benchmarks.compare --time --data $(DEMO)/data/toy.data trained=$(DEMO)/journey/float/model.onnx \
-	    "pruned, 8 bits=$(DEMO)/journey/int8/model.onnx"
 	@echo "pictures with boxes: $(DEMO)/detect; the page: $(DEMO)/journey/report/report.html"
 
 # One thread in each of the workers of pytest-xdist: more would fight for the same cores.
