@@ -42,7 +42,7 @@ PROJECT = "runs/detect"
 FOURCC = "mp4v"
 QUIT_KEYS = frozenset({27, ord("q")})
 """Escape and q end --view-img."""
-seconds = cli.bounded(cli.number, lambda value: value > 0, "is not above 0")
+seconds = cli.bounded(cli.number, lambda value: value > 0, " is not above 0")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

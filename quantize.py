@@ -18,7 +18,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.model_files import choose_model
-from utils.quantization.scheme import check
+from utils.quantization.scheme import check, export_command
 from utils.quantization.settings import QuantRequest, SchemeFlags
 from utils.report.run_dir import RunDirectory, check_run
 
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint, document = quantize_network(request, command)
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until("model.cfg") as folder:
         folder.describe(args=vars(args))
+        flags = {"img_size": args.img_size, "stretch": args.mode == "stretch"}
+        document["next"] = export_command(request.scheme, args.data, str(folder.file("model.pt")), **flags)
         document = write(folder, checkpoint, document)
     print_json(document) if args.json else print("\n".join(lines(document)))
 

@@ -197,13 +197,13 @@ def _resumed(folder: Path, given: Mapping[str, Any]) -> TrainPlan:
 
 def _summary(document: Mapping[str, Any]) -> str:
     if document["map50"] is None:
-        return f"{document['epochs']} epochs, none evaluated\n{document['best']}"
+        return f"{document['epochs']} epochs, none evaluated\n{document['best']}\nnext: {document['next']}"
     score = f"AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
     lines = [f"best of {document['epochs']} epochs is {document['best_epoch']}: {score}"]
     if count := document["median_epochs"]:
         values = document["median_map50"], document["median_map50_95"]
         lines.append("median of the last {}: AP50 {:.4f}, AP50-95 {:.4f}".format(count, *values))
-    return "\n".join([*lines, document["best"]])
+    return "\n".join([*lines, document["best"], f"next: {document['next']}"])
 
 
 if __name__ == "__main__":

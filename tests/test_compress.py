@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -338,8 +339,11 @@ all: {batch-size: 4, workers: 1}
 stages:
   train: {script: train, epochs: 2, device: 7}
   prune: {script: slim_prune, percent: 0.3, no-test: true}
-  tune: {script: train, epochs: 2}
+  tune: {script: train, epochs: 2, teacher: train}
+  quantize: {script: quantize, calib: 4}
+  int8: {script: export, int8: true}
 """
+NEXT = "slim_prune.py train.py quantize.py export.py test.py"
 
 
 @pytest.mark.parametrize("suffix", [".weights", ".pt"])
@@ -356,19 +360,23 @@ def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_pat
     output = capsys.readouterr()
     assert "epochs: train 2, tune 2; 4 in all" in output.err and "--device 7" not in output.out
     commands = [line.split() for line in output.out.splitlines()]
-    assert ["-pt" in command for command in commands] == [True, False, False]
-    assert [value(command, "--workers") for command in commands] == ["0", None, "0"]
-    assert [value(command, "--device") for command in commands] == ["cpu"] * 3
+    assert ["-pt" in command for command in commands] == [True, *[False] * 4]
+    assert [value(command, "--workers") for command in commands] == ["0", None, "0", None, None]
+    assert [value(command, "--device") for command in commands] == [*["cpu"] * 4, None]
     for _ in range(2):
         compress.main([*flags, *public])
         output = capsys.readouterr()
         left = [line.rpartition(" s, ")[2] for line in output.err.splitlines() if line.startswith("epoch ")]
-        assert (not left) == output.err.startswith("stage 1 of 3, train: is done")
+        assert (not left) == ("stage 1 of 5, train: is done" in output.err)
         assert re.sub("[0-9]+ s", "T", "; ".join(left[::2])) in (
             "",
             "T left, about T with the trainings after it; T left",
         )
         made = json.loads(output.out)
+        coming = [shlex.split(stage["document"]["next"]) for stage in made["stages"]]
+        assert " ".join(script for _, script, *_ in coming) == NEXT
+        for _, script, *words in coming:
+            compress.check_stage(script.removesuffix(".py"), words)
         lineage = read_checkpoint(Path(made["stages"][0]["made"]))["lineage"]
         assert [entry["path"] for entry in lineage] == public[1:] and made["report"].endswith("r-d/cpu")
     with pytest.raises(InputError, match=r"holds another journey, whose stage train is .* -pt "):

@@ -296,16 +296,16 @@ def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
 
 def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
     flags = ("--percent", "0.5", "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0")
-    slim_prune.main([*files, *flags, "--project", str(tmp_path / "a b")])
+    slim_prune.main([*files, *flags, "--project", str(tmp_path / "a b"), "--img_size", "32"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["original", "masked", "constants", "pruned"]
-    assert lines[6].startswith("ms: forward pass of one picture, 64 × 64") and "rounds" in lines[6]
+    assert lines[6].startswith("ms: forward pass of one picture, 32 × 32") and "rounds" in lines[6]
     assert lines[7].startswith("certificate: pruned = masked to ")
     assert lines[8].startswith("advised: ") and "train.py -sr" in lines[9]
     run = tmp_path / "a b" / "exp"
     assert lines[10] == (
         f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
-        f"--data {folder / 'd.data'}"
+        f"--data {folder / 'd.data'} --img_size 32 --t_cfg {files[1]} --t_weights {files[3]} --epochs 50"
     )
 
 

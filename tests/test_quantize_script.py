@@ -225,4 +225,6 @@ def test_the_table_for_people_names_the_worst_layers(files, folder, tmp_path, ca
     quantize.main([*files, "--data", str(folder / "d.data"), "--project", str(tmp_path / "runs"), "--keep-float", "1"])
     out = capsys.readouterr().out
     assert "worst layers" in out and "AP50-95" in out and "alone, dB" in out
-    assert out.splitlines()[-1].startswith("written: ") and "float: blocks " in out
+    *_, written, coming = out.splitlines()
+    assert written.startswith("written: ") and "float: blocks " in out and "AP50 changes by " in out
+    assert coming == f"next: python export.py --weights {written.split()[1]} --int8"

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
@@ -115,14 +116,10 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Values of the flags that a command line has, by their names, without those that have their default."""
-        defaults = [(action, action.default) for action in self._actions]
-        for action, _ in defaults:
-            action.default = argparse.SUPPRESS
-        try:
-            return vars(self.parse_args(args))
-        finally:
-            for action, default in defaults:
-                action.default = default
+        unset = object()
+        names = dict.fromkeys((action.dest for action in self._actions), unset)
+        parsed = vars(self.parse_args(args, argparse.Namespace(**names)))
+        return {name: value for name, value in parsed.items() if value is not unset}
 
     def knows(self, flag: str) -> bool:
         """Whether a flag, with its dashes, is one of this script."""
@@ -222,19 +219,19 @@ def bounded(kind: Callable[[str], N], allows: Callable[[N], bool], refusal: str)
 
     def parse(text: str) -> N:
         if not allows(value := kind(text)):
-            raise argparse.ArgumentTypeError(f"{text} {refusal}")
+            raise argparse.ArgumentTypeError(f"{text}{refusal}")
         return value
 
     return parse
 
 
-positive_int = bounded(integer, lambda value: value >= 1, "is below 1, the smallest allowed")
-non_negative_int = bounded(integer, lambda value: value >= 0, "is below 0, the smallest allowed")
-image_side = bounded(integer, lambda value: 1 <= value <= LARGEST_SIDE, f"is outside 1..{LARGEST_SIDE} pixels")
-fraction = bounded(number, lambda value: 0 <= value < 1, "is outside 0 <= value < 1")
-share = bounded(number, lambda value: 0 < value < 1, "is outside 0 < value < 1")
-threshold = bounded(number, lambda value: 0 <= value <= 1, "is outside 0 <= value <= 1")
-points = bounded(number, lambda value: 0 < value <= 100, "is outside 0 < value <= 100")
+positive_int = bounded(integer, lambda value: value >= 1, " is below 1, the smallest allowed")
+non_negative_int = bounded(integer, lambda value: value >= 0, " is below 0, the smallest allowed")
+image_side = bounded(integer, lambda value: 1 <= value <= LARGEST_SIDE, f" is outside 1..{LARGEST_SIDE} pixels")
+fraction = bounded(number, lambda value: 0 <= value < 1, " is outside 0 <= value < 1")
+share = bounded(number, lambda value: 0 < value < 1, " is outside 0 < value < 1")
+threshold = bounded(number, lambda value: 0 <= value <= 1, " is outside 0 <= value <= 1")
+points = bounded(number, lambda value: 0 < value <= 100, " is outside 0 < value <= 100")
 """Of AP."""
 METAVARS: dict[Callable[[str], float] | None, str] = {
     None: "FILE",
@@ -374,6 +371,26 @@ def one_line(text: str, *, keep_newlines: bool = False) -> str:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
     return "".join(map(shown, text))
+
+
+def dashed(name: str) -> str:
+    """A flag as a command line has it."""
+    return f"-{name}" if name in ("sr", "pt") else f"--{name}"
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags and their values as words of a command; those that are None or False are left out."""
+    words = []
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, list | tuple) else [value] * (value is not True)
+            words += [dashed(name), *map(str, values)]
+    return words
+
+
+def command_of(script: str, **flags: Any) -> str:
+    """A command as it is typed, with flags as of `flag_words`."""
+    return shlex.join(["python", script, *flag_words(flags)])
 
 
 def print_json(document: Mapping[str, Any]) -> None:

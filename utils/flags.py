@@ -14,9 +14,9 @@ from utils.errors import InputError
 MOST_PARALLEL = 256
 """Most threads and most workers that a flag may ask for; with very many PyTorch crashes."""
 MOST_DEFAULT_WORKERS = 8
-parallel = bounded(integer, lambda value: value <= MOST_PARALLEL, f"is above {MOST_PARALLEL}, the most allowed")
-worker_count = bounded(parallel, lambda value: value >= 0, "is below 0, the smallest allowed")
-thread_count = bounded(parallel, lambda value: value >= 1, "is below 1, the smallest allowed")
+parallel = bounded(integer, lambda value: value <= MOST_PARALLEL, f" is above {MOST_PARALLEL}, the most allowed")
+worker_count = bounded(parallel, lambda value: value >= 0, " is below 0, the smallest allowed")
+thread_count = bounded(parallel, lambda value: value >= 1, " is below 1, the smallest allowed")
 Group = argparse._ArgumentGroup
 MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 

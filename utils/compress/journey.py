@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import EPOCHS_AFTER, ProgressBar, log
+from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import ALIASES, SUFFIXES
@@ -83,19 +83,13 @@ class Journey:
         """
         source = self.weights if stage.source is None else str(made[stage.source])
         cfg = self.cfg if stage.source is None else cfg_of(made[stage.source])
-        words = [f"{stage.script}.py", "--data", self.data]
-        words += ["--cfg", str(cfg)] if cfg else []
-        words += ["--weights", source] if source else []
-        words += ["--weights", self.pretrained, "-pt"] if stage.source is None and self.pretrained else []
-        words += ["--img_size", str(self.side)] if self.side else []
+        flags = {"data": self.data, "cfg": cfg, "weights": source, "img_size": self.side}
+        if stage.source is None and self.pretrained:
+            flags |= {"weights": self.pretrained, "pt": True}
         if stage.teacher is not None:
-            teacher = made[stage.teacher]
-            words += ["--t_cfg", str(cfg)] if (cfg := cfg_of(teacher)) else []
-            words += ["--t_weights", str(teacher)]
-        words += stage.flags
-        if stage.script != "test":
-            words += ["--project", str(self.folder), "--name", stage.name, "--exist-ok"]
-        return [*words, "--json"]
+            flags |= {"t_cfg": cfg_of(made[stage.teacher]), "t_weights": made[stage.teacher]}
+        place = {"project": self.folder, "name": stage.name, "exist-ok": True} if stage.script != "test" else {}
+        return [f"{stage.script}.py", *flag_words(flags), *stage.flags, *flag_words(place), "--json"]
 
     def planned(self) -> list[list[str]]:
         """The commands of all stages."""

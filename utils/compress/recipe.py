@@ -25,7 +25,9 @@ from typing import Any
 
 import yaml
 
+from utils.cli import dashed, flag_words
 from utils.errors import InputError
+from utils.export.settings import UNMEASURED
 from utils.files import ROOT, read_text, reading_yaml
 from utils.quantization.scheme import TARGETS
 from utils.training.settings import ScheduleFlags
@@ -52,8 +54,6 @@ INTEGRAL = {"tensorrt": ("tensorrt",), "fpga": ("fpga",)}
 """Formats that are made of quantized networks only, and for which --target these must be quantized."""
 INTEGERS = tuple(name for name in TARGETS if name not in INTEGRAL)
 """--target of the networks that `--int8` takes."""
-UNMEASURED = ("torchscript", "fpga")
-"""Formats whose files test.py does not run."""
 ALLOWED = 10.0
 """Points of AP50 that a training of a trained network may lose."""
 LARGEST_FILE = 1 << 16
@@ -175,14 +175,14 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     _check_shared(path, parts[ALL])
 
     def flags_for(script: str) -> dict[str, Any]:
-        return {key: value for key, value in parts[ALL].items() if knows(script, _dashed(key))}
+        return {key: value for key, value in parts[ALL].items() if knows(script, dashed(key))}
 
     made: list[Stage] = []
     for name, values in stages.items():
         made.append(_stage(path, name, values, made, flags_for))
     for key in parts[ALL]:
-        if not any(knows(stage.script, _dashed(key)) for stage in made):
-            raise InputError(f"{path}: {ALL}: no script of its stages has a flag {_dashed(key)}")
+        if not any(knows(stage.script, dashed(key)) for stage in made):
+            raise InputError(f"{path}: {ALL}: no script of its stages has a flag {dashed(key)}")
     return Recipe(path, tuple(made), tuple(_tokens(f"{path}: {ALL}", flags_for("test"))))
 
 
@@ -273,11 +273,6 @@ def _allow(where: str, script: str, value: Any) -> float | None:
     return float(value)
 
 
-def _dashed(key: str) -> str:
-    """A flag as a command line has it."""
-    return f"-{key}" if key in ("sr", "pt") else f"--{key}"
-
-
 def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
     """Refuse integers of a float network, what cannot begin with a quantized one, and files that nothing here runs."""
     quantized = source is not None and source.quantizes
@@ -316,15 +311,10 @@ def _is_word(name: Any) -> bool:
 
 def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
     """Flags as a command line has them."""
-    tokens = []
     for key, value in flags.items():
-        values = value if isinstance(value, list) else [value]
-        if any(not isinstance(one, str | int | float) for one in values):
+        if any(not isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
             raise InputError(f"{where}: {key}: {value}: a flag is true, a number, a text, or a list of these")
-        if value is False:
-            continue
-        tokens.append(_dashed(key))
-        if key == "hyp" and not Path(str(value)).exists() and (ROOT / str(value)).is_file():
-            values = [ROOT / str(value)]  # a file that the suite brings, wherever compress.py is started
-        tokens += [] if value is True else map(str, values)
-    return tokens
+    hyp = str(flags.get("hyp"))
+    if not Path(hyp).exists() and (ROOT / hyp).is_file():  # one that the suite brings, wherever compress.py is started
+        flags = {**flags, "hyp": ROOT / hyp}
+    return flag_words(flags)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.cli import flag, integer, threshold
+from utils.cli import bounded, flag, integer, threshold
 from utils.data.images import GREY
 from utils.runtime.exported import IMAGE, ExportedFile
 
+UNMEASURED = ("torchscript", "fpga")
+"""Formats whose files test.py does not run."""
 SUFFIXES = {
     "onnx": ".onnx",
     "ncnn": ".ncnn.param",
@@ -56,6 +57,7 @@ GOES_WITH = {
 OPSETS = range(13, 22)
 """Versions of ONNX's operators that onnx 1.16 and onnxruntime 1.18 know, the oldest ones that will do."""
 VERSIONS = f"{OPSETS[0]} to {OPSETS[-1]}"
+operator_version = bounded(integer, OPSETS.__contains__, f": allowed are {VERSIONS}")
 DEFAULT_OPSET = 17
 """Read by onnxruntime and by OpenCV 4.14; all blocks have an operator of their own from 14 on."""
 MISH_FORMS = ("exp", "softplus", "op")
@@ -69,13 +71,6 @@ CLIENTS = {".onnx": "onnxruntime", ".xml": "openvino", ".param": "ncnn", ".weigh
 """Programs in examples/, NAME_client.py, by how the file ends that they run."""
 FITS = {"letterbox": f"as large as fits, centred on a border of {GREY}", "stretch": "stretched to the input"}
 """What is done to a picture, by how it is fitted to the input."""
-
-
-def operator_version(text: str) -> int:
-    """A version of ONNX's operators; argparse type."""
-    if (value := integer(text)) not in OPSETS:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are {VERSIONS}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models import Darknet, fuse
 from utils.checkpoint import load_model, model_document, write_checkpoint
-from utils.cli import input_size, log
+from utils.cli import command_of, input_size, log
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Network
 from utils.darknet.cfg import format_network
@@ -36,7 +36,7 @@ from utils.detection.decode import decode
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import make_fpga
 from utils.export.integers import codes_of
-from utils.export.settings import COMPANIONS, MISH_OPSET, PAIRS, SUFFIXES, ExportSettings
+from utils.export.settings import COMPANIONS, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, prove_tflite, verify
 from utils.files import atomic_path
 from utils.model_files import ModelFiles
@@ -83,7 +83,10 @@ def export(
             run.describe(args=dict(args or {}))
             path = run.file(f"model{SUFFIXES[settings.format]}")
         size = publish(Path(folder), path)
-    return describe(settings, subject.metadata, path, size, proof, facts)
+    document = describe(settings, subject.metadata, path, size, proof, facts)
+    if settings.format not in (*UNMEASURED, *PAIRS):
+        document["next"] = command_of("test.py", data=(args or {}).get("data") or "DATA.data", weights=path)
+    return document
 
 
 def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | None = None) -> Subject:
@@ -207,6 +210,8 @@ def text(document: Mapping[str, Any]) -> str:
         )
     if "command" in document:
         lines.append(document["command"])
+    if "next" in document:
+        lines.append(f"next: {document['next']}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,6 @@ Texts are made from the document of --json, so that both say the same.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -259,8 +258,7 @@ def remarks(document: Document) -> Iterator[str]:
     )
     yield from target_remark(document)
     yield from advice(document)
-    words = ("--cfg", document["cfg"], "--weights", document["weights"], "--data", document["data"] or "DATA.data")
-    yield f"next: python train.py {shlex.join(words)}"
+    yield f"next: {document['next']}"
 
 
 def target_remark(document: Document) -> Iterator[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models import Darknet, fuse, network_input
 from utils.checkpoint import LoadedModel, load_model
-from utils.cli import ProgressBar, input_size, log, print_json
+from utils.cli import ProgressBar, command_of, input_size, log, print_json
 from utils.darknet.blocks import Network, Shortcut
 from utils.darknet.data_file import DataConfig, Source
 from utils.darknet.network import max_stride, picture_channels
@@ -381,6 +381,7 @@ def write(
         document["run_dir"] = str(run.path)
         document |= {key: str(run.file(f"model.{key}")) for key in ("cfg", "weights")}
         document["data"] = str(settings.data.path) if settings.data else None
+        document["next"] = next_step(settings, document)
         run.describe(args=settings.flags)
         bars = report.layer_bars(plan)
         policy = settings.channels and dataclasses.asdict(settings.channels) | {"percent": plan.amount.percent}
@@ -395,6 +396,15 @@ def write(
         names = loaded.names or (settings.data.names if settings.data else tuple(map(str, range(network.classes))))
         report.write_network(run, pruned, names, lineage, report.kept(plan, loaded.kept))
     return document
+
+
+def next_step(settings: PruneSettings, document: Mapping[str, Any]) -> str:
+    """The training that comes next, in which the network before is the teacher."""
+    files = settings.files
+    flags = {"cfg": document["cfg"], "weights": document["weights"], "data": document["data"] or "DATA.data"}
+    t_cfg = files.network.path if files.network and not files.is_checkpoint else None
+    flags |= {"img_size": settings.img_size, "t_cfg": t_cfg, "t_weights": files.weights, "epochs": 50}
+    return command_of("train.py", **flags)
 
 
 def carry_out(pruner: Pruner, removal: Removal) -> tuple[PrunedNetwork, dict[str, Any]]:

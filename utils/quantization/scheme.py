@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from utils.cli import command_of
 from utils.darknet.blocks import (
     Avgpool,
     Block,
@@ -228,6 +229,14 @@ def simulated_only(settings: QuantSettings) -> str:
     if not settings.half_even:
         return "rounds halves away from 0, ONNX to the even neighbour; quantize it with --round-half even"
     return ""
+
+
+def export_command(settings: QuantSettings, data: object, weights: str, **flags: Any) -> str:
+    """The command that exports the integers of a network so quantized, or measures it where no file holds them."""
+    if settings.target != "fpga" and simulated_only(settings):
+        return command_of("test.py", data=data, weights=weights, **flags)
+    form = {"format": settings.target} if settings.target in ("fpga", "tensorrt") else {"int8": True}
+    return command_of("export.py", weights=weights, **form, **flags)
 
 
 def notes(settings: QuantSettings) -> tuple[str, ...]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.cli import flag, points, positive_int, random_seed
+from utils.cli import bounded, flag, integer, points, positive_int, random_seed
 from utils.darknet.data_file import DataConfig
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import BIAS_BITS, LEAST_BITS, MOST_BITS, POLICIES, TARGETS, QuantSettings
 
 BITS = f"{LEAST_BITS} to {MOST_BITS}"
+bit_count = bounded(integer, lambda bits: LEAST_BITS <= bits <= MOST_BITS, f": allowed are {BITS} bits")
 KERNELS = "; ".join(f"{name}: {target.what}" for name, target in TARGETS.items())
 CHOICES = "; ".join(f"{name}: {text}" for name, text in POLICIES.items())
 PICTURES = 128
@@ -27,13 +27,6 @@ OBSERVED: Mapping[str, str] = {
 AUTO = "auto"
 """The one of OBSERVED that leaves least noise in the heads."""
 ENDS = "; ".join(f"{name}: {text}" for name, text in OBSERVED.items())
-
-
-def bit_count(text: str) -> int:
-    """Bits of a code; argparse type."""
-    if not text.isdecimal() or not LEAST_BITS <= int(text) <= MOST_BITS:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are {BITS} bits")
-    return int(text)
 
 
 @dataclass(frozen=True)

@@ -339,9 +339,13 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     if document["before"] is not None:
         pairs = (("float", document["before"]), ("rounded", document["after"]))
         yield text_table(("", "AP50", "AP50-95"), [(name, ap["map50"], ap["map50_95"]) for name, ap in pairs]) + "\n"
+        gain = 100 * (document["map50"]["after"] - document["map50"]["before"])
+        way_out = "; --max-drop P keeps convolutions float until at most P points are lost"
+        yield f"AP50 changes by {gain:+.2f} points{way_out if gain < 0 and document['target'] != 'fpga' else ''}"
     if document["kept"]:
         yield f"float: blocks {', '.join(map(str, document['kept']))}"
     yield f"written: {document['weights']}"
+    yield f"next: {document['next']}"
 
 
 def _cell(key: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models import Darknet, fuse
 from utils.checkpoint import load_model, origin
-from utils.cli import log
+from utils.cli import command_of, log
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import DataConfig
@@ -43,6 +43,7 @@ from utils.errors import DataError, InputError, SuiteError
 from utils.flags import default_workers
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import quantize
+from utils.quantization.scheme import export_command
 from utils.report import plots
 from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, last_epochs, read_results
@@ -113,6 +114,7 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     if record is not None:
         record.finish()
     document = _document(run, progress, evaluation)
+    document["next"] = next_step(plan, document["best"], pruned=start.kept is not None)
     return document | (last_epochs(read_results(run.file("results.csv"))) if team.leads else {})
 
 
@@ -143,6 +145,17 @@ def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | No
         "best": str(run.weights / "best.pt"),
         "last": str(run.weights / "last.pt"),
     }
+
+
+def next_step(plan: TrainPlan, best: str, *, pruned: bool) -> str:
+    """Return the command that comes next: a network is pruned, then quantized, then exported."""
+    settings, data = plan.settings, plan.data.path
+    if settings.quant is not None:
+        return export_command(settings.quant, data, best)
+    if pruned and not settings.sr:
+        return command_of("quantize.py", data=data, weights=best)
+    script = ("normal_prune.py", "slim_prune.py", "layer_prune.py")[settings.prune if settings.sr else 1]
+    return command_of(script, data=data, weights=best, **{"target-macs": 0.5})
 
 
 def _fitted(plan: TrainPlan, train: Index) -> TrainPlan:
