@@ -35,7 +35,7 @@ from utils.darknet.weights import Header
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
-from utils.files import ROOT, regular_file
+from utils.files import ROOT, foreign_errors, regular_file
 from utils.flags import add_device_flags, worker_count
 from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
@@ -81,10 +81,8 @@ def change_of(text: str) -> tuple[str, str, Any]:
     """STAGE.FLAG=VALUE; argparse type."""
     place, equals, value = text.partition("=")
     stage, dot, flag = place.partition(".")
-    try:
+    with foreign_errors(text, "the value is not valid YAML", argparse.ArgumentTypeError):
         content = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        content = None
     if not (equals and dot and stage and flag) or content is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.FLAG=VALUE")
     return stage, flag, content

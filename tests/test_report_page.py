@@ -298,7 +298,7 @@ def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
     [
         (None, "", "no run directory of train.py"),
         ("plan.json", "[1]", "plan.json: names and their values were expected"),
-        ("plan.json", "{", "plan.json: no JSON"),
+        ("plan.json", "{", "plan.json:1: not valid JSON"),
         ("args.yaml", "- 1", "args.yaml: names and their values were expected"),
         ("results.csv", "epoch,map50\n1\n", "results.csv:2: 1 cells"),
     ],

@@ -8,23 +8,22 @@ It is read with `torch.load(weights_only=True)` after the archive was checked; t
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Darknet, load_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
-from utils.darknet.network import adapt_classes, same_network, tensors
-from utils.errors import InputError, WeightsError
-from utils.files import atomic_path, sha256
+from utils.darknet.network import adapt_classes, same_network
+from utils.errors import WeightsError
+from utils.files import atomic_path, foreign_errors, regular_file, sha256
 from utils.foreign import fitted, numpy_types, state_dict
 from utils.model_files import (
     WAY_OUT,
@@ -39,6 +38,37 @@ from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 
 FORMAT = 1
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+"""Of tensors in a file; floating point becomes float32."""
+PLAIN = (bool, int, float, str, dict, list, tuple)
+"""Types of values in a checkpoint, beside tensors and None."""
+MOST_VALUES, MOST_COPIES = 1 << 20, 8
+"""Values of a checkpoint, and size of its tensors in sizes of the file: what holds one thing often is bounded so."""
+
+
+class CheckpointEntry(NamedTuple):
+    """An entry of a checkpoint."""
+
+    kind: type
+    items: type = object
+    """Type of the values in it."""
+    needed: bool = False
+    """False: it may be missing or None."""
+
+
+SCHEMA = {
+    "model": CheckpointEntry(dict, Tensor, needed=True),
+    "cfg": CheckpointEntry(str, needed=True),
+    "names": CheckpointEntry(list, str, needed=True),
+    "ema": CheckpointEntry(dict, Tensor),
+    "adapters": CheckpointEntry(dict, Tensor),
+    "lineage": CheckpointEntry(list, dict),
+    **dict.fromkeys(
+        ("kept", "quantization", "args", "hyp", "plan", "progress", "optimizer", "scaler"), CheckpointEntry(dict)
+    ),
+    "ema_updates": CheckpointEntry(int),
+}
+"""Entries of a checkpoint; `check_state` says which tensors a state dict has. Newer versions may have more entries."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +118,11 @@ def load_model(files: ModelFiles) -> LoadedModel:
     checkpoint = read_checkpoint(files.weights, files.network)
     network, notes = _network_of(checkpoint, files)
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
-    check_state(state, network, files.weights)
-    ancestors = tuple(checkpoint.get("lineage", ()))
+    ancestors = tuple(checkpoint.get("lineage") or ())
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
     names, kept = tuple(checkpoint["names"]) or None, checkpoint.get("kept")
+    if names is not None and len(names) != network.classes:
+        raise WeightsError(f"{files.weights}: {len(names)} names for {network.classes} classes; take another copy")
     made = {key: checkpoint.get(key) or {} for key in ("args", "hyp")}
     return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made)
 
@@ -104,7 +135,7 @@ def without_flips(checkpoint: Mapping[str, Any]) -> bool:
     """
     if hyp := checkpoint.get("hyp"):
         return hyp.get("flip_lr") == hyp.get("flip_ud") == 0
-    weights = [entry for entry in checkpoint.get("lineage", ()) if entry.get("teacher") is None]
+    weights = [entry for entry in (checkpoint.get("lineage") or ()) if entry.get("teacher") is None]
     return bool(weights) and weights[-1].get("no_flip") is True
 
 
@@ -112,15 +143,17 @@ def _with_slots(
     network: Network, state: Mapping[str, Tensor], quantization: Mapping[str, Any] | None, path: Path
 ) -> tuple[Darknet, QuantSettings | None]:
     """The model; a quantized one with its quantizers, which round, and how they do."""
-    if quantization is None:
-        return load_arrays(network, state), None
-    try:
-        settings = QuantSettings(**quantization)
-        model = load_arrays(network, state, lambda model: quantize(model, settings))
-    except (TypeError, ValueError, KeyError, RuntimeError, InputError) as failure:
-        reason = str(failure).splitlines()[0]
-        raise WeightsError(f"{path}: is quantized in a way that is not understood ({reason})") from None
-    set_phase(model, Phase.FROZEN)
+
+    def prepare(model: Darknet) -> None:
+        if settings is not None:
+            quantize(model, settings)
+        check_state(state, model, path)
+
+    with foreign_errors(path, "is quantized in a way that is not understood", WeightsError):
+        settings = None if quantization is None else QuantSettings(**quantization)
+        model = load_arrays(network, state, prepare)
+    if settings is not None:
+        set_phase(model, Phase.FROZEN)
     return model, settings
 
 
@@ -152,14 +185,25 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     return replace(network, net=net), tuple(notes)
 
 
-def check_state(state: Mapping[str, Tensor], network: Network, path: Path) -> None:
-    """Refuse a state dict whose keys or shapes are not those of the network."""
-    for spec in tensors(network):
-        key, expected = spec.key, tuple(spec.shape)
+def check_state(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Refuse a state dict whose keys, shapes or types are not those of a model; counters of batches may be missing.
+
+    Raises:
+        WeightsError: names the first tensor that differs.
+    """
+    expected = model.state_dict()
+    for key, tensor in expected.items():
+        shape = tuple(tensor.shape)
         if key not in state:
-            raise WeightsError(f"{path}: {key} is missing; it should have shape {expected}")
-        if tuple(state[key].shape) != expected:
-            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}; {expected} was expected")
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise WeightsError(f"{path}: {key} is missing; it should have shape {shape}")
+        if tuple(state[key].shape) != shape:
+            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}; {shape} was expected")
+        if state[key].dtype != tensor.dtype:
+            raise WeightsError(f"{path}: {key} is of {state[key].dtype}; {tensor.dtype} was expected")
+    if extra := next((key for key in state if key not in expected), None):
+        raise WeightsError(f"{path}: {extra} is no tensor of its network; take another copy")
 
 
 def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any]:
@@ -172,27 +216,81 @@ def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any
     Raises:
         WeightsError: damaged, holding NaN or infinity, or of another suite and not fitting `network`.
     """
-    is_zip = not is_legacy(path)
+    regular_file(path, WeightsError)
+    with foreign_errors(path, "cannot be read", WeightsError):
+        is_zip = not is_legacy(path)
     if is_zip:
         check_archive(path)
-    try:
-        with torch.serialization.safe_globals(numpy_types()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except MemoryError:
-        raise
-    except Exception as failure:  # whatever a hostile file provokes inside the reader
-        raise WeightsError(f"{path}: {_unreadable(str(failure))}; only tensors are read; {WAY_OUT}") from None
+
+    def unreadable(message: str) -> WeightsError:
+        return WeightsError(f"{message}; only tensors are read; {WAY_OUT}")
+
+    allowed = torch.serialization.safe_globals(numpy_types())
+    with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         checkpoint = _of_another_suite(checkpoint, network, path)
-    wanted = {"model": dict, "cfg": str, "names": list}
-    wrong = [key for key, kind in wanted.items() if not isinstance(checkpoint.get(key), kind)]
-    if wrong:
-        raise WeightsError(f"{path}: checkpoint without a usable {wrong[0]!r}; take another copy")
-    for part in ("model", "ema"):
-        for key, tensor in (checkpoint.get(part) or {}).items():
-            if not isinstance(tensor, Tensor) or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
-                raise WeightsError(f"{path}: {part} {key} is not finite; take an earlier checkpoint")
+    _check_entries(checkpoint, path)
+    for part in (name for name, entry in SCHEMA.items() if entry.items is Tensor):
+        if state := checkpoint.get(part):
+            checkpoint[part] = {key: _finite(tensor, f"{path}: {part} {key}") for key, tensor in state.items()}
     return checkpoint
+
+
+def _check_entries(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse entries of other kinds than SCHEMA says, and values of types that no checkpoint has.
+
+    Raises:
+        WeightsError: names the first.
+    """
+    for name, entry in SCHEMA.items():
+        value = checkpoint.get(name)
+        if value is None and not entry.needed:
+            continue
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, entry.kind) or not all(isinstance(item, entry.items) for item in items):
+            raise WeightsError(f"{path}: checkpoint without a usable {name!r}; take another copy")
+    size, largest = 0, MOST_COPIES * path.stat().st_size
+    for count, (name, value) in enumerate(_values(checkpoint)):
+        if isinstance(value, Tensor):
+            if not _is_dense(value):
+                kind = f"{value.dtype}, {value.layout}, {value.device}"
+                raise WeightsError(f"{path}: {name} is no dense tensor of real numbers ({kind}); take another copy")
+            size += value.nbytes
+        elif not (value is None or isinstance(value, PLAIN)):
+            raise WeightsError(f"{path}: {name} is a {type(value).__name__}; values are numbers, texts and tensors")
+        if count > MOST_VALUES or size > largest:
+            raise WeightsError(f"{path}: more than {MOST_VALUES} values or {largest} bytes of tensors; {WAY_OUT}")
+
+
+def _values(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value at any depth, with its entry and its key; containers come before what they hold."""
+    stack = list(checkpoint.items())
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{name.partition(' ')[0]} {key}", item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            stack += [(name, item) for item in value]
+        yield name, value
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor has a number of its own for every element, on the CPU and of a type that is read."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.dtype in TYPES and tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
+def _finite(tensor: Tensor, what: str) -> Tensor:
+    """A tensor in float32, or the integers that it holds.
+
+    Raises:
+        WeightsError: a number is not finite; `what` names the tensor.
+    """
+    tensor = tensor.detach().float() if tensor.is_floating_point() else tensor
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f"{what} is not finite; take an earlier checkpoint")
+    return tensor
 
 
 def _of_another_suite(contents: Any, network: Network | None, path: Path) -> dict[str, Any]:
@@ -206,13 +304,6 @@ def _of_another_suite(contents: Any, network: Network | None, path: Path) -> dic
     note = f"{path}: {len(model)} tensors of another suite, taken in the order of the blocks in {network.path}"
     text = cfg_file.format_network(network)
     return {"format": FORMAT, "model": model, "ema": None, "cfg": text, "names": [], "notes": (note,)}
-
-
-def _unreadable(reason: str) -> str:
-    """Why torch refused a file, in one short line."""
-    if needs := re.search(r"GLOBAL ([\w.]+)", reason):
-        return f"whole-module checkpoint (it needs {needs[1]})"
-    return f"not a checkpoint of tensors ({reason.splitlines()[0][:120] if reason else 'unreadable'})"
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any], keep_previous: Path | None = None) -> None:

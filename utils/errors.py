@@ -57,8 +57,8 @@ class Interrupted(SuiteError):  # noqa: N818 - not an error
         self.exit_status = 128 + number
 
 
-class ResourceError(SuiteError):
-    """Disk or memory is exhausted."""
+class ResourceError(SuiteError, OSError):
+    """Disk or memory is exhausted. An OSError too, so that what can do without a file need not know who wrote it."""
 
     exit_status = 5
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
+import json
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from utils.errors import OUT_OF_RESOURCES, DataError, InputError, ResourceError, SuiteError
+from utils.errors import OUT_OF_RESOURCES, DataError, InputError, ResourceError, SuiteError, is_out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the suite's scripts."""
@@ -26,6 +29,10 @@ MOST_NAMES = 10_000
 """Files of a folder among which a missing one is looked for."""
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
+LONGEST_REASON = 200
+"""Characters of another program's message that are shown."""
+OPENVINO_PLACES = ("Exception from", "Check '")
+"""How lines of OpenVINO's messages begin that name places in its own code."""
 
 
 def starting_points(folder: Path) -> tuple[Path, ...]:
@@ -61,7 +68,7 @@ def _nearest_file(path: Path) -> Path | None:
     return known[near] if near else None
 
 
-def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.stat_result:
+def regular_file(path: Path | str, error: type[SuiteError] = InputError) -> os.stat_result:
     """Status of a regular file; anything else (missing, folder, FIFO, device, link loop) is refused unopened."""
     try:
         status = os.stat(path)
@@ -77,27 +84,44 @@ def regular_file(path: Path | str, error: type[InputError] = InputError) -> os.s
 
 
 @contextmanager
-def reading_yaml(path: Path | str, error: type[InputError] = InputError) -> Iterator[None]:
-    """Refuse a file whose text PyYAML cannot read, with the line where it says one.
+def foreign_errors(path: Path | str, problem: str, error: Callable[[str], Exception] = InputError) -> Iterator[None]:
+    """Context of another project's parser or program, in which whatever it raises becomes one line.
+
+    Damaged and hostile files provoke exceptions that its documentation does not name, so all kinds are taken.
+
+    Args:
+        path: file it works on, or another name for what it works on.
+        problem: "not valid YAML", or with a way out "damaged; take another copy".
+        error: makes the error from `PATH:LINE: PROBLEM: REASON; WAY OUT`; the line is there if the parser knows it.
 
     Raises:
-        InputError: or the class given.
+        SuiteError: of `error`.
+        MemoryError: memory does not suffice.
     """
-    import yaml
-
     try:
         yield
     except SuiteError:
         raise
-    except yaml.YAMLError as failure:
-        mark = getattr(failure, "problem_mark", None)
-        problem = getattr(failure, "problem", None) or str(failure).partition("\n")[0]
-        raise error(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as failure:
-        raise error(f"{path}: not valid YAML: {type(failure).__name__}") from None  # a scalar PyYAML trips over
+    except Exception as failure:
+        if is_out_of_memory(failure):
+            raise MemoryError(f"{path}: {_reason(failure)}") from failure
+        mark = getattr(failure, "problem_mark", None)  # PyYAML's; json and expat have a lineno
+        line = mark.line + 1 if mark else getattr(failure, "lineno", None)
+        what, semicolon, way_out = problem.partition("; ")
+        raise error(f"{path}{f':{line}' if line else ''}: {what}: {_reason(failure)}{semicolon}{way_out}") from None
 
 
-def read_bytes(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> bytes:
+def _reason(failure: Exception) -> str:
+    """The first line of an exception that says something, else its class."""
+    if needs := re.search(r"GLOBAL ([\w.]+)", str(failure)):  # torch.load's
+        return f"whole-module checkpoint (it needs {needs[1]})"
+    lines = map(str.strip, str(getattr(failure, "problem", None) or failure).splitlines())
+    text = next((line for line in lines if line and not line.startswith(OPENVINO_PLACES)), "")
+    explained = text and not isinstance(failure, LookupError)
+    return text[:LONGEST_REASON] if explained else f"{type(failure).__name__} {text[:LONGEST_REASON]}".strip()
+
+
+def read_bytes(path: Path | str, error: type[SuiteError] = InputError, max_bytes: int = LARGEST_TEXT) -> bytes:
     """Bytes of a file.
 
     Raises:
@@ -112,7 +136,7 @@ def read_bytes(path: Path | str, error: type[InputError] = InputError, max_bytes
         raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
 
 
-def read_text(path: Path | str, error: type[InputError] = InputError, max_bytes: int = LARGEST_TEXT) -> str:
+def read_text(path: Path | str, error: type[SuiteError] = InputError, max_bytes: int = LARGEST_TEXT) -> str:
     """Text of a UTF-8 file without its byte order mark.
 
     Raises:
@@ -124,6 +148,30 @@ def read_text(path: Path | str, error: type[InputError] = InputError, max_bytes:
     except UnicodeDecodeError as failure:
         line = data.count(b"\n", 0, failure.start) + 1
         raise error(f"{path}:{line}: byte 0x{data[failure.start]:02x} is not UTF-8; save the file as UTF-8") from None
+
+
+def read_yaml(path: Path | str, error: type[SuiteError] = InputError, max_bytes: int = LARGEST_TEXT) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: (or the class given) as `read_text`, or not valid YAML.
+    """
+    import yaml
+
+    text = read_text(path, error, max_bytes)
+    with foreign_errors(path, "not valid YAML", error):
+        return yaml.safe_load(text)
+
+
+def read_json(path: Path | str, error: type[SuiteError] = InputError, max_bytes: int = LARGEST_TEXT) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        InputError: (or the class given) as `read_text`, or not valid JSON.
+    """
+    text = read_text(path, error, max_bytes)
+    with foreign_errors(path, "not valid JSON", error):
+        return json.loads(text)
 
 
 @contextmanager

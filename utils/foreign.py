@@ -50,7 +50,7 @@ def fitted(state: Mapping[str, Tensor], network: Network, path: Path) -> tuple[d
         path: of the file, for messages.
 
     Returns:
-        A state dict in float32, and the network with the class count of its heads.
+        The state dict, and the network with the class count of its heads.
 
     Raises:
         WeightsError: number, order or shapes are not those of the network.
@@ -68,7 +68,7 @@ def fitted(state: Mapping[str, Tensor], network: Network, path: Path) -> tuple[d
         raise WeightsError(
             f"{path}: {len(theirs)} tensors, but {network.path} has {len(specs)}; give the cfg that it was trained with"
         )
-    return {spec.key: tensor.float() for spec, (_, tensor) in zip(specs, theirs, strict=True)}, network
+    return {spec.key: tensor for spec, (_, tensor) in zip(specs, theirs, strict=True)}, network
 
 
 def _specs(network: Network) -> list[Any]:

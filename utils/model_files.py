@@ -13,7 +13,7 @@ from utils.darknet.blocks import Network, Yolo
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import adapt_classes, parameter_count, picture_channels, same_network
 from utils.errors import CfgError, InputError, WeightsError
-from utils.files import regular_file
+from utils.files import foreign_errors, regular_file
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -33,6 +33,8 @@ NOT_FETCHED = {
 """Heads, in lower case, of what stands in place of a file that was not fetched."""
 EXPORTED = (".onnx", ".param", ".xml", ".torchscript")
 """How files of export.py end that are no weights."""
+MOST_ENTRIES, LARGEST_STRUCTURE = 20_000, 1 << 24
+"""Of an archive; the last.pt of yolov4-tiny has 303 entries, and 41 kB say how its tensors belong together."""
 _ENTRY = re.compile(
     r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.format_version|\.storage_alignment|\.data/serialization_id)\Z"
 )
@@ -193,22 +195,26 @@ def check_archive(path: Path) -> None:
     Raises:
         WeightsError: names what is wrong.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            strange = next((name for name in names if not _ENTRY.match(name)), None)
-            if strange is not None:
-                raise WeightsError(f"{path}: archive entry {strange!r} is not one of torch.save's; {WAY_OUT}")
-            if len(set(names)) != len(names):
-                raise WeightsError(f"{path}: an archive entry occurs twice; {WAY_OUT}")
-            if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 0x61 for entry in entries):
-                raise WeightsError(f"{path}: compressed or encrypted archive; {WAY_OUT}")
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise WeightsError(f"{path}: the archive's entries are larger than the file; it is damaged")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as failure:
-        raise WeightsError(f"{path}: damaged or cut short ({failure}); take another copy") from None
+    with (
+        foreign_errors(path, "damaged or cut short; take another copy", WeightsError),
+        zipfile.ZipFile(path) as archive,
+    ):
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        strange = next((name for name in names if not _ENTRY.match(name)), None)
+        if strange is not None:
+            raise WeightsError(f"{path}: archive entry {strange!r} is not one of torch.save's; {WAY_OUT}")
+        if len(set(names)) != len(names):
+            raise WeightsError(f"{path}: an archive entry occurs twice; {WAY_OUT}")
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 0x61 for entry in entries):
+            raise WeightsError(f"{path}: compressed or encrypted archive; {WAY_OUT}")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise WeightsError(f"{path}: the archive's entries are larger than the file; it is damaged")
+        structure = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+        if len(entries) > MOST_ENTRIES or structure > LARGEST_STRUCTURE:
+            limits = f"at most {MOST_ENTRIES} with {LARGEST_STRUCTURE} bytes of structure are read"
+            raise WeightsError(f"{path}: {len(entries)} archive entries, {structure} bytes of structure; {limits}")
+        damaged = archive.testzip()
     if damaged is not None:
         raise WeightsError(f"{path}: {damaged} is damaged (its checksum is wrong); take another copy")
 

@@ -28,7 +28,7 @@ from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import ALIASES, SUFFIXES
-from utils.files import ROOT, atomic_write_text, read_text, sha256
+from utils.files import ROOT, atomic_write_text, foreign_errors, read_json, sha256
 from utils.model_files import cfg_of
 from utils.report.run_dir import RunDirectory
 
@@ -149,12 +149,9 @@ class Journey:
         path = self.folder / STATE
         if not path.exists():
             return []
-        try:
-            stages = json.loads(read_text(path))["stages"]
-            stages = [{"refused": False, **entry} for entry in stages]
+        with foreign_errors(path, "is damaged; choose another --name"):
+            stages = [{"refused": False, **entry} for entry in read_json(path)["stages"]]
             return [{key: entry[key] for key in ENTRY} for entry in stages]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise InputError(f"{path}: is damaged; choose another --name") from None
 
     def _keep(self, done: Sequence[Mapping[str, Any]]) -> None:
         text = json.dumps({"stages": done}, indent=2, ensure_ascii=False)
@@ -207,7 +204,9 @@ class Journey:
         later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
         os.environ[EPOCHS_AFTER] = str(sum(other.epochs for other in later))
         with ProgressBar(""):  # the script speaks for itself
-            document = json.loads(call(again if self._goes_on(stage) else command))
+            output = call(again if self._goes_on(stage) else command)
+        with foreign_errors(stage.script, "its output is no JSON document", InfeasibleError):
+            document = json.loads(output)
         made = made_by(stage, run)
         return {
             "seconds": round(time.monotonic() - started, 1),

@@ -16,13 +16,11 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
@@ -32,9 +30,9 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import load_data
 from utils.darknet.network import file_bytes
-from utils.errors import InputError, SuiteError
+from utils.errors import InputError
 from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES, usage
-from utils.files import atomic_write_text, read_text, reading_yaml, regular_file, sha256
+from utils.files import atomic_write_text, foreign_errors, read_json, read_text, read_yaml, regular_file, sha256
 from utils.report.cost import network_cost
 from utils.report.plots import plot_course, plot_pareto
 from utils.report.run_dir import last_epochs, read_results
@@ -102,7 +100,7 @@ def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, A
             raise InputError(f"{folders[number]}: is given twice")
     runs = []
     for folder in folders:
-        with _as_written(folder, "not as this suite writes it"):
+        with foreign_errors(folder, "not as this suite writes it"):
             runs.append(read_run(folder))
     for run, name in zip(runs, _names(places), strict=True):
         run["name"] = name
@@ -119,17 +117,6 @@ def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, A
         "baselines": [],
     }
     return document | {"deploy": deployment(document)}
-
-
-@contextmanager
-def _as_written(path: Path, expected: str) -> Iterator[None]:
-    """Refuse a file, or the files of a folder, that this suite has not written like that."""
-    try:
-        yield
-    except SuiteError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as failure:
-        raise InputError(f"{path}: {expected} ({type(failure).__name__}: {failure})") from None
 
 
 def read_run(path: Path) -> Run:
@@ -269,7 +256,7 @@ def _lineage(weights: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
     if weights.suffix == ".pt":
         from utils.checkpoint import read_checkpoint  # torch
 
-        entries = read_checkpoint(weights).get("lineage", ())
+        entries = read_checkpoint(weights).get("lineage") or ()
     else:
         file = exported(weights)
         entries = () if file is None else file.metadata.lineage
@@ -386,9 +373,10 @@ def read_channels(path: Path) -> list[dict[str, int]]:
     """Return the channels of every convolution before and after a pruning, as channels.csv has them."""
     if not path.is_file():
         return []
-    rows = list(csv.DictReader(io.StringIO(read_text(path, max_bytes=LARGEST_FILE))))
-    keys = ("block", "before", "after")
-    return [{key: int(row[key] if key != "after" or row["new_block"] else 0) for key in keys} for row in rows]
+    text, keys = read_text(path, max_bytes=LARGEST_FILE), ("block", "before", "after")
+    with foreign_errors(path, "no channels of a pruning"):
+        rows = list(csv.DictReader(io.StringIO(text)))
+        return [{key: int(row[key] if key != "after" or row["new_block"] else 0) for key in keys} for row in rows]
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -399,13 +387,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    text = read_text(path, max_bytes=LARGEST_FILE)
-    if path.suffix == ".yaml":
-        with reading_yaml(path):
-            content = yaml.safe_load(text)
-    else:
-        with _as_written(path, "no JSON"):
-            content = json.loads(text)
+    content = (read_yaml if path.suffix == ".yaml" else read_json)(path, max_bytes=LARGEST_FILE)
     if not isinstance(content, dict):
         raise InputError(f"{path}: names and their values were expected")
     return content
@@ -419,7 +401,7 @@ def read_baselines(path: Path) -> list[dict[str, Any]]:
     """
     regular_file(path, InputError)
     document = read_mapping(path)
-    with _as_written(path, "--baselines wants a document of `python -m benchmarks.compare --json --time`"):
+    with foreign_errors(path, "--baselines wants a document of `python -m benchmarks.compare --json --time`"):
         return [_baseline(row) for row in document["networks"]]
 
 

@@ -28,7 +28,7 @@ import yaml
 from utils.cli import dashed, flag_words
 from utils.errors import InputError
 from utils.export.settings import UNMEASURED
-from utils.files import ROOT, read_text, reading_yaml
+from utils.files import ROOT, foreign_errors, read_text
 from utils.quantization.scheme import TARGETS
 from utils.training.settings import ScheduleFlags
 
@@ -161,7 +161,7 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
         InputError: it cannot be read, or a stage cannot be what it says.
     """
     text = read_text(path, max_bytes=LARGEST_FILE)
-    with reading_yaml(path):
+    with foreign_errors(path, "not valid YAML"):
         document = UniqueLoader(text).get_single_data()
     stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
     if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:

@@ -19,7 +19,7 @@ import yaml
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.errors import DataError
-from utils.files import read_text, reading_yaml, starting_points
+from utils.files import foreign_errors, read_text, starting_points
 
 Source = Path | tuple[Path, ...]
 """A list file, folder or glob, or several of them."""
@@ -175,7 +175,7 @@ def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
 
 def _from_yaml(path: Path, text: str) -> DataConfig:
     """Ultralytics' format: `path`, `train`, `val`, `nc` and `names`; other keys mean nothing."""
-    with reading_yaml(path, DataError):
+    with foreign_errors(path, "not valid YAML", DataError):
         values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise DataError(f"{path}: keys like train:, val: and names: were expected; got {_shown(values)}")

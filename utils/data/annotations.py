@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections import defaultdict
@@ -18,7 +17,7 @@ import numpy as np
 
 from utils.data.images import SUFFIXES
 from utils.errors import DataError, InputError
-from utils.files import read_bytes, read_text
+from utils.files import foreign_errors, read_bytes, read_json, read_text
 
 VOC_LISTS = Path("ImageSets") / "Main"
 HAND_SPLITS = {
@@ -188,11 +187,9 @@ def read_xml(path: Path) -> ElementTree.Element:
 
     parser.StartElementHandler, parser.EndElementHandler = start, builder.end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, doctype
-    try:
+    with foreign_errors(path, "not valid XML", DataError):
         parser.Parse(text.encode(), True)
-    except expat.ExpatError as failure:
-        raise DataError(f"{path}:{failure.lineno}: not valid XML: {expat.ErrorString(failure.code)}") from None
-    return builder.close()
+        return builder.close()
 
 
 def _text(element: ElementTree.Element, tag: str) -> str:
@@ -258,14 +255,7 @@ class CocoFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = read_text(path, DataError, LARGEST_JSON)
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as failure:
-            where = f"{path}:{failure.lineno}"
-            raise DataError(f"{where}: not valid JSON: {failure.msg} at column {failure.colno}") from None
-        except (RecursionError, ValueError) as failure:
-            raise DataError(f"{path}: not valid JSON: {type(failure).__name__}") from None
+        document = read_json(path, DataError, LARGEST_JSON)
         self.lists: dict[str, list[dict[str, Any]]] = {}
         for key in ("images", "annotations", "categories"):
             items = document.get(key) if isinstance(document, dict) else None
@@ -389,10 +379,8 @@ def _hand_pictures(folder: Path, notes: Notes) -> Iterator[Picture]:
 
 def _hand_boxes(path: Path, loadmat: Any) -> list[Box]:
     file = io.BytesIO(read_bytes(path, DataError, LARGEST_MAT))
-    try:
+    with foreign_errors(path, "not a MATLAB 5 file", DataError):
         hands = loadmat(file, simplify_cells=True, variable_names=["boxes"]).get("boxes")
-    except Exception as failure:  # scipy raises many kinds on damaged files, NotImplementedError on HDF5 ones
-        raise DataError(f"{path}: not a MATLAB 5 file: {str(failure).partition(chr(10))[0][:100]}") from None
     hands = [hands] if isinstance(hands, dict) else hands  # a cell array of one cell comes as the cell
     if not hasattr(hands, "__iter__") or not all(isinstance(hand, dict) for hand in hands):
         raise DataError(f"{path}: has no cell array boxes of structures with the corners a, b, c and d")

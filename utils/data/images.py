@@ -22,7 +22,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from utils.errors import DataError, ResourceError, SuiteError
+from utils.errors import DataError, ResourceError, SuiteError, is_out_of_memory
 from utils.files import atomic_write_bytes, regular_file
 
 Image = NDArray[np.uint8]
@@ -215,8 +215,8 @@ def _decode(data: bytes, path: Path | str, channels: Channels, shrink: Shrink = 
         flag |= cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error as failure:
-        if failure.code == cv2.Error.StsNoMem:
+    except Exception as failure:  # a cv2.error, or a SystemError of its binding
+        if is_out_of_memory(failure):
             raise ResourceError(f"{path}: not enough memory to decode it") from None
         image = None
     if image is None:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from utils.cli import ProgressBar, log, one_line
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
-from utils.errors import DataError, ResourceError
-from utils.files import atomic_write_bytes, read_bytes, regular_file, starting_points
+from utils.errors import DataError
+from utils.files import atomic_write_bytes, foreign_errors, read_bytes, regular_file, starting_points
 from utils.memory import PackedBoxes, PackedPaths
 
 Source = str | Path
@@ -420,7 +420,7 @@ def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
 
 def _load_entries(cache: Path) -> dict[str, tuple[Stamp, Verdict]]:
     """Stamp and verdict of each path. Empty if there is nothing usable."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    with suppress(DataError), foreign_errors(cache, "no verdicts", DataError):
         if cache.is_file() and cache.stat().st_size <= LARGEST_CACHE:
             document = json.loads(cache.read_bytes())
             if document["key"] == CACHE_KEY:
@@ -431,7 +431,7 @@ def _load_entries(cache: Path) -> dict[str, tuple[Stamp, Verdict]]:
 
 def _store_entries(cache: Path, entries: Mapping[str, list]) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
-    with suppress(OSError, ResourceError):
+    with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(cache, json.dumps({"key": CACHE_KEY, "pictures": entries}).encode("ascii"))
 

@@ -24,7 +24,7 @@ from utils.cli import log
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, lower_suffix, read_image, silence_decoders
 from utils.data.index import list_images
 from utils.errors import DataError, InputError
-from utils.files import read_text, regular_file
+from utils.files import foreign_errors, read_text, regular_file
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 """Suffixes that a folder is searched for, beside those of pictures; a file that is named itself may have any suffix."""
@@ -223,16 +223,17 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
     if timeout is not None:
         limit = max(1, round(1000 * timeout))
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-    if isinstance(source, int):
-        capture = cv2.VideoCapture(source)
-    elif is_utf8(source):
-        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
-    else:
-        capture = cv2.VideoCapture()
-    try:
-        yield capture
-    finally:
-        capture.release()
+    with foreign_errors(str(source), "cannot be decoded", DataError):
+        if isinstance(source, int):
+            capture = cv2.VideoCapture(source)
+        elif is_utf8(source):
+            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+        else:
+            capture = cv2.VideoCapture()
+        try:
+            yield capture
+        finally:
+            capture.release()
 
 
 def is_utf8(name: str) -> bool:
@@ -307,7 +308,11 @@ class StreamReader(threading.Thread):
         wait = SHORTEST_WAIT
         while not self._stopping.is_set():
             before = self.received
-            has_end = self._read_connection()
+            try:
+                has_end = self._read_connection()
+            except DataError as failure:
+                log(f"stream {self.number}: {without_password(str(failure))}")
+                return
             if self.received > before:
                 if has_end:
                     return

@@ -123,7 +123,7 @@ class PictureStore:
         layout = self._layout()
         try:
             self._kept = self._in_memory(layout) if kind == "ram" else self._on_disk(layout, folder)
-        except (OSError, ResourceError) as error:
+        except OSError as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             log(f"--cache {kind}: {why}; pictures are decoded each time they are needed")
 

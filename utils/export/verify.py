@@ -21,6 +21,7 @@ from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
 from utils.errors import InfeasibleError, NumericsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
+from utils.files import foreign_errors
 from utils.runtime.engines import Engine, litert_engine, onnxruntime_engine, with_outputs
 from utils.runtime.exported import TOLERANCES, Arrays, Metadata, ReferenceOutputs, compare, parts, reference
 from utils.runtime.exported import picture as random_pictures
@@ -164,10 +165,8 @@ def prove_onnx(
     """
     import onnx
 
-    try:
+    with foreign_errors("--format onnx", "the checker refuses the file", InfeasibleError):
         onnx.checker.check_model(made, full_check=True)
-    except Exception as failure:  # of the checker or of shape inference
-        raise InfeasibleError(f"--format onnx: the checker refuses the file: {str(failure).splitlines()[0]}") from None
     images = picture(metadata, settings.batch or 2)
     heads = [f"head{number}" for number in range(len(metadata.network.heads))]
     inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})

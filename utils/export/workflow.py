@@ -38,7 +38,7 @@ from utils.export.fpga import make_fpga
 from utils.export.integers import codes_of
 from utils.export.settings import COMPANIONS, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, prove_tflite, verify
-from utils.files import atomic_path
+from utils.files import atomic_path, foreign_errors
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
@@ -51,7 +51,6 @@ from utils.runtime.exported import (
     graph_digest,
     ncnn_description,
     sha256,
-    told_as,
 )
 
 WAYS = {"fpga": "--format fpga", "tensorrt": "--format tensorrt", "cpu": "--format onnx --int8"}
@@ -318,7 +317,7 @@ def save(onnx: bytes, path: Path, metadata: Metadata) -> None:
     import openvino
 
     version = openvino.__version__
-    with told_as(InfeasibleError, f"--format openvino: OpenVINO {version} cannot read the ONNX file", RuntimeError):
+    with foreign_errors("--format openvino", f"OpenVINO {version} cannot read the ONNX file", InfeasibleError):
         model = openvino.Core().read_model(onnx)
     model.set_rt_info(metadata.properties(), [OPENVINO_SECTION])
     weights, half = path.with_suffix(".bin"), metadata.precision == "float16"

@@ -21,6 +21,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import OPENCV_EPSILON
 from utils.errors import InfeasibleError, InputError, NumericsError, WeightsError
+from utils.files import foreign_errors
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.exported import (
     IMAGE,
@@ -32,10 +33,10 @@ from utils.runtime.exported import (
     picture,
     reference,
     sample,
-    told_as,
 )
 
 Array = NDArray[np.float32]
+OPENCV = f"OpenCV {cv2.__version__}"
 
 ROUNDS_FLOATS = "WeightBiasQuantization"
 """Lets onnxruntime round float weights between integers, where a convolution was kept float."""
@@ -94,12 +95,11 @@ def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int |
     options.log_severity_level = 4  # what goes wrong is an exception, too
     source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
     optimizers = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": [ROUNDS_FLOATS]}
-    # onnxruntime has a kind of exception of its own for every status.
-    with told_as(WeightsError, f"{name}: onnxruntime cannot read it"):
+    with foreign_errors(name, "onnxruntime cannot read it", WeightsError):
         session = onnxruntime.InferenceSession(source, options, **optimizers)
 
     def run(images: Array) -> list[Array]:
-        with told_as(NumericsError, f"{name}: onnxruntime failed"):
+        with foreign_errors(name, "onnxruntime failed", NumericsError):
             return session.run(list(outputs), {IMAGE: images})
 
     return Engine(run, batch, on_cpu(f"onnxruntime {onnxruntime.__version__}"))
@@ -129,7 +129,8 @@ def opencv_onnx_engine(path: Path, outputs: Sequence[str], *, integers: bool = F
     """
     classic = getattr(cv2.dnn, "ENGINE_CLASSIC", None) if integers else None  # OpenCV 4 has no other engine
     options = {} if classic is None else {"engine": classic}
-    return _opencv(lambda: cv2.dnn.readNetFromONNX(str(path), **options), outputs, path)
+    with foreign_errors(path, f"{OPENCV} cannot read it", WeightsError):
+        return _opencv(cv2.dnn.readNetFromONNX(str(path), **options), outputs, path)
 
 
 def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]) -> Engine:
@@ -145,8 +146,9 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
     """
     sized = replace(network, net=replace(network.net, height=size[0], width=size[1]))
     cfg = np.frombuffer(format_network(sized).encode(), np.uint8)
-    read = cv2.dnn.readNetFromDarknet
-    return _opencv(lambda: read(cfg, np.fromfile(weights, np.uint8)), darknet_heads(network), weights)
+    with foreign_errors(weights, f"{OPENCV} cannot read it", WeightsError):
+        net = cv2.dnn.readNetFromDarknet(cfg, np.fromfile(weights, np.uint8))
+        return _opencv(net, darknet_heads(network), weights)
 
 
 def darknet_heads(network: Network) -> list[str]:
@@ -155,20 +157,17 @@ def darknet_heads(network: Network) -> list[str]:
     return [f"conv_{head - 1}" if curve == "linear" else f"{curve}_{head}" for head, curve in convolutions]
 
 
-def _opencv(read: Callable[[], cv2.dnn.Net], outputs: Sequence[str], path: Path) -> Engine:
+def _opencv(net: cv2.dnn.Net, outputs: Sequence[str], path: Path) -> Engine:
     cv2.setNumThreads(torch.get_num_threads())
-    program = f"OpenCV {cv2.__version__}"
-    with told_as(WeightsError, f"{path}: {program} cannot read it", cv2.error):
-        net = read()
-        net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
-        net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
+    net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
+    net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
 
     def run(images: Array) -> list[Array]:
-        with told_as(WeightsError, f"{path}: {program} cannot run it", cv2.error):
+        with foreign_errors(path, f"{OPENCV} cannot run it", WeightsError):
             net.setInput(images)
             return [np.array(output) for output in net.forward(list(outputs))]
 
-    return Engine(run, 1, on_cpu(program))
+    return Engine(run, 1, on_cpu(OPENCV))
 
 
 def ncnn_engine(param: Path, outputs: Sequence[str], *, half: bool = False) -> Engine:
@@ -190,9 +189,10 @@ def ncnn_engine(param: Path, outputs: Sequence[str], *, half: bool = False) -> E
     for name in NCNN_HALF:
         setattr(net.opt, name, half and "fp16" in name)
     weights = param.with_suffix(".bin")
-    for path, read in ((param, net.load_param), (weights, net.load_model)):
-        if read(str(path)):
-            raise WeightsError(f"{path}: ncnn {ncnn.__version__} cannot read it")
+    with foreign_errors(param, "ncnn cannot read it", WeightsError):
+        for path, read in ((param, net.load_param), (weights, net.load_model)):
+            if read(str(path)):
+                raise WeightsError(f"{path}: ncnn {ncnn.__version__} cannot read it")
 
     def run(images: Array) -> list[Array]:
         picture = np.ascontiguousarray(images[0])
@@ -223,14 +223,14 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
     import openvino
 
     source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
-    with told_as(WeightsError, f"{name}: OpenVINO cannot read it", RuntimeError):
+    with foreign_errors(name, "OpenVINO cannot read it", WeightsError):
         core = openvino.Core()
         options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(core.read_model(source), "CPU", options)
         request = compiled.create_infer_request()
 
     def run(images: Array) -> list[Array]:
-        with told_as(NumericsError, f"{name}: OpenVINO failed", RuntimeError):
+        with foreign_errors(name, "OpenVINO failed", NumericsError):
             tensors = request.infer({IMAGE: images}, share_inputs=True)
         return [np.array(tensors[output]) for output in outputs]
 
@@ -254,7 +254,7 @@ def litert_engine(model: Path | bytes, *, plain: bool = False, integers: bool = 
     data, name = (model, "the file") if isinstance(model, bytes) else (model.read_bytes(), str(model))
     kernels = OpResolverType.BUILTIN_REF if plain else OpResolverType.AUTO
     options = {"num_threads": torch.get_num_threads(), "experimental_op_resolver_type": kernels}
-    with told_as(WeightsError, f"{name}: LiteRT cannot read it"):
+    with foreign_errors(name, "LiteRT cannot read it", WeightsError):
         interpreter = Interpreter(model_content=data, **options)
         interpreter.allocate_tensors()
     (image,), outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -264,7 +264,7 @@ def litert_engine(model: Path | bytes, *, plain: bool = False, integers: bool = 
         if image["dtype"] is np.int8:
             scale, zero = image["quantization"]
             pictures = np.clip(np.rint(pictures / np.float32(scale)) + zero, -128, 127).astype(np.int8)
-        with told_as(NumericsError, f"{name}: LiteRT failed"):
+        with foreign_errors(name, "LiteRT failed", NumericsError):
             interpreter.set_tensor(image["index"], pictures)
             interpreter.invoke()
             arrays = [interpreter.get_tensor(output["index"]) for output in outputs]
@@ -434,7 +434,8 @@ def with_outputs(file: bytes, names: Collection[str]) -> bytes:
     """Return an ONNX file that puts out these tensors, too."""
     import onnx
 
-    model = onnx.load_from_string(file)
+    with foreign_errors("the ONNX file", "damaged", WeightsError):
+        model = onnx.load_from_string(file)
     known = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     return model.SerializeToString()

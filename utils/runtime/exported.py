@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +17,8 @@ from utils.cli import require
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.network import strides
-from utils.errors import CfgError, SuiteError, WeightsError
-from utils.files import read_text, regular_file
+from utils.errors import WeightsError
+from utils.files import foreign_errors, read_json, regular_file
 from utils.flags import MODES
 from utils.quantization.scheme import QuantSettings
 
@@ -61,12 +60,10 @@ OPENVINO_SECTION = "darknet"
 """Of rt_info, where the metadata are."""
 CFG = "cfg"
 """The property that is no JSON."""
+DOCUMENTS = ("schema", "names", "input", "output", "thresholds", "precision", "lineage", "quantization", "reference")
+"""Properties that are read; all are JSON."""
 HASHED = (".param", ".bin")
 """Files of ncnn whose digests are in the third, NAME.json."""
-OPENVINO_PLACES = ("Exception from", "Check '")
-"""How lines of its messages begin that name places in its own code."""
-MESSAGE = 200
-"""Characters of another program's message that are shown."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,11 @@ class Metadata:
 
     def properties(self) -> dict[str, str]:
         """As texts by name, for the file."""
+        texts = {name: json.dumps(document, ensure_ascii=False) for name, document in self.documents().items()}
+        return {CFG: cfg_file.format_network(self.network), **texts}
+
+    def documents(self) -> dict[str, Any]:
+        """The properties but CFG."""
         net, network = self.network.net, self.network
         heads = []
         for stride, yolo in zip(strides(network), network.yolos, strict=True):
@@ -146,7 +148,7 @@ class Metadata:
             heads.append({"stride": stride, "anchors": yolo.head_anchors, **keys})
         sides = {"height": net.height, "width": net.width, "channels": net.channels}
         colours, layout = "grey" if net.channels == 1 else "RGB", "NHWC" if self.channels_last else "NCHW"
-        documents = {
+        return {
             "schema": SCHEMA,
             "names": self.names,
             "input": {**sides, "range": [0, 1], "colours": colours, "fit": self.mode, "layout": layout},
@@ -158,8 +160,6 @@ class Metadata:
             "quantization": self.quantization and self.quantization.document(),
             "reference": self.reference and asdict(self.reference),
         }
-        texts = {name: json.dumps(document, ensure_ascii=False) for name, document in documents.items()}
-        return {CFG: cfg_file.format_network(network), **texts}
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
@@ -174,14 +174,12 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
             "used here"
         )
 
-    def value(key: str) -> Any:
-        return json.loads(properties.get(key, "null"))
-
-    try:
-        if value("schema") != SCHEMA:
-            raise WeightsError(f"{path}: its metadata are of version {value('schema')}, and {SCHEMA} can be read")
+    with foreign_errors(path, "its metadata are damaged", WeightsError):
+        stored = {key: json.loads(properties.get(key, "null")) for key in DOCUMENTS}
+        if stored["schema"] != SCHEMA:
+            raise WeightsError(f"{path}: its metadata are of version {stored['schema']}, and {SCHEMA} can be read")
         network = cfg_file.parse(properties[CFG], f"{path}!cfg")
-        quantization, compared = value("quantization"), value("reference")
+        quantization, compared = stored["quantization"], stored["reference"]
         if quantization is not None:
             quantization = QuantSettings(**quantization | {"kept": tuple(quantization["kept"])})
         if compared is not None:
@@ -189,22 +187,18 @@ def read_metadata(properties: Mapping[str, str], path: str) -> Metadata:
             compared = ReferenceOutputs(values, float(compared["gap"]))
         metadata = Metadata(
             network,
-            tuple(map(str, value("names"))),
-            value("output")["kind"],
-            value("input")["fit"],
-            value("precision"),
-            float(value("thresholds")["conf"]),
-            float(value("thresholds")["iou"]),
-            tuple(map(dict, value("lineage"))),
+            tuple(map(str, stored["names"])),
+            stored["output"]["kind"],
+            stored["input"]["fit"],
+            stored["precision"],
+            float(stored["thresholds"]["conf"]),
+            float(stored["thresholds"]["iou"]),
+            tuple(map(dict, stored["lineage"])),
             quantization,
             compared,
-            value("input").get("layout") == "NHWC",
+            stored["input"].get("layout") == "NHWC",
         )
         known = metadata.output in OUTPUTS and metadata.mode in MODES and metadata.precision in TOLERANCES
-    except (CfgError, WeightsError):
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as failure:
-        raise WeightsError(f"{path}: its metadata are damaged ({type(failure).__name__}: {failure})") from None
     if not known or len(metadata.names) != network.classes:
         raise WeightsError(
             f"{path}: its metadata are damaged: {len(metadata.names)} names for {network.classes} classes, output "
@@ -261,19 +255,6 @@ def distance(want: Arrays, outputs: Arrays, precision: str) -> float:
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), least)) for a, b in pairs)
 
 
-@contextmanager
-def told_as(error: type[SuiteError], what: str, kind: type[Exception] = Exception) -> Iterator[None]:
-    """Context in which an exception of a library becomes an error of one line: the first that says something."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except kind as failure:
-        lines = [line for line in map(str.strip, str(failure).splitlines()) if line]
-        line = next((line for line in lines if not line.startswith(OPENVINO_PLACES)), type(failure).__name__)
-        raise error(f"{what}: {line[:MESSAGE]}") from None
-
-
 @dataclass(frozen=True)
 class ExportedFile:
     """A file that export.py made."""
@@ -313,7 +294,7 @@ def read_onnx(path: Path) -> ExportedFile:
     require(str(path), "onnx")
     import onnx
 
-    with told_as(WeightsError, f"{path}: no ONNX file, or damaged; take another copy"):  # protobuf's own exceptions
+    with foreign_errors(path, "no ONNX file, or damaged; take another copy", WeightsError):
         model = onnx.load(str(path), load_external_data=False)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise WeightsError(f"{path}: keeps tensors in other files; files of export.py do not")
@@ -339,7 +320,7 @@ def read_openvino(path: Path) -> ExportedFile:
     require(str(path), "openvino")
     import openvino
 
-    with told_as(WeightsError, f"{path}: no OpenVINO file, or damaged; take another copy", RuntimeError):
+    with foreign_errors(path, "no OpenVINO file, or damaged; take another copy", WeightsError):
         model = openvino.Core().read_model(str(path))
     section = model.get_rt_info([OPENVINO_SECTION]).value if model.has_rt_info([OPENVINO_SECTION]) else {}
     entries = section.items() if isinstance(section, dict) else ()
@@ -369,7 +350,7 @@ def read_tflite(path: Path) -> ExportedFile:
     from ai_edge_litert import schema_py_generated as schema
 
     data = path.read_bytes()
-    with told_as(WeightsError, f"{path}: no TensorFlow Lite file, or damaged; take another copy"):
+    with foreign_errors(path, "no TensorFlow Lite file, or damaged; take another copy", WeightsError):
         model = schema.ModelT.InitFromPackedBuf(data)
         graph, properties = model.subgraphs[0], {}
         for entry in model.metadata or ():
@@ -411,9 +392,9 @@ def _described(
 
 def ncnn_description(metadata: Metadata, param: Path) -> str:
     """Text of NAME.json: the metadata as one document, with the digests of NAME.param and NAME.bin."""
-    properties = {key: text if key == CFG else json.loads(text) for key, text in metadata.properties().items()}
+    cfg = cfg_file.format_network(metadata.network)
     digests = {suffix: sha256(param.with_suffix(suffix)) for suffix in HASHED}
-    return json.dumps({**properties, DIGEST: digests}, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps({CFG: cfg, **metadata.documents(), DIGEST: digests}, ensure_ascii=False, indent=1) + "\n"
 
 
 def read_ncnn(path: Path) -> ExportedFile:
@@ -429,13 +410,10 @@ def read_ncnn(path: Path) -> ExportedFile:
             f"{beside}: no such file, and it says what {path.name} is: export.py --format ncnn writes three files "
             "that belong together"
         )
-    text = read_text(beside, WeightsError)
-    try:
-        document = json.loads(text)
+    with foreign_errors(beside, "damaged; export again", WeightsError):
+        document = read_json(beside, WeightsError)
         digests = {suffix: document[DIGEST][suffix] for suffix in HASHED}
         properties = {key: value if key == CFG else json.dumps(value) for key, value in document.items()}
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as failure:
-        raise WeightsError(f"{beside}: damaged ({type(failure).__name__}: {failure}); export again") from None
     for suffix, digest in digests.items():
         if sha256(file := path.with_suffix(suffix)) != digest:
             raise WeightsError(f"{file}: is not as export.py wrote it: changed, or damaged; export again")

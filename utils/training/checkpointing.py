@@ -26,12 +26,13 @@ from utils.cli import log
 from utils.darknet import weights as weights_file
 from utils.darknet.network import head_convolutions
 from utils.errors import CheckpointError, NumericsError, WeightsError
+from utils.files import foreign_errors
 from utils.model_files import ModelFiles, other_classes
 from utils.report.run_dir import RunDirectory
 from utils.training.optimizer import AveragedModel
 from utils.training.sparsity import Control
 
-STATE_KEYS = ("optimizer", "scaler", "ema_updates", "progress", "lineage", "plan")
+STATE_KEYS = ("optimizer", "ema", "scaler", "ema_updates", "progress", "lineage", "plan")
 """What a checkpoint of a training has beside a model."""
 
 
@@ -98,11 +99,19 @@ class State:
         return self.average.model
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue where a checkpoint of this run stopped."""
+        """Continue where a checkpoint of this run stopped.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: the state of optimizer, scaler or adapters is of another training.
+        """
         self.model.load_state_dict(checkpoint["model"])
         self.average.model.load_state_dict(checkpoint["ema"])
         self.average.updates = checkpoint["ema_updates"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            shapes = {value.shape for value in moments.values() if isinstance(value, Tensor)}
+            if shapes - {torch.Size(), parameter.shape}:
+                raise ValueError(f"moments of another shape than {tuple(parameter.shape)}")
         self._scale = checkpoint["scaler"]
         if self.scaler.is_enabled() and self._scale:  # empty where no process before this one had a scaler
             self.scaler.load_state_dict(self._scale)
@@ -247,8 +256,11 @@ def resumable(folder: Path, model: Darknet) -> dict[str, Any]:
 
 def _training_state(path: Path, model: Darknet) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
-    check_state(checkpoint["model"], model.network, path)
-    missing = [key for key in STATE_KEYS if key not in checkpoint]
+    missing = [key for key in STATE_KEYS if checkpoint.get(key) is None]
     if missing:
         raise CheckpointError(f"{path}: has no {missing[0]!r}, so no training can go on from it")
+    for part in ("model", "ema"):
+        check_state(checkpoint[part], model, path)
+    with foreign_errors(path, "no progress of a training", CheckpointError):
+        Progress.restored(checkpoint["progress"])
     return checkpoint

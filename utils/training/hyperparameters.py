@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from utils.darknet.blocks import Network, Yolo
 from utils.data.augment import Augmentation
 from utils.detection.settings import LossSettings
 from utils.errors import InputError
-from utils.files import read_text, reading_yaml
+from utils.files import read_yaml
 
 LARGEST_HYP = 1 << 20
 INSTEAD = {
@@ -138,9 +136,7 @@ def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) 
     Raises:
         InputError: the file cannot be read, is no flat mapping, or `hyperparameters` refuses a value.
     """
-    text = read_text(path, max_bytes=LARGEST_HYP)
-    with reading_yaml(path):
-        values = yaml.safe_load(text)
+    values = read_yaml(path, max_bytes=LARGEST_HYP)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a mapping 'key: value' is needed, found {type(values).__name__}")
     return hyperparameters(values, str(path), base)

@@ -29,7 +29,7 @@ from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.distillation.terms import Distiller
-from utils.errors import Interrupted, NumericsError, ResourceError
+from utils.errors import Interrupted, NumericsError
 from utils.layers import Computing
 from utils.quantization.quantizers import ActivationQuantizer, Phase, WeightQuantizer, set_phase
 from utils.quantization.scheme import MOST_BITS
@@ -433,7 +433,7 @@ class Trainer:
             done.best_epoch = done.epoch
         try:
             self.results.append(done.epoch, row)
-        except (OSError, ResourceError) as failure:  # a table is not worth a training
+        except OSError as failure:  # a table is not worth a training
             log(f"warning: {failure}; epoch {done.epoch} is missing there")
         log(f"{line}  {row['seconds']:.1f} s{self._left(row)}")
         for watch in self.watchers:

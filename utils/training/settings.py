@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from utils.cli import (
     LARGEST_SIDE,
     flag,
@@ -30,7 +28,7 @@ from utils.darknet.data_file import DataConfig
 from utils.device import AMP
 from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import CheckpointError, InputError
-from utils.files import read_text
+from utils.files import read_yaml
 from utils.flags import device_name, worker_count
 from utils.model_files import ModelFiles
 from utils.old_flags import OLD_FLAGS
@@ -499,10 +497,7 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("args.yaml", "model.cfg", *parts):
         if not (folder / name).is_file():
             raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
-    try:
-        stored = yaml.safe_load(read_text(folder / "args.yaml"))
-    except yaml.YAMLError:
-        stored = None
+    stored = read_yaml(folder / "args.yaml", CheckpointError)
     if not isinstance(stored, dict):
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
     flags = {}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models import Darknet
 from utils.cli import log
-from utils.errors import InputError, ResourceError
+from utils.errors import InputError
 from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, residual_units, unit_scores
 from utils.pruning.policy import (
     FREE_SHARE,
@@ -310,7 +310,7 @@ class SparseRecord:
         scores = self._scores(self._gammas())
         try:
             self._write(epoch, scores)
-        except (OSError, ResourceError) as failure:  # a table is not worth a training
+        except OSError as failure:  # a table is not worth a training
             log(f"warning: {failure}; the γ of epoch {epoch} are missing there")
         if self.events is not None:
             for block, values in scores.items():

@@ -39,7 +39,8 @@ from utils.device import training_type
 from utils.distillation.matching import rebased
 from utils.distillation.strategies import Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
-from utils.errors import DataError, InputError, SuiteError
+from utils.errors import CheckpointError, DataError, InputError, SuiteError
+from utils.files import foreign_errors
 from utils.flags import default_workers
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import quantize
@@ -104,7 +105,8 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, start.kept, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
     if start.checkpoint is not None:
-        trainer.state.restore(start.checkpoint)
+        with foreign_errors(run.weights, "no state that a training can go on from", CheckpointError):
+            trainer.state.restore(start.checkpoint)
         log(_standing(trainer, run))
     elif team.leads:
         _draw_start(run, train_loader, train, plan.names)
