@@ -339,7 +339,7 @@ all: {batch-size: 4, workers: 1}
 stages:
   train: {script: train, epochs: 2, device: 7}
   prune: {script: slim_prune, percent: 0.3, no-test: true}
-  tune: {script: train, epochs: 2, teacher: train}
+  tune: {script: train, epochs: 2, teacher: train, allow: 100}
   quantize: {script: quantize, calib: 4}
   int8: {script: export, int8: true}
 """
