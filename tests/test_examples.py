@@ -20,14 +20,14 @@ import torch
 import detect
 import export
 from tests.nets import tiny, with_heads
-from tests.test_export import NEEDS_IMPORTER, NEEDS_OPENVINO, eager
+from tests.test_export import NEEDS_IMPORTER, NEEDS_LITERT, NEEDS_OPENVINO, eager
 from utils.checkpoint import write_checkpoint
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.data.images import fit, read_image, write_image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PACKAGES = {"cv2", "ncnn", "numpy", "onnxruntime", "openvino"}
+PACKAGES = {"ai_edge_litert", "cv2", "ncnn", "numpy", "onnxruntime", "openvino"}
 NAMES = ("traffic light", "dög")
 SIZE = 64, 96
 PICTURES = {"landscape": (61, 131), "portrait": (97, 65)}
@@ -61,6 +61,8 @@ RUNTIMES = {
     "onnxruntime, --dynamic-batch": ("onnxruntime_client", "any.onnx", ("--nms", "--dynamic-batch")),
     "OpenVINO, heads": ("openvino_client", "a.xml", ("--format", "openvino")),
     "OpenVINO, --decode": ("openvino_client", "rows.xml", ("--format", "openvino", "--decode")),
+    "LiteRT": ("litert_client", "a.tflite", ("--format", "tflite")),
+    "LiteRT, --decode": ("litert_client", "rows.tflite", ("--format", "tflite", "--decode")),
     "ncnn": ("ncnn_client", "a.ncnn.param", ("--format", "ncnn")),
     "OpenCV": ("opencv_client", "rows.onnx", ("--decode",)),
     "OpenCV, Darknet": ("opencv_client", "a.weights", ("--format", "darknet", "--fold")),
@@ -133,7 +135,8 @@ def assert_same(want: np.ndarray, have: np.ndarray):
 
 
 def marks(client: str):
-    return NEEDS_OPENVINO if "OpenVINO" in client else NEEDS_IMPORTER if "Darknet" in client else ()
+    needs = {"OpenVINO": NEEDS_OPENVINO, "LiteRT": NEEDS_LITERT, "OpenCV, Darknet": NEEDS_IMPORTER}
+    return needs.get(client.removesuffix(", --decode"), ())
 
 
 CASES = [
@@ -147,7 +150,7 @@ CASES.append(pytest.param("plain", "onnxruntime_client", "told.onnx", FILE_FLAGS
 
 @pytest.mark.parametrize(("network", "client", "name", "flags"), CASES)
 def test_a_client_finds_what_detect_finds(network, client, name, flags, folder, detections, capsys):
-    if client != "opencv_client":
+    if client not in ("opencv_client", "litert_client"):
         pytest.importorskip(client.removesuffix("_client"))
     path = exported(folder, network, name, flags)
     want = detections(network, *(flags if flags == FILE_FLAGS else ()))

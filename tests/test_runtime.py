@@ -19,22 +19,25 @@ import torch
 
 import detect
 import export
+from benchmarks import latency
 from benchmarks.compare import network_files
 from tests.nets import HEAD, TINY, one_head, refused, tiny
 from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_IMPORTER, NEEDS_OPENVINO, eager
 from tests.test_models import lively
 from utils.checkpoint import load_model, write_checkpoint, write_darknet
+from utils.compress import measure
 from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import format_network, parse
 from utils.darknet.network import adapt_classes
 from utils.data.images import write_image
 from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
-from utils.model_files import ModelFiles
+from utils.export.settings import CLIENTS
+from utils.model_files import EXPORTED, ModelFiles
 from utils.runtime import engines
 from utils.runtime import engines as load_module
 from utils.runtime.choice import KINDS as KINDS_OF
-from utils.runtime.choice import Named, RuntimeFiles, choose_runtime
+from utils.runtime.choice import RUNTIMES, Named, RuntimeFiles, choose_runtime
 from utils.runtime.engines import ENGINES, Engine, ForeignModel, load, onnxruntime_engine, opencv_onnx_engine
 from utils.runtime.exported import picture, read_onnx, reference, sample
 
@@ -173,6 +176,12 @@ CASES = [
     pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
     for name, flags in KINDS.items()
 ]
+
+
+def test_every_kind_of_file_is_in_every_table():
+    assert set(KINDS_OF) == set(measure.FORMATS) == set(CLIENTS) - {".weights"}
+    assert set(KINDS_OF) < set(EXPORTED)
+    assert set(RUNTIMES) == {"torch", *ENGINES} == {"torch", *latency.FORMATS}
 
 
 @pytest.mark.parametrize(("flags", "runtime"), CASES)

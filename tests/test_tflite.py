@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -16,16 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+import detect
 from tests.nets import HEAD, refused, tiny
 from tests.random_nets import networks
 from tests.test_engines import branches
-from tests.test_export import CFGS, QUICK, assert_same, emitted, heads_of, pictures, sized, tamed
+from tests.test_examples import assert_same as assert_same_objects
+from tests.test_examples import parsed
+from tests.test_export import CFGS, QUICK, assert_same, eager, emitted, heads_of, pictures, sized, tamed
 from tests.test_integers import call, described, of_target, quantized, seeded
 from tests.test_models import lively
 from tests.test_oracle_opencv import difference
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import ACTIVATIONS
+from utils.data.images import write_image
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError, InputError, WeightsError
 from utils.export.integers import codes_of
@@ -286,6 +291,23 @@ def replaced(path, data):
     return path
 
 
+def test_the_client_of_an_int8_file_finds_what_detect_finds(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from examples import litert_client
+
+    settings = of_target("cpu")
+    model = quantized(eager(tiny()), settings)
+    path = replaced(tmp_path / "n.tflite", tflite_file(nodes_of(model, settings), described(model, settings)))
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 91, 3), dtype=np.uint8)
+    write_image(tmp_path / "a.png", pixels)
+    litert_client.main(str(path), str(tmp_path / "a.png"))
+    rows = parsed(capsys.readouterr().out.splitlines())
+    detect.main(["--weights", str(path), "--source", str(tmp_path / "a.png"), "--nosave", "--json"])
+    (document,) = json.loads(capsys.readouterr().out)
+    want = [[row["class"], row["confidence"], *row["box"]] for row in document["detections"]]
+    assert_same_objects(np.array(want), rows)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ethosu") is None, reason="ethos-u-vela is not installed")
 @pytest.mark.parametrize("name", ["demo", "yolov3-tiny", "yolov4-tiny"])
@@ -293,7 +315,7 @@ def test_all_operators_run_on_an_ethos_u(name, root, tmp_path):
     settings, network = of_target("arm"), sized(cfg_file.load(root / "cfg" / f"{name}.cfg"), 96, 96)
     model = quantized(lively(network), settings)
     path = replaced(tmp_path / "n.tflite", tflite_file(nodes_of(model, settings), described(model, settings)))
-    command = [sys.executable, "-m", "ethosu.vela.vela", str(path), "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "ethosu.vela", str(path), "--output-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert re.search(r"CPU operators = 0 \(0", done.stdout), done.stdout

@@ -31,7 +31,7 @@ NOT_FETCHED = {
     b"<html": "is a web page, not the file; download it again",
 }
 """Heads, in lower case, of what stands in place of a file that was not fetched."""
-EXPORTED = (".onnx", ".param", ".xml", ".torchscript")
+EXPORTED = (".onnx", ".param", ".xml", ".tflite", ".torchscript")
 """How files of export.py end that are no weights."""
 MOST_ENTRIES, LARGEST_STRUCTURE = 20_000, 1 << 24
 """Of an archive; the last.pt of yolov4-tiny has 303 entries, and 41 kB say how its tensors belong together."""

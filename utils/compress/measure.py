@@ -37,7 +37,7 @@ from utils.runtime.engines import ForeignModel, Loaded, load
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""
-FORMATS = {".onnx": "onnx", ".param": "ncnn", ".xml": "openvino"}
+FORMATS = {".onnx": "onnx", ".param": "ncnn", ".xml": "openvino", ".tflite": "tflite"}
 """Formats of export.py that are measured, by how their files end."""
 SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""

@@ -67,7 +67,7 @@ MISH_OPSET = 18
 MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"
 
 
-CLIENTS = {".onnx": "onnxruntime", ".xml": "openvino", ".param": "ncnn", ".weights": "opencv"}
+CLIENTS = {".onnx": "onnxruntime", ".xml": "openvino", ".param": "ncnn", ".tflite": "litert", ".weights": "opencv"}
 """Programs in examples/, NAME_client.py, by how the file ends that they run."""
 FITS = {"letterbox": f"as large as fits, centred on a border of {GREY}", "stretch": "stretched to the input"}
 """What is done to a picture, by how it is fitted to the input."""
