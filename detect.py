@@ -16,15 +16,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from utils import cli
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import Names, check_names, named_classes
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.draw import draw_detections
+from utils.data.images import Image
 from utils.data.sources import Frame, Limits, find, frames
 from utils.detection.settings import DetectorSettings
 from utils.errors import InputError
@@ -231,8 +228,10 @@ def make_folder(args: argparse.Namespace, ending: ExitStack) -> Path:
     return run.path
 
 
-def show(frame: Frame, drawn: NDArray[np.uint8]) -> bool:
+def show(frame: Frame, drawn: Image) -> bool:
     """Show a picture until a key is pressed, a frame of a video for a moment; whether to go on."""
+    import cv2
+
     cv2.imshow(cli.one_line(frame.source), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     return cv2.waitKey(0 if frame.kind == "picture" else 1) & 0xFF not in QUIT_KEYS
 

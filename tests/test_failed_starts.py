@@ -85,15 +85,18 @@ SCRIPTS = {
 }
 
 
+def script_flags(name: str, folder: Path, files: list[str]) -> list[str]:
+    """Return the flags of a script of the table, without those of its run directory."""
+    flags = [*SCRIPTS[name][0], "--data", str(folder / "d.data"), *files]
+    flags += ["--device", "cpu"] if name != "export" else []
+    return flags + (["--source", str(folder / "images"), "--nosave"] if name == "detect" else [])
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_that_cannot_write_its_result_leaves_no_folder(folder, files, tmp_path, monkeypatch, no_plots, name):
-    flags, place = SCRIPTS[name]
-    monkeypatch.setattr(place, fails)
-    flags = [*flags, "--device", "cpu"] if name != "export" else flags
-    flags += ["--source", str(folder / "images"), "--nosave"] if name == "detect" else []
-    flags += ["--data", str(folder / "d.data"), *files, "--project", str(tmp_path / "r")]
+    monkeypatch.setattr(SCRIPTS[name][1], fails)
     with pytest.raises(Broken):
-        compress.script_module(name).main(flags)
+        compress.script_module(name).main([*script_flags(name, folder, files), "--project", str(tmp_path / "r")])
     assert not (tmp_path / "r").exists() or list((tmp_path / "r").iterdir()) == []
 
 

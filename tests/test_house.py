@@ -52,13 +52,17 @@ def test_no_star_import_and_no_bare_except(sources):
 
 
 def test_nothing_happens_at_import(sources):
-    """The top of a module defines: no call, loop or assignment to somebody else's attribute."""
+    """The top of a module defines: no call, loop or assignment to somebody else's attribute.
+
+    The exception is the hook for imports of scripts that fail, as all else comes after them.
+    """
 
     def defines(node: ast.stmt) -> bool:
         if isinstance(node, ast.If):
             return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
         if isinstance(node, ast.Assign):
-            return all(isinstance(target, ast.Name | ast.Tuple) for target in node.targets)
+            names = all(isinstance(target, ast.Name | ast.Tuple) for target in node.targets)
+            return names or ast.unparse(node) == "sys.excepthook = explain"
         if isinstance(node, ast.Expr):
             return isinstance(node.value, ast.Constant)
         kinds = (ast.Import, ast.ImportFrom, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import compress
 import train
 from tests.test_compress import Scripts, journey_of
-from tests.test_failed_starts import SCRIPTS, TRAIN
+from tests.test_failed_starts import SCRIPTS, TRAIN, script_flags
 from utils.errors import InputError
 from utils.report import run_dir
 from utils.report.run_dir import RunDirectory
@@ -65,18 +68,80 @@ def test_every_script_is_refused_where_another_process_is_at_work(
     if name == "resume":
         run("--epochs", "1", "--notest", "--name", "a")
     process, project = request.getfixturevalue("at_work"), tmp_path / "runs"
-    flags = ["--data", str(folder / "d.data"), *files, "--project", str(project), "--name", "a", "--exist-ok"]
-    if name in SCRIPTS:
-        flags += SCRIPTS[name][0]
-        flags += ["--device", "cpu"] if name != "export" else []
-        flags += ["--source", str(folder / "images"), "--nosave"] if name == "detect" else []
+    flags = script_flags(name, folder, files) if name in SCRIPTS else [*toy, *TRAIN]
+    flags += ["--project", str(project), "--name", "a", "--exist-ok"]
     calls = {
         "journey": lambda: replace(journey_of(tmp_path), folder=project / "a").finish(Scripts()),
-        "train": lambda: train.main([*flags, *TRAIN]),
-        "search": lambda: train.main([*flags, *TRAIN, "--evolve", "1"]),
+        "train": lambda: train.main(flags),
+        "search": lambda: train.main([*flags, "--evolve", "1"]),
         "resume": lambda: train.main(["--resume", str(project / "a")]),
     }
     kept = sorted(project.rglob("*"))
     with pytest.raises(InputError, match=rf"a: process {process.pid} on \S+ is at work in it"):
         calls.get(name, lambda: compress.script_module(name).main(flags))()
     assert sorted(project.rglob("*")) == kept
+
+
+SURROUNDINGS = {
+    "no standard output": ("{command} >&-", (0,)),
+    "no standard streams": ("{command} <&- >&- 2>&-", (0,)),
+    "a full disk behind the progress": ("{command} 2>/dev/full", (0,)),
+    "a full disk behind the output": ("{command} >/dev/full", (5,)),
+    "no folder of TMPDIR": ("TMPDIR=/none {command}", (0,)),
+    "memory for Python alone": ("ulimit -v 60000; {command}", (5,)),
+    "memory without torch": ("ulimit -v 600000; {command}", (0, 5)),
+}
+"""A shell's line around a command, and the exit statuses that are right. All scripts run in every second one."""
+PRINTS = """
+import sys
+from utils import cli
+
+def main():
+    with open(sys.argv[1], "w") as file:
+        cli.log("note")
+        print("kept", file=file, flush=True)
+        print("result")
+
+import numpy
+cli.run(main)
+"""
+
+
+def surrounded(name: str, command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = SURROUNDINGS[name][0].format(command=shlex.join([sys.executable, *command]))
+    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode in SURROUNDINGS[name][1], done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_what_a_script_lacks_is_one_line_or_nothing(name, root, tmp_path):
+    """A file that is opened where standard output was closed holds what is written to it, and no more."""
+    done = surrounded(name, ["-c", PRINTS, str(tmp_path / "file")], root)
+    if done.returncode == 0 or "full" in name:
+        assert (tmp_path / "file").read_text() == "kept\n"
+    else:
+        assert done.stderr.splitlines()[-1].startswith("error: out of memory; a library takes more (")
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_told_of_tmpdir(root):
+    """As in a container whose disk is read-only."""
+    code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/none']\n"
+    code += "from utils import cli; cli.run(tempfile.TemporaryDirectory)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert re.fullmatch(r"error: no room .*; set TMPDIR to .* \(.*No usable temporary directory.*\)\n", done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [*SCRIPTS, "train", "compress"])
+@pytest.mark.parametrize("name", list(SURROUNDINGS)[::2])
+def test_every_script_ends_well_whatever_it_lacks(name, script, root, folder, files, toy, tmp_path):
+    project = ["--project", str(tmp_path / "runs")]
+    if script == "compress":
+        (tmp_path / "r.yaml").write_text("stages: {prune: {script: slim_prune, percent: 0.3, no-test: true}}")
+        flags = [*files, "--data", str(folder / "d.data"), "--recipe", str(tmp_path / "r.yaml")]
+    else:
+        flags = [*toy, *TRAIN, "--epochs", "1"] if script == "train" else script_flags(script, folder, files)
+    surrounded(name, [f"{script}.py", *flags, *project], root)

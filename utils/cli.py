@@ -20,20 +20,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import Field, field, fields
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO, TypeVar
 
 from utils import __version__
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
-from utils.memory import keep_freed_memory
 from utils.old_flags import OLD_FLAGS
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from _typeshed import DataclassInstance
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a script as an exception would, so that it tidies up."""
+STOPPED = {KeyboardInterrupt: ("interrupted", 130), BrokenPipeError: ("", 1)}
+"""Line and exit status of a script that was stopped: by Ctrl-C, or by the end of what reads its output."""
+CAUSES = (
+    (ImportError, "failed to map segment", "out of memory; a library takes more"),
+    (RuntimeError, "start new thread", "out of memory; one more thread needs some"),
+    (RuntimeError, "DataLoader worker", "a process that reads pictures was ended (memory short?); fewer --workers"),
+    (RuntimeError, "by peer", "another process of this training ended; its own message says why"),
+    (OSError, "temporary directory", "no room for temporary files; set TMPDIR to a folder that can be written"),
+)
+"""Classes and words of failures with exit status 5, of the loader, torch, gloo and tempfile, and what they mean."""
 LARGEST_SEED = 2**63 - 1
 """That a flag may ask for, as PyTorch's generators take."""
 LARGEST_SIDE = 8192
@@ -274,10 +285,11 @@ def leads() -> bool:
 
 
 def log(*texts: str) -> None:
-    """Print progress or notes to stderr; of several processes that train together only the first does."""
+    """Print progress or notes to stderr, where that works; of processes that train together only the first does."""
     for text in texts if leads() else ():
         ProgressBar.last_line = monotonic()
-        print(f"{one_line(text, keep_newlines=True)}\n", end="", file=sys.stderr, flush=True)  # whole, beside a thread
+        with suppress(OSError):  # the line is written whole, beside a thread
+            print(f"{one_line(text, keep_newlines=True)}\n", end="", file=sys.stderr, flush=True)
 
 
 class ProgressBar:
@@ -423,44 +435,74 @@ def memory_for(batch: int, *, resumed: bool = False) -> Iterator[None]:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main` and leave with the exit status of what happened; `--debug` keeps the traceback."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it; the next file would get its number and what is printed
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for number in STOPS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has a closed terminal ignored
             signal.signal(number, lambda received, _: sys.exit(128 + received))
-    keep_freed_memory()
     try:
+        from utils.memory import keep_freed_memory  # not at the head: it imports numpy, which may fail
+
+        keep_freed_memory()
         with progress_in_log("at work"):
             main()
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Interrupted as stop:
-        log(str(stop))
-        sys.exit(stop.exit_status)
-    except Exception as failure:
-        report = _report(failure)
-        if report is None or "--debug" in sys.argv:
+        _flush(sys.stderr)
+    except (Exception, KeyboardInterrupt) as failure:
+        status = explained(failure)
+        if status is None:
             raise
-        message, status = report
-        who = "" if leads() else f"process {os.environ['RANK']}: "
-        print(f"error: {who}{one_line(message)}", file=sys.stderr)
         sys.exit(status)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     sys.exit(0)
 
 
-def _report(failure: Exception) -> tuple[str, int] | None:
+def explain(kind: type[BaseException], failure: BaseException, trace: TracebackType | None) -> None:
+    """Do for imports at the top of a script, which come before `run`, what this does for the rest; sys.excepthook."""
+    status = explained(failure)
+    if status is not None:
+        sys.exit(status)
+    sys.__excepthook__(kind, failure, trace)
+
+
+sys.excepthook = explain
+
+
+def explained(failure: BaseException) -> int | None:
+    """Print the line that tells of a failure, and return its exit status; None for a bug."""
+    report = STOPPED.get(type(failure)) or _report(failure)
+    stopped = isinstance(failure, (Interrupted, *STOPPED))
+    if report is None or ("--debug" in sys.argv and not stopped):
+        return None
+    message, status = report
+    who = "" if leads() else f"process {os.environ['RANK']}: "
+    with suppress(OSError):
+        if not stopped:
+            print(f"error: {who}{one_line(message)}", file=sys.stderr)
+        elif message:
+            log(message)
+    _flush(sys.stdout, sys.stderr)
+    return status
+
+
+def _flush(*streams: TextIO) -> None:
+    """Write what is left in streams, or drop it: at the exit it would be tried again, and change the exit status."""
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _report(failure: BaseException) -> tuple[str, int] | None:
     """Message and exit status of a failure; None for a bug."""
     if isinstance(failure, SuiteError):
         return str(failure), failure.exit_status
+    for kind, words, meaning in CAUSES:
+        if isinstance(failure, kind) and words in str(failure):
+            return f"{meaning} ({str(failure).strip().splitlines()[-1]})", 5
     if is_out_of_memory(failure):
         return f"out of memory; use a smaller --img_size ({failure})", 5
-    if isinstance(failure, RuntimeError) and str(failure).startswith("DataLoader worker"):  # torch's words
-        return f"a process that reads pictures was ended from outside (memory short?); fewer --workers ({failure})", 5
-    if isinstance(failure, RuntimeError) and "by peer" in str(failure):  # gloo's words: closed, or reset
-        return "another process of this training ended; its own message says why", 5
     if isinstance(failure, OSError) and failure.errno in OUT_OF_RESOURCES:
         return f"{failure.filename or 'writing'}: {failure.strerror}", 5
     if isinstance(failure, OSError) and failure.filename is not None:

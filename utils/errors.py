@@ -63,7 +63,7 @@ class ResourceError(SuiteError, OSError):
     exit_status = 5
 
 
-def is_out_of_memory(failure: Exception) -> bool:
+def is_out_of_memory(failure: BaseException) -> bool:
     """Whether memory, of a GPU or of the machine, did not suffice."""
     return isinstance(failure, MemoryError) or any(words in str(failure) for words in OUT_OF_MEMORY)
 
