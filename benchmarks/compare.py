@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from utils.compress.measure import LoadedNetwork
     from utils.detection.bootstrap import Spread
 
-EXAMPLE = "python -m benchmarks.compare --data data/voc.data --img_size 416 base.pt cfg/pruned.cfg:pruned.weights"
+NETWORKS = "runs/demo/journey/float/model.onnx small=runs/demo/journey/int8/model.onnx"
+EXAMPLE = f"python -m benchmarks.compare --data runs/demo/data/toy.data {NETWORKS}"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from benchmarks import compressions, criteria, goals, suite, trainings
 from utils.cli import Parser, log, print_json, run
 from utils.files import atomic_write_bytes, atomic_write_text, read_text
 
-EXAMPLE = "python -m benchmarks.results --rows bccd-yolov4-tiny"
+EXAMPLE = "python -m benchmarks.results --list"
 PAGE = suite.ROOT / "docs" / "results.md"
 PICTURES = suite.ROOT / "docs" / "images"
 LONGEST_SIDE = 1024

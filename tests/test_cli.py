@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import importlib
+import itertools
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import pytest
 import torch
 from numpy.random import SeedSequence, default_rng
 
+import compress
 from utils import cli
 from utils.errors import CheckpointError, InfeasibleError, InputError, NumericsError, ResourceError
 
@@ -209,6 +212,7 @@ def test_json_is_one_document_with_its_schema(capsys):
 
 WORK = """
 import sys, time
+import compress
 from utils import cli
 cli.SILENCE, cli.DELAY = 0.2, 0.0
 def main():
@@ -252,6 +256,33 @@ def test_a_time_is_said_in_two_units_at_most(seconds, text):
 
 
 SCRIPTS = sorted(path.name for path in Path(__file__).parent.parent.glob("*.py") if path.name != "models.py")
+
+
+MODULES = ("utils.report.__main__", "utils.darknet.info", "utils.data.doctor", "utils.data.toy", "utils.data.convert")
+MODULES += tuple(f"benchmarks.{name}" for name in ("compare", "latency", "results"))
+OF_THE_USER = {"utils.data.convert": ("VOCdevkit", "data/voc")}
+
+
+@pytest.mark.parametrize("program", [*SCRIPTS, *MODULES])
+def test_an_example_is_a_command_whose_files_are_there_or_said_to_be_made(root, program, monkeypatch, capsys):
+    """On a fresh clone; a file of `make demo` comes with a note, one of another origin is explained."""
+    monkeypatch.chdir(root)
+    script = program.removesuffix(".py")
+    module = compress.script_module(script) if program in SCRIPTS else importlib.import_module(program)
+    parse = compress.script_parser(script).parse_args if script.endswith("_prune") else module.parse_args
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    example, *notes = text.split("example:\n")[1].splitlines()
+    words = shlex.split(example)
+    parse(words[2 + (words[1] == "-m") :])
+    output = next((after for word, after in itertools.pairwise(words) if word in ("--output", "--out")), None)
+    for path in (word.rpartition("=")[2].partition("@")[0] for word in words if "/" in word and word != output):
+        if path.startswith("runs/"):
+            assert "`make demo` makes runs/demo" in notes[0] and path.startswith("runs/demo/")
+        else:
+            assert (root / path).exists() or path.startswith(OF_THE_USER.get(program, "-"))
+    assert all(folder in text for folder in OF_THE_USER.get(program, ()))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

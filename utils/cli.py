@@ -60,6 +60,8 @@ REQUIREMENTS = {
 """Files that list optional packages; requirements-export.txt has the others."""
 EPOCHS_AFTER = "COMPRESS_EPOCHS_AFTER"
 """Environment variable of a stage of compress.py."""
+MADE = "\n  `make demo` makes runs/demo; `python -m utils.data.toy --output runs/demo/data` only its pictures"
+"""Behind examples with such files, which a fresh clone has not got."""
 SILENCE = 30.0
 """Seconds after which a log file gets a line about the work in progress."""
 DELAY = 2.0
@@ -84,10 +86,11 @@ class Parser(argparse.ArgumentParser):
         program: str | None = None,
         **options: Any,
     ) -> None:
+        made = MADE if re.search("runs/demo/(data|journey)/", example) else ""
         super().__init__(
             prog=program,
             description=description,
-            epilog=f"example:\n  {example}" if example else None,
+            epilog=f"example:\n  {example}{made}" if example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **options,

@@ -29,11 +29,13 @@ PROGRAM = "python -m utils.data.convert"
 FORMATS = {
     "voc": (
         "Pascal VOC: ROOT/Annotations/*.xml, ROOT/ImageSets/Main/*.txt, ROOT/JPEGImages; a ROOT without ImageSets, as\n"
-        "labelling tools write, needs --val-share. Classes are those found, sorted, unless --names is given.",
+        "labelling tools write, needs --val-share. Classes are those found, sorted, unless --names is given.\n"
+        "The archives of Pascal VOC unpack to VOCdevkit.",
         "voc VOCdevkit/VOC2007 VOCdevkit/VOC2012 --output data/voc",
     ),
     "coco": (
-        "COCO: instances_*.json. Classes are the categories in the order of their ids; crowds are ignored boxes.",
+        "COCO: instances_*.json. Classes are the categories in the order of their ids; crowds are ignored boxes.\n"
+        "In the example coco is the folder in which its archives were unpacked.",
         "coco --train coco/annotations/instances_train2017.json --val coco/annotations/instances_val2017.json "
         "--output data/coco2017",
     ),
