@@ -357,13 +357,49 @@ def test_pictures_are_found_where_archives_and_exporters_put_them(folder, conver
     assert list(rows(converted("coco", "--train", path)[0], "train")) == ["images/val2017/a.jpg"]
 
 
-def test_a_name_that_leads_elsewhere_is_read_and_written_inside_the_set(converted, tmp_path):
-    picture(tmp_path / "coco" / "images" / "a.jpg")
-    image = {"id": 7, "file_name": "../../b\n.jpg"}
-    picture(tmp_path / "b\n.jpg")
-    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20), images=[image]))
-    output, _ = converted("coco", "--train", path, "--images", tmp_path / "coco" / "images")
-    assert list(rows(output, "train")) == ["images/train/b_.jpg"]
+OUTSIDE = "outside of"
+BAD_NAMES = {
+    "x" * 300 + ".jpg": "not found",
+    "../..": OUTSIDE,
+    "../../b.jpg": OUTSIDE,
+    "/etc/hosts": OUTSIDE,
+    "": "left out",
+    ".": "left out",
+    "a\0.jpg": "not found",
+    "\ud800.jpg": "not found",
+    "~/b.jpg": "not found",
+}
+"""File names in an annotation, and what the note on the picture says."""
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("named", [True, False], ids=["--images", ""])
+def test_a_bad_file_name_is_counted_and_skipped(name, named, converted, tmp_path):
+    picture(tmp_path / "b.jpg")
+    images = [{"id": 8, "file_name": name}, *coco_document()["images"]]
+    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20), images=images))
+    flags = ("--images", tmp_path / "coco" / "images") if named else ()
+    output, document = converted("coco", "--train", path, *flags)
+    assert list(rows(output, "train")) == ["images/train/a.jpg"]
+    assert [kind for kind in document["notes"] if BAD_NAMES[name] in kind]
+
+
+@pytest.mark.parametrize("line", ["x" * 300, "../..", "a\0", "~"])
+def test_a_bad_line_of_a_list_is_counted_and_skipped(line, converted, tmp_path):
+    root = voc_root(tmp_path / "voc", {"a": xml(thing("cat", 2, 2, 9, 9), filename="y" * 300)}, trainval="a", test="a")
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text(f"{line}\na\n")
+    output, document = converted("voc", root)
+    assert list(rows(output, "train")) == ["images/train/a.jpg"]
+    assert document["notes"] == {"no annotation, picture left out": 1}
+
+
+def test_names_lose_line_ends_and_what_is_too_long(converted, tmp_path):
+    names = ["b\n.jpg", "é" * 125 + ".jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names, 7)]
+    for name in names:
+        picture(tmp_path / "coco" / "images" / name)
+    output, _ = converted("coco", "--train", coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20), images=images)))
+    assert list(rows(output, "train")) == ["images/train/b_.jpg", f"images/train/{'é' * 100}.jpg"]
     assert flaws(output) == {}
 
 

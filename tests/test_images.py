@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.data import images
 from utils.data.images import PictureError, check_image, read_image, shown_size, write_image
 from utils.errors import DataError
 
@@ -310,3 +312,42 @@ def test_an_unknown_suffix_is_not_written(picture, tmp_path):
 def test_an_error_keeps_its_message_between_processes():
     error = copy.copy(PictureError("a\nb.jpg", "empty image", "an empty file"))
     assert isinstance(error, DataError) and str(error) == "a\nb.jpg: an empty file"
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    """Each scan goes over all pixels, and takes 20 bytes."""
+    done, data = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    assert done and 5 < data.tobytes().count(images.JPEG_SCAN) < 15
+    (tmp_path / "a.jpg").write_bytes(data.tobytes())
+    assert check_image(tmp_path / "a.jpg") == (64, 64)
+    monkeypatch.setattr(images, "MAX_SCANNED", 64 * 64 * 5)
+    for read in (read_image, check_image):
+        with pytest.raises(
+            PictureError, match=r"\d+ scans of 64x64 pixels; at most 20480 pixels are scanned"
+        ) as caught:
+            read(tmp_path / "a.jpg")
+        assert caught.value.kind == "oversized image"
+
+
+def test_the_shared_jpeg_of_2000_scans_is_refused_at_once(shared):
+    start = time.process_time()
+    with pytest.raises(PictureError, match="2006 scans of 4096x4096 pixels"):
+        check_image(shared / "cases" / "jpg_scans_2000.jpg")
+    assert time.process_time() - start < 5
+
+
+def test_a_png_with_data_for_many_more_pixels_is_refused(tmp_path):
+    """libpng unpacks all of it: 2 MB that stand for 2 GB took 2.6 s."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", bytes(images.SPARE + 9))
+    (tmp_path / "a.png").write_bytes(png + chunk(b"IEND", b""))
+    with pytest.raises(PictureError, match=r"\d+ bytes for 1x1 pixels") as caught:
+        check_image(tmp_path / "a.png")
+    assert caught.value.kind == "oversized image"
+
+
+def test_data_of_another_size_than_the_header_are_damage(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.jpg", np.zeros((20, 30, 3), np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((20, 31), np.uint8))
+    with pytest.raises(PictureError, match="its header says 30x20 pixels, its data are 31x20"):
+        check_image(tmp_path / "a.jpg")

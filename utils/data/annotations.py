@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,8 @@ class Picture:
     boxes: Sequence[Box]
     location: str
     """File or FILE:LINE of the annotation."""
+    within: Path | None = None
+    """Folder that it must lie in, where the annotation may name any path."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class VocReader:
             paths = _voc_annotations(root, name, every=every)
             listed = listed or paths is not None
             for path in paths or ():
-                if path.exists():
+                if os.path.exists(path):  # False where no file can have such a name
                     pictures.append(self._picture(path, root))
                 else:
                     notes["no annotation, picture left out"].append(str(path))
@@ -167,7 +170,7 @@ def _voc_annotation(folder: Path, line: str) -> Path:
     """Annotation of a picture in a line of a list; the lists of single classes have -1, 0 or 1 behind its name."""
     path = folder / f"{line}.xml"
     name, _, flag = line.rpartition(" ")
-    return folder / f"{name.strip()}.xml" if flag in ("-1", "0", "1") and name and not path.exists() else path
+    return folder / f"{name.strip()}.xml" if flag in ("-1", "0", "1") and name and not os.path.exists(path) else path
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -212,10 +215,10 @@ def _number(path: Path, element: ElementTree.Element, tag: str) -> float:
 def _voc_image(path: Path, folder: Path, document: ElementTree.Element) -> Path:
     """The picture of the annotation's own name, whatever its suffix, else the one that <filename> names."""
     for suffix in (".jpg", *sorted(SUFFIXES), ".JPG", ".JPEG", ".PNG"):
-        if (image := folder / (path.stem + suffix)).exists():
+        if os.path.exists(image := folder / (path.stem + suffix)):
             return image
     named = _text(document, "filename").replace("\\", "/").rpartition("/")[2]
-    if named not in ("", ".", "..") and "\0" not in named and (folder / named).is_file():
+    if os.path.isfile(folder / named):
         return folder / named
     return folder / f"{path.stem}.jpg"
 
@@ -297,12 +300,12 @@ class CocoFile:
                     raise DataError(f"{where}: {kind} {number} is not in the file")
             x, y, width, height = _bbox(where, item)
             boxes[owner].append(Box(categories[category], x, y, x + width, y + height, bool(item.get("iscrowd"))))
-        folder = images or self._folder(names)
+        folder, within = images or self._folder(names), images or self.path.parent / ".."
         pictures = []
         for name, item in zip(names, self.lists["images"], strict=True):
             sides = item.get("height", 0), item.get("width", 0)
             size = sides if all(type(side) is int and side > 0 for side in sides) else None
-            pictures.append(Picture(folder / name, size, boxes[item["id"]], f"{self.path}: image {item['id']}"))
+            pictures.append(Picture(folder / name, size, boxes[item["id"]], f"{self.path}: image {item['id']}", within))
         return pictures
 
     def _items(self, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -317,7 +320,7 @@ class CocoFile:
         folders = [above / split, above / "images" / split, above / "images", here / split, here / "images", here]
         for name in names[:100]:
             for folder in folders:
-                if "\0" not in name and (folder / name).is_file():
+                if os.path.isfile(folder / name) and not os.path.isabs(name):
                     return folder
         return folders[0]
 

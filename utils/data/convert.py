@@ -48,6 +48,8 @@ FORMATS = {
 """Format → its description, and an example."""
 LEAST = 10.0**-DIGITS / 2
 """A box whose width or height is written as 0 has no area."""
+LONGEST_STEM = 200
+"""Bytes of a file name before its suffix; a number, a suffix and a temporary name must have room in 255 bytes, too."""
 CUT = 1.0
 """Pixels that a box may reach beyond its picture without a note; it is cut in any case."""
 _PLAIN_NAME = re.compile(r"[\w.+-]{1,80}\Z")
@@ -259,6 +261,9 @@ class _Writer:
                 self.notes["picture listed twice, used once"].append(str(picture.path))
                 continue
             sources.add(source)
+            if picture.within is not None and not source.startswith(os.path.join(os.path.abspath(picture.within), "")):
+                self.notes[f"picture outside of {picture.within}, left out"].append(picture.location)
+                continue
             if (size := self._size(picture)) is None:
                 continue
             labels, ignored = (self._labels(picture, size, ignored=kind) for kind in (False, True))
@@ -313,7 +318,7 @@ class _Writer:
     def _target(self, part: str, source: Path) -> Path:
         """File name of a picture in the set: without control characters, and numbered where it is taken."""
         stem, suffix = (_CONTROL.sub("_", text).replace("\\", "_") for text in (source.stem, source.suffix))
-        stem = name = stem.strip() or "picture"
+        stem = name = stem.strip().encode()[:LONGEST_STEM].decode(errors="ignore") or "picture"
         number = 1
         while (part, name.lower()) in self.taken:
             number += 1

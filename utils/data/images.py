@@ -41,6 +41,12 @@ PNG_END = b"IEND\xaeB`\x82"
 """Last chunk of a PNG file, with its checksum. Without it libpng itself prints an error."""
 MAX_PIXELS = 100_000_000
 """Largest picture decoded: 300 MB as RGB."""
+SPARE = 1 << 24
+"""Bytes of a file beside its pixels."""
+JPEG_SCAN, MAX_SCANNED = b"\xff\xda", 15 * MAX_PIXELS
+"""Head of a scan, and how many pixels all scans of a JPEG may have together; a progressive one has about 10 scans.
+
+2000 scans of 4096 × 4096 pixels are a file of 132 kB."""
 SAMPLE_FORMAT, SAMPLES = 0x0153, {2: "signed integers", 3: "floating-point numbers"}
 """Tag of TIFF, and its values that no decoder here makes a picture of."""
 ORIENTATION, FIRST_TURNED = 0x0112, 5
@@ -74,9 +80,8 @@ def read_image(path: Path | str, channels: Channels = 3, *, shrink: Shrink = 1) 
     Raises:
         PictureError: missing, no regular file, unreadable, of an unknown format, too large, or not decodable.
     """
-    with _header(path) as (file, _):
-        file.seek(0)
-        return _decode(file.read(), path, channels, shrink)
+    with _header(path) as (file, picture):
+        return _decode(_content(file, path, picture), path, channels, None if shrink > 1 else picture.size, shrink)
 
 
 def check_image(path: Path | str) -> Size:
@@ -86,16 +91,15 @@ def check_image(path: Path | str) -> Size:
         PictureError: as `read_image`; or the file is cut off or fails its checksums.
     """
     with _header(path) as (file, picture):
+        data, size = _content(file, path, picture), picture.size
         if picture.format == "PNG":
             picture.verify()  # the checksum of every chunk but the last
         elif picture.format in ("JPEG", "MPO"):
             picture.draft("L", (1, 1))  # at an eighth of its sides; the whole file is read all the same
             picture.load()
-        file.seek(0)
-        data = file.read()
         if picture.format == "PNG" and PNG_END not in data:
             raise PictureError(path, "damaged image", f"no IEND chunk in {len(data)} bytes")
-        height, width = _decode(data, path, 1).shape[:2]
+        height, width = _decode(data, path, 1, size).shape[:2]
     return height, width
 
 
@@ -200,7 +204,7 @@ def _opened(path: Path | str) -> BinaryIO:
         raise PictureError(path, kind, str(failure).removeprefix(f"{path}: ")) from None
     if size == 0:
         raise PictureError(path, "empty image", "an empty file")
-    if size > 8 * MAX_PIXELS + (1 << 24):  # 16-bit RGBA, uncompressed, and 16 MB of anything else
+    if size > 8 * MAX_PIXELS + SPARE:  # 16-bit RGBA, uncompressed
         raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {MAX_PIXELS} pixels")
     try:
         return open(path, "rb")
@@ -208,7 +212,25 @@ def _opened(path: Path | str) -> BinaryIO:
         raise PictureError(path, "unreadable image", (failure.strerror or "cannot be read").lower()) from None
 
 
-def _decode(data: bytes, path: Path | str, channels: Channels, shrink: Shrink = 1) -> Image:
+def _content(file: BinaryIO, path: Path | str, picture: PIL.Image.Image) -> bytes:
+    """Bytes of a picture file whose decoding takes seconds, not hours.
+
+    Raises:
+        PictureError: a JPEG goes over its pixels too often, or a PNG has data for many more.
+    """
+    file.seek(0)
+    data, (width, height) = file.read(), picture.size
+    scans = data.count(JPEG_SCAN) if data.startswith(b"\xff\xd8") else 1
+    if scans * width * height > MAX_SCANNED:
+        detail = f"{scans} scans of {width}x{height} pixels; at most {MAX_SCANNED} pixels are scanned"
+        raise PictureError(path, "oversized image", detail)
+    if picture.format == "PNG" and len(data) > 8 * width * height + SPARE:
+        raise PictureError(path, "oversized image", f"{len(data)} bytes for {width}x{height} pixels")
+    return data
+
+
+def _decode(data: bytes, path: Path | str, channels: Channels, size: Size | None, shrink: Shrink = 1) -> Image:
+    """The decoded picture, compared with the sides in its header where these are given."""
     reduced = shrink > 1 and data.startswith(b"\xff\xd8")
     flag = getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{shrink}") if reduced else cv2.IMREAD_GRAYSCALE
     if channels == 3:
@@ -221,6 +243,9 @@ def _decode(data: bytes, path: Path | str, channels: Channels, shrink: Shrink = 
         image = None
     if image is None:
         raise PictureError(path, "damaged image", "cannot be decoded")
+    if size is not None and sorted(image.shape[:2]) != sorted(size):  # Exif may have turned it
+        detail = f"its header says {size[0]}x{size[1]} pixels, its data are {image.shape[1]}x{image.shape[0]}"
+        raise PictureError(path, "damaged image", detail)
     return cast("Image", image if channels == 3 else image[..., None])
 
 
