@@ -172,7 +172,7 @@ def test_small_pictures_grow_and_a_legend_names_their_numbers():
     crowd = np.concatenate([detection(n, n, n + 9, n + 9, number=n % 2) for n in range(10)])
     picture = np.zeros((1, 3, 32, 32), np.uint8)
     assert draw_grid(picture, [crowd[:0]], NAMES).shape == (320, 320, 3)
-    wordy = tuple(40 * name for name in NAMES)
+    wordy = tuple(6 * name for name in NAMES)
     assert draw_grid(picture, [crowd], wordy).shape == (320 + 2 * STRIP, 320, 3)
 
 

@@ -23,7 +23,7 @@ from utils.data.images import FitMode, read_image
 from utils.data.index import Index, index
 from utils.detection.average_precision import detected
 from utils.detection.bootstrap import SHARE, Matches, Spread, bootstrap, matches
-from utils.detection.evaluate import Evaluation, ImageDetections, evaluate
+from utils.detection.evaluate import Evaluation, evaluate
 from utils.device import select_device
 from utils.errors import DataError, InputError, SuiteError
 from utils.export.settings import SUFFIXES, ExportSettings
@@ -289,9 +289,10 @@ class ComparedPicture(NamedTuple):
 def compare(before: Evaluation, after: Evaluation, images: Index) -> list[ComparedPicture]:
     """Return every picture with the detections of two networks that are sure enough."""
     compared = []
-    for first, second, truth in zip(before.detections, after.detections, before.truth, strict=True):
-        path = str(images.images[first.position])
-        compared.append(compare_picture(path, truth, _sure(first), _sure(second)))
+    for *pair, truth in zip(before.detections, after.detections, before.truth, strict=True):
+        rows = (np.column_stack([image.boxes, image.scores, image.classes]).astype(np.float64) for image in pair)
+        sure = (boxes[boxes[:, 4] >= CONFIDENCE] for boxes in rows)
+        compared.append(compare_picture(str(images.images[pair[0].position]), truth, *sure))
     return compared
 
 
@@ -303,12 +304,6 @@ def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after:
     return ComparedPicture(
         path, objects, before, after, objects[first & second], objects[first & ~second], objects[second & ~first]
     )
-
-
-def _sure(image: ImageDetections) -> Rows:
-    """Return the detections that are sure enough."""
-    rows = np.column_stack([image.boxes, image.scores, image.classes]).astype(np.float64)
-    return rows[rows[:, 4] >= CONFIDENCE]
 
 
 def _counts(compared: Sequence[ComparedPicture]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -34,6 +35,8 @@ LABELLED = 0.15
 """Largest share of a picture in a grid that its labels may cover."""
 STRIP = 24
 """Height of a line of headings or of the legend, in pixels."""
+LETTER = 10
+"""Width of a letter in them."""
 LOST, GAINED = (213, 94, 0), (0, 158, 115)
 """Vermilion and green (Okabe and Ito), for `mark_boxes`."""
 MARK = 6
@@ -172,19 +175,13 @@ def draw_grid(
             numbered.update(numbers)
     heading = [_strip([title], cell_width + GAP) for title in titles]
     parts = [np.hstack(heading)[:, : grid.shape[1]]] if heading else []
-    legend = [f"{number} {label_text(number, names)}" for number in sorted(numbered)]
-    return np.vstack([*parts, grid, *([_strip(legend, grid.shape[1])] if legend else [])])
+    legend = "    ".join(f"{number}={label_text(number, names)}" for number in sorted(numbered))
+    lines = textwrap.wrap(legend, grid.shape[1] // LETTER, break_on_hyphens=False)
+    return np.vstack([*parts, grid, _strip(lines, grid.shape[1])])
 
 
-def _strip(texts: Sequence[str], width: int) -> Image:
-    """Black words on white, `width` pixels wide, as many lines as they take."""
-    lines = [""]
-    for text in texts:
-        longer = f"{lines[-1]}    {text}".strip()
-        if lines[-1] and cv2.getTextSize(longer, FONT, 0.5, 1)[0][0] > width - 2 * GAP:
-            lines.append(text)
-        else:
-            lines[-1] = longer
+def _strip(lines: Sequence[str], width: int) -> Image:
+    """Black words on white, `width` pixels wide."""
     strip = np.full((STRIP * len(lines), width, 3), 255, np.uint8)
     for number, line in enumerate(lines, 1):
         cv2.putText(strip, line, (GAP, STRIP * number - 8), FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
