@@ -580,13 +580,17 @@ def started(root, folder, before: str, *flags: str) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-c", code], **options)
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_missing_package_is_one_line_before_torch_and_before_any_file(package, root, tmp_path):
+@pytest.mark.parametrize(
+    ("format_", "package", "file"),
+    [("onnx", "onnx", "export"), ("onnx", "onnxruntime", "export"), ("tflite", "ai_edge_litert", "tflite")],
+)
+def test_a_missing_package_is_one_line_before_torch_and_before_any_file(format_, package, file, root, tmp_path):
     before = "find = importlib.util.find_spec\n"
     before += f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)"
-    done = started(root, tmp_path, before, "--weights", "nowhere.pt")
+    done = started(root, tmp_path, before, "--weights", "nowhere.pt", "--format", format_)
     assert done.returncode == 2 and not {"torch", "onnx"} & set(done.stdout.splitlines())
-    assert done.stderr == f"error: --format onnx: needs the package {package}; pip install -r requirements-export.txt\n"
+    line = f"error: --format {format_}: needs the package {package}; pip install -r requirements-{file}.txt\n"
+    assert done.stderr == line
     assert left(tmp_path) == []
 
 

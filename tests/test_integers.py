@@ -20,6 +20,7 @@ import export
 from models import Darknet, fuse
 from tests.nets import one_head, tiny
 from tests.random_nets import networks
+from tests.test_export import NEEDS_LITERT
 from tests.test_models import CONV, lively
 from tests.test_quantized_networks import calibrated
 from tests.test_random_networks import examples
@@ -285,6 +286,7 @@ def test_tensorrt_names_the_command(call):
         (None, ("--int8",), r"--int8: q\.pt is float; `quantize\.py --weights q\.pt --target cpu`"),
         (None, ("--format", "tensorrt"), r"--format tensorrt: q\.pt is float; .*--target tensorrt`"),
         (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; take --format onnx --int8"),
+        pytest.param(of_target("arm"), ("--format", "tflite"), "take --format tflite --int8", marks=NEEDS_LITERT),
         (of_target("cpu"), ("--format", "torchscript"), r"would be float; take --format onnx --int8"),
         (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or .*tensorrt"),
         (of_target("tensorrt"), ("--int8",), r"--target tensorrt; take --format tensorrt, or .*--target cpu"),

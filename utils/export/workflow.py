@@ -36,7 +36,7 @@ from utils.detection.decode import decode
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import make_fpga
 from utils.export.integers import codes_of
-from utils.export.settings import COMPANIONS, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
+from utils.export.settings import COMPANIONS, GOES_WITH, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, prove_tflite, verify
 from utils.files import atomic_path, foreign_errors
 from utils.model_files import ModelFiles
@@ -129,6 +129,7 @@ def check_quantization(quantization: QuantSettings | None, settings: ExportSetti
         if quantization and kind != "fpga" and (reason := simulated_only(quantization)):
             raise InputError(f"{flag}: {path} {reason}")
     elif wanted is None:
+        way = f"--format {settings.format} --int8" if kind == "cpu" and settings.format in GOES_WITH["int8"] else way
         raise InputError(
             f"{path}: is quantized, and this file would be float; take {way}, or give the weights it was made from"
         )
