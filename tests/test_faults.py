@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 import zipfile
 
 import numpy as np
@@ -15,6 +16,8 @@ from utils.checkpoint import SCHEMA, load_model, model_document, read_checkpoint
 from utils.errors import CheckpointError, InputError, SuiteError, WeightsError
 from utils.files import foreign_errors, read_json, read_yaml
 from utils.model_files import ModelFiles, choose_model
+from utils.runtime.choice import choose_runtime
+from utils.runtime.exported import read_openvino
 from utils.training.checkpointing import resumable
 
 # Calls of parsers of other projects
@@ -271,6 +274,19 @@ def test_an_archive_of_many_entries_is_refused_at_once(tmp_path):
             archive.writestr(f"m/data/{number}", b"")
     with pytest.raises(WeightsError, match="20001 archive entries"):
         choose_model(None, str(tmp_path / "m.pt"))
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "tflite", "xml", "bin", "pt", "weights"])
+def test_a_sparse_file_of_a_terabyte_is_refused_at_once(tmp_path, suffix):
+    (tmp_path / "m.xml").write_text("<net/>")
+    with (tmp_path / f"m.{suffix}").open("wb") as file:
+        file.truncate(1 << 40)
+    start = time.process_time()
+    with pytest.raises(InputError, match=rf"m\.{suffix}: 1099511627776 bytes; a file of at most \d+ bytes"):
+        if suffix in ("xml", "bin"):
+            read_openvino(tmp_path / "m.xml")
+        choose_runtime(None, str(tmp_path / f"m.{suffix}"), None)
+    assert time.process_time() - start < 5
 
 
 def test_the_shared_checkpoints_load_or_end_in_one_line(shared):

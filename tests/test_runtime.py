@@ -386,9 +386,18 @@ def outside(model):
     tensor.ClearField("raw_data")
 
 
+def loop(model):
+    model.graph.node.append(onnx.helper.make_node("Loop", ["many"], ["x"], body=onnx.GraphProto(name="body")))
+
+
+def hidden_loop(model):
+    model.functions.add(name="f", domain="d").node.append(onnx.helper.make_node("Loop", ["many"], ["x"]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *((change, "has the operator Loop; files of export.py have no loops") for change in (loop, hidden_loop)),
         (clear, "says neither its network nor its classes: another program"),
         *(
             (change, "its inputs and outputs are not those its metadata describe")

@@ -23,7 +23,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, same_network
 from utils.errors import WeightsError
-from utils.files import atomic_path, foreign_errors, regular_file, sha256
+from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256
 from utils.foreign import fitted, numpy_types, state_dict
 from utils.model_files import (
     WAY_OUT,
@@ -216,7 +216,7 @@ def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any
     Raises:
         WeightsError: damaged, holding NaN or infinity, or of another suite and not fitting `network`.
     """
-    regular_file(path, WeightsError)
+    regular_file(path, WeightsError, LARGEST_MODEL)
     with foreign_errors(path, "cannot be read", WeightsError):
         is_zip = not is_legacy(path)
     if is_zip:

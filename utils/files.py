@@ -6,6 +6,7 @@ import difflib
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,8 @@ MOST_NAMES = 10_000
 """Files of a folder among which a missing one is looked for."""
 LARGEST_TEXT = 64 << 20
 """Largest text file read by default, in bytes."""
+LARGEST_MODEL = 1 << 33
+"""Largest file of a network, in bytes: digest and checksums of a sparse file of terabytes would take days."""
 LONGEST_REASON = 200
 """Characters of another program's message that are shown."""
 OPENVINO_PLACES = ("Exception from", "Check '")
@@ -68,8 +71,8 @@ def _nearest_file(path: Path) -> Path | None:
     return known[near] if near else None
 
 
-def regular_file(path: Path | str, error: type[SuiteError] = InputError) -> os.stat_result:
-    """Status of a regular file; anything else (missing, folder, FIFO, device, link loop) is refused unopened."""
+def regular_file(path: Path | str, error: type[SuiteError] = InputError, max_bytes: float = math.inf) -> os.stat_result:
+    """Status of a regular file; anything else (missing, folder, FIFO, device, link loop, large) is refused unopened."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -80,6 +83,8 @@ def regular_file(path: Path | str, error: type[SuiteError] = InputError) -> os.s
         raise error(f"{str(path)!r}: not a file name") from None
     if not stat.S_ISREG(status.st_mode):
         raise error(f"{path}: not a regular file")
+    if status.st_size > max_bytes:
+        raise error(f"{path}: {status.st_size} bytes; a file of at most {max_bytes} bytes was expected")
     return status
 
 
@@ -127,9 +132,7 @@ def read_bytes(path: Path | str, error: type[SuiteError] = InputError, max_bytes
     Raises:
         InputError: (or the class given) not a regular file, larger than `max_bytes`, or unreadable.
     """
-    size = regular_file(path, error).st_size
-    if size > max_bytes:
-        raise error(f"{path}: {size} bytes; a file of at most {max_bytes} bytes was expected")
+    regular_file(path, error, max_bytes)
     try:
         return Path(path).read_bytes()
     except OSError as failure:

@@ -13,7 +13,7 @@ from utils.darknet.blocks import Network, Yolo
 from utils.darknet.data_file import DataConfig
 from utils.darknet.network import adapt_classes, parameter_count, picture_channels, same_network
 from utils.errors import CfgError, InputError, WeightsError
-from utils.files import foreign_errors, regular_file
+from utils.files import LARGEST_MODEL, foreign_errors, regular_file
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -155,7 +155,7 @@ def is_checkpoint(path: Path) -> bool:
     Raises:
         WeightsError: not a regular file, empty, another container, a damaged archive, or no header of Darknet either.
     """
-    regular_file(path, WeightsError)
+    regular_file(path, WeightsError, LARGEST_MODEL)
     if path.suffix.lower() in EXPORTED:
         raise WeightsError(
             f"{path}: is an exported file, which test.py and detect.py run; give the .pt or .weights "

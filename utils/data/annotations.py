@@ -26,7 +26,7 @@ HAND_SPLITS = {
     "validation": Path("validation_dataset") / "validation_data",
     "test": Path("test_dataset") / "test_data",
 }
-LARGEST_XML, LARGEST_JSON, LARGEST_MAT = 1 << 24, 1 << 30, 1 << 20
+LARGEST_XML, LARGEST_JSON, LARGEST_MAT = 1 << 22, 1 << 30, 1 << 20
 """Largest annotation file read, in bytes. A COCO file of 53 MB took 6 times its size in memory; .mat files have 300."""
 CENTRE = 0.5
 """Centre of MATLAB's pixel 1 less the picture's edge: subtracted from a coordinate, it counts from 0."""

@@ -62,6 +62,10 @@ CFG = "cfg"
 """The property that is no JSON."""
 DOCUMENTS = ("schema", "names", "input", "output", "thresholds", "precision", "lineage", "quantization", "reference")
 """Properties that are read; all are JSON."""
+LOOPS = frozenset({"If", "Loop", "Scan", "SequenceMap", "TensorIterator"})
+"""Operators of ONNX and OpenVINO that run other graphs."""
+LARGEST_ONNX = (1 << 31) - 1
+"""Bytes that the readers of ONNX and TensorFlow Lite can take."""
 HASHED = (".param", ".bin")
 """Files of ncnn whose digests are in the third, NAME.json."""
 
@@ -273,13 +277,19 @@ def sha256(path: Path) -> str:
     Raises:
         WeightsError: it is no regular file.
     """
-    regular_file(path, WeightsError)
+    regular_file(path, WeightsError, files.LARGEST_MODEL)
     return files.sha256(path)
 
 
 def graph_digest(model: onnx.ModelProto) -> str:
     """sha256 of the graph: nodes, weights, inputs and outputs."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _refuse_loops(path: Path, operators: Collection[str]) -> None:
+    """Refuse operators that run a part of a file as often as the file says: 2 ** 60 times take some bytes."""
+    if loops := sorted(LOOPS.intersection(operators)):
+        raise WeightsError(f"{path}: has the operator {loops[0]}; files of export.py have no loops and branches")
 
 
 def read_onnx(path: Path) -> ExportedFile:
@@ -289,7 +299,7 @@ def read_onnx(path: Path) -> ExportedFile:
         InputError: the package onnx is missing.
         WeightsError: damaged, made by another program, or with tensors in other files.
     """
-    if not regular_file(path, WeightsError).st_size:
+    if not regular_file(path, WeightsError, LARGEST_ONNX).st_size:
         raise WeightsError(f"{path}: is empty; take another copy")
     require(str(path), "onnx")
     import onnx
@@ -298,6 +308,7 @@ def read_onnx(path: Path) -> ExportedFile:
         model = onnx.load(str(path), load_external_data=False)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise WeightsError(f"{path}: keeps tensors in other files; files of export.py do not")
+    _refuse_loops(path, {node.op_type for part in (model.graph, *model.functions) for node in part.node})
     properties = {entry.key: entry.value for entry in model.metadata_props}
     inputs = {}
     for value in model.graph.input:
@@ -314,7 +325,7 @@ def read_openvino(path: Path) -> ExportedFile:
         InputError: the package openvino is missing.
         WeightsError: damaged, made by another program, or without its weights.
     """
-    regular_file(path, WeightsError)
+    regular_file(path, WeightsError, files.LARGEST_TEXT)
     weights = path.with_suffix(".bin")
     digest = sha256(weights)
     require(str(path), "openvino")
@@ -322,6 +333,7 @@ def read_openvino(path: Path) -> ExportedFile:
 
     with foreign_errors(path, "no OpenVINO file, or damaged; take another copy", WeightsError):
         model = openvino.Core().read_model(str(path))
+    _refuse_loops(path, {node.get_type_name() for node in model.get_ops()})
     section = model.get_rt_info([OPENVINO_SECTION]).value if model.has_rt_info([OPENVINO_SECTION]) else {}
     entries = section.items() if isinstance(section, dict) else ()
     properties = {key: str(getattr(value, "value", value)) for key, value in entries}
@@ -345,14 +357,14 @@ def read_tflite(path: Path) -> ExportedFile:
         InputError: the package ai_edge_litert is missing.
         WeightsError: damaged, changed, or made by another program.
     """
-    regular_file(path, WeightsError)
+    regular_file(path, WeightsError, LARGEST_ONNX)
     require(str(path), "ai_edge_litert")
     from ai_edge_litert import schema_py_generated as schema
 
     data = path.read_bytes()
     with foreign_errors(path, "no TensorFlow Lite file, or damaged; take another copy", WeightsError):
         model = schema.ModelT.InitFromPackedBuf(data)
-        graph, properties = model.subgraphs[0], {}
+        [graph], properties = model.subgraphs, {}  # a loop is a graph of its own
         for entry in model.metadata or ():
             properties[entry.name.decode()] = bytes(model.buffers[entry.buffer].data).decode(errors="replace")
         shapes = {graph.tensors[number].name.decode(): list(graph.tensors[number].shape) for number in graph.inputs}
