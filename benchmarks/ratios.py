@@ -87,7 +87,7 @@ def samples(pictures: Index, settings: Settings, augment: Augmentation, **option
 
     def epoch() -> None:
         batches.begin(next(epochs))
-        dataset.store.hold(())  # of the epoch before
+        dataset.store.drop()
         collections.deque(batches, maxlen=0)
 
     return epoch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.media import sample
 from utils.data import datasets
 from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loader, partners, rectangle
@@ -59,9 +60,9 @@ def same(batch, other) -> bool:
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 def test_targets_lie_where_the_pixels_are(found, mode):
     for position in range(len(found)):
-        sample = data_set(found, mode=mode)[position]
-        ((_, cx, cy, width, height),) = sample.targets * (1, 64, 64, 64, 64)
-        rows, columns = np.nonzero(sample.image[0] > 250)
+        one = sample(data_set(found, mode=mode), position)
+        ((_, cx, cy, width, height),) = one.targets * (1, 64, 64, 64, 64)
+        rows, columns = np.nonzero(one.image[0] > 250)
         expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         got = [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
         np.testing.assert_allclose(got, expected, atol=1.5)
@@ -70,19 +71,20 @@ def test_targets_lie_where_the_pixels_are(found, mode):
 @pytest.mark.parametrize("augment", [None, Augmentation(), EVERYTHING])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sample_is_what_it_promises(found, augment, channels):
-    sample = data_set(found, augment=augment, channels=channels)[3]
-    assert sample.image.shape == (channels, 64, 64) and sample.image.dtype == np.uint8
-    assert sample.image.flags.c_contiguous
-    assert sample.targets.dtype == np.float32 and sample.targets.shape[1] == 5
-    assert (sample.targets[:, 1:] >= 0).all() and (sample.targets[:, 1:] <= 1).all()
-    assert sample.position == 3 and (sample.fit is None) == (augment is not None)
+    one = sample(data_set(found, augment=augment, channels=channels), 3)
+    assert one.image.shape == (channels, 64, 64) and one.image.dtype == np.uint8
+    assert one.image.flags.c_contiguous
+    assert one.targets.dtype == np.float32 and one.targets.shape[1] == 5
+    assert (one.targets[:, 1:] >= 0).all() and (one.targets[:, 1:] <= 1).all()
+    assert one.position == 3 and (one.fit is None) == (augment is not None)
 
 
 def test_sample_and_index_share_no_memory(found):
     before = [rows.copy() for rows in (*found.labels, *found.ignored)]
-    for sample in (data_set(found)[0], data_set(found, augment=Augmentation())[0]):
-        sample.targets[:] = sample.ignored[:] = 9
-        sample.image[:] = 9
+    for augment in (None, Augmentation()):
+        one = sample(data_set(found, augment=augment), 0)
+        one.targets[:] = one.ignored[:] = 9
+        one.image[:] = 9
     assert all(np.array_equal(a, b) for a, b in zip(before, (*found.labels, *found.ignored), strict=True))
 
 
@@ -91,11 +93,11 @@ def test_ignored_boxes_lie_where_labels_at_their_place_do(found, augment):
     """A picture's two boxes are one place: every ignored box that no cut has made small has a label that equals it."""
     seen = 0
     for position in range(len(found)):
-        sample = data_set(found, augment=augment)[position]
-        assert sample.ignored.dtype == np.float32 and (sample.ignored[:, 1:] > 0).all()
-        assert augment is not None or len(sample.ignored) == (position % 2 == 0)
-        for label, *box in sample.ignored:
-            same_place = [row for row in sample.targets if np.allclose(row[1:], box, atol=1e-6)]
+        one = sample(data_set(found, augment=augment), position)
+        assert one.ignored.dtype == np.float32 and (one.ignored[:, 1:] > 0).all()
+        assert augment is not None or len(one.ignored) == (position % 2 == 0)
+        for label, *box in one.ignored:
+            same_place = [row for row in one.targets if np.allclose(row[1:], box, atol=1e-6)]
             assert any(row[0] == 2 - label for row in same_place) or min(box[2:]) < 0.1
             seen += len(same_place)
     assert seen >= 5
@@ -106,7 +108,7 @@ def test_ignored_boxes_change_nothing_about_samples(found):
     without = replace(found, ignored=PackedBoxes([rows[:0] for rows in found.ignored]))
     for augment in (None, EVERYTHING):
         for position in range(len(found)):
-            one, other = (data_set(index, augment=augment)[position] for index in (found, without))
+            one, other = (sample(data_set(index, augment=augment), position) for index in (found, without))
             assert np.array_equal(one.image, other.image) and np.array_equal(one.targets, other.targets)
             assert one.targets.dtype == other.targets.dtype == np.float32 and not len(other.ignored)
     assert found.fingerprint() != without.fingerprint()
@@ -186,7 +188,8 @@ def test_a_closed_loader_has_no_workers_left(found):
 def test_another_epoch_or_seed_makes_another_sample(found, change):
     dataset = data_set(found, augment=Augmentation(), seed=change.get("seed", 0))
     dataset.set_epoch(change.get("epoch", 0))
-    assert not np.array_equal(dataset[0].image, data_set(found, augment=Augmentation())[0].image)
+    other = sample(data_set(found, augment=Augmentation()), 0)
+    assert not np.array_equal(sample(dataset, 0).image, other.image)
 
 
 def test_from_a_given_epoch_on_samples_are_single_pictures(found):
@@ -195,7 +198,7 @@ def test_from_a_given_epoch_on_samples_are_single_pictures(found):
     for number, plain in ((1, False), (2, True), (3, True)):
         dataset.set_epoch(number)
         single.set_epoch(number)
-        assert np.array_equal(dataset[4].image, single[4].image) is plain
+        assert np.array_equal(sample(dataset, 4).image, sample(single, 4).image) is plain
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 9, 20])
@@ -241,11 +244,11 @@ def test_samples_made_as_a_batch_are_those_made_one_by_one(found, augment):
     dataset = data_set(found, augment=augment)
     requests = [Request(2, position, (64, 64)) for position in (3, 1, 3)]
     batch = dataset.__getitems__(requests)
-    for number, sample in enumerate(dataset[request] for request in requests):
-        assert np.array_equal(batch.images[number], sample.image)
-        for boxes, expected in ((batch.targets, sample.targets), (batch.ignored, sample.ignored)):
+    for number, one in enumerate(sample(dataset, request) for request in requests):
+        assert np.array_equal(batch.images[number], one.image)
+        for boxes, expected in ((batch.targets, one.targets), (batch.ignored, one.ignored)):
             assert np.array_equal(boxes[boxes[:, 0] == number][:, 1:], expected)
-        assert batch.fits[number] == sample.fit and batch.positions[number] == sample.position
+        assert batch.fits[number] == one.fit and batch.positions[number] == one.position
 
 
 def test_a_batch_without_a_box_has_an_empty_target(found):
@@ -314,5 +317,5 @@ def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
 
 
 def test_grey_borders_are_not_black(found):
-    sample = data_set(found)[0]  # 40 x 48 in 64 x 64
-    assert (sample.image[:, 0] == GREY).all() and (sample.image[:, -1] == GREY).all()
+    image = sample(data_set(found), 0).image  # 40 x 48 in 64 x 64
+    assert (image[:, 0] == GREY).all() and (image[:, -1] == GREY).all()

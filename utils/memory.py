@@ -7,12 +7,11 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T")
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Lets PyTorch ask for pages of 2 MiB; read when torch allocates first."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -38,41 +37,40 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
 
 
-class Packed(Sequence[T]):
-    """Values of many pictures, one after the other in one buffer.
+class Packed(Sequence[Any]):
+    """Arrays of many pictures, one after the other in one array.
 
     A million Python objects would take more memory than their content, and workers would copy them: who reads an
     object changes its reference count, and so the page of memory that it lies in.
     """
 
-    def __init__(self, counts: Iterable[int]) -> None:
-        self.bounds = np.cumsum([0, *counts])
-        """[N + 1]: start of each value, and the end of the last one."""
+    empty: NDArray[Any]
+    """Array without rows, of the shape and type of all others."""
+
+    def __init__(self, parts: Iterable[NDArray[Any]]) -> None:
+        parts = list(parts)
+        self.rows = np.concatenate([self.empty, *parts])
+        """All of them."""
+        self.bounds = np.cumsum([0, *map(len, parts)])
+        """[N + 1]: start of each array in the rows, and the end of the last one."""
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """[N]: length of each value."""
-        return np.diff(self.bounds)
-
-    def part(self, position: int) -> slice:
-        """Part of the buffer that holds a value."""
-        position = range(len(self))[position]
-        return slice(*self.bounds[position : position + 2].tolist())
+    def __getitem__(self, position: int) -> Any:  # type: ignore[override]  # no slices
+        start, stop = self.bounds[range(len(self))[position] :][:2].tolist()
+        return self.rows[start:stop]
 
 
-class PackedBoxes(Packed[NDArray[np.float32]]):
+class PackedBoxes(Packed):
     """Boxes [n, 5] of each picture."""
 
-    def __init__(self, boxes: Sequence[NDArray[np.float32]]) -> None:
-        super().__init__(map(len, boxes))
-        self.rows = np.concatenate([np.zeros((0, 5), np.float32), *boxes])
-        """[M, 5]: all of them."""
+    empty = np.zeros((0, 5), np.float32)
 
-    def __getitem__(self, position: int) -> NDArray[np.float32]:  # type: ignore[override]  # no slices
-        return self.rows[self.part(position)]
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[N]: number of boxes of each picture."""
+        return np.diff(self.bounds)
 
     def gather(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Copy of the boxes [n, 5] of some pictures, and for each box the number [n] of its picture among them."""
@@ -82,13 +80,13 @@ class PackedBoxes(Packed[NDArray[np.float32]]):
         return self.rows[np.arange(len(owners)) + (starts + counts - np.cumsum(counts))[owners]], owners
 
 
-class PackedPaths(Packed[Path]):
-    """Paths of pictures."""
+class PackedPaths(Packed):
+    """Path of each picture, as bytes."""
+
+    empty = np.zeros(0, np.uint8)
 
     def __init__(self, paths: Iterable[Path | str]) -> None:
-        encoded = list(map(os.fsencode, paths))
-        super().__init__(map(len, encoded))
-        self.text = b"".join(encoded)
+        super().__init__(np.frombuffer(os.fsencode(path), np.uint8) for path in paths)
 
-    def __getitem__(self, position: int) -> Path:  # type: ignore[override]  # no slices
-        return Path(os.fsdecode(self.text[self.part(position)]))
+    def __getitem__(self, position: int) -> Path:  # type: ignore[override]
+        return Path(os.fsdecode(super().__getitem__(position).tobytes()))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
-from utils.data.images import GREY
+from utils.data.images import GREY, Image, Size
 
 MIXUP_BETA = 32.0
 """Beta(32, 32), the field's value for detection: both pictures stay visible (mixup: arXiv:1710.09412)."""
@@ -68,11 +68,7 @@ def sample_generator(seed: int, epoch: int, position: int) -> Generator:
 
 
 def jitter_colours(
-    rng: Generator,
-    augmentation: Augmentation,
-    image: NDArray[np.uint8],
-    planes: NDArray[np.uint8],
-    scratch: NDArray[np.uint8],
+    rng: Generator, augmentation: Augmentation, image: Image, planes: NDArray[np.uint8], scratch: Image
 ) -> None:
     """Turn the hue and scale saturation and value at random; of a grey picture only the value.
 
@@ -123,7 +119,7 @@ def flip_planes(planes: NDArray[np.uint8], flips: tuple[bool, bool]) -> None:
             cv2.flip(plane, -1 if all(flips) else int(flips[0]), dst=plane)
 
 
-def flip_boxes(boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.float64]:
+def flip_boxes(boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: Size) -> NDArray[np.float64]:
     """Flip boxes of samples.
 
     Args:
@@ -136,10 +132,10 @@ def flip_boxes(boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: tuple
     return np.concatenate([boxes[:, :1], low, high], 1)
 
 
-def blend(rng: Generator, image: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def blend(rng: Generator, image: Image, other: Image) -> Image:
     """Mixup of two samples of the same shape; the boxes of both stay."""
     share = rng.beta(MIXUP_BETA, MIXUP_BETA)
-    return cast("NDArray[np.uint8]", cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape))
+    return cast("Image", cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape))
 
 
 def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> None:
@@ -195,7 +191,7 @@ class Placements(NamedTuple):
 
 
 def random_tiles(
-    rng: Generator, augmentation: Augmentation, position: int, partners: Sequence[int], size: tuple[int, int]
+    rng: Generator, augmentation: Augmentation, position: int, partners: Sequence[int], size: Size
 ) -> list[Tile]:
     """A picture alone, or a mosaic of it and three of `partners`; `size` is height and width of the sample."""
     positions, regions = [position], [(0, 0, size[1], size[0])]
@@ -205,7 +201,7 @@ def random_tiles(
     return list(map(Tile, positions, regions, rng.uniform(-1, 1, (len(positions), 6)).tolist()))
 
 
-def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Region, Region, Region]:
+def mosaic_regions(rng: Generator, size: Size) -> tuple[Region, Region, Region, Region]:
     """Four regions around a random cut of a sample of `size` height and width, row by row."""
     height, width = size
     x, y = round(rng.uniform(*CUT) * width), round(rng.uniform(*CUT) * height)
@@ -213,11 +209,7 @@ def mosaic_regions(rng: Generator, size: tuple[int, int]) -> tuple[Region, Regio
 
 
 def random_placements(
-    augmentation: Augmentation,
-    tiles: Sequence[Tile],
-    fitted: NDArray[np.int64],
-    shapes: NDArray[np.int64],
-    size: tuple[int, int],
+    augmentation: Augmentation, tiles: Sequence[Tile], fitted: NDArray[np.int64], shapes: NDArray[np.int64], size: Size
 ) -> Placements:
     """Scale, turn, shear and shift pictures at random.
 
@@ -260,14 +252,11 @@ def whole_pixels(matrices: NDArray[np.float64], regions: NDArray[np.int64], shap
     matrices = matrices.copy()
     matrices[upright, :, :2] = (np.eye(2) * (scale * pixels)[:, None])[upright]
     matrices[upright, :, 2] = (start - scale * first)[upright]
-    parts = (
-        np.where(visible[:, None], np.concatenate(ends, 1), 0).astype(np.int64)
-        for ends in ((first, last), (start, stop))
-    )
-    return Placements(regions, matrices, *parts)
+    ends = np.where(visible[:, None], np.concatenate([first, last, start, stop], 1), 0).astype(np.int64)
+    return Placements(regions, matrices, ends[:, :4], ends[:, 4:])
 
 
-def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placements: Placements, number: int) -> None:
+def draw(canvas: Image, image: Image, placements: Placements, number: int) -> None:
     """Resample a picture into its region of a sample, bilinearly; what it does not cover becomes grey.
 
     Args:
@@ -293,9 +282,7 @@ def draw(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placements: Placem
         cv2.resize(part, (x2 - x1, y2 - y1), dst=dst, interpolation=cv2.INTER_LINEAR)
 
 
-def _warp(
-    view: NDArray[np.uint8], image: NDArray[np.uint8], matrix: NDArray[np.float64], corner: tuple[int, int]
-) -> None:
+def _warp(view: Image, image: Image, matrix: NDArray[np.float64], corner: tuple[int, int]) -> None:
     """Draw a turned or sheared picture into `view`, the part of a sample that begins at `corner`."""
     linear = matrix[:, :2] / image.shape[1::-1]
     # OpenCV's 0, 0 is the centre of the first pixel; here it is its corner.

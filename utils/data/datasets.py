@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, chain, islice
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -86,21 +87,6 @@ def rectangle(shapes: NDArray[np.int64], side: int, stride: int) -> Size:
     return height, width
 
 
-class Sample(NamedTuple):
-    """A picture as the network sees it."""
-
-    image: NDArray[np.uint8]
-    """[C, h, w], RGB or grey, contiguous."""
-    targets: Boxes
-    """As shares of the input."""
-    ignored: Boxes
-    """The same of the ignored boxes."""
-    position: int
-    """In the index."""
-    fit: Fit | None
-    """Position of the picture in the input; None if the sample was augmented."""
-
-
 class Batch(NamedTuple):
     """Samples of one size, as a loader yields them."""
 
@@ -116,7 +102,11 @@ class Batch(NamedTuple):
     """Position of each picture in the input; None where the sample was augmented."""
 
 
-class DetectionDataset(Dataset[Sample]):
+Drawn = tuple[Boxes, NDArray[np.int64], tuple[Fit | None, ...]]
+"""Samples of a batch: boxes [n, 5] as shares of the input, the sample of each box, the fit of each sample."""
+
+
+class DetectionDataset(Dataset[Batch]):
     """Pictures and boxes of an index as samples for the network.
 
     Args:
@@ -164,64 +154,42 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Epoch of the next pass over a loader, and of samples asked for by position."""
+        """Set the epoch of the next pass over a loader."""
         self.epoch = epoch
 
-    def __getitem__(self, request: Request | int) -> Sample:
-        if not isinstance(request, Request):
-            request = Request(self.epoch, int(request), self.size)
-        planes = np.empty((1, self.channels, *request.size), np.uint8)
-        boxes, _, fits = self._samples([request], planes)
-        return Sample(planes[0], *_split_ignored(boxes), request.position, fits[0])
-
     def __getitems__(self, requests: Sequence[Request]) -> Batch | SuiteError:
-        """The samples of a batch. An error is returned: raised in a worker it would arrive wrapped in a traceback."""
+        """A batch of one epoch and size. An error is returned: a worker would wrap what it raises in a traceback."""
         images = torch.empty((len(requests), self.channels, *requests[0].size), dtype=torch.uint8)
+        self.store.drop(keep=requests[0].partners)
+        draw = partial(self._varied, self.augment) if self.augment else self._plain
         try:
-            boxes, numbers, fits = self._samples(requests, images.numpy())
+            boxes, samples, fits = draw(requests, images.numpy())
         except SuiteError as error:
             return error
-        boxes = np.column_stack([numbers.astype(np.float32), boxes])
-        targets, ignored = map(torch.from_numpy, _split_ignored(boxes))
+        rows = torch.from_numpy(np.column_stack([samples.astype(np.float32), boxes]))
+        marked = rows[:, 1] < 0
+        targets, ignored = rows[~marked], rows[marked]
+        ignored[:, 1] = -1 - ignored[:, 1]
         return Batch(images, targets, ignored, torch.tensor([request.position for request in requests]), fits)
 
-    def _samples(
-        self, requests: Sequence[Request], images: NDArray[np.uint8]
-    ) -> tuple[Boxes, NDArray[np.int64], tuple[Fit | None, ...]]:
-        """Boxes of samples with the number of the sample of each, and fits; pictures are drawn into `images`.
-
-        Args:
-            requests: of one epoch and size.
-            images: uint8 [B, C, h, w].
-        """
-        if self.augment is None:
-            return self._plain(requests, images)
-        augment = self.augment
-        if self.plain_from is not None and requests[0].epoch >= self.plain_from:
-            augment = replace(augment, mosaic=0.0, mixup=0.0)
-        return *self._varied(requests, augment, images), (None,) * len(requests)
-
-    def _plain(
-        self, requests: Sequence[Request], images: NDArray[np.uint8]
-    ) -> tuple[Boxes, NDArray[np.int64], tuple[Fit | None, ...]]:
-        fits = []
-        positions, sides = np.array([request.position for request in requests]), requests[0].size[::-1]
-        for position, planes in zip(positions.tolist(), images, strict=True):
-            height, width = self.index.shapes[position].tolist()
-            fits.append(place((height, width), requests[0].size, self.mode))
-            cv2.split(paste(self.store.read(position), fits[-1]), list(planes))
+    def _plain(self, requests: Sequence[Request], images: NDArray[np.uint8]) -> Drawn:
+        """Pictures as they are, drawn into `images`, uint8 [B, C, h, w]."""
+        size, positions = requests[0].size, np.array([request.position for request in requests])
+        fits = [place((height, width), size, self.mode) for height, width in self.index.shapes[positions].tolist()]
+        for position, planes, fit in zip(positions.tolist(), images, fits, strict=True):
+            cv2.split(paste(self.store.read(position), fit), list(planes))
         boxes, owners = self._boxes(positions)
         # In pixels of the input, then as shares of it.
         boxes[:, 1:] *= np.array([inner_size(fit)[::-1] * 2 for fit in fits])[owners]
         boxes[:, 1:3] += np.array([(fit.left, fit.top) for fit in fits])[owners]
-        boxes[:, 1:] /= sides * 2
+        boxes[:, 1:] /= size[::-1] * 2
         return boxes, owners, tuple(fits)
 
-    def _varied(
-        self, requests: Sequence[Request], augment: Augmentation, images: NDArray[np.uint8]
-    ) -> tuple[Boxes, NDArray[np.int64]]:
+    def _varied(self, augment: Augmentation, requests: Sequence[Request], images: NDArray[np.uint8]) -> Drawn:
+        """Augmented samples, drawn into `images`, uint8 [B, C, h, w]."""
         size = requests[0].size
-        self.store.hold(requests[0].partners)
+        if self.plain_from is not None and requests[0].epoch >= self.plain_from:
+            augment = replace(augment, mosaic=0.0, mixup=0.0)
         rngs = [variation.sample_generator(self.seed, request.epoch, request.position) for request in requests]
         scenes = [self._scenes(rng, augment, request) for rng, request in zip(rngs, requests, strict=True)]
         tiles = [tile for sample in scenes for scene in sample for tile in scene]
@@ -243,7 +211,8 @@ class DetectionDataset(Dataset[Sample]):
         boxes, owners = self._boxes(positions)
         moved, keep = variation.move_boxes(boxes, owners, placements)
         samples = np.repeat(np.arange(len(scenes)), [sum(map(len, sample)) for sample in scenes])[owners[keep]]
-        return _as_shares(variation.flip_boxes(moved, np.array(flips)[samples], size), size), samples
+        shares = _as_shares(variation.flip_boxes(moved, np.array(flips)[samples], size), size)
+        return shares, samples, (None,) * len(requests)
 
     def _scenes(self, rng: Generator, augment: Augmentation, request: Request) -> list[list[Tile]]:
         """A picture or a mosaic, and what is blended with it, if anything."""
@@ -255,22 +224,11 @@ class DetectionDataset(Dataset[Sample]):
         return scenes
 
     def _boxes(self, positions: NDArray[np.int64]) -> tuple[Boxes, NDArray[np.int64]]:
-        """Labels and marked ignored boxes of pictures, so that both are moved alike, and the picture of each box."""
+        """Labels and ignored boxes of pictures, and the picture of each; ignored ones have -1 - c for their class c."""
         labels, owners = self.index.labels.gather(positions)
         ignored, others = self.index.ignored.gather(positions)
-        return np.concatenate([labels, _marked(ignored)]), np.concatenate([owners, others])
-
-
-def _marked(boxes: Boxes) -> Boxes:
-    """Ignored boxes [n, 5 or 6] with -1 - c for their class c, or the class again; before it may be a number."""
-    boxes[:, -5] = -1 - boxes[:, -5]
-    return boxes
-
-
-def _split_ignored(boxes: Boxes) -> tuple[Boxes, Boxes]:
-    """Labels and ignored boxes: the parts that `_boxes` puts together."""
-    ignored = boxes[:, -5] < 0
-    return boxes[~ignored], _marked(boxes[ignored])
+        ignored[:, 0] = -1 - ignored[:, 0]
+        return np.concatenate([labels, ignored]), np.concatenate([owners, others])
 
 
 def _as_shares(boxes: NDArray[np.float64], size: Size) -> Boxes:
@@ -338,7 +296,7 @@ class BatchPlan:
         return np.random.default_rng(seeds).permutation(count).tolist()
 
 
-class Loader(DataLoader[Sample]):
+class Loader(DataLoader[Batch]):
     """Batches of a data set; an error in a worker is raised here as itself, with the file that it names."""
 
     dataset: DetectionDataset

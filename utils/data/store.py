@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -108,7 +108,7 @@ class PictureStore:
         self.shapes = np.where((fitted <= index.shapes).all(1, keepdims=True), fitted, index.shapes)
         """[N, 2], height and width of the pictures that `read` returns."""
         self._kept: KeptPictures | None = None
-        self._held: dict[int, Image | None] = {}
+        self._held: dict[int, Image] = {}
 
     def keep(self, kind: CacheKind, folder: Path | None = None) -> None:
         """Decode all pictures once. Where they cannot be kept, one line says so, and they are decoded when needed.
@@ -145,16 +145,13 @@ class PictureStore:
         """
         if self._kept is not None:
             return self._kept.image(position)
-        image = self._held.get(position)
-        if image is None:
-            image = self._decoded(position)
-            if position in self._held:
-                self._held[position] = image
-        return image
+        if position not in self._held:
+            self._held[position] = self._decoded(position)
+        return self._held[position]
 
-    def hold(self, positions: Sequence[int]) -> None:
-        """From now on, hold what is decoded of these positions: of mosaics each is needed several times."""
-        self._held = {position: self._held.get(position) for position in positions}
+    def drop(self, keep: Collection[int] = ()) -> None:
+        """Drop what was decoded since the last call, except for pictures that are needed again."""
+        self._held = {position: image for position, image in self._held.items() if position in keep}
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that is not forked, and decodes for itself."""

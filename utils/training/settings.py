@@ -286,10 +286,7 @@ class RunFlags:
         choices=AMP,
     )
     workers: int | None = flag(
-        None,
-        "processes that read pictures (default: one a core, shared by the processes of torchrun, at most 8)",
-        type=worker_count,
-        metavar="N",
+        None, "processes that read (default: cores / processes of torchrun, at most 8)", type=worker_count, metavar="N"
     )
     tensorboard: bool = flag(False, "write events for TensorBoard into the run directory")
     json: bool = flag(False, "print one JSON document")
