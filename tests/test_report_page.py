@@ -25,6 +25,7 @@ from utils.darknet.cfg import format_network, parse
 from utils.data.draw import GAINED, GAP, LOST, STRIP
 from utils.detection.average_precision import detected
 from utils.errors import InputError
+from utils.export.settings import usage
 from utils.report import __main__ as script
 from utils.report.cost import network_cost
 
@@ -488,3 +489,26 @@ def test_the_file_to_deploy_is_small_fast_and_loses_nothing(ms, lost, chosen, wo
     assert words in " ".join(deploy["why"])
     assert deployment({"runs": runs[:1]}) is None
     assert deployment({"runs": runs[:2]})["run"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("path", "beside", "command", "client"),
+    [
+        ("a b/model.onnx", None, "detect.py --weights 'a b/model.onnx' ", "onnxruntime_client.py 'a b/model.onnx' "),
+        (
+            "model.ncnn.param",
+            "model.ncnn.bin, model.ncnn.json",
+            "detect.py --weights model.ncnn",
+            "ncnn_client.py model.nc",
+        ),
+        ("model.xml", "model.bin", "detect.py --weights model.xml ", "openvino_client.py model.xml "),
+        ("m.weights", "m.cfg", "detect.py --cfg m.cfg --weights m.weights ", "opencv_client.py m.cfg "),
+        ("model.torchscript", None, None, None),
+    ],
+)
+def test_commands_and_companions_go_with_the_file(path, beside, command, client, root):
+    told = usage(path, None)
+    assert told["beside"] == beside
+    for key, words in (("command", command), ("client", client)):
+        assert (told[key] is None) if words is None else (words in told[key])
+    assert client is None or (root / "examples" / client.split()[0]).is_file()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from utils.cli import bounded, flag, integer, threshold
 from utils.data.images import GREY
+from utils.model_files import cfg_of
 from utils.runtime.exported import IMAGE, ExportedFile
 
 UNMEASURED = ("torchscript", "fpga")
@@ -124,13 +125,13 @@ class ExportSettings:
 
 
 def usage(path: str, file: ExportedFile | None) -> dict[str, str | None]:
-    """Return how a file is run: its input, what is done to a picture, its output, and commands; None where unknown.
+    """Return what a file needs beside it, its input and output, what is done to a picture, and commands; None: unknown.
 
     Args:
         path: of the file.
         file: what it says of itself; None: nothing.
     """
-    command, told = f"python detect.py --weights {shlex.quote(path)} --source PICTURES", {}
+    told: dict[str, str | None] = dict.fromkeys(("input", "picture", "output"))
     if file is not None:
         metadata, net = file.metadata, file.metadata.network.net
         order, sides, kind = "RGB, one plane after the other", [1, net.channels, net.height, net.width], "float32"
@@ -138,7 +139,13 @@ def usage(path: str, file: ExportedFile | None) -> dict[str, str | None]:
             order, sides = "RGB", [1, net.height, net.width, net.channels]
             kind = "int8 with scale and zero point" if metadata.precision == "int8" else kind
         shape = f"{IMAGE}, {kind}, {sides}, {'grey' if net.channels == 1 else order}, values / 255"
-        told = {"input": shape, "picture": FITS[metadata.mode], "output": metadata.what}
-    client = CLIENTS.get(Path(path).suffix)
-    program = client and f"python examples/{client}_client.py {shlex.quote(path)} PICTURE"
-    return dict.fromkeys(("input", "picture", "output")) | told | {"command": command, "client": program}
+        told |= {"input": shape, "picture": FITS[metadata.mode], "output": metadata.what}
+    ends = [end for kind, ends in COMPANIONS.items() if kind != "pt" and path.endswith(SUFFIXES[kind]) for end in ends]
+    cfg, client = cfg_of(Path(path)), CLIENTS.get(Path(path).suffix)
+    words = ["python", "detect.py", *(("--cfg", str(cfg)) if cfg else ()), "--weights", path, "--source", "PICTURES"]
+    program = client and shlex.join(["python", f"examples/{client}_client.py", str(cfg or path), "PICTURE"])
+    return told | {
+        "beside": ", ".join(Path(path).with_suffix(end).name for end in ends) or None,
+        "command": None if path.endswith(".torchscript") else shlex.join(words),
+        "client": program,
+    }
