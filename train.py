@@ -78,12 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             from utils.training.workflow import run_training
 
             document, summary = run_training(plan), _summary
-    if not leads():
-        return
-    if args.json:
-        print_json(document)
-    else:
-        print(summary(document))
+    if leads():
+        print_json(document) if args.json else print(summary(document))
 
 
 def planned(args: argparse.Namespace) -> TrainPlan:

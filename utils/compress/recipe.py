@@ -172,7 +172,10 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
     parts = {**stages, ALL: dict(shared)}
     _change(parts, changes, everywhere)
-    _check_shared(path, parts[ALL])
+    for key, value in parts[ALL].items():
+        if key in OWN:
+            raise InputError(f"{path}: {ALL}: {key} belongs to a stage")
+        _check_flag(f"{path}: {ALL}", key, value)
 
     def flags_for(script: str) -> dict[str, Any]:
         return {key: value for key, value in parts[ALL].items() if knows(script, dashed(key))}
@@ -196,14 +199,6 @@ def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], e
         for values in filter(lambda part: isinstance(part, dict), parts.values()):
             values.pop(flag, None)
         parts[ALL][flag] = value
-
-
-def _check_shared(path: Path, shared: Mapping[Any, Any]) -> None:
-    """Refuse a section ALL with something else than flags of scripts."""
-    for key, value in shared.items():
-        if key in OWN:
-            raise InputError(f"{path}: {ALL}: {key} belongs to a stage")
-        _check_flag(f"{path}: {ALL}", key, value)
 
 
 class UniqueLoader(yaml.SafeLoader):

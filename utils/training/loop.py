@@ -441,12 +441,10 @@ class Trainer:
 
     def _left(self, row: Mapping[str, float]) -> str:
         """Return the time that the rest of the run will take at the pace of an epoch, and what follows it."""
-        left, seconds = self.settings.epochs - self.progress.epoch, row["seconds"] + row.get("test_seconds", 0.0)
-        if not left:
-            return ""
-        later = int(os.environ.get(EPOCHS_AFTER, "0"))
+        left, later = self.settings.epochs - self.progress.epoch, int(os.environ.get(EPOCHS_AFTER, "0"))
+        seconds = row["seconds"] + row.get("test_seconds", 0.0)
         more = f", about {duration(seconds * (left + later))} with the trainings after it" if later else ""
-        return f", {duration(seconds * left)} left{more}"
+        return f", {duration(seconds * left)} left{more}" if left else ""
 
     def _save(self) -> None:
         """The checkpoints of the epochs done; best.pt and best.weights when the last one is the best."""
