@@ -470,7 +470,7 @@ def test_another_journey_and_changed_files_are_refused(tmp_path):
         journey.finish(Scripts())
     for text in ("{", '{"stages": [{"command": []}]}', "[]"):
         (tmp_path / "j" / STATE).write_text(text)
-        with pytest.raises(InputError, match=r"journey\.json: is damaged"):
+        with pytest.raises(InputError, match=r"journey\.json(:1)?: is damaged: .*; choose another --name"):
             journey.finish(Scripts())
 
 

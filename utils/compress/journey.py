@@ -28,7 +28,7 @@ from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import ALIASES, SUFFIXES
-from utils.files import ROOT, atomic_write_text, foreign_errors, read_json, sha256
+from utils.files import ROOT, atomic_write_text, foreign_errors, read_text, sha256
 from utils.model_files import cfg_of
 from utils.report.run_dir import RunDirectory
 
@@ -150,7 +150,7 @@ class Journey:
         if not path.exists():
             return []
         with foreign_errors(path, "is damaged; choose another --name"):
-            stages = [{"refused": False, **entry} for entry in read_json(path)["stages"]]
+            stages = [{"refused": False, **entry} for entry in json.loads(read_text(path))["stages"]]
             return [{key: entry[key] for key in ENTRY} for entry in stages]
 
     def _keep(self, done: Sequence[Mapping[str, Any]]) -> None:
