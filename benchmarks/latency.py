@@ -28,7 +28,7 @@ from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, Named, RuntimeFiles,
 EXAMPLE = "python -m benchmarks.latency cfg/yolov4-tiny.cfg small=cfg/yolov4-tiny.cfg@320 --threads 2"
 BASE = "opencv"
 """What the others are compared with."""
-FORMATS = {"opencv": "darknet", "onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn", "litert": "tflite"}
+FORMATS = {"opencv": "darknet"} | {kind.runtimes[0]: kind.format for kind in KINDS.values()}
 """Formats of export.py by what runs them here."""
 PAUSE = 0.05
 """Seconds of rest: libgomp, onnxruntime and ncnn let their threads wait for up to 20 ms."""

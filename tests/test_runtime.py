@@ -22,17 +22,17 @@ import export
 from benchmarks import latency
 from benchmarks.compare import network_files
 from tests.nets import HEAD, TINY, one_head, refused, tiny
+from tests.test_examples import EXAMPLES
 from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_IMPORTER, NEEDS_OPENVINO, eager
 from tests.test_models import lively
 from utils.checkpoint import load_model, write_checkpoint, write_darknet
-from utils.compress import measure
 from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import format_network, parse
 from utils.darknet.network import adapt_classes
 from utils.data.images import write_image
 from utils.detection.evaluate import detect as decoded
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
-from utils.export.settings import CLIENTS
+from utils.export.settings import CLIENTS, SUFFIXES
 from utils.model_files import EXPORTED, ModelFiles
 from utils.runtime import engines
 from utils.runtime import engines as load_module
@@ -179,8 +179,9 @@ CASES = [
 
 
 def test_every_kind_of_file_is_in_every_table():
-    assert set(KINDS_OF) == set(measure.FORMATS) == set(CLIENTS) - {".weights"}
     assert set(KINDS_OF) < set(EXPORTED)
+    assert all(SUFFIXES[kind.format].endswith(suffix) for suffix, kind in KINDS_OF.items())
+    assert {f"{name}_client.py" for name in CLIENTS.values()} == {path.name for path in Path(EXAMPLES).glob("*.py")}
     assert set(RUNTIMES) == {"torch", *ENGINES} == {"torch", *latency.FORMATS}
 
 

@@ -32,13 +32,11 @@ from utils.files import sha256
 from utils.model_files import cfg_of
 from utils.report.cost import Latency, interleaved, network_cost
 from utils.report.run_dir import environment
-from utils.runtime.choice import Named, RuntimeFiles, choose_runtime
+from utils.runtime.choice import KINDS, Named, RuntimeFiles, choose_runtime
 from utils.runtime.engines import ForeignModel, Loaded, load
 
 Rows = NDArray[np.float64]
 """[n, 6]: x1, y1, x2, y2 in pixels of the picture, confidence (NaN for objects), class."""
-FORMATS = {".onnx": "onnx", ".param": "ncnn", ".xml": "openvino", ".tflite": "tflite"}
-"""Formats of export.py that are measured, by how their files end."""
 SECONDS, LEAST_SECONDS = 30.0, 10.0
 """Most time for all rounds of the timing, of each program at least the second."""
 CONFIDENCE = 0.25
@@ -179,7 +177,7 @@ def program_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
     such files, or on a GPU. A simulation of integers has no time.
     """
     files = [network.files for network in networks if network.files and network.files.exported]
-    formats = list(dict.fromkeys(FORMATS[file.weights.suffix] for file in files))
+    formats = list(dict.fromkeys(KINDS[file.weights.suffix.lower()].format for file in files))
     timed: list[tuple[int, LoadedNetwork]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, network in enumerate(networks):
@@ -206,7 +204,8 @@ def _in_format(
     for other in networks:
         if (file := other.files and other.files.exported) and other.size == network.size:
             makers = [entry["sha256"] for entry in file.metadata.lineage if entry.get("teacher") is None]
-            if (FORMATS[file.path.suffix], file.metadata.precision, makers[-1:]) == (kind, "float32", [digest]):
+            facts = KINDS[file.path.suffix.lower()].format, file.metadata.precision, makers[-1:]
+            if facts == (kind, "float32", [digest]):
                 return other
     path = folder / f"model{SUFFIXES[kind]}"
     try:

@@ -10,6 +10,7 @@ from typing import Literal
 from utils.cli import bounded, flag, integer, threshold
 from utils.data.images import GREY
 from utils.model_files import cfg_of
+from utils.runtime.choice import KINDS
 from utils.runtime.exported import IMAGE, ExportedFile
 
 UNMEASURED = ("torchscript", "fpga")
@@ -68,7 +69,7 @@ MISH_OPSET = 18
 MISH_HELP = f"exp: fastest in onnxruntime; softplus: OpenCV recognises it; op: ONNX's own, from opset {MISH_OPSET} on"
 
 
-CLIENTS = {".onnx": "onnxruntime", ".xml": "openvino", ".param": "ncnn", ".tflite": "litert", ".weights": "opencv"}
+CLIENTS = {".weights": "opencv"} | {suffix: kind.runtimes[0] for suffix, kind in KINDS.items()}
 """Programs in examples/, NAME_client.py, by how the file ends that they run."""
 FITS = {"letterbox": f"as large as fits, centred on a border of {GREY}", "stretch": "stretched to the input"}
 """What is done to a picture, by how it is fitted to the input."""

@@ -31,16 +31,18 @@ Settings = TypeVar("Settings", bound=DetectionSettings)
 class ExportedKind(NamedTuple):
     """Files of one format of export.py."""
 
+    format: str
+    """Of --format."""
     read: Callable[[Path], ExportedFile]
     runtimes: tuple[str, ...]
     """What runs them, the usual one first."""
 
 
 KINDS = {
-    ".onnx": ExportedKind(read_onnx, ("onnxruntime", "opencv", "openvino")),
-    ".param": ExportedKind(read_ncnn, ("ncnn",)),
-    ".xml": ExportedKind(read_openvino, ("openvino",)),
-    ".tflite": ExportedKind(read_tflite, ("litert",)),
+    ".onnx": ExportedKind("onnx", read_onnx, ("onnxruntime", "opencv", "openvino")),
+    ".param": ExportedKind("ncnn", read_ncnn, ("ncnn",)),
+    ".xml": ExportedKind("openvino", read_openvino, ("openvino",)),
+    ".tflite": ExportedKind("tflite", read_tflite, ("litert",)),
 }
 """By how their names end."""
 
