@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import suite
 from benchmarks.ratios import Laps, Settings, paired
-from models import Darknet
+from models import Darknet, network_input
 from utils.checkpoint import load_model, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Maxpool, Route, Upsample, Yolo
@@ -49,23 +50,38 @@ class TimedTraining:
         model: it is trained.
         side: of a picture, in pixels.
         count: pictures in a batch.
+        device: where it is trained.
+        distiller: what else is learnt.
+        options: flags of train.py.
     """
 
-    def __init__(self, model: Darknet, side: int, count: int) -> None:
+    def __init__(
+        self,
+        model: Darknet,
+        side: int,
+        count: int,
+        device: str = "cpu",
+        distiller: Distiller | None = None,
+        **options: Any,
+    ) -> None:
         torch.manual_seed(0)
-        self.net = model.train().to(memory_format=torch.channels_last)
+        self.net = model.train().to(device).to(memory_format=torch.channels_last)
         self.targets = torch.rand(count * OBJECTS, 6)
         self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
         self.targets[:, 1] = (self.targets[:, 1] * model.network.classes).floor()
         self.targets[:, 4:] = 0.05 + 0.4 * self.targets[:, 4:]
         pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+        if device != "cpu":
+            pictures = pictures.pin_memory()
         self.batch = Batch(pictures, self.targets, self.targets[:0], torch.arange(count), ())
-        self.images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
-        settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side))
-        source, team = Source((), (), {}, {}, {}), Team(torch.device("cpu"))
+        self.images = network_input(pictures, device)
+        settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), **options)
+        source, team = Source((), (), {}, {}, {}), Team(torch.device(device))
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder))
-            self.trainer = Trainer(self.net, range(100), None, Hyperparameters(), settings, run, source, team)
+            self.trainer = Trainer(
+                self.net, range(100), None, Hyperparameters(), settings, run, source, team, distiller
+            )
 
     def stack(self) -> None:
         """Forward and backward of the bare stack with the model's parameters."""

@@ -99,6 +99,65 @@ class Gpu:
         self.process.communicate(timeout=60)
 
 
+COUNTED = """
+import json, torch
+from benchmarks.step import TimedTraining
+from models import Darknet, fuse, reduced
+from tests.nets import tiny
+from utils.darknet import cfg as cfg_file
+from utils.darknet.network import trace
+from utils.detection.evaluate import decoded_rows, suppressed
+from utils.detection.losses import detection_loss
+from utils.detection.settings import ASSIGNMENTS, EvaluationSettings, LossSettings
+from utils.distillation.strategies import distillation
+from utils.distillation.terms import Distiller, Teacher
+
+GPU, COUNTS = torch.device("cuda", 0), {}
+
+def count(name, work):
+    "What a second call does on the device; the first one makes constants and the optimizer's state."
+    work()
+    before = torch.cuda.pretend.counts()
+    work()
+    COUNTS[name] = {key: value - before[key] for key, value in torch.cuda.pretend.counts().items()}
+
+def load(name):
+    return Darknet(tiny() if name == "tiny" else cfg_file.load(f"cfg/{name}.cfg"))
+
+def loss(name, pictures, boxes):
+    network = cfg_file.load(f"cfg/{name}.cfg")
+    strides = [network.net.height // trace(network)[head].height for head in network.heads]
+    heads = [
+        torch.randn(pictures, len(yolo.mask) * (5 + yolo.classes), 416 // stride, 416 // stride, device=GPU)
+        for yolo, stride in zip(network.yolos, strides)
+    ]
+    targets = 0.1 + 0.8 * torch.rand(boxes, 6)
+    targets[:, 0] = torch.arange(boxes) % pictures
+    count(f"loss {name}", lambda: detection_loss(heads, targets, network.yolos, (416, 416), LossSettings()))
+
+KINDS = {"plain": {}, "sparse": {"sr": True, "prune": 1}, "proximal": {"sr": True, "prune": 1, "adam": True}}
+for name in ("tiny", "yolov4-tiny"):
+    for kind, flags in KINDS.items():
+        training = TimedTraining(load(name), 64, 4, "cuda:0", **flags)
+        count(f"{kind} {name}", training.step)
+    count(f"average {name}", training.trainer.state.average.update)
+student = load("yolov4-tiny").to(GPU)
+distiller = Distiller(student, Teacher(load("yolov4-tiny"), GPU), distillation("4", None), ASSIGNMENTS["darknet"])
+training = TimedTraining(student, 64, 4, "cuda:0", distiller)
+distiller.divisor = training.trainer.team.positives
+count("distilled", training.step)
+loss("yolov4-tiny", 16, 48)
+loss("yolov4", 64, 1000)
+settings, images = EvaluationSettings(), torch.rand(4, 3, 64, 64).to(GPU)
+whole, half = fuse(load("yolov4-tiny")).to(GPU), reduced(fuse(load("yolov4-tiny")), torch.float16).to(GPU)
+with torch.inference_mode():
+    count("forward", lambda: whole(images))
+    count("forward --half", lambda: half(images))
+    count("evaluation", lambda: suppressed(decoded_rows(whole, images, settings), settings))
+print(json.dumps(COUNTS))
+"""
+
+
 class Run(NamedTuple):
     """What a training left."""
 
@@ -157,6 +216,45 @@ def run_training(gpu: Gpu, toy: tuple[str, ...], project: Path, *flags: object) 
 def train(gpu, toy, tmp_path):
     """Train the network of tests/nets.py."""
     return partial(run_training, gpu, toy, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def counts(gpu) -> dict[str, dict[str, int]]:
+    """What COUNTED does on the device."""
+    path = gpu.library.with_name(f"counted{os.getpid()}.py")
+    path.write_text(COUNTED)
+    return gpu(path, "--json")
+
+
+MOST = {
+    "plain yolov4-tiny": {"waits": 1, "pageable": 0},
+    "sparse yolov4-tiny": {"waits": 1, "pageable": 0},
+    "proximal yolov4-tiny": {"waits": 1, "pageable": 0},
+    "distilled": {"waits": 1, "pageable": 0},
+    "loss yolov4-tiny": {"kernels": 150, "waits": 0, "pageable": 0},
+    "loss yolov4": {"kernels": 300, "waits": 0, "pageable": 0},
+    "evaluation": {"waits": 1, "pageable": 0},
+}
+"""What the second training step, loss or evaluation of a batch may do at most; docs/architecture.md has the figures."""
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_gpu_is_not_waited_for(counts, name):
+    assert {key: counts[name][key] for key, most in MOST[name].items() if counts[name][key] > most} == {}
+
+
+def test_kernels_of_sparse_training_and_averaging_do_not_grow_with_the_layers(counts):
+    """A network of 3 convolutions and one of 21."""
+    for kind in ("sparse", "proximal"):
+        surplus = [
+            counts[f"{kind} {name}"]["kernels"] - counts[f"plain {name}"]["kernels"] for name in ("tiny", "yolov4-tiny")
+        ]
+        assert surplus[0] == surplus[1]
+    assert counts["average tiny"]["kernels"] == counts["average yolov4-tiny"]["kernels"]
+
+
+def test_half_precision_adds_the_casts_of_the_picture_and_of_what_heads_read(counts):
+    assert counts["forward --half"]["kernels"] == counts["forward"]["kernels"] + 3
 
 
 @pytest.fixture(scope="module")

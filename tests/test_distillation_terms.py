@@ -531,7 +531,8 @@ class TestFocus:
         return masks
 
     def masks(self, targets: Tensor, pictures: int = 3) -> list[Tensor]:
-        return object_mask(targets, NETWORK.yolos, self.GRIDS, self.SIZE, pictures)
+        heads = [torch.zeros(pictures, 1, *cells) for cells in self.GRIDS]
+        return object_mask(targets, NETWORK.yolos, heads, self.SIZE)
 
     def test_a_plain_loop(self):
         objects = torch.cat((OBJECTS, torch.tensor([[1, 0, 0.08, 0.91, 0.11, 0.07], [1, 1, 0.99, 0.02, 0.4, 0.6]])))

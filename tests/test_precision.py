@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_says_in_which_type_it_was_computed(training):
     trainer.train_loader = SimpleNamespace(dataset=SimpleNamespace(index=SimpleNamespace(images=["a.jpg"])))
     message = r"computed in torch\.bfloat16 \(--amp off computes in float32\); pictures a\.jpg"
     with pytest.raises(NumericsError, match=message):
-        trainer._check({"total": torch.nan}, 0, SimpleNamespace(positions=[0]))
+        trainer._fail({"total": torch.nan}, 0, [0])
 
 
 def test_an_evaluation_that_overflows_is_done_in_float32(training, monkeypatch):

@@ -18,7 +18,12 @@ def to_corners(boxes: Tensor) -> Tensor:
 
 
 def similarity(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
-    """How well pairs of boxes agree.
+    """Return how well pairs of boxes agree, see `similarities`."""
+    return similarities(a, b, kind)[1]
+
+
+def similarities(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the IoU of pairs of boxes, and their similarity of a kind.
 
         GIoU = IoU − (C − U) / C               C: area of the smallest enclosing box     (arXiv:1902.09630)
         DIoU = IoU − ρ² / c²                   ρ: distance of the centres, c: diagonal of the enclosing box
@@ -29,36 +34,40 @@ def similarity(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
     Args:
         a: [..., 4], cx, cy, w, h.
         b: the same; the two shapes broadcast.
-        kind: "iou", "giou", "diou", "ciou", or "inside": the share of the area of `a` that lies in `b`.
+        kind: "iou", "giou", "diou" or "ciou".
 
     Returns:
-        [...], at most 1; IoU and share at least 0, GIoU and DIoU above −1.
+        Two of [...], at most 1; IoU at least 0, GIoU and DIoU above −1.
     """
-    a_low, a_high = a[..., :2] - a[..., 2:4] / 2, a[..., :2] + a[..., 2:4] / 2
-    b_low, b_high = b[..., :2] - b[..., 2:4] / 2, b[..., :2] + b[..., 2:4] / 2
-    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(dim=-1)
-    if kind == "inside":
-        return overlap / (a[..., 2:4].prod(dim=-1) + EPSILON)
-    union = a[..., 2:4].prod(dim=-1) + b[..., 2:4].prod(dim=-1) - overlap
+    (a_centre, a_side), (b_centre, b_side) = a[..., :4].split(2, dim=-1), b[..., :4].split(2, dim=-1)
+    a_half, b_half = a_side / 2, b_side / 2
+    a_low, a_high, b_low, b_high = a_centre - a_half, a_centre + a_half, b_centre - b_half, b_centre + b_half
+    overlap = area((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0))
+    union = area(a_side) + area(b_side) - overlap
     iou = overlap / (union + EPSILON)
     if kind == "iou":
-        return iou
+        return iou, iou
     enclosing = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
     if kind == "giou":
-        area = enclosing.prod(dim=-1)
-        return iou - (area - union) / (area + EPSILON)
-    distance = (a[..., :2] - b[..., :2]).square().sum(dim=-1)
-    diou = iou - distance / (enclosing.square().sum(dim=-1) + EPSILON)
+        hull = area(enclosing)
+        return iou, iou - (hull - union) / (hull + EPSILON)
+    diou = iou - (a_centre - b_centre).square().sum(dim=-1) / (enclosing.square().sum(dim=-1) + EPSILON)
     if kind == "diou":
-        return diou
-    shape = torch.atan2(a[..., 2], a[..., 3]) - torch.atan2(b[..., 2], b[..., 3])
+        return iou, diou
+    shape = torch.atan2(*a_side.unbind(-1)) - torch.atan2(*b_side.unbind(-1))
     v = 4 / math.pi**2 * shape.square()
     with torch.no_grad():
         alpha = v / (1 - iou + v + EPSILON)
-    return diou - alpha * v
+    return iou, diou - alpha * v
+
+
+def area(sides: Tensor) -> Tensor:
+    """[..., 2] widths and heights to [...]. Unlike that of `prod`, its backward pass does not wait for a GPU."""
+    width, height = sides.unbind(-1)
+    return width * height
 
 
 def shape_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes laid on one another's centre: [N, 2] and [M, 2] widths and heights to [N, M]."""
-    overlap = torch.minimum(a[:, None], b[None]).prod(dim=-1)
-    return overlap / (a.prod(dim=-1)[:, None] + b.prod(dim=-1)[None] - overlap + EPSILON)
+    overlap = area(torch.minimum(a[:, None], b[None]))
+    return overlap / (area(a)[:, None] + area(b)[None] - overlap + EPSILON)

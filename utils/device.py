@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import InputError
 
@@ -61,9 +63,15 @@ def select_device(text: str) -> torch.device:
     device = named_device(text)
     if device.type == "cuda":  # or pinned memory and whatever takes no device would make a context on the first GPU
         torch.cuda.set_device(device)
-        # Else cuDNN rounds what float32 convolutions read to 11 bits: not the heads and grids of evaluations and files.
-        torch.backends.cudnn.allow_tf32 = False
+        allow_tf32(False)
     return device
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU round what float32 convolutions read to 11 bits, or not: heads and grids of evaluations need all."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def training_type(amp: str, device: torch.device) -> torch.dtype | None:
@@ -82,3 +90,22 @@ def training_type(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "bf16" and not native:
         raise InputError("--amp bf16: this GPU has no bfloat16; --amp fp16 and --amp off work")
     return torch.bfloat16 if native and amp != "fp16" else torch.float16
+
+
+@lru_cache(maxsize=1024)
+def constant(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of a tuple of numbers, or of such tuples; it is kept and must not be changed.
+
+    A copy from memory that is not pinned, as of `torch.tensor(values, device=…)`, waits for a GPU.
+    """
+    import torch
+
+    with torch.inference_mode(False):  # a training may need what an evaluation made
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
+def uploaded(tensors: Iterable[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Tensors of the CPU on a device; a GPU copies them from pinned memory, so that nothing waits."""
+    if device.type == "cpu":
+        return list(tensors)
+    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]

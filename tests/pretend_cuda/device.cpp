@@ -9,6 +9,9 @@
 // pass), NumPy on a device tensor, CPU generators, devices that are not there, more memory than the limit.
 // New memory is filled with 0xFF, which is NaN, so that reading memory that nobody wrote shows.
 //
+// It counts kernels (views launch none), what a CPU has to wait for (values that it reads, shapes that depend on values,
+// copies that are not asynchronous), and copies to the device from memory that is not pinned.
+//
 // It is no model of time: every operation is finished when it returns, so that no race can show. It has no cuDNN and no
 // cuBLAS: a convolution in 16 bits is computed in float32 and rounded, as tensor cores accumulate. The limit counts
 // what is allocated through the device's allocator, and not what the CPU's kernels return.
@@ -39,7 +42,7 @@ constexpr auto CPU = DeviceType::CPU;
 
 int device_count = 0;
 thread_local DeviceIndex current = 0;
-std::atomic<long> kernels{0}, pinnings{0}, held{0}, limit{0};  // limit in bytes
+std::atomic<long> kernels{0}, waits{0}, pageable{0}, pinnings{0}, held{0}, limit{0};  // limit in bytes
 std::mutex pinned_lock;
 std::unordered_set<const void*> pinned;
 
@@ -228,6 +231,12 @@ const std::set<std::string> IN_FLOAT32 = {"aten::convolution", "aten::convolutio
 // Composite operators with a part that asks CUDA outside of the dispatcher.
 const std::set<std::string> WHOLE = {"aten::ldexp"};
 
+// Operators whose result is a number or has a shape that depends on values; beside these, indices that are masks.
+const std::set<std::string> WAITING = {"aten::_local_scalar_dense", "aten::nonzero",           "aten::masked_select",
+                                       "aten::is_nonzero",          "aten::equal",             "aten::_unique2",
+                                       "aten::unique_dim",          "aten::unique_consecutive", "aten::bincount",
+                                       "aten::repeat_interleave",   "aten::histc",             "torchvision::nms"};
+
 // Stands for the CUDA kernel of every operator.
 void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
@@ -236,6 +245,7 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
   torch::jit::drop(*stack, arguments.size());
   MemoryViews views;
   std::optional<at::ScalarType> narrow;
+  bool waits_for_device = WAITING.count(name), recorded = false;
   const Tensor* foreign = nullptr;
   auto to_host = [&](const Tensor& tensor, bool scalar_passes) {
     if (!tensor.defined()) return tensor;
@@ -243,6 +253,7 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
       if (!tensor.unsafeGetTensorImpl()->is_wrapped_number() && (tensor.dim() > 0 || !scalar_passes)) foreign = &tensor;
       return tensor;
     }
+    recorded |= !tensor.is_inference();
     Tensor host = views.on_host(tensor);
     if (!IN_FLOAT32.count(name) || !at::isReducedFloatingType(host.scalar_type())) return host;
     narrow = host.scalar_type();
@@ -263,6 +274,7 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
     } else if (argument.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> list;
       for (std::optional<Tensor> tensor : argument.toOptionalTensorList()) {
+        waits_for_device |= tensor && tensor->defined() && tensor->is_cuda() && tensor->scalar_type() == at::kBool;
         const bool index = tensor && tensor->defined() && !tensor->is_cuda() && INDEXING.count(name);
         list.push_back(tensor && !index ? std::optional<Tensor>(to_host(*tensor, true)) : tensor);
       }
@@ -277,9 +289,13 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
   }
   TORCH_CHECK(!foreign, "Expected all tensors to be on the same device, but found at least two devices, ",
               views.device, " and cpu! (", name, ")");
-  ++kernels;
+  const auto* aliased = schema.returns().empty() ? nullptr : schema.returns()[0].alias_info();
+  const bool is_view = aliased && !aliased->isWrite();
+  kernels += !is_view;
+  waits += waits_for_device;
   op.callBoxed(stack);
   views.update_device();
+  InferenceMode mode(InferenceMode::is_enabled() && !(is_view && recorded));  // a view is what it is a view of
   auto to_device = [&](const Tensor& tensor) {
     const bool widened = narrow && tensor.defined() && tensor.scalar_type() == at::kFloat;
     return views.on_device(widened ? tensor.to(*narrow) : tensor);
@@ -296,7 +312,12 @@ void kernel(const OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
-Tensor& copy_(Tensor& self, const Tensor& source, bool /* non_blocking */) {
+Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
+  const bool to_device = self.is_cuda(), from_device = source.is_cuda();
+  const bool pin = is_pinned((to_device ? source : self).storage().data());
+  if (to_device && from_device) ++kernels;
+  else waits += !(non_blocking && pin);
+  pageable += to_device && !from_device && !pin;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   impl::ExcludeDispatchKeyGuard below_autocast(c10::autocast_dispatch_keyset);
   MemoryViews to, from;
@@ -399,6 +420,8 @@ void pretend_limit(long bytes) { limit = bytes; }
 void pretend_set_device(int index) { current = DeviceIndex(index); }
 int pretend_get_device() { return current; }
 long pretend_kernels() { return kernels; }
+long pretend_waits() { return waits; }
+long pretend_pageable() { return pageable; }
 long pretend_pinnings() { return pinnings; }
 long pretend_held() { return held; }
 }

@@ -32,8 +32,7 @@ def call(argv: list[str]) -> dict[str, object]:
 
 
 def _counts() -> dict[str, int]:
-    library = torch.cuda.pretend.library
-    return {"kernels": library.pretend_kernels(), "pinnings": library.pretend_pinnings()}
+    return torch.cuda.pretend.counts()
 
 
 def main() -> None:

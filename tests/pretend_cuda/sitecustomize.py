@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 DEVICES = 2
 NAME = "pretend GPU"
+COUNTS = ("kernels", "waits", "pageable", "pinnings")
 MEMORY = 1 << 34
 
 
@@ -28,7 +29,9 @@ def install() -> None:
     import torchvision  # noqa: F401  its operators are replaced, too
 
     library = ctypes.CDLL(os.environ["PRETEND_CUDA"])
-    library.pretend_kernels.restype = library.pretend_pinnings.restype = ctypes.c_long
+    counters = {name: getattr(library, f"pretend_{name}") for name in COUNTS}
+    for counter in counters.values():
+        counter.restype = ctypes.c_long
     library.pretend_limit.argtypes = [ctypes.c_long]
     library.pretend_limit(MEMORY)
     library.pretend_install(DEVICES)
@@ -47,7 +50,12 @@ def install() -> None:
     }
     for function, value in facts.items():
         setattr(torch.cuda, function, lambda *_, value=value, **__: value)
-    torch.cuda.pretend = SimpleNamespace(library=library, capability=(8, 0), batch_norm=batch_norm.install())
+    torch.cuda.pretend = SimpleNamespace(
+        library=library,
+        capability=(8, 0),
+        batch_norm=batch_norm.install(),
+        counts=lambda: {name: counter() for name, counter in counters.items()},
+    )
     torch.cuda.is_bf16_supported = lambda including_emulation=True: (
         including_emulation or torch.cuda.pretend.capability >= (8, 0)
     )

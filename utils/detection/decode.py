@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from utils.boxes import to_corners
 from utils.darknet.blocks import Yolo
 from utils.detection.settings import MAX_CANDIDATES
+from utils.device import constant
+from utils.errors import NumericsError
 
 MAX_DETECTIONS = 300
 """Most detections of a picture."""
@@ -66,21 +69,27 @@ def decode(heads: Sequence[Tensor], yolos: Sequence[Yolo], size: tuple[int, int]
 
 def _decode_head(head: Tensor, yolo: Yolo, size: tuple[int, int]) -> Tensor:
     values = split_head(head, yolo)
-    batch, anchors, height, width, columns = values.shape
-    sizes = values.new_tensor(yolo.head_anchors).view(1, anchors, 1, 1, 2)
-    offsets = box_offsets(values, sizes, yolo)
-    cells = grid(height, width, values)
-    stride = values.new_tensor((size[1] / width, size[0] / height))
     scores = values[..., 4:] if yolo.new_coords else values[..., 4:].sigmoid()
-    rows = torch.cat(((offsets[..., :2] + cells) * stride, offsets[..., 2:], scores), dim=-1)
-    return rows.reshape(batch, anchors * height * width, columns)
+    return torch.cat((predicted_boxes(values, yolo, size), scores), dim=-1).flatten(1, 3)
 
 
-def grid(height: int, width: int, like: Tensor) -> Tensor:
-    """[H, W, 2]: column and row of every cell, with the type and device of `like`."""
-    rows = torch.arange(height, dtype=like.dtype, device=like.device)
-    columns = torch.arange(width, dtype=like.dtype, device=like.device)
-    return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
+def predicted_boxes(values: Tensor, yolo: Yolo, size: tuple[int, int]) -> Tensor:
+    """Boxes of all predictions of a head, [B, A, H, W, ≥ 4] to [B, A, H, W, 4]: cx, cy, w, h in pixels of the input."""
+    height, width = values.shape[2:4]
+    anchors = constant(yolo.head_anchors, values.dtype, values.device).view(-1, 1, 1, 2)
+    sides = constant((size[1] / width, size[0] / height), values.dtype, values.device)
+    offsets = box_offsets(values, anchors, yolo)
+    centres = (offsets[..., :2] + _corners(height, width, values.dtype, values.device)) * sides
+    return torch.cat((centres, offsets[..., 2:]), dim=-1)
+
+
+@lru_cache(maxsize=256)
+def _corners(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[H, W, 2]: column and row of every cell."""
+    with torch.inference_mode(False):  # a training may need what an evaluation made
+        rows = torch.arange(height, dtype=dtype, device=device)
+        columns = torch.arange(width, dtype=dtype, device=device)
+        return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
 
 
 def non_max_suppression(
@@ -107,8 +116,17 @@ def non_max_suppression(
         max_det: most detections of a picture.
 
     Returns:
-        One [n, 6] tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class.
+        One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class.
+
+    Raises:
+        NumericsError: the network returns NaN.
     """
+    if rows.device.type != "cpu" and classes is None:  # a GPU chooses the rows that can have the best candidates
+        best = (rows[..., 5:].amax(dim=2) * rows[..., 4]).topk(min(max_nms, rows.shape[1]), dim=1).indices
+        rows = rows.gather(1, best.sort(dim=1).values[..., None].expand(-1, -1, rows.shape[2]))
+    rows = rows.cpu()  # once for all pictures: suppression waits for each
+    if rows.isnan().any():
+        raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
     options = (conf_thres, multi_label, classes)
     return [_suppress(_candidates(row, *options), iou_thres, agnostic, max_nms, max_det) for row in rows]
 

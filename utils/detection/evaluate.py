@@ -30,7 +30,7 @@ from utils.data.images import GREY, Fit, FitMode, Image, fit, unfit
 from utils.detection.average_precision import Evaluator, Metrics
 from utils.detection.decode import decode, non_max_suppression
 from utils.detection.settings import DetectorSettings, EvaluationSettings, Times
-from utils.errors import NumericsError
+from utils.device import constant
 from utils.files import ROOT, read_text
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ def evaluate(
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
         keep_detections: return them, and the objects they were compared with.
-        warm: pass blank batches through before, as the first batch of each length is slow; times need it.
+        warm: times are wanted: blank batches are passed through before, as the first batch of each length is slow, and
+            a GPU is waited for after each stage.
         on_batch: called with the number of a batch, the batch, and what `suppressed` leaves of it.
         gather: what it is given in each of the processes that share the pictures; all of them return the same.
         options: fields of EvaluationSettings.
     """
-    settings, clock = EvaluationSettings(**options), _Clock(device)
+    settings, clock = EvaluationSettings(**options), _Clock(device, exact=warm)
     compared: list[tuple[ImageDetections, np.ndarray]] = []
     with _evaluation_mode(model):
         if warm:
@@ -164,31 +165,15 @@ def measure_accuracy(
 
 
 def decoded_rows(model: Model, images: Tensor, settings: EvaluationSettings) -> Tensor:
-    """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W].
-
-    Raises:
-        NumericsError: the network returns NaN.
-    """
-    rows = checked_rows(model, images, settings.augment)
+    """Decoded rows [B, N, 5 + C], or [B, N, 6] if all classes are one; images [B, C, H, W]."""
+    rows = detect_views(model, images) if settings.augment else detect(model, images)
     return torch.cat((rows[..., :5], rows[..., 5:].amax(-1, keepdim=True)), -1) if settings.single_class else rows
-
-
-def checked_rows(model: Model, images: Tensor, augment: bool) -> Tensor:
-    """Decoded rows [B, N, 5 + C] of images [B, C, H, W], or of their views.
-
-    Raises:
-        NumericsError: the network returns NaN.
-    """
-    rows = detect_views(model, images) if augment else detect(model, images)
-    if rows.isnan().any():
-        raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
-    return rows
 
 
 def suppressed(rows: Tensor, settings: EvaluationSettings) -> list[Tensor]:
     """One [n, 6] CPU tensor a picture: x1, y1, x2, y2 in pixels of the network input, confidence, class."""
     options: dict[str, Any] = {"multi_label": settings.multi_label, "max_nms": settings.max_nms}
-    return [image.cpu() for image in non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)]
+    return non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **options)
 
 
 def _warm_up(settings: EvaluationSettings, model: Model, loader: Loader, device: torch.device | str) -> None:
@@ -214,7 +199,7 @@ def detect_views(model: Model, images: Tensor, views: Sequence[View] = VIEWS) ->
     for view in views:
         shown, (scale_x, scale_y) = _shrunk(images.flip(3) if view.flip else images, view.scale, stride)
         view_rows = detect(model, shown)
-        view_rows[..., :4] /= view_rows.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        view_rows[..., :4] /= constant((scale_x, scale_y, scale_x, scale_y), view_rows.dtype, view_rows.device)
         if view.flip:
             view_rows[..., 0] = width - view_rows[..., 0]
         rows.append(view_rows)
@@ -266,10 +251,11 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Clock:
-    """Sums the time of the stages of every batch."""
+    """Sums the time of the stages of every batch; `exact`: a GPU is waited for after each."""
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, *, exact: bool = True) -> None:
         self._device, self._seconds = torch.device(device), dict.fromkeys(Times._fields, 0.0)
+        self._waits = exact and self._device.type == "cuda"
         self.restart()
 
     def restart(self) -> None:
@@ -279,14 +265,14 @@ class _Clock:
     def timed(self, stage: str, function: Callable[..., T], *arguments: Any) -> T:
         """Call a stage of a batch; its time counts from the end of the stage before."""
         result = function(*arguments)
-        if self._device.type == "cuda":
+        if self._waits:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self._seconds[stage] += now - self._start
         self._start = now
         return result
 
-    def times(self, images: int) -> Times:
+    def times(self, images: int = 1) -> Times:
         """Milliseconds an image."""
         return Times(*(1000 * seconds / max(1, images) for seconds in self._seconds.values()))
 
@@ -322,8 +308,8 @@ class Detector:
         clock = _Clock(self.device)
         images, placed = clock.timed("preprocess", self._fitted, image)
         with torch.inference_mode():
-            rows = clock.timed("inference", checked_rows, self.model, images, self.settings.augment)
-        return clock.timed("nms", self._detections, rows, placed), clock.times(1)
+            rows = clock.timed("inference", detect_views if self.settings.augment else detect, self.model, images)
+        return clock.timed("nms", self._detections, rows, placed), clock.times()
 
     def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, Fit]:
         """The input of the network, and the position of the picture in it."""
@@ -338,7 +324,7 @@ class Detector:
         settings = self.settings
         nms: dict[str, Any] = {"agnostic": settings.agnostic, "classes": settings.classes, "max_nms": settings.max_nms}
         (suppressed,) = non_max_suppression(rows, settings.conf_thres, settings.iou_thres, **nms)
-        detections = suppressed.double().cpu().numpy()
+        detections = suppressed.double().numpy()
         detections[:, :4] = unfit(detections[:, :4], placed)
         return detections
 

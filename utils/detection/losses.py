@@ -5,27 +5,31 @@ Assignment is one function; its variants are values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import shape_iou, similarity
+from utils.boxes import EPSILON, area, shape_iou, similarities
 from utils.darknet.blocks import Yolo
-from utils.detection.decode import box_offsets, grid, split_head
+from utils.detection.decode import box_offsets, predicted_boxes, split_head
 from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
+from utils.device import constant, uploaded
 
 REACH = 0.95
 """Share of the interval a decoded centre can lie in that a neighbour cell may have to use: at the interval's ends the
 sigmoid is saturated and the gradient gone."""
-AT_LEAST_ONE = partial(max, 1)
 LEAST_AWAY = 1e-6
 """Least distance |p − y| whose power is taken: at 0 the slope of a power below 1 is infinite."""
-PAIRS = 1 << 20
+PAIRS = 1 << 22
 """Pairs of a prediction and an object that are compared at once."""
+Divisor = Callable[[Any], Any]
+"""Makes a divisor, at least 1, of a count: a number, or a scalar on the device."""
+AT_LEAST_ONE = partial(max, 1)
 
 
 class Positives(NamedTuple):
@@ -139,7 +143,7 @@ def detection_loss(
     yolos: Sequence[Yolo],
     size: tuple[int, int],
     settings: LossSettings,
-    divisor: Callable[[int], float] = AT_LEAST_ONE,
+    divisor: Divisor = AT_LEAST_ONE,
     ignored: Tensor | None = None,
 ) -> LossTerms:
     """Loss of a batch.
@@ -151,9 +155,12 @@ def detection_loss(
     `delta_yolo_class`). Sums run over the whole batch and all heads, so the gains depend on neither grid, picture size
     nor batch size.
 
+    The labels are on the CPU, where the anchors that answer for them are chosen, too. That gives all shapes, so nothing
+    waits for a GPU.
+
     Args:
-        heads: raw outputs [B, A · (5 + C), H, W].
-        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        heads: raw outputs [B, A · (5 + C), H, W], on any device.
+        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input; on the CPU.
         yolos: head blocks.
         size: height and width of the network input, in pixels.
         settings: gains and variants.
@@ -167,76 +174,96 @@ def detection_loss(
     heads = [head.float() for head in heads]
     grids = [(head.shape[-2], head.shape[-1]) for head in heads]
     positives = assign(targets, yolos, grids, size, rule)
-    unsure = [(targets, "iou")] if rule.ignore else []
-    if ignored is not None and len(ignored):
-        unsure.append((ignored, "inside"))
-    terms = [
-        _head_loss(head, yolo, of_head, unsure, size, settings)
-        for head, yolo, of_head in zip(heads, yolos, positives, strict=True)
-    ]
-    count = divisor(sum(len(of_head.image) for of_head in positives))
-    box, objectness, classes = (sum(term) / count for term in zip(*terms, strict=True))
-    box, objectness = settings.box_gain * box, settings.objectness_gain * objectness
-    classes = settings.class_gain * classes
-    return LossTerms(box + objectness + classes, box.detach(), objectness.detach(), classes.detach())
+    counts = [len(of_head.image) for of_head in positives]
+    numbers, values = uploaded(_match(positives, yolos, grids, size), heads[0].device)
+    spares = (targets if rule.ignore else targets[:0], targets[:0] if ignored is None else ignored)
+    weight = _negative_weight(heads, yolos, size, *spares)
+    terms = _sums(heads, yolos, numbers.split(counts), values, weight, settings) / divisor(sum(counts))
+    gains = (settings.box_gain, settings.objectness_gain, settings.class_gain)
+    terms = terms * constant(gains, terms.dtype, terms.device)
+    return LossTerms(terms.sum(), *terms.detach().unbind())
 
 
-def _head_loss(
-    head: Tensor,
-    yolo: Yolo,
-    positives: Positives,
-    unsure: Sequence[tuple[Tensor, str]],
-    size: tuple[int, int],
-    settings: LossSettings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the three terms of one head; `unsure`: boxes [N, 6] that spare negatives, and the kind of similarity."""
-    values = split_head(head.detach(), yolo)
-    height, width = head.shape[-2:]
-    cell_anchors = head.new_tensor(yolo.head_anchors) * head.new_tensor((width / size[1], height / size[0]))
-    at = (positives.image, positives.anchor, positives.row, positives.column)
-    rows, confidence = _Taken.apply(head, yolo, at)
-    boxes = box_offsets(rows, cell_anchors[positives.anchor], yolo)
-    agreement = similarity(boxes, positives.boxes, settings.iou_loss)
-
-    wanted = head.new_zeros(values.shape[:4])
-    iou = similarity(boxes.detach(), positives.boxes).clamp(0, 1)
-    flat = ((positives.image * len(yolo.mask) + positives.anchor) * height + positives.row) * width + positives.column
-    wanted.view(-1).scatter_reduce_(0, flat, iou, "amax")
-    weight = torch.ones_like(wanted)
-    for objects, kind in unsure:
-        weight[_overlapping(values, cell_anchors, objects, yolo, kind)] = 0
-    weight[at] = 1
-    if settings.focal_gamma:
-        away = (_probability(confidence, yolo) - wanted).abs()
-        weight = weight * away.clamp(min=LEAST_AWAY) ** settings.focal_gamma
-    objectness = (_cross_entropy(confidence, wanted, yolo) * weight).sum()
-
-    labels, once = _cell_classes(flat, positives.labels, yolo.classes)
-    labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-    classes = _cross_entropy(rows[:, 5:], labels.to(rows.dtype), yolo) * once[:, None]
-    return (1 - agreement).sum(), objectness, classes.sum()
-
-
-def _cell_classes(cells: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The classes of all objects in the anchor cell of each positive, and which positive speaks for its cell.
-
-    Args:
-        cells: [P] number of the anchor cell.
-        labels: [P] class of the object.
-        classes: number of classes C.
+def _match(
+    positives: Sequence[Positives], yolos: Sequence[Yolo], grids: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """The P positives of all heads, one head after the other, on the CPU.
 
     Returns:
-        [P, C], 0 or 1, and bool [P], True for the first positive of every cell.
+        int64 [P, 6]: picture, anchor, row, column; number of the prediction among those of all pictures; number of the
+            label among the classes of all positives, where the first positive of an anchor cell has the labels of all.
+        float [P, 7]: width and height of the anchor, in cells; the object's box, as in `Positives`; 1 for the first
+            positive of an anchor cell.
     """
-    ordered, order = cells.sort(stable=True)
-    first = torch.cat((torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]))
-    group = torch.empty_like(order)
-    group[order] = first.cumsum(dim=0) - 1
-    present = cells.new_zeros(len(cells), classes)
-    present[group, labels] = 1
-    once = torch.empty_like(first)
-    once[order] = first
-    return present[group], once
+    counts = [len(yolo.mask) * height * width for yolo, (height, width) in zip(yolos, grids, strict=True)]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for head, (of_head, yolo, (height, width)) in enumerate(zip(positives, yolos, grids, strict=True)):
+        image, anchor, row, column, boxes, labels = of_head
+        number = image * sum(counts) + sum(counts[:head]) + (anchor * height + row) * width + column
+        _, first, cell = np.unique(number.numpy(), return_index=True, return_inverse=True)
+        speaker = torch.from_numpy(first[cell])
+        once = (speaker == torch.arange(len(image), device=image.device))[:, None]
+        anchors = boxes.new_tensor(yolo.head_anchors) * boxes.new_tensor((width / size[1], height / size[0]))
+        slot = (sum(len(cells) for cells, _ in parts) + speaker) * yolo.classes + labels
+        cells = torch.stack((image, anchor, row, column, number, slot), dim=1)
+        parts.append((cells, torch.cat((anchors[anchor], boxes, once), dim=1)))
+    return map(torch.cat, zip(*parts, strict=True))
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """Return cx, cy, w, h as -x1, -y1, x2, y2: of two boxes, the overlap has the smaller of each."""
+    centre, side = boxes.split(2, dim=1)
+    half = side / 2
+    return torch.cat((half - centre, half + centre), dim=1)
+
+
+def _sums(
+    heads: Sequence[Tensor],
+    yolos: Sequence[Yolo],
+    numbers: Sequence[Tensor],
+    values: Tensor,
+    weight: Tensor,
+    settings: LossSettings,
+) -> Tensor:
+    """[3] sums of the box, objectness and class term.
+
+    Args:
+        heads: raw outputs.
+        yolos: head blocks.
+        numbers: of the positives of each head, and
+        values: of all positives, see `_match`.
+        weight: of each prediction as a negative, see `_negative_weight`.
+        settings: gains and variants.
+    """
+    outputs = [_Taken.apply(*part) for part in zip(heads, yolos, numbers, strict=True)]
+    positive, confidence = zip(*outputs, strict=True)
+    counts, (anchors, objects, once) = list(map(len, positive)), values.split((2, 4, 1), dim=1)
+    decoded = zip(positive, anchors.split(counts), yolos, strict=True)
+    iou, agreement = similarities(torch.cat([box_offsets(*part) for part in decoded]), objects, settings.iou_loss)
+
+    number, slot = torch.cat(list(numbers))[:, 4:].unbind(1)
+    target = torch.zeros_like(weight)
+    target.view(-1).scatter_reduce_(0, number, iou.detach().clamp(0, 1), "amax")
+    weight.view(-1).index_fill_(0, number, 1)
+    cells = [part[0].numel() for part in confidence]
+    parts = zip(confidence, target.split(cells, dim=1), weight.split(cells, dim=1), yolos, strict=True)
+    objectness = torch.stack([_objectness(*part, settings.focal_gamma) for part in parts])
+
+    labels = target.new_zeros(len(number), yolos[0].classes)
+    labels.view(-1).scatter_(0, slot, 1)
+    labels = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    scores = zip(positive, labels.split(counts), yolos, strict=True)
+    classes = torch.cat([_cross_entropy(part[:, 5:], label, yolo) for part, label, yolo in scores]) * once
+    return torch.stack(((1 - agreement).sum(), objectness.sum(), classes.sum()))
+
+
+def _objectness(confidence: Tensor, target: Tensor, weight: Tensor, yolo: Yolo, focal_gamma: float) -> Tensor:
+    """Sum over a head: raw outputs [B, A, H, W]; their targets and weights [B, A · H · W]."""
+    target, weight = target.view(confidence.shape), weight.view(confidence.shape)
+    if focal_gamma:
+        away = (_probability(confidence, yolo) - target).abs()
+        weight = weight * away.clamp(min=LEAST_AWAY) ** focal_gamma
+    return (_cross_entropy(confidence, target, yolo) * weight).sum()
 
 
 class _Taken(torch.autograd.Function):
@@ -246,11 +273,11 @@ class _Taken(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, head: Tensor, yolo: Yolo, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """[P, 5 + C] and [B, A, H, W]."""
-        ctx.head, ctx.yolo, ctx.at = head, yolo, at
+    def forward(ctx: Any, head: Tensor, yolo: Yolo, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """[P, 5 + C] and [B, A, H, W]; `numbers` begin with picture, anchor, row, column."""
+        ctx.head, ctx.yolo, ctx.at = head, yolo, numbers[:, :4].unbind(1)
         values = split_head(head, yolo)
-        return values[at], values[..., 4].clone()
+        return values[ctx.at], values[..., 4].clone()
 
     @staticmethod
     def backward(ctx: Any, rows: Tensor, confidence: Tensor) -> tuple[Tensor, None, None]:
@@ -263,23 +290,37 @@ class _Taken(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _overlapping(values: Tensor, cell_anchors: Tensor, targets: Tensor, yolo: Yolo, kind: str) -> Tensor:
-    """Mask [B, A, H, W] of the predictions whose similarity to any box of their picture exceeds `ignore_thresh`.
+def _negative_weight(
+    heads: Sequence[Tensor], yolos: Sequence[Yolo], size: tuple[int, int], objects: Tensor, ignored: Tensor
+) -> Tensor:
+    """Weight of each prediction as a negative [B, M], M those of all heads: 0 where it is spared, otherwise 1.
 
-    Darknet also asks for some class probability above 0.25; with independent class scores that early training has not
-    separated yet this only delays the rule, and is left out.
+    It is spared if its IoU with any of the objects, or the share of it inside of an ignored box, exceeds
+    `ignore_thresh`. Darknet also asks for some class probability above 0.25; with independent class scores that early
+    training has not separated yet this only delays the rule, and is left out.
     """
-    batch, anchors, height, width = values.shape[:4]
-    boxes = box_offsets(values, cell_anchors.view(1, anchors, 1, 1, 2), yolo)
-    boxes = torch.cat((boxes[..., :2] + grid(height, width, values), boxes[..., 2:]), dim=-1)
-    boxes = boxes.reshape(batch, -1, 4)
-    objects = targets[:, 2:6] * values.new_tensor((width, height, width, height))
-    hits = values.new_zeros(boxes.shape[:2])
-    for some in torch.arange(len(targets), device=targets.device).split(max(1, PAIRS // boxes.shape[1])):
-        picture = targets[some, 0].long()
-        overlap = similarity(boxes[picture], objects[some, None], kind)
-        hits.index_add_(0, picture, (overlap > yolo.ignore_thresh).to(hits.dtype))
-    return (hits > 0).view(batch, anchors, height, width)
+    values = [split_head(head, yolo) for head, yolo in zip(heads, yolos, strict=True)]
+    counts = [part[0, ..., 0].numel() for part in values]
+    hits = heads[0].new_zeros(len(heads[0]), sum(counts))
+    targets = torch.cat((objects, ignored))
+    if not len(targets):
+        return hits + 1
+    boxes = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
+    is_object = torch.arange(len(targets), device=targets.device) < len(objects)
+    columns = (targets[:, :1], _sides(boxes), area(boxes[:, 2:])[:, None], is_object[:, None])
+    (unsure,) = uploaded((torch.cat(columns, dim=1),), hits.device)
+    limits = [hits.new_full((count,), yolo.ignore_thresh) for count, yolo in zip(counts, yolos, strict=True)]
+    predicted = [predicted_boxes(part, yolo, size).flatten(1, 3) for part, yolo in zip(values, yolos, strict=True)]
+    limit, planes = torch.cat(limits), torch.cat(predicted, dim=1).transpose(1, 2)  # [M], [B, 4, M]
+    sides, areas = _sides(planes), planes[:, 2] * planes[:, 3]
+    for some in unsure.split(max(1, PAIRS // len(limit))):
+        pictures = some[:, 0].long()
+        low, high = torch.minimum(sides[pictures], some[:, 1:5, None]).split(2, dim=1)
+        width, height = (low + high).clamp_(min=0).unbind(1)
+        shared = width * height
+        whole = areas[pictures] + (some[:, 5:6] - shared) * some[:, 6:]
+        hits.index_add_(0, pictures, (shared / (whole + EPSILON) > limit).to(hits.dtype))
+    return (hits == 0).to(hits.dtype)
 
 
 def _probability(values: Tensor, yolo: Yolo) -> Tensor:

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Darknet, Outputs, fuse, reduced
-from utils.boxes import EPSILON, similarity
+from utils.boxes import EPSILON, area, similarity
 from utils.darknet.blocks import Network, Yolo
 from utils.detection.decode import box_offsets, split_head
-from utils.detection.losses import AT_LEAST_ONE, Positives, assign
+from utils.detection.losses import AT_LEAST_ONE, Divisor, Positives, assign
 from utils.detection.settings import Assignment
+from utils.device import constant, uploaded
 from utils.distillation.matching import FeaturePair, HeadPair, Kept, Pairing, comparable, pair
 from utils.distillation.strategies import ATTENTION, Distillation, Quantity
 
@@ -81,7 +82,7 @@ class Distiller(nn.Module):
         distillation: Distillation,
         rule: Assignment,
         kept: Kept | None = None,
-        divisor: Callable[[float], float] = AT_LEAST_ONE,
+        divisor: Divisor = AT_LEAST_ONE,
     ) -> None:
         super().__init__()
         networks = student.network, teacher.network
@@ -111,11 +112,11 @@ class Distiller(nn.Module):
         Args:
             teacher: from `teach`.
             student: its outputs for the same images, with the features and maps in `wanted`.
-            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+            targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input; on the CPU.
             size: height and width of the network input, in pixels.
         """
         how = self.rule, self.divisor, self.adapters
-        with torch.autocast(targets.device.type, enabled=False):
+        with torch.autocast(student.heads[0].device.type, enabled=False):
             batch = DistillationBatch(student, teacher, self.yolos, self.pairing, targets, size, *how)
             return {term: weight * TERMS[term](batch) for term, weight in self.distillation.terms.items()}
 
@@ -160,11 +161,11 @@ class DistillationBatch:
     """Heads of the student and the teacher."""
     pairing: Pairing
     targets: Tensor
-    """[N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input."""
+    """[N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input; on the CPU."""
     size: tuple[int, int]
     """Height and width of the network input, in pixels."""
     rule: Assignment
-    divisor: Callable[[float], float] = AT_LEAST_ONE
+    divisor: Divisor = AT_LEAST_ONE
     """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
     the objects of all."""
     adapters: Mapping[str, nn.Module] | nn.ModuleDict = field(default_factory=dict)
@@ -195,9 +196,9 @@ class DistillationBatch:
         return [teacher[..., 0].sigmoid() for _, teacher in self.logits("objectness")]
 
     @cached_property
-    def attended(self) -> float:
+    def attended(self) -> Tensor:
         """The number of objects that the teacher sees: the sum of its objectness, at least 1."""
-        return self.divisor(float(sum(certainty.sum() for certainty in self.certainty)))
+        return self.divisor(torch.stack([certainty.sum() for certainty in self.certainty]).sum())
 
     @cached_property
     def grids(self) -> list[tuple[int, int]]:
@@ -218,16 +219,16 @@ class DistillationBatch:
         numbers = {anchor: number for number, (anchor, _) in enumerate(heads.anchors)}
         count = len(self.yolos[0][heads.student].mask)
         number = positives.anchor.new_tensor([numbers.get(anchor, -1) for anchor in range(count)])[positives.anchor]
-        paired = number >= 0
-        at = positives.image[paired], number[paired], positives.row[paired], positives.column[paired]
+        cells = torch.stack((positives.image, number, positives.row, positives.column), dim=1)[number >= 0]
         height, width = self.grids[heads.student]
         scale = self.targets.new_tensor((width / self.size[1], height / self.size[0]))
-        boxes = []
-        for side, yolo_number in enumerate((heads.student, heads.teacher)):
-            yolo = self.yolos[side][yolo_number]
-            anchors = scale * scale.new_tensor([yolo.head_anchors[match[side]] for match in heads.anchors])
-            boxes.append(box_offsets(columns[side].boxes[at], anchors[at[1]], yolo))
-        return PairedBoxes(boxes[0], boxes[1], positives.boxes[paired])
+        yolos = self.yolos[0][heads.student], self.yolos[1][heads.teacher]
+        shapes = [[yolo.head_anchors[match] for yolo, match in zip(yolos, pair, strict=True)] for pair in heads.anchors]
+        anchors = (scale * scale.new_tensor(shapes))[cells[:, 1]]
+        cells, anchors, objects = uploaded((cells, anchors, positives.boxes[number >= 0]), columns[0].boxes.device)
+        values = [part.boxes[cells.unbind(1)] for part in columns]
+        student, teacher = map(box_offsets, values, anchors.unbind(1), yolos)
+        return PairedBoxes(student, teacher, objects)
 
     def maps(self, group: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield attention maps A^s and A^t [B, H, W] of all features, or of those of a group."""
@@ -238,8 +239,7 @@ class DistillationBatch:
     @cached_property
     def masks(self) -> list[Tensor]:
         """Cells near objects, bool [B, H, W] for each head of the student."""
-        pictures = len(self.student.heads[0])
-        return object_mask(self.targets, self.yolos[0], self.grids, self.size, pictures)
+        return object_mask(self.targets, self.yolos[0], self.student.heads, self.size)
 
     def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features with equal channels: the teacher's kept ones, or the student's through its adapter."""
@@ -249,7 +249,7 @@ class DistillationBatch:
             student = self.student.features[features.student].float()
             teacher = self.teacher.features[features.teacher].float()
             if features.channels is not None:
-                teacher = teacher[:, list(features.channels)]
+                teacher = teacher[:, constant(features.channels, torch.long, teacher.device)]
             elif features.needs_adapter:
                 student = self.adapters[features.key](student)
             yield student, teacher
@@ -258,7 +258,7 @@ class DistillationBatch:
 def objectness(batch: DistillationBatch) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
     divergences = (binary_kl(*pair, 1.0).sum() for pair in batch.logits("objectness"))
-    return sum(divergences, batch.targets.new_zeros(())) / batch.attended
+    return sum(divergences) / batch.attended
 
 
 def classes(batch: DistillationBatch) -> Tensor:
@@ -296,7 +296,7 @@ def attention(batch: DistillationBatch, group: str | None = None, masked: bool =
     for maps in map(list, batch.maps(group)):
         if masked:
             near = project(batch.masks, (maps[0].shape[1], maps[0].shape[2]))
-            maps = [torch.where(near, map_, 0.0) for map_ in maps]
+            maps = [map_.masked_fill(~near, 0.0) for map_ in maps]
         student, teacher = (F.normalize(map_.flatten(1)) for map_ in maps)
         distances.append((student - teacher).square().sum() / len(student))
     return _mean(distances, batch)
@@ -357,33 +357,31 @@ def binary_kl(student: Tensor, teacher: Tensor, t: float) -> Tensor:
 
 
 @torch.no_grad()
-def object_mask(
-    targets: Tensor, yolos: Sequence[Yolo], grids: Sequence[tuple[int, int]], size: tuple[int, int], pictures: int
-) -> list[Tensor]:
+def object_mask(targets: Tensor, yolos: Sequence[Yolo], heads: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
     """Return the cells near objects in the grid of every head (Wang et al., arXiv:1906.03609, section 3.1).
 
     For each object the IoU with every anchor in every cell is taken; cells with one above ψ times the largest count.
     Here the anchors of all heads compete, so an object is looked at where its size is predicted.
 
     Args:
-        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
+        targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input; on the CPU.
         yolos: head blocks.
-        grids: height and width of each head's grid, in cells.
+        heads: raw outputs [B, A · (5 + C), H, W].
         size: height and width of the network input, in pixels.
-        pictures: in the batch.
 
     Returns:
         For each head bool [B, H, W]; all False for a picture without objects.
     """
-    masks = [torch.zeros(pictures, *cells, dtype=torch.bool, device=targets.device) for cells in grids]
-    boxes = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
-    for picture in range(pictures):  # one at a time: the IoUs of a batch do not fit the memory
-        objects = boxes[targets[:, 0] == picture]
-        overlaps = [_overlap(objects, yolo, cells, size) for yolo, cells in zip(yolos, grids, strict=True)]
+    order = targets[:, 0].argsort(stable=True)
+    boxes = targets[order, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))
+    (boxes,) = uploaded((boxes,), heads[0].device)
+    counts = targets[:, 0].long().bincount(minlength=len(heads[0])).tolist()
+    masks = []
+    for objects in boxes.split(counts):  # one picture at a time: the IoUs of a batch do not fit the memory
+        overlaps = [_overlap(objects, yolo, head, size) for yolo, head in zip(yolos, heads, strict=True)]
         best = torch.stack([overlap.flatten(1).amax(dim=1) for overlap in overlaps]).amax(dim=0)
-        for mask, overlap in zip(masks, overlaps, strict=True):
-            mask[picture] = (overlap > NEARNESS * best[:, None, None]).any(dim=0)
-    return masks
+        masks.append([(overlap > NEARNESS * best[:, None, None]).any(dim=0) for overlap in overlaps])
+    return [torch.stack(mask) for mask in zip(*masks, strict=True)]
 
 
 def project(masks: Sequence[Tensor], cells: tuple[int, int]) -> Tensor:
@@ -392,7 +390,7 @@ def project(masks: Sequence[Tensor], cells: tuple[int, int]) -> Tensor:
     return torch.stack(resized).any(dim=0)
 
 
-def _overlap(objects: Tensor, yolo: Yolo, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _overlap(objects: Tensor, yolo: Yolo, head: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, H, W] the largest IoU of each object with an anchor in the middle of every cell.
 
     The area that two boxes share is the product of what their sides share, which needs no pairs of boxes.
@@ -400,15 +398,15 @@ def _overlap(objects: Tensor, yolo: Yolo, cells: tuple[int, int], size: tuple[in
     Args:
         objects: [N, 4] cx, cy, w, h in pixels.
         yolo: the head.
-        cells: height and width of its grid.
+        head: its raw outputs [B, A · (5 + C), H, W].
         size: height and width of the network input, in pixels.
     """
-    anchors = objects.new_tensor(yolo.head_anchors)
-    columns = _shared(objects[:, 0], objects[:, 2], anchors[:, 0], cells[1], size[1])
-    rows = _shared(objects[:, 1], objects[:, 3], anchors[:, 1], cells[0], size[0])
+    anchors = constant(yolo.head_anchors, objects.dtype, objects.device)
+    columns = _shared(objects[:, 0], objects[:, 2], anchors[:, 0], head.shape[3], size[1])
+    rows = _shared(objects[:, 1], objects[:, 3], anchors[:, 1], head.shape[2], size[0])
     shared = rows[..., None] * columns[:, :, None]  # [N, A, H, W]
-    area = objects[:, 2:].prod(dim=1)[:, None] + anchors.prod(dim=1)
-    return (shared / (area[..., None, None] - shared + EPSILON)).amax(dim=1)
+    areas = area(objects[:, 2:])[:, None] + area(anchors)
+    return (shared / (areas[..., None, None] - shared + EPSILON)).amax(dim=1)
 
 
 def _shared(centres: Tensor, sides: Tensor, anchors: Tensor, count: int, length: int) -> Tensor:
@@ -433,9 +431,10 @@ def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
 
 def _attended(batch: DistillationBatch, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
     """T² times a divergence [B, A, H, W] of class logits over T, weighted with the teacher's objectness."""
-    total = batch.targets.new_zeros(())
-    for (student, teacher), certainty in zip(batch.logits("classes"), batch.certainty, strict=True):
-        total = total + (certainty * divergence(student, teacher, TEMPERATURE)).sum()
+    total = sum(
+        (certainty * divergence(student, teacher, TEMPERATURE)).sum()
+        for (student, teacher), certainty in zip(batch.logits("classes"), batch.certainty, strict=True)
+    )
     return TEMPERATURE**2 * total / batch.attended
 
 
@@ -447,4 +446,4 @@ def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean(distances: Sequence[Tensor], batch: DistillationBatch) -> Tensor:
     """Return the mean over features; 0 where a group has none."""
-    return torch.stack(list(distances)).mean() if distances else batch.targets.new_zeros(())
+    return torch.stack(list(distances)).mean() if distances else batch.student.heads[0].new_zeros(())

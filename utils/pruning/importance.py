@@ -60,8 +60,8 @@ def taylor(
     for batch in ProgressBar("importance", batches, unit="batches"):
         outputs = model(network_input(batch.images, device))
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        boxes = (batch.targets.to(device), network.yolos, size, loss)
-        value = detection_loss(outputs.heads, *boxes, ignored=batch.ignored.to(device)).total
+        boxes = (batch.targets, network.yolos, size, loss)
+        value = detection_loss(outputs.heads, *boxes, ignored=batch.ignored).total
         # of a convolution that no head reads it is 0; without parameters PyTorch refuses
         gradients = torch.autograd.grad(value, parameters, materialize_grads=True) if parameters else ()
         change = {

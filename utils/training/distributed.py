@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import processes
@@ -55,20 +55,25 @@ class Team:
         """The sum over the processes of each value."""
         if self.size == 1:
             return list(values)
-        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(summed)
-        return summed.tolist()
+        return self.summed(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set in any process."""
         return self.total(float(flag))[0] > 0
 
-    def positives(self, count: float) -> float:
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over the processes of each value on the device, which is changed; a GPU is not waited for."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def positives(self, count: float | Tensor) -> Tensor:
         """What a process divides its sums by, so that the mean of all gradients is that of one batch of all pictures.
 
         With W processes and P positives in all of them this is max(1, P) / W.
         """
-        return max(1.0, self.total(count)[0]) / self.size
+        total = self.summed(torch.zeros((), dtype=torch.float64, device=self.device) + count)
+        return total.clamp_(min=1) / self.size
 
     def share(self, value: T) -> T:
         """The value that the first process gave."""
@@ -111,7 +116,7 @@ class Team:
         """
         if self.size == 1:
             return model
-        parallel = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        parallel = DistributedDataParallel(model)  # with `device_ids` it would move labels to the GPU
         parallel.broadcast_buffers = buffers  # the argument of this name warns in newer versions, and has no other yet
         return parallel
 

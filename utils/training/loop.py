@@ -27,7 +27,7 @@ from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
-from utils.device import training_type
+from utils.device import allow_tf32, training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError
 from utils.layers import Computing
@@ -37,7 +37,7 @@ from utils.report.run_dir import Results, RunDirectory
 from utils.training.checkpointing import Progress, Source, State
 from utils.training.distributed import StopRequest, Team
 from utils.training.hyperparameters import Hyperparameters, fitness
-from utils.training.optimizer import AveragedModel, Schedule, build_optimizer, clip_gradient, set_step
+from utils.training.optimizer import AveragedModel, Schedule, build_optimizer, set_step
 from utils.training.settings import TrainSettings
 from utils.training.sparsity import Sparsity
 
@@ -94,7 +94,7 @@ class Objective:
         Args:
             images: [B, C, H, W], 0…1.
             targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input.
-            ignored: the same of the ignored boxes, see `detection_loss`.
+            ignored: the same of the ignored boxes, see `detection_loss`. Boxes are on the CPU.
         """
         images = images.contiguous(memory_format=torch.channels_last)
         teacher, wanted = None, tuple[tuple[int, ...], ...]()
@@ -152,6 +152,9 @@ class Trainer:
         self.stride = max_stride(model.network)
         _freeze(model, settings.freeze)
         self.dtype = training_type(settings.precision, team.device)
+        torch.backends.cudnn.benchmark = settings.sizes is None and not settings.rect  # it tries ways for every size
+        if settings.compiled:
+            model.compile()
         self.objective = Objective(model, hyp.loss, self.dtype, team, distiller)
         adapters = None if distiller is None else distiller.adapters
         self.state = State(
@@ -174,6 +177,10 @@ class Trainer:
         """Called in the first process with the number and the row of each epoch, before it is saved."""
         self.stop = StopRequest()
         self._skipped = 0
+        self._stops = 0.0
+        """Processes that had got a signal when the last step was taken."""
+        self._terms: list[tuple[int, Tensor, Tensor]] = []
+        """Place in the epoch, pictures and loss terms of the batches of the step that is under way."""
 
     @property
     def progress(self) -> Progress:
@@ -215,7 +222,10 @@ class Trainer:
         if self.progress.control is not None and self.progress.step == 0:  # s = auto compares others with this AP50
             self._steer(self._evaluate(self.dtype))
         while not ends:
-            ends = self._close_epoch(self._train_epoch())
+            allow_tf32(self.dtype is None and self.settings.quant is None)
+            row = self._train_epoch()
+            allow_tf32(False)
+            ends = self._close_epoch(row)
 
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
@@ -235,14 +245,16 @@ class Trainer:
         for position, batch in enumerate(bar, start=done.batch):
             waited = time.perf_counter() - last
             values = self._batch(batch, position)
-            bar.note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
             now = time.perf_counter()
-            _add(pending, values | {"seconds": now - last, "waited": waited})
+            _add(pending, {"seconds": now - last, "waited": waited})
             last = now
             if self._closes_step(position):
+                bar.note = " ".join(f"{name} {value:.3f}" for name, value in values[-1].items())
+                for terms in values:
+                    _add(pending, terms)
                 _add(done.sums, pending)
                 done.batch, pending = position + 1, {}
-                self._leave_if_asked()
+                self._leave_if_asked(self._stops > 0)
         return self._means()
 
     def _means(self) -> dict[str, float]:
@@ -256,8 +268,8 @@ class Trainer:
             "loading": sums["waited"] / sums["seconds"],
         }
 
-    def _batch(self, batch: Batch, position: int) -> dict[str, float]:
-        """Add the gradient of one batch, and take the step if it closes one; return the loss terms."""
+    def _batch(self, batch: Batch, position: int) -> list[dict[str, float]]:
+        """Add the gradient of one batch; if it closes a step, take it and return the loss terms of all its batches."""
         done = self.progress
         number = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position
         torch.manual_seed(number % 2**64)  # it takes no more bits
@@ -268,23 +280,21 @@ class Trainer:
         if self.rounding is not None:
             self.rounding.begin(done.step)
         with self.objective.unsynchronised(alone=not closes):
-            targets, ignored = batch.targets.to(self.team.device), batch.ignored.to(self.team.device)
-            terms = self.objective(images, targets, ignored)
-            values = {name: float(value.detach()) for name, value in terms.items()}
-            self._check(values, position, batch)
+            terms = self.objective(images, batch.targets, batch.ignored)
+            self._terms.append((position, batch.positions, torch.stack([value.detach() for value in terms.values()])))
             first = position - position % self.settings.accumulate
             group = min(self.settings.accumulate, self.batches - first)
             self.state.scaler.scale(terms["total"] / group).backward()
-        if closes:
-            self._step()
-        return values
+        return self._step() if closes else []
 
     def _closes_step(self, position: int) -> bool:
         """Whether the batch at a position of the epoch is the last of an optimizer step."""
         return (position + 1) % self.settings.accumulate == 0 or position + 1 == self.batches
 
-    def _step(self) -> None:
-        """One optimizer step with the gradient that has been added up, or none if the gradient is not finite.
+    def _step(self) -> list[dict[str, float]]:
+        """Take one optimizer step with the gradient that has been added up, or none if the gradient is not finite.
+
+        Here the CPU waits for a GPU, once: for the norm of the gradient and the loss terms, which are returned.
 
         With float16 the first steps often have such a gradient, until the scaler has found its scale. They count
         nowhere: not in the schedule, the averaged weights, the sparse training, or the phases of a quantization.
@@ -292,8 +302,12 @@ class Trainer:
         optimizer, scaler, done = self.state.optimizer, self.state.scaler, self.progress
         set_step(optimizer, self.schedule, done.step)
         scaler.unscale_(optimizer)
-        norm = clip_gradient(optimizer, self.hyp.optimizer.clip_norm)
-        finite = math.isfinite(norm)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm, values = self._measured(nn.utils.get_total_norm(gradients))
+        finite, limit = math.isfinite(norm), self.hyp.optimizer.clip_norm
+        if finite and 0 < limit < norm:
+            torch._foreach_mul_(gradients, limit / norm)
         # Not scaler.step: it calls a fused optimizer for a skipped step, too, which then goes on from a momentum that
         # was allocated and never written.
         if finite:
@@ -304,7 +318,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         if not finite:
             self._skip()
-            return
+            return values
         self._skipped = 0
         if self.sparsity is not None:
             self.sparsity.shrink(done)
@@ -312,6 +326,26 @@ class Trainer:
         self.state.average.update()
         if self.sparsity is not None:
             self.sparsity.keep_zeros(self.state.average.model)
+        return values
+
+    def _measured(self, norm: Tensor) -> tuple[float, list[dict[str, float]]]:
+        """Return the norm of the gradient and the loss terms of each batch, as numbers.
+
+        Raises:
+            NumericsError: a loss is not finite in any process.
+        """
+        positions, pictures, terms = zip(*self._terms, strict=True)
+        self._terms = []
+        table = torch.stack(terms)
+        sums = self.team.summed(torch.cat((table[:, 0], table.new_full((1,), bool(self.stop)))))
+        length, *numbers = torch.cat((norm[None], sums, table.flatten())).tolist()
+        *totals, self._stops = numbers[: len(sums)]
+        names, columns = ("total", *self.objective.columns), np.reshape(numbers[len(sums) :], table.shape)
+        values = [dict(zip(names, row, strict=True)) for row in columns.tolist()]
+        for total, *batch in zip(totals, values, positions, pictures, strict=True):
+            if not math.isfinite(total):
+                self._fail(*batch)
+        return length, values
 
     def _skip(self) -> None:
         """Count a step that was not taken.
@@ -329,16 +363,13 @@ class Trainer:
         """In which type a loss or gradient was computed, where that may be why it is not finite."""
         return f", computed in {self.dtype} (--amp off computes in float32)" if self.dtype else ""
 
-    def _check(self, terms: Mapping[str, float], position: int, batch: Batch) -> None:
-        """Stop all processes before a step that would spoil the weights."""
-        finite = math.isfinite(terms["total"])
-        if not self.team.any(not finite):
-            return
+    def _fail(self, terms: Mapping[str, float], position: int, pictures: Tensor) -> None:
+        """Stop before a step that would spoil the weights."""
         place = f"epoch {self.progress.epoch + 1}, batch {position + 1}, step {self.progress.step + 1}"
-        if finite:
+        if math.isfinite(terms["total"]):
             raise NumericsError(f"{place}: loss is not finite in another process; the last checkpoint is intact")
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in batch.positions)
+        files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in pictures)
         raise NumericsError(
             f"{place}: loss is not finite ({values}){self._computed()}; pictures {files}; the last checkpoint is "
             "intact; try a smaller lr0"
@@ -400,9 +431,9 @@ class Trainer:
             log(f"evaluation in {dtype}: {failure}; float32 is taken")
         return self._evaluate(None)
 
-    def _leave_if_asked(self) -> None:
-        """Save and stop, all processes at the same step, if any of them got a signal."""
-        if not self.team.any(bool(self.stop)):
+    def _leave_if_asked(self, signalled: bool | None = None) -> None:
+        """Save and stop, all processes at the same step, if any of them got a signal; None: they are asked."""
+        if not (self.team.any(bool(self.stop)) if signalled is None else signalled):
             return
         if self.team.leads:
             self.state.write_last(self.run, self.source)

@@ -118,16 +118,6 @@ def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) ->
             group["momentum"] = schedule.momentum(step)
 
 
-def clip_gradient(optimizer: torch.optim.Optimizer, limit: float) -> float:
-    """Scale the whole gradient down to a norm of `limit` if it is longer (0: never); its norm before that."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients))
-    if limit and limit < norm < math.inf:
-        torch._foreach_mul_(gradients, limit / norm)
-    return norm
-
-
 class AveragedModel:
     """Exponential moving average of a model's parameters and running statistics; the rest is the model's.
 
@@ -154,8 +144,9 @@ class AveragedModel:
         decay = min(self.decay, (1 + self.updates) / (RAMP + self.updates))
         means, values = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(means, values, 1 - decay)
-        for copied, value in self._copied:
-            copied.copy_(value)
+        if self._copied:
+            copies, values = zip(*self._copied, strict=True)
+            torch._foreach_copy_(copies, values)
 
 
 def _matrices(model: nn.Module) -> Iterator[Tensor]:

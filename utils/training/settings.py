@@ -56,7 +56,7 @@ STUDY = "study.db"
 """What makes a folder that of a search."""
 START = "start.yaml"
 """Hyper-parameters that a search starts from."""
-MAY_CHANGE = ("amp", "device", "workers", "tensorboard", "cache")
+MAY_CHANGE = ("amp", "compiled", "device", "workers", "tensorboard", "cache")
 """Flags that a resumed run takes from its command line."""
 OF_NO_RUN = ("resume", "json", "debug", "exist_ok")
 RENAMED = ("no_flip", "cache_images")
@@ -281,9 +281,12 @@ class RunFlags:
     amp: str = flag(
         "auto",
         "type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU. bf16 "
-        "works on a CPU, too, in half the time where it has AMX. off is float32, as always with --quantized and in "
-        "front of heads",
+        "works on a CPU, too, in half the time where it has AMX. off is float32 (TF32 in steps of a GPU), as always, "
+        "without TF32, with --quantized and in front of heads",
         choices=AMP,
+    )
+    compiled: bool = flag(
+        False, "torch.compile of the network: minutes at the start, for faster steps on a GPU", "--compile"
     )
     workers: int | None = flag(
         None, "processes that read (default: cores / processes of torchrun, at most 8)", type=worker_count, metavar="N"

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -176,37 +176,43 @@ class Sparsity:
                 f"--prune {settings.prune}: {model.network.path or 'the network'} has no such convolutions to train "
                 f"({SETS[settings.prune]}); another --prune, or a smaller --freeze"
             )
+        widths = [len(_gamma(model, layer)) for layer in self.voters]
+        numbers = torch.arange(sum(widths), device=self.gammas()[0].device).split(widths)
+        speakers = zip(numbers, self.voters.values(), strict=True)
+        self._channels = torch.cat([number for number, blocks in speakers for _ in blocks])
+        """Number of the channel for which each element of all γ speaks."""
+        self._votes = self._channels.bincount()
 
     def scores(self) -> Tensor:
         """Return |γ| of all channels [N], in the order of the candidates; means where several speak for one."""
-        scores = []
-        for blocks in self.voters.values():
-            gammas = [_gamma(self.model, block).detach().abs() for block in blocks]
-            scores.append(torch.stack(gammas).double().mean(0))
-        return torch.cat(scores)
+        values = torch.cat(self.gammas()).detach().abs().double()
+        return values.new_zeros(len(self._votes)).index_add_(0, self._channels, values) / self._votes
 
     @torch.no_grad()
     def add_gradient(self, progress: Progress) -> None:
         """Add the sub-gradient s · sign(γ) to the gradients of γ, for the sub-gradient solver."""
         if not self.proximal:
-            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
-                if gamma.grad is not None:
-                    gamma.grad.add_(gamma.sign() * rate)
+            pairs = zip(self.gammas(), self._rates(progress), strict=True)
+            gammas, rates = zip(*((gamma, rate) for gamma, rate in pairs if gamma.grad is not None), strict=True)
+            slopes = torch._foreach_mul(torch._foreach_sign(gammas), rates)
+            torch._foreach_add_([gamma.grad for gamma in gammas], slopes)
 
     @torch.no_grad()
     def shrink(self, progress: Progress) -> None:
         """Take s · pace off every |γ|, down to 0, after the step, for the proximal solver."""
         if self.proximal:
-            pace = self.schedule.pace(progress.step)
-            for gamma, rate in zip(self.gammas(), self._rates(progress), strict=True):
-                gamma.copy_(gamma.sign() * (gamma.abs() - rate * pace).clamp_(min=0))
+            gammas = self.gammas()
+            sizes = torch._foreach_abs(gammas)
+            torch._foreach_sub_(sizes, self._rates(progress, self.schedule.pace(progress.step)))
+            torch._foreach_clamp_min_(sizes, 0)
+            torch._foreach_copy_(gammas, torch._foreach_mul(torch._foreach_sign(gammas), sizes))
 
     @torch.no_grad()
     def keep_zeros(self, average: Darknet) -> None:
         """Set γ of the averaged model to 0 where the proximal solver has set those of the model to 0."""
         if self.proximal:
-            for mean, gamma in zip(self.gammas(average), self.gammas(), strict=True):
-                mean.masked_fill_(gamma == 0, 0)
+            kept = torch._foreach_abs(torch._foreach_sign(self.gammas()))
+            torch._foreach_mul_(self.gammas(average), kept)
 
     @property
     def reach(self) -> float:
@@ -235,27 +241,26 @@ class Sparsity:
         """Pace of each step of the plan of s = auto."""
         return np.array([self.schedule.pace(step) for step in range(round(PLAN_END * self.schedule.steps))])
 
-    def _rates(self, progress: Progress) -> list[Tensor | float]:
-        """Return for each γ the s of its channels; one number while all are penalised alike."""
-        widths = [len(_gamma(self.model, layer)) for layer in self.voters]
+    def _rates(self, progress: Progress, pace: float = 1.0) -> Any:
+        """Return a list for γ, s of its channels times `pace`: tensors, or numbers while all are penalised alike."""
+        gammas = self.gammas()
         if progress.control is not None:
             rates = self._controlled_rates(progress.control, progress.step)
         else:
-            count, s = sum(widths), float(self.settings.s)  # auto has a control
+            count, s = len(self._votes), float(self.settings.s)  # auto has a control
             full = penalised(self.rates, progress.epoch, self.schedule.epochs, count)
             if full in (0, count):
-                return [s if full else s * DECAY] * sum(map(len, self.voters.values()))
-            rates = torch.where(_ranks(self.scores()) < full, s, s * DECAY).float()
-        rate_of = dict(zip(self.voters, rates.split(widths), strict=True))
-        return [rate_of[layer] for layer, blocks in self.voters.items() for _ in blocks]
+                return [(s if full else s * DECAY) * pace] * len(gammas)
+            rates = torch.full((count,), s * DECAY, device=self._votes.device)
+            rates.masked_fill_(_ranks(self.scores()) < full, s)
+        return (rates * pace)[self._channels].split(list(map(len, gammas)))
 
     def _controlled_rates(self, control: Control, step: int) -> Tensor:
         scores, left = self.scores(), self.planned_reach(step)
         weak = float((scores < control.limit).double().mean())
         s, share = control.next_s(weak, left, self.settings.s_share, self.schedule.steps_per_epoch)
-        rates = torch.where(_ranks(scores) < math.ceil(share * len(scores)), s, 0.0).float()
-        rates[scores < control.limit] = control.hold
-        return rates
+        rates = s * (_ranks(scores) < math.ceil(share * len(scores))).float()
+        return rates.masked_fill_(scores < control.limit, control.hold)
 
 
 def _gamma(model: Darknet, block: int) -> Tensor:
