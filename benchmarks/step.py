@@ -51,20 +51,12 @@ class TimedTraining:
         side: of a picture, in pixels.
         count: pictures in a batch.
         device: where it is trained.
-        distiller: what else is learnt.
-        options: flags of train.py.
+        options: flags of train.py, and `distiller`: what else is learnt.
     """
 
-    def __init__(
-        self,
-        model: Darknet,
-        side: int,
-        count: int,
-        device: str = "cpu",
-        distiller: Distiller | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, model: Darknet, side: int, count: int, device: str = "cpu", **options: Any) -> None:
         torch.manual_seed(0)
+        distiller = options.pop("distiller", None)
         self.net = model.train().to(device).to(memory_format=torch.channels_last)
         self.targets = torch.rand(count * OBJECTS, 6)
         self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
@@ -79,9 +71,8 @@ class TimedTraining:
         source, team = Source((), (), {}, {}, {}), Team(torch.device(device))
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder))
-            self.trainer = Trainer(
-                self.net, range(100), None, Hyperparameters(), settings, run, source, team, distiller
-            )
+            how = Hyperparameters(), settings, run, source, team, distiller
+            self.trainer = Trainer(self.net, range(100), None, *how)
 
     def stack(self) -> None:
         """Forward and backward of the bare stack with the model's parameters."""

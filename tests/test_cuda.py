@@ -143,7 +143,7 @@ for name in ("tiny", "yolov4-tiny"):
     count(f"average {name}", training.trainer.state.average.update)
 student = load("yolov4-tiny").to(GPU)
 distiller = Distiller(student, Teacher(load("yolov4-tiny"), GPU), distillation("4", None), ASSIGNMENTS["darknet"])
-training = TimedTraining(student, 64, 4, "cuda:0", distiller)
+training = TimedTraining(student, 64, 4, "cuda:0", distiller=distiller)
 distiller.divisor = training.trainer.team.positives
 count("distilled", training.step)
 loss("yolov4-tiny", 16, 48)
