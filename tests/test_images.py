@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import resource
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from utils.data import images
@@ -159,6 +161,27 @@ def test_a_progressive_jpeg_is_whole(picture, tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
     assert check_image(path) == (30, 50)
+
+
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]])
+def test_what_pillow_cannot_read_of_a_jpeg_is_damaged(options, picture, tmp_path):
+    """Pillow is asked only where the markers between the pixels are not those of a whole JPEG of one scan."""
+    whole, draw, refused = cv2.imencode(".jpg", picture, options)[1].tobytes(), random.Random(0), 0
+    path = tmp_path / "a.jpg"
+    for _ in range(400):
+        data, at = bytearray(whole), draw.randrange(600, len(whole))
+        data[at : at + draw.randrange(3)] = draw.randbytes(draw.randrange(8)).replace(b"\0", b"\xff")
+        path.write_bytes(data)
+        try:
+            with PIL.Image.open(path) as opened:
+                opened.load()
+        except (OSError, SyntaxError):
+            refused += 1
+            with pytest.raises(PictureError):
+                check_image(path)
+        else:
+            assert check_image(path) == (30, 50)
+    assert refused > 3
 
 
 def test_a_png_with_a_wrong_checksum_is_found(picture, tmp_path):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
 
+from utils.data.images import check_image
 from utils.data.index import EXAMPLES, index, label_path, list_images, parse_labels
 from utils.errors import DataError
 
@@ -383,6 +387,40 @@ def test_a_known_picture_is_not_decoded_again(data_set, tmp_path, monkeypatch):
     first = index(source, NAMES, cache_dir=tmp_path / "cache")
     monkeypatch.setattr("utils.data.index.check_image", None)
     assert index(source, NAMES, cache_dir=tmp_path / "cache").findings == first.findings
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from utils.data import index
+
+number, index.STORED_EVERY, count = int(getattr(signal, sys.argv[3])), float(sys.argv[4]), []
+
+def clock():
+    count.append(1)
+    if len(count) == 10:
+        os.kill(os.getpid(), number)
+    return time.monotonic()
+
+index.monotonic = clock
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+index.index(sys.argv[1], ["cat", "dog", "cow"], cache_dir=Path(sys.argv[2]))
+"""
+"""Ends itself when it looks at the clock for the tenth time: at the begin, after each picture, and after each store."""
+
+
+@pytest.mark.parametrize(("end", "stored_every", "left"), [("SIGKILL", "-1", 8), ("SIGTERM", "inf", 3)])
+def test_what_was_checked_before_a_kill_is_not_checked_again(
+    end, stored_every, left, data_set, tmp_path, monkeypatch, root
+):
+    for number in range(12):
+        source = data_set(f"{number:02}.png", encoded())
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "cache"), end, stored_every]
+    assert subprocess.run(command, cwd=root, check=False).returncode in (143, -signal.SIGKILL)
+    checked = []
+    monkeypatch.setattr("utils.data.index.check_image", lambda path: (checked.append(path), check_image(path))[1])
+    assert len(index(source, NAMES, cache_dir=tmp_path / "cache")) == 12
+    assert len(checked) == left
 
 
 @pytest.mark.parametrize(

@@ -91,16 +91,27 @@ def check_image(path: Path | str) -> Size:
         PictureError: as `read_image`; or the file is cut off or fails its checksums.
     """
     with _header(path) as (file, picture):
+        pixels = file.tell()
         data, size = _content(file, path, picture), picture.size
         if picture.format == "PNG":
             picture.verify()  # the checksum of every chunk but the last
-        elif picture.format in ("JPEG", "MPO"):
+        elif picture.format == "MPO" or (picture.format == "JPEG" and not _is_whole_jpeg(data[pixels:])):
             picture.draft("L", (1, 1))  # at an eighth of its sides; the whole file is read all the same
             picture.load()
         if picture.format == "PNG" and PNG_END not in data:
             raise PictureError(path, "damaged image", f"no IEND chunk in {len(data)} bytes")
         height, width = _decode(data, path, 1, size).shape[:2]
     return height, width
+
+
+def _is_whole_jpeg(pixels: bytes) -> bool:
+    """Whether compressed pixels are of one scan and end with the marker of the end, without others but restarts.
+
+    Then OpenCV reads as much as Pillow, which is stricter with all others. No pixels can hold a marker.
+    """
+    data = np.frombuffer(pixels, np.uint8)
+    after = data[1:][data[:-1] == 0xFF]
+    return after[(after != 0) & ((after < 0xD0) | (after > 0xD7))].tolist() == [0xD9]
 
 
 def shown_size(path: Path | str) -> Size:
