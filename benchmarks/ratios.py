@@ -75,7 +75,10 @@ def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
             "mosaic, cached": samples(pictures, settings, Augmentation(), cache="ram"),
             "mosaic, cached, no colours": samples(pictures, settings, colourless, cache="ram"),
         }
-        yield f"{len(pictures)} pictures of 640 × 480 to {side}, one thread", paired(works, settings.rounds)
+        yield (
+            f"{len(pictures)} pictures of 640 × 480 to {side}, one thread",
+            paired(works, settings.rounds, time.process_time),
+        )
 
 
 def samples(pictures: Index, settings: Settings, augment: Augmentation, **options: str) -> Work:

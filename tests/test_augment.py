@@ -252,6 +252,18 @@ def test_saturation_and_value_are_scaled_as_a_round_trip_through_hsv_scales_them
     assert np.abs(got - expected).max() <= 1
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_hue_saturation_and_value_together_are_those_of_float_arithmetic(number):
+    """Rotation about the axis of greys, then v (s c + (1 - s) max(c)), here with v s from 0.5 to 2.3."""
+    image = rng().integers(60, 130, (16, 16, 3), np.uint8)
+    turn, saturation, value = rng(number).uniform(-1, 1, 3) * (0.015, 0.7, 0.4)
+    rotation, _ = cv2.Rodrigues(np.full(3, 2 * np.pi * turn / np.sqrt(3)))
+    turned = image @ rotation.T
+    expected = (1 + value) * ((1 + saturation) * turned - saturation * turned.max(2, keepdims=True))
+    got = jittered(rng(number), Augmentation(), image).transpose(1, 2, 0)
+    assert np.abs(got - expected.clip(0, 255)).max() <= 2.5
+
+
 def test_the_hue_is_turned_by_no_more_than_the_share_asked_for():
     image = np.full((1, 1, 3), (200, 60, 60), np.uint8)
     for number in range(20):

@@ -49,7 +49,7 @@ def data_set(found, **options) -> DetectionDataset:
 
 
 def epoch(dataset, batch_size=4, epoch=0, **options) -> list:
-    dataset.set_epoch(epoch)
+    dataset.epoch = epoch
     return list(make_loader(dataset, batch_size, **options))
 
 
@@ -159,7 +159,7 @@ def test_workers_that_stay_alive_see_the_epoch(found):
     dataset = data_set(found, augment=Augmentation())
     loader, passes = make_loader(dataset, 4, workers=1, shuffle=True), []
     for number in (0, 1, 0):
-        dataset.set_epoch(number)
+        dataset.epoch = number
         passes.append(list(loader))
     assert all(map(same, passes[0], passes[2]))
     assert [batch.positions.tolist() for batch in passes[0]] != [batch.positions.tolist() for batch in passes[1]]
@@ -187,7 +187,7 @@ def test_a_closed_loader_has_no_workers_left(found):
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])
 def test_another_epoch_or_seed_makes_another_sample(found, change):
     dataset = data_set(found, augment=Augmentation(), seed=change.get("seed", 0))
-    dataset.set_epoch(change.get("epoch", 0))
+    dataset.epoch = change.get("epoch", 0)
     other = sample(data_set(found, augment=Augmentation()), 0)
     assert not np.array_equal(sample(dataset, 0).image, other.image)
 
@@ -196,8 +196,8 @@ def test_from_a_given_epoch_on_samples_are_single_pictures(found):
     dataset = data_set(found, augment=Augmentation(mosaic=1, mixup=1), plain_from=2)
     single = data_set(found, augment=Augmentation(mosaic=0, mixup=0))
     for number, plain in ((1, False), (2, True), (3, True)):
-        dataset.set_epoch(number)
-        single.set_epoch(number)
+        dataset.epoch = number
+        single.epoch = number
         assert np.array_equal(sample(dataset, 4).image, sample(single, 4).image) is plain
 
 
@@ -292,7 +292,7 @@ def test_rectangular_batches_lose_no_resolution_and_waste_less(found):
 def test_shuffled_rectangles_keep_their_pictures_together(found):
     dataset, groups = data_set(found, rect=True, stride=8), []
     for number in (0, 1):
-        dataset.set_epoch(number)
+        dataset.epoch = number
         batches = make_loader(dataset, 2, shuffle=True).batch_sampler
         groups.append([[request.position for request in batch] for batch in batches])
     assert groups[0] != groups[1] and sorted(groups[0]) == sorted(groups[1])

@@ -83,20 +83,27 @@ def jitter_colours(
         planes: uint8 [C, H, W], contiguous, where the result is written.
         scratch: uint8 [H, W, C], contiguous, overwritten. The same for all samples, it stays in the processor's cache.
     """
-    turn, saturation, value = rng.uniform(-1, 1, 3).tolist()
-    turn, saturation, value = turn * augmentation.hsv_h, saturation * augmentation.hsv_s, value * augmentation.hsv_v
+    ranges = augmentation.hsv_h, augmentation.hsv_s, augmentation.hsv_v
+    turn, saturation, value = (rng.uniform(-1, 1, 3) * ranges).tolist()
+    channel_weight, brightest_weight = (1 + value) * (1 + saturation), (1 + value) * -saturation
     if turn and image.shape[2] == 3:
-        cv2.transform(image, _hue_rotation(2 * math.pi * turn), dst=scratch)
-        image = scratch
+        early = min(channel_weight, 1.0)  # a larger one would clip before the brightest channel is subtracted
+        cv2.transform(image, early * _hue_rotation(2 * math.pi * turn), dst=scratch)
+        image, channel_weight, brightest_weight = scratch, channel_weight / early, brightest_weight / early
     cv2.split(image, list(planes))
     if not (saturation or value):
         return
     brightest = cv2.max(planes[0], planes[-1], dst=scratch.reshape(planes.shape)[0])
     for plane in planes[1:-1]:
         cv2.max(brightest, plane, dst=brightest)
-    channel_weight, brightest_weight = (1 + value) * (1 + saturation), (1 + value) * -saturation
-    for plane in planes:
-        cv2.addWeighted(plane, channel_weight, brightest, brightest_weight, 0, dst=plane)
+    if channel_weight == 1:  # faster than addWeighted
+        cv2.convertScaleAbs(brightest, dst=brightest, alpha=abs(brightest_weight))
+        combine = cv2.add if brightest_weight > 0 else cv2.subtract
+        for plane in planes:
+            combine(plane, brightest, dst=plane)
+    else:
+        for plane in planes:
+            cv2.addWeighted(plane, channel_weight, brightest, brightest_weight, 0, dst=plane)
 
 
 def _hue_rotation(angle: float) -> NDArray[np.float64]:

@@ -153,10 +153,6 @@ class DetectionDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass over a loader."""
-        self.epoch = epoch
-
     def __getitems__(self, requests: Sequence[Request]) -> Batch | SuiteError:
         """A batch of one epoch and size. An error is returned: a worker would wrap what it raises in a traceback."""
         images = torch.empty((len(requests), self.channels, *requests[0].size), dtype=torch.uint8)
@@ -304,7 +300,7 @@ class Loader(DataLoader[Batch]):
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """Let the next pass yield the batches of an epoch without the first `skip`."""
-        self.dataset.set_epoch(epoch)
+        self.dataset.epoch = epoch
         self.batch_sampler.skip = skip
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the stub names torch's own class
@@ -332,7 +328,7 @@ def make_loader(
     share: tuple[int, int] = (0, 1),
     device: torch.device | None = None,
 ) -> Loader:
-    """Loader of `Batch`es; call `dataset.set_epoch` before each pass.
+    """Loader of `Batch`es; set `dataset.epoch` before each pass.
 
     Every picture comes once an epoch. When shuffled, as in training, a last batch of one picture a process is merged
     into the batch before it; a data set of one picture is a batch of one.

@@ -299,7 +299,7 @@ def _data_yaml(plan: TrainPlan) -> dict[str, Any]:
 def _draw_start(run: RunDirectory, loader: Loader, train: Index, names: Sequence[str]) -> None:
     """labels.jpg and the first training batch as it is augmented."""
     plots.plot_labels(train.labels.rows, names, run.file("labels.jpg"))
-    loader.dataset.set_epoch(0)
+    loader.dataset.epoch = 0
     requests = next(iter(loader.batch_sampler))
     batch = loader.dataset.__getitems__(requests)
     if isinstance(batch, SuiteError):
