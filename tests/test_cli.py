@@ -222,6 +222,7 @@ def main():
         time.sleep(0.15)
     with cli.ProgressBar(""):
         time.sleep(0.5)
+    time.sleep(0.01)
     with cli.ProgressBar("certificate"):
         time.sleep(0.5)
 cli.run(main)
@@ -232,7 +233,7 @@ def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(root):
     """None of a part that speaks for itself; a bar needs no lines."""
     command = [sys.executable, "-c", WORK]
     lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stderr.splitlines()
-    titles = list(dict.fromkeys(line.partition(":")[0] for line in lines))
+    titles = [title for title, _ in itertools.groupby(line.partition(":")[0] for line in lines)]
     assert titles == ["at work", "importance", "certificate"]
     counted = [line for line in lines if line.startswith("importance")]
     assert re.fullmatch(r"importance: [3-6] of 7 batches, [01] s, [01] s left; loss [0-4]", counted[-1])

@@ -322,6 +322,8 @@ class ProgressBar:
         self.under_way.append(self)
 
     def __exit__(self, *_: object) -> None:
+        if not self.title:  # another process wrote lines until now
+            ProgressBar.last_line = monotonic()
         self.under_way.remove(self)
 
     def __iter__(self) -> Iterator[Any]:
