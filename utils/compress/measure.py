@@ -86,8 +86,7 @@ def measure(
     runs = [run for run in document["runs"] if _can_run(run)]
     if not runs:
         raise InputError(f"--data {data.path}: no stage has a network that can be measured")
-    files = [(run["name"], run["weights"], run["figures"]["size"]) for run in runs]
-    files += [(network.name, network.file, network.side) for network in baselines]
+    files = [*((run["name"], run["weights"], run["figures"]["size"]) for run in runs), *baselines]
     networks = [load_network(name, _files(file), side, data, chosen) for name, file, side in files]
     evaluations = [evaluate_network(network, images, data.names, chosen, settings.batch_size) for network in networks]
     times = program_times(networks, chosen)
@@ -97,10 +96,7 @@ def measure(
     rows = [_measured(*values, main) for values in zip(networks, spreads, times, strict=True)]
     for run, row in zip(runs, rows, strict=False):
         run |= {"measured": row["measured"], "figures": run["figures"] | row["figures"]}
-    for network, row in zip(networks[len(runs) :], rows[len(runs) :], strict=True):
-        _, low, high = row["measured"]["map50"]
-        more = {"name": network.name, "low": low, "high": high, "ms": row["measured"]["ms"]}
-        document["baselines"].append(row["measured"] | row["figures"] | more)
+    document["baselines"] += map(_baseline, networks[len(runs) :], rows[len(runs) :])
     where = environment()
     document["measurement"] = {
         "data": str(data.path),
@@ -268,6 +264,13 @@ def _measured(network: LoadedNetwork, spread: Spread, laps: Mapping[str, Latency
     figures = {"map50": spread.ap50.value, "map50_95": spread.ap50_95.value, "size": list(network.size)}
     figures |= {"parameters": cost.parameters, "macs": cost.macs}
     return {"measured": measured, "figures": figures | {"ms": {name: lap.median for name, lap in laps.items()}}}
+
+
+def _baseline(network: LoadedNetwork, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of `baselines` in the document, from what `_measured` returns."""
+    _, low, high = row["measured"]["map50"]
+    more = {"name": network.name, "low": low, "high": high, "ms": row["measured"]["ms"]}
+    return row["measured"] | row["figures"] | more
 
 
 class ComparedPicture(NamedTuple):
