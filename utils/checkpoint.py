@@ -23,7 +23,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, same_network
 from utils.errors import WeightsError
-from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256
+from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256, utf8_path
 from utils.foreign import fitted, numpy_types, state_dict
 from utils.model_files import (
     WAY_OUT,
@@ -226,8 +226,8 @@ def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any
         return WeightsError(f"{message}; only tensors are read; {WAY_OUT}")
 
     allowed = torch.serialization.safe_globals(numpy_types())
-    with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed, utf8_path(path) as name:
+        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         checkpoint = _of_another_suite(checkpoint, network, path)
     _check_entries(checkpoint, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -443,6 +444,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it; the next file would get its number and what is printed
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be no text
     for number in STOPS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has a closed terminal ignored
             signal.signal(number, lambda received, _: sys.exit(128 + received))

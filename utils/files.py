@@ -209,8 +209,26 @@ def atomic_write_bytes(path: Path | str, data: bytes | memoryview) -> None:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Write a whole UTF-8 text file atomically, with the newlines as given."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write a whole UTF-8 text file atomically, with the newlines as given and surrogates as `utf8` has them."""
+    atomic_write_bytes(path, utf8(text).encode("utf-8"))
+
+
+def utf8(text: str) -> str:
+    """Text whose surrogates, which stand for bytes of file names that are not UTF-8, are escaped as JSON has them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def utf8_path(path: Path | str) -> Iterator[str]:
+    """Name under which a program that takes only UTF-8 can open a file, and those of its stem, inside the context."""
+    path = Path(path)
+    if utf8(str(path)) == str(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.parent.glob(f"{glob.escape(path.stem)}.*"):
+            os.symlink(file.absolute(), Path(folder, f"file{file.suffix}"))
+        yield os.path.join(folder, f"file{path.suffix}")
 
 
 def is_vacant(output: Path) -> bool:

@@ -24,7 +24,7 @@ from utils.cli import log
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, lower_suffix, read_image, silence_decoders
 from utils.data.index import list_images
 from utils.errors import DataError, InputError
-from utils.files import foreign_errors, read_text, regular_file
+from utils.files import foreign_errors, read_text, regular_file, utf8_path
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 """Suffixes that a folder is searched for, beside those of pictures; a file that is named itself may have any suffix."""
@@ -226,19 +226,13 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
     with foreign_errors(str(source), "cannot be decoded", DataError):
         if isinstance(source, int):
             capture = cv2.VideoCapture(source)
-        elif is_utf8(source):
-            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
         else:
-            capture = cv2.VideoCapture()
+            with utf8_path(source) as name:
+                capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, limits)
         try:
             yield capture
         finally:
             capture.release()
-
-
-def is_utf8(name: str) -> bool:
-    """Tell whether OpenCV can be given a file name; it crashes on one whose bytes are not UTF-8 (4.14)."""
-    return not re.search("[\ud800-\udfff]", name)  # Python reads such bytes as surrogates
 
 
 def _pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

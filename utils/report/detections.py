@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from utils.cli import one_line
 from utils.data.images import SUFFIXES, silence_decoders, write_image
 from utils.data.index import label_line
-from utils.data.sources import Frame, is_utf8, without_password
+from utils.data.sources import Frame, without_password
 from utils.detection.settings import Times
 from utils.errors import InputError
-from utils.files import atomic_path, atomic_write_text
+from utils.files import atomic_path, atomic_write_text, utf8
 
 DEFAULT_FPS = 25.0
 """Speed of a video whose source does not say its own."""
@@ -131,7 +131,7 @@ class VideoFile:
 
     def __init__(self, path: Path, fourcc: str, fps: float, size: tuple[int, int]) -> None:
         silence_decoders()
-        if not is_utf8(str(path.resolve())):
+        if utf8(str(path.resolve())) != str(path.resolve()):
             raise InputError(f"{path}: a video is written only where all names are UTF-8; choose another --output")
         self.path = path
         self.size = size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import OPENCV_EPSILON
 from utils.errors import InfeasibleError, InputError, NumericsError, WeightsError
-from utils.files import foreign_errors
+from utils.files import foreign_errors, utf8_path
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.exported import (
     IMAGE,
@@ -93,10 +94,10 @@ def onnxruntime_engine(model: Path | bytes, outputs: Sequence[str], batch: int |
     if wide and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # what goes wrong is an exception, too
-    source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
+    source, name = (nullcontext(model), "the file") if isinstance(model, bytes) else (utf8_path(model), str(model))
     optimizers = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": [ROUNDS_FLOATS]}
-    with foreign_errors(name, "onnxruntime cannot read it", WeightsError):
-        session = onnxruntime.InferenceSession(source, options, **optimizers)
+    with foreign_errors(name, "onnxruntime cannot read it", WeightsError), source as readable:
+        session = onnxruntime.InferenceSession(readable, options, **optimizers)
 
     def run(images: Array) -> list[Array]:
         with foreign_errors(name, "onnxruntime failed", NumericsError):
@@ -129,8 +130,8 @@ def opencv_onnx_engine(path: Path, outputs: Sequence[str], *, integers: bool = F
     """
     classic = getattr(cv2.dnn, "ENGINE_CLASSIC", None) if integers else None  # OpenCV 4 has no other engine
     options = {} if classic is None else {"engine": classic}
-    with foreign_errors(path, f"{OPENCV} cannot read it", WeightsError):
-        return _opencv(cv2.dnn.readNetFromONNX(str(path), **options), outputs, path)
+    with foreign_errors(path, f"{OPENCV} cannot read it", WeightsError), utf8_path(path) as name:
+        return _opencv(cv2.dnn.readNetFromONNX(name, **options), outputs, path)
 
 
 def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]) -> Engine:
@@ -188,11 +189,10 @@ def ncnn_engine(param: Path, outputs: Sequence[str], *, half: bool = False) -> E
     net.opt.use_vulkan_compute = False
     for name in NCNN_HALF:
         setattr(net.opt, name, half and "fp16" in name)
-    weights = param.with_suffix(".bin")
-    with foreign_errors(param, "ncnn cannot read it", WeightsError):
-        for path, read in ((param, net.load_param), (weights, net.load_model)):
-            if read(str(path)):
-                raise WeightsError(f"{path}: ncnn {ncnn.__version__} cannot read it")
+    with foreign_errors(param, "ncnn cannot read it", WeightsError), utf8_path(param) as name:
+        for suffix, read in ((".param", net.load_param), (".bin", net.load_model)):
+            if read(str(Path(name).with_suffix(suffix))):
+                raise WeightsError(f"{param.with_suffix(suffix)}: ncnn {ncnn.__version__} cannot read it")
 
     def run(images: Array) -> list[Array]:
         picture = np.ascontiguousarray(images[0])
@@ -222,11 +222,11 @@ def openvino_engine(model: Path | bytes, outputs: Sequence[str], batch: int | No
     """
     import openvino
 
-    source, name = (model, "the file") if isinstance(model, bytes) else (str(model), str(model))
-    with foreign_errors(name, "OpenVINO cannot read it", WeightsError):
+    source, name = (nullcontext(model), "the file") if isinstance(model, bytes) else (utf8_path(model), str(model))
+    with foreign_errors(name, "OpenVINO cannot read it", WeightsError), source as readable:
         core = openvino.Core()
         options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = core.compile_model(core.read_model(source), "CPU", options)
+        compiled = core.compile_model(core.read_model(readable), "CPU", options)
         request = compiled.create_infer_request()
 
     def run(images: Array) -> list[Array]:

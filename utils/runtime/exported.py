@@ -18,7 +18,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.network import strides
 from utils.errors import WeightsError
-from utils.files import foreign_errors, read_json, regular_file
+from utils.files import foreign_errors, read_json, regular_file, utf8, utf8_path
 from utils.flags import MODES
 from utils.quantization.scheme import QuantSettings
 
@@ -140,7 +140,7 @@ class Metadata:
 
     def properties(self) -> dict[str, str]:
         """As texts by name, for the file."""
-        texts = {name: json.dumps(document, ensure_ascii=False) for name, document in self.documents().items()}
+        texts = {name: utf8(json.dumps(document, ensure_ascii=False)) for name, document in self.documents().items()}
         return {CFG: cfg_file.format_network(self.network), **texts}
 
     def documents(self) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def read_onnx(path: Path) -> ExportedFile:
     import onnx
 
     with foreign_errors(path, "no ONNX file, or damaged; take another copy", WeightsError):
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise WeightsError(f"{path}: keeps tensors in other files; files of export.py do not")
     _refuse_loops(path, {node.op_type for part in (model.graph, *model.functions) for node in part.node})
@@ -331,8 +331,9 @@ def read_openvino(path: Path) -> ExportedFile:
     require(str(path), "openvino")
     import openvino
 
-    with foreign_errors(path, "no OpenVINO file, or damaged; take another copy", WeightsError):
-        model = openvino.Core().read_model(str(path))
+    damaged = foreign_errors(path, "no OpenVINO file, or damaged; take another copy", WeightsError)
+    with damaged, utf8_path(path) as name:
+        model = openvino.Core().read_model(name)
     _refuse_loops(path, {node.get_type_name() for node in model.get_ops()})
     section = model.get_rt_info([OPENVINO_SECTION]).value if model.has_rt_info([OPENVINO_SECTION]) else {}
     entries = section.items() if isinstance(section, dict) else ()
@@ -406,7 +407,7 @@ def ncnn_description(metadata: Metadata, param: Path) -> str:
     """Text of NAME.json: the metadata as one document, with the digests of NAME.param and NAME.bin."""
     cfg = cfg_file.format_network(metadata.network)
     digests = {suffix: sha256(param.with_suffix(suffix)) for suffix in HASHED}
-    return json.dumps({CFG: cfg, **metadata.documents(), DIGEST: digests}, ensure_ascii=False, indent=1) + "\n"
+    return utf8(json.dumps({CFG: cfg, **metadata.documents(), DIGEST: digests}, ensure_ascii=False, indent=1)) + "\n"
 
 
 def read_ncnn(path: Path) -> ExportedFile:
