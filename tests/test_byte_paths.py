@@ -88,9 +88,7 @@ def test_every_script_is_tried(sources):
         source.module
         for source in sources
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.FunctionDef)
-        and node.name == "main"
-        and not source.path.startswith(("tests", "bench"))
+        if isinstance(node, ast.FunctionDef) and node.name == "main" and not source.path.startswith(("tests", "bench"))
     }
     assert modules <= {command[0] for command in COMMANDS.values()} | ELSEWHERE
 

@@ -173,14 +173,10 @@ def test_a_source_that_gives_nothing_is_an_error(tmp_path, name, content, messag
 
 
 @pytest.mark.parametrize("name", ["a\udc80.mp4", "a\udc80.png"])
-def test_a_name_that_is_not_utf8_is_read_or_refused_and_crashes_nothing(tmp_path, name):
+def test_a_name_that_is_not_utf8_is_read(tmp_path, name):
     path = tmp_path / os.fsdecode(os.fsencode(name))
     path.write_bytes(picture(tmp_path / "a.png").read_bytes())
-    if path.suffix == ".png":
-        assert read(path) == [(name, 0)]
-    else:
-        with pytest.raises(InputError, match="neither a picture nor a video"):
-            read(path)
+    assert read(path) == [(name, 0)]  # FFmpeg takes a picture for a video of one frame
 
 
 @pytest.mark.parametrize("scheme", ["file", "concat", "gopher", "data"])
