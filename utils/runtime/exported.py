@@ -331,8 +331,8 @@ def read_openvino(path: Path) -> ExportedFile:
     require(str(path), "openvino")
     import openvino
 
-    damaged = foreign_errors(path, "no OpenVINO file, or damaged; take another copy", WeightsError)
-    with damaged, utf8_path(path) as name:
+    problem = "no OpenVINO file, or damaged; take another copy"
+    with foreign_errors(path, problem, WeightsError), utf8_path(path) as name:
         model = openvino.Core().read_model(name)
     _refuse_loops(path, {node.get_type_name() for node in model.get_ops()})
     section = model.get_rt_info([OPENVINO_SECTION]).value if model.has_rt_info([OPENVINO_SECTION]) else {}
