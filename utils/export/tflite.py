@@ -27,7 +27,7 @@ from utils.runtime.exported import DIGEST, IMAGE, UNSTAMPED, Metadata, stamped
 Array = NDArray[Any]
 LOW, HIGH = -128, 127
 """Of int8."""
-HALVES = 128
+SHIFT = 128
 """Between codes of uint8 and those of int8."""
 ALIGNMENT = 16
 """Bytes, of constants: the schema asks for it, and flatbuffers for Python does not see to it."""
@@ -266,7 +266,7 @@ class Lowering:
     def meaning(self, node: NodeProto) -> Affine:
         """Codes that a QuantizeLinear makes, moved to int8."""
         scale, zero = (self.constants[name] for name in node.input[1:])
-        return Affine(float(scale), int(zero) - HALVES * (zero.dtype == np.uint8))
+        return Affine(float(scale), int(zero) - SHIFT * (zero.dtype == np.uint8))
 
     def reader(self, name: str, *kinds: str) -> NodeProto | None:
         """The only node that reads a tensor, if it is of these kinds."""
@@ -284,7 +284,7 @@ class Lowering:
     ) -> None:
         """Add the operator of a node that computes; a relu and a rounding behind it become part of it.
 
-        With all inputs in codes and a rounding behind it it works on integers, otherwise on floats.
+        It works on integers where all inputs are codes and a rounding follows, otherwise on floats.
 
         Args:
             code: of the operator.

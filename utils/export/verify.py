@@ -207,7 +207,7 @@ def prove_tflite(
     Raises:
         InfeasibleError: they differ.
     """
-    from utils.export.tflite import HALVES, tflite_file
+    from utils.export.tflite import SHIFT, tflite_file
 
     metadata, gap = subject.metadata, None
     proof = verify("--format tflite", subject, litert_engine(tflite_file(made, metadata)))
@@ -218,7 +218,7 @@ def prove_tflite(
         for plain in (True, False):
             arrays = litert_engine(probe, plain=plain, integers=True).run(images)
             if not codes.slots[-1].grid.signed:
-                arrays = [array + np.int16(HALVES) if array.dtype == np.int8 else array for array in arrays]
+                arrays = [array + np.int16(SHIFT) if array.dtype == np.int8 else array for array in arrays]
             gaps.append(layer_gaps(subject.model, codes, dict(zip(names, arrays, strict=True))))
         gap = max(gaps)
     return proof, gap
