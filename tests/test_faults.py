@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import time
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ import torch
 from models import Darknet
 from tests.nets import tiny
 from utils.checkpoint import SCHEMA, load_model, model_document, read_checkpoint, write_checkpoint
-from utils.errors import CheckpointError, InputError, SuiteError, WeightsError
+from utils.data.index import index
+from utils.data.store import PictureStore
+from utils.errors import CheckpointError, InputError, ResourceError, SuiteError, WeightsError
 from utils.files import foreign_errors, read_json, read_yaml
 from utils.model_files import ModelFiles, choose_model
 from utils.runtime.choice import choose_runtime
@@ -297,3 +302,44 @@ def test_the_shared_checkpoints_load_or_end_in_one_line(shared):
             assert "\n" not in str(failure)
         else:
             assert next(model.parameters()).dtype == torch.float32
+
+
+# Caches
+
+
+def failing(number: int):
+    """A function of the system that fails so, as on a full or read-only disk."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+NO_ROOM = [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG]
+
+
+@pytest.mark.parametrize("number", NO_ROOM, ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", ["mkdir", "replace", "fsync"])
+def test_a_cache_that_cannot_be_written_ends_nothing(folder, tmp_path, monkeypatch, number, call):
+    monkeypatch.setattr(os, call, failing(number))
+    pictures = index(folder / "train.txt", ["a", "b"], cache_dir=tmp_path / "cache" / "deep")
+    store = PictureStore(pictures, 3, (64, 64))
+    store.keep("disk", tmp_path / "cache" / "deep")
+    assert len(pictures) == 9 and store.read(0).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("place", ["file", "file/deep", "x" * 300, "/proc/none"])
+def test_a_cache_folder_that_cannot_be_made_ends_nothing(folder, tmp_path, place):
+    (tmp_path / "file").touch()
+    pictures = index(folder / "train.txt", ["a", "b"], cache_dir=tmp_path / place)
+    store = PictureStore(pictures, 3, (64, 64))
+    store.keep("disk", tmp_path / place)
+    assert len(pictures) == 9 and store.read(0).shape == (64, 64, 3)
+
+
+def test_who_can_do_without_a_file_need_not_know_who_wrote_it():
+    """`suppress(OSError)` takes the error of the writers of utils/files.py, too."""
+    with suppress(OSError):
+        raise ResourceError("disk full")
+    assert str(ResourceError("disk full")) == "disk full" and ResourceError("x").exit_status == 5
