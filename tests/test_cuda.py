@@ -99,65 +99,6 @@ class Gpu:
         self.process.communicate(timeout=60)
 
 
-COUNTED = """
-import json, torch
-from benchmarks.step import TimedTraining
-from models import Darknet, fuse, reduced
-from tests.nets import tiny
-from utils.darknet import cfg as cfg_file
-from utils.darknet.network import trace
-from utils.detection.evaluate import decoded_rows, suppressed
-from utils.detection.losses import detection_loss
-from utils.detection.settings import ASSIGNMENTS, EvaluationSettings, LossSettings
-from utils.distillation.strategies import distillation
-from utils.distillation.terms import Distiller, Teacher
-
-GPU, COUNTS = torch.device("cuda", 0), {}
-
-def count(name, work):
-    "What a second call does on the device; the first one makes constants and the optimizer's state."
-    work()
-    before = torch.cuda.pretend.counts()
-    work()
-    COUNTS[name] = {key: value - before[key] for key, value in torch.cuda.pretend.counts().items()}
-
-def load(name):
-    return Darknet(tiny() if name == "tiny" else cfg_file.load(f"cfg/{name}.cfg"))
-
-def loss(name, pictures, boxes):
-    network = cfg_file.load(f"cfg/{name}.cfg")
-    strides = [network.net.height // trace(network)[head].height for head in network.heads]
-    heads = [
-        torch.randn(pictures, len(yolo.mask) * (5 + yolo.classes), 416 // stride, 416 // stride, device=GPU)
-        for yolo, stride in zip(network.yolos, strides)
-    ]
-    targets = 0.1 + 0.8 * torch.rand(boxes, 6)
-    targets[:, 0] = torch.arange(boxes) % pictures
-    count(f"loss {name}", lambda: detection_loss(heads, targets, network.yolos, (416, 416), LossSettings()))
-
-KINDS = {"plain": {}, "sparse": {"sr": True, "prune": 1}, "proximal": {"sr": True, "prune": 1, "adam": True}}
-for name in ("tiny", "yolov4-tiny"):
-    for kind, flags in KINDS.items():
-        training = TimedTraining(load(name), 64, 4, "cuda:0", **flags)
-        count(f"{kind} {name}", training.step)
-    count(f"average {name}", training.trainer.state.average.update)
-student = load("yolov4-tiny").to(GPU)
-distiller = Distiller(student, Teacher(load("yolov4-tiny"), GPU), distillation("4", None), ASSIGNMENTS["darknet"])
-training = TimedTraining(student, 64, 4, "cuda:0", distiller=distiller)
-distiller.divisor = training.trainer.team.positives
-count("distilled", training.step)
-loss("yolov4-tiny", 16, 48)
-loss("yolov4", 64, 1000)
-settings, images = EvaluationSettings(), torch.rand(4, 3, 64, 64).to(GPU)
-whole, half = fuse(load("yolov4-tiny")).to(GPU), reduced(fuse(load("yolov4-tiny")), torch.float16).to(GPU)
-with torch.inference_mode():
-    count("forward", lambda: whole(images))
-    count("forward --half", lambda: half(images))
-    count("evaluation", lambda: suppressed(decoded_rows(whole, images, settings), settings))
-print(json.dumps(COUNTS))
-"""
-
-
 class Run(NamedTuple):
     """What a training left."""
 
@@ -220,10 +161,10 @@ def train(gpu, toy, tmp_path):
 
 @pytest.fixture(scope="module")
 def counts(gpu) -> dict[str, dict[str, int]]:
-    """What COUNTED does on the device."""
-    path = gpu.library.with_name(f"counted{os.getpid()}.py")
-    path.write_text(COUNTED)
-    return gpu(path, "--json")
+    """What is done on the device; `pytest -s` prints it."""
+    counts = gpu("tests/pretend_cuda/counts.py", "--json")
+    print("", *(f"{name}: {values}" for name, values in counts.items()), sep="\n")
+    return counts
 
 
 MOST = {
@@ -235,7 +176,7 @@ MOST = {
     "loss yolov4": {"kernels": 300, "waits": 0, "pageable": 0},
     "evaluation": {"waits": 1, "pageable": 0},
 }
-"""What the second training step, loss or evaluation of a batch may do at most; docs/architecture.md has the figures."""
+"""What the second training step, loss or evaluation of a batch may do at most; docs/performance.md has the figures."""
 
 
 @pytest.mark.parametrize("name", MOST)

@@ -225,3 +225,26 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(InputError, match="--amp bf16: this GPU has no bfloat16; --amp fp16 and --amp off work"):
         training_type("bf16", GPU)
+
+
+@pytest.mark.parametrize(("flags", "rounded"), [({"amp": "off"}, True), ({"amp": "bf16"}, False)])
+def test_only_the_steps_of_a_float32_training_may_round_products(monkeypatch, flags, rounded):
+    """TF32 of cuDNN; what is done between them needs all bits."""
+    trainer, allowed = TimedTraining(Darknet(tiny()), 64, 2, **flags).trainer, []
+    look = lambda *_: allowed.append(torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(trainer, "_train_epoch", look)
+    monkeypatch.setattr(trainer, "_close_epoch", lambda row: look() or True)
+    trainer._train_epochs()
+    assert allowed == [rounded, False]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_what_the_network_trains():
+    """The first loss; compiled sums are added in another order."""
+    losses = [TimedTraining(Darknet(tiny()), 64, 2, compiled=flag).trainer for flag in (False, True)]
+    batch = TimedTraining(Darknet(tiny()), 64, 2).batch
+    losses[1].model.load_state_dict(losses[0].model.state_dict())
+    plain, compiled = (trainer._batch(batch, 0)[0] for trainer in losses)
+    assert losses[1].model._compiled_call_impl is not None
+    assert compiled == pytest.approx(plain, rel=1e-4)

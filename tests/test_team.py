@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks import step
 from models import Darknet, fuse
 from tests.nets import TINY, tiny
 from tests.test_resume import assert_same, state
@@ -213,6 +214,16 @@ def test_synchronised_batch_normalisation_is_refused_on_the_cpu():
 def test_positives_of_all_processes_are_counted(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda count: count.add_(6))
     assert Team(torch.device("cpu"), 1, 2).positives(4) == 5
+
+
+def test_a_step_exchanges_the_count_of_positives_and_one_vector(monkeypatch):
+    """Beside the gradient, which DistributedDataParallel exchanges: the loss, and whether a signal came."""
+    lengths: list[int] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda values: lengths.append(values.numel()))
+    monkeypatch.setattr(Team, "parallel", lambda self, model, **_: model)
+    monkeypatch.setattr(step, "Team", lambda device: Team(device, 0, 2))
+    step.TimedTraining(Darknet(tiny()), 64, 2).step()
+    assert lengths == [1, 2]
 
 
 def test_processes_with_gpus_are_joined_by_nccl_which_knows_the_gpu_of_each(monkeypatch):

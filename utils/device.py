@@ -63,15 +63,9 @@ def select_device(text: str) -> torch.device:
     device = named_device(text)
     if device.type == "cuda":  # or pinned memory and whatever takes no device would make a context on the first GPU
         torch.cuda.set_device(device)
-        allow_tf32(False)
+        # Else cuDNN rounds what float32 convolutions read to 11 bits: not the heads and grids of evaluations and files.
+        torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let a GPU round what float32 convolutions read to 11 bits, or not: heads and grids of evaluations need all."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def training_type(amp: str, device: torch.device) -> torch.dtype | None:

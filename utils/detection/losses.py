@@ -176,8 +176,7 @@ def detection_loss(
     positives = assign(targets, yolos, grids, size, rule)
     counts = [len(of_head.image) for of_head in positives]
     numbers, values = uploaded(_match(positives, yolos, grids, size), heads[0].device)
-    spares = (targets if rule.ignore else targets[:0], targets[:0] if ignored is None else ignored)
-    weight = _negative_weight(heads, yolos, size, *spares)
+    weight = _negative_weight(heads, yolos, size, targets if rule.ignore else targets[:0], ignored)
     terms = _sums(heads, yolos, numbers.split(counts), values, weight, settings) / divisor(sum(counts))
     gains = (settings.box_gain, settings.objectness_gain, settings.class_gain)
     terms = terms * constant(gains, terms.dtype, terms.device)
@@ -291,7 +290,7 @@ class _Taken(torch.autograd.Function):
 
 @torch.no_grad()
 def _negative_weight(
-    heads: Sequence[Tensor], yolos: Sequence[Yolo], size: tuple[int, int], objects: Tensor, ignored: Tensor
+    heads: Sequence[Tensor], yolos: Sequence[Yolo], size: tuple[int, int], objects: Tensor, ignored: Tensor | None
 ) -> Tensor:
     """Weight of each prediction as a negative [B, M], M those of all heads: 0 where it is spared, otherwise 1.
 
@@ -302,7 +301,7 @@ def _negative_weight(
     values = [split_head(head, yolo) for head, yolo in zip(heads, yolos, strict=True)]
     counts = [part[0, ..., 0].numel() for part in values]
     hits = heads[0].new_zeros(len(heads[0]), sum(counts))
-    targets = torch.cat((objects, ignored))
+    targets = objects if ignored is None else torch.cat((objects, ignored))
     if not len(targets):
         return hits + 1
     boxes = targets[:, 2:6] * targets.new_tensor((size[1], size[0], size[1], size[0]))

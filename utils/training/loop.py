@@ -27,7 +27,7 @@ from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
-from utils.device import allow_tf32, training_type
+from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError
 from utils.layers import Computing
@@ -222,9 +222,9 @@ class Trainer:
         if self.progress.control is not None and self.progress.step == 0:  # s = auto compares others with this AP50
             self._steer(self._evaluate(self.dtype))
         while not ends:
-            allow_tf32(self.dtype is None and self.settings.quant is None)
+            torch.backends.cudnn.allow_tf32 = self.dtype is None and self.settings.quant is None
             row = self._train_epoch()
-            allow_tf32(False)
+            torch.backends.cudnn.allow_tf32 = False
             ends = self._close_epoch(row)
 
     def _steer(self, metrics: Metrics) -> None:

@@ -285,9 +285,7 @@ class RunFlags:
         "without TF32, with --quantized and in front of heads",
         choices=AMP,
     )
-    compiled: bool = flag(
-        False, "torch.compile of the network: minutes at the start, for faster steps on a GPU", "--compile"
-    )
+    compiled: bool = flag(False, "torch.compile of the network: minutes at first, then faster steps", "--compile")
     workers: int | None = flag(
         None, "processes that read (default: cores / processes of torchrun, at most 8)", type=worker_count, metavar="N"
     )
