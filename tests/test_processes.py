@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ import compress
 import train
 from tests.test_compress import Scripts, journey_of
 from tests.test_failed_starts import SCRIPTS, TRAIN, script_flags
+from tests.test_resume import assert_same, state
 from utils.errors import InputError
 from utils.report import run_dir
 from utils.report.run_dir import RunDirectory
@@ -145,3 +149,45 @@ def test_every_script_ends_well_whatever_it_lacks(name, script, root, folder, fi
     else:
         flags = [*toy, *TRAIN, "--epochs", "1"] if script == "train" else script_flags(script, folder, files)
     surrounded(name, [f"{script}.py", *flags, *project], root)
+
+
+CLOCKS = {
+    "utils/cli.py": "lines about work under way",
+    "utils/compress/journey.py": "seconds of a stage",
+    "utils/data/index.py": "when what was checked is kept",
+    "utils/data/sources.py": "streams: frames that are late, --max-seconds",
+    "utils/data/store.py": "age of what a killed process has left",
+    "utils/detection/evaluate.py": "milliseconds of a picture",
+    "utils/report/cost.py": "latency, which --target-latency prunes to",
+    "utils/report/run_dir.py": "the start of a run in env.json; how long a lock is waited for",
+    "utils/training/loop.py": "seconds of an epoch",
+    "utils/training/workflow.py": "TensorBoard's events",
+}
+"""Files of the product that look at a clock, and for what. No other number follows from a time."""
+NAMES_OF_CLOCKS = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "process_time", "now", "clock"}
+
+
+def test_clocks_are_looked_at_for_reports_and_waiting_only(sources):
+    paths = {
+        source.path
+        for source in sources
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in NAMES_OF_CLOCKS
+    }
+    assert {path for path in paths if not path.startswith(("tests/", "benchmarks/"))} == set(CLOCKS)
+
+
+def test_a_training_on_a_busy_machine_with_a_wild_clock_has_the_same_numbers(run, monkeypatch):
+    """A neighbour with more threads than cores; clocks that stand still, jump and go back, but for monotonic ones."""
+    flags = ("--epochs", "2", "--workers", "2", "--multi-scale", "-sr", "--prune", "1", "--s", "auto")
+    quiet = state(Path(run(*flags)["last"]))
+    busy = "import threading\nfor _ in range(8): threading.Thread(target=sum, args=[iter(int, 1)]).start()"
+    neighbour = subprocess.Popen([sys.executable, "-c", busy])
+    draw = random.Random(0)
+    for name in ("time", "time_ns", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: draw.choice((0, 1 << 30, draw.randrange(-999, 999))))
+    try:
+        assert_same(state(Path(run(*flags)["last"])), quiet)
+    finally:
+        neighbour.kill()
+        neighbour.wait()

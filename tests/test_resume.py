@@ -111,7 +111,7 @@ def test_killed_four_times_and_resumed_is_bit_identical(run, straight, toy, tmp_
     assert [path.name for path in directory.rglob("*.tmp")] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_is_bit_identical(
     run, straight, tmp_path, monkeypatch, number
 ):
@@ -135,6 +135,15 @@ def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, strai
         rows = (tmp_path / "runs" / name / "results.csv").read_text().splitlines()
         scores.append([[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows])
     assert scores[0] == scores[1]
+
+
+def test_a_terminal_that_nohup_outlives_stops_no_training(run, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_call(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert run(*FLAGS)["epochs"] == 4
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_at_once(run, monkeypatch):

@@ -22,14 +22,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import processes
+from utils.cli import STOPS, processes
 from utils.device import select_device
 from utils.errors import InputError
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=nn.Module)
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""That a training hears at its next step boundary."""
+SIGNALS = (*STOPS, signal.SIGINT)
+"""That a training hears at its next step boundary, a closed terminal among them unless nohup has that ignored."""
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others before it takes one for lost (one that ends is noticed at once, by torchrun).
 
@@ -181,7 +181,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
