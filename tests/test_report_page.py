@@ -19,7 +19,7 @@ from utils.checkpoint import model_document, origin, read_checkpoint, write_chec
 from utils.cli import run as run_script
 from utils.compress import measure
 from utils.compress.measure import compare_picture, panels
-from utils.compress.page import MeasureSettings, deployment, gather, parent_of, write_report
+from utils.compress.page import MeasureSettings, deployment, gather, parent_of, with_time_of, write_report
 from utils.darknet import weights as weights_file
 from utils.darknet.cfg import format_network, parse
 from utils.data.draw import GAINED, GAP, LOST, STRIP
@@ -449,6 +449,14 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
     assert [len(row["ms"]) for row in figures] == [2, 1, 1, 0]
     assert figures[0]["ms"] == figures[1]["ms"] | figures[2]["ms"]  # a float network is timed as its files
     assert [parent_name(run) for run in gather(runs)["runs"]] == [None, *[document["runs"][0]["name"]] * 3]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "ms"),
+    [(None, 2.0), ("onnxruntime 1", 2.0), ("onnxruntime 1, CPU, threads: 2", 2.0), ("PyTorch 2", None), ("onnx", None)],
+)
+def test_a_time_of_another_program_stands_in_no_column(runtime, ms):
+    assert with_time_of({"runtime": runtime, "ms": 2.0}, "onnxruntime 1, CPU, threads: 2")["ms"] == ms
 
 
 def stage(name, kind, parent, ms, size=1, lost=0.0, precision=None):

@@ -409,7 +409,8 @@ def _baseline(row: Mapping[str, Any]) -> dict[str, Any]:
     low, high = map(float, row["map50_interval"])
     measured = {key: float(row[key]) for key in ("map50", "map50_95", "ms")}
     counts = {key: int(row[key]) for key in ("parameters", "macs")}
-    return {"name": str(row["network"]), **measured, "low": low, "high": high, **counts, "size": row.get("size")}
+    more = {key: row.get(key) for key in ("size", "runtime")}
+    return {"name": str(row["network"]), **measured, "low": low, "high": high, **counts, **more}
 
 
 def write_report(
@@ -530,6 +531,7 @@ def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
     runs, baselines = report["runs"], report["baselines"]
     goal = next(run for run in runs if run["name"] == (report["deploy"] or {"run": report["goal"]})["run"])
     program = next(iter(goal["figures"]["ms"]), None)
+    baselines = [with_time_of(network, program) for network in baselines]
     points = list(_points(runs, program))
     for number, network in enumerate(baselines, len(runs) + 1):
         family = next(iter(network["name"].split()), "other")  # names that begin with the same word
@@ -542,10 +544,17 @@ def template_values(report: Mapping[str, Any]) -> dict[str, Any]:
         "first": runs[0]["figures"],
         "last": goal,
         "program": program,
+        "baselines": baselines,
         "course": plotted(plot_course, runs) if any(run["median_epochs"] for run in runs) else None,
         "points": points,
         "pareto": plotted(partial(plot_pareto, program=program), points) if compared else None,
     }
+
+
+def with_time_of(network: Mapping[str, Any], program: str | None) -> dict[str, Any]:
+    """Return a baseline without its time if another program than that of the page took it."""
+    runtime = network["runtime"] or program
+    return {**network, "ms": network["ms"] if runtime == program or str(program).startswith(f"{runtime},") else None}
 
 
 def _points(runs: Sequence[Run], program: str | None) -> Iterator[dict[str, Any]]:
