@@ -260,7 +260,8 @@ def _objectness(confidence: Tensor, target: Tensor, weight: Tensor, yolo: Yolo, 
     """Sum over a head: raw outputs [B, A, H, W]; their targets and weights [B, A · H · W]."""
     target, weight = target.view(confidence.shape), weight.view(confidence.shape)
     if focal_gamma:
-        away = (_probability(confidence, yolo) - target).abs()
+        probability = confidence if yolo.new_coords else confidence.sigmoid()
+        away = (probability - target).abs()
         weight = weight * away.clamp(min=LEAST_AWAY) ** focal_gamma
     return (_cross_entropy(confidence, target, yolo) * weight).sum()
 
@@ -320,10 +321,6 @@ def _negative_weight(
         whole = areas[pictures] + (some[:, 5:6] - shared) * some[:, 6:]
         hits.index_add_(0, pictures, (shared / (whole + EPSILON) > limit).to(hits.dtype))
     return (hits == 0).to(hits.dtype)
-
-
-def _probability(values: Tensor, yolo: Yolo) -> Tensor:
-    return values if yolo.new_coords else values.sigmoid()
 
 
 def _cross_entropy(values: Tensor, wanted: Tensor, yolo: Yolo) -> Tensor:

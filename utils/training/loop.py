@@ -250,9 +250,8 @@ class Trainer:
             last = now
             if self._closes_step(position):
                 bar.note = " ".join(f"{name} {value:.3f}" for name, value in values[-1].items())
-                for terms in values:
-                    _add(pending, terms)
-                _add(done.sums, pending)
+                for terms in (pending, *values):
+                    _add(done.sums, terms)
                 done.batch, pending = position + 1, {}
                 self._leave_if_asked(self._stops > 0)
         return self._means()
