@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -190,6 +191,16 @@ class TestStudy:
         with pytest.raises(CheckpointError, match=r"study\.db: .*not a database") as caught:
             Search(tmp_path, START, 1).run(Trainer())
         assert "\n" not in str(caught.value)
+
+    def test_a_study_whose_content_is_damaged_is_one_line(self, search, tmp_path):
+        """SQLite reads it, and optuna cannot."""
+        folder = Path(search("a", Trainer(), 1)["run_dir"])
+        study = sqlite3.connect(folder / STUDY)
+        study.execute("UPDATE trial_params SET distribution_json = '{'")
+        study.commit()
+        study.close()
+        with pytest.raises(CheckpointError, match=r"study\.db.*: no sound study: .*; choose another --name"):
+            Search(folder, START, 2).run(Trainer())
 
     def test_a_picture_is_drawn(self, tmp_path, monkeypatch):
         monkeypatch.setattr(evolve, "SPACE", FEW)

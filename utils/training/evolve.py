@@ -21,6 +21,7 @@ import numpy as np
 from utils.cli import log, processes
 from utils.darknet import cfg as cfg_file
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
+from utils.files import foreign_errors
 from utils.model_files import ModelFiles
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import csv_table
@@ -156,12 +157,14 @@ class Search:
             NumericsError: no trial came to its end.
             Interrupted: a signal came; the search can go on.
         """
-        with _storage_errors(self.folder / STUDY):
+        path = self.folder / STUDY
+        with foreign_errors(path, "no sound study; choose another --name", CheckpointError), _storage_errors(path):
             study = self._study()
             ranges = searched(self.start)
             if not study.get_trials(deepcopy=False):
                 study.enqueue_trial({key: self.start.flat[key] for key in ranges})
             _replace_interrupted(study, len(ranges))
+        with _storage_errors(path):
             self._publish(study)
             while (done := len(ended(study))) < self.trials:
                 self._trial(study, done + 1, train)
