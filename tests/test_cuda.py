@@ -349,7 +349,7 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
 
 def test_two_gpus_train_what_one_does(gpu, train, toy, tmp_path):
     """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
-    flags = ("--amp", "off", "--seed", "3")
+    flags = ("--amp", "off", "--seed", "4")  # with seed 3 rounding decides whether a negative is spared
     one = train("--device", "0", *flags)
     options = ("--epochs", "2", "--workers", "0", "--json", "--batch-size", "2", "--sync-bn")
     done = torchrun(*toy, *flags, *options, "--project", str(tmp_path / "two"), environment=gpu.environment)
