@@ -220,6 +220,8 @@ BOMBS = {
     "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 40_000, -40_000, 1, 24, 0, 0, 0, 0, 0, 0),
     "gif": b"GIF89a" + struct.pack("<HHxxxcHHHHx", 60_000, 60_000, b",", 0, 0, 60_000, 60_000) + b"\x08\0;",
     "tiff": tiff(90_000, 90_000),
+    "lossy webp": b"RIFF\x1e\0\0\0WEBPVP8 \x12\0\0\0\x30\x01\0\x9d\x01\x2a" + b"\xff\x3f" * 2 + b"\0" * 8,
+    "webp canvas": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\x1f\x4e\0" * 2 + b"\0" * 8,
     "webp": b"RIFF\x1e\0\0\0WEBPVP8L\x12\0\0\0\x2f" + b"\xff\xff\xff\x0f" + b"\0" * 13,
     "jpeg": patched(".jpg", b"\xff\xc0", 5, 60_000, 60_000),
 }

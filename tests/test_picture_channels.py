@@ -16,7 +16,7 @@ from utils.checkpoint import write_checkpoint, write_darknet
 from utils.darknet import info
 from utils.darknet.cfg import load, parse
 from utils.errors import CfgError
-from utils.export.fpga import sample
+from utils.export.verify import picture
 from utils.runtime.exported import Metadata
 
 CFG = TINY.replace("channels=3", "channels=4")
@@ -70,7 +70,7 @@ def test_a_comparison_and_a_sample_read_pictures_too(files, folder):
     with pytest.raises(CfgError, match="channels=4"):
         compare.main([network, network, "--data", str(folder / "d.data"), "--device", "cpu"])
     with pytest.raises(CfgError, match="channels=4"):
-        sample(folder / "images/0.png", Metadata(parse(CFG), ("a", "b")))
+        picture(Metadata(parse(CFG), ("a", "b")), sample=folder / "images/0.png")
 
 
 def test_what_reads_no_pictures_works(files, capsys):

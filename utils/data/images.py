@@ -159,17 +159,16 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
         PictureError: as `read_image`.
     """
     with _opened(path) as file:
-        if not SIGNATURE.match(file.read(16)):
+        if not SIGNATURE.match(head := file.read(30)):
             raise PictureError(path, "unknown image format", "not a PNG, JPEG, BMP, WebP, GIF or TIFF file")
+        if head.startswith(b"RIFF"):  # before Pillow, which takes memory for all pixels when it opens one
+            _check_size(path, *_webp_size(head))
         file.seek(0)
         silence_decoders()
         try:
             _check_samples(file, path)
             with PIL.Image.open(file, formats=FORMATS) as picture:
-                width, height = picture.size
-                if height * width > MAX_PIXELS:
-                    detail = f"{width}x{height} pixels; at most {MAX_PIXELS} pixels are decoded"
-                    raise PictureError(path, "oversized image", detail)
+                _check_size(path, *picture.size)
                 yield file, picture
         except (SuiteError, MemoryError):
             raise
@@ -177,6 +176,21 @@ def _header(path: Path | str) -> Iterator[tuple[BinaryIO, PIL.Image.Image]]:
             raise PictureError(path, "damaged image", "the header is cut off or contradicts itself") from None
         except Exception as failure:  # Pillow raises many kinds on damaged files
             raise PictureError(path, "damaged image", str(failure)) from None
+
+
+def _check_size(path: Path | str, width: int, height: int) -> None:
+    if height * width > MAX_PIXELS:
+        detail = f"{width}x{height} pixels; at most {MAX_PIXELS} pixels are decoded"
+        raise PictureError(path, "oversized image", detail)
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height in the first 30 bytes of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    start, extra = (21, 1) if head[12:16] == b"VP8L" else (26, 0)
+    bits = int.from_bytes(head[start : start + 4], "little")
+    return (bits & 0x3FFF) + extra, (bits >> (14 + 2 * (1 - extra)) & 0x3FFF) + extra
 
 
 def _check_samples(file: BinaryIO, path: Path | str) -> None:

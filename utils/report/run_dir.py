@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from numbers import Integral
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 from utils.errors import InputError
 from utils.files import ROOT, atomic_write_text, read_text
@@ -169,7 +169,7 @@ class RunDirectory:
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process works in a folder.
 
-    The kernel keeps the lock for this process, without its children, until it ends. So a kill leaves none behind.
+    The kernel keeps the lock for this process, without its children, until it ends. So a kill leaves a file, no lock.
 
     Raises:
         InputError: another process does; names it.
@@ -177,27 +177,40 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":  # it has no such locks
         yield
         return
+    path = folder / LOCK
+    with _locked_file(path) as file:
+        file.truncate(0)
+        print(os.getpid(), "on", platform.node(), file=file, flush=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # while it is locked: who waits for it sees that the folder has it no more
+                path.unlink()
+
+
+def _locked_file(path: Path) -> TextIO:
     import fcntl
 
     end = time.monotonic() + LOCK_WAIT
-    with (folder / LOCK).open("a+") as file:
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > end:
-                    file.seek(0)
-                    raise InputError(
-                        f"{folder}: process {file.read().strip()} is at work in it; wait until it ends, or choose "
-                        "another --name"
-                    ) from None
-                time.sleep(0.1)
-            except OSError:  # a disk without locks
-                break
-        file.truncate(0)
-        print(os.getpid(), "on", platform.node(), file=file, flush=True)
-        yield
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > end:
+                file.seek(0)
+                raise InputError(
+                    f"{path.parent}: process {file.read().strip()} is at work in it; wait until it ends, or choose "
+                    "another --name"
+                ) from None
+            time.sleep(0.1)
+        except FileNotFoundError:  # its process has ended in the meantime
+            pass
+        except OSError:  # a disk without locks
+            return file
+        file.close()
 
 
 def check_run(project: Path, name: str) -> None:
