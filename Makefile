@@ -45,9 +45,10 @@ $(VENV)/.export.stamp: requirements.txt requirements-export.txt constraints.txt 
 	@touch $(VENV)/.run.stamp $@
 
 # All at once, so that pip chooses one version that suits every file.
-$(VENV)/.dev.stamp: requirements.txt requirements-dev.txt requirements-export.txt requirements-search.txt constraints.txt | $(VENV)/bin/pip
+DEV = requirements-dev.txt requirements-export.txt requirements-search.txt requirements-tflite.txt
+$(VENV)/.dev.stamp: requirements.txt $(DEV) constraints.txt | $(VENV)/bin/pip
 	@echo "setting up $(VENV) for tests and export; the first time takes some minutes" >&2
-	@$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt -r requirements-search.txt
+	@$(PIP_INSTALL) $(DEV:%=-r %)
 	@touch $(VENV)/.run.stamp $(VENV)/.export.stamp $@
 
 # What is finished is not made again; `make clean` begins anew.
