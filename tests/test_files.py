@@ -52,7 +52,10 @@ def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
 def test_what_is_no_regular_file_is_refused_without_hanging(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     os.symlink(tmp_path / "loop", tmp_path / "loop")
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "toy.data").touch()
     for path, reason in (
+        (tmp_path / "toy", "did you mean .*toy/toy.data?"),
         (tmp_path / "fifo", "not a regular file"),
         (tmp_path, "not a regular file"),
         ("/dev/zero", "not a regular file"),

@@ -19,7 +19,7 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 17_826,
+    "code lines of scripts, models.py, utils/": 17_833,
     "modules in utils/": 102,
     "code lines of benchmarks/": 1_300,
     "code lines of tests/": 19_706,

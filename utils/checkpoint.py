@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,8 +226,9 @@ def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any
     def unreadable(message: str) -> WeightsError:
         return WeightsError(f"{message}; only tensors are read; {WAY_OUT}")
 
-    allowed = torch.serialization.safe_globals(numpy_types())
-    with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed, utf8_path(path) as name:
+    allowed, quiet = torch.serialization.safe_globals(numpy_types()), warnings.catch_warnings()
+    with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed, quiet, utf8_path(path) as name:
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
         checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         checkpoint = _of_another_suite(checkpoint, network, path)

@@ -81,6 +81,10 @@ def regular_file(path: Path | str, error: type[SuiteError] = InputError, max_byt
         raise error(f"{path}: {(failure.strerror or 'cannot be read').lower()}") from None
     except ValueError:
         raise error(f"{str(path)!r}: not a file name") from None
+    if stat.S_ISDIR(status.st_mode):
+        usual = (f"{Path(path).name}.data", "data.yaml", "weights/best.pt", "model.pt")
+        inside = next((f"; did you mean {Path(path, name)}?" for name in usual if Path(path, name).is_file()), "")
+        raise error(f"{path}: a folder, not a regular file{inside}")
     if not stat.S_ISREG(status.st_mode):
         raise error(f"{path}: not a regular file")
     if status.st_size > max_bytes:
