@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 17_833,
     "modules in utils/": 102,
     "code lines of benchmarks/": 1_300,
-    "code lines of tests/": 19_706,
+    "code lines of tests/": 19_709,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
