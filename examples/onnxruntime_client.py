@@ -49,7 +49,8 @@ def suppress(rows, conf, iou):
 
 def main(model, path):
     """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    kept = {"disabled_optimizers": ["WeightBiasQuantization"]}  # in an int8 file, the weights of layers kept float
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"], **kept)
     texts = session.get_modelmeta().custom_metadata_map
     facts = {key: json.loads(texts[key]) for key in ("input", "output", "heads", "thresholds", "names")}
     picture = cv2.imread(path)
