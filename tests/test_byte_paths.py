@@ -66,6 +66,7 @@ COMMANDS = {
     "darknet": ("export", "--weights", "{weights}", "{project}", "--format", "darknet"),
     "doctor": ("utils.data.doctor", "{place}/d.data"),
     "info": ("utils.darknet.info", "{place}/n.cfg"),
+    "rewrite": ("utils.darknet.rewrite", "{place}/n.cfg", "--activation", "mish=leaky", "-o", "{place}/leaky.cfg"),
     "convert": ("utils.data.convert", "voc", VOC, "--output", "{place}/converted", "--val-share", "0.5"),
     "report": ("utils.report.__main__", "{place}/runs/t", "--out", "{place}/report"),
     "toy": ("utils.data.toy", "--output", "{place}/toy", "--train", "2", "--val", "1"),

@@ -259,7 +259,8 @@ def test_a_time_is_said_in_two_units_at_most(seconds, text):
 SCRIPTS = sorted(path.name for path in Path(__file__).parent.parent.glob("*.py") if path.name != "models.py")
 
 
-MODULES = ("utils.report.__main__", "utils.darknet.info", "utils.data.doctor", "utils.data.toy", "utils.data.convert")
+MODULES = ("utils.report.__main__", "utils.darknet.info", "utils.darknet.rewrite")
+MODULES += ("utils.data.doctor", "utils.data.toy", "utils.data.convert")
 MODULES += tuple(f"benchmarks.{name}" for name in ("compare", "latency", "results"))
 OF_THE_USER = {"utils.data.convert": ("VOCdevkit", "data/voc")}
 

@@ -27,7 +27,7 @@ TIERS = (
 )
 """Rooms from the bottom up. A module imports from its own room and from lower tiers; scripts import from all."""
 
-SCRIPTS = ("utils.darknet.info", "utils.report.__main__")
+SCRIPTS = ("utils.darknet.info", "utils.darknet.rewrite", "utils.report.__main__")
 """Command lines that live in a room; nobody imports them."""
 
 TORCH_FREE = (
