@@ -8,10 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import criteria, goals, peers, results, suite, trainings
+from benchmarks import criteria, goals, peers, results, rewrites, suite, trainings
 from utils.errors import InputError
 
-FIGURES = {"map50_95": 0.1, "map50_95_interval": [0, 1], "map50_interval": [0, 1], "parameters": 9, "macs": 5}
+FIGURES = {
+    "map50_95": 0.1,
+    "map50_95_interval": [0, 1],
+    "map50_interval": [0, 1],
+    "parameters": 9,
+    "macs": 5,
+    "bytes": 1,
+}
 
 
 @pytest.fixture
@@ -196,3 +203,20 @@ def test_means_are_over_seeds_and_of_both_sets_where_all_seeds_are_there():
     line = trainings._strategy("kd4", bccd | roadsigns)
     assert line[2:4] + line[-2:] == [3, "0.820 ± 0.020", "0.860 ± 0.010", "0.600 ± 0.000"]
     assert trainings._strategy("kd4", bccd)[-5:] == [None] * 5
+
+
+def test_an_activation_is_swapped_and_both_networks_train_on_for_as_long(runs, commands):
+    document = results.ROWS["bccd-yolov4-quarter-leaky"].finish("quarter").document
+    rewrite = next(command for command in commands if "utils.darknet.rewrite" in command)
+    assert value(rewrite, "--activation") == "mish=leaky" and value(rewrite, "--output").endswith("quarter/leaky.cfg")
+    original, on, recovered = [command for command in commands if command[0] == "train.py"]
+    best = "runs/results/quarter/original/weights/best.pt"
+    assert value(on, "--weights") == value(recovered, "--t_weights") == value(rewrite, "--weights") == best
+    assert value(recovered, "--weights") == "runs/results/quarter/leaky.pt"
+    assert [value(command, "--epochs") for command in (original, on, recovered)] == ["60", "20", "20"]
+    exports = [command for command in commands if command[0] == "export.py"]
+    assert [value(command, "--format") for command in exports] == ["onnx", "tflite"] * 2
+    row = dict.fromkeys(("ms", "p90", "faster", "macs", "bytes", "rounds", "height", "width", "threads"), 1)
+    document["speeds"] = {"machine": "M", "rows": [row | {"network": "mish", "runtime": "litert", "engine": "LiteRT"}]}
+    accuracy, speeds = rewrites.sections({"bccd-yolov4-quarter-leaky": document})
+    assert len(accuracy.lines) == 6 and speeds.lines[0][:2] == ("mish", "litert")
