@@ -18,7 +18,7 @@ from utils.darknet.data_file import load_data
 from utils.errors import DataError, InputError
 from utils.flags import add_device_flags
 from utils.report.tables import Column, markdown_table
-from utils.runtime.choice import Named, RuntimeFiles, choose_runtime, named
+from utils.runtime.choice import KINDS, RUNTIMES, Named, RuntimeFiles, choose_runtime, named
 
 if TYPE_CHECKING:
     from utils.compress.measure import LoadedNetwork
@@ -37,6 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("networks", nargs="+", metavar="NETWORK", type=named, help=f"{what}compared with the first")
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
     add("--img_size", type=image_side, metavar="N", help="side of the network input (default: each cfg's)")
+    runtimes = "files of export.py run in each of these that reads them (default: the usual one)"
+    add("--runtimes", nargs="+", choices=RUNTIMES, metavar="R", help=runtimes)
     add_device_flags(group, half=False)
     add = parser.add_argument_group("intervals and result").add_argument
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
@@ -44,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--json", action="store_true", help="print one JSON document instead of the table")
     add("--time", action="store_true", help="measure the time of a picture, the networks of a runtime in turn")
     args = parser.parse_args(argv)
-    if len(args.networks) < 2:
+    if len(args.networks) * len(args.runtimes or [""]) < 2:
         raise InputError(f"{args.networks[0].name}: is compared with nothing; name two networks or more")
     return args
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = load_data(args.data)
     if data.valid is None:
         raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
-    files = [network_files(network) for network in args.networks]
+    pairs = [pair for network in args.networks for pair in in_runtimes(network, args.runtimes)]
 
     import torch
 
@@ -67,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device, pictures = select_device(args.device), index(data.valid, data.names)
     networks = []
-    for network, file in zip(args.networks, files, strict=True):
+    for network, file in pairs:
         side = network.side or args.img_size
         if side:
             file.check_size((side, side))
         networks.append(load_network(network.name, file, side, data, device))
     hits = [matched(evaluate_network(network, pictures, data.names, device)) for network in networks]
     spreads = bootstrap(hits, args.draws, args.seed)
-    lines = [entry(*measured) for measured in zip(networks, files, spreads, strict=True)]
+    lines = [entry(*measured) for measured in zip(networks, (files for _, files in pairs), spreads, strict=True)]
     if args.time:
         for line, latency in zip(lines, network_times(networks, device), strict=True):
             line["ms"] = latency.median
@@ -116,11 +118,25 @@ def entry(network: LoadedNetwork, files: RuntimeFiles, spread: Spread) -> dict[s
     }
 
 
-def network_files(network: Named) -> RuntimeFiles:
-    """Files of a network: one, or a cfg and weights with a colon between."""
+def in_runtimes(network: Named, runtimes: Sequence[str] | None) -> list[tuple[Named, RuntimeFiles]]:
+    """A network with its files, once for each runtime that reads them; None: the usual runtime."""
+    kind = KINDS.get(Path(network.file).suffix.lower())
+    if runtimes is None or kind is None:
+        return [(network, network_files(network))]
+    usable = [runtime for runtime in runtimes if runtime in kind.runtimes]
+    return [(network._replace(name=f"{network.name}, {name}"), network_files(network, name)) for name in usable]
+
+
+def network_files(network: Named, runtime: str | None = None) -> RuntimeFiles:
+    """Files of a network: one, or a cfg and weights with a colon between.
+
+    Args:
+        network: as the command line names it.
+        runtime: of a file of export.py; None: the usual one.
+    """
     text = network.file
     cfg, _, weights = ("", "", text) if Path(text).exists() else text.rpartition(":")
-    files = choose_runtime(cfg_file.load(cfg) if cfg else None, weights, None)
+    files = choose_runtime(cfg_file.load(cfg) if cfg else None, weights, runtime)
     if files.suppressed:
         raise InputError(f"{weights}: ends in NMS at its own thresholds, which lowers AP; export it without --nms")
     log(*files.notes)

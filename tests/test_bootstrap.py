@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import export
 from benchmarks import compare
 from models import Darknet
 from tests.test_coco import case, crowd, with_crowds
@@ -206,6 +207,15 @@ def test_the_script_measures_each_network_and_its_difference_to_the_first(folder
         value, low, high = second[f"{key}_difference"]
         assert value == second[key] - first[key]
         assert -1 <= low < high <= 1
+
+
+def test_a_file_of_export_runs_in_each_runtime_that_reads_it(folder, networks, capsys):
+    cfg, weights = networks[0].rsplit(":", 1)
+    export.main(["--cfg", cfg, "--weights", weights, "--output", str(folder / "a.onnx")])
+    flags = ("--runtimes", "onnxruntime", "opencv", "--json")
+    first, second = json.loads(compared(folder, [f"a={folder / 'a.onnx'}"], capsys, *flags))["networks"]
+    assert [line["network"] for line in (first, second)] == ["a, onnxruntime", "a, opencv"]
+    assert second["runtime"].startswith("OpenCV") and abs(first["map50"] - second["map50"]) < 1e-6
 
 
 def test_the_table_names_what_it_was_measured_on(folder, networks, capsys):
