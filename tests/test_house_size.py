@@ -21,8 +21,8 @@ from utils.training import loop
 LIMITS = {
     "code lines of scripts, models.py, utils/": 18_081,
     "modules in utils/": 103,
-    "code lines of benchmarks/": 1_356,
-    "code lines of tests/": 19_890,
+    "code lines of benchmarks/": 1_364,
+    "code lines of tests/": 19_943,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
