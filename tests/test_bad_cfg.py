@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from benchmarks.mutations import mutated
 from tests.bad_cfgs import EVERY, LINES, NANO, ODDITIES, RICH, Bad
 from utils.darknet.cfg import format_network, load, parse
 from utils.errors import CfgError
@@ -95,52 +96,6 @@ def test_readings_that_may_surprise_are_told():
     assert network.yolos[0].nms_kind == "default"
     assert [re.match(r"warning: a\.cfg:(\d+): ", note)[1] for note in notes] == ["8", "7", "50"]
     assert "read as 1" in notes[0] and "default is logistic" in notes[1] and "did you mean greedynms" in notes[2]
-
-
-NUMBERS = ("0", "1", "-1", "2", "3", "-3", "8", "16", "99999999999", "1e3", ".5", "nan", "\u0661")
-SIGNS = ("#", ";", "=", ",", "[", "]", "\x00", "\x1b", "\u00e9", "activation=", "leaky")
-NAMES = ("net", "yolo", "route", "shortcut", "se", "dropout", "sam", "reorg", "depthwise", "avgpool", "scale_channels")
-KEYS = (
-    "from=-1",
-    "from=-2",
-    "layers=-1",
-    "groups=2",
-    "size=2",
-    "stride=2",
-    "filters=24",
-    "classes=3",
-    "mask=0",
-    "num=1",
-)
-WORDS = (*NUMBERS, *SIGNS, *(f"[{name}]" for name in NAMES), *KEYS, "anchors=1,2")
-
-
-def mutated(text: str, rng: random.Random) -> str:
-    """A text with a few edits: characters, words, lines, sections."""
-    for _ in range(rng.randint(1, 2)):
-        lines = text.split("\n")
-        at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
-        position = rng.randrange(len(text) + 1)
-        match rng.randrange(7):
-            case 0:
-                text = text[:position] + rng.choice(WORDS) + text[position:]
-            case 1:
-                text = text[:position] + text[position + rng.randint(1, 9) :]
-            case 2:
-                lines[at], lines[other] = lines[other], lines[at]
-                text = "\n".join(lines)
-            case 3:
-                lines[at] = f"{lines[at].partition('=')[0]}={rng.choice(WORDS)}"
-                text = "\n".join(lines)
-            case 4:
-                text = "\n".join(lines[:at] + lines[at + rng.randint(1, 8) :])
-            case 5:
-                lines[at:at] = lines[other : other + rng.randint(1, 8)]
-                text = "\n".join(lines)
-            case 6:
-                lines[at] = rng.choice(WORDS)
-                text = "\n".join(lines)
-    return text
 
 
 def test_only_cfg_errors_come_out_and_what_is_accepted_survives_writing():

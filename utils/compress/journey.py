@@ -165,7 +165,7 @@ class Journey:
             )
         files = {**entry["files"], **({entry["made"]: entry["sha256"]} if entry["made"] else {})}
         for path, digest in files.items():
-            if not Path(path).is_file() or sha256(Path(path)) != digest:
+            if not os.path.isfile(path) or sha256(Path(path)) != digest:
                 raise InputError(f"{path}: is missing or was changed since stage {stage.name}; choose another --name")
 
     def _refusal(self, stage: Stage, entry: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str | None:
@@ -222,7 +222,7 @@ ENTRY = ("name", "command", "files", "seconds", "made", "sha256", "document", "r
 
 def _begun(command: Sequence[str]) -> dict[str, Any]:
     """Return the entry of a stage that is not run yet: its command, and the digests of the files that this names."""
-    files = {word: sha256(Path(word)) for word in command[1:] if Path(word).is_file()}
+    files = {word: sha256(Path(word)) for word in command[1:] if os.path.isfile(word)}
     return {"command": list(command), "files": files, **dict.fromkeys(ENTRY[3:])}
 
 

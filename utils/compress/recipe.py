@@ -17,6 +17,7 @@ there are weights to begin with, the network that they hold takes the place of a
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,6 +311,8 @@ def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
         if any(not isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
             raise InputError(f"{where}: {key}: {value}: a flag is true, a number, a text, or a list of these")
     hyp = str(flags.get("hyp"))
-    if not Path(hyp).exists() and (ROOT / hyp).is_file():  # one that the suite brings, wherever compress.py is started
+    if not os.path.exists(hyp) and os.path.isfile(
+        ROOT / hyp
+    ):  # one that the suite brings, wherever compress.py is started
         flags = {**flags, "hyp": ROOT / hyp}
     return flag_words(flags)

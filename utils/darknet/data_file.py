@@ -66,11 +66,13 @@ def _check_numbers(config: DataConfig) -> None:
     `motorcycle` is `motorbike` in Darknet's list, but no name another number.
     """
     sources = [source if isinstance(source, tuple) else (source,) for source in (config.train, config.valid) if source]
-    above = [folder for source in sources for path in source for folder in path.parents if (folder / "labels").is_dir()]
+    above = [
+        folder for source in sources for path in source for folder in path.parents if os.path.isdir(folder / "labels")
+    ]
     if not above or above[0].resolve() == config.path.parent.resolve():
         return
     files = [data.with_suffix(".names") for data in sorted(above[0].glob("*.data"))]
-    sets = {path: load_names(path) for path in files if path.is_file()}
+    sets = {path: load_names(path) for path in files if os.path.isfile(path)}
     if sets and not any(_same_numbers(config.names, names) for names in sets.values()):
         path, names = next(iter(sets.items()))
         raise DataError(
