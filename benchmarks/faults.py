@@ -29,7 +29,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import compress
 from benchmarks.mutations import damaged, hostile_bytes, random_bytes, rules
 from utils.checkpoint import read_checkpoint
 from utils.cli import Parser, log, number, random_seed, run
@@ -83,9 +82,10 @@ def work(words: Sequence[str], folder: Path) -> None:
     for descriptor in (1, 2):
         os.dup2(sys.stdout.fileno(), descriptor)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    sys.argv[:] = words
-    module = compress.script_module(words[0][:-3]) if words[0] != "-m" else import_module(sys.argv.pop(0) and words[1])
-    run(module.main)
+    sys.argv[:] = words[words[0] == "-m" :]
+    if words[0] == "-m":
+        run(named(f"{words[1]}:main"))
+    run(named("compress:script_module")(words[0].removesuffix(".py")).main)
 
 
 class Script:

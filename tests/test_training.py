@@ -135,6 +135,7 @@ class TestHyperparameters:
             ("lr0: fast", "lr0 is 'fast'; a float is needed"),
             ("lr0: true", "lr0 is True"),
             ("lr0: .nan", "lr0 is nan"),
+            (f"lr0: {'9' * 400}", "lr0 is 9"),
             ("momentum: 2", "momentum 2.0: allowed is 0 <= value <= 1"),
             ("mosaic: 3", "mosaic"),
             ("- 1", "a mapping"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +144,7 @@ def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) 
 
 def _same_kind(value: Any, like: Any) -> bool:
     if isinstance(like, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, type(like))
 
 
