@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, leads, log, memory_for, print_json, processes, require, run, settings_from
+from utils.cli import Parser, leads, log, print_json, processes, require, run, settings_from
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
@@ -71,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     folder = _interrupted(args)
     plan = planned(args) if folder is None else _resumed(folder, make_parser().given(argv))
-    with memory_for(plan.settings.batch_size, resumed=folder is not None):
-        if is_search(folder) if folder else args.evolve:
-            document, summary = run_search(plan), search_summary
-        else:
-            from utils.training.workflow import run_training
+    if is_search(folder) if folder else args.evolve:
+        document, summary = run_search(plan), search_summary
+    else:
+        from utils.training.workflow import run_training
 
-            document, summary = run_training(plan), _summary
+        document, summary = run_training(plan), _summary
     if leads():
         print_json(document) if args.json else print(summary(document))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.suite import machine
 from utils.cli import Parser, image_side, log, positive_int, print_json, random_seed, run
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
@@ -59,13 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
     pairs = [pair for network in args.networks for pair in in_runtimes(network, args.runtimes)]
 
-    import torch
-
     from utils.compress.measure import evaluate_network, load_network, matched, network_times
     from utils.data.index import index
     from utils.detection.bootstrap import SHARE, bootstrap
     from utils.device import select_device
-    from utils.report.run_dir import environment
 
     device, pictures = select_device(args.device), index(data.valid, data.names)
     networks = []
@@ -80,18 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.time:
         for line, latency in zip(lines, network_times(networks, device), strict=True):
             line["ms"] = latency.median
-    where = environment()
     document = {
         "data": args.data,
         "images": len(pictures),
         "draws": args.draws,
         "seed": args.seed,
         "share": SHARE,
-        "machine": where["cpu"],
-        "gpus": where["gpus"],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": where["git_commit"],
+        **machine(),
         "networks": lines,
     }
     print_json(document) if args.json else print(text(document))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import total_bytes
+from benchmarks.suite import machine
 from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
@@ -64,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from utils.compress.measure import LoadedNetwork, forward
     from utils.report.cost import interleaved, network_cost
-    from utils.report.run_dir import environment
     from utils.runtime.engines import load
 
     torch.set_num_threads(args.threads)
@@ -87,12 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = {line["network"]: line["ms"] for line in lines if line["runtime"] == BASE}
     for line in lines:
         line["faster"] = base[line["network"]] / line["ms"] if line["network"] in base else None
-    where = environment()
-    document = {"machine": where["cpu"], "commit": where["git_commit"], "rows": lines}
-    if args.json:
-        print_json(document)
-    else:
-        print(markdown_table(*table(document)), measured(document), sep="\n")
+    document = {**machine(), "rows": lines}
+    print_json(document) if args.json else print(markdown_table(*table(document)), measured(document), sep="\n")
 
 
 def prepared(

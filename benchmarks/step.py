@@ -26,6 +26,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Maxpool, Route, Upsample, Yolo
 from utils.data.datasets import Batch
 from utils.detection.settings import ASSIGNMENTS, LossSettings
+from utils.device import training_type
 from utils.distillation.strategies import AT, KD, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.memory import keep_freed_memory
@@ -51,12 +52,12 @@ class TimedTraining:
         side: of a picture, in pixels.
         count: pictures in a batch.
         device: where it is trained.
-        options: flags of train.py, and `distiller`: what else is learnt.
+        options: flags of train.py; with `teaches_itself` it learns by --KDstr 4 from a copy, too.
     """
 
     def __init__(self, model: Darknet, side: int, count: int, device: str = "cpu", **options: Any) -> None:
         torch.manual_seed(0)
-        distiller = options.pop("distiller", None)
+        teaches_itself, team, distiller = options.pop("teaches_itself", False), Team(torch.device(device)), None
         self.net = model.train().to(device).to(memory_format=torch.channels_last)
         self.targets = torch.rand(count * OBJECTS, 6)
         self.targets[:, 0] = torch.arange(count).repeat_interleave(OBJECTS)
@@ -68,10 +69,13 @@ class TimedTraining:
         self.batch = Batch(pictures, self.targets, self.targets[:0], torch.arange(count), ())
         self.images = network_input(pictures, device)
         settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), **options)
-        source, team = Source((), (), {}, {}, {}), Team(torch.device(device))
+        if teaches_itself:
+            teacher = Teacher(model, team.device, training_type(settings.precision, team.device))
+            how = distillation("4", None), ASSIGNMENTS["darknet"], None, team.positives
+            distiller = Distiller(model, teacher, *how)
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder))
-            how = Hyperparameters(), settings, run, source, team, distiller
+            how = Hyperparameters(), settings, run, Source((), (), {}, {}, {}), team, distiller
             self.trainer = Trainer(self.net, range(100), None, *how)
 
     def stack(self) -> None:
@@ -89,7 +93,7 @@ class TimedTraining:
 
     def step(self) -> None:
         """What train.py does with a batch."""
-        self.trainer._batch(self.batch, 0)
+        self.trainer.train_batch(self.batch, 0)
 
 
 def drop_gradients(model: Darknet, loss: Tensor) -> None:

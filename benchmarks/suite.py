@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from utils.cli import log
 from utils.errors import InputError
-from utils.report.run_dir import read_results
+from utils.report.run_dir import environment, read_results
 from utils.report.tables import Column, markdown_table
 
 Document = Mapping[str, Any]
@@ -162,7 +162,15 @@ def tuned(goal: str, recipe: str = "balanced") -> Path:
     return paths[-1]
 
 
+def machine(where: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what `place` reads, of an env.json or, once torch is loaded, of this process."""
+    where = where or environment()
+    packages = {"torch": where["packages"]["torch"], "commit": where["git_commit"]}
+    return {"machine": where["cpu"], "gpus": where["gpus"], "threads": where["threads"], **packages}
+
+
 def place(document: Document) -> str:
     """Machine, threads, version and commit in words."""
     commit = (document["commit"] or "unknown")[:9]
-    return f"{document['machine']}, {document['threads']} threads, PyTorch {document['torch']}, commit {commit}."
+    where = ", ".join([*document.get("gpus", [])[:1], document["machine"]])
+    return f"{where}, {document['threads']} threads, PyTorch {document['torch']}, commit {commit}."

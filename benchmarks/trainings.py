@@ -42,14 +42,10 @@ class Training:
         suite.train(folder, *command)
         weights = str(folder / "weights" / "best.pt")
         figures = json.loads(suite.python("test.py", *self.data.flags(self.size), "--json", "--weights", weights))
-        environment = json.loads(read_text(folder / "env.json"))
         document = {
             "command": suite.shown(command),
             "seed": self.seed,
-            "machine": environment["cpu"],
-            "threads": environment["threads"],
-            "torch": environment["packages"]["torch"],
-            "commit": environment["git_commit"],
+            **suite.machine(json.loads(read_text(folder / "env.json"))),
             "train_minutes": round(sum(read_results(folder / "results.csv")["seconds"]) / 60, 1),
             **{key: figures[key] for key in FIGURES},
         }

@@ -180,7 +180,7 @@ def test_scripts_that_lack_memory_name_their_batch(run, prune, monkeypatch):
     def full(*_):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("utils.training.workflow.run_training", full)
+    monkeypatch.setattr("utils.training.workflow.loaders", full)
     monkeypatch.setattr("utils.pruning.workflow.prune", full)
     calls = (partial(run, "--epochs", "1"), partial(prune, "slim", "--percent", "0", "--no-test", "--batch-size", "4"))
     for call in calls:

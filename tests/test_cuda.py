@@ -89,11 +89,11 @@ class Gpu:
         assert "cpu" not in command or self.kernels == self.pinnings == 0
         return json.loads(answer["stdout"]) if "--json" in command else None
 
-    def execute(self, *lines: str) -> None:
-        """Run Python code there."""
+    def execute(self, *lines: str, flags: tuple[str, ...] = ()) -> Any:
+        """Run Python code there, as a script with flags."""
         path = self.library.with_name(f"code{os.getpid()}.py")
         path.write_text("\n".join(lines))
-        self(path)
+        return self(path, *flags)
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
@@ -182,6 +182,16 @@ MOST = {
 @pytest.mark.parametrize("name", MOST)
 def test_a_gpu_is_not_waited_for(counts, name):
     assert {key: counts[name][key] for key, most in MOST[name].items() if counts[name][key] > most} == {}
+
+
+def test_processes_that_train_together_wait_as_one_alone(counts, gpu, root):
+    """Beside the gradient they exchange the number of positives, and one vector, which is waited for."""
+    done = torchrun(script=root / "tests/pretend_cuda/counts.py", environment=gpu.environment)
+    assert done.returncode == 0, done.stderr
+    alone = counts["plain yolov4-tiny"]
+    for process in json.loads(done.stdout):
+        assert process["exchanged"] == [1, 2]
+        assert [process[key] for key in ("waits", "pageable")] == [alone[key] for key in ("waits", "pageable")]
 
 
 def test_kernels_of_sparse_training_and_averaging_do_not_grow_with_the_layers(counts):
@@ -348,27 +358,82 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
 
 
 def test_two_gpus_train_what_one_does(gpu, train, toy, tmp_path):
-    """With the statistics of all pictures in batch normalisation; the evaluation is shared."""
+    """With the statistics of all pictures in batch normalisation; the evaluation is shared.
+
+    The batch is what the smaller one has memory for.
+    """
     flags = ("--amp", "off", "--seed", "4")  # with seed 3 rounding decides whether a negative is spared
     one = train("--device", "0", *flags)
-    options = ("--epochs", "2", "--workers", "0", "--json", "--batch-size", "2", "--sync-bn")
-    done = torchrun(*toy, *flags, *options, "--project", str(tmp_path / "two"), environment=gpu.environment)
+    options = ("--epochs", "2", "--workers", "0", "--json", "--batch-size", "auto", "--sync-bn")
+    environment = {**gpu.environment, "PRETEND_MEMORY": "700000,400000"}  # for batches of 4 and 2
+    done = torchrun(*toy, *flags, *options, "--project", str(tmp_path / "two"), environment=environment)
     assert done.returncode == 0, done.stderr
+    assert "--batch-size auto: 2, of at most 16" in done.stderr
     document = json.loads(done.stdout)
     two = Run(document, read_checkpoint(Path(document["last"])), [])
     assert_same(two, one, 1e-4)
     assert document["map50_95"] == pytest.approx(one.document["map50_95"], abs=1e-3)
 
 
-def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, toy, tmp_path):
+@pytest.fixture
+def memory(gpu):
+    """Sets what the GPUs have free, in bytes, until the test ends."""
+    limit = "import gc, torch; gc.collect(); gpu = torch.cuda.pretend.library; gpu.pretend_limit({})"
+    yield lambda free: gpu.execute(limit.format(f"gpu.pretend_held() + {free}"))
+    gpu.execute(limit.format(1 << 34))
+
+
+def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, toy, tmp_path, memory):
     """Room for the network, and not for a batch of 4 · 3 · 64 · 64 values."""
-    limit = "import torch; gpu = torch.cuda.pretend.library; gpu.pretend_limit({})"
-    gpu.execute(limit.format("gpu.pretend_held() + 150_000"))
-    try:
-        gpu("train.py", *toy, "--workers", "0", "--project", tmp_path, "--batch-size", "4", "--device", "0", status=5)
-        assert gpu.log.splitlines()[-1].startswith("error: ") and "--batch-size 2" in gpu.log
-    finally:
-        gpu.execute(limit.format(1 << 34))
+    memory(150_000)
+    gpu("train.py", *toy, "--workers", "0", "--project", tmp_path, "--batch-size", "4", "--device", "0", status=5)
+    assert gpu.log.splitlines()[-1].startswith("error: ") and "--batch-size 2" in gpu.log
+
+
+@pytest.mark.parametrize(
+    ("free", "count", "flags"),
+    [
+        (250_000, 1, ()),
+        (1_100_000, 4, ("--amp", "fp16")),
+        (700_000, 4, ("--amp", "fp16", "-sr", "--prune", "1", "--s", "auto", "--adam")),
+        (900_000, 4, ("--multi-scale", "--KDstr", "cwd")),
+        (700_000, 4, ("--quantized", "1", "--BN_Fold")),
+        (1 << 30, 16, ()),
+    ],
+    ids=["none", "more than 80 %", "sparse", "distilled", "quantized", "steps"],
+)
+def test_a_batch_size_that_the_gpu_chooses_trains_as_the_same_number(train, gpu, memory, files, free, count, flags):
+    """Nothing is left of the steps that tried it; a run that goes on where there is more memory keeps the number."""
+    if "--KDstr" in flags:
+        flags += ("--t_cfg", files[1], "--t_weights", files[3])
+    memory(free)
+    auto = train("--device", "0", "--batch-size", "auto", *flags)
+    assert f"--batch-size auto: {count}, of at most 16" in gpu.log.splitlines()
+    memory(1 << 30)
+    assert_same(train("--device", "0", "--batch-size", str(count), *flags), auto, 0)
+    run = Path(auto.document["run_dir"])
+    (run / "weights/epoch1.pt").rename(run / "weights/last.pt")
+    resumed = train("--resume", run, "--device", "0")
+    assert resumed.last["plan"]["batch"] == count
+    assert_same(resumed, auto, 0)
+
+
+def test_the_benchmark_of_a_gpu_measures_trainings_an_evaluation_and_a_picture_alone(gpu, folder):
+    """At a tiny size, without --compile, whose compiler finds no GPU here; the page has a line of each."""
+    document = gpu.execute(
+        "import json",
+        "from benchmarks import gpu",
+        "gpu.STEPS.pop('--compile')",
+        f"row = gpu.GpuRow(['{folder}/n.cfg'], img_size=64, batch_size=2, rounds=1, pictures=2).finish('').document",
+        "row['page'] = [part.markdown() for part in gpu.sections({'gpu': row})]",
+        "print(json.dumps(row))",
+        flags=("--json",),
+    )
+    steps = [f"step, {name}" for name in ("--amp bf16", "--amp fp16", "--amp off", "--KDstr 4", "-sr")]
+    alone = [f"a picture alone, {name}" for name in ("float32", "float16")]
+    assert [line[1] for line in document["lines"]] == [*steps, "train.py", "evaluation", *alone]
+    assert all(figure is None or figure >= 0 for line in document["lines"] for figure in line[2:])
+    assert all(f"| {line[1]} " in document["page"][0] for line in document["lines"]) and document["gpus"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--augment",)], ids=["plain", "augmented"])

@@ -45,7 +45,7 @@ def test_a_new_folder_goes_unless_it_has_a_result(tmp_path):
 TRAIN = ["--batch-size", "4", "--workers", "0", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("place", ["Trainer", "_draw_start", "_watch", "Trainer._batch", "opencv_warning"])
+@pytest.mark.parametrize("place", ["Trainer", "_draw_start", "_watch", "Trainer.train_batch", "opencv_warning"])
 def test_a_training_that_does_not_begin_leaves_no_folder(folder, tmp_path, monkeypatch, no_plots, place):
     """Out of memory while the model is built, a picture that cannot be read, a first step that fails, …"""
     monkeypatch.setattr(f"utils.training.workflow.{place}", fails)

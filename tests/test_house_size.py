@@ -133,8 +133,8 @@ def files_that_run(root: Path, call) -> set[str]:
 
 def test_few_files_run_in_a_training_step(run, folder, root, monkeypatch):
     """The second of two batches, with all that a step may have: sparse training, distillation and quantization."""
-    owner = next(kind for kind in vars(loop).values() if hasattr(kind, "_batch"))
-    step, names = owner._batch, []
+    owner = next(kind for kind in vars(loop).values() if hasattr(kind, "train_batch"))
+    step, names = owner.train_batch, []
 
     def profiled(*args):
         result = []
@@ -142,7 +142,7 @@ def test_few_files_run_in_a_training_step(run, folder, root, monkeypatch):
         return result[0]
 
     teacher = run("--epochs", "1", "--notest")["last"]
-    monkeypatch.setattr(owner, "_batch", profiled)
+    monkeypatch.setattr(owner, "train_batch", profiled)
     run("--epochs", "1", "--notest", "-sr", "--s", "0.001", "--prune", "1", "--t_weights", teacher, "--quantized", "1")
     assert len(names[-1]) <= LIMITS["files that run in one training step"], "\n".join(sorted(names[-1]))
 

@@ -245,6 +245,6 @@ def test_a_compiled_network_trains_what_the_network_trains():
     losses = [TimedTraining(Darknet(tiny()), 64, 2, compiled=flag).trainer for flag in (False, True)]
     batch = TimedTraining(Darknet(tiny()), 64, 2).batch
     losses[1].model.load_state_dict(losses[0].model.state_dict())
-    plain, compiled = (trainer._batch(batch, 0)[0] for trainer in losses)
+    plain, compiled = (trainer.train_batch(batch, 0)[0] for trainer in losses)
     assert losses[1].model._compiled_call_impl is not None
     assert compiled == pytest.approx(plain, rel=1e-4)

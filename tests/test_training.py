@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
 from utils.model_files import choose_model
-from utils.training import loop
+from utils.training import loop, workflow
+from utils.training.checkpointing import Start
 from utils.training.hyperparameters import Hyperparameters, OptimizerSettings, hyperparameters, load_hyperparameters
 from utils.training.loop import rescaled
 from utils.training.optimizer import AveragedModel, Schedule, accumulation, build_optimizer, set_step
@@ -92,6 +94,26 @@ class TestSchedule:
     )
     def test_batches_are_accumulated_only_where_a_thousand_steps_are_left(self, batch, batches, epochs, expected):
         assert accumulation(batch, batches, epochs) == expected
+
+
+def test_on_a_cpu_a_batch_size_that_is_chosen_is_the_default(run):
+    documents = [run("--epochs", "1", "--batch-size", count) for count in ("auto", "16")]
+    assert read_checkpoint(Path(documents[0]["last"]))["plan"]["batch"] == 16
+    assert same(*(document["last"] for document in documents))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "most", "processes", "count"),
+    [(1, 99, 1, 16), (8000, 99, 1, 64), (8000, 99, 2, 32), (8000, 31, 1, 16), (1, 1, 1, 1)],
+)
+def test_a_gpu_takes_the_largest_batch_that_fits_and_leaves_a_thousand_steps(
+    epochs, most, processes, count, monkeypatch
+):
+    """Of 9 pictures; 8000 epochs have 72 000, of which a step of 64 leaves 1125 steps."""
+    monkeypatch.setattr(workflow, "_fits", lambda *arguments: arguments[4] <= most)
+    plan = SimpleNamespace(settings=TrainSettings(batch_size="auto", epochs=epochs))
+    team = SimpleNamespace(device=torch.device("cuda"), size=processes, gather=lambda value: [value])
+    assert workflow.chosen_batch(plan, range(9), Start(None), None, team) == count
 
 
 def test_only_weights_of_convolutions_decay():

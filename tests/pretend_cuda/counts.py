@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
+from benchmarks import step
 from benchmarks.step import TimedTraining
 from models import Darknet, fuse, reduced
 from tests.nets import tiny
+from utils.cli import processes
 from utils.darknet import cfg as cfg_file
 from utils.darknet.network import trace
 from utils.detection.evaluate import decoded_rows, suppressed
 from utils.detection.losses import detection_loss
-from utils.detection.settings import ASSIGNMENTS, EvaluationSettings, LossSettings
-from utils.distillation.strategies import distillation
-from utils.distillation.terms import Distiller, Teacher
+from utils.detection.settings import EvaluationSettings, LossSettings
+from utils.training.distributed import joined
 
 GPU, COUNTS = torch.device("cuda", 0), {}
 
@@ -50,18 +52,28 @@ def loss(name: str, pictures: int, boxes: int) -> None:
 KINDS = {"plain": {}, "sparse": {"sr": True, "prune": 1}, "proximal": {"sr": True, "prune": 1, "adam": True}}
 
 
-def main() -> None:
+def together() -> None:
+    """Count a step of each of the processes that torchrun started, and what they exchange beside the gradient."""
+    exchanged, exchange = [], dist.all_reduce
+    dist.all_reduce = lambda values: exchanged.append(values.numel()) or exchange(values)
+    with joined("") as team:
+        step.Team = lambda _: team
+        work = TimedTraining(load("yolov4-tiny"), 64, 4, str(team.device)).step
+        work()  # in the second step, once, DistributedDataParallel settles the order of the gradients
+        count("step", work)
+        counts = team.gather({**COUNTS["step"], "exchanged": exchanged[len(exchanged) // 3 * 2 :]})
+    if team.leads:
+        print(json.dumps(counts))
+
+
+def alone() -> None:
     """Count all."""
     for name in ("tiny", "yolov4-tiny"):
         for kind, flags in KINDS.items():
             training = TimedTraining(load(name), 64, 4, "cuda:0", **flags)
             count(f"{kind} {name}", training.step)
         count(f"average {name}", training.trainer.state.average.update)
-    student = load("yolov4-tiny").to(GPU)
-    distiller = Distiller(student, Teacher(load("yolov4-tiny"), GPU), distillation("4", None), ASSIGNMENTS["darknet"])
-    training = TimedTraining(student, 64, 4, "cuda:0", distiller=distiller)
-    distiller.divisor = training.trainer.team.positives
-    count("distilled", training.step)
+    count("distilled", TimedTraining(load("yolov4-tiny"), 64, 4, "cuda:0", teaches_itself=True).step)
     loss("yolov4-tiny", 16, 48)
     loss("yolov4", 64, 1000)
     settings, images = EvaluationSettings(), torch.rand(4, 3, 64, 64).to(GPU)
@@ -74,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    together() if processes() > 1 else alone()

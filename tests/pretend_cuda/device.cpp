@@ -42,7 +42,7 @@ constexpr auto CPU = DeviceType::CPU;
 
 int device_count = 0;
 thread_local DeviceIndex current = 0;
-std::atomic<long> kernels{0}, waits{0}, pageable{0}, pinnings{0}, held{0}, limit{0};  // limit in bytes
+std::atomic<long> kernels{0}, waits{0}, pageable{0}, pinnings{0}, held{0}, limit{0}, reserved{0};  // the last three in bytes
 std::mutex pinned_lock;
 std::unordered_set<const void*> pinned;
 
@@ -70,6 +70,7 @@ struct DeviceAllocator : Allocator {
       held -= long(bytes);
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", bytes, " bytes");
     }
+    if (held > reserved) reserved = held.load();  // what is freed stays reserved, as by PyTorch's allocator
     void* data = memset(host_memory(bytes), 0xFF, bytes);
     return {data, new DeviceBlock{data, long(bytes)}, &free_device_block, Device(CUDA, current)};
   }
@@ -424,4 +425,7 @@ long pretend_waits() { return waits; }
 long pretend_pageable() { return pageable; }
 long pretend_pinnings() { return pinnings; }
 long pretend_held() { return held; }
+long pretend_memory() { return limit; }
+long pretend_reserved() { return reserved; }
+void pretend_release() { reserved = held.load(); }
 }

@@ -4,7 +4,7 @@
 
 PRETEND_CUDA names the library that test_cuda.py compiles from device.cpp, where a comment says what is replaced, what
 is refused, and what cannot be shown. There are two devices of 16 GiB, which they share; `torch.cuda.pretend` changes
-that, and has the device's counts.
+that, and has the device's counts. PRETEND_MEMORY=BYTES,BYTES changes it for processes that torchrun starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from types import SimpleNamespace
 DEVICES = 2
 NAME = "pretend GPU"
 COUNTS = ("kernels", "waits", "pageable", "pinnings")
-MEMORY = 1 << 34
+BYTES = ("held", "reserved", "memory")
+MEMORY = ",".join(DEVICES * [str(1 << 34)])
 
 
 def install() -> None:
@@ -29,11 +30,13 @@ def install() -> None:
     import torchvision  # noqa: F401  its operators are replaced, too
 
     library = ctypes.CDLL(os.environ["PRETEND_CUDA"])
-    counters = {name: getattr(library, f"pretend_{name}") for name in COUNTS}
+    counters = {name: getattr(library, f"pretend_{name}") for name in (*COUNTS, *BYTES)}
     for counter in counters.values():
         counter.restype = ctypes.c_long
+    memory, reserved = counters["memory"], counters["reserved"]
     library.pretend_limit.argtypes = [ctypes.c_long]
-    library.pretend_limit(MEMORY)
+    sizes = os.environ.get("PRETEND_MEMORY", MEMORY).split(",")
+    library.pretend_limit(int(sizes[int(os.environ.get("LOCAL_RANK", 0))]))
     library.pretend_install(DEVICES)
 
     def index(device: object) -> int:
@@ -46,7 +49,8 @@ def install() -> None:
         "device_count": DEVICES,
         "get_device_name": NAME,
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
-        **dict.fromkeys(("_lazy_init", "init", "synchronize", "manual_seed_all"), None),
+        **dict.fromkeys(("_lazy_init", "init", "synchronize", "manual_seed_all", "set_rng_state"), None),
+        "get_rng_state": torch.empty(0),
     }
     for function, value in facts.items():
         setattr(torch.cuda, function, lambda *_, value=value, **__: value)
@@ -54,11 +58,13 @@ def install() -> None:
         library=library,
         capability=(8, 0),
         batch_norm=batch_norm.install(),
-        counts=lambda: {name: counter() for name, counter in counters.items()},
+        counts=lambda: {name: counters[name]() for name in COUNTS},
     )
     torch.cuda.is_bf16_supported = lambda including_emulation=True: (
         including_emulation or torch.cuda.pretend.capability >= (8, 0)
     )
+    torch.cuda.mem_get_info = lambda _: (memory() - reserved(), memory())
+    torch.cuda.empty_cache = library.pretend_release
     torch.cuda.current_device = library.pretend_get_device
     torch.cuda.set_device = lambda device: library.pretend_set_device(index(device))
     torch._C._cuda_getDeviceCount = lambda: DEVICES

@@ -244,7 +244,7 @@ class Trainer:
         last = time.perf_counter()
         for position, batch in enumerate(bar, start=done.batch):
             waited = time.perf_counter() - last
-            values = self._batch(batch, position)
+            values = self.train_batch(batch, position)
             now = time.perf_counter()
             _add(pending, {"seconds": now - last, "waited": waited})
             last = now
@@ -267,7 +267,7 @@ class Trainer:
             "loading": sums["waited"] / sums["seconds"],
         }
 
-    def _batch(self, batch: Batch, position: int) -> list[dict[str, float]]:
+    def train_batch(self, batch: Batch, position: int) -> list[dict[str, float]]:
         """Add the gradient of one batch; if it closes a step, take it and return the loss terms of all its batches."""
         done = self.progress
         number = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position

@@ -44,7 +44,7 @@ OLD_OFF = "-1"
 MULTI_SCALE = (0.67, 1.5)
 """Smallest and largest side of --multi-scale relative to --img_size, as in the suites this one follows."""
 AUTO: Literal["auto"] = "auto"
-"""In place of a number: s is controlled in every step, see `sparsity.Control`."""
+"""In place of a number: of --s, see `sparsity.Control`; of --batch-size, see `workflow.chosen_batch`."""
 LARGEST_S = 10.0
 OFF = (-1, 0)
 """Values of --quantized that switch it off."""
@@ -119,6 +119,11 @@ def rate_or_auto(text: str) -> float | Literal["auto"]:
     return AUTO if text == AUTO else positive(text, LARGEST_S, f"s <= {LARGEST_S:g}; or {AUTO}")
 
 
+def count_or_auto(text: str) -> int | Literal["auto"]:
+    """A count, at least 1, or `auto`; argparse type."""
+    return AUTO if text == AUTO else positive_int(text)
+
+
 def positive(text: str, largest: float = LARGEST_WEIGHT, bound: str = "") -> float:
     """A number, 0 < value <= largest; argparse type."""
     if not 0 < (value := number(text)) <= largest:
@@ -153,7 +158,9 @@ class ScheduleFlags:
     """Epochs, batches and optimizer."""
 
     epochs: int = flag(300, "passes over the pictures", type=positive_int)
-    batch_size: int = flag(16, "pictures in a batch of a process", type=positive_int)
+    batch_size: int | Literal["auto"] = flag(
+        16, f"pictures in a batch of a process, or {AUTO}: what fits a GPU's memory", type=count_or_auto, metavar="N"
+    )
     hyp: str | None = flag(None, "hyper-parameters, YAML (default: the built-in ones; hyp.yaml of a run shows all)")
     evolve: int | None = flag(
         None, f"search --hyp in N trainings (default: {TRIALS})", type=positive_int, nargs="?", const=TRIALS

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from models import Darknet, fuse
 from utils.checkpoint import load_model, origin
-from utils.cli import command_of, log
+from utils.cli import command_of, log, memory_for
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import DataConfig
@@ -39,7 +40,7 @@ from utils.device import training_type
 from utils.distillation.matching import rebased
 from utils.distillation.strategies import Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
-from utils.errors import CheckpointError, DataError, InputError, SuiteError
+from utils.errors import CheckpointError, DataError, InputError, NumericsError, ResourceError, SuiteError
 from utils.files import foreign_errors
 from utils.flags import default_workers
 from utils.model_files import ModelFiles
@@ -51,13 +52,15 @@ from utils.report.run_dir import RunDirectory, last_epochs, read_results
 from utils.training.checkpointing import Progress, Source, Start, initial_model, resumable
 from utils.training.distributed import Team, joined
 from utils.training.hyperparameters import unused_keys
-from utils.training.loop import Trainer
-from utils.training.optimizer import accumulation
-from utils.training.settings import AUTO, TrainPlan, TrainSettings
+from utils.training.loop import DELAY, FREEZE, Trainer
+from utils.training.optimizer import LEAST_STEPS, accumulation
+from utils.training.settings import AUTO, ScheduleFlags, TrainPlan, TrainSettings
 from utils.training.sparsity import SparseRecord
 
 DRAWN_CONFIDENCE = 0.25
 """Least confidence of the boxes in val_batch0_pred.jpg."""
+MEMORY_SHARE = 0.8
+"""Of a GPU's memory, that --batch-size auto uses; the rest is for what trial steps do not need, as DDP's buckets."""
 TAGS = {
     "box_loss": "loss/box",
     "objectness_loss": "loss/objectness",
@@ -86,19 +89,25 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     if settings.sr and settings.s == AUTO and valid is None:
         raise InputError(f"--s {AUTO}: is guided by AP50, but {plan.data.path} names no valid pictures; give a number")
     plan = _fitted(plan, train)
-    check_batches(plan.network, settings, train.shapes, team.size)
-    batches: dict[str, Any] = {"data": train.fingerprint(), "batch": settings.batch_size * team.size}
     start = _start(plan, team)
+    batches: dict[str, Any] = {"data": train.fingerprint()}
     lineage, distiller = start.lineage, None
     if plan.teacher is not None:
         distiller, teacher, batches["teacher"] = load_teacher(plan, start, team)
         lineage = lineage if start.checkpoint else (*lineage, teacher)
+    count = chosen_batch(plan, train, start, distiller, team)
+    ending.enter_context(memory_for(count, resumed=plan.resume is not None))
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(settings, batch_size=count))
+    check_batches(plan.network, plan.settings, train.shapes, team.size)
+    if settings.sync_bn:  # after trial steps, in which no process waits for another
+        team.synchronised(start.model)
+    batches["batch"] = count * team.size
     if start.checkpoint is not None:
         _check_unchanged(plan, start.checkpoint["plan"], batches)
     train_loader, val_loader = loaders(plan, train, valid, team)
     for loader in filter(None, (train_loader, val_loader)):
         ending.callback(loader.close)
-    settings = dataclasses.replace(settings, accumulate=_accumulate(plan, len(train_loader), team.size))
+    settings = dataclasses.replace(plan.settings, accumulate=_accumulate(plan, len(train_loader), team.size))
     run = _run_directory(plan, team, ending)
     model = start.model.to(team.device).to(memory_format=torch.channels_last)
     quant = None if settings.quant is None else settings.quant.document()
@@ -127,8 +136,6 @@ def _start(plan: TrainPlan, team: Team) -> Start:
     start = Start(Darknet(plan.network)) if plan.resume else initial_model(plan.files, settings.pretrain)
     if settings.quant is not None:
         quantize(start.model, settings.quant)
-    if settings.sync_bn:
-        team.synchronised(start.model)
     if plan.resume is None:
         return start
     with team.one_by_one():
@@ -258,7 +265,7 @@ def _check_unchanged(plan: TrainPlan, then: Mapping[str, Any], now: Mapping[str,
 
 
 def _accumulate(plan: TrainPlan, batches: int, processes: int) -> int:
-    batch, epochs = plan.settings.batch_size * processes, plan.settings.epochs
+    batch, epochs = int(plan.settings.batch_size) * processes, plan.settings.epochs
     count = accumulation(batch, batches, epochs)
     steps = epochs * -(-batches // count)
     log(f"{batches} batches of {batch} an epoch, {count} in an optimizer step, {steps} steps in the run")
@@ -390,7 +397,7 @@ def loaders(plan: TrainPlan, train: Index, valid: Index | None, team: Team) -> t
             share_pictures(dataset.store, team)
         return make_loader(
             dataset,
-            settings.batch_size,
+            int(settings.batch_size),
             workers=default_workers() if settings.workers is None else settings.workers,
             shuffle=augment is not None,
             share=(team.rank, team.size),
@@ -399,6 +406,52 @@ def loaders(plan: TrainPlan, train: Index, valid: Index | None, team: Team) -> t
 
     loader = load(train, settings.size, plan.hyp.augmentation)
     return loader, None if valid is None else load(valid, settings.test_size)
+
+
+def chosen_batch(plan: TrainPlan, train: Index, start: Start, distiller: Distiller | None, team: Team) -> int:
+    """Return the pictures in a batch of each process; what --batch-size auto stands for is logged.
+
+    On a GPU that is the largest power of two with which steps stay within MEMORY_SHARE of its memory. More than the
+    default are taken only where the run keeps LEAST_STEPS optimizer steps. A resumed run keeps its number.
+    """
+    if plan.settings.batch_size != AUTO:
+        return plan.settings.batch_size
+    if start.checkpoint is not None:
+        return start.checkpoint["plan"]["batch"] // team.size
+    count = most = int(ScheduleFlags.batch_size)
+    if team.device.type == "cuda":
+        count, most = 1, max(most, len(train) * plan.settings.epochs // LEAST_STEPS // team.size)
+        while 2 * count <= most and _fits(plan, train, start, distiller, 2 * count, Team(team.device)):
+            count *= 2
+    count = min(team.gather(count))
+    log(f"--batch-size {AUTO}: {count}, of at most {most}")
+    return count
+
+
+def _fits(plan: TrainPlan, train: Index, start: Start, distiller: Distiller | None, count: int, alone: Team) -> bool:
+    """Whether steps with copies of all that they change stay within MEMORY_SHARE of a GPU's memory."""
+    device, run, source = alone.device, RunDirectory(Path(os.devnull)), Source((), (), {}, {}, {})
+    changes: dict[str, Any] = {"batch_size": count, "workers": 0, "cache": None, "rect": False, "compiled": False}
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, **changes))
+    torch.cuda.empty_cache()
+    try:
+        with memory_for(count), torch.random.fork_rng([device]):
+            model = copy.deepcopy(start.model).to(device).to(memory_format=torch.channels_last).train()
+            if distiller is not None:
+                distiller = copy.deepcopy(distiller, {id(distiller.teacher): distiller.teacher})
+                distiller.divisor = alone.positives
+            loader, _ = loaders(plan, train, None, alone)
+            trainer = Trainer(model, loader, None, plan.hyp, plan.settings, run, source, alone, distiller)
+            trainer.state.scaler = torch.amp.GradScaler(enabled=False)  # it would skip the first steps
+            batch = next(iter(loader))
+            for share in (0, (DELAY + FREEZE) / 2):  # a quantization rounds in its second phase, not in its first
+                trainer.progress.step = round(share * trainer.schedule.steps)
+                with suppress(NumericsError):
+                    trainer.train_batch(batch, 0)
+        free, memory = torch.cuda.mem_get_info(device)  # what was freed is still reserved
+        return memory - free <= MEMORY_SHARE * memory
+    except ResourceError:
+        return False
 
 
 def share_pictures(store: PictureStore, team: Team) -> None:
@@ -422,7 +475,8 @@ def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.
     Raises:
         InputError: names the block and the size of the input.
     """
-    if settings.batch_size > 1 and len(shapes) >= 2 * processes:  # a last batch of one picture joins the one before it
+    # A last batch of one picture joins the one before it.
+    if int(settings.batch_size) > 1 and len(shapes) >= 2 * processes:
         return
     for height, width in sorted(_smallest_inputs(network, settings, shapes)):
         if (number := normalised_cell(network, height, width)) is not None:
