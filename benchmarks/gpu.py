@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import train
 from benchmarks.ratios import Settings, Work, paired
 from benchmarks.step import TimedTraining
-from benchmarks.suite import Document, Finished, PageSection, machine, place
+from benchmarks.suite import Document, Finished, PageSection, machine, place, python
 from models import Darknet, fuse, reduced
 from utils.cli import Parser, flag, flag_words, log, positive_int, run, settings_from
 from utils.darknet import cfg as cfg_file
@@ -32,8 +29,10 @@ from utils.report.run_dir import read_results
 from utils.report.tables import Column
 
 EXAMPLE = "python -m benchmarks.gpu --batch-size 32"
-STEPS: dict[str, dict[str, Any]] = {f"--amp {name}": {"amp": name} for name in ("bf16", "fp16", "off")}
-STEPS |= {"--compile": {"compiled": True}, "--KDstr 4": {"teaches_itself": True}, "-sr": {"sr": True, "prune": 1}}
+STEPS: dict[str, dict[str, Any]] = {
+    **{f"--amp {name}": {"amp": name} for name in ("bf16", "fp16", "off")},
+    **{"--compile": {"compiled": True}, "--KDstr 4": {"teaches_itself": True}, "-sr": {"sr": True, "prune": 1}},
+}
 """Trainings whose steps are timed, and their flags; --amp is auto where nothing is said."""
 COLUMNS = ("network", "what", *(Column(name, ".1f") for name in ("pictures a second", "ms", "waits, %", "GiB")))
 
@@ -68,8 +67,8 @@ class GpuRow(Settings):
             yield [f"step, {name}", 1000 * self.batch_size / ms, ms, None, (memory - free) / 2**30]
         flags = {"cfg": path, "data": f"{folder}/toy/toy.data", "project": folder, "name": Path(path).stem, "epochs": 2}
         flags |= {"img_size": side, "batch-size": self.batch_size, "nosave": True, "notest": True, "device": "0"}
-        with redirect_stdout(sys.stderr):
-            train.main(flag_words(flags))
+        torch.cuda.empty_cache()
+        python("train.py", *flag_words(flags))
         results = read_results(Path(folder, Path(path).stem, "results.csv"))
         yield ["train.py", self.pictures / results["seconds"][-1], None, 100 * results["loading"][-1], None]
         yield ["evaluation", self.pictures / results["test_seconds"][-1], None, None, None]

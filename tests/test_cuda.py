@@ -188,6 +188,7 @@ def test_processes_that_train_together_wait_as_one_alone(counts, gpu, root):
     """Beside the gradient they exchange the number of positives, and one vector, which is waited for."""
     done = torchrun(script=root / "tests/pretend_cuda/counts.py", environment=gpu.environment)
     assert done.returncode == 0, done.stderr
+    print(done.stdout)
     alone = counts["plain yolov4-tiny"]
     for process in json.loads(done.stdout):
         assert process["exchanged"] == [1, 2]

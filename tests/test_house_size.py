@@ -19,10 +19,10 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_086,
+    "code lines of scripts, models.py, utils/": 18_131,
     "modules in utils/": 103,
-    "code lines of benchmarks/": 1_736,
-    "code lines of tests/": 19_975,
+    "code lines of benchmarks/": 1_804,
+    "code lines of tests/": 20_058,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
