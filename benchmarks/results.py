@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 
-from benchmarks import compressions, criteria, goals, gpu, rewrites, suite, trainings
+from benchmarks import compressions, criteria, goals, gpu, rewrites, runtimes, suite, trainings
 from utils.cli import Parser, log, print_json, run
 from utils.files import atomic_write_bytes, atomic_write_text, read_text
 
@@ -24,7 +24,7 @@ PAGE = suite.ROOT / "docs" / "results.md"
 PICTURES = suite.ROOT / "docs" / "images"
 LONGEST_SIDE = 1024
 """Of a picture in docs/images, in pixels."""
-KINDS = (goals, criteria, trainings, compressions, rewrites, gpu)
+KINDS = (goals, criteria, trainings, compressions, rewrites, runtimes, gpu)
 """Modules with rows and sections, in the order of the page."""
 ROWS = {name: row for kind in KINDS for name, row in kind.ROWS.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import criteria, goals, peers, results, rewrites, suite, trainings
+from benchmarks import criteria, goals, peers, results, rewrites, runtimes, suite, trainings
 from utils.errors import InputError
 
 FIGURES = {
@@ -220,3 +220,23 @@ def test_an_activation_is_swapped_and_both_networks_train_on_for_as_long(runs, c
     document["speeds"] = {"machine": "M", "rows": [row | {"network": "mish", "runtime": "litert", "engine": "LiteRT"}]}
     accuracy, speeds = rewrites.sections({"bccd-yolov4-quarter-leaky": document})
     assert len(accuracy.lines) == 6 and speeds.lines[0][:2] == ("mish", "litert")
+
+
+def test_runtimes_are_given_files_of_the_network_that_each_is_made_from(runs, commands):
+    best = make(runs / "goal-bccd" / "balanced" / "tune" / "weights" / "best.pt")
+    document = results.ROWS["runtimes-bccd"].finish("runtimes-bccd").document
+    *_, compared = commands
+    exports = [dict(itertools.pairwise(command)) for command in commands if command[0] == "export.py"]
+    sources = {flags["--output"].rpartition("/")[2]: flags["--weights"] for flags in exports}
+    assert len(sources) == len(runtimes.FILES)
+    assert sources["float.onnx"] == str(best.relative_to(runs.parent.parent))
+    assert sources["arm.tflite"].endswith("arm/model.pt") and sources["cpu.onnx"].endswith("cpu/model.pt")
+    assert compared[compared.index("--runtimes") + 1 :][: len(runtimes.RUNTIMES)] == list(runtimes.RUNTIMES)
+    for network in document["networks"]:
+        network |= {
+            "network": network["network"].split("=")[0] + ", R",
+            "runtime": "R 1",
+            "map50_difference": [0, -1, 1],
+        }
+    (section,) = runtimes.sections({"runtimes-bccd": document})
+    assert [line[0] for line in section.lines] == list(runtimes.FILES) and section.lines[0][3] is None
