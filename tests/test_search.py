@@ -202,6 +202,23 @@ class TestStudy:
         with pytest.raises(CheckpointError, match=r"study\.db.*: no sound study: .*; choose another --name"):
             Search(folder, START, 2).run(Trainer())
 
+    @pytest.mark.parametrize("call", ["Trial.suggest_float", "Study.tell", "Study.get_trials", "Study.ask"])
+    def test_whatever_optuna_raises_is_one_line(self, search, monkeypatch, call):
+        """As where a page of the study is zero."""
+
+        def fail(*_, **__):
+            raise IndexError("list index out of range")
+
+        monkeypatch.setattr(f"optuna.{call.split('.')[0].lower()}.{call}", fail)
+        with pytest.raises(
+            CheckpointError, match=r"study\.db: no sound study: IndexError list index out of range; choose"
+        ):
+            search(call, Trainer(), 1)
+
+    def test_what_a_training_raises_stays_what_it_is(self, search):
+        with pytest.raises(IndexError):
+            search("bug", Trainer(at1=IndexError()), 1)
+
     def test_a_picture_is_drawn(self, tmp_path, monkeypatch):
         monkeypatch.setattr(evolve, "SPACE", FEW)
         Search(tmp_path, START, 1).run(Trainer())

@@ -157,18 +157,18 @@ class Search:
             NumericsError: no trial came to its end.
             Interrupted: a signal came; the search can go on.
         """
-        path = self.folder / STUDY
-        with foreign_errors(path, "no sound study; choose another --name", CheckpointError), _storage_errors(path):
+        with _study_errors(self.folder / STUDY):
             study = self._study()
             ranges = searched(self.start)
             if not study.get_trials(deepcopy=False):
                 study.enqueue_trial({key: self.start.flat[key] for key in ranges})
             _replace_interrupted(study, len(ranges))
-        with _storage_errors(path):
             self._publish(study)
-            while (done := len(ended(study))) < self.trials:
-                self._trial(study, done + 1, train)
-                self._publish(study)
+            done = len(ended(study))
+        while done < self.trials:
+            done += 1
+            self._trial(study, done, train)
+        with _study_errors(self.folder / STUDY):
             return self._document(ended(study))
 
     def _study(self) -> Study:
@@ -184,32 +184,38 @@ class Search:
             raise CheckpointError(f"{self.folder / STUDY}: {failure}") from None
 
     def _trial(self, study: Study, number: int, train: Train) -> None:
-        """Train once, and tell the study how it ended."""
+        """Train once, tell the study how it ended, and write what is known."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)
         study.sampler = TPESampler(seed=int(seed[0]))
-        trial = study.ask()
-        values = {}
-        for key, (low, high, log_scale) in searched(self.start).items():
-            values[key] = trial.suggest_float(key, low, high, log=log_scale)
-        folder = trial_folder(self.folder, number)
+        path, folder = self.folder / STUDY, trial_folder(self.folder, number)
+        with _study_errors(path):
+            trial = study.ask()
+            values = {}
+            for key, (low, high, log_scale) in searched(self.start).items():
+                values[key] = trial.suggest_float(key, low, high, log=log_scale)
+            hyp = hyperparameters(values, folder.name, self.start)
         log(f"trial {number} of {self.trials}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
         try:
-            document = train(hyperparameters(values, folder.name, self.start), folder)
+            document, reason = train(hyp, folder), ""
         except NumericsError as failure:
-            trial.set_user_attr("reason", str(failure))
-            study.tell(trial, state=TrialState.FAIL)
-            log(f"trial {number}: failed: {failure}")
+            document, reason = {}, str(failure)
         except Interrupted as stop:
             message = f"interrupted in trial {number} of {self.trials}; --resume {self.folder} goes on"
             raise Interrupted(stop.exit_status - 128, message) from None
-        else:
-            value = fitness(document["map50"], document["map50_95"])
-            trial.set_user_attr("best_epoch", document["best_epoch"])
-            study.tell(trial, value)
-            log(f"trial {number}: fitness {value:.4f}; the best is {study.best_value:.4f}")
+        with _study_errors(path):
+            if reason:
+                trial.set_user_attr("reason", reason)
+                study.tell(trial, state=TrialState.FAIL)
+                log(f"trial {number}: failed: {reason}")
+            else:
+                value = fitness(document["map50"], document["map50_95"])
+                trial.set_user_attr("best_epoch", document["best_epoch"])
+                study.tell(trial, value)
+                log(f"trial {number}: fitness {value:.4f}; the best is {study.best_value:.4f}")
+            self._publish(study)
 
     def _publish(self, study: Study) -> None:
         """Write what is known so far, and remove the weights of all trials but the best."""
@@ -296,8 +302,8 @@ def _table(done: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """Turn errors of optuna's storage into one line.
+def _study_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged study provokes in optuna, SQLite and here into one line.
 
     Raises:
         CheckpointError, ResourceError: the study cannot be used; the disk is full.
@@ -305,9 +311,10 @@ def _storage_errors(path: Path) -> Iterator[None]:
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
-    try:
-        yield
-    except (OptunaError, SQLAlchemyError) as failure:
-        reason = str(failure.__cause__ or failure).partition("\n")[0]
-        kind = ResourceError if "full" in reason or "disk I/O" in reason else CheckpointError
-        raise kind(f"{path}: {reason}") from None
+    with foreign_errors(path, "no sound study; choose another --name", CheckpointError):
+        try:
+            yield
+        except (OptunaError, SQLAlchemyError) as failure:
+            reason = str(failure.__cause__ or failure).partition("\n")[0]
+            kind = ResourceError if "full" in reason or "disk I/O" in reason else CheckpointError
+            raise kind(f"{path}: {reason}") from None
