@@ -31,6 +31,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import load_data
 from utils.darknet.network import adapt_classes, file_bytes, max_stride, picture_channels
+from utils.darknet.targets import check
 from utils.darknet.weights import Header
 from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
@@ -198,6 +199,8 @@ def check_stages(journey: Journey, network: Network) -> None:
                 raise InputError(f"{journey.recipe.path}: stage {stage.name}: {told}") from None
             file = made_by(stage, Path(folder))
             made[stage.name] = file if file and stage.script == "export" and file.suffix in KINDS else weights
+    targets = dict.fromkeys(stage.target for stage in journey.recipe.stages if stage.quantizes)
+    log(*(line for target in targets for line in check(network, target)))
 
 
 def check_stage(script: str, flags: Sequence[str]) -> None:

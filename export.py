@@ -18,6 +18,7 @@ from utils.cli import Parser, input_size, log, print_json, require, run, setting
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import Names, check_names, named_classes
 from utils.darknet.network import max_stride, trace
+from utils.darknet.targets import check
 from utils.errors import InputError
 from utils.export.settings import ALIASES, COMPANIONS, GOES_WITH, MISH_OPSET, PACKAGES, SUFFIXES, ExportSettings
 from utils.flags import add_model_flags, add_picture_flags, add_run_flags
@@ -130,6 +131,8 @@ def check_files(args: argparse.Namespace) -> tuple[ModelFiles, Names | None]:
     if files.network is not None:
         default = (files.network.net.height, files.network.net.width)
         trace(files.network, *input_size(args.img_size, max_stride(files.network), default))
+        if args.target:
+            check(files.network, args.target)
         if not files.is_checkpoint:  # how many classes a .pt has is known when it is loaded
             check_names(names, files.network, files.weights)
     return files, names

@@ -16,9 +16,10 @@ from pathlib import Path
 from utils.cli import Parser, log, memory_for, print_json, run, settings_from
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
+from utils.darknet.targets import check
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.model_files import choose_model
-from utils.quantization.scheme import check, export_command
+from utils.quantization.scheme import export_command
 from utils.quantization.settings import QuantRequest, SchemeFlags
 from utils.report.run_dir import RunDirectory, check_run
 
@@ -79,7 +80,7 @@ def make_request(args: argparse.Namespace) -> QuantRequest:
     others = {"sides": sides, "mode": args.mode, "device": args.device}
     request = settings_from(args, QuantRequest, files=files, data=data, scheme=scheme, **others)
     if files.network is not None:
-        check(files.network, scheme)
+        check(files.network, scheme.target)
         if not files.is_checkpoint:
             files.check_classes(files.network, data)
     return request

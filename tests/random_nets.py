@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from utils.darknet.blocks import ACTIVATIONS, Network
 from utils.darknet.blocks.block import PLAIN_ACTIVATION
 from utils.darknet.cfg import parse
-from utils.quantization.scheme import SHIFTABLE
+from utils.darknet.targets import HARDWARE
 
+SHIFTABLE = tuple(name for name in ACTIVATIONS if name not in HARDWARE["fpga"].lacks)
+"""Activations that an FPGA computes with shifts and additions."""
 WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)
 """Of convolutions."""
 WIDEST_ROUTE = 24

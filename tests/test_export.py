@@ -474,6 +474,10 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
         (("--format", "ncnn", "--int8"), "--int8: goes with --format onnx, openvino, tensorrt or tflite"),
         (("--format", "openvino", "--nms"), "--nms: goes with --format onnx or tensorrt"),
         (("--fold",), "--fold: goes with --format darknet"),
+        (
+            ("--target", "fpga"),
+            "block 1 (a.cfg:15): mish needs more than shifts; `python -m utils.darknet.rewrite a.cfg ",
+        ),
         (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
         (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
         (

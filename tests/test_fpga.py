@@ -24,12 +24,13 @@ from utils.checkpoint import load_model, write_checkpoint
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.cfg import parse
+from utils.darknet.targets import check
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import CodeRange, Program, Step, accumulators, program, prove, shift
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import MOST_SHIFT
-from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings, check
+from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings
 
 LEAKY = TINY.replace("mish", "leaky")
 SHIFTS = QuantSettings("google", "fpga", 8, 8, fold=True)
@@ -161,16 +162,16 @@ def test_gradients_pass_through_rounded_biases():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("[se]\nreduction=2\n", r"block 1 .*\[se\] needs more than shifts"),
-        ("[shortcut]\nfrom=-1\nweights_type=per_feature\nactivation=linear\n", "a weighted shortcut needs more"),
-        ("[shortcut]\nfrom=-1\nactivation=swish\n", "swish needs more than shifts; --target fpga takes linear, relu"),
+        ("[se]\nreduction=2\n", "block 1 .*se needs more than shifts"),
+        ("[shortcut]\nfrom=-1\nweights_type=per_feature\n", "weighted sum needs more than shifts; take another"),
+        ("[shortcut]\nfrom=-1\nactivation=swish\n", "swish needs more than shifts; .*--activation swish=leaky"),
     ],
 )
 def test_blocks_that_need_more_than_shifts_are_refused(section, message):
     network = one_head(CONV.format(4, "leaky") + section)
     with pytest.raises(InputError, match=message):
-        check(network, SHIFTS)
-    check(network, QuantSettings())
+        check(network, "fpga")
+    check(network, "cpu")
 
 
 @pytest.mark.parametrize("change", [{"heads": "float"}, {"first": "float"}, {"kept": (1,)}, {"published": True}])

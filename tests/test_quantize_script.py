@@ -185,6 +185,7 @@ def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
         (("--max-drop", "0"), r"--max-drop: 0 is outside 0 < value <= 100"),
         (("--FPGA",), r"block 1 .*mish needs more than shifts"),
         (("--FPGA", "--target", "arm"), r"--target arm: contradicts --FPGA"),
+        (("--target", "rknn"), r"--target rknn: RKNN-Toolkit2 quantizes for it; export a float file"),
         (("--a_bit", "1"), r"--a_bit: 1: allowed are 2 to 16 bits"),
         (("--img_size", "33"), r"--img_size 33: not a multiple of 8"),
         (("--name", "a/b"), r"--name 'a/b': not a plain folder name"),

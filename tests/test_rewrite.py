@@ -123,8 +123,8 @@ def test_convolutions_come_before_the_upsampling_that_they_alone_read():
 
 def test_activations_change_everywhere_but_in_heads():
     network = one_head(CONV, POINT, "[shortcut]\nfrom=-1\nactivation=leaky\n", "[convolutional]\n")
-    graph = rewrite.swap_activation(rewrite.graph_of(network), "leaky", "relu")
-    graph = rewrite.swap_activation(graph, "linear", "mish")
+    graph = rewrite.swap_activation("leaky", "relu", rewrite.graph_of(network))
+    graph = rewrite.swap_activation("linear", "mish", graph)
     changed = [getattr(block, "activation", None) for block, _ in graph.values()]
     assert changed == ["mish", "relu", "relu", "logistic", "linear", None]
 
@@ -163,7 +163,7 @@ def test_files_fit_each_other_and_the_next_command_trains_what_is_not_equal(sour
     out = source("--weights", str(weights), "--activation", "mish=leaky", output=tmp_path / "leaky.cfg")
     text = capsys.readouterr().out
     teacher = f"--t_weights {weights} --KDstr 4"
-    assert "train it" in text and text.strip().endswith(
+    assert "must be trained again" in text and text.strip().endswith(
         teacher if suffix == ".pt" else f"--t_cfg {tmp_path}/net.cfg {teacher}"
     )
 
@@ -196,7 +196,7 @@ def test_files_that_exist_or_have_another_suffix_are_refused(source, tmp_path):
 
 
 def test_a_rewrite_that_is_not_exact_is_refused(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(rewrite.EXACT, "pools", lambda graph: rewrite.swap_activation(graph, "mish", "relu"))
+    monkeypatch.setitem(rewrite.EXACT, "pools", lambda graph: rewrite.swap_activation("mish", "relu", graph))
     with pytest.raises(InfeasibleError, match="nothing is written"):
         source("--pools", "chained")
     assert not (tmp_path / "new.cfg").exists()

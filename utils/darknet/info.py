@@ -6,14 +6,16 @@ Shapes are channels x height x width. BFLOPs are Darknet's count for one picture
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from utils.cli import Parser, image_side, input_size, print_json, run
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, Route, Shape, Upsample
 from utils.darknet.cfg import load
 from utils.darknet.network import file_bytes, grouped, max_stride, strides, trace
+from utils.darknet.targets import HARDWARE, rewrite_command, support_of
 from utils.report.cost import block_costs, network_cost
+from utils.report.tables import text_table
 
 EXAMPLE = "python -m utils.darknet.info cfg/yolov4-tiny.cfg --img_size 416"
 _COLUMNS = ("layer", "type", "filters", "size/stride", "input", "output", "parameters", "BFLOPs", "reads")
@@ -32,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="input of N x N pixels, or of H x W when two numbers are given (default: the size in the cfg)",
     )
+    parser.add_argument("--target", choices=tuple(HARDWARE), help="print which blocks this hardware computes, instead")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the table")
     return parser.parse_args(argv)
 
@@ -41,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     network = load(args.cfg)
     height, width = input_size(args.img_size, max_stride(network), (network.net.height, network.net.width))
+    target = {"target": target_document(network, args.target)} if args.target else {}
     if args.json:
-        print_json(summary(network, height, width))
+        print_json(summary(network, height, width) | target)
+    elif target:
+        print("\n".join(target_lines(target["target"])))
     else:
         print("\n".join([*table(network, height, width), "", *totals(network, height, width)]))
 
@@ -87,6 +93,28 @@ def table(network: Network, height: int, width: int) -> list[str]:
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(_aligned, row, _COLUMNS, widths)).rstrip() for row in lines]
+
+
+def target_document(network: Network, target: str) -> dict[str, Any]:
+    """What `--json` prints about a piece of hardware: what it does not compute first, equal operations together."""
+    row, groups = HARDWARE[target], support_of(network, target)
+    operations = [group._asdict() | {"operation": str(group.operation)} for group in groups]
+    document = {"name": target, "hardware": row.what, "source": row.source, "note": row.note}
+    return document | {"operations": operations, "next": rewrite_command(network, groups)}
+
+
+def target_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """The same for people."""
+    yield f"{document['name']}: {document['hardware']}\nsource: {document['source']}"
+    if document["note"]:
+        yield f"note: {document['note']}"
+    lines = [
+        (verdict, operation, len(blocks), " … ".join(map(str, dict.fromkeys((blocks[0], blocks[-1])))), why, flag)
+        for operation, verdict, why, blocks, flag in map(dict.values, document["operations"])
+    ]
+    yield "\n" + text_table((document["name"], "operation", "blocks", "which", "why", "rewrite"), lines)
+    if document["next"]:
+        yield f"\nnext: {document['next']}"
 
 
 def totals(network: Network, height: int, width: int) -> list[str]:

@@ -25,7 +25,7 @@ from utils.darknet.blocks.values import SectionError
 from utils.darknet.network import tensors
 from utils.errors import InputError
 from utils.files import atomic_write_text
-from utils.model_files import choose_model, is_checkpoint
+from utils.model_files import ModelFiles, choose_model, is_checkpoint
 
 if TYPE_CHECKING:
     from utils.checkpoint import LoadedModel
@@ -57,11 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-o", "--output", type=Path, required=True, metavar="CFG", help="the cfg to write; it must not exist")
     add("--json", action="store_true", help="print one JSON document")
     add = parser.add_argument_group("exact").add_argument
-    chains = f"max pools of stride 1 with a larger side than {LINK} become chains of smaller ones"
-    add("--pools", choices=("chained",), help=chains)
+    add("--pools", choices=("chained",), help=f"max pools of stride 1 and a side above {LINK} become chains")
     add("--upsample", choices=("late",), help="an upsampling comes behind the 1 x 1 convolution that alone reads it")
     add = parser.add_argument_group("to be trained").add_argument
-    swaps = "activations to replace everywhere but in heads, such as mish=leaky swish=relu6"
+    swaps = "activations to replace, but in heads: mish=leaky swish=relu6"
     add("--activation", type=swap_of, nargs="+", default=[], metavar="OLD=NEW", help=swaps)
     add("--drop-se", action="store_true", help="leave out [se], and [scale_channels] with the blocks that lead to it")
     args = parser.parse_args(argv)
@@ -90,51 +89,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in (args.output, weights):
         if path and os.path.lexists(path):
             raise InputError(f"--output {args.output}: {path} exists; choose another name")
-    rewrites(network, args)  # refuses what changes nothing before PyTorch is loaded
+    exact = {f"{name} {value}": EXACT[name] for name in EXACT if (value := getattr(args, name))}
+    others: dict[str, Rewrite] = {"drop-se": drop_se} if args.drop_se else {}
+    others |= {f"activation {'='.join(swap)}": partial(swap_activation, *swap) for swap in args.activation}
+    rewritten(graph_of(network), exact | others, args.cfg)  # refuses what changes nothing before PyTorch is loaded
     loaded = loaded_model(network, args.weights)
-    plan = rewrites(loaded.model.network, args)
-    proof = certificate(loaded, plan.equal) if plan.equal else None
-    write(loaded, plan.final, args.output, weights)
-    document = {
-        "cfg": str(args.output),
-        "weights": weights and str(weights),
-        "changes": plan.changes,
-        "exact": plan.equal == plan.final,
-        "difference": proof and proof.compact_vs_silenced_float64,
-        "next": next_command(args, weights, exact=plan.equal == plan.final),
-    }
+    equal = rewritten(graph_of(loaded.model.network), exact, args.cfg)
+    difference = certificate(loaded, equal).compact_vs_silenced_float64 if exact else None
+    write(loaded, rewritten(equal, others, args.cfg), args.output, weights)
+    document = {"cfg": str(args.output), "weights": weights and str(weights), "exact": not others}
+    document |= {"difference": difference, "next": next_command(args, weights, exact=not others)}
     print_json(document) if args.json else print(text(document))
 
 
-class Rewritten(NamedTuple):
-    """A network rewritten in two steps."""
-
-    equal: Graph | None
-    """After the exact rewrites; None without one."""
-    final: Graph
-    """After all."""
-    changes: Mapping[str, int]
-    """Number of blocks that each rewrite changes."""
-
-
-def rewrites(network: Network, args: argparse.Namespace) -> Rewritten:
-    """The network as the flags rewrite it.
+def rewritten(graph: Graph, rewrites: Mapping[str, Rewrite], path: str) -> Graph:
+    """A graph after some rewrites, by their flags.
 
     Raises:
-        InputError: a flag changes nothing.
+        InputError: one changes nothing.
     """
-    exact = {f"{name} {value}": EXACT[name] for name in EXACT if (value := getattr(args, name))}
-    others: dict[str, Rewrite] = {"drop-se": drop_se} if args.drop_se else {}
-    for old, new in args.activation:
-        others[f"activation {old}={new}"] = partial(swap_activation, old=old, new=new)
-    changes, graph, equal = {}, graph_of(network), None
-    for name, rewrite in (exact | others).items():
+    for name, rewrite in rewrites.items():
         before, graph = graph, rewrite(graph)
-        changes[name] = sum(before.get(key) != graph.get(key) for key in before.keys() | graph.keys())
-        if not changes[name]:
-            raise InputError(f"--{name}: changes nothing in {args.cfg}; leave it out")
-        equal = graph if name in exact else equal
-    return Rewritten(equal, graph, changes)
+        if graph == before:
+            raise InputError(f"--{name}: changes nothing in {path}; leave it out")
+    return graph
 
 
 def graph_of(network: Network) -> Graph:
@@ -193,13 +171,15 @@ def chain_pools(graph: Graph) -> Graph:
     fresh = itertools.count(max(graph) + 1)
     for key, node in graph.items():
         block, (source, *_) = node
-        if not (isinstance(block, Maxpool) and block.stride_x == block.stride_y == 1 == block.size % 2):
+        if not isinstance(block, Maxpool) or (*block.step(), block.size % 2, block.padding + 1) != (
+            1,
+            1,
+            1,
+            block.size,
+        ):
             result[key] = node
             continue
-        if block.padding != block.size - 1:
-            result[key] = node
-            continue
-        while source in graph and is_plain(graph[source].block):
+        while isinstance(route := graph.get(source, node).block, Route) and (len(route.layers), route.groups) == (1, 1):
             (source,) = graph[source].reads
         chain = chains.setdefault(source, {1: source})
         side = max(side for side in chain if side <= block.size)
@@ -215,35 +195,20 @@ def chain_pools(graph: Graph) -> Graph:
     return renamed(result, graph, names)
 
 
-def is_plain(block: Block) -> bool:
-    """Tell whether a block only names another one."""
-    return isinstance(block, Route) and len(block.layers) == 1 == block.groups
-
-
 def late_upsampling(graph: Graph) -> Graph:
     """1 x 1 convolutions before the upsampling that they alone read: it copies cells, so they are fewer before."""
     readers = Counter(source for node in graph.values() for source in node.reads)
     heads = head_convolutions(graph)
     for key, (block, (source, *_)) in graph.items():
         before = graph.get(source)
-        if (
-            before
-            and isinstance(before.block, Upsample)
-            and readers[source] == 1
-            and key not in heads
-            and pointwise(block)
-        ):
+        if not before or not isinstance(before.block, Upsample) or readers[source] > 1 or key in heads:
+            continue
+        if isinstance(block, Convolutional) and (block.size, *block.step(), block.padding) == (1, 1, 1, 0):
             swap = {key: source, source: key}
-            nodes = {key: Node(block, before.reads), source: Node(before.block, (key,))}
-            for other in graph.keys() - nodes.keys():
-                nodes[other] = Node(graph[other].block, tuple(source if k == key else k for k in graph[other].reads))
-            return late_upsampling({swap.get(other, other): nodes[swap.get(other, other)] for other in graph})
+            nodes = {k: Node(n.block, tuple(source if r == key else r for r in n.reads)) for k, n in graph.items()}
+            nodes |= {key: Node(block, before.reads), source: Node(before.block, (key,))}
+            return late_upsampling({swap.get(k, k): nodes[swap.get(k, k)] for k in graph})
     return graph
-
-
-def pointwise(block: Block) -> bool:
-    """Tell whether a block is a convolution that computes each cell from the same cell alone."""
-    return isinstance(block, Convolutional) and (block.size, *block.step(), block.padding) == (1, 1, 1, 0)
 
 
 def drop_se(graph: Graph) -> Graph:
@@ -257,7 +222,7 @@ def drop_se(graph: Graph) -> Graph:
     return renamed({key: node for key, node in graph.items() if key not in names}, graph, names)
 
 
-def swap_activation(graph: Graph, old: str, new: str) -> Graph:
+def swap_activation(old: str, new: str, graph: Graph) -> Graph:
     """The graph with another activation wherever one is, but in front of a head, whose values have a meaning."""
     heads, changed = head_convolutions(graph), dict(graph)
     for key, (block, reads) in graph.items():
@@ -284,13 +249,10 @@ def loaded_model(network: Network, weights: str | None) -> LoadedModel:
     """
     import torch
 
-    from models import Darknet
-    from utils.checkpoint import LoadedModel, load_model
+    from utils.checkpoint import load_model
 
     torch.manual_seed(0)
-    if weights is None:
-        return LoadedModel(Darknet(network), None)
-    files = choose_model(network, weights)
+    files = choose_model(network, weights) if weights else ModelFiles(network, None)
     loaded = load_model(files)
     log(*files.notes, *loaded.notes)
     if loaded.quantization is not None:
@@ -333,12 +295,11 @@ def write(loaded: LoadedModel, final: Graph, cfg: Path, weights: Path | None) ->
 
     network, arrays = carried(loaded, final)
     content = cfg_file.format_network(network)
-    network = cfg_file.parse(content, str(cfg), warn=lambda _: None)
-    model = model_of(network, arrays)
+    model = model_of(cfg_file.parse(content, str(cfg), warn=lambda _: None), arrays)
     if weights and weights.suffix == ".pt":
         _, keys = lay_out(loaded.model.network, final)
-        numbers = {key: number for number, key in keys.items()}
-        kept = loaded.kept and {str(numbers[int(key)]): origin for key, origin in loaded.kept.items()}
+        origins = loaded.kept or {}
+        kept = {str(number): origins[str(key)] for number, key in keys.items() if str(key) in origins} or None
         names = loaded.names or tuple(map(str, range(network.classes)))
         write_checkpoint(weights, model_document(model.state_dict(), network, names, loaded.lineage(), kept=kept))
     elif weights:
@@ -347,25 +308,23 @@ def write(loaded: LoadedModel, final: Graph, cfg: Path, weights: Path | None) ->
 
 
 def next_command(args: argparse.Namespace, weights: Path | None, *, exact: bool) -> str:
-    """The command that measures an exact rewrite, or trains the other ones."""
+    """The command that measures an exact rewrite, or trains the network, with the one before as its teacher."""
     darknet = weights is None or weights.suffix == ".weights"
     flags = {"data": "DATA.data", "cfg": args.output if darknet else None, "weights": weights}
-    if not exact:
-        taught = weights is not None
-        teacher = {"t_cfg": args.cfg if darknet else None, "t_weights": args.weights, "KDstr": 4} if taught else {}
-        return command_of("train.py", **flags, **teacher)
-    return command_of("test.py", **flags) if weights else command_of("-m utils.darknet.info", **flags)
+    if weights and exact:
+        return command_of("test.py", **flags)
+    teacher = {"t_cfg": args.cfg if darknet else None, "t_weights": args.weights, "KDstr": 4} if weights else {}
+    return command_of("train.py", **flags, **teacher)
 
 
 def text(document: Mapping[str, Any]) -> str:
     """The document for people."""
-    result = [f"--{name}: changes {count} blocks" for name, count in document["changes"].items()]
+    lines = [f"written: {path}" for path in (document["weights"], document["cfg"]) if path]
     if document["difference"] is not None:
-        result.append(f"heads differ by {document['difference']:.1e} in float64 where the rewrite is exact")
+        lines.append(f"exact rewrites: heads differ by {document['difference']:.1e} in float64")
     if not document["exact"]:
-        result.append("the network computes something else now; train it")
-    result += [f"written: {path}" for path in (document["weights"], document["cfg"]) if path]
-    return "\n".join([*result, f"next: {document['next']}"])
+        lines.append("the others change what the network computes: it must be trained again")
+    return "\n".join([*lines, f"next: {document['next']}"])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.cli import bounded, flag, integer, threshold
+from utils.darknet.targets import HARDWARE
 from utils.data.images import GREY
 from utils.model_files import cfg_of
 from utils.runtime.choice import KINDS
@@ -80,6 +81,7 @@ class ExportSettings:
     """The file that is made of a network."""
 
     format: str = flag("onnx", "kind of the file; weights is another name of darknet", choices=(*SUFFIXES, *ALIASES))
+    target: str | None = flag(None, "hardware that the network is checked for (default: none)", choices=tuple(HARDWARE))
     int8: bool = flag(False, "the integers that a quantized network was trained or calibrated with")
     sample: Path | None = flag(
         None, "picture that fpga and tflite are checked on (default: random)", type=Path, metavar="FILE"

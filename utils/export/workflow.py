@@ -32,6 +32,7 @@ from utils.darknet.blocks import BN_EPSILON, Convolutional, Network
 from utils.darknet.cfg import format_network
 from utils.darknet.data_file import Names, check_names
 from utils.darknet.network import OPENCV_EPSILON, max_stride, opencv_warning, trace
+from utils.darknet.targets import check
 from utils.detection.decode import decode
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import make_fpga
@@ -95,6 +96,8 @@ def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | Non
     network = loaded.model.network
     check_names(names, network, files.weights)
     check_quantization(loaded.quantization, settings, files.weights)
+    if settings.target:
+        log(*check(network, settings.target))
     default = network.net.height, network.net.width
     height, width = input_size(settings.sides, max_stride(network), default)
     trace(network, height, width)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from models import Darknet
 from utils.darknet.blocks import Network
+from utils.darknet.targets import check
 from utils.layers import Computing, ConvBlock, normalisation
-from utils.quantization.scheme import Grid, QuantSettings, check, conv_grids, passes
+from utils.quantization.scheme import Grid, QuantSettings, conv_grids, passes
 
 MOST_SHIFT = 15
 """Most places that a bias is shifted to the left: with 16 bits it then leaves half of 32 to the sum of products."""
@@ -392,7 +393,7 @@ def quantize(model: Darknet, settings: QuantSettings) -> Darknet:
         InputError: the target cannot compute an activation of the network.
     """
     network = model.network
-    check(network, settings)
+    check(network, settings.target)
     model.quantize_image = ActivationQuantizer(settings.activations(8))
     outputs: dict[int, ActivationQuantizer | None] = {-1: model.quantize_image}
     """Quantizer of the output of each block."""

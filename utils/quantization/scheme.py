@@ -19,13 +19,11 @@ from utils.darknet.blocks import (
     Se,
     Shortcut,
 )
-from utils.errors import InputError
+from utils.darknet.targets import HARDWARE
 
 LEAST_BITS, MOST_BITS = 2, 16
 RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
-SHIFTABLE = ("linear", "relu", "relu6", "leaky")
-"""Activations that an FPGA computes with shifts and additions."""
 SHIFT_FACTOR, SHIFT_PLACES = 13, 7
 SHIFT_SLOPE = SHIFT_FACTOR / 2**SHIFT_PLACES
 """Slope of leaky there: 0.1015625 in place of 0.1."""
@@ -96,10 +94,14 @@ U8 = Grid(8, signed=False, symmetric=False)
 S8 = Grid(8, narrow=False)
 """As integer arithmetic saturates."""
 SHIFTS = replace(S8, power_of_two=True)
+ARM = Target("ARM; signed activations", 8, Grid(8, symmetric=False))
+TFLITE = ("tflite", "edgetpu", "ethos-u")
+"""Targets whose integers are in TensorFlow Lite files; those of arm."""
 TARGETS = {
     "cpu": Target("x86 without VNNI; 7-bit weights, as pairs of products saturate in 16 bits", 7, U8),
     "cpu-vnni": Target("x86 with VNNI", 8, U8),
-    "arm": Target("ARM; signed activations", 8, Grid(8, symmetric=False)),
+    "arm": ARM,
+    **{name: replace(ARM, what=HARDWARE[name].what) for name in TFLITE},
     "tensorrt": Target("TensorRT; symmetric activations", 8, S8, rounds_before=False),
     "fpga": Target("shifts in place of scales", 8, SHIFTS, False, leaky_slope=SHIFT_SLOPE, head_bits=16),
 }
@@ -191,32 +193,6 @@ def rounded_convolutions(network: Network, settings: QuantSettings) -> tuple[int
     return tuple(index for index in convolutions if conv_grids(network, index, settings).weights is not None)
 
 
-def check(network: Network, settings: QuantSettings) -> None:
-    """Refuse a network that the target cannot compute.
-
-    Raises:
-        InputError: names the block.
-    """
-    for index, block in enumerate(network.blocks) if settings.kernels.power_of_two else ():
-        if reason := _needs_more_than_shifts(block):
-            raise InputError(f"{network.where(index)}: {reason}")
-
-
-def _needs_more_than_shifts(block: Block) -> str:
-    """Part of a block that neither integers nor shifts compute; empty if there is none."""
-    activation = getattr(block, "activation", "linear")
-    if activation not in SHIFTABLE:
-        allowed = ", ".join(SHIFTABLE)
-        return (
-            f"{activation} needs more than shifts; --target fpga takes {allowed}; take a cfg with leaky, such as "
-            "cfg/yolov4-leaky.cfg, and train it"
-        )
-    if isinstance(block, Se | Avgpool) or (isinstance(block, Shortcut) and block.weights_type != "none"):
-        kind = "a weighted shortcut" if isinstance(block, Shortcut) else f"[{type(block).__name__.lower()}]"
-        return f"{kind} needs more than shifts; take another --target, or a cfg without it"
-    return ""
-
-
 def simulated_only(settings: QuantSettings) -> str:
     """Reason why no int8 file can hold a network so quantized; empty if one can."""
     if settings.published:
@@ -235,7 +211,9 @@ def export_command(settings: QuantSettings, data: object, weights: str, **flags:
     """The command that exports the integers of a network so quantized, or measures it where no file holds them."""
     if settings.target != "fpga" and simulated_only(settings):
         return command_of("test.py", data=data, weights=weights, **flags)
-    form = {"format": settings.target} if settings.target in ("fpga", "tensorrt") else {"int8": True}
+    form: dict[str, Any] = {"int8": True, "format": "tflite" if settings.target in TFLITE else None}
+    if settings.target in ("fpga", "tensorrt"):
+        form = {"format": settings.target}
     return command_of("export.py", weights=weights, **form, **flags)
 
 

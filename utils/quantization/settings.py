@@ -8,6 +8,7 @@ from typing import Literal
 
 from utils.cli import bounded, flag, integer, points, positive_int, random_seed
 from utils.darknet.data_file import DataConfig
+from utils.darknet.targets import HARDWARE
 from utils.errors import DataError, InputError
 from utils.model_files import ModelFiles
 from utils.quantization.scheme import BIAS_BITS, LEAST_BITS, MOST_BITS, POLICIES, TARGETS, QuantSettings
@@ -40,7 +41,7 @@ class SchemeFlags:
     b_bit: int | None = flag(
         None, f"bits of biases, with --FPGA, {BITS} (default: {BIAS_BITS})", "--b_bit", type=bit_count, metavar="N"
     )
-    target: str | None = flag(None, f"integer kernels to round for; {KERNELS} (default: cpu)", choices=tuple(TARGETS))
+    target: str | None = flag(None, f"integer kernels to round for; {KERNELS} (default: cpu)", choices=tuple(HARDWARE))
     FPGA: bool = flag(False, "scales that are powers of two; the same as --target fpga", "--FPGA")
     quant_heads: str | None = flag(
         None, f"the detection convolutions and their outputs; {CHOICES} (default: 8)", choices=tuple(POLICIES)
@@ -66,6 +67,8 @@ class SchemeFlags:
         if self.FPGA and self.target not in (None, "fpga"):
             raise InputError(f"--target {self.target}: contradicts --FPGA; leave one of them out")
         target = "fpga" if self.FPGA else self.target or "cpu"
+        if target not in TARGETS:
+            raise InputError(f"--target {target}: {HARDWARE[target].tools} quantizes for it; export a float file")
         if self.b_bit and target != "fpga":
             raise InputError("--b_bit: goes with --FPGA; elsewhere biases have 32 bits")
         for name, policy in (("heads", self.quant_heads), ("first", self.quant_first)):

@@ -17,6 +17,7 @@ from utils.checkpoint import LoadedModel, load_model, model_document, write_chec
 from utils.cli import input_size, log
 from utils.darknet.blocks import Network
 from utils.darknet.network import max_stride, picture_channels
+from utils.darknet.targets import check
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.evaluate import Accuracy, measure_accuracy
@@ -34,7 +35,7 @@ from utils.quantization.calibration import (
     whole_noise,
 )
 from utils.quantization.quantizers import Phase, quantize, set_phase
-from utils.quantization.scheme import QuantSettings, check, notes, rounded_convolutions
+from utils.quantization.scheme import QuantSettings, notes, rounded_convolutions
 from utils.quantization.settings import AUTO, PICTURES, QuantRequest
 from utils.report.plots import plot_noise
 from utils.report.run_dir import RunDirectory
@@ -199,12 +200,11 @@ def load_float(request: QuantRequest) -> LoadedModel:
         raise InputError(f"{request.files.weights}: is quantized already; give the float weights it was made from")
     network = loaded.model.network
     request.files.check_classes(network, request.data)
-    check(network, request.scheme)
     count = len(rounded_convolutions(network, request.scheme))
     if request.keep_float > count:
         allowed = f"{count} convolutions are rounded; allowed is 1 to {count}"
         raise InputError(f"--keep-float {request.keep_float}: {allowed}")
-    log(*loaded.notes, *notes(request.scheme))
+    log(*loaded.notes, *notes(request.scheme), *check(network, request.scheme.target))
     return loaded
 
 

@@ -25,6 +25,7 @@ from utils.cli import (
 )
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig
+from utils.darknet.targets import check
 from utils.device import AMP
 from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import CheckpointError, InputError
@@ -33,7 +34,7 @@ from utils.flags import device_name, worker_count
 from utils.model_files import ModelFiles
 from utils.old_flags import OLD_FLAGS
 from utils.pruning.policy import SETS
-from utils.quantization.scheme import SCHEMES, QuantSettings, check, notes
+from utils.quantization.scheme import SCHEMES, QuantSettings, notes
 from utils.quantization.settings import SchemeFlags
 from utils.training.hyperparameters import Hyperparameters
 
@@ -436,8 +437,7 @@ def quantization(args: argparse.Namespace, network: Network) -> QuantSettings | 
         log("--quantized 3: is taken for 1, Google's scheme, as the README of earlier suites has it")
     flags = settings_from(args, QuantFlags)
     settings = flags.settings(SCHEMES.get(args.quantized, SCHEMES[1]), fold=flags.BN_Fold)
-    check(network, settings)
-    log(*notes(settings))
+    log(*notes(settings), *check(network, settings.target))
     return settings
 
 
