@@ -163,9 +163,12 @@ def tuned(goal: str, recipe: str = "balanced") -> Path:
 
 
 def machine(where: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what `place` reads, of an env.json or, once torch is loaded, of this process."""
+    """Return what `place` reads, of an env.json or of this process, whose version of torch names that of CUDA, too."""
+    import torch
+
+    version = where["packages"]["torch"] if where else torch.__version__
     where = where or environment()
-    packages = {"torch": where["packages"]["torch"], "commit": where["git_commit"]}
+    packages = {"torch": version, "commit": where["git_commit"]}
     return {"machine": where["cpu"], "gpus": where["gpus"], "threads": where["threads"], **packages}
 
 
