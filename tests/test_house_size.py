@@ -21,7 +21,7 @@ from utils.training import loop
 LIMITS = {
     "code lines of scripts, models.py, utils/": 18_310,
     "modules in utils/": 104,
-    "code lines of benchmarks/": 1_854,
+    "code lines of benchmarks/": 1_856,
     "code lines of tests/": 20_226,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
