@@ -133,7 +133,7 @@ def compare(common: Sequence[str], files: Mapping[str, object], *flags: str) -> 
         flags: more of its flags.
     """
     networks = [f"{name}={file}" for name, file in files.items()]
-    document = json.loads(python("-m", "benchmarks.compare", *common, *flags, *networks, "--json"))
+    document = json.loads(python("-m", "benchmarks.compare", *common, *networks, *flags, "--json"))
     return document | {"data": common[1].replace("{shared}", "../shared")}
 
 
