@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 18_310,
     "modules in utils/": 104,
     "code lines of benchmarks/": 1_856,
-    "code lines of tests/": 20_226,
+    "code lines of tests/": 20_262,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,

@@ -111,6 +111,14 @@ def test_pools_become_the_shortest_chain_and_stay_equal_to_the_bit(sides, chain)
     assert check(network, rewrite.chain_pools) == network
 
 
+def test_pools_of_different_halves_of_a_map_share_no_chain():
+    half = "[route]\nlayers=0\ngroups=2\ngroup_id={}\n"
+    pool = "[maxpool]\nsize=9\nstride=1\n"
+    network = one_head(CONV, half.format(0), pool, half.format(1), pool, "[route]\nlayers=2,4\n", CONV)
+    pools = [block for block in check(network, rewrite.chain_pools).blocks if isinstance(block, Maxpool)]
+    assert [pool.size for pool in pools] == [5, 5, 5, 5]
+
+
 def test_convolutions_come_before_the_upsampling_that_they_alone_read():
     network = one_head(CONV, "[upsample]\n", POINT, POINT, CONV, "[route]\nlayers=-2\n", "[upsample]\n", POINT, CONV)
     kinds = [type(block) for block in check(network, rewrite.late_upsampling).blocks]
