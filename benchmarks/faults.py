@@ -42,7 +42,7 @@ from utils.runtime.exported import read_onnx
 EXAMPLE = "python -m benchmarks.faults --hours 2 --seed 1 --json runs/faults/faults.json"
 KEPT, MOST = Path("runs/faults"), 20
 """Folder of the input that failed, and how much is kept of one kind and seed."""
-PATIENCE, LONG = 60.0, 600.0
+PATIENCE, LONG = 120.0, 600.0
 """Seconds after which a script hangs: one that reads a damaged file, and one that nothing hinders."""
 LEFT = 7.0
 """Seconds until the processes that a script has started end after it."""
@@ -50,7 +50,7 @@ MOST_MEMORY = 1 << 34
 """Bytes of addresses that a script may take."""
 SLICE = 10.0
 """Seconds of random input at a time, and most seconds for one."""
-FRESH = 0.1
+FRESH = 0.03
 """Share of scripts in a new interpreter. Others are forked from this one, which has imported all they need."""
 STATUSES = (0, 2, 3, 4, 5, 6)
 """Of scripts that nobody stopped."""
