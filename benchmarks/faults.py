@@ -212,7 +212,8 @@ def products(folder: Path) -> dict[str, str]:
     readers |= {".json": lambda path: read_json(path) and 0, ".onnx": lambda path: read_onnx(path) and sha256(path)}
     readers |= dict.fromkeys((".weights", ".tflite", ".bin"), sha256)
     files = [path for path in sorted(folder.rglob("[!.]*")) if path.suffix in readers]
-    return {str(path.relative_to(folder)): str(readers[path.suffix](path)) for path in files}
+    contents = {str(path.relative_to(folder)): str(readers[path.suffix](path)) for path in files}
+    return {path: content for path, content in contents.items() if not path.endswith("prev.pt")}  # a stop adds one
 
 
 def tensors(path: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -150,6 +151,37 @@ def test_every_script_ends_well_whatever_it_lacks(name, script, root, folder, fi
         flags = [*toy, *TRAIN, "--epochs", "1"] if script == "train" else script_flags(script, folder, files)
     done = surrounded(name, [f"{script}.py", *flags, *project], root)
     assert done.returncode in SURROUNDINGS[name][1], done.stderr
+
+
+@pytest.fixture
+def clone(root, tmp_path) -> Iterator[Path]:
+    """A copy of the project whose path has a space and in which nobody may write."""
+    clone = tmp_path / "my clone"
+    shutil.copytree(root / "utils", clone / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in root.glob("*.py"):
+        shutil.copy(path, clone)
+    for path in [clone, *clone.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield clone
+    for path in [clone, *clone.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+@pytest.mark.parametrize("script", ["slim_prune", pytest.param("compress", marks=pytest.mark.slow)])
+def test_a_clone_in_which_nobody_may_write_runs_from_elsewhere(script, clone, folder, files, tmp_path):
+    """With a space in its path; where the working directory cannot be written, one line says so."""
+    root = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if root and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere")
+    (tmp_path / "r.yaml").write_text("stages: {prune: {script: slim_prune, percent: 0.3, no-test: true}}")
+    flags = ["--recipe", str(tmp_path / "r.yaml")] if script == "compress" else ["--percent", "0.3", "--no-test"]
+    command = [*root, sys.executable, str(clone / f"{script}.py"), *files, "--data", str(folder / "d.data"), *flags]
+    refused = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "my clone is no folder that can be written; choose another one" in refused.stderr
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs").glob("*/*/**/model.cfg"))
 
 
 CLOCKS = {

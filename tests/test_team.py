@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -61,13 +62,13 @@ calls = []
 def stopped(rows, settings):
     calls.append(1)
     if os.environ["RANK"] == "1" and len(calls) > 1:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, os.environ.get("SIGNAL", "SIGINT")))
     return suppressed(rows, settings)
 
 evaluate.suppressed = stopped
 runpy.run_path("train.py", run_name="__main__")
 """
-"""train.py, whose second process gets Ctrl-C while all evaluate after the first epoch."""
+"""train.py, whose second process gets Ctrl-C, or $SIGNAL, while all evaluate after the first epoch."""
 FULL = f"""
 import os, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -133,6 +134,14 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy,
     assert stopped.returncode != 0
     assert "SIGINT after epoch 0, batch 2: saved; --resume" in stopped.stderr
     resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
+
+    environment, begun = {**os.environ, "SIGNAL": "SIGKILL"}, time.monotonic()
+    killed = torchrun(*flags, "--name", "killed", script=tmp_path / "stopped.py", environment=environment)
+    assert killed.returncode != 0 and time.monotonic() - begun < 120, "the other one ends, too"
+    assert "Signal 9 (SIGKILL)" in killed.stderr and "utils/training" not in killed.stderr, killed.stderr
+    resumed = torchrun("--resume", str(tmp_path / "two" / "killed"), "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
 
