@@ -18,7 +18,7 @@ import pytest
 from tests.nets import TINY
 from utils.darknet.data_file import load_data
 from utils.data import doctor
-from utils.data.index import EFFECTS, KINDS
+from utils.data.findings import EFFECTS, KINDS
 from utils.data.toy import OUTLINES, ToyRecipe, build
 from utils.errors import DataError, InputError
 

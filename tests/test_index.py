@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
-from utils.data.index import EXAMPLES, index, label_path, list_images, parse_labels
+from utils.data.index import index, label_path, list_images, parse_labels
 from utils.errors import DataError
 
 NAMES = ("cat", "dog", "cow")
@@ -343,6 +344,7 @@ def same_times(path, text: str) -> None:
 def test_an_edited_label_of_the_same_size_and_time_is_seen(data_set, tmp_path):
     source = data_set("a.png", encoded())
     index(source, NAMES, cache_dir=tmp_path / "cache")
+    time.sleep(0.02)  # the kernel's clock for files ticks every few milliseconds
     same_times(data_set.root / "labels" / "a.txt", GOOD.replace("1", "2", 1))
     assert index(source, NAMES, cache_dir=tmp_path / "cache").labels[0][0, 0] == 2
     assert len(index(source, NAMES[:2], cache_dir=tmp_path / "cache", require=False)) == 0
@@ -353,7 +355,7 @@ def test_an_edited_picture_is_seen(data_set, tmp_path):
     path, data = data_set.root / "images" / "a.png", encoded()
     index(source, NAMES, cache_dir=tmp_path / "cache")
     status = path.stat()
-    time.sleep(0.02)  # the kernel's clock for files ticks every few milliseconds
+    time.sleep(0.02)
     path.write_bytes(bytes(len(data)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     found = index(source, NAMES, cache_dir=tmp_path / "cache", require=False)
@@ -426,20 +428,43 @@ def test_what_was_checked_before_a_kill_is_not_checked_again(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda document: "no json",
-        lambda document: "[1, 2]",
-        lambda document: "[" * 100_000,
-        lambda document: json.dumps({**document, "key": [0]}),
-        lambda document: json.dumps({**document, "pictures": {"a": [1, 2]}}),
-        lambda document: json.dumps({**document, "pictures": {key: ["x"] * 8 for key in document["pictures"]}}),
+        lambda arrays: {},
+        lambda arrays: {**arrays, "text": np.zeros(9, np.uint8)},
+        lambda arrays: {**arrays, "text": np.frombuffer(b"[" * 100_000, np.uint8)},
+        lambda arrays: {**arrays, "text": np.frombuffer(b"[[0], 3, [], []]", np.uint8)},
+        lambda arrays: {**arrays, "stamps": arrays["stamps"][:, :3]},
+        lambda arrays: {**arrays, "sizes": arrays["sizes"].astype(float)[:0]},
+        lambda arrays: {**arrays, "boxes bounds": arrays["boxes bounds"][:-1]},
+        lambda arrays: {**arrays, "stamps": np.array([{}], object)},
     ],
 )
 def test_a_damaged_or_foreign_cache_counts_as_empty(damage, data_set, tmp_path):
     source = data_set("a.png", encoded())
     first = index(source, NAMES, cache_dir=tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
-    path.write_text(damage(json.loads(path.read_text())))
+    np.savez(path, **damage(dict(np.load(path))))
     assert index(source, NAMES, cache_dir=tmp_path / "cache").findings == first.findings
+
+
+def test_a_cache_with_a_flipped_bit_counts_as_empty(data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    first = index(source, NAMES, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    data = path.read_bytes()
+    for at in random.Random(0).sample(range(len(data)), 100):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        again = index(source, NAMES, cache_dir=tmp_path / "cache")
+        assert (again.findings, again.fingerprint()) == (first.findings, first.fingerprint())
+
+
+def test_what_was_kept_for_other_names_is_read_again_and_no_picture_decoded(data_set, tmp_path, monkeypatch):
+    source = data_set("a.png", encoded())
+    data_set("b.png", encoded(), GOOD.replace("1", "9", 1))
+    many = ["x"] * 10
+    anew = [index(source, names, cache_dir=None).findings for names in (many, NAMES)]
+    index(source, NAMES, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("utils.data.index.check_image", None)
+    assert [index(source, names, cache_dir=tmp_path / "cache").findings for names in (many, NAMES)] == anew
 
 
 def test_a_cache_folder_that_cannot_be_made_is_no_error(data_set, tmp_path):
@@ -451,7 +476,7 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(data_set, tmp_path):
 def test_the_default_cache_lies_in_the_users_cache_folder(data_set, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     index(data_set("a.png", encoded()), NAMES)
-    assert len(list((tmp_path / "home" / "darknet-compression").glob("pictures-*.json"))) == 1
+    assert len(list((tmp_path / "home" / "darknet-compression").glob("pictures-*.npz"))) == 1
 
 
 def test_real_data_sets_have_the_counts_of_their_readme(shared):

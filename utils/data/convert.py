@@ -20,8 +20,9 @@ import numpy as np
 from utils.cli import Parser, ProgressBar, fraction, print_json, random_seed, run
 from utils.darknet.data_file import load_names, write_data_file
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocReader, read_coco, read_oxford
+from utils.data.findings import first_places
 from utils.data.images import PictureError, shown_size
-from utils.data.index import DIGITS, IGNORED, first_places, label_line
+from utils.data.index import DIGITS, IGNORED, label_line
 from utils.errors import DataError, InputError
 from utils.files import new_folder
 

@@ -25,7 +25,8 @@ from utils.darknet.cfg import load
 from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.network import max_stride, strides
 from utils.data.anchors import RATIO, box_sizes, fit_quality
-from utils.data.index import EFFECTS, KINDS, LONG, TWIN_IOU, Index, first_places, index, totals_text
+from utils.data.findings import EFFECTS, KINDS, LONG, TWIN_IOU, first_places
+from utils.data.index import Index, index, totals_text
 from utils.errors import DataError
 from utils.files import sha256
 

@@ -54,7 +54,7 @@ ORIENTATION, FIRST_TURNED = 0x0112, 5
 
 
 class PictureError(DataError):
-    """A picture that cannot be used; `kind` is a key of `index.KINDS`."""
+    """A picture that cannot be used; `kind` is a key of `findings.KINDS`."""
 
     def __init__(self, path: Path | str, kind: str, detail: str) -> None:
         super().__init__(f"{path}: {detail}")

@@ -1,9 +1,9 @@
 """Pictures and labels of a data set, each checked once; nothing of the data set is written or changed.
 
-What is known of a picture is kept, so that a large data set is decoded once and not at every start, whatever ends a
-script: its size or what is wrong with it, under its path, size, times and inode number. Labels are read each time, so
-an edited label cannot be missed. The file is JSON, lies in the user's cache folder and never in the data set. One that
-is missing, damaged or made by another version counts as empty, and a folder that cannot be written is no error.
+What is known of a picture and its label files is kept, so that a large data set is decoded once and not at every start,
+whatever ends a script: sizes, boxes and what is wrong, under the path, sizes, times and inode numbers. The file holds
+arrays of NumPy, lies in the user's cache folder and never in the data set. One that is missing, damaged or made by
+another version counts as empty, and a folder that cannot be written is no error.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import hashlib
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
+from itertools import pairwise, starmap
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -25,10 +28,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.cli import ProgressBar, log, one_line
+from utils.cli import ProgressBar, log
+from utils.data.findings import EFFECTS, KINDS, Finding, first_places
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError
-from utils.files import atomic_write_bytes, foreign_errors, read_bytes, regular_file, starting_points
+from utils.files import atomic_path, foreign_errors, read_bytes, regular_file, starting_points
 from utils.memory import PackedBoxes, PackedPaths
 
 Source = str | Path
@@ -42,21 +46,18 @@ IGNORED = "ignored"
 LARGEST_LIST = 1 << 28
 """Largest list file read, in bytes."""
 CACHE_FOLDER = "darknet-compression"
-CACHE_KEY = [2, cv2.__version__, MAX_PIXELS]
+CACHE_KEY = [3, cv2.__version__, MAX_PIXELS]
 """Version of the format, and what verdicts depend on beside the picture."""
 STORED_EVERY = 20.0
-"""Seconds of checking that a kill may cost; storing the verdicts on 118 000 pictures takes half a second."""
+"""Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
 LARGEST_CACHE = 1 << 30
-"""Bytes of a cache file that is still read; a million pictures take about 150 MB."""
+"""Bytes of a cache file that is still read; a million pictures take about 300 MB."""
+NO_FILE, UNREAD = (0, 0, 0, 0), (-1, -1, -1, -1)
+"""Stamps of a label file that is not there, and of one that was not read yet."""
 
 
 Boxes = NDArray[np.float32]
 """[n, 5]: class, cx, cy, w, h; the last four as shares of the picture's width and height, 0..1."""
-Severity = Literal["fatal", "warning", "note"]
-EFFECTS: Mapping[Severity, str] = {"fatal": "image left out", "warning": "left out", "note": "used"}
-"""Severities from the worst, and the effect on what was found."""
-EXAMPLES = 3
-"""Places named for each kind of finding."""
 LARGEST_LABEL = 1 << 24
 """Largest label file read, in bytes."""
 DIGITS = 6
@@ -65,87 +66,6 @@ ROUNDING = 1e-3
 """Label values this far outside 0..1 come from rounding, and are clipped."""
 SAMPLE = 20
 """Entries of a list from which it is told what they are relative to."""
-TWIN_IOU = 0.95
-"""Two boxes of a class that overlap by more are one object labelled twice."""
-LONG = 4.0
-"""Ratio of the sides of a picture from which a letterbox leaves less than a quarter of the input to it."""
-
-
-class Advice(NamedTuple):
-    """Severity of a kind of finding, and the way out as a text."""
-
-    severity: Severity
-    text: str
-
-
-_WRONG_LABEL = "correct the line: a wrong label leaves its whole picture out"
-_BAD_PICTURE = "save or fetch the picture again, or take it off the list"
-KINDS: Mapping[str, Advice] = {
-    "wrong path": Advice("fatal", "paths are relative to the file that names them, or to the working directory"),
-    "no pictures": Advice("fatal", "name pictures in the list, folder or pattern"),
-    "nothing usable": Advice("fatal", "correct what is found below"),
-    "no boxes": Advice("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
-    "same file in train and val": Advice("fatal", "take it off one list: results on it say nothing"),
-    "identical pictures in train and val": Advice("fatal", "take one off its list: results on it say nothing"),
-    "missing image": Advice("fatal", "paths in a list are relative to the list, or to the working directory"),
-    "not a file": Advice("fatal", "take it off the list"),
-    "unreadable image": Advice("fatal", "look at the file's permissions"),
-    "empty image": Advice("fatal", _BAD_PICTURE),
-    "unknown image format": Advice("fatal", "save it as PNG, JPEG, BMP, WebP, GIF or TIFF"),
-    "unsupported pixel values": Advice("fatal", "save it with 8 or 16 bits a channel"),
-    "oversized image": Advice("fatal", "scale it down"),
-    "damaged image": Advice("fatal", _BAD_PICTURE),
-    "unreadable label file": Advice("fatal", "look at the file's permissions and size"),
-    "not a text file": Advice("fatal", "save it as UTF-8"),
-    "wrong column count": Advice(
-        "fatal", "a row is class cx cy w h; a sixth column is a confidence, and more are a polygon: write its box"
-    ),
-    "not a number": Advice("fatal", _WRONG_LABEL),
-    "fractional class": Advice("fatal", _WRONG_LABEL),
-    "negative class": Advice("fatal", "classes count from 0"),
-    "class beyond names": Advice("fatal", "add the name, or correct the class; classes count from 0"),
-    "out of range": Advice("fatal", "boxes are shares of the picture, 0..1, not pixels"),
-    "negative size": Advice("fatal", _WRONG_LABEL),
-    "listed twice": Advice("warning", "it is used once"),
-    "zero-size box": Advice("warning", "the row is left out"),
-    "duplicate row": Advice("warning", "the second is left out"),
-    "no validation pictures": Advice("warning", "nothing is evaluated, and best.pt is the last epoch"),
-    "identical pictures in one split": Advice("warning", "they count twice; take one off the list"),
-    "most label files missing": Advice("warning", "these pictures teach that nothing is there; look where labels lie"),
-    "class without a box in train": Advice("warning", "it cannot be learnt"),
-    "class without a box in val": Advice("warning", "it is not measured; mAP is the mean over the others"),
-    "object labelled twice": Advice("warning", f"boxes of a class that overlap by more than {TWIN_IOU:g}; delete one"),
-    "box beyond the picture": Advice("warning", "it is cut to the picture; look whether boxes are of another size"),
-    "many boxes smaller than a cell": Advice("warning", "train at a larger --img_size, or with a head of finer stride"),
-    "anchors do not fit": Advice("warning", "train.py --auto-anchors clusters them again"),
-    "very long picture": Advice("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
-    "rounded label": Advice("note", "values less than 0.001 outside 0..1 are clipped"),
-    "boxes smaller than a cell": Advice("note", "expect to miss them"),
-    "other class count": Advice("note", "train.py adapts the heads"),
-    "no label file": Advice("note", "a picture without objects"),
-    "empty label file": Advice("note", "a picture without objects"),
-}
-"""Every kind of finding of `index` and of the doctor, the worst first.
-
-A label that says something else than it means is fatal to its image: the picture without that box would teach that
-there is nothing. A row that says nothing (zero size, a duplicate) only leaves itself out.
-"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something found in a data set."""
-
-    kind: str
-    """A key of `KINDS`."""
-    place: str
-    """File, or FILE:LINE."""
-    detail: str = ""
-
-    @property
-    def severity(self) -> Severity:
-        """Severity of its kind."""
-        return KINDS[self.kind].severity
 
 
 def totals_text(counts: Mapping[str, Any]) -> str:
@@ -157,12 +77,6 @@ def totals_text(counts: Mapping[str, Any]) -> str:
     )
 
 
-def first_places(places: Sequence[str]) -> str:
-    """The first places, and how many more there are."""
-    more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
-    return ", ".join(map(one_line, places[:EXAMPLES])) + more
-
-
 class Verdict(NamedTuple):
     """Result of checking one picture: its size, or what is wrong with it."""
 
@@ -171,6 +85,16 @@ class Verdict(NamedTuple):
     kind: str = ""
     """A key of `KINDS`; empty if the picture is good."""
     detail: str = ""
+
+
+class Record(NamedTuple):
+    """What is known of one picture and its label files."""
+
+    verdict: Verdict
+    boxes: Boxes
+    ignored: Boxes
+    flaws: Sequence[Finding]
+    """Of its label files."""
 
 
 @dataclass(frozen=True)
@@ -276,15 +200,13 @@ def index(
     paths = list(dict.fromkeys(listed))
     findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
     images, labels, ignored, shapes = [], [], [], []
-    beside = _labels_lie_beside(paths)
-    for path, verdict in zip(paths, _verdicts(paths, _cache_file(cache_dir, sources)), strict=True):
+    records = _records(paths, _labels_lie_beside(paths), len(names), _cache_file(cache_dir, sources))
+    for path, (verdict, boxes, ignored_boxes, flaws) in zip(paths, records, strict=True):
         if verdict.kind:
             findings.append(Finding(verdict.kind, path, verdict.detail))
             continue
-        boxes, flaws = read_labels(_beside(path) if beside else label_path(path), len(names))
-        ignored_boxes, ignored_flaws = _read_ignored(path, len(names))
-        findings += flaws + ignored_flaws
-        if all(finding.severity != "fatal" for finding in flaws + ignored_flaws):
+        findings += flaws
+        if not flaws or all(finding.severity != "fatal" for finding in flaws):
             images.append(path)
             labels.append(boxes)
             ignored.append(ignored_boxes)
@@ -325,12 +247,17 @@ def label_path(image: str, kind: str = "labels") -> str:
     `JPEGImages` counts as `images`. Where the path has neither, the label file lies beside the picture.
     """
     folder, name = os.path.split(image)
+    return os.path.join(_label_folder(folder, kind), os.path.splitext(name)[0] + ".txt")
+
+
+@lru_cache(1 << 16)
+def _label_folder(folder: str, kind: str) -> str:
     parts = folder.split(os.sep)
     for position in reversed(range(len(parts))):
         if parts[position] in IMAGE_FOLDERS:
             parts[position] = kind
             break
-    return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
+    return os.sep.join(parts)
 
 
 def _beside(image: str) -> str:
@@ -360,10 +287,12 @@ def _read_list(path: str) -> Iterator[str]:
     lines = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
     folder, slashes = _base(path, [line.strip() for line in lines[:SAMPLE]])
     for line in lines:
-        if slashes:
-            line = line.replace("\\", "/")
-        entry, stripped = (os.path.join(folder, text) for text in (line, line.strip()))
-        yield os.path.normpath(entry if entry == stripped or os.path.exists(entry) else stripped)
+        line = line.replace("\\", "/") if slashes else line
+        stripped = line.strip()
+        entry = os.path.join(folder, stripped)
+        if line != stripped and os.path.exists(os.path.join(folder, line)):
+            entry = os.path.join(folder, line)
+        yield os.path.normpath(entry)
 
 
 def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
@@ -404,14 +333,18 @@ def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Sour
     """File of the verdicts on a data set; None keeps nothing."""
     folder = default_folder() if folder == "default" else folder
     digest = hashlib.sha256(os.fsencode("\n".join(map(os.path.abspath, sources)))).hexdigest()[:32]
-    return folder / f"pictures-{digest}.json" if folder else None
+    return folder / f"pictures-{digest}.npz" if folder else None
 
 
-def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
-    """Verdict on each picture: from the cache where its stamp is unchanged, else by decoding it."""
-    known = _load_entries(cache) if cache else {}
-    stamps = {path: stamp(path) for path in paths}
-    verdicts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
+def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | None) -> list[Record]:
+    """What is known of each picture: from the cache where no file has changed, else by decoding and reading."""
+    known = _load_records(cache, classes) if cache else {}
+    stamps = dict(zip(paths, _stamps(paths, beside), strict=True))
+    same = [path for path in paths if path in known and known[path][0][:4] == stamps[path][:4]]
+    verdicts = {path: known[path][1].verdict for path in same}
+    records = {path: known[path][1] for path in same if known[path][0] == stamps[path]}
+    if len(records) == len(paths):
+        return list(records.values())
     unknown, stored = [path for path in paths if path not in verdicts], monotonic()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding releases the GIL
     progress = ProgressBar("checking pictures", pool.map(_check, unknown), len(unknown), "pictures")
@@ -419,32 +352,86 @@ def _verdicts(paths: Sequence[str], cache: Path | None) -> list[Verdict]:
         for path, verdict in zip(unknown, progress, strict=True):
             verdicts[path] = verdict
             if cache and monotonic() > stored + STORED_EVERY:
-                _store_entries(cache, stamps, verdicts)
+                _store_records(cache, classes, stamps, verdicts, records)
                 stored = monotonic()
+        for path in paths:
+            if path not in records:
+                boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
+                ignored, ignored_flaws = _read_ignored(path, classes)
+                records[path] = Record(verdicts[path], boxes, ignored, flaws + ignored_flaws)
     finally:
         pool.shutdown(cancel_futures=True)
-        if unknown and cache:
-            _store_entries(cache, stamps, verdicts)
-    return [verdicts[path] for path in paths]
+        if cache:
+            _store_records(cache, classes, stamps, verdicts, records)
+    return [records[path] for path in paths]
 
 
-def _load_entries(cache: Path) -> dict[str, tuple[Stamp, Verdict]]:
-    """Stamp and verdict of each path. Empty if there is nothing usable."""
-    with suppress(DataError), foreign_errors(cache, "no verdicts", DataError):
-        if cache.is_file() and cache.stat().st_size <= LARGEST_CACHE:
-            document = json.loads(cache.read_bytes())
-            if document["key"] == CACHE_KEY:
-                entries = document["pictures"].items()
-                return {path: (tuple(entry[:4]), Verdict(*entry[4:])) for path, entry in entries}
+def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
+    """Stamps of each picture, its label file and the one of ignored boxes; empty if there is no such picture."""
+    ignored_folders: dict[str, bool] = {}
+    for path in paths:
+        ignored = label_path(path, IGNORED)
+        folder = os.path.dirname(ignored)
+        if folder not in ignored_folders:
+            ignored_folders[folder] = os.path.isdir(folder)
+        label = stamp(_beside(path) if beside else label_path(path)) or NO_FILE
+        marked = ignored_folders[folder] and stamp(ignored)
+        picture = stamp(path)
+        yield (*picture, *label, *(marked or NO_FILE)) if picture else ()
+
+
+def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...], Record]]:
+    """Stamps and record of each path. Empty if there is nothing usable."""
+    if not cache.is_file() or cache.stat().st_size > LARGEST_CACHE:
+        return {}
+    with suppress(DataError), foreign_errors(cache, "nothing that is known", DataError), np.load(cache) as arrays:
+        key, named, kinds, flaws = json.loads(arrays["text"].tobytes())
+        if key == CACHE_KEY:
+            verdicts = list(starmap(Verdict, arrays["sizes"].tolist()))
+            for number, *reason in kinds:
+                verdicts[number] = Verdict(0, 0, *reason)
+            by_picture: dict[int, list[Finding]] = defaultdict(list)
+            for number, *flaw in flaws:
+                by_picture[number].append(Finding(*flaw))
+            stamps = arrays["stamps"].astype(np.int64, casting="safe")
+            if named != classes:
+                stamps[:, 4:] = UNREAD[0]
+            boxes = [_parts(arrays[name], arrays[f"{name} bounds"]) for name in ("boxes", "ignored")]
+            records = map(Record, verdicts, *boxes, [by_picture.get(number, ()) for number in range(len(stamps))])
+            paths = os.fsdecode(arrays["paths"].tobytes()).split("\0")
+            return dict(zip(paths, zip(map(tuple, stamps.tolist()), records, strict=True), strict=True))
     return {}
 
 
-def _store_entries(cache: Path, stamps: Mapping[str, Stamp | None], verdicts: Mapping[str, Verdict]) -> None:
+def _parts(rows: Boxes, bounds: NDArray[np.int64]) -> list[Boxes]:
+    return [rows[start:end] for start, end in pairwise(bounds.tolist())]
+
+
+def _store_records(
+    cache: Path,
+    classes: int,
+    stamps: Mapping[str, tuple[int, ...]],
+    verdicts: Mapping[str, Verdict],
+    records: Mapping[str, Record],
+) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
-    entries = {path: [*mark, *verdicts[path]] for path, mark in stamps.items() if mark and path in verdicts}
+    paths = [path for path, verdict in verdicts.items() if stamps[path]]
+    nothing = Record(Verdict(0, 0), *[np.zeros((0, 5), np.float32)] * 2, ())
+    known = [records.get(path, nothing) for path in paths]
+    marks = [stamps[path] if path in records else (*stamps[path][:4], *UNREAD, *UNREAD) for path in paths]
+    kinds = [[number, *verdicts[path][2:]] for number, path in enumerate(paths) if verdicts[path].kind]
+    flaws = [[number, *astuple(flaw)] for number, record in enumerate(known) for flaw in record.flaws]
+    text = json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii")
+    boxes, ignored = PackedBoxes(record.boxes for record in known), PackedBoxes(record.ignored for record in known)
+    arrays = {"boxes": boxes.rows, "boxes bounds": boxes.bounds, "ignored": ignored.rows}
+    arrays |= {"ignored bounds": ignored.bounds, "stamps": np.array(marks, np.int64).reshape(-1, 12)}
+    arrays |= {"sizes": np.array([verdicts[path][:2] for path in paths], np.int64).reshape(-1, 2)}
+    arrays |= {"text": np.frombuffer(text, np.uint8)}
+    arrays |= {"paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8)}
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(cache, json.dumps({"key": CACHE_KEY, "pictures": entries}).encode("ascii"))
+        with atomic_path(cache) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
 
 
 def _check(path: str) -> Verdict:
