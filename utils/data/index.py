@@ -52,8 +52,9 @@ STORED_EVERY = 20.0
 """Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
 LARGEST_CACHE = 1 << 30
 """Bytes of a cache file that is still read; a million pictures take about 300 MB."""
-NO_FILE, UNREAD = (0, 0, 0, 0), (-1, -1, -1, -1)
-"""Stamps of a label file that is not there, and of one that was not read yet."""
+UNREAD, NO_FILE = (-1,) * 8, (0,) * 4
+"""Stamps of two label files that were not read yet, and of one that is not there."""
+NO_BOXES = np.zeros((0, 5), np.float32)
 
 
 Boxes = NDArray[np.float32]
@@ -338,32 +339,28 @@ def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Sour
 
 def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | None) -> list[Record]:
     """What is known of each picture: from the cache where no file has changed, else by decoding and reading."""
-    known = _load_records(cache, classes) if cache else {}
+    kept = _load_records(cache, classes) if cache else {}
     stamps = dict(zip(paths, _stamps(paths, beside), strict=True))
-    same = [path for path in paths if path in known and known[path][0][:4] == stamps[path][:4]]
-    verdicts = {path: known[path][1].verdict for path in same}
-    records = {path: known[path][1] for path in same if known[path][0] == stamps[path]}
-    if len(records) == len(paths):
-        return list(records.values())
-    unknown, stored = [path for path in paths if path not in verdicts], monotonic()
+    known = {path: kept[path] for path in paths if path in kept and kept[path][0][:4] == stamps[path][:4]}
+    unknown, stored = [path for path in paths if path not in known], monotonic()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding releases the GIL
     progress = ProgressBar("checking pictures", pool.map(_check, unknown), len(unknown), "pictures")
+    changed = [path for path in paths if path not in known or known[path][0] != stamps[path]]
     try:
         for path, verdict in zip(unknown, progress, strict=True):
-            verdicts[path] = verdict
+            known[path] = stamps[path][:4] + UNREAD, Record(verdict, NO_BOXES, NO_BOXES, ())
             if cache and monotonic() > stored + STORED_EVERY:
-                _store_records(cache, classes, stamps, verdicts, records)
+                _store_records(cache, classes, known)
                 stored = monotonic()
-        for path in paths:
-            if path not in records:
-                boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
-                ignored, ignored_flaws = _read_ignored(path, classes)
-                records[path] = Record(verdicts[path], boxes, ignored, flaws + ignored_flaws)
+        for path in changed:
+            boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
+            ignored, ignored_flaws = _read_ignored(path, classes)
+            known[path] = stamps[path], Record(known[path][1].verdict, boxes, ignored, flaws + ignored_flaws)
     finally:
         pool.shutdown(cancel_futures=True)
-        if cache:
-            _store_records(cache, classes, stamps, verdicts, records)
-    return [records[path] for path in paths]
+        if changed and cache:
+            _store_records(cache, classes, known)
+    return [known[path][1] for path in paths]
 
 
 def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
@@ -382,7 +379,7 @@ def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
 
 def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...], Record]]:
     """Stamps and record of each path. Empty if there is nothing usable."""
-    if not cache.is_file() or cache.stat().st_size > LARGEST_CACHE:
+    if not os.path.isfile(cache) or os.path.getsize(cache) > LARGEST_CACHE:
         return {}
     with suppress(DataError), foreign_errors(cache, "nothing that is known", DataError), np.load(cache) as arrays:
         key, named, kinds, flaws = json.loads(arrays["text"].tobytes())
@@ -395,7 +392,7 @@ def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...],
                 by_picture[number].append(Finding(*flaw))
             stamps = arrays["stamps"].astype(np.int64, casting="safe")
             if named != classes:
-                stamps[:, 4:] = UNREAD[0]
+                stamps[:, 4:] = UNREAD
             boxes = [_parts(arrays[name], arrays[f"{name} bounds"]) for name in ("boxes", "ignored")]
             records = map(Record, verdicts, *boxes, [by_picture.get(number, ()) for number in range(len(stamps))])
             paths = os.fsdecode(arrays["paths"].tobytes()).split("\0")
@@ -407,31 +404,25 @@ def _parts(rows: Boxes, bounds: NDArray[np.int64]) -> list[Boxes]:
     return [rows[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def _store_records(
-    cache: Path,
-    classes: int,
-    stamps: Mapping[str, tuple[int, ...]],
-    verdicts: Mapping[str, Verdict],
-    records: Mapping[str, Record],
-) -> None:
+def _store_records(cache: Path, classes: int, known: Mapping[str, tuple[tuple[int, ...], Record]]) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
-    paths = [path for path, verdict in verdicts.items() if stamps[path]]
-    nothing = Record(Verdict(0, 0), *[np.zeros((0, 5), np.float32)] * 2, ())
-    known = [records.get(path, nothing) for path in paths]
-    marks = [stamps[path] if path in records else (*stamps[path][:4], *UNREAD, *UNREAD) for path in paths]
-    kinds = [[number, *verdicts[path][2:]] for number, path in enumerate(paths) if verdicts[path].kind]
-    flaws = [[number, *astuple(flaw)] for number, record in enumerate(known) for flaw in record.flaws]
-    text = json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii")
-    boxes, ignored = PackedBoxes(record.boxes for record in known), PackedBoxes(record.ignored for record in known)
+    paths = [path for path, (marks, _) in known.items() if len(marks) == 12]
+    records = [known[path][1] for path in paths]
+    kinds = [[number, *record.verdict[2:]] for number, record in enumerate(records) if record.verdict.kind]
+    flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
+    boxes, ignored = PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
     arrays = {"boxes": boxes.rows, "boxes bounds": boxes.bounds, "ignored": ignored.rows}
-    arrays |= {"ignored bounds": ignored.bounds, "stamps": np.array(marks, np.int64).reshape(-1, 12)}
-    arrays |= {"sizes": np.array([verdicts[path][:2] for path in paths], np.int64).reshape(-1, 2)}
-    arrays |= {"text": np.frombuffer(text, np.uint8)}
+    arrays |= {
+        "ignored bounds": ignored.bounds,
+        "sizes": np.array([record.verdict[:2] for record in records], np.int64),
+    }
+    arrays |= {"stamps": np.array([known[path][0] for path in paths], np.int64)}
+    arrays |= {"text": np.frombuffer(json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii"), np.uint8)}
     arrays |= {"paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8)}
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 def _check(path: str) -> Verdict:
@@ -445,7 +436,7 @@ def _read_ignored(image: str, classes: int) -> tuple[Boxes, list[Finding]]:
     """Ignored boxes of a picture, and what is wrong with them; a picture without a file has none."""
     path = label_path(image, IGNORED)
     if path == label_path(image):  # labels lie beside the pictures
-        return np.zeros((0, 5), np.float32), []
+        return NO_BOXES, []
     boxes, findings = read_labels(path, classes)
     return boxes, [finding for finding in findings if finding.severity != "note"]
 
@@ -466,17 +457,16 @@ def _refuse(pictures: Index, sources: Sequence[Source], *, strict: bool, require
 
 def read_labels(path: str, classes: int) -> tuple[Boxes, list[Finding]]:
     """Boxes of one label file, and what was found in it."""
-    nothing = np.zeros((0, 5), np.float32)
     if not os.path.lexists(path):
-        return nothing, [Finding("no label file", path)]
+        return NO_BOXES, [Finding("no label file", path)]
     try:
         data = read_bytes(path, DataError, LARGEST_LABEL)
     except DataError as failure:
-        return nothing, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
+        return NO_BOXES, [Finding("unreadable label file", path, str(failure).removeprefix(f"{path}: "))]
     if not data.strip():
-        return nothing, [Finding("empty label file", path)]
+        return NO_BOXES, [Finding("empty label file", path)]
     if b"\0" in data:
-        return nothing, [Finding("not a text file", f"{path}:1", "holds zero bytes; UTF-16?")]
+        return NO_BOXES, [Finding("not a text file", f"{path}:1", "holds zero bytes; UTF-16?")]
     return parse_labels(data, path, classes)
 
 
