@@ -33,11 +33,11 @@ from utils.export.onnx_graph import onnx_model
 from utils.export.settings import ExportSettings
 from utils.export.verify import prove_onnx
 from utils.layers import ConvBlock
-from utils.quantization.scheme import TARGETS, QuantSettings
+from utils.quantization.scheme import TARGETS, TFLITE, QuantSettings
 from utils.runtime.choice import choose_runtime
 from utils.runtime.exported import Metadata, read_onnx
 
-INTEGRAL = tuple(name for name in TARGETS if name != "fpga")
+INTEGRAL = tuple(name for name in TARGETS if name not in ("fpga", *TFLITE))
 INT8 = ExportSettings(int8=True)
 
 

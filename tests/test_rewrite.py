@@ -195,7 +195,11 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(source, tmp_path, flags, 
 
 
 def test_files_that_exist_or_have_another_suffix_are_refused(source, tmp_path):
-    for name, message in (("net.cfg", "net.cfg exists"), ("net.weights", "the name of a cfg ends in .cfg")):
+    for name, message in (
+        ("net.cfg", "net.cfg exists"),
+        ("net.weights", "that ends in .cfg"),
+        ("a/b.cfg", "in a folder"),
+    ):
         with pytest.raises(InputError, match=message):
             source("--pools", "chained", output=tmp_path / name)
     (tmp_path / "new.weights").touch()

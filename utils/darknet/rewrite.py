@@ -66,8 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.pools or args.upsample or args.activation or args.drop_se):
         raise InputError("nothing to rewrite; give --activation, --pools, --upsample or --drop-se")
-    if args.output.suffix != ".cfg":
-        raise InputError(f"--output {args.output}: the name of a cfg ends in .cfg")
+    if args.output.suffix != ".cfg" or not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: give a name that ends in .cfg, in a folder that is there")
     return args
 
 
