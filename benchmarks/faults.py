@@ -49,9 +49,9 @@ LEFT = 7.0
 MOST_MEMORY = 1 << 34
 """Bytes of addresses that a script may take."""
 SLICE = 10.0
-"""Seconds of random input at a time, and most seconds for one."""
+"""Seconds of random input at a time."""
 FRESH = 0.03
-"""Share of scripts in a new interpreter. Others are forked from this one, which has imported all they need."""
+"""Share of scripts that run in a new interpreter. Others are forked from this one, which has imported all they need."""
 STATUSES = (0, 2, 3, 4, 5, 6)
 """Of scripts that nobody stopped."""
 FREE = ("runs", "new", "tmp", "cache", "output")
@@ -74,9 +74,8 @@ def work(words: Sequence[str], folder: Path) -> None:
     """Run a script in a folder, in a session of its own, with its output in the file `output` there."""
     os.setsid()
     os.chdir(folder)
-    os.environ.update(
-        TMPDIR=f"{folder}/tmp", XDG_CACHE_HOME=f"{folder}/cache", HOME=f"{folder}/cache", TRIAL=str(folder)
-    )
+    home = f"{folder}/cache"
+    os.environ.update(TRIAL=str(folder), TMPDIR=f"{folder}/tmp", HOME=home, XDG_CACHE_HOME=home)
     tempfile.tempdir = None
     sys.stdout = sys.stderr = open("output", "a", buffering=1)  # noqa: SIM115 - until the process ends
     for descriptor in (1, 2):
@@ -194,16 +193,23 @@ def stop(bench: Bench, full: bool) -> list[Outcome]:
 
 @contextmanager
 def disk(folder: Path, room: int) -> Iterator[Callable[[], object]]:
-    """A small disk on a folder, and what makes it large; room 0: the folder alone."""
+    """A small disk on a folder, or where none may be mounted small files only; gives what ends it. Room 0: neither."""
     folder.mkdir()
-    mount = partial(subprocess.run, check=True)
-    if room:
-        mount(["mount", "-t", "tmpfs", "-o", f"size={room}", "faults", folder])
+    mount = ["mount", "-t", "tmpfs", "faults", folder, "-o", f"size={room}"]
+    mounted = room and not subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room if room and not mounted else most[0], most[1]))
     try:
-        yield lambda: room and mount(["mount", "-o", "remount,size=1g", folder])
+        yield (
+            lambda: (
+                subprocess.run([*mount[:1], "-o", "remount,size=1g", folder], check=True)
+                if mounted
+                else resource.setrlimit(resource.RLIMIT_FSIZE, most)
+            )
+        )
     finally:
-        if room:
-            mount(["umount", "-l", folder])
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
 
 
 def products(folder: Path) -> dict[str, str]:
@@ -263,15 +269,17 @@ def feed(bench: Bench) -> list[Outcome]:
     process.start()
     sender.close()
     try:
-        outcomes = receiver.recv() if receiver.poll(SLICE + PATIENCE) else []
+        return receiver.recv() if receiver.poll(SLICE + PATIENCE) else [_end(bench)]
     except EOFError:
-        outcomes = []
-    process.kill()
-    process.join()
-    if not outcomes:
-        last = max(bench.base.glob("random/*/*"), key=lambda path: path.stat().st_mtime_ns)
-        outcomes = [Outcome(f"random: {last.parent.name}", "ends the process or hangs", {last.name: last.read_bytes()})]
-    return outcomes
+        return [_end(bench)]
+    finally:
+        process.kill()
+        process.join()
+
+
+def _end(bench: Bench) -> Outcome:
+    path = max(bench.base.glob("random/*/*"), key=lambda path: path.stat().st_mtime_ns)
+    return Outcome(f"random: {path.parent.name}", "ends the process, or hangs", {path.name: path.read_bytes()})
 
 
 def _feed(base: Path, seed: float, sender: Any) -> None:
@@ -284,17 +292,13 @@ def _feed(base: Path, seed: float, sender: Any) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(turns):
                 path.write_bytes(data := random_bytes(whole, rng))
-                start = time.monotonic()
+                counts[name] += 1
                 try:
                     reader(path, *map(named, arguments))
                 except SuiteError:
                     pass
                 except Exception:
-                    outcomes.append(Outcome(f"random: {name}", traceback.format_exc(), {path.name: data}))
-                    continue
-                late = time.monotonic() - start > SLICE
-                outcomes += [Outcome(f"random: {name}", "takes long", {path.name: data}, 0)] * late
-                counts[name] += 1
+                    outcomes.append(Outcome(f"random: {name}", traceback.format_exc(), {path.name: data}, 0))
     sender.send([*outcomes, *(Outcome(f"random: {name}", count=count) for name, count in counts.items())])
 
 
@@ -334,11 +338,12 @@ def attempt(bench: Bench, args: argparse.Namespace, document: dict[str, Any]) ->
         begun = time.monotonic()
         for kind, problem, evidence, count in CLASSES[name][1](bench):
             tried, good = document["kinds"].get(kind, (0, 0))
-            document["kinds"][kind] = tried + count, good + count * (not problem)
+            document["kinds"][kind] = tried + count, good + count - bool(problem)
             if problem:
                 failed, folder = True, KEPT / re.sub(r"\W+", "-", f"{kind} {bench.seed} {(tried - good) % MOST}")
                 folder.mkdir(parents=True, exist_ok=True)
-                for file, data in {**evidence, "problem.txt": problem.encode("utf-8", "replace")}.items():
+                (folder / "problem.txt").write_text(problem, errors="replace")
+                for file, data in evidence.items():
                     (folder / file).write_bytes(data)
                 log(f"{folder}: {problem.strip().splitlines()[-1][:300]}")
         spent[name] += time.monotonic() - begun

@@ -365,16 +365,18 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
 
 def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
     """Stamps of each picture, its label file and the one of ignored boxes; empty if there is no such picture."""
-    ignored_folders: dict[str, bool] = {}
+    folders: dict[str, tuple[str, str]] = {}  # of label files, and of those with ignored boxes where it exists
     for path in paths:
-        ignored = label_path(path, IGNORED)
-        folder = os.path.dirname(ignored)
-        if folder not in ignored_folders:
-            ignored_folders[folder] = os.path.isdir(folder)
-        label = stamp(_beside(path) if beside else label_path(path)) or NO_FILE
-        marked = ignored_folders[folder] and stamp(ignored)
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            ignored = _label_folder(folder, IGNORED)
+            labels = folder if beside else _label_folder(folder, "labels")
+            folders[folder] = labels, ignored if os.path.isdir(ignored) else ""
+        labels, ignored = folders[folder]
+        name = os.path.splitext(name)[0] + ".txt"
+        label = stamp(os.path.join(labels, name)) or NO_FILE
         picture = stamp(path)
-        yield (*picture, *label, *(marked or NO_FILE)) if picture else ()
+        yield picture + label + ((ignored and stamp(os.path.join(ignored, name))) or NO_FILE) if picture else ()
 
 
 def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...], Record]]:
