@@ -19,7 +19,7 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_375,
+    "code lines of scripts, models.py, utils/": 18_374,
     "modules in utils/": 105,
     "code lines of benchmarks/": 1_860,
     "code lines of tests/": 20_322,

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from itertools import pairwise, starmap
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -47,7 +47,7 @@ LARGEST_LIST = 1 << 28
 """Largest list file read, in bytes."""
 CACHE_FOLDER = "darknet-compression"
 CACHE_KEY = [3, cv2.__version__, MAX_PIXELS]
-"""Version of the format, and what verdicts depend on beside the picture."""
+"""Version of the format, and what is known depends on beside the files."""
 STORED_EVERY = 20.0
 """Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
 LARGEST_CACHE = 1 << 30
@@ -78,23 +78,17 @@ def totals_text(counts: Mapping[str, Any]) -> str:
     )
 
 
-class Verdict(NamedTuple):
-    """Result of checking one picture: its size, or what is wrong with it."""
+class Record(NamedTuple):
+    """What is known of one picture and its label files."""
 
     height: int
     width: int
     kind: str = ""
-    """A key of `KINDS`; empty if the picture is good."""
+    """What is wrong with the picture, a key of `KINDS`; empty if it is good."""
     detail: str = ""
-
-
-class Record(NamedTuple):
-    """What is known of one picture and its label files."""
-
-    verdict: Verdict
-    boxes: Boxes
-    ignored: Boxes
-    flaws: Sequence[Finding]
+    boxes: Boxes = NO_BOXES
+    ignored: Boxes = NO_BOXES
+    flaws: Sequence[Finding] = ()
     """Of its label files."""
 
 
@@ -190,7 +184,7 @@ def index(
             folder that it lies in, or else to the working directory or a folder above the list.
         names: names of the classes; only their number matters here.
         strict: refuse the data set if anything but a background was found.
-        cache_dir: where verdicts on pictures are kept; "default" is the user's cache folder, None keeps nothing.
+        cache_dir: where what is found is kept; "default" is the user's cache folder, None keeps nothing.
         require: refuse a data set without a usable picture.
 
     Raises:
@@ -202,16 +196,16 @@ def index(
     findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
     images, labels, ignored, shapes = [], [], [], []
     records = _records(paths, _labels_lie_beside(paths), len(names), _cache_file(cache_dir, sources))
-    for path, (verdict, boxes, ignored_boxes, flaws) in zip(paths, records, strict=True):
-        if verdict.kind:
-            findings.append(Finding(verdict.kind, path, verdict.detail))
+    for path, record in zip(paths, records, strict=True):
+        if record.kind:
+            findings.append(Finding(record.kind, path, record.detail))
             continue
-        findings += flaws
-        if not flaws or all(finding.severity != "fatal" for finding in flaws):
+        findings += record.flaws
+        if all(finding.severity != "fatal" for finding in record.flaws):
             images.append(path)
-            labels.append(boxes)
-            ignored.append(ignored_boxes)
-            shapes.append((verdict.height, verdict.width))
+            labels.append(record.boxes)
+            ignored.append(record.ignored)
+            shapes.append((record.height, record.width))
     sizes = np.array(shapes, np.int64).reshape(-1, 2)
     packed = PackedPaths(images), PackedBoxes(labels), PackedBoxes(ignored)
     pictures = Index(*packed, sizes, len(listed), tuple(findings))
@@ -331,7 +325,7 @@ def stamp(path: str) -> Stamp | None:
 
 
 def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Source]) -> Path | None:
-    """File of the verdicts on a data set; None keeps nothing."""
+    """File of what is known of a data set; None keeps nothing."""
     folder = default_folder() if folder == "default" else folder
     digest = hashlib.sha256(os.fsencode("\n".join(map(os.path.abspath, sources)))).hexdigest()[:32]
     return folder / f"pictures-{digest}.npz" if folder else None
@@ -347,15 +341,15 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
     progress = ProgressBar("checking pictures", pool.map(_check, unknown), len(unknown), "pictures")
     changed = [path for path in paths if path not in known or known[path][0] != stamps[path]]
     try:
-        for path, verdict in zip(unknown, progress, strict=True):
-            known[path] = stamps[path][:4] + UNREAD, Record(verdict, NO_BOXES, NO_BOXES, ())
+        for path, record in zip(unknown, progress, strict=True):
+            known[path] = stamps[path][:4] + UNREAD, record
             if cache and monotonic() > stored + STORED_EVERY:
                 _store_records(cache, classes, known)
                 stored = monotonic()
         for path in changed:
             boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
             ignored, ignored_flaws = _read_ignored(path, classes)
-            known[path] = stamps[path], Record(known[path][1].verdict, boxes, ignored, flaws + ignored_flaws)
+            known[path] = stamps[path], Record(*known[path][1][:4], boxes, ignored, flaws + ignored_flaws)
     finally:
         pool.shutdown(cancel_futures=True)
         if changed and cache:
@@ -386,9 +380,6 @@ def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...],
     with suppress(DataError), foreign_errors(cache, "nothing that is known", DataError), np.load(cache) as arrays:
         key, named, kinds, flaws = json.loads(arrays["text"].tobytes())
         if key == CACHE_KEY:
-            verdicts = list(starmap(Verdict, arrays["sizes"].tolist()))
-            for number, *reason in kinds:
-                verdicts[number] = Verdict(0, 0, *reason)
             by_picture: dict[int, list[Finding]] = defaultdict(list)
             for number, *flaw in flaws:
                 by_picture[number].append(Finding(*flaw))
@@ -396,7 +387,11 @@ def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...],
             if named != classes:
                 stamps[:, 4:] = UNREAD
             boxes = [_parts(arrays[name], arrays[f"{name} bounds"]) for name in ("boxes", "ignored")]
-            records = map(Record, verdicts, *boxes, [by_picture.get(number, ()) for number in range(len(stamps))])
+            reasons = {number: (0, 0, *reason) for number, *reason in kinds}
+            records = []
+            for number, (size, *of_labels) in enumerate(zip(arrays["sizes"].tolist(), *boxes, strict=True)):
+                of_picture = reasons.get(number, (*size, "", ""))
+                records.append(Record._make((*of_picture, *of_labels, by_picture.get(number, ()))))
             paths = os.fsdecode(arrays["paths"].tobytes()).split("\0")
             return dict(zip(paths, zip(map(tuple, stamps.tolist()), records, strict=True), strict=True))
     return {}
@@ -410,13 +405,13 @@ def _store_records(cache: Path, classes: int, known: Mapping[str, tuple[tuple[in
     """Replace the file atomically; silently does nothing where that is impossible."""
     paths = [path for path, (marks, _) in known.items() if len(marks) == 12]
     records = [known[path][1] for path in paths]
-    kinds = [[number, *record.verdict[2:]] for number, record in enumerate(records) if record.verdict.kind]
+    kinds = [[number, record.kind, record.detail] for number, record in enumerate(records) if record.kind]
     flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
     boxes, ignored = PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
     arrays = {"boxes": boxes.rows, "boxes bounds": boxes.bounds, "ignored": ignored.rows}
     arrays |= {
         "ignored bounds": ignored.bounds,
-        "sizes": np.array([record.verdict[:2] for record in records], np.int64),
+        "sizes": np.array([record[:2] for record in records], np.int64),
     }
     arrays |= {"stamps": np.array([known[path][0] for path in paths], np.int64)}
     arrays |= {"text": np.frombuffer(json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii"), np.uint8)}
@@ -427,11 +422,11 @@ def _store_records(cache: Path, classes: int, known: Mapping[str, tuple[tuple[in
             np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
-def _check(path: str) -> Verdict:
+def _check(path: str) -> Record:
     try:
-        return Verdict(*check_image(path))
+        return Record(*check_image(path))
     except PictureError as failure:
-        return Verdict(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
+        return Record(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
 
 
 def _read_ignored(image: str, classes: int) -> tuple[Boxes, list[Finding]]:
