@@ -84,8 +84,9 @@ def mutated(text: str, rng: Random) -> str:
 def pictures() -> list[bytes]:
     """A small picture in every format; two JPEG files, of which one is progressive."""
     image = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    kinds = {(f".{kind}", 0) for kind in ("bmp", "gif", "jpg", "png", "tiff", "webp")} | {(".jpg", 1)}
-    return [cv2.imencode(kind, image, [cv2.IMWRITE_JPEG_PROGRESSIVE, way])[1].tobytes() for kind, way in sorted(kinds)]
+    kinds = [(f".{kind}", []) for kind in ("bmp", "gif", "jpg", "png", "tiff", "webp")]
+    kinds.append((".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]))
+    return [cv2.imencode(kind, image, options)[1].tobytes() for kind, options in kinds]
 
 
 def random_bytes(data: bytes, rng: Random) -> bytes:

@@ -21,7 +21,7 @@ from utils.training import loop
 LIMITS = {
     "code lines of scripts, models.py, utils/": 18_376,
     "modules in utils/": 105,
-    "code lines of benchmarks/": 1_860,
+    "code lines of benchmarks/": 1_861,
     "code lines of tests/": 20_324,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
