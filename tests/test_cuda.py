@@ -184,6 +184,7 @@ def test_a_gpu_is_not_waited_for(counts, name):
     assert {key: counts[name][key] for key, most in MOST[name].items() if counts[name][key] > most} == {}
 
 
+@pytest.mark.slow
 def test_processes_that_train_together_wait_as_one_alone(counts, gpu, root):
     """Beside the gradient they exchange the number of positives, and one vector, which is waited for."""
     done = torchrun(script=root / "tests/pretend_cuda/counts.py", environment=gpu.environment)
@@ -358,6 +359,7 @@ def test_the_scale_of_gradients_survives_a_stretch_on_a_cpu(train, overflowing):
     assert scaler["scale"] < 65536 and last["scaler"] != scaler
 
 
+@pytest.mark.slow
 def test_two_gpus_train_what_one_does(gpu, train, toy, tmp_path):
     """With the statistics of all pictures in batch normalisation; the evaluation is shared.
 
@@ -419,6 +421,7 @@ def test_a_batch_size_that_the_gpu_chooses_trains_as_the_same_number(train, gpu,
     assert_same(resumed, auto, 0)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_measures_trainings_an_evaluation_and_a_picture_alone(gpu, folder):
     """At a tiny size, without --compile, whose compiler finds no GPU here; the page has a line of each."""
     document = gpu.execute(

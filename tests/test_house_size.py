@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 18_376,
     "modules in utils/": 105,
     "code lines of benchmarks/": 1_861,
-    "code lines of tests/": 20_326,
+    "code lines of tests/": 20_329,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
