@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("how")
     add = group.add_argument
     recipe = "YAML file with the stages; data/recipes has four (default: balanced.yaml)"
-    add("--recipe", metavar="FILE", default=os.path.relpath(ROOT / "data" / "recipes" / "balanced.yaml"), help=recipe)
+    add("--recipe", metavar="FILE", default=str(ROOT / "data/recipes/balanced.yaml"), help=recipe)
     change = "another value of a flag in the recipe, e.g. prune.target-macs=0.3, tune.epochs=40, tune.allow=15 for the "
     change += f"points of AP50 that it may lose, or {ALL}.batch-size=8 for all stages whose script has the flag"
     add("--set", type=change_of, nargs="+", action="extend", default=[], metavar="STAGE.FLAG=VALUE", help=change)

@@ -46,10 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=random_seed, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
     add("--time", action="store_true", help="measure the time of a picture, the networks of a runtime in turn")
-    args = parser.parse_args(argv)
-    if len(args.networks) * len(args.runtimes or [""]) < 2:
-        raise InputError(f"{args.networks[0].name}: is compared with nothing; name two networks or more")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if data.valid is None:
         raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
     pairs = [pair for network in args.networks for pair in in_runtimes(network, args.runtimes)]
+    if len(pairs) < 2:
+        raise InputError(f"{args.networks[0].name}: is compared with nothing; name two networks, or two runtimes of it")
 
     from utils.compress.measure import evaluate_network, load_network, matched, network_times
     from utils.data.index import index

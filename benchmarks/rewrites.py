@@ -74,6 +74,6 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     for name in [name for name in ROWS if name in stored]:
         row, document = ROWS[name], stored[name]
         what = f"yolov4 with a quarter of its widths, {row.data.what} @{row.size}: leaky in place of mish."
-        yield PageSection(name, what, *compare.table(document), document["commands"], f"{suite.place(document)}")
+        yield PageSection(name, what, *compare.table(document), document["commands"], suite.place(document))
         speeds = document["speeds"]
         yield PageSection(f"{name}, times", what, *latency.table(speeds), note=f"{latency.measured(speeds)}.")

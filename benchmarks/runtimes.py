@@ -12,16 +12,16 @@ from benchmarks.suite import BCCD, ROADSIGNS, RUNS, DataSet, Document, Finished,
 TARGETS = ("cpu", "cpu-vnni", "arm")
 RUNTIMES = ("onnxruntime", "openvino", "opencv", "ncnn", "litert")
 FILES = {
-    "float": ("float.onnx", ""),
-    "float, --decode": ("rows.onnx", "--decode"),
-    "float, ncnn": ("float.ncnn.param", "--format ncnn"),
-    "float, OpenVINO": ("float.xml", "--format openvino"),
-    "float, tflite": ("float.tflite", "--format tflite"),
-    **{f"int8, {target}": (f"{target}.onnx", "--int8") for target in TARGETS},
-    "int8, arm, --decode": ("arm_rows.onnx", "--int8 --decode"),
-    "int8, arm, tflite": ("arm.tflite", "--format tflite --int8"),
+    "float": ("", "float.onnx", ""),
+    "float, --decode": ("", "rows.onnx", "--decode"),
+    "float, ncnn": ("", "float.ncnn.param", "--format ncnn"),
+    "float, OpenVINO": ("", "float.xml", "--format openvino"),
+    "float, tflite": ("", "float.tflite", "--format tflite"),
+    **{f"int8, {target}": (target, f"{target}.onnx", "--int8") for target in TARGETS},
+    "int8, arm, --decode": ("arm", "arm_rows.onnx", "--int8 --decode"),
+    "int8, arm, tflite": ("arm", "arm.tflite", "--format tflite --int8"),
 }
-"""Files of a network, the first one is what the others are compared with: name, and flags of export.py."""
+"""Files of a network, with the first of which the others are compared: --target, name, and flags of export.py."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,15 @@ class InRuntimes:
         Raises:
             InputError: the row to begin with is missing.
         """
-        folder, common, weights = RUNS / name, self.data.flags(self.size), str(suite.tuned(self.goal))
+        folder, common = RUNS / name, self.data.flags(self.size)
+        sources = {"": suite.tuned(self.goal), **{target: folder / target / "model.pt" for target in TARGETS}}
         for target in TARGETS:
             out = ("--target", target, "--project", str(folder), "--name", target)
-            suite.once(folder / target / "model.pt", "quantize.py", *common, "--weights", weights, *out)
-        files = {key: folder / file for key, (file, _) in FILES.items()}
-        for key, (_, flags) in FILES.items():
-            target = key.split(", ")[1] if key.startswith("int8") else ""
-            source = str(folder / target / "model.pt") if target else weights
+            suite.once(sources[target], "quantize.py", *common, "--weights", str(sources[""]), *out)
+        files = {key: folder / file for key, (_, file, _) in FILES.items()}
+        for key, (target, _, flags) in FILES.items():
             size = ("--img_size", str(self.size), "--output", str(files[key]))
-            suite.once(files[key], "export.py", "--weights", source, *flags.split(), *size)
+            suite.once(files[key], "export.py", "--weights", str(sources[target]), *flags.split(), *size)
         return Finished(suite.compare(common, files, "--runtimes", *RUNTIMES))
 
 

@@ -230,6 +230,7 @@ def test_the_table_names_what_it_was_measured_on(folder, networks, capsys):
     ("arguments", "message"),
     [
         (["{0}"], "compared with nothing"),
+        (["{0}", "--runtimes", "onnxruntime", "opencv"], "compared with nothing"),
         (["{0}", "{0}", "--img_size", "50"], "not a multiple of 8"),
         (["{0}", "none.cfg:{folder}/a.weights"], "none.cfg"),
         (["{0}", "{folder}/a.weights"], "does not say its network; give --cfg"),

@@ -67,6 +67,7 @@ def test_every_kind_of_section_is_known():
         ("dpu", CONV.format(3, 1, "mish"), "mish", ON_CPU, "--activation mish=leaky"),
         ("dpu", CONV.format(17, 1, "leaky"), "convolution 17 x 17", ON_CPU, ""),
         ("dpu", POOL.format(9, 1), "maxpool 9 x 9", ON_CPU, "--pools chained"),
+        ("dpu", POOL.format(9, 1) + "padding=4\n", "maxpool 9 x 9", ON_CPU, ""),
         ("dpu", POOL.format(8, 8), "maxpool 8 x 8, stride 8", RUNS, ""),
         ("dpu", CONV.format(3, 1, "swish"), "swish", UNKNOWN, ""),
         ("edgetpu", CONV.format(3, 1, "leaky"), "leaky", ON_CPU, "--activation leaky=relu6"),

@@ -16,6 +16,7 @@ from tests.random_nets import networks
 from utils.checkpoint import LoadedModel, load_model, model_document, write_checkpoint
 from utils.darknet import cfg, rewrite
 from utils.darknet.blocks import Convolutional, Maxpool, ScaleChannels, Se, Upsample
+from utils.darknet.targets import LINK
 from utils.errors import InfeasibleError, InputError
 from utils.model_files import choose_model
 from utils.pruning.surgery import arrays_of, difference, model_of
@@ -71,7 +72,7 @@ GATES = ((Se, lambda inputs: inputs[0]), (ScaleChannels, lambda inputs: inputs[1
 def test_every_network_is_laid_out_as_it_was_and_rewritten_right(narrow):
     assert rewrite.lay_out(narrow, rewrite.graph_of(narrow))[0] == narrow
     for block in check(narrow, rewrite.chain_pools).blocks:
-        assert not isinstance(block, Maxpool) or block.stride_x > 1 or block.size <= rewrite.LINK
+        assert not isinstance(block, Maxpool) or block.stride_x > 1 or block.size <= LINK
     check(narrow, rewrite.late_upsampling)
     assert not {Se, ScaleChannels} & set(map(type, check(narrow, rewrite.drop_se, *GATES).blocks))
 

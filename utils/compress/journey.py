@@ -180,8 +180,8 @@ class Journey:
         if lost <= stage.gate + 1e-9:  # 0.8 - 0.7 is more than 0.1 in binary
             return None
         kind = "sparse" if "-sr" in stage.flags else "prune" if stage.script.endswith("_prune") else stage.script
-        start = max((accuracy(other, ())[1] or 0 for other in done if other["name"] == stage.source), default=0)
-        harm = f"The network that it began with had {start:.3f}. " if start > after and start < best else ""
+        start = {other["name"]: accuracy(other, ())[1] or 0 for other in done}.get(stage.source or "", 0)
+        harm = f"The network that it began with had {start:.3f}. " if after < start < best else ""
         return (
             f"stage {stage.name}: AP50 fell from {best:.3f} to {after:.3f}, by {lost:.1f} points; {stage.gate:g} are "
             f"allowed. {harm}{ADVICE[kind]}. --set {stage.name}.allow={min(100, math.ceil(lost))} accepts the loss. "

@@ -311,8 +311,7 @@ def _tokens(where: str, flags: Mapping[str, Any]) -> list[str]:
         if any(not isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
             raise InputError(f"{where}: {key}: {value}: a flag is true, a number, a text, or a list of these")
     hyp = str(flags.get("hyp"))
-    if not os.path.exists(hyp) and os.path.isfile(
-        ROOT / hyp
-    ):  # one that the suite brings, wherever compress.py is started
+    # One that the suite brings is found wherever compress.py is started.
+    if not os.path.exists(hyp) and os.path.isfile(ROOT / hyp):
         flags = {**flags, "hyp": ROOT / hyp}
     return flag_words(flags)

@@ -23,6 +23,7 @@ from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, 
 from utils.darknet.blocks.block import ACTIVATION, IMAGE
 from utils.darknet.blocks.values import SectionError
 from utils.darknet.network import tensors
+from utils.darknet.targets import LINK, chainable
 from utils.errors import InputError
 from utils.files import atomic_write_text
 from utils.model_files import ModelFiles, choose_model, is_checkpoint
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from utils.pruning.surgery import Certificate, PrunedNetwork
 
 EXAMPLE = "python -m utils.darknet.rewrite cfg/yolov4.cfg --activation mish=leaky --pools chained -o leaky.cfg"
-LINK = 5
-"""Largest side of a pool in a chain."""
 
 
 class Node(NamedTuple):
@@ -171,12 +170,7 @@ def chain_pools(graph: Graph) -> Graph:
     fresh = itertools.count(max(graph) + 1)
     for key, node in graph.items():
         block, (source, *_) = node
-        if not isinstance(block, Maxpool) or (*block.step(), block.size % 2, block.padding + 1) != (
-            1,
-            1,
-            1,
-            block.size,
-        ):
+        if not (isinstance(block, Maxpool) and chainable(block)):
             result[key] = node
             continue
         while isinstance(route := graph.get(source, node).block, Route) and (len(route.layers), route.groups) == (1, 1):

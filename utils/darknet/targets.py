@@ -22,8 +22,8 @@ OPERATIONS = (
 )
 SIMPLER = ("leaky", "relu6", "relu")
 """Activations to take in place of another one, the best first."""
-CHAINED = 5
-"""Largest side of max pooling after the rewrite `--pools chained`."""
+LINK = 5
+"""Largest side of a max pool in a chain, to which the rewrite `--pools chained` leads."""
 
 
 class Operation(NamedTuple):
@@ -88,8 +88,8 @@ def _lacks(names: str, reason: str) -> dict[str, str]:
     return dict.fromkeys(names.split(", "), reason)
 
 
-def _but(*names: str) -> dict[str, Bounds]:
-    return {name: Bounds() for name in OPERATIONS if name not in names}
+def _but(*names: str, **bounds: Bounds) -> dict[str, Bounds]:
+    return {name: Bounds() for name in OPERATIONS if name not in names} | bounds
 
 
 COMMON = "convolution, depthwise, maxpool, avgpool, upsample, concat, split, sum, scale_channels, sam, relu, relu6"
@@ -115,7 +115,7 @@ HARDWARE = {
     "ethos-u": Hardware(
         "Arm Ethos-U55 and U65 (Vela)",
         "Vela 5.2.0, `vela --supported-ops-report`, Ethos-U55 and U65 TFLite; the same compiler, by test_hardware.py",
-        _but() | {"convolution": Bounds(0, 3), "depthwise": Bounds(0, 3), "maxpool": Bounds(256)},
+        _but(convolution=Bounds(0, 3), depthwise=Bounds(0, 3), maxpool=Bounds(256)),
         TABLE | FLOATS,
         ON_CPU,
         "upsampling by 2, 4 and 8 only",
@@ -131,8 +131,11 @@ HARDWARE = {
         "AMD DPUCZDX8G (Vitis AI)",
         "UG1414 3.0, Currently Supported Operators, 2023-02-24; PG338 3.4, Features, 2022-01-20; github.com/Xilinx/"
         "Vitis-AI-Tutorials, 07-yolov4-tutorial, section 2.1, for Vitis AI 1.4",
-        _runs("depthwise, dilation, avgpool, reorg, concat, sum, sam, relu, relu6, leaky")
-        | {"convolution": Bounds(16, 8), "maxpool": Bounds(8)},
+        _runs(
+            "depthwise, dilation, avgpool, reorg, concat, sum, sam, relu, relu6, leaky",
+            convolution=Bounds(16, 8),
+            maxpool=Bounds(8),
+        ),
         _lacks("mish", "is not supported by the DPU"),
         ON_CPU,
         "leaky is quantized with the slope 26/256 only (github.com/Xilinx/Vitis-AI, xnnc); Darknet's is 0.1",
@@ -158,6 +161,11 @@ HARDWARE = {
 """By --target."""
 
 
+def chainable(pool: Maxpool) -> bool:
+    """Whether a pool is a chain of smaller ones: its map keeps its size, and has a middle in every window."""
+    return pool.step() == (1, 1) and pool.size % 2 == 1 and pool.padding + 1 == pool.size
+
+
 def operations(block: Block, *, head: bool) -> Iterator[Operation]:
     """Operations of a block; `head`: a [yolo] follows, so that no rewrite changes its activation."""
     match block:
@@ -167,8 +175,8 @@ def operations(block: Block, *, head: bool) -> Iterator[Operation]:
             if block.dilation > 1:
                 yield Operation("dilation", block.dilation)
         case Maxpool():
-            chained = block.step() == (1, 1) and block.size % 2 and block.size > CHAINED
-            yield Operation("maxpool", block.size, max(block.step()), "--pools chained" if chained else "")
+            longer = chainable(block) and block.size > LINK
+            yield Operation("maxpool", block.size, max(block.step()), "--pools chained" if longer else "")
         case Upsample():
             yield Operation("upsample", block.stride)
         case Route():

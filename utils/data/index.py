@@ -408,14 +408,17 @@ def _store_records(cache: Path, classes: int, known: Mapping[str, tuple[tuple[in
     kinds = [[number, record.kind, record.detail] for number, record in enumerate(records) if record.kind]
     flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
     boxes, ignored = PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
-    arrays = {"boxes": boxes.rows, "boxes bounds": boxes.bounds, "ignored": ignored.rows}
-    arrays |= {
-        "ignored bounds": ignored.bounds,
+    text = json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii")
+    arrays = {
+        "paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8),
+        "stamps": np.array([known[path][0] for path in paths], np.int64),
         "sizes": np.array([record[:2] for record in records], np.int64),
+        "boxes": boxes.rows,
+        "boxes bounds": boxes.bounds,
+        "ignored": ignored.rows,
+        "ignored bounds": ignored.bounds,
+        "text": np.frombuffer(text, np.uint8),
     }
-    arrays |= {"stamps": np.array([known[path][0] for path in paths], np.int64)}
-    arrays |= {"text": np.frombuffer(json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii"), np.uint8)}
-    arrays |= {"paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8)}
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
