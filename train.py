@@ -195,6 +195,8 @@ def _summary(document: Mapping[str, Any]) -> str:
         return f"{document['epochs']} epochs, none evaluated\n{document['best']}\nnext: {document['next']}"
     score = f"AP50 {document['map50']:.4f}, AP50-95 {document['map50_95']:.4f}"
     lines = [f"best of {document['epochs']} epochs is {document['best_epoch']}: {score}"]
+    if document["map50"] < (start := document["start_map50"] or 0.0):
+        lines.append(f"warning: the weights that it started from have AP50 {start:.4f}, more than the best epoch")
     if count := document["median_epochs"]:
         values = document["median_map50"], document["median_map50_95"]
         lines.append("median of the last {}: AP50 {:.4f}, AP50-95 {:.4f}".format(count, *values))

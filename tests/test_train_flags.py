@@ -188,7 +188,7 @@ def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tm
 def test_the_summary_has_the_best_epoch_and_the_median_of_the_last_ones():
     """The best one is chosen among as many as there are."""
     document = {"epochs": 40, "best_epoch": 31, "map50": 0.942, "map50_95": 0.6, "best": "best.pt"}
-    document |= {"next": "python quantize.py"}
+    document |= {"next": "python quantize.py", "start_map50": None}
     found = train._summary(document | {"median_epochs": 8, "median_map50": 0.87, "median_map50_95": 0.55})
     assert found.splitlines() == [
         "best of 40 epochs is 31: AP50 0.9420, AP50-95 0.6000",

@@ -284,6 +284,24 @@ class TestRun:
         resumed = run("--resume", second["run_dir"])
         assert [entry["path"] for entry in read_checkpoint(Path(resumed["last"]))["lineage"]] == [first["best"]]
 
+    def test_a_fine_tuning_that_ends_below_its_weights_says_so(self, run, monkeypatch):
+        """New weights are not measured before the first step; a resumed run remembers what those of a file had."""
+        first = run("--epochs", "1")
+        scores = iter((0.5, 0.25, 0.25))
+        measured = [*loop.SCORES, "map50"]
+        monkeypatch.setattr(
+            loop,
+            "evaluate",
+            lambda *_, **__: SimpleNamespace(metrics=SimpleNamespace(**dict.fromkeys(measured, next(scores)))),
+        )
+        second = run("--epochs", "1", "--weights", first["best"])
+        assert (first["start_map50"], second["start_map50"]) == (None, 0.5)
+        assert run("--resume", second["run_dir"])["start_map50"] == 0.5
+        text = train._summary(second | {"map50": 0.25})
+        assert "warning: the weights that it started from have AP50 0.5000" in text
+        assert "warning" not in train._summary(second | {"map50": 0.5}) + train._summary(first | {"map50": 0.0})
+        assert next(scores) == 0.25, "two evaluations: before the first step and after the epoch"
+
     def test_a_checkpoint_that_no_training_can_go_on_from_is_status_3(self, run):
         directory = Path(run("--epochs", "1")["run_dir"])
         shutil.copy(directory / "weights" / "best.pt", directory / "weights" / "last.pt")

@@ -54,6 +54,8 @@ class Progress:
     """Of the best epoch."""
     control: Control | None = None
     """Of a sparse training with s = auto."""
+    start_map50: float | None = None
+    """AP50 before the first step; None: new weights, or not measured."""
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> Progress:

@@ -219,13 +219,23 @@ class Trainer:
 
     def _train_epochs(self) -> None:
         ends = self.finished
-        if self.progress.control is not None and self.progress.step == 0:  # s = auto compares others with this AP50
-            self._steer(self._evaluate(self.dtype))
+        if self.progress.step == 0:
+            self._measure_start()
         while not ends:
             torch.backends.cudnn.allow_tf32 = self.dtype is None and self.settings.quant is None
             row = self._train_epoch()
             torch.backends.cudnn.allow_tf32 = False
             ends = self._close_epoch(row)
+
+    def _measure_start(self) -> None:
+        """Evaluate the weights of a file before the first step: a fine-tuning can end below them, and s = auto too."""
+        learnt = any(entry.get("teacher") is None for entry in self.source.lineage) and not self.settings.notest
+        if self.val_loader is not None and (learnt or self.progress.control is not None):
+            metrics = self._evaluate(self.dtype)
+            self.progress.start_map50 = metrics.map50
+            self._steer(metrics)
+            if self.team.leads:
+                log(f"before the first step: AP50 {metrics.map50:.4f}, AP50-95 {metrics.map50_95:.4f}")
 
     def _steer(self, metrics: Metrics) -> None:
         """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""

@@ -149,6 +149,7 @@ def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | No
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
+        "start_map50": progress.start_map50,
         **scores,
         "run_dir": str(run.path),
         "best": str(run.weights / "best.pt"),
