@@ -71,7 +71,10 @@ class Outcome(NamedTuple):
 
 
 def work(words: Sequence[str], folder: Path) -> None:
-    """Run a script in a folder, in a session of its own, with its output in the file `output` there."""
+    """Run a script in a folder, in a session of its own, with its output in the file `output` there.
+
+    `run` takes the import of the script, too: where no `multiprocessing` is, a hook answers a stop in the meantime.
+    """
     os.setsid()
     os.chdir(folder)
     home = f"{folder}/cache"
@@ -83,8 +86,8 @@ def work(words: Sequence[str], folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     sys.argv[:] = words[words[0] == "-m" :]
     if words[0] == "-m":
-        run(named(f"{words[1]}:main"))
-    run(named("compress:script_module")(words[0].removesuffix(".py")).main)
+        run(lambda: named(f"{words[1]}:main")())
+    run(lambda: named("compress:script_module")(words[0].removesuffix(".py")).main())
 
 
 class Script:
@@ -173,6 +176,8 @@ def stop(bench: Bench, full: bool) -> list[Outcome]:
         script = bench.start(command, folder)
         sign = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         if not full:
+            while script.process.is_alive() and not script.output.exists():  # it is not yet what a user would stop
+                time.sleep(0.01)
             script.process.join(rng.uniform(0.2, seconds))
             with suppress(ProcessLookupError):  # it has ended
                 rng.choice((os.kill, os.killpg))(script.process.pid, sign)
