@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -48,6 +49,7 @@ INTEGERS = "a: {script: train}, b: {script: quantize}"
 FPGA = "a: {script: train}, b: {script: quantize, FPGA: true}"
 FLOAT = "a: {script: train}, b: {script: export, format: torchscript}"
 WITH_NMS = "a: {script: train}, b: {script: export, nms: true}"
+STARTS = ("--weights start2.weights", "--weights start2.pt")
 
 
 def recipe_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
@@ -59,13 +61,18 @@ def journey_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, s
     return Journey(recipe_of(tmp_path, text, changes), tmp_path / "j", "d.data", "n.cfg", None)
 
 
+def planned(recipe: Recipe, weights: str | None = None) -> list[list[str]]:
+    """Commands of a journey that has no folder yet."""
+    return Journey(recipe, Path("j"), "d.data", "n.cfg", weights, 96).planned()
+
+
 def value(command: list[str], flag: str) -> str | None:
     return command[command.index(flag) + 1] if flag in command else None
 
 
 def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
-    journey = Journey(recipe_of(tmp_path), Path("j"), "d.data", "n.cfg", None, 96)
-    commands = journey.planned()
+    recipe = recipe_of(tmp_path)
+    commands = planned(recipe)
     scripts = "train.py train.py slim_prune.py train.py export.py quantize.py test.py"
     assert [command[0] for command in commands] == scripts.split()
     assert [value(command, "--weights") for command in commands] == [
@@ -80,18 +87,18 @@ def test_each_stage_begins_with_the_network_of_the_one_before(tmp_path):
     assert [value(command, "--cfg") for command in commands] == ["n.cfg", *[None] * 6]
     assert value(commands[3], "--t_weights") == "j/train/weights/best.pt"
     assert "-sr" in commands[1] and value(commands[1], "--s") == "auto" and "--dry-run" not in commands[2]
-    for command, stage in zip(commands, journey.recipe.stages, strict=True):
+    for command, stage in zip(commands, recipe.stages, strict=True):
         assert value(command, "--img_size") == "96"
         assert value(command, "--name") == (None if stage.script == "test" else stage.name)
 
 
 def test_with_weights_the_first_training_is_left_out(tmp_path):
     """Start, teacher and source of an export are one .pt, which --cfg and --weights are read into."""
-    commands = Journey(recipe_of(tmp_path).started(), Path("j"), "d.data", "n.cfg", "w.weights").planned()
+    commands = planned(recipe_of(tmp_path).started(), "w.weights")
     start = [value(commands[0], flag) for flag in ("--cfg", "--weights", "--format", "--name")]
     assert [commands[0][0], *start] == ["export.py", "n.cfg", "w.weights", "pt", "original"]
     assert commands[1][0] == "test.py" and commands[2][0] == "train.py" and "-sr" in commands[2]
-    assert [value(commands[place], "--weights") for place in (1, 2, 5)] == ["j/original/model.pt"] * 3
+    assert [value(commands[number], "--weights") for number in (1, 2, 5)] == ["j/original/model.pt"] * 3
     assert value(commands[4], "--t_weights") == "j/original/model.pt"
     assert not any("w.weights" in command or "n.cfg" in command for command in commands[1:])
 
@@ -99,81 +106,61 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
 @pytest.mark.parametrize("flags", ["sr: true, prune: 1", "quantized: 1"])
 def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
     recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}").started()
-    assert [(stage.name, stage.source) for stage in recipe.stages] == [
-        ("original", None),
-        ("original-accuracy", "original"),
-        ("a", "original"),
-        ("b", "a"),
-    ]
+    assert [stage.name for stage in recipe.stages] == ["original", "original-accuracy", "a", "b"]
+    assert [stage.source for stage in recipe.stages] == [None, "original", "original", "a"]
 
 
 def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
     text = "stages: {a: {script: train}, b: {script: export, format: darknet}, c: {script: test, from: b}}"
-    command = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()[2]
+    command = planned(recipe_of(tmp_path, text))[2]
     assert (value(command, "--cfg"), value(command, "--weights")) == ("j/b/model.cfg", "j/b/model.weights")
+
+
+NO_RECIPES = {
+    "stages: [": "not valid YAML",
+    "stages: {a: {script: train},\n a: {script: test}}": r"r\.yaml:2: not valid YAML: a stands there twice",
+    "- a": "a recipe is `stages:`",
+    "stages: {}": "a recipe is `stages:`",
+    "stages: {a: {script: train}}\nmore: 1": "a recipe is `stages:`",
+    "all: 3\nstages: {a: {script: train}}": "a recipe is `stages:`",
+    "all: {epoch: 3}\nstages: {a: {script: train}}": "all: no script of its stages has a flag --epoch",
+    "all: {teacher: a}\nstages: {a: {script: train}}": "all: teacher belongs to a stage",
+    "all: {weights: a.pt}\nstages: {a: {script: train}}": "all: weights is set by compress.py",
+}
+NO_STAGES = {
+    "all: {script: train}": "and is not report or original or original-accuracy or all",
+    "../a: {script: train}": "a name has letters, digits, - and _",
+    "a: {script: rm}": "stage a: needs `script:` and one of train, slim_prune",
+    "a: train": "stage a: needs `script:`",
+    "a: {script: train, allow: x}": "allow: x is outside 0 <= value <= 100, in points of AP50",
+    "a: {script: train, allow: 101}": "allow: 101 is outside",
+    "a: {script: train}, b: {script: export, allow: 1}": r"allow: export\.py measures no accuracy",
+    "a: {script: train, weights: x.pt}": "weights is set by compress.py",
+    "a: {script: train, exist-ok: true}": "exist-ok is set by compress.py",
+    "a: {script: train, single-cls: true}": "with single-cls no network is made that",
+    "a: {script: train}, b: {script: slim_prune, dry-run: true}": "with dry-run no network is made",
+    "a: {script: train, 'weights=x.pt': true}": "'weights=x.pt' is no flag",
+    "a: {script: train, epochs: {x: 1}}": "epochs: .* a flag is true, a number, a text",
+    "a: {script: train}, b: {script: train, from: c}": "from: c is no stage before it .* are a",
+    "a: {script: train, teacher: a}": "teacher: a is no stage before it .* there are none",
+    "a: {script: test}, b: {script: train}": "stage b: there is no network to begin with",
+    f"{FLOAT}, c: {{script: test, from: b}}": r"c: b makes a file of format torchscript, which test\.py does not run",
+    f"{WITH_NMS}, c: {{script: test, from: b}}": r"c: b makes a file with NMS, which test\.py does not run",
+    "a: {script: train}, b: {script: export, int8: true}": "b: makes integers of a, which is float",
+    f"{INTEGERS}, c: {{script: slim_prune}}": "b, which is quantized",
+    f"{INTEGERS}, c: {{script: export}}": "add `int8: true`",
+    f"{INTEGERS}, c: {{script: export, format: fpga}}": "b is quantized with target cpu; this file takes fpga",
+    f"{FPGA}, c: {{script: export, int8: true}}": "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
+}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("stages: [", "not valid YAML"),
-        ("stages: {a: 2021-99-99}", "not valid YAML"),
-        ("stages: " + "[" * 5000, "not valid YAML"),
-        ("stages: {a: {script: train},\n a: {script: test}}", r"r\.yaml:2: not valid YAML: a stands there twice"),
-        ("- a", "a recipe is `stages:`"),
-        ("stages: {}", "a recipe is `stages:`"),
-        ("stages: {a: {script: train}}\nmore: 1", "a recipe is `stages:`"),
-        ("all: 3\nstages: {a: {script: train}}", "a recipe is `stages:`"),
-        ("all: {epoch: 3}\nstages: {a: {script: train}}", "all: no script of its stages has a flag --epoch"),
-        ("all: {teacher: a}\nstages: {a: {script: train}}", "all: teacher belongs to a stage"),
-        ("all: {weights: a.pt}\nstages: {a: {script: train}}", "all: weights is set by compress.py"),
-    ],
+    [*NO_RECIPES.items(), *((f"stages: {{{stages}}}", message) for stages, message in NO_STAGES.items())],
 )
 def test_what_is_no_recipe_is_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         recipe_of(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ("all: {script: train}", "and is not report or original or original-accuracy or all"),
-        ("report: {script: train}", "and is not report or original or"),
-        ("original: {script: train}", "and is not report or original or"),
-        ("../a: {script: train}", "a name has letters, digits, - and _"),
-        ("a: {script: rm}", "stage a: needs `script:` and one of train, slim_prune"),
-        ("a: train", "stage a: needs `script:`"),
-        ("a: {script: train, allow: x}", "allow: x is outside 0 <= value <= 100, in points of AP50"),
-        ("a: {script: train, allow: 101}", "allow: 101 is outside"),
-        ("a: {script: train}, b: {script: export, allow: 1}", r"allow: export\.py measures no accuracy"),
-        ("a: {script: train, weights: x.pt}", "weights is set by compress.py"),
-        ("a: {script: train, exist-ok: true}", "exist-ok is set by compress.py"),
-        ("a: {script: train, help: true}", "with help no network is made"),
-        ("a: {script: train, single-cls: true}", "with single-cls no network is made that"),
-        ("a: {script: train}, b: {script: slim_prune, dry-run: true}", "with dry-run no network is made"),
-        ("a: {script: train, 'weights=x.pt': true}", "'weights=x.pt' is no flag"),
-        ("a: {script: train, epochs: {x: 1}}", "epochs: .* a flag is true, a number, a text"),
-        ("a: {script: train}, b: {script: train, from: c}", "from: c is no stage before it .* are a"),
-        ("a: {script: train, teacher: a}", "teacher: a is no stage before it .* there are none"),
-        ("a: {script: test}, b: {script: train}", "stage b: there is no network to begin with"),
-        (
-            f"{FLOAT}, c: {{script: test, from: b}}",
-            r"c: b makes a file of format torchscript, which test\.py does not run",
-        ),
-        (f"{WITH_NMS}, c: {{script: test, from: b}}", r"c: b makes a file with NMS, which test\.py does not run"),
-        ("a: {script: train}, b: {script: export, int8: true}", "b: makes integers of a, which is float"),
-        (f"{INTEGERS}, c: {{script: slim_prune}}", "b, which is quantized"),
-        (f"{INTEGERS}, c: {{script: export}}", "add `int8: true`"),
-        (f"{INTEGERS}, c: {{script: export, format: fpga}}", "b is quantized with target cpu; this file takes fpga"),
-        (
-            f"{FPGA}, c: {{script: export, int8: true}}",
-            "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
-        ),
-    ],
-)
-def test_what_is_no_stage_is_refused(tmp_path, stages, message):
-    with pytest.raises(InputError, match=message):
-        recipe_of(tmp_path, f"stages: {{{stages}}}")
 
 
 def checkpoint(path: Path, model: Darknet, names: Sequence[str] = ("a", "b"), **more: Any) -> None:
@@ -181,42 +168,11 @@ def checkpoint(path: Path, model: Darknet, names: Sequence[str] = ("a", "b"), **
     write_checkpoint(path, model_document(model.state_dict(), model.network, names, (), kept=None, **more))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--set prune.percent=1.5", r"r\.yaml: stage prune: --percent: 1\.5 is outside 0 <= value < 1"),
-        ("--set tune.epoch=3", r"stage tune: unknown flag --epoch; did you mean --epochs"),
-        ("--set x.epochs=3", "there is no stage x; there are train, sparse"),
-        ("--set epochs=3", r"'epochs=3' is not STAGE\.FLAG=VALUE"),
-        ("--weights none.pt", r"none\.pt: no such file or directory"),
-        ("--weights FOLDER/d.names", r"d\.names"),
-        ("--weights other.pt", r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"),
-        ("--weights int.pt", r"--weights int\.pt: is quantized already"),
-        ("--recipe none.yaml", r"none\.yaml: no such file"),
-        ("--img_size 97", "--img_size 97: not a multiple of 8"),
-        ("--data d.yaml", "nowhere: no such file or directory"),
-    ],
-)
-def test_flags_can_be_changed_and_are_looked_at_before_the_first_stage(folder, tmp_path, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    recipe_of(tmp_path)
-    (tmp_path / "d.yaml").write_text("train: nowhere\nval: nowhere\nnames: [a, b]\n")
-    checkpoint(tmp_path / "other.pt", Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n")))
-    settings = QuantSettings()
-    checkpoint(tmp_path / "int.pt", quantize(Darknet(tiny()), settings), quantization=settings.document())
-    files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml"]
-    with pytest.raises(InputError, match=message):
-        compress.main([*files, *flags.replace("FOLDER", str(folder)).split()])
-    with pytest.raises(InputError, match="--cfg: is needed"):
-        compress.main(files[2:])
-    assert not (tmp_path / "runs").exists()
-
-
 def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
     """A trained network in a file of its own, .pt or .weights."""
     torch.manual_seed(1)
     model = Darknet(adapt_classes(tiny(), classes))
-    path = folder / f"start{suffix}"
+    path = folder / f"start{classes}{suffix}"
     if suffix == ".pt":
         checkpoint(path, model, [str(number) for number in range(classes)])
     else:
@@ -224,58 +180,77 @@ def start_file(folder: Path, suffix: str, classes: int = 2) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def inputs(folder):
+    """Beside n.cfg and d.data of conftest.py: recipes, networks and data files, good and bad."""
+    recipe_of(folder)
+    data = (folder / "d.data").read_text()
+    texts = {
+        "layers.yaml": "stages: {a: {script: train}, b: {script: layer_prune, shortcut: 1}}",
+        "pruned.yaml": "stages: {a: {script: slim_prune, percent: 0.3}}",
+        "bad.yaml": "[]\n",
+        "nowhere.yaml": "train: nowhere\nval: nowhere\nnames: [a, b]\n",
+        "no-train.data": data.replace("train=train.txt\n", ""),
+        "no-valid.data": data.replace("valid=val.txt\n", ""),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for suffix, classes in itertools.product((".pt", ".weights"), (2, 3)):
+        start_file(folder, suffix, classes)
+    checkpoint(folder / "other.pt", Darknet(one_head("[convolutional]\nfilters=4\nsize=1\nstride=8\n")))
+    settings = QuantSettings()
+    checkpoint(folder / "int.pt", quantize(Darknet(tiny()), settings), quantization=settings.document())
+    return folder
+
+
+NET = "--cfg n.cfg"
+CHECKED = {
+    "--set tune.freeze=99": "stage tune: --freeze 99: nothing would be left to train",
+    "--set whole.target=fpga": r"stage whole: --target fpga: block 1 .*; `python -m utils\.darknet\.rewrite .*n\.cfg ",
+}
+"""Refused by a script before the first stage runs, whatever that begins with."""
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("flags", "message"),
     [
-        ("tune.freeze=99", "stage tune: --freeze 99: nothing would be left to train"),
-        ("tune.hyp=none.yaml", r"stage tune: none\.yaml: no such file"),
-        ("tune.hyp=bad.yaml", r"stage tune: bad\.yaml: a mapping 'key: value' is needed"),
-        ("sparse.KDstr=3", "stage sparse: --KDstr: there is nobody to learn from"),
-        ("sparse.BN_Fold=true", "stage sparse: --BN_Fold: says how to quantize"),
-        ("int8.target=fpga", r"stage int8: --target fpga: block 1 \(.*n\.cfg:\d+\): mish needs more than shifts"),
-        ("whole.target=fpga", r"stage whole: --target fpga: block 1 .*; `python -m utils\.darknet\.rewrite .*n\.cfg "),
-        ("tune.device=99", "stage tune: --device 99: this machine has"),
-        ("prune.percent=[0.1, 0.2]", "stage prune: --percent, --shortcut: several values are compared with --dry-run"),
-        ("measure.runtime=ncnn", r"stage measure: --runtime ncnn: .*model\.onnx is run by onnxruntime, opencv"),
+        *((f"{NET} {start} {flag}", CHECKED[flag]) for start in ("", *STARTS) for flag in CHECKED),
+        (f"{NET} --set tune.hyp=none.yaml", r"stage tune: none\.yaml: no such file"),
+        (f"{NET} --set tune.hyp=bad.yaml", r"stage tune: bad\.yaml: a mapping 'key: value' is needed"),
+        (f"{NET} --set sparse.KDstr=3", "stage sparse: --KDstr: there is nobody to learn from"),
+        (f"{NET} --set sparse.BN_Fold=true", "stage sparse: --BN_Fold: says how to quantize"),
+        (f"{NET} --set int8.target=fpga", r"stage int8: --target fpga: block 1 \(.*n\.cfg:\d+\): mish needs more than"),
+        (f"{NET} --set tune.device=99", "stage tune: --device 99: this machine has"),
+        (f"{NET} --set prune.percent=1.5", r"r\.yaml: stage prune: --percent: 1\.5 is outside 0 <= value < 1"),
+        (f"{NET} --set prune.percent=[0.1,0.2]", "--percent, --shortcut: several values are compared with --dry-run"),
+        (f"{NET} --set measure.runtime=ncnn", r"--runtime ncnn: .*model\.onnx is run by onnxruntime, opencv"),
+        (f"{NET} --set tune.epoch=3", r"stage tune: unknown flag --epoch; did you mean --epochs"),
+        (f"{NET} --set x.epochs=3", "there is no stage x; there are train, sparse"),
+        (f"{NET} --set epochs=3", r"'epochs=3' is not STAGE\.FLAG=VALUE"),
+        (f"{NET} --weights none.pt", r"none\.pt: no such file or directory"),
+        (f"{NET} --weights d.names", r"d\.names"),
+        (f"{NET} --weights other.pt", r"other\.pt: made for another network \(3 blocks, .* than .*n\.cfg"),
+        (f"{NET} --weights int.pt", r"--weights int\.pt: is quantized already"),
+        (f"{NET} --weights start3.pt", r"--weights .*: a network of 3 classes, but .*d\.data has 2"),
+        (f"{NET} --weights start3.weights", r"--weights .*: a network of 3 classes, but .*d\.data has 2"),
+        (f"{NET} --recipe none.yaml", r"none\.yaml: no such file"),
+        (f"{NET} --img_size 97", "--img_size 97: not a multiple of 8"),
+        (f"{NET} --data nowhere.yaml", "nowhere: no such file or directory"),
+        (f"{NET} --data no-train.data", r"no-train\.data: no train = …"),
+        (f"{NET} --data no-valid.data", r"no-valid\.data: no valid = …"),
+        ("--cfg ROOT/cfg/yolov3-tiny.cfg --recipe layers.yaml", "stage b: --shortcut: ROOT/cfg/yolov3-tiny.cfg has no"),
+        ("", "--cfg: is needed"),
+        ("--pretrained start3.pt", r"--cfg: is needed, unless --weights is a \.pt"),
+        (f"{NET} --pretrained start3.pt --weights start3.pt", "--pretrained: not allowed with --weights"),
+        (f"{NET} --pretrained start3.pt --recipe pruned.yaml", r"pruned\.yaml: begins with slim_prune, .* before it"),
     ],
 )
-@pytest.mark.parametrize("start", [None, ".weights", ".pt"])
-def test_scripts_check_all_stages_before_the_first_one_runs(folder, tmp_path, monkeypatch, start, change, message):
-    monkeypatch.chdir(tmp_path)
-    recipe_of(tmp_path)
-    (tmp_path / "bad.yaml").write_text("[]\n")
-    flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml", "--set", change]
-    flags += ["--weights", start_file(tmp_path, start)] if start else []
+def test_all_that_cannot_work_is_refused_before_the_first_stage_runs(inputs, monkeypatch, root, flags, message):
+    monkeypatch.chdir(inputs)
+    flags, message = (text.replace("ROOT", str(root)) for text in (flags, message))
     with pytest.raises(InputError, match=message):
-        compress.main(flags)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_check_names_the_cfg_and_not_its_stand_in(root, folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    recipe_of(tmp_path, "stages: {a: {script: train}, b: {script: layer_prune, shortcut: 1}}")
-    cfg = str(root / "cfg" / "yolov3-tiny.cfg")
-    with pytest.raises(InputError, match=f"stage b: --shortcut: {cfg} has no residual unit"):
-        compress.main(["--cfg", cfg, "--data", str(folder / "d.data"), "--recipe", "r.yaml"])
-
-
-def test_data_that_the_network_or_the_page_cannot_use_is_refused_first(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    recipe_of(tmp_path)
-    flags = ["--cfg", str(folder / "n.cfg"), "--recipe", "r.yaml", "--data"]
-    for suffix in (".pt", ".weights"):
-        weights = start_file(tmp_path, suffix, classes=3)
-        with pytest.raises(InputError, match=r"--weights .*: a network of 3 classes, but .*d\.data has 2"):
-            compress.main([*flags, str(folder / "d.data"), "--weights", weights])
-    for missing in ("train", "valid"):
-        lines = (folder / "d.data").read_text().splitlines()
-        lines = [f"names={folder}/d.names" if line.startswith("names") else line for line in lines]
-        (tmp_path / "less.data").write_text("\n".join(line for line in lines if not line.startswith(missing)))
-        for name in ("train.txt", "val.txt"):
-            (tmp_path / name).write_text(f"{folder}/images/0.png\n")
-        with pytest.raises(InputError, match=rf"less\.data: no {missing} = …"):
-            compress.main([*flags, str(tmp_path / "less.data")])
-    assert not (tmp_path / "runs").exists()
+        compress.main(["--data", "d.data", "--recipe", "r.yaml", *flags.split()])
+    assert not Path("runs").exists()
 
 
 def in_process(command: list[str]) -> str:
@@ -383,24 +358,6 @@ def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_pat
         assert [entry["path"] for entry in lineage] == public[1:] and made["report"].endswith("r-d/cpu")
     with pytest.raises(InputError, match=r"holds another journey, whose stage train is .* -pt "):
         compress.main(flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--cfg", "CFG", "--weights", "W"], "--pretrained: not allowed with --weights"),
-        ([], r"--cfg: is needed, unless --weights is a \.pt"),
-        (["--cfg", "CFG", "--recipe", "p.yaml"], r"p\.yaml: begins with slim_prune, .* before it"),
-    ],
-)
-def test_pretrained_weights_go_with_a_first_training(folder, tmp_path, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    recipe_of(tmp_path)
-    (tmp_path / "p.yaml").write_text("stages: {a: {script: slim_prune, percent: 0.3}}")
-    weights = start_file(tmp_path, ".weights", classes=3)
-    flags = [{"CFG": str(folder / "n.cfg"), "W": weights}.get(word, word) for word in flags]
-    with pytest.raises(InputError, match=message):
-        compress.main(["--data", str(folder / "d.data"), "--recipe", "r.yaml", "--pretrained", weights, *flags])
 
 
 @pytest.mark.parametrize("name", ["quick", "balanced", "smallest", "demo"])
@@ -512,13 +469,17 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
     text = CHAIN.replace("stages:", "all: {batch-size: 4, workers: 1, no-flip: true}\nstages:").replace(
         "sr: true", "sr: true, batch_size: 8, no-flip: false"
     )
-    commands = Journey(recipe_of(tmp_path, text), Path("j"), "d.data", "n.cfg", None).planned()
-    given = {value(command, "--name") or "measure": command for command in commands}
-    sized = [name for name, command in given.items() if value(command, "--batch-size") == "4"]
-    assert sized == ["train", "prune", "tune", "int8", "measure"]
-    assert value(given["sparse"], "--batch_size") == "8" and "--batch-size" not in given["sparse"]
-    assert [name for name, command in given.items() if "--no-flip" in command] == ["train", "tune"]
-    assert [name for name, command in given.items() if "--workers" in command] == ["train", "sparse", "tune", "measure"]
+    commands = {value(command, "--name") or "measure": command for command in planned(recipe_of(tmp_path, text))}
+    owners = {
+        flag: " ".join(name for name, command in commands.items() if flag in command)
+        for flag in ("--batch-size", "--no-flip", "--workers")
+    }
+    assert owners == {
+        "--batch-size": "train prune tune int8 measure",
+        "--no-flip": "train tune",
+        "--workers": "train sparse tune measure",
+    }
+    assert value(commands["sparse"], "--batch_size") == "8"
     recipe = recipe_of(tmp_path, text, [("all", "batch-size", 2), ("all", "device", "cpu")])
     assert recipe.stages[0].value("--batch-size") == "2"
     accuracy = recipe.started().stages[1]

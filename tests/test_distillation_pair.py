@@ -1,7 +1,8 @@
-"""What of a student answers to what of its teacher."""
+"""Parts of a student that answer to those of its teacher, and attention maps that networks put out beside features."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet, load_arrays
-from tests.nets import TINY, one_head, tiny, with_heads
-from utils.checkpoint import load_model
+from models import Darknet, attended
+from tests.nets import TINY, one_head, refused, tiny, with_heads
+from tests.pruning import CONV, SHORTCUT, model_of, varied_arrays
 from utils.darknet import cfg as cfg_file
-from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.blocks import Network, Shortcut
 from utils.darknet.cfg import parse
 from utils.darknet.network import adapt_classes, trace
 from utils.detection.settings import ASSIGNMENTS
@@ -21,7 +22,6 @@ from utils.distillation.matching import LEAST_ANCHOR_IOU, Kept, comparable, feat
 from utils.distillation.strategies import AT, KD, Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
-from utils.model_files import choose_model
 from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import ChannelPolicy
 from utils.pruning.report import kept as kept_of
@@ -69,152 +69,130 @@ def network(*seconds: int) -> Network:
     return parse(SEVERAL_HEADS + "".join(SECOND.format(width) for width in seconds), "several.cfg")
 
 
-class TestRoles:
-    """Features are told from the cfg."""
-
-    def test_those_of_yolov4_are_the_nine_of_the_paper(self, root):
-        """Chu et al., arXiv:2306.01526: the maps of --AT_str 2 by the cfg's numbers."""
-        found: dict[str, list[int]] = {}
-        for feature in features(load(root, "yolov4")):
-            found.setdefault(feature.group, []).append(feature.block)
-        assert found == {"backbone": [10, 23, 54, 85], "deep": [117, 159], "neck": [127, 137, 148]}
-
-    def test_those_of_yolov3_are_what_its_stages_end_in_and_what_heads_and_upsamplings_read(self, root):
-        found = {feature.block: (feature.role, feature.stride) for feature in features(load(root, "yolov3"))}
-        assert found == {
-            4: ("stage", 2),
-            11: ("stage", 4),
-            36: ("stage", 8),
-            61: ("stage", 16),
-            80: ("head", 32),
-            84: ("upsampled", 32),
-            92: ("head", 16),
-            96: ("upsampled", 16),
-            104: ("head", 8),
-        }
-
-    @pytest.mark.parametrize("name", CFGS)
-    def test_every_network_pairs_with_itself_whole(self, root, name):
-        given = load(root, name)
-        for chosen in (*(distillation(kd, None) for kd in KD), *(distillation(None, at) for at in AT), EVERYTHING):
-            found = pair(given, given, chosen)
-            assert found.notes == ()
-            assert [(p.student, p.teacher) for p in found.heads] == (
-                [(i, i) for i in range(len(given.yolos))] if chosen.compares(Quantity.SCORES | Quantity.BOXES) else []
-            )
-            assert all(a == b for p in found.heads for a, b in p.anchors)
-            assert all(f.student == f.teacher and not f.needs_adapter for f in found.features)
-            assert bool(found.features) == chosen.compares(Quantity.MAPS | Quantity.CHANNELS)
-            assert any(f.group == "backbone" for f in found.features) == chosen.compares(Quantity.MAPS)
-
-    def test_a_network_without_upsampling_has_stages_and_heads(self):
-        given = one_head(*(f"[convolutional]\nfilters={width}\nsize=3\npad=1\nstride=2\n" for width in (4, 5)))
-        roles = [(f.role, f.block, f.group) for f in features(given)]
-        assert roles == [("stage", 0, "backbone"), ("head", 1, "deep")]
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("yolov4", {"backbone": [10, 23, 54, 85], "deep": [117, 159], "neck": [127, 137, 148]}),
+        ("yolov3", {"backbone": [4, 11, 36, 61], "deep": [80, 84], "neck": [92, 96, 104]}),
+    ],
+)
+def test_features_are_told_from_the_cfg(root, name, roles):
+    """Those of YOLOv4 are the nine of Chu et al., arXiv:2306.01526: the maps of --AT_str 2 by the cfg's numbers."""
+    groups: dict[str, list[int]] = {}
+    for feature in features(load(root, name)):
+        groups.setdefault(feature.group, []).append(feature.block)
+    assert groups == roles
 
 
-class TestHeads:
-    """By stride, and anchors by their shapes."""
+@pytest.mark.parametrize("name", CFGS)
+def test_every_network_pairs_with_itself_whole(root, name):
+    network = load(root, name)
+    for chosen in (*(distillation(kd, None) for kd in KD), *(distillation(None, at) for at in AT), EVERYTHING):
+        pairing = pair(network, network, chosen)
+        assert pairing.notes == ()
+        heads = range(len(network.yolos)) if chosen.compares(Quantity.SCORES | Quantity.BOXES) else ()
+        assert [(p.student, p.teacher) for p in pairing.heads] == [(i, i) for i in heads]
+        assert all(a == b for p in pairing.heads for a, b in p.anchors)
+        assert all(f.student == f.teacher and not f.needs_adapter for f in pairing.features)
+        assert bool(pairing.features) == chosen.compares(Quantity.MAPS | Quantity.CHANNELS)
+        assert any(f.group == "backbone" for f in pairing.features) == chosen.compares(Quantity.MAPS)
 
-    def test_a_small_student_takes_what_it_can_and_the_rest_is_said(self, root):
-        """yolov3-tiny has no head at stride 8, and at 16 smaller anchors than yolov3."""
-        student, teacher = load(root, "yolov3-tiny"), load(root, "yolov3")
-        found = pair(student, teacher, EVERYTHING)
-        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
-        assert found.heads[1].anchors == ((2, 0),)
-        assert found.notes == (
-            "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
-            "the teacher's head at stride 8 has none in the student and teaches nothing",
-        )
-        stages = [f"stage at {stride}" for stride in (2, 4, 8, 16)]
-        assert [f.name for f in found.features] == [*stages, "head at 32", "upsampled at 32", "head at 16"]
-        assert [f.needs_adapter for f in found.features] == [False] * 4 + [True] * 3
-        shapes = trace(student), trace(teacher)
-        for f in found.features:
-            mine, theirs = shapes[0][f.student], shapes[1][f.teacher]
-            assert (mine.channels, theirs.channels) == f.widths
-            assert student.net.height / mine.height == teacher.net.height / theirs.height
 
-    def test_a_large_student_learns_the_rest_from_the_data(self, root):
-        found = pair(load(root, "yolov3"), load(root, "yolov3-tiny"), EVERYTHING)
-        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
-        assert "the student's head at stride 8 has none in the teacher and learns from the data" in found.notes
-        assert found.notes[-1] == "the teacher has no features like the student's upsampled at 16, head at 8"
+def test_a_network_without_upsampling_has_stages_and_heads():
+    network = one_head(*(f"[convolutional]\nfilters={width}\nsize=3\npad=1\nstride=2\n" for width in (4, 5)))
+    roles = [(f.role, f.block, f.group) for f in features(network)]
+    assert roles == [("stage", 0, "backbone"), ("head", 1, "deep")]
 
-    def test_heads_in_another_order(self, root):
-        """YOLOv3 has its coarsest head first, YOLOv4 its finest."""
-        found = pair(load(root, "yolov4"), load(root, "yolov3"), OUTPUTS)
-        assert [(p.student, p.teacher) for p in found.heads] == [(0, 2), (1, 1), (2, 0)]
 
-    def test_anchors_are_paired_one_to_one_the_most_alike_first(self):
-        """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
-        given = one_head()
-        given = replace(given, blocks=(replace(given.blocks[0], filters=18), replace(given.yolos[0], mask=(0, 1, 2))))
-        student = with_heads(given, anchors=((8, 8), (10, 10), (30, 30)))
-        teacher = with_heads(given, anchors=((8, 9), (8, 8.1), (60, 60)))
-        found = pair(student, teacher, OUTPUTS)
-        assert found.heads[0].anchors == ((0, 1), (1, 0))
-        assert 900 / 3600 < LEAST_ANCHOR_IOU < 72 / 100
-        assert found.notes == (
-            "head at stride 1: 2 of 3 anchors are like one of the teacher's; the others learn from the data",
-        )
-
-    def test_anchors_in_another_order(self):
-        anchors = tiny().yolos[0].anchors
-        order = (2, 0, 1, 5, 4, 3)
-        found = pair(tiny(), with_heads(tiny(), anchors=tuple(anchors[i] for i in order)), OUTPUTS)
-        assert found.heads[0].anchors == ((0, 2), (1, 1), (2, 0))
-        assert found.heads[1].anchors == ((0, 1), (1, 2), (2, 0))
-
-    def test_several_heads_at_one_stride_are_paired_in_their_order(self):
-        two, other = network(6), network(6, 9)
-        found = pair(two, other, EVERYTHING)
-        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
-        heads = {f.name: (f.student, f.teacher) for f in found.features if f.name.startswith("head")}
-        assert heads == {"head at 8": (7, 7), "head at 8 #2": (11, 11)}
-        assert found.notes == ("the teacher's head at stride 8 has none in the student and teaches nothing",)
-        found = pair(other, two, EVERYTHING)
-        assert [(p.student, p.teacher) for p in found.heads] == [(0, 0), (1, 1)]
-        assert found.notes == (
-            "the student's head at stride 8 has none in the teacher and learns from the data",
-            "the teacher has no features like the student's head at 8 #3",
-        )
-
-    @pytest.mark.parametrize(
-        ("teacher", "chosen", "match"),
-        [
-            (
-                replace(tiny(), net=replace(tiny().net, channels=1)),
-                OUTPUTS,
-                r"tiny\.cfg: takes pictures of 1 channels, the student of 3",
-            ),
-            (replace(tiny(), net=replace(tiny().net, channels=1)), ATTENTION, "takes pictures of 1 channels"),
-            (one_head(width=64), adapt_classes, "no head of the student has stride and anchors"),
-            (with_heads(tiny(), anchors=((400, 1),) * 6), OUTPUTS, "no head of the student has stride and anchors"),
-            (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
-        ],
-        ids=["channels", "channels of features", "strides", "anchors", "features"],
+def test_a_small_student_takes_what_it_can_and_the_rest_is_said(root):
+    """yolov3-tiny has no head at stride 8, and at 16 smaller anchors than yolov3."""
+    student, teacher = load(root, "yolov3-tiny"), load(root, "yolov3")
+    pairing = pair(student, teacher, EVERYTHING)
+    assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 0), (1, 1)]
+    assert pairing.heads[1].anchors == ((2, 0),)
+    assert pairing.notes == (
+        "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
+        "the teacher's head at stride 8 has none in the student and teaches nothing",
     )
-    def test_what_cannot_be_compared_is_refused_in_a_line(self, teacher, chosen, match):
-        if not hasattr(chosen, "terms"):
-            teacher, chosen = adapt_classes(teacher, 2), OUTPUTS
-        with pytest.raises(InputError, match=match) as caught:
-            pair(tiny(), teacher, chosen)
-        assert "\n" not in str(caught.value)
+    stages = [f"stage at {stride}" for stride in (2, 4, 8, 16)]
+    assert [f.name for f in pairing.features] == [*stages, "head at 32", "upsampled at 32", "head at 16"]
+    assert [f.needs_adapter for f in pairing.features] == [False] * 4 + [True] * 3
+    shapes = trace(student), trace(teacher)
+    for f in pairing.features:
+        mine, theirs = shapes[0][f.student], shapes[1][f.teacher]
+        assert (mine.channels, theirs.channels) == f.widths
+        assert student.net.height / mine.height == teacher.net.height / theirs.height
+    pairing = pair(teacher, student, EVERYTHING)
+    assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 0), (1, 1)]
+    assert "the student's head at stride 8 has none in the teacher and learns from the data" in pairing.notes
+    assert pairing.notes[-1] == "the teacher has no features like the student's upsampled at 16, head at 8"
 
-    @pytest.mark.parametrize("chosen", [ATTENTION, distillation(None, "2"), CHANNELS, distillation("pkd", "1")])
-    def test_a_teacher_of_other_classes_teaches_features(self, chosen):
-        found = pair(tiny(), adapt_classes(tiny(), 7), chosen)
-        assert found.heads == ()
-        assert found.features and found.notes == ()
 
-    def test_of_a_teacher_of_other_classes_boxes_and_features_are_comparable(self):
-        left, notes = comparable(EVERYTHING, tiny(), adapt_classes(tiny(), 7))
-        assert set(left.terms) == set(EVERYTHING.terms) - {"objectness", "classes"}
-        assert len(notes) == 1 and "7 classes and the student 2: objectness, classes left out" in notes[0]
-        assert comparable(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
-        with pytest.raises(InputError, match="--KDstr 1: compares scores, but"):
-            comparable(distillation("1", None), tiny(), adapt_classes(tiny(), 7))
+def test_heads_in_another_order(root):
+    """YOLOv3 has its coarsest head first, YOLOv4 its finest."""
+    pairing = pair(load(root, "yolov4"), load(root, "yolov3"), OUTPUTS)
+    assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 2), (1, 1), (2, 0)]
+
+
+def test_anchors_are_paired_one_to_one_the_most_alike_first():
+    """(8, 8) is like (10, 8) and (8, 9); (30, 30) is like none."""
+    network = one_head()
+    yolo = replace(network.yolos[0], mask=(0, 1, 2))
+    network = replace(network, blocks=(replace(network.blocks[0], filters=18), yolo))
+    student = with_heads(network, anchors=((8, 8), (10, 10), (30, 30)))
+    teacher = with_heads(network, anchors=((8, 9), (8, 8.1), (60, 60)))
+    pairing = pair(student, teacher, OUTPUTS)
+    assert pairing.heads[0].anchors == ((0, 1), (1, 0))
+    assert 900 / 3600 < LEAST_ANCHOR_IOU < 72 / 100
+    assert pairing.notes == (
+        "head at stride 1: 2 of 3 anchors are like one of the teacher's; the others learn from the data",
+    )
+
+
+def test_several_heads_at_one_stride_are_paired_in_their_order():
+    two, other = network(6), network(6, 9)
+    for student, teacher in ((two, other), (other, two)):
+        pairing = pair(student, teacher, EVERYTHING)
+        assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 0), (1, 1)]
+        heads = {f.name: (f.student, f.teacher) for f in pairing.features if f.name.startswith("head")}
+        assert heads == {"head at 8": (7, 7), "head at 8 #2": (11, 11)}
+    assert pair(two, other, EVERYTHING).notes == (
+        "the teacher's head at stride 8 has none in the student and teaches nothing",
+    )
+    assert pairing.notes == (
+        "the student's head at stride 8 has none in the teacher and learns from the data",
+        "the teacher has no features like the student's head at 8 #3",
+    )
+
+
+GREY = replace(tiny(), net=replace(tiny().net, channels=1))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "chosen", "match"),
+    [
+        (GREY, OUTPUTS, r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
+        (GREY, ATTENTION, "takes pictures of 1 channels"),
+        (adapt_classes(one_head(width=64), 2), OUTPUTS, "no head of the student has stride and anchors"),
+        (with_heads(tiny(), anchors=((400, 1),) * 6), OUTPUTS, "no head of the student has stride and anchors"),
+        (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
+    ],
+    ids=["channels", "channels of features", "strides", "anchors", "features"],
+)
+def test_what_cannot_be_compared_is_refused_in_a_line(teacher, chosen, match):
+    with refused(InputError, match):
+        pair(tiny(), teacher, chosen)
+
+
+def test_a_teacher_of_other_classes_teaches_boxes_and_features():
+    other = adapt_classes(tiny(), 7)
+    for chosen in (ATTENTION, distillation(None, "2"), CHANNELS, distillation("pkd", "1")):
+        pairing = pair(tiny(), other, chosen)
+        assert pairing.heads == () == pairing.notes and pairing.features
+    left, notes = comparable(EVERYTHING, tiny(), other)
+    assert set(left.terms) == set(EVERYTHING.terms) - {"objectness", "classes"}
+    assert len(notes) == 1 and "7 classes and the student 2: objectness, classes left out" in notes[0]
+    assert comparable(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
 
 
 def terms_of(student: Darknet, teacher: Darknet, kept: Kept | None, chosen) -> dict[str, float]:
@@ -225,22 +203,6 @@ def terms_of(student: Darknet, teacher: Darknet, kept: Kept | None, chosen) -> d
     targets = torch.tensor([[0, 0, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
     terms = distiller(distiller.teach(images), student(images, *distiller.wanted), targets, tuple(images.shape[2:]))
     return {term: value.item() for term, value in terms.items()}
-
-
-def model_of(given: Network, arrays: dict) -> Darknet:
-    return load_arrays(given, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}).eval()
-
-
-def start(given: Network) -> dict[str, np.ndarray]:
-    """Weights whose features and heads are not small."""
-    torch.manual_seed(0)
-    model = Darknet(given)
-    for name, value in model.state_dict().items():
-        if name.endswith(("bn.weight", "running_var")):
-            value.uniform_(0.5, 1.5)
-        elif name.endswith(("bn.bias", "running_mean")):
-            value.normal_(std=0.3)
-    return {name: value.numpy().copy() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
 class Pruned(NamedTuple):
@@ -266,7 +228,8 @@ def pruned(given: Network, arrays: dict, percent: float, units: int | None, seed
         for name in ("weight", "bias"):
             arrays[f"layers.{i}.bn.{name}"][silent] = 0
     network, weights = prune_network(plan.graph, arrays, plan.removal)
-    return Pruned(network, kept_of(plan, kept), model_of(given, arrays), model_of(network, weights), weights)
+    teacher, student = model_of(given, arrays).float(), model_of(network, weights).float()
+    return Pruned(network, kept_of(plan, kept), teacher, student, weights)
 
 
 class TestPruned:
@@ -276,15 +239,15 @@ class TestPruned:
 
     @pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
     def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
-        given = adapt_classes(load(root, "demo"), 1)
-        cut, kept, teacher, student, _ = pruned(given, start(given), 0.5, units)
-        found = pair(cut, given, EVERYTHING, kept)
-        assert found.notes == ()
-        assert len(found.features) == len(pair(given, given, EVERYTHING).features)
-        compared = [f for f in found.features if f.compares_channels]
+        network = adapt_classes(load(root, "demo"), 1)
+        cut, kept, teacher, student, _ = pruned(network, varied_arrays(network), 0.5, units)
+        pairing = pair(cut, network, EVERYTHING, kept)
+        assert pairing.notes == ()
+        assert len(pairing.features) == len(pair(network, network, EVERYTHING).features)
+        compared = [f for f in pairing.features if f.compares_channels]
         assert any(f.widths[0] < f.widths[1] for f in compared)
         assert all(f.channels is not None and not f.needs_adapter for f in compared)
-        assert any(f.student != f.teacher for f in found.features) == bool(units)
+        assert any(f.student != f.teacher for f in pairing.features) == bool(units)
         for chosen in self.STRATEGIES:
             learnt = terms_of(student, teacher, kept, chosen)
             assert max(map(abs, learnt.values())) < 1e-4, (chosen.name, learnt)
@@ -293,15 +256,15 @@ class TestPruned:
 
     def test_a_pool_and_a_route_before_a_head_have_adapters(self):
         """Only convolutions have origins; attention has nothing to learn all the same."""
-        cut, kept, teacher, student, _ = pruned(tiny(), start(tiny()), 0.5, None)
+        cut, kept, teacher, student, _ = pruned(tiny(), varied_arrays(tiny()), 0.5, None)
         known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
         assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
         for chosen in (distillation("3", "2"), distillation("5", None)):
             assert max(map(abs, terms_of(student, teacher, kept, chosen).values())) < 1e-4
 
     def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
-        given = adapt_classes(load(root, "demo"), 1)
-        once = pruned(given, start(given), 0.4, 1)
+        network = adapt_classes(load(root, "demo"), 1)
+        once = pruned(network, varied_arrays(network), 0.4, 1)
         twice = pruned(once.network, once.weights, 0.4, 1, seed=2, kept=once.kept)
         between = rebased(twice.kept, once.kept)
         assert len(between) == len(twice.kept)
@@ -318,88 +281,120 @@ class TestPruned:
         }
         assert rebased(student, teacher) == {"2": {"block": 3, "channels": [2, 0]}}
 
-    def test_a_wrong_teacher_is_reached_through_an_adapter(self, root):
+    def test_a_wrong_teacher_is_reached_through_an_adapter(self):
         """Narrower than the channels say, or with blocks of other numbers."""
-        cut, kept, *_ = pruned(tiny(), start(tiny()), 0.5, None)
-        narrow = parse(TINY.replace("filters=6\n", "filters=2\n"), "narrow.cfg")
-        upsampled = next(f for f in pair(cut, narrow, CHANNELS, kept).features if f.name == "upsampled at 8")
-        assert max(kept["11"]["channels"]) >= 2 == upsampled.widths[1] < upsampled.widths[0]
-        assert upsampled.channels is None and upsampled.needs_adapter
+        cut, kept, *_ = pruned(tiny(), varied_arrays(tiny()), 0.5, None)
+        assert max(kept["11"]["channels"]) >= 2
         longer = TINY.replace("[maxpool]", "[dropout]\nprobability=.5\n\n[maxpool]", 1)
-        found = pair(cut, parse(longer.replace("layers=7", "layers=8"), "longer.cfg"), CHANNELS, kept).features
-        upsampled = next(f for f in found if f.name == "upsampled at 8")
-        assert (upsampled.student, upsampled.teacher, upsampled.channels) == (11, 12, None)
-        assert upsampled.needs_adapter
-
-    def test_the_scripts_leave_what_is_needed_in_model_pt(self, prune):
-        document = prune("slim", "--percent", "0.3", "--no-test")
-        loaded = load_model(choose_model(None, document["cfg"].replace("model.cfg", "model.pt")))
-        compared = pair(loaded.model.network, tiny(), CHANNELS, loaded.kept).features
-        compared = [f for f in compared if f.student in (7, 11)]
-        convolutions = [f for f in compared if isinstance(tiny().blocks[f.teacher], Convolutional)]
-        assert convolutions and all(f.channels is not None for f in convolutions)
-        widths = {int(number): len(origin["channels"]) for number, origin in loaded.kept.items()}
-        assert all(widths[f.student] == f.widths[0] for f in convolutions)
+        for text in (TINY.replace("filters=6\n", "filters=2\n"), longer.replace("layers=7", "layers=8")):
+            compared = pair(cut, parse(text, "other.cfg"), CHANNELS, kept).features
+            upsampled = next(f for f in compared if f.name == "upsampled at 8")
+            assert upsampled.channels is None and upsampled.needs_adapter
 
 
-class TestAdapters:
-    """Convolutions of the loss."""
-
-    def of(self, student: Network, teacher: Network, chosen=CHANNELS) -> Distiller:
-        return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), chosen, RULE)
-
-    def test_there_is_one_where_widths_differ_and_channels_are_compared(self):
-        wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
-        distiller = self.of(tiny(), wide)
-        assert {key: tuple(a.weight.shape) for key, a in distiller.adapters.items()} == {"head at 8": (20, 12, 1, 1)}
-        assert not self.of(tiny(), wide, distillation(None, "3")).adapters
-        assert not self.of(tiny(), tiny()).adapters
-
-    def test_a_stride_need_not_be_a_whole_number(self):
-        """A convolution without padding leaves 62 of 64 cells; a module's name takes no point."""
-        nets = [one_head(f"[convolutional]\nfilters={width}\nsize=3\n", width=64) for width in (4, 6)]
-        distiller = self.of(*nets)
-        assert [key for key in distiller.adapters] == ["head at 1_03226"]
-        images = torch.rand(1, 3, 64, 64)
-        student = Darknet(nets[0])
-        outputs = student(images, *distiller.wanted)
-        terms = distiller(distiller.teach(images), outputs, torch.zeros(0, 6), (64, 64))
-        terms["cwd"].backward()
-        assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
-
-    @pytest.mark.parametrize(
-        ("chosen", "features", "maps"),
-        [(OUTPUTS, 0, 0), (distillation("4", None), 0, 5), (CHANNELS, 3, 0), (distillation("cwd", "1"), 3, 5)],
-        ids=["outputs", "attention", "channels", "both"],
-    )
-    def test_networks_are_asked_for_what_is_compared_and_no_more(self, chosen, features, maps):
-        distiller = self.of(tiny(), tiny(), chosen)
-        assert [len(blocks) for blocks in distiller.wanted] == [features, maps]
-        outputs = distiller.teach(torch.rand(1, 3, 64, 64))
-        assert (outputs.features.keys(), outputs.maps.keys()) == tuple(map(set, distiller.wanted))
-
-    def test_nothing_of_the_teacher_is_a_parameter_or_a_buffer_of_the_distiller(self):
-        wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
-        distiller = self.of(tiny(), wide)
-        adapters = {f"adapters.{key}.weight" for key in distiller.adapters}
-        assert {name for name, _ in distiller.named_parameters()} == adapters
-        assert not list(distiller.buffers())
-        distiller.train()
-        assert not distiller.teacher._model.training
+def distiller_of(student: Network, teacher: Network, chosen=CHANNELS) -> Distiller:
+    return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), chosen, RULE)
 
 
-def test_a_teacher_sees_what_its_model_sees_and_leaves_it_as_it_is():
-    given = tiny()
-    model = model_of(given, start(given)).train()
+def test_there_is_an_adapter_where_widths_differ_and_channels_are_compared():
+    """Nothing of the teacher is a parameter or a buffer of the distiller."""
+    wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
+    distiller = distiller_of(tiny(), wide)
+    shapes = {name: tuple(parameter.shape) for name, parameter in distiller.named_parameters()}
+    assert shapes == {"adapters.head at 8.weight": (20, 12, 1, 1)} and not list(distiller.buffers())
+    assert not distiller_of(tiny(), wide, distillation(None, "3")).adapters
+    assert not distiller_of(tiny(), tiny()).adapters
+
+
+def test_a_stride_need_not_be_a_whole_number():
+    """A convolution without padding leaves 62 of 64 cells; a module's name takes no point."""
+    nets = [one_head(f"[convolutional]\nfilters={width}\nsize=3\n", width=64) for width in (4, 6)]
+    distiller, images = distiller_of(*nets), torch.rand(1, 3, 64, 64)
+    outputs = Darknet(nets[0])(images, *distiller.wanted)
+    distiller(distiller.teach(images), outputs, torch.zeros(0, 6), (64, 64))["cwd"].backward()
+    assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "features", "maps"),
+    [(OUTPUTS, 0, 0), (distillation("4", None), 0, 5), (CHANNELS, 3, 0), (distillation("cwd", "1"), 3, 5)],
+    ids=["outputs", "attention", "channels", "both"],
+)
+def test_networks_are_asked_for_what_is_compared_and_no_more(chosen, features, maps):
+    distiller = distiller_of(tiny(), tiny(), chosen)
+    assert [len(blocks) for blocks in distiller.wanted] == [features, maps]
+    outputs = distiller.teach(torch.rand(1, 3, 64, 64))
+    assert (outputs.features.keys(), outputs.maps.keys()) == tuple(map(set, distiller.wanted))
+
+
+def test_a_teacher_computes_what_its_model_computes_and_leaves_it_as_it_is():
+    network = tiny()
+    model = model_of(network, varied_arrays(network)).float().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    teacher = Teacher(model, torch.device("cpu"))
     images = torch.rand(2, 3, 64, 64)
-    found = teacher(images, (7, 11))
-    assert not any(head.requires_grad for head in (*found.heads, *found.features.values()))
+    taught = Teacher(model, torch.device("cpu"))(images, (7, 11))
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     wanted = model.eval()(images, (7, 11))
-    for mine, theirs in zip(found.heads, wanted.heads, strict=True):
+    pairs = [
+        *zip(taught.heads, wanted.heads, strict=True),
+        *((taught.features[b], wanted.features[b]) for b in (7, 11)),
+    ]
+    for mine, theirs in pairs:
+        assert not mine.requires_grad
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
-    for block in (7, 11):
-        torch.testing.assert_close(found.features[block], wanted.features[block], atol=1e-4, rtol=1e-4)
+
+
+ADDITION = one_head(CONV, CONV, SHORTCUT)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_features_and_attention_maps_is_that_of_both(fresh, memory_format):
+    torch.manual_seed(0)
+    values = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    passed, maps = attended(values, fresh)
+    assert torch.equal(passed, values)
+    assert torch.allclose(maps, values.square().sum(dim=1))
+    weight, slope = torch.randn_like(values), torch.randn(2, 4, 5, dtype=torch.float64)
+    of_maps = 2 * values * slope[:, None]
+    totals = {"both": (passed * weight).sum() + (maps * slope).sum(), "maps": (maps * slope).sum()}
+    for name, total in (*totals.items(), ("features", (passed * weight).sum())):
+        (gradient,) = torch.autograd.grad(total, values, retain_graph=True)
+        expected = {"both": weight + of_maps, "maps": of_maps, "features": weight}[name]
+        assert torch.allclose(gradient, expected)
+
+
+def test_half_precision_is_squared_and_multiplied_in_single():
+    values = torch.full((1, 2, 1, 1), 300.0, dtype=torch.float16, requires_grad=True)
+    passed, maps = attended(values)
+    assert maps.item() == 2 * 300**2 > torch.finfo(torch.float16).max
+    (passed.sum() + maps.sum() / 1e3).backward()
+    assert values.grad.flatten().tolist() == pytest.approx([1.6, 1.6], rel=1e-3)
+
+
+@pytest.mark.parametrize("network", [tiny(), ADDITION], ids=["tiny", "an addition"])
+def test_maps_of_any_block_leave_every_gradient_as_it_is(network):
+    """Of all blocks, whatever reads them: an addition hands on one gradient to both of its terms."""
+    torch.manual_seed(0)
+    model = Darknet(network).double().train()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    blocks = range(len(network.blocks) - 1)
+    slopes = {i: torch.randn_like(x[:, 0]) for i, x in model(images, blocks).features.items()}
+
+    def gradients(maps: Mapping[int, torch.Tensor], heads: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        total = sum(head.square().sum() for head in heads) + sum((maps[i] * slopes[i]).sum() for i in maps)
+        return torch.autograd.grad(total, list(model.parameters()))
+
+    plain, attentive = model(images, blocks), model(images, (), blocks)
+    assert attentive.maps.keys() == plain.features.keys() and not plain.maps
+    wanted = gradients({i: x.square().sum(dim=1) for i, x in plain.features.items()}, plain.heads)
+    pairs = zip(gradients(attentive.maps, attentive.heads), wanted, strict=True)
+    assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+def test_only_a_gradient_that_nobody_else_holds_is_written_into():
+    added = next(i for i, block in enumerate(ADDITION.blocks) if isinstance(block, Shortcut))
+    fresh = Darknet(ADDITION)._fresh
+    assert added in fresh and not {*ADDITION.blocks[added].reads(added)} & fresh
+    assert features(tiny())[0].block in Darknet(tiny())._fresh
