@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 
 from utils.detection.average_precision import Evaluator
 from utils.report import plots
-from utils.report.plots import BLUE, COLOURS, EDGES, GREY, MARKERS, LayerBar, front
+from utils.report.plots import BLUE, COLOURS, EDGES, GREY, LayerBar, front
 from utils.report.tables import Column, csv_table, markdown_table, text_table
 
+NAN = float("nan")
 NAMES = ["disc", "_hidden", "$x^$", "雪", "a\nb", "a name much longer than an axis has room for"]
 
 
@@ -26,13 +28,9 @@ def size(path) -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def evaluated(objects: int):
-    evaluator = Evaluator(NAMES)
-    boxes = np.array([[8.0 * n, 0, 8 * n + 6, 6] for n in range(objects)]).reshape(-1, 4)
-    classes = np.arange(objects) % len(NAMES)
-    truth = np.concatenate([classes[:, None], boxes], axis=1)
-    evaluator.add(boxes[1:], np.linspace(0.9, 0.1, objects)[1:], classes[1:], truth)
-    return evaluator.result()
+def texts(parts) -> list[str]:
+    """Words of a legend, labels or numbers of a figure."""
+    return [text.get_text() for text in (parts.get_texts() if hasattr(parts, "get_texts") else parts)]
 
 
 def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_path):
@@ -46,11 +44,27 @@ def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_pat
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def constant_results(epochs: int) -> dict:
+def evaluated(objects: int):
+    evaluator = Evaluator(NAMES)
+    boxes = np.array([[8.0 * n, 0, 8 * n + 6, 6] for n in range(objects)]).reshape(-1, 4)
+    classes = np.arange(objects) % len(NAMES)
+    truth = np.concatenate([classes[:, None], boxes], axis=1)
+    evaluator.add(boxes[1:], np.linspace(0.9, 0.1, objects)[1:], classes[1:], truth)
+    return evaluator.result()
+
+
+def epochs_of(count: int) -> dict:
     """Columns of any name, with gaps."""
-    gaps = [float("nan")] * epochs
-    results = {"epoch": list(range(epochs)), "box_loss": gaps, "cls_loss": [1.0] * epochs, "lr": [0.1] * epochs}
-    return results | {"map50": [0.5] * epochs, "f1": gaps, "seconds": gaps, **{f"loss_{n}": gaps for n in range(5)}}
+    gaps = [NAN] * count
+    results = {"epoch": list(range(count)), "box_loss": gaps, "cls_loss": [1.0] * count, "lr": [0.1] * count}
+    return results | {"map50": [0.5] * count, "f1": gaps, "seconds": gaps, **{f"loss_{n}": gaps for n in range(5)}}
+
+
+def course(epochs: int) -> tuple[dict, dict, dict]:
+    """Tables of a sparse training whose accuracy has gaps."""
+    accuracy = {"epoch": range(epochs), "map50": [NAN, 0.5] * (epochs // 2) + [NAN] * (epochs % 2)}
+    pressure = {name: [0.5] * epochs for name in ("epoch", "s", "plan", "weak")}
+    return accuracy, {"epoch": range(epochs), "0.01": [0.5] * epochs}, pressure
 
 
 def labels(count: int) -> np.ndarray:
@@ -63,96 +77,11 @@ def confusion(classes: int) -> tuple[np.ndarray, list[str]]:
     return matrix, [f"class {n}" for n in range(classes)]
 
 
-@pytest.mark.parametrize(
-    ("draw", "content"),
-    [
-        *((plots.plot_results, (constant_results(epochs),)) for epochs in (0, 1, 3)),
-        *((plots.plot_labels, (labels(count), NAMES)) for count in (0, 1, 30_001)),
-        *((draw, (evaluated(count),)) for draw in (plots.plot_pr_curve, plots.plot_f1_curve) for count in (0, 12)),
-        *((plots.plot_confusion, confusion(classes)) for classes in (1, 80)),
-        (plots.plot_confusion, (np.eye(len(NAMES) + 1, dtype=int), NAMES)),
-    ],
-)
-def test_any_figures_are_drawn(tmp_path, recwarn, draw, content):
-    """No epochs, gaps, no objects, empty rows, names of any script."""
-    more = {"best_epoch": 0} if draw is plots.plot_results and content[0]["epoch"] else {}
-    draw(*content, tmp_path / "a.png", **more)
-    assert size(tmp_path / "a.png")
-    assert not recwarn.list
-
-
-def test_average_precision_has_its_usual_names(tmp_path, drawn):
-    plots.plot_results({"epoch": [1], "map50": [0.5], "map50_95": [0.25]}, tmp_path / "a.png")
-    assert [text.get_text() for text in drawn[0].axes[3].get_legend().get_texts()] == ["AP50", "AP50-95"]
-
-
-def test_the_confusion_has_counts(tmp_path, drawn):
-    plots.plot_confusion([[37, 0, 1], [0, 400, 0], [0, 2, 0]], NAMES[:2], tmp_path / "a.png")
-    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["37", "1", "400", "2"]
-
-
-def test_equal_data_draw_equal_pictures(tmp_path):
-    for name in ("a.png", "b.png"):
-        plots.plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 def bimodal(share: float, count: int = 500) -> np.ndarray:
     """[60 + 1] counts of |γ|, of which a share is tiny, some of it 0."""
     rng = np.random.default_rng(0)
     tiny = np.where(rng.random(count) < 0.3, 0, 10 ** rng.normal(-4, 0.5, count))
     return np.histogram(np.where(rng.random(count) < share, tiny, rng.normal(1, 0.2, count)), EDGES)[0]
-
-
-def test_the_title_says_how_many_fell(tmp_path, drawn):
-    """Of 4 the bins below 0.01 hold 2 and 1: the first, and the last that ends there."""
-    before, after = np.zeros((2, 61), int)
-    before[[31, -1]], after[[0, 30, 31]] = [1, 3], [2, 1, 1]
-    plots.plot_gamma_change(before, after, tmp_path / "change.png")
-    assert drawn[0].axes[0].get_title() == "|γ| below 0.01: 0.0 % before → 75.0 % after"
-    assert size(tmp_path / "change.png") == (1080, 576)
-
-
-@pytest.mark.parametrize("counts", [(bimodal(0.1), bimodal(0.9)), np.zeros((2, 61))], ids=["bimodal", "no γ"])
-def test_any_histograms_are_drawn(tmp_path, recwarn, counts):
-    plots.plot_gamma_change(*counts, tmp_path / "change.png")
-    plots.plot_gamma_epochs([0, 1], counts, tmp_path / "epochs.png")
-    assert size(tmp_path / "change.png") and size(tmp_path / "epochs.png")
-    assert not recwarn.list
-
-
-def test_an_epoch_is_a_column_of_the_map_and_the_turn_a_line(tmp_path, drawn):
-    counts = [bimodal(share) for share in np.linspace(0, 1, 6)]
-    plots.plot_gamma_epochs(range(1, 7), counts, tmp_path / "epochs.png", turn=3.4)
-    ax, _ = drawn[0].axes
-    assert ax.collections[0].get_array().tolist() == np.transpose(counts).tolist()
-    assert (ax.get_xlim(), ax.get_yscale()) == ((0.5, 6.5), "log")
-    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["< 1e-05", "0.0001"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rate turns"]
-    assert ax.lines[0].get_xdata()[0] == 3.4
-
-
-@pytest.mark.parametrize("epochs", [0, 1, 6])
-def test_the_course_is_drawn_with_gaps_and_without_accuracy(tmp_path, recwarn, epochs):
-    nan = float("nan")
-    results = {"epoch": range(epochs), "map50": [nan, 0.5] * (epochs // 2) + [nan] * (epochs % 2)}
-    shares = {"epoch": range(epochs), "0.01": [0.5] * epochs}
-    pressure = {name: [0.5] * epochs for name in ("epoch", "s", "plan", "weak")}
-    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=2.5)
-    plots.plot_sparse_course({"epoch": range(epochs)}, shares, {}, tmp_path / "bare.png")
-    assert size(tmp_path / "course.png")[1] > size(tmp_path / "bare.png")[1]
-    assert not recwarn.list
-
-
-def test_the_course_names_its_lines(tmp_path, drawn):
-    results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
-    shares = {"epoch": [1, 2], **{limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}}
-    pressure = {"epoch": [0, 1, 2], "s": [0, 3, 0], "plan": [0, 0.2, 0.5], "weak": [0, 0.1, 0.5]}
-    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=1)
-    top, bottom, s = ([text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn[0].axes)
-    assert top == ["AP50", "AP50-95", "rate turns"]
-    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "weak", "weak by the plan", "rate turns"]
-    assert s == ["s", "rate turns"] and drawn[0].axes[2].get_ylim()[1] > 3
 
 
 def layers(count: int) -> list[LayerBar]:
@@ -163,28 +92,105 @@ def layers(count: int) -> list[LayerBar]:
     ]
 
 
-@pytest.mark.parametrize(("count", "width"), [(0, 840), (1, 840), (11, 840), (107, 2868)])
-def test_the_picture_is_as_wide_as_the_network_is_deep(tmp_path, recwarn, count, width):
-    plots.plot_channels(layers(count), tmp_path / "channels.png")
-    assert size(tmp_path / "channels.png") == (width, 600)
+def points(count: int, seed: int = 0) -> list[dict]:
+    """Networks of three families that cost 1 to 30 times as much, the dearer ones better on the whole."""
+    rng = np.random.default_rng(seed)
+    cost = np.exp(rng.uniform(0, np.log(30), count))
+    ap50 = 0.6 + 0.08 * np.log(cost) + rng.normal(0, 0.03, count)
+    networks = []
+    for n, (c, a) in enumerate(zip(cost, ap50, strict=True)):
+        accuracy = {"map50": a, "low": a - 0.03, "high": a + 0.02}
+        costs = {"parameters": int(3e5 * c), "macs": int(1e8 * c), "ms": 4 * c}
+        names = {"name": f"yolov4-tiny slim {n}", "number": n + 1, "family": f"family {n % 3}"}
+        networks.append({**names, **accuracy, **costs})
+    return networks
+
+
+def odd(networks: list[dict]) -> list[dict]:
+    """And the same with names that matplotlib hides or takes for mathematics, and intervals of one side."""
+    return networks + [{**p, "name": f"_{p['name']} $x^", "low": p["high"], "family": ""} for p in networks]
+
+
+NO_GAMMAS, GAMMAS = np.zeros((2, 61)), (bimodal(0.1), bimodal(0.9))
+
+
+@pytest.mark.parametrize(
+    ("draw", "content", "expected"),
+    [
+        (plots.plot_results, (epochs_of(0),), None),
+        *((partial(plots.plot_results, best_epoch=0), (epochs_of(epochs),), None) for epochs in (1, 3)),
+        *((plots.plot_labels, (labels(count), NAMES), None) for count in (0, 1, 30_001)),
+        *((draw, (evaluated(n),), None) for draw in (plots.plot_pr_curve, plots.plot_f1_curve) for n in (0, 12)),
+        *((plots.plot_confusion, confusion(classes), None) for classes in (1, 80)),
+        (plots.plot_confusion, (np.eye(len(NAMES) + 1, dtype=int), NAMES), None),
+        *((plots.plot_gamma_change, counts, (1080, 576)) for counts in (GAMMAS, NO_GAMMAS)),
+        *((plots.plot_gamma_epochs, ([0, 1], counts), None) for counts in (GAMMAS, NO_GAMMAS)),
+        *((partial(plots.plot_sparse_course, turn=2.5), course(epochs), None) for epochs in (0, 1, 6)),
+        (plots.plot_sparse_course, ({"epoch": range(2)}, course(2)[1], {}), None),
+        *((plots.plot_channels, (layers(n),), (width, 600)) for n, width in ((0, 840), (11, 840), (107, 2868))),
+        *((plots.plot_pareto, (odd(points(count)),), (1800, 720)) for count in (0, 1, 25)),
+        (plots.plot_pareto, ([points(1)[0]] * 3,), (1800, 720)),
+    ],
+)
+def test_any_figures_are_drawn(tmp_path, recwarn, draw, content, expected):
+    """No epochs, gaps, no objects, empty rows, names of any script. A picture is as wide as the network is deep."""
+    draw(*content, tmp_path / "a.png")
+    assert size(tmp_path / "a.png") == expected or expected is None
     assert not recwarn.list
 
 
+def test_the_confusion_has_counts(tmp_path, drawn):
+    plots.plot_confusion([[37, 0, 1], [0, 400, 0], [0, 2, 0]], NAMES[:2], tmp_path / "a.png")
+    assert texts(drawn[0].axes[0].texts) == ["37", "1", "400", "2"]
+
+
+def test_equal_data_draw_equal_pictures(tmp_path):
+    for name in ("a.png", "b.png"):
+        plots.plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_title_says_how_many_fell(tmp_path, drawn):
+    """Of 4 the bins below 0.01 hold 2 and 1: the first, and the last that ends there."""
+    before, after = np.zeros((2, 61), int)
+    before[[31, -1]], after[[0, 30, 31]] = [1, 3], [2, 1, 1]
+    plots.plot_gamma_change(before, after, tmp_path / "change.png")
+    assert drawn[0].axes[0].get_title() == "|γ| below 0.01: 0.0 % before → 75.0 % after"
+
+
+def test_an_epoch_is_a_column_of_the_map_and_the_turn_a_line(tmp_path, drawn):
+    counts = [bimodal(share) for share in np.linspace(0, 1, 6)]
+    plots.plot_gamma_epochs(range(1, 7), counts, tmp_path / "epochs.png", turn=3.4)
+    ax, _ = drawn[0].axes
+    assert ax.collections[0].get_array().tolist() == np.transpose(counts).tolist()
+    assert (ax.get_xlim(), ax.get_yscale()) == ((0.5, 6.5), "log")
+    assert texts(ax.get_yticklabels())[:2] == ["< 1e-05", "0.0001"]
+    assert texts(ax.get_legend()) == ["rate turns"] and ax.lines[0].get_xdata()[0] == 3.4
+
+
+def test_the_course_names_its_lines(tmp_path, drawn):
+    results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
+    shares = {"epoch": [1, 2], **{limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}}
+    pressure = {"epoch": [0, 1, 2], "s": [0, 3, 0], "plan": [0, 0.2, 0.5], "weak": [0, 0.1, 0.5]}
+    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=1)
+    top, bottom, s = (texts(ax.get_legend()) for ax in drawn[0].axes)
+    assert top == ["AP50", "AP50-95", "rate turns"]
+    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "weak", "weak by the plan", "rate turns"]
+    assert s == ["s", "rate turns"] and drawn[0].axes[2].get_ylim()[1] > 3
+
+
 def test_the_numbers_count_a_removed_unit_as_gone(tmp_path, drawn):
-    """32 + 64 + 64 channels, of which 9 + 64 stay."""
-    bars = [
-        LayerBar(0, 32, 9, None, True, False),
-        LayerBar(1, 64, 64, 0, True, False),
-        LayerBar(4, 64, 0, 0, True, True),
-    ]
-    plots.plot_channels(bars, tmp_path / "channels.png")
+    """32 + 64 + 64 channels, of which 9 + 64 stay; then of 64 none."""
+    looks = [(0, 32, 9, None, True, False), (1, 64, 64, 0, True, False), (4, 64, 0, 0, True, True)]
+    plots.plot_channels([LayerBar(*look) for look in looks], tmp_path / "channels.png")
     (ax,) = drawn[0].axes
     assert ax.get_title() == "channels: 160 → 73, 45.6 % stay"
-    assert [text.get_text() for text in ax.texts] == ["9/32", "64", "0/64"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "4"]
+    assert texts(ax.texts) == ["9/32", "64", "0/64"]
+    assert texts(ax.get_xticklabels()) == ["0", "1", "4"]
     (legend,) = drawn[0].legends
-    words = [text.get_text() for text in legend.get_texts()]
-    assert words == ["stays", "goes", "unit removed whole", "not tied", "2 tied, blocks 1–4"]
+    assert texts(legend) == ["stays", "goes", "unit removed whole", "not tied", "2 tied, blocks 1–4"]
+    plots.plot_channels([LayerBar(n, 16, 0, 0, True, True) for n in range(4)], tmp_path / "channels.jpg")
+    assert drawn[1].axes[0].get_title() == "channels: 64 → 0, 0.0 % stay" and size(tmp_path / "channels.jpg")
 
 
 def test_chains_have_colours_of_their_own_and_what_may_not_go_is_grey():
@@ -199,12 +205,6 @@ def test_the_axis_is_logarithmic_where_widths_differ_much(tmp_path, drawn, width
         [LayerBar(n, width, 1, None, True, False) for n, width in enumerate(widths)], tmp_path / "a.png"
     )
     assert drawn[0].axes[0].get_yscale() == scale
-
-
-def test_a_network_may_lose_everything(tmp_path, drawn):
-    plots.plot_channels([LayerBar(n, 16, 0, 0, True, True) for n in range(4)], tmp_path / "channels.jpg")
-    assert drawn[0].axes[0].get_title() == "channels: 64 → 0, 0.0 % stay"
-    assert size(tmp_path / "channels.jpg")
 
 
 def test_the_cut_is_at_the_weakest_that_the_ranking_keeps(tmp_path, drawn):
@@ -242,27 +242,6 @@ def test_every_channel_is_in_the_histogram_once(tmp_path, drawn):
     assert values.sum() == 1000 and (values - baseline).sum() == 300
 
 
-def points(count: int, seed: int = 0) -> list[dict]:
-    """Networks of three families that cost 1 to 30 times as much, the dearer ones better on the whole."""
-    rng = np.random.default_rng(seed)
-    cost = np.exp(rng.uniform(0, np.log(30), count))
-    ap50 = 0.6 + 0.08 * np.log(cost) + rng.normal(0, 0.03, count)
-    networks = []
-    for n, (c, a) in enumerate(zip(cost, ap50, strict=True)):
-        accuracy = {"map50": a, "low": a - 0.03, "high": a + 0.02}
-        costs = {"parameters": int(3e5 * c), "macs": int(1e8 * c), "ms": 4 * c}
-        names = {"name": f"yolov4-tiny slim {n}", "number": n + 1, "family": f"family {n % 3}"}
-        networks.append({**names, **accuracy, **costs})
-    return networks
-
-
-def test_the_front_has_what_no_other_beats():
-    """Cost 2 and 3 are beaten by cost 1; of the two of cost 4 the better one stays, and of two equal ones the first."""
-    costs, values = [3, 1, 2, 4, 4, 6, 4], [0.4, 0.5, 0.5, 0.6, 0.7, 0.65, 0.7]
-    assert front(costs, values) == [1, 4]
-    assert front([], []) == []
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_point_is_on_the_front_unless_another_is_as_good_in_both_and_better_in_one(seed):
     rng = np.random.default_rng(seed)
@@ -272,8 +251,9 @@ def test_a_point_is_on_the_front_unless_another_is_as_good_in_both_and_better_in
         for c, v in zip(costs, values, strict=True)
         if not any(a <= c and b >= v and (a, b) != (c, v) for a, b in zip(costs, values, strict=True))
     }
-    found = front(costs, values)
-    assert {(costs[place], values[place]) for place in found} == best and len(found) == len(best)
+    numbers = front(costs, values)
+    assert {(costs[number], values[number]) for number in numbers} == best and len(numbers) == len(best)
+    assert front([], []) == []
 
 
 def test_the_line_of_the_front_is_a_stair_to_the_right_edge(tmp_path, drawn):
@@ -286,10 +266,9 @@ def test_the_line_of_the_front_is_a_stair_to_the_right_edge(tmp_path, drawn):
     assert line.get_drawstyle() == "steps-post"
 
 
-def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn, recwarn):
+def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn):
     networks = points(6)
     plots.plot_pareto(networks, tmp_path / "pareto.png")
-    assert size(tmp_path / "pareto.png") == (1800, 720)
     axes = drawn[0].axes
     assert [ax.get_xlabel() for ax in axes] == ["million parameters", "GMACs", "ms a picture"]
     assert len({ax.get_ylim() for ax in axes}) == 1
@@ -298,13 +277,9 @@ def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn, re
         assert sorted(map(tuple, marks)) == sorted((point[key] / unit, point["map50"]) for point in networks)
         bars = np.vstack([np.array(lines.get_segments())[:, :, 1] for lines in ax.collections])
         assert sorted(map(tuple, bars)) == sorted((point["low"], point["high"]) for point in networks)
-        assert [text.get_text() for text in ax.texts] == [str(number) for number in range(1, 7)]
+        assert texts(ax.texts) == [str(number) for number in range(1, 7)]
     (legend,) = drawn[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == [
-        *(f"{n + 1} {point['name']}" for n, point in enumerate(networks)),
-        "front",
-    ]
-    assert not recwarn.list
+    assert texts(legend) == [*(f"{n} {point['name']}" for n, point in enumerate(networks, 1)), "front"]
 
 
 def test_no_average_precision_is_negative_and_what_has_no_time_is_in_no_panel_of_times(tmp_path, drawn):
@@ -315,26 +290,12 @@ def test_no_average_precision_is_negative_and_what_has_no_time_is_in_no_panel_of
     assert [len(ax.texts) for ax in axes] == [3, 3, 1]
 
 
-def test_families_look_different():
-    count = len(COLOURS) * len(MARKERS)
-    assert len({(n % len(COLOURS), n % len(MARKERS)) for n in range(count)}) == count == 56
-    assert len(set(COLOURS)) == len(COLOURS)
-
-
 @pytest.mark.parametrize(("most", "scale"), [(7, "linear"), (8, "log")])
 def test_the_axis_is_logarithmic_where_costs_differ_much(tmp_path, drawn, most, scale):
     one = points(1)[0]
     plots.plot_pareto([one, {**one, "macs": most * one["macs"]}], tmp_path / "pareto.jpg")
     assert [ax.get_xscale() for ax in drawn[0].axes] == ["linear", scale, "linear"]
     assert (drawn[0].axes[1].get_xlim()[0] == 0) == (scale == "linear")
-
-
-@pytest.mark.parametrize("networks", [[], points(1), [points(1)[0]] * 3, points(25)], ids=["no", "one", "same", "many"])
-def test_any_points_are_drawn(tmp_path, networks, recwarn):
-    odd = [{**point, "name": f"_{point['name']} $x^", "low": point["high"], "family": ""} for point in networks]
-    plots.plot_pareto(networks + odd, tmp_path / "pareto.png")
-    assert size(tmp_path / "pareto.png")
-    assert not recwarn.list
 
 
 def test_a_table_is_aligned_by_kind_and_width():
