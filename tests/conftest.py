@@ -7,7 +7,9 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +54,36 @@ def script(root):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+REFUSALS = """
+import json, runpy, sys
+sys.modules["torch"] = None
+from utils import cli
+for script, *flags in json.loads(sys.argv[1]):
+    sys.argv[:] = [script]
+    try:
+        cli.run(lambda: runpy.run_path(script)["main"](flags))
+    except SystemExit as stop:
+        print(stop.code, flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def refusals(root):
+    """Call scripts where torch cannot be imported; each ends with status 2 and one line, which is returned."""
+
+    def call(*commands: Sequence[str], prints: bool = False) -> list[str]:
+        command = [sys.executable, "-c", REFUSALS, json.dumps([(str(root / name), *rest) for name, *rest in commands])]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.stdout.endswith("2\n" * len(commands)), done.stderr
+        assert prints or done.stdout == "2\n" * len(commands)
+        lines = done.stderr.splitlines()
+        assert len(lines) == len(commands) and all(line.startswith("error: ") for line in lines)
+        return lines
+
+    return call
 
 
 @pytest.fixture(scope="session")

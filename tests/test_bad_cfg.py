@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.mutations import mutated
-from tests.bad_cfgs import EVERY, LINES, NANO, ODDITIES, RICH, Bad
+from tests.bad_cfgs import EVERY, NANO, ODDITIES, RICH, Bad
 from utils.darknet.cfg import format_network, load, parse
 from utils.errors import CfgError
 
@@ -101,7 +101,7 @@ def test_readings_that_may_surprise_are_told():
 def test_only_cfg_errors_come_out_and_what_is_accepted_survives_writing():
     rng = random.Random(7)
     accepted = 0
-    for _ in range(3000):
+    for _ in range(1500):
         text = mutated(rng.choice((NANO, RICH)), rng)
         try:
             network = parse(text, warn=quiet)
@@ -110,8 +110,4 @@ def test_only_cfg_errors_come_out_and_what_is_accepted_survives_writing():
             continue
         accepted += 1
         assert parse(format_network(network), warn=quiet) == network
-    assert 300 < accepted < 2700  # both ways are tried
-
-
-def test_the_legal_cfg_is_legal():
-    assert len(parse(NANO).blocks) == sum(line.startswith("[") for line in LINES) - 1
+    assert 150 < accepted < 1350  # both ways are tried

@@ -11,7 +11,7 @@ import torch
 import export
 from benchmarks import compare
 from models import Darknet
-from tests.test_coco import case, crowd, with_crowds
+from tests.test_coco import arguments_of_images, case, crowd, with_crowds
 from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.detection import average_precision as coco
@@ -85,14 +85,6 @@ def test_the_average_of_a_worked_example():
     np.testing.assert_allclose(bootstrap.average_precision(matches, weights).T, [wanted, wanted], atol=1e-12)
 
 
-def test_a_class_counts_in_draws_that_have_its_objects_only():
-    """Class 0 is found in image 0, class 1 of image 1 is not."""
-    truth = [np.array([[0, 0, 0, 9, 9.0]]), np.array([[1, 0, 0, 9, 9.0]])]
-    matches = bootstrap.matches([np.array([[0, 0, 0, 9, 9, 0.9]]), np.zeros((0, 6))], truth)
-    found = bootstrap.average_precision(matches, np.array([(1, 1), (2, 0), (0, 2)]))
-    np.testing.assert_allclose(found[:, 0], [0.5, 1, 0], atol=1e-12)
-
-
 def test_many_draws_at_a_time_change_nothing(monkeypatch):
     detections, truth = case(1)
     matches, weights = bootstrap.match(detections, truth, IMAGES), bootstrap.draw(IMAGES, 40, 0)
@@ -107,14 +99,6 @@ def test_a_draw_has_as_many_images_as_there_are_and_follows_from_the_seed():
     assert np.array_equal(drawn, bootstrap.draw(30, 500, 3)) and not np.array_equal(drawn, bootstrap.draw(30, 500, 4))
     assert drawn.mean(0) == pytest.approx(1, abs=0.25)
     assert (drawn == 0).mean() == pytest.approx((1 - 1 / 30) ** 30, abs=0.02)
-
-
-def test_a_network_does_not_differ_from_itself():
-    detections, truth = case(2)
-    matches = bootstrap.match(detections, truth, IMAGES)
-    for spread in bootstrap.bootstrap([matches, matches], draws=50):
-        assert spread.gain50 == spread.gain50_95 == (0, 0, 0)
-        assert 0 <= spread.ap50.low < spread.ap50.high <= 1
 
 
 def without(detections: coco.ImageBoxes, share: float) -> coco.ImageBoxes:
@@ -133,23 +117,12 @@ def test_a_network_that_overlooks_objects_in_every_image_is_worse_in_nearly_all_
         assert gain.value == pytest.approx(-0.3, abs=0.1)
 
 
-def test_networks_that_find_nearly_the_same_differ_by_less_than_each_of_them_is_sure():
-    detections, truth = case(2)
-    networks = [bootstrap.match(found, truth, IMAGES) for found in (detections, without(detections, 0.05))]
-    _, spread = bootstrap.bootstrap(networks, draws=200)
-    assert 2 * (spread.gain50.high - spread.gain50.low) < spread.ap50.high - spread.ap50.low
-
-
 def test_rows_of_images_give_what_the_evaluator_measures_of_them():
-    detections, truth = case(4)
     evaluator, rows, objects = Evaluator([str(k) for k in range(5)]), [], []
-    for image in range(IMAGES):
-        for boxes, into in ((detections, rows), (truth, objects)):
-            own = boxes.image == image
-            corners = boxes.xywh[own] + np.pad(boxes.xywh[own][:, :2], ((0, 0), (2, 0)))
-            score = [boxes.score[own]] if len(boxes.score) else []
-            into.append(np.column_stack([boxes.category[own], corners, *score]))
-        evaluator.add(rows[-1][:, 1:5], rows[-1][:, 5], rows[-1][:, 0], objects[-1])
+    for boxes, score, category, truth in arguments_of_images(*case(4)):
+        evaluator.add(boxes, score, category, truth)
+        rows.append(np.column_stack([category, boxes, score]))
+        objects.append(truth)
     metrics = evaluator.result()
     found = bootstrap.average_precision(bootstrap.matches(rows, objects), np.ones((1, IMAGES)))
     assert found.tolist() == [[metrics.map50, metrics.map50_95]]

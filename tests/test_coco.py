@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -96,47 +97,6 @@ def with_crowds(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     return detections, truth._replace(xywh=grown, ignored=ignored)
 
 
-@pytest.mark.parametrize("by_size", [True, False])
-@pytest.mark.parametrize(
-    ("data", "seed"), [*((case, seed) for seed in range(4)), *((with_crowds, n) for n in range(8))]
-)
-def test_it_equals_pycocotools_whose_crowds_are_ignored_boxes(data, seed, by_size):
-    detections, truth = data(seed)
-    ours, theirs = (measure(detections, truth, 25, by_size) for measure in EVALUATORS)
-    assert ours.classes.tolist() == theirs.classes.tolist() == [0, 1, 2, 3][: 3 if data is with_crowds else 4]
-    assert ours.precision.shape == theirs.precision.shape
-    np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=1e-9)
-    assert 0.05 < ours.precision[0, ..., 0].mean() < 0.95
-    for one, other in ((ours.scores, theirs.scores), (ours.hits, theirs.hits)):
-        assert [np.sort(values).tolist() for values in one] == [np.sort(values).tolist() for values in other]
-    for k in range(len(ours.classes)):
-        assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
-
-
-@pytest.mark.parametrize("by_size", [True, False])
-@pytest.mark.parametrize("seed", range(8))
-def test_ignored_boxes_spare_detections(seed, by_size):
-    detections, truth = with_crowds(seed)
-    without = [values[~truth.ignored] for values in truth[:3]]
-    boxes = coco.ImageBoxes(*without, truth.score), truth
-    blind, ours = (coco.precision_recall(detections, part, 25, by_size).precision for part in boxes)
-    assert (ours[0, ..., 0] >= blind[0, ..., 0]).all() and ours.sum() > blind.sum()
-
-
-def test_pycocotools_counts_what_is_marked_ignore_but_no_crowd():
-    """So difficult objects are ignored as crowds are: there is no other rule to follow."""
-    detections, truth = case(1)
-    stats = []
-    for ignore in (0, 1):
-        reference = pycocotools_evaluation(detections, truth, 25)
-        for annotation in reference.cocoGt.dataset["annotations"]:
-            annotation["ignore"] = ignore
-        reference.evaluate()
-        reference.accumulate()
-        stats.append(reference.eval["precision"])
-    assert np.array_equal(*stats)
-
-
 def crowd(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     """Two images of two classes with 40 objects and 500 detections, all from a few boxes and a few scores.
 
@@ -151,15 +111,54 @@ def crowd(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
     return tuple(coco.ImageBoxes(*parts) for parts in zip(owner, category, place, score, strict=True))
 
 
-@pytest.mark.parametrize("ignored", [0, 0.3])
-@pytest.mark.parametrize("seed", range(3))
-def test_it_equals_pycocotools_in_crowds_of_equal_boxes(seed, ignored):
+def with_ignored_crowd(seed: int) -> tuple[coco.ImageBoxes, coco.ImageBoxes]:
+    """As `crowd`, but three in ten objects are ignored."""
     detections, truth = crowd(seed)
-    truth = truth._replace(ignored=np.random.default_rng(seed).random(40) < ignored)
-    assert np.bincount(detections.image * 2 + detections.category).min() > coco.MOST_DETECTIONS
-    ours, theirs = (measure(detections, truth, 2, True) for measure in EVALUATORS)
-    np.testing.assert_array_equal(ours.precision, theirs.precision)
-    assert 0 < ours.precision[..., 0].mean() < 1
+    return detections, truth._replace(ignored=np.random.default_rng(seed).random(40) < 0.3)
+
+
+SETS = {case: (25, 4), with_crowds: (25, 8), crowd: (2, 3), with_ignored_crowd: (2, 3)}
+"""Data, the number of images and of seeds."""
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+@pytest.mark.parametrize(("data", "seed"), [(data, seed) for data, (_, count) in SETS.items() for seed in range(count)])
+def test_it_equals_pycocotools_whose_crowds_are_ignored_boxes(data, seed, by_size):
+    (detections, truth), images = data(seed), SETS[data][0]
+    ours, theirs = (measure(detections, truth, images, by_size) for measure in EVALUATORS)
+    assert ours.classes.tolist() == theirs.classes.tolist() == sorted({*truth.category[~truth.crowd].tolist()})
+    assert ours.precision.shape == theirs.precision.shape
+    np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=0 if images == 2 else 1e-9)
+    assert 0 < ours.precision[0, ..., 0].mean() < 0.95
+    for one, other in ((ours.scores, theirs.scores), (ours.hits, theirs.hits)):
+        assert [np.sort(values).tolist() for values in one] == [np.sort(values).tolist() for values in other]
+    for k in range(len(ours.classes)):
+        assert np.array_equal(np.sort(ours.scores[k][ours.hits[k]]), np.sort(theirs.scores[k][theirs.hits[k]]))
+
+
+def arguments_of_images(detections: coco.ImageBoxes, truth: coco.ImageBoxes, images: int = 25) -> Iterator[tuple]:
+    """Arguments of Evaluator.add, image by image."""
+    for image in range(images):
+        mine, real = detections.image == image, truth.image == image
+        corners, objects = (
+            b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in ((detections, mine), (truth, real))
+        )
+        labels = np.column_stack([truth.category[real], objects, truth.crowd[real]])
+        yield corners, detections.score[mine], detections.category[mine], labels
+
+
+@pytest.mark.parametrize("data", [case, with_crowds])
+def test_metrics_are_those_from_pycocotools_numbers(data, monkeypatch):
+    metrics = []
+    for measure in EVALUATORS:
+        monkeypatch.setattr(coco, "precision_recall", measure)
+        evaluator = Evaluator([str(k) for k in range(5)])
+        for arguments in arguments_of_images(*data(5)):
+            evaluator.add(*arguments)
+        metrics.append(evaluator.result())
+    assert metrics[0] == metrics[1]
+    assert metrics[0].map50 > 0.1
+    assert metrics[0].objects == sum(size.objects for size in metrics[0].by_size)
 
 
 def test_the_average_precisions_are_those_of_cocos_table():
@@ -171,45 +170,3 @@ def test_the_average_precisions_are_those_of_cocos_table():
     precision = coco.precision_recall(detections, truth, 25, True).precision
     ours = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., a] for a in (1, 2, 3))]
     np.testing.assert_allclose([coco.mean(values) for values in ours], reference.stats[:6], atol=1e-9)
-
-
-def test_a_class_without_objects_of_a_size_is_not_measured_there():
-    detections, truth = case(3)
-    large = truth._replace(xywh=np.add(truth.xywh, [0, 0, 300, 300]))
-    ours, theirs = (measure(detections, large, 25, True) for measure in EVALUATORS)
-    assert (ours.precision[..., 1] == -1).all()
-    np.testing.assert_allclose(ours.precision, theirs.precision, atol=1e-9)
-
-
-@pytest.mark.parametrize("what", ["no detections", "no objects", "nothing"])
-def test_what_is_missing_gives_zeros(what):
-    evaluator = Evaluator(["a", "b"])
-    detected = np.zeros((0, 4)) if what != "no objects" else np.array([[0, 0, 9, 9.0]])
-    truth = np.array([[1, 0, 0, 9, 9.0]]) if what == "no detections" else np.zeros((0, 5))
-    for _ in range(2 * (what != "nothing")):
-        evaluator.add(detected, np.full(len(detected), 0.5), np.zeros(len(detected)), truth)
-    metrics = evaluator.result()
-    assert (metrics.map50, metrics.map50_95, metrics.recall) == (0, 0, 0)
-    assert len(metrics.per_class) == (what == "no detections")
-
-
-@pytest.mark.parametrize("data", [case, with_crowds])
-def test_metrics_are_those_from_pycocotools_numbers(data, monkeypatch):
-    metrics = []
-    for measure in EVALUATORS:
-        monkeypatch.setattr(coco, "precision_recall", measure)
-        evaluator = Evaluator([str(k) for k in range(5)])
-        detections, truth = data(5)
-        for image in range(25):
-            mine, real = detections.image == image, truth.image == image
-            corners, objects = (
-                b.xywh[m] + np.pad(b.xywh[m][:, :2], ((0, 0), (2, 0))) for b, m in ((detections, mine), (truth, real))
-            )
-            rows = np.column_stack([truth.category[real], objects, truth.crowd[real]])
-            evaluator.add(corners, detections.score[mine], detections.category[mine], rows)
-        metrics.append(evaluator.result())
-    assert metrics[0].per_class == metrics[1].per_class
-    assert metrics[0].by_size == metrics[1].by_size
-    assert metrics[0] == metrics[1]
-    assert metrics[0].map50 > 0.1
-    assert metrics[0].objects == sum(size.objects for size in metrics[0].by_size) == (~truth.crowd).sum()

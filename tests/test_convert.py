@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from utils.cli import one_line
 from utils.darknet.data_file import load_data
 from utils.data import convert
+from utils.data.images import write_image
 from utils.data.index import index
 from utils.errors import DataError, InputError
 
@@ -23,31 +22,28 @@ SIZE = (40, 80)
 """Height and width of every made-up picture."""
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
+def picture(path: Path, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
-    path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
+    write_image(path, np.random.default_rng(seed).integers(0, 255, (*SIZE, 3), np.uint8))
 
 
 def xml(*objects: str, size: str = "<width>80</width><height>40</height>", filename: str = "x.jpg") -> str:
-    return (
-        f"<annotation>\n<filename>{filename}</filename>\n<size>{size}</size>\n" + "\n".join(objects) + "\n</annotation>"
-    )
+    lines = ["<annotation>", f"<filename>{filename}</filename>", f"<size>{size}</size>", *objects, "</annotation>"]
+    return "\n".join(lines)
 
 
 def thing(name: str, *corners: float, difficult: int = 0) -> str:
-    tags = "".join(
-        f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
-    )
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    tags = "".join(f"<{tag}>{value}</{tag}>" for tag, value in sides)
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{tags}</bndbox></object>"
 
 
-def voc_root(root: Path, annotations: dict[str, str], **lists: str) -> Path:
+def voc_root(root: Path, annotations: dict[str, str | bytes], **lists: str) -> Path:
     """A VOC year; each annotation's picture is made, and each list is of names divided by blanks."""
     for seed, (stem, text) in enumerate(annotations.items()):
         picture(root / "JPEGImages" / f"{stem}.jpg", seed)
         (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        (root / "Annotations" / f"{stem}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
     for name, stems in lists.items():
         (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
         (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems.split()))
@@ -87,8 +83,8 @@ def converted(tmp_path, capsys):
 def voc(converted, tmp_path):
     """Convert a VOC year, of one annotation `a` if a text is given; all are for training unless lists say otherwise."""
 
-    def call(annotations: dict[str, str] | str, *flags: str | Path, **lists: str) -> tuple[Path, dict]:
-        annotations = {"a": annotations} if isinstance(annotations, str) else annotations
+    def call(annotations: dict[str, str] | str | bytes, *flags: str | Path, **lists: str) -> tuple[Path, dict]:
+        annotations = annotations if isinstance(annotations, dict) else {"a": annotations}
         lists = {"trainval": " ".join(annotations), "test": "", **lists}
         return converted("voc", voc_root(tmp_path / "voc", annotations, **lists), *flags)
 
@@ -236,7 +232,6 @@ def test_names_choose_and_order_the_classes(voc, tmp_path):
         ("dog cat sheep", False),
         ("bird cat dog sheep", False),
         ("cat dog", False),
-        ("red white blue", False),
     ],
 )
 def test_a_data_file_that_numbers_the_classes_of_a_converted_set_otherwise_is_refused(names, fits, voc, tmp_path):
@@ -257,16 +252,15 @@ def test_a_data_file_that_numbers_the_classes_of_a_converted_set_otherwise_is_re
     ("text", "match"),
     [
         ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
-        ("<a>\n</b>", r"a\.xml:2: not valid XML: mismatched tag"),
         ("", r"a\.xml:1: not valid XML"),
         ("<!DOCTYPE a [\n<!ENTITY e 'x'>]>\n<a>&e;</a>", r"a\.xml:1: a document type"),
         ("<?xml version='1.0'?>\n<!DOCTYPE a SYSTEM '/dev/null'>\n<a/>", r"a\.xml:2: a document type"),
         ("<a>&e;</a>", r"a\.xml:1: not valid XML: undefined entity"),
         (xml("<object>\n<name>cat</name></object>"), r"a\.xml:4: an object needs a name and a bndbox"),
-        (xml(thing("", 1, 1, 9, 9)), r"a\.xml:4: an object needs a name"),
         (xml(thing("cat", 1, 1, 9, float("nan"))), r"a\.xml:4: ymax is 'nan'; a number was expected"),
         (xml(thing("cat", 1, 1, 9, float("inf"))), r"a\.xml:4: ymax is 'inf'"),
         (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
+        (xml().encode("utf-16"), r"a\.xml:1: byte 0xff is not UTF-8"),
     ],
 )
 def test_a_malformed_annotation_stops_with_its_line(text, match, voc, tmp_path):
@@ -276,18 +270,15 @@ def test_a_malformed_annotation_stops_with_its_line(text, match, voc, tmp_path):
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".new-*"))
 
 
-def test_an_annotation_that_is_too_large_or_not_utf_8_is_refused(converted, tmp_path, monkeypatch):
-    root = voc_root(tmp_path / "voc", {"a": xml()}, trainval="a", test="")
-    (root / "Annotations" / "a.xml").write_bytes(xml().encode("utf-16"))
-    with pytest.raises(DataError, match=r"a\.xml:1: byte 0xff is not UTF-8"):
-        converted("voc", root)
+def test_an_annotation_that_is_too_large_is_refused(voc, monkeypatch):
     monkeypatch.setattr("utils.data.annotations.LARGEST_XML", 10)
     with pytest.raises(DataError, match=r"a\.xml: .* at most 10 bytes"):
-        converted("voc", root)
+        voc(xml())
 
 
-def test_a_list_or_folder_that_is_missing_is_named_with_those_there_are(converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml()}, train="a", val="a", cat_train="a")
+def test_a_list_may_be_that_of_a_class_and_one_that_is_missing_is_named_with_those_there_are(converted, tmp_path):
+    """The list of a single class has flags behind the names."""
+    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, train="a", val="a", cat_train="a")
     for match, *flags in (
         (r"trainval\.txt: no such list; there are: train, val$", root),
         ("nowhere: no such folder", tmp_path / "nowhere"),
@@ -295,11 +286,8 @@ def test_a_list_or_folder_that_is_missing_is_named_with_those_there_are(converte
     ):
         with pytest.raises(DataError, match=match):
             converted("voc", *flags)
-
-
-def test_the_list_of_a_single_class_has_flags_behind_the_names(converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="", test="")
     (root / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
+    (root / "ImageSets" / "Main" / "test.txt").touch()
     assert len(rows(converted("voc", root, "--train", "cat_train")[0], "train")) == 1
 
 
@@ -420,11 +408,9 @@ def changed(key: str, **values) -> dict:
         (changed("annotations", category_id=1), r"annotations\[0\]: category_id 1 is not in the file"),
         (changed("annotations", bbox=[1, 2, 3]), r"annotations\[0\]: bbox is \[1, 2, 3\]"),
         (changed("annotations", bbox=[1, 2, 3, float("nan")]), "bbox is"),
-        (changed("annotations", bbox=[1, 2, 3, "4"]), "bbox is"),
         (changed("images", id="7"), r"images\[0\]: id is '7'; an integer was expected"),
         (changed("images", file_name=None), r"images\[0\]: file_name is None; a text was expected"),
         (changed("categories", id=4), r"categories\[1\]: id 4, name 'dog'; both must be there once only"),
-        (changed("categories", name="dog"), "both must be there once only"),
         (changed("categories", name="a\nb"), r"class name 'a\\nb'"),
         ('{\n"images": [\n}', r"train\.json:3: not valid JSON: .* column 1"),
         ("[" * 100_000, r"train\.json: not valid JSON"),
@@ -474,11 +460,9 @@ def test_a_hand_is_the_upright_box_around_its_corners(hands, converted):
     assert rows(output, "val") == {"images/test/a.jpg": []}
     assert document["names"] == ["hand"]
     assert flaws(output) == {}
-
-
-def test_the_validation_pictures_may_be_those_of_the_set(hands, converted):
+    output.rename(output.parent / "first")
     output, _ = converted("oxford-hand", hands, "--val", "validation")
-    assert [len(found) for found in rows(output, "val").values()] == [1]
+    assert [len(boxes) for boxes in rows(output, "val").values()] == [1]
     assert list(rows(output, "train")) == ["images/train/a.jpg"]
 
 
@@ -515,10 +499,14 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, converted, tmp_path):
+def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, converted, tmp_path, monkeypatch):
+    """Links lead to the pictures from any folder."""
     root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
     before = tree(root)
-    output, _ = converted("voc", root, *(["--copy"] if copy else []))
+    monkeypatch.chdir(tmp_path)
+    output, _ = converted("voc", "voc", *(["--copy"] if copy else []))
+    monkeypatch.chdir("/")
+    assert flaws(output) == {}
     image = output / "images" / "train" / "a.jpg"
     assert image.is_symlink() is not copy
     assert image.read_bytes() == (root / "JPEGImages" / "a.jpg").read_bytes()
@@ -526,33 +514,18 @@ def test_pictures_are_links_or_copies_and_the_source_is_left_alone(copy, convert
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "voc"]
 
 
-def test_links_lead_to_the_pictures_from_any_folder(converted, tmp_path, monkeypatch):
-    voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
-    monkeypatch.chdir(tmp_path)
-    output, _ = converted("voc", "voc")
-    monkeypatch.chdir("/")
-    assert flaws(output) == {}
-
-
-@pytest.mark.parametrize(
-    "fill", [lambda out: (out / "mine").mkdir(parents=True), Path.touch, lambda out: out.symlink_to("voc")]
-)
-def test_a_folder_that_holds_something_is_refused_and_kept(fill, converted, tmp_path):
-    root = voc_root(tmp_path / "voc", {"a": xml(CAT)}, trainval="a", test="")
-    fill(tmp_path / "out")
-    before = sorted(tmp_path.rglob("*"))
+def test_a_folder_that_holds_something_is_refused_and_kept(voc, tmp_path):
+    """Test_toy.py tries files and links."""
+    (tmp_path / "out" / "mine").mkdir(parents=True)
     with pytest.raises(DataError, match="holds other files or is no folder; name a new folder"):
-        converted("voc", root)
-    assert sorted(tmp_path.rglob("*")) == before
+        voc(xml(CAT))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
         (["--val-share", "0"], "a share above 0"),
-        (["--val-share", "1"], "outside 0 <= value < 1"),
-        (["--first-pixel", "2"], "--first-pixel: invalid choice"),
-        (["--nam", "x"], "unknown flag --nam; did you mean --name"),
         (["--name", "a/b"], r"--name 'a/b': letters"),
         (["--names", "no.names"], r"no\.names: no such file"),
     ],
@@ -578,12 +551,6 @@ def test_voc_annotations_of_bccd_give_bccds_labels(converted, shared, root):
         (output.parent / name).write_bytes((root / "data" / name).read_bytes())
     with pytest.raises(DataError, match=r"its classes are aeroplane, .* tvmonitor, but .* has .*RBC"):
         load_data(output.parent / "voc.data")
-
-
-def test_a_pixel_that_counts_from_one_moves_bccds_boxes_by_one_pixel(converted, shared):
-    data = shared / "data"
-    output, _ = converted("voc", data / "voc_bccd", "--images", data / "bccd" / "images")
-    assert differences(output, data / "bccd") == pytest.approx(1 / 480, abs=2e-6)
 
 
 def test_coco_annotations_of_coco_mini_give_its_labels(converted, shared, root):
@@ -620,10 +587,3 @@ def test_the_example_of_the_help_is_a_command_of_the_parser(name, capsys):
     with pytest.raises(SystemExit):
         convert.parse_args([name, "--help"])
     assert f"{convert.PROGRAM} {convert.FORMATS[name][1]}" in capsys.readouterr().out
-
-
-def test_the_program_is_one_line_and_status_2_on_bad_input(tmp_path, root):
-    command = [sys.executable, "-m", "utils.data.convert", "voc", f"{tmp_path}/nowhere", "--output", f"{tmp_path}/o"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}/nowhere: no such folder\n"

@@ -13,8 +13,8 @@ import torch
 from tests.media import sample
 from utils.data import datasets
 from utils.data.augment import Augmentation
-from utils.data.datasets import DetectionDataset, Request, cut_batches, make_loader, partners, rectangle
-from utils.data.images import GREY, write_image
+from utils.data.datasets import DetectionDataset, Request, make_loader, partners, rectangle
+from utils.data.images import write_image
 from utils.data.index import index
 from utils.errors import DataError
 from utils.flags import default_workers
@@ -222,13 +222,6 @@ def test_batches_are_pinned_for_a_gpu_and_for_nothing_else(found, monkeypatch):
     assert [make_loader(data_set(found), 4, device=device).pin_memory for device in devices] == [False, False, True]
 
 
-def test_a_single_picture_is_a_batch():
-    assert cut_batches([5], 4, least=2) == [[5]]
-    assert cut_batches([], 4, least=2) == []
-    assert cut_batches([1, 2, 3], 2, least=2) == [[1, 2, 3]]
-    assert cut_batches([1, 2, 3], 2) == [[1, 2], [3]]
-
-
 def test_a_batch_numbers_its_targets_by_picture(found):
     (batch,) = epoch(data_set(found), 9)
     assert batch.targets.dtype == torch.float32 and batch.targets.shape == (9, 6)
@@ -304,9 +297,6 @@ def test_rectangles_exclude_mosaic_and_stretching(found):
         data_set(found, rect=True, mode="stretch")
 
 
-# Pictures that are gone, and borders
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
     write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
@@ -314,8 +304,3 @@ def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"^[^\n]*a\.png: no such file or directory$"):
         epoch(dataset, workers=workers)
-
-
-def test_grey_borders_are_not_black(found):
-    image = sample(data_set(found), 0).image  # 40 x 48 in 64 x 64
-    assert (image[:, 0] == GREY).all() and (image[:, -1] == GREY).all()

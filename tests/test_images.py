@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import random
 import resource
@@ -25,18 +24,7 @@ from utils.errors import DataError
 
 EXACT = [".png", ".bmp", ".webp", ".tif"]
 SUFFIXES = [*EXACT, ".jpg", ".gif"]
-NAMES = [
-    "plain.png",
-    "two words.png",
-    "line\nbreak.png",
-    "-dash.png",
-    "'quote\".png",
-    "ключ ✓ 图.png",
-    "🙂.png",
-    "مرحبا.png",
-    "a" * 251 + ".png",
-    os.fsdecode(b"byte-\xff.png"),
-]
+NAMES = ("two words", "line\nbreak", "-dash", "'quote\"", "ключ ✓ 图", "🙂", "a" * 251, os.fsdecode(b"byte-\xff"))
 
 
 @pytest.fixture
@@ -80,36 +68,25 @@ def test_the_header_states_the_size_of_the_decoded_picture(suffix, picture, tmp_
     path = tmp_path / f"a{suffix}"
     write_image(path, picture)
     assert shown_size(path) == check_image(path) == (30, 50)
+    shrunk = (15, 25) if suffix == ".jpg" else (30, 50)
+    assert read_image(path, shrink=2).shape == (*shrunk, 3) and read_image(path, 1, shrink=2).shape == (*shrunk, 1)
     assert read_image(path, 1).shape == (30, 50, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_works(name, picture, tmp_path):
-    write_image(tmp_path / name, picture)
-    np.testing.assert_array_equal(read_image(tmp_path / name), picture)
+    write_image(tmp_path / f"{name}.png", picture)
+    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), picture)
 
 
-def test_lossy_webp_states_its_size(picture, tmp_path):
-    path = tmp_path / "a.webp"
-    path.write_bytes(cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 50])[1].tobytes())
-    assert check_image(path) == (30, 50)
-
-
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        lambda image: image[..., 0],
-        lambda image: np.dstack([image, image[..., 0]]),
-        lambda image: image.astype(np.uint16) * 257,
-    ],
-    ids=["grey", "transparent", "16-bit"],
-)
-def test_every_kind_of_pixel_becomes_three_bytes(pixels, picture, tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(cv2.imencode(".png", pixels(picture))[1].tobytes())
-    image = read_image(path)
-    assert image.shape == (30, 50, 3) and image.dtype == np.uint8
-    assert check_image(path) == (30, 50)
+def test_every_kind_of_pixel_becomes_three_bytes(picture, tmp_path):
+    """Grey, transparent, 16 bits."""
+    for pixels in (picture[..., 0], np.dstack([picture, picture[..., 0]]), picture.astype(np.uint16) * 257):
+        path = tmp_path / "a.png"
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+        image = read_image(path)
+        assert image.shape == (30, 50, 3) and image.dtype == np.uint8
+        assert check_image(path) == (30, 50)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -125,13 +102,22 @@ def test_an_exif_orientation_is_applied_and_the_size_is_that_of_the_turned_pictu
     assert read_image(path, shrink=2).shape[:2] == ((15, 25) if orientation < 5 else (25, 15))
 
 
+def test_other_forms_of_whole_pictures_and_bytes_behind_their_end_do_no_harm(picture, tmp_path):
+    lossy, progressive = [cv2.IMWRITE_WEBP_QUALITY, 50], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    for suffix, options in ((".webp", lossy), (".jpg", progressive), (".jpg", []), (".png", [])):
+        data = cv2.imencode(suffix, picture, options)[1].tobytes()
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(data + b"\0" * 100 * (options is not lossy))
+        assert check_image(path) == (30, 50)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("kept", [0.5, 0.9, "all but one byte"])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 1])
 def test_a_cut_off_file_is_found(suffix, kept, picture, tmp_path):
     path = tmp_path / f"a{suffix}"
     write_image(path, picture)
     data = path.read_bytes()
-    path.write_bytes(data[:-1] if isinstance(kept, str) else data[: int(len(data) * kept)])
+    path.write_bytes(data[: min(int(len(data) * kept), len(data) - 1)])
     with pytest.raises(PictureError) as caught:
         check_image(path)
     assert caught.value.kind == "damaged image"
@@ -149,26 +135,12 @@ def test_a_thumbnail_does_not_end_a_jpeg(picture, tmp_path):
         check_image(path)
 
 
-def test_bytes_after_the_end_do_no_harm(picture, tmp_path):
-    for suffix in (".jpg", ".png"):
-        path = tmp_path / f"a{suffix}"
-        write_image(path, picture)
-        path.write_bytes(path.read_bytes() + b"\0" * 100)
-        assert check_image(path) == (30, 50)
-
-
-def test_a_progressive_jpeg_is_whole(picture, tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
-    assert check_image(path) == (30, 50)
-
-
 @pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]])
 def test_what_pillow_cannot_read_of_a_jpeg_is_damaged(options, picture, tmp_path):
     """Pillow is asked only where the markers between the pixels are not those of a whole JPEG of one scan."""
     whole, draw, refused = cv2.imencode(".jpg", picture, options)[1].tobytes(), random.Random(0), 0
     path = tmp_path / "a.jpg"
-    for _ in range(400):
+    for _ in range(200):
         data, at = bytearray(whole), draw.randrange(600, len(whole))
         data[at : at + draw.randrange(3)] = draw.randbytes(draw.randrange(8)).replace(b"\0", b"\xff")
         path.write_bytes(data)
@@ -181,23 +153,19 @@ def test_what_pillow_cannot_read_of_a_jpeg_is_damaged(options, picture, tmp_path
                 check_image(path)
         else:
             assert check_image(path) == (30, 50)
-    assert refused > 3
+    assert refused > 1
 
 
-def test_a_png_with_a_wrong_checksum_is_found(picture, tmp_path):
+def test_a_png_with_a_wrong_checksum_or_too_few_rows_is_damaged(picture, tmp_path):
     path = tmp_path / "a.png"
+    path.write_bytes(png(64, 64, b"\0" * 9 * 10))
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        check_image(path)
     write_image(path, picture)
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
     with pytest.raises(PictureError, match="bad header checksum in b'IDAT'"):
-        check_image(path)
-
-
-def test_a_picture_with_fewer_rows_than_its_header_says_is_damaged(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(png(64, 64, b"\0" * 9 * 10))
-    with pytest.raises(PictureError, match="cannot be decoded"):
         check_image(path)
 
 
@@ -239,15 +207,6 @@ def test_a_picture_over_the_pixel_cap_is_refused_by_its_header(data, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_the_cap_is_the_number_of_pixels(picture, tmp_path, monkeypatch):
-    write_image(tmp_path / "a.png", picture)
-    monkeypatch.setattr("utils.data.images.MAX_PIXELS", 1500)
-    assert check_image(tmp_path / "a.png") == (30, 50)
-    monkeypatch.setattr("utils.data.images.MAX_PIXELS", 1499)
-    with pytest.raises(PictureError, match="50x30 pixels; at most 1499"):
-        read_image(tmp_path / "a.png")
-
-
 @pytest.mark.parametrize("data", [b"a text", b"\x00\x00\x00\x18ftypheic", b"P6 2 2 255 " + b"0" * 12, b"\xff\xd8"])
 def test_a_format_without_a_known_header_is_not_decoded(data, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
@@ -257,17 +216,12 @@ def test_a_format_without_a_known_header_is_not_decoded(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "grey", "values"),
-    [
-        (np.float32, False, "floating-point numbers"),
-        (np.float32, True, "floating-point numbers"),
-        (np.float64, False, "floating-point numbers"),
-        (np.int32, True, "signed integers"),
-        (np.int16, False, "signed integers"),
-    ],
+    ("kind", "grey"),
+    [(np.float32, False), (np.float32, True), (np.float64, False), (np.int32, True), (np.int16, False)],
 )
-def test_a_tiff_of_values_without_a_known_range_is_named(kind, grey, values, picture, tmp_path):
+def test_a_tiff_of_values_without_a_known_range_is_named(kind, grey, picture, tmp_path):
     """It is valid: to call it damaged would be wrong."""
+    values = "signed integers" if issubclass(kind, np.integer) else "floating-point numbers"
     cv2.imwrite(str(tmp_path / "a.tiff"), (picture[..., 0] if grey else picture).astype(kind))
     for read in (read_image, check_image, shown_size):
         with pytest.raises(PictureError, match=f"a TIFF of {values}; unsigned 8 or 16 bits can be read") as caught:
@@ -321,22 +275,10 @@ def test_what_is_no_regular_file_is_never_opened(name, make, kind, tmp_path):
         read_image("/dev/zero")
 
 
-def test_a_picture_is_decoded_at_a_fraction_only_if_it_is_a_jpeg(picture, tmp_path):
-    for suffix, shape in ((".jpg", (15, 25, 3)), (".png", (30, 50, 3))):
-        write_image(tmp_path / f"a{suffix}", picture)
-        assert read_image(tmp_path / f"a{suffix}", shrink=2).shape == shape
-        assert read_image(tmp_path / f"a{suffix}", 1, shrink=2).shape == (*shape[:2], 1)
-
-
 def test_an_unknown_suffix_is_not_written(picture, tmp_path):
     with pytest.raises(DataError, match=r"pictures are written as \.bmp"):
         write_image(tmp_path / "a.xyz", picture)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_error_keeps_its_message_between_processes():
-    error = copy.copy(PictureError("a\nb.jpg", "empty image", "an empty file"))
-    assert isinstance(error, DataError) and str(error) == "a\nb.jpg: an empty file"
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
@@ -347,9 +289,8 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path, monkeypa
     assert check_image(tmp_path / "a.jpg") == (64, 64)
     monkeypatch.setattr(images, "MAX_SCANNED", 64 * 64 * 5)
     for read in (read_image, check_image):
-        with pytest.raises(
-            PictureError, match=r"\d+ scans of 64x64 pixels; at most 20480 pixels are scanned"
-        ) as caught:
+        message = r"\d+ scans of 64x64 pixels; at most 20480 pixels are scanned"
+        with pytest.raises(PictureError, match=message) as caught:
             read(tmp_path / "a.jpg")
         assert caught.value.kind == "oversized image"
 

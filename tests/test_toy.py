@@ -1,4 +1,8 @@
+"""Drawn picture sets: what is in them, where they may lie, and how scenes are drawn."""
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -53,33 +57,24 @@ def test_a_set_is_what_its_files_say(tmp_path):
     assert boxes == made.boxes > 0
 
 
-def test_a_set_that_is_there_is_left_alone(tmp_path):
+def test_a_set_that_is_there_is_left_alone_and_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "set").mkdir()
     assert build(tmp_path / "set", SMALL).drawn
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = build(tmp_path / "set", SMALL)
     assert not again.drawn
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-def test_an_empty_folder_is_filled_and_nothing_else_is_left_beside_it(tmp_path):
-    (tmp_path / "set").mkdir()
-    assert build(tmp_path / "set", SMALL).drawn
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_anything_else_is_refused_and_kept(tmp_path, kind):
-    output = tmp_path / "set"
-    if kind == "folder":
-        output.mkdir()
-        (output / "mine.txt").write_text("mine")
-    elif kind == "file":
-        output.write_text("mine")
-    else:
-        output.symlink_to(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    "fill", [lambda output: (output / "mine").mkdir(parents=True), Path.touch, lambda output: output.symlink_to("no")]
+)
+def test_anything_else_is_refused_and_kept(tmp_path, fill):
+    fill(tmp_path / "set")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match="holds other files or is no folder; name a new folder with --output"):
-        build(output, SMALL)
+        build(tmp_path / "set", SMALL)
     assert sorted(tmp_path.rglob("*")) == before
 
 
