@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
 
 import numpy as np
 import pytest
@@ -304,3 +305,22 @@ def test_a_picture_that_has_gone_is_named_in_one_line(tmp_path, workers):
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"^[^\n]*a\.png: no such file or directory$"):
         epoch(dataset, workers=workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_survives_a_signal_to_the_group_that_comes_before_it_has_left(found, number, monkeypatch):
+    """`timeout` and containers signal all processes: the script saves its state, for which it needs its workers."""
+
+    def script():
+        os.setsid()
+        signals = []
+        signal.signal(number, lambda *_: signals.append(number))
+        monkeypatch.setattr(
+            datasets.cv2, "setNumThreads", lambda _: os.killpg(0, number)
+        )  # in the worker, at its start
+        assert len(epoch(data_set(found), workers=1)) == 3 and signals == [number]
+
+    process = get_context("fork").Process(target=script)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0

@@ -36,6 +36,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a script as an exception would, so that it tidies up."""
+SIGNALS = (*STOPS, signal.SIGINT)
+"""That ask a script to end. A training hears them at its next step boundary; a worker leaves them to the main process.
+
+A closed terminal is among them unless nohup has that ignored."""
 STOPPED = {KeyboardInterrupt: ("interrupted", 130), BrokenPipeError: ("", 1)}
 """Line and exit status of a script that was stopped: by Ctrl-C, or by the end of what reads its output."""
 CAUSES = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from utils.cli import SIGNALS
 from utils.data import augment as variation
 from utils.data.augment import Augmentation, Tile
 from utils.data.images import Channels, Fit, FitMode, Size, fitted_sizes, inner_size, paste, place
@@ -304,7 +306,9 @@ class Loader(DataLoader[Batch]):
         self.batch_sampler.skip = skip
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the stub names torch's own class
-        for batch in super().__iter__():
+        with _stops_wait():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, SuiteError):
                 try:
                     raise batch
@@ -359,8 +363,24 @@ def _unchanged(batch: object) -> object:
     return batch
 
 
+@contextmanager
+def _stops_wait() -> Iterator[None]:
+    """Inside, signals that stop a script wait: processes that start here are not in a group of their own yet."""
+    if hasattr(signal, "pthread_sigmask"):
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    else:
+        yield
+
+
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's wish to save first
     if hasattr(os, "setpgid"):  # Ctrl-C and a signal to the group are for the main process, which ends the workers
         os.setpgid(0, 0)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # also those that came before and wait
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's wish to save first

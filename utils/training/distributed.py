@@ -22,14 +22,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import STOPS, processes
+from utils.cli import SIGNALS, processes
 from utils.device import select_device
 from utils.errors import InputError
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=nn.Module)
-SIGNALS = (*STOPS, signal.SIGINT)
-"""That a training hears at its next step boundary, a closed terminal among them unless nohup has that ignored."""
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others before it takes one for lost (one that ends is noticed at once, by torchrun).
 
