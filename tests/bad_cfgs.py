@@ -11,81 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-NANO = """\
-[net]
-width=64
-height=64
-channels=3
-momentum=0.9
+from tests.nets import TINY
 
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=2
-pad=1
-activation=leaky
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=1
-pad=1
-groups=2
-activation=mish
-
-[shortcut]
-from=-2
-activation=linear
-
-[maxpool]
-size=2
-stride=2
-
-[convolutional]
-batch_normalize=1
-filters=16
-size=3
-stride=2
-padding=1
-activation=leaky
-
-[convolutional]
-filters=24
-size=1
-stride=1
-activation=linear
-
-[yolo]
-mask=3,4,5
-anchors=4,5, 6,8, 9,9.5, 12,10, 16,18, 30,28
-classes=3
-num=6
-
-[route]
-layers=-3
-
-[upsample]
-stride=2
-
-[route]
-layers=-1, 3
-groups=2
-group_id=1
-
-[convolutional]
-filters=24
-size=1
-stride=1
-activation=linear
-
-[yolo]
-mask=0,1,2
-anchors=4,5, 6,8, 9,9.5, 12,10, 16,18, 30,28
-classes=3
-num=6
-"""
+NANO = TINY.lstrip()
 """The legal cfg; its heads have strides 8 and 4."""
 
 RICH = """\
@@ -288,20 +216,16 @@ TEXT = (
     whole("key before any section", 1, "before any section", ["width=64", *LINES]),
     header("convolutional0", "[convolutional", "not closed"),
     header("convolutional0", "[]", r"\[\] has no name"),
-    header("convolutional0", "[ ]", r"\[ \] has no name"),
     header("convolutional0", "[convolutionnal]", r"did you mean \[convolutional\]"),
     header("convolutional0", "[CONVOLUTIONAL]", r"\[CONVOLUTIONAL\].*did you mean \[convolutional\]"),
     header("convolutional0", "[conv\0]", "control character", "NUL in a section"),
     header("maxpool", "[maxpool] 2", r"2 after \[maxpool\]"),
     header("maxpool", "[region]", r"\[region\] this section is not supported"),
-    header("maxpool", "[crnn]", r"\[crnn\] this section is not supported"),
-    header("maxpool", "[connected]", r"\[connected\] this section is not supported"),
     header("maxpool", "[pooling]", r"\[pooling\] no such section; there are convolutional"),
-    swap(line_of("convolutional0.size"), "filters=16", "line 9 says 8", "repeated with another value"),
+    swap(line_of("convolutional0.size"), "filters=16", "line 8 says 8", "repeated with another value"),
     added("convolutional0", "filtres=32", "did you mean filters"),
     whole("line of 1 MB", 1, "1000002 bytes", "x=" + "1" * 1_000_000),
     whole("5 MB", 1, "5242880 bytes", "# comment\n" * 524_288),
-    whole("600 kB", 1, "600000 bytes", ["#" * 99] * 6000),
     whole("100001 sections", 4097, "more than 4096 sections", ["[net]", *["[a]"] * 100_000]),
     value("convolutional0.filters", "32\u00e9", "whole number"),
     whole("Latin-1", 3, "0xe9 is not UTF-8", "[net]\nwidth=64\n# caf\xe9\nheight=64\n".encode("latin-1")),
@@ -309,8 +233,6 @@ TEXT = (
     value("convolutional0.filters", "\x1b[31m8", r"control character.*x1b\[31m8", "escape sequence"),
     whole("no newline", 1, "line of its own", " ".join(LINES)),
     added("convolutional0", "<<<<<<< HEAD", "merge conflict"),
-    added("convolutional0", "=======", "merge conflict"),
-    added("convolutional0", ">>>>>>> other", "merge conflict"),
     blocks("net", " ".join(f"unknown_{i:03d}_key=1" for i in range(65)), 65, "64 more", "65 unknown keys"),
 )
 
@@ -325,22 +247,17 @@ NUMBERS = (
     *(value("convolutional0.size", text, r"size=.*a whole number in 1\.\.1024") for text in ("0", "-3", "1000001")),
     *(value("convolutional0.stride", text, r"stride=.*a whole number in 1\.\.1024") for text in ("0", "-1")),
     value("convolutional0.pad", "x", "pad=x: 0 or 1"),
-    value("convolutional2.padding", "-5", r"padding=-5: a whole number in 0\.\.1024"),
-    value("convolutional1.groups", "0", r"groups=0: a whole number in 1\.\."),
-    value("convolutional1.groups", "3", "groups=3: the 8 input channels cannot be split into 3"),
-    value("convolutional1.groups", "-1", r"groups=-1: a whole number in 1\.\."),
+    added("convolutional0", "padding=-5", r"padding=-5: a whole number in 0\.\.1024"),
+    added("convolutional1", "groups=0", r"groups=0: a whole number in 1\.\."),
+    added("convolutional1", "groups=3", "groups=3: the 8 input channels cannot be split into 3"),
     value("convolutional0.batch_normalize", "3", "batch_normalize=3: 0 or 1"),
-    value("convolutional0.batch_normalize", "yes", "batch_normalize=yes: 0 or 1"),
     value("convolutional0.activation", "relu7", "relu7: allowed are linear, leaky.*did you mean relu"),
-    value("convolutional0.activation", "", "activation has no value"),
     value("convolutional0.activation", "eval(1)", r"eval\(1\): allowed are linear"),
     value("net.width", "0", r"width=0: a whole number in 1\.\.65536"),
     value("net.width", "60", "width=60: multiples of 8.*64"),
     value("net.height", "68", "height=68: multiples of 8.*64"),
-    value("net.width", "-64", "width=-64: a whole number"),
     missing("net.width", "width is missing"),
     missing("net.height", "height is missing"),
-    value("net.width", "1000000", "width=1000000: a whole number"),
     value("net.channels", "0", r"channels=0: a whole number in 1\.\.1024"),
 )
 
@@ -350,7 +267,6 @@ UNSUPPORTED = (
         for key in ("antialiasing", "binary", "xnor", "flipped", "cbn", "sway", "dontload", "coordconv")
     ),
     added("convolutional0", "share_index=-1", "share_index=-1: not supported, and without the key it is another"),
-    added("convolutional0", "binary=on", "binary=on: not supported"),
     added("maxpool", "maxpool_depth=1", "maxpool_depth=1: not supported"),
     added("upsample", "scale=2", "scale=2: not supported; only 1 is"),
     added("shortcut", "weights_type=per_pixel", "weights_type=per_pixel: allowed are none, per_feature"),
@@ -359,7 +275,7 @@ UNSUPPORTED = (
 )
 
 ORDER = (
-    whole("no net", 1, r"starts with \[net\]", LINES[6:]),
+    whole("no net", 1, r"starts with \[net\]", LINES[5:]),
     whole("net not first", 1, r"starts with \[net\]", ["[convolutional]", "filters=8", "", *LINES]),
     whole("net twice", len(LINES) + 1, r"\[net\].*once", [*LINES, "[net]", "width=64", "height=64"]),
     small("", 1, "no block follows", "net alone"),
@@ -367,61 +283,57 @@ ORDER = (
     small("[yolo] anchors=1,2 classes=1", 4, "cannot be the first"),
     small("[shortcut] from=-1", 5, "first block has none to read"),
     small("[route] layers=-1", 5, "first block has none to read"),
-    blocks("convolutional3", "[shortcut] from=-1", 4, "must be a .convolutional", "head after a sum"),
-    header("route0", "[avgpool]", r"follows a \[yolo\]", "block after a head"),
+    blocks("convolutional5", "[shortcut] from=-1", 4, "must be a .convolutional", "head after a sum"),
+    header("route1", "[avgpool]", r"follows a \[yolo\]", "block after a head"),
     whole("dangling", len(LINES) + 1, "nothing reads it", [*LINES, "[route]", "layers=-3"]),
 )
 
 REFERENCES = (
     missing("shortcut.from", "from is missing"),
-    value("shortcut.from", "", "from has no value"),
     value("shortcut.from", "0", "from=0: .*write -N"),
-    value("shortcut.from", "-999", r"block -997, which is no block; blocks 0\.\.1 can be read"),
+    value("shortcut.from", "-999", r"block -995, which is no block; blocks 0\.\.3 can be read"),
     value("shortcut.from", "+1", r"from=\+1: .*-N"),
-    value("shortcut.from", "2", "block 2, which is the block itself"),
+    value("shortcut.from", "4", "block 4, which is the block itself"),
     value("shortcut.from", "5", "block 5, which is a later block"),
     value("shortcut.from", "conv", "from=conv: .*-N"),
-    blocks("maxpool", "[shortcut] from=-2", 2, "block 2 has 32 x 32 cells, but 16 x 16", "sum of unequal cells"),
-    missing("route1.layers", "layers is missing"),
-    value("route1.layers", "", "layers has no value"),
-    value("route1.layers", "-999", "block -990, which is no block"),
-    value("route1.layers", "11", "block 11, which is a later block"),
-    value("route1.layers", "9", "block 9, which is the block itself"),
-    value("route1.layers", "conv", r"entry 1 \(conv\)"),
-    value("route1.layers", "-1, 0", "block 0 has 32 x 32 cells, but 16 x 16"),
-    value("route1.layers", "-1,,-3", "entry 2 is empty"),
-    value("route1.layers", "-1,3,", "entry 3 is empty"),
-    value("route1.layers", ",".join(["-1"] * 1000), "1000 entries; at most 256"),
-    value("route1.layers", "6", r"block 6 is a \[yolo\]"),
-    value("route1.layers", "10000000000", "no network has so many"),
-    value("route1.groups", "0", "groups=0: a whole number"),
-    value("route1.groups", "3", "16 channels of block 8 cannot be split into 3"),
-    value("route1.group_id", "2", r"group_id=2: 0\.\.1 is allowed, as groups is 2"),
-    value("route1.group_id", "-1", r"group_id=-1: a whole number in 0\.\."),
+    blocks("convolutional4", "[shortcut] from=-2", 2, "block 5 has 16 x 16 cells, but 8 x 8", "sum of unequal cells"),
+    missing("route2.layers", "layers is missing"),
+    value("route2.layers", "", "layers has no value"),
+    value("route2.layers", "-999", "block -986, which is no block"),
+    value("route2.layers", "14", "block 14, which is a later block"),
+    value("route2.layers", "13", "block 13, which is the block itself"),
+    value("route2.layers", "conv", r"entry 1 \(conv\)"),
+    value("route2.layers", "-1, 0", "block 0 has 32 x 32 cells, but 16 x 16"),
+    value("route2.layers", "-1,,-3", "entry 2 is empty"),
+    value("route2.layers", "-1,4,", "entry 3 is empty"),
+    value("route2.layers", ",".join(["-1"] * 1000), "1000 entries; at most 256"),
+    value("route2.layers", "9", r"block 9 is a \[yolo\]"),
+    value("route2.layers", "10000000000", "no network has so many"),
+    value("route0.groups", "0", "groups=0: a whole number"),
+    value("route0.groups", "3", "8 channels of block 4 cannot be split into 3"),
+    value("route0.group_id", "2", r"group_id=2: 0\.\.1 is allowed, as groups is 2"),
+    value("route0.group_id", "-1", r"group_id=-1: a whole number in 0\.\."),
 )
 
 SHAPES = (
     value("upsample.stride", "0", "stride=0: a whole number"),
-    value("upsample.stride", "-2", "stride=-2: a whole number"),
-    value("upsample.stride", "1000000", "stride=1000000: a whole number"),
-    value("upsample.stride", "4", "block 3 has 16 x 16 cells, but 32 x 32", line=line_of("route1.layers")),
+    value("upsample.stride", "4", "block 4 has 16 x 16 cells, but 32 x 32", line=line_of("route2.layers")),
     value("maxpool.size", "0", "size=0: a whole number"),
-    value("maxpool.stride", "0", "stride=0: a whole number"),
     added("maxpool", "padding=3", r"padding=3: at most 2 is allowed for size 2"),
-    blocks("shortcut", "[scale_channels] from=-2", 1, "32 x 32 cells; 1 x 1 is allowed"),
+    blocks("shortcut", "[scale_channels] from=-2", 1, "16 x 16 cells; 1 x 1 is allowed"),
     blocks(
         "shortcut",
         "[avgpool] [convolutional] filters=4 activation=relu [scale_channels] from=-3",
         6,
         "8 channels, but the block before 4",
     ),
-    blocks("maxpool", "[sam] from=-2", 2, "8 x 32 x 32, but the block before 8 x 16 x 16"),
-    blocks("shortcut", "[reorg] stride=3", 2, "32 x 32 cells .* no multiples of 3"),
+    blocks("convolutional4", "[sam] from=-2", 2, "4 x 16 x 16, but the block before 12 x 8 x 8"),
+    blocks("shortcut", "[reorg] stride=3", 2, "16 x 16 cells .* no multiples of 3"),
     blocks("shortcut", "[reorg] stride=4", 2, "8 channels .* no multiple of 16"),
     blocks("shortcut", "[dropout] probability=1", 2, r"at least 0 and at most 0\.999"),
     blocks("shortcut", "[depthwise] filters=9", 2, "filters=9: one filter a channel"),
     blocks("shortcut", "[se] reduction=9", 2, "reduction=9: at most 8"),
-    blocks("convolutional2", "[maxpool] size=9 padding=0", 2, "size=9: the window reaches over 9 .* has 8"),
+    blocks("convolutional4", "[maxpool] size=9 padding=0", 2, "size=9: the window reaches over 9 .* has 8"),
     small(
         "[conv] filters=60000 [conv] filters=60000 size=9 [conv] filters=6 [yolo] anchors=1,1 classes=1",
         7,
@@ -435,32 +347,24 @@ SHAPES = (
 )
 
 HEADS = (
-    value("yolo0.classes", "80", r"filters=24.*255 = 3 \* \(5 \+ 80\)", line=line_of("convolutional3.filters")),
-    value("convolutional3.filters", "18", r"filters=18: the \[yolo\] after it needs 24"),
-    value("convolutional3.filters", "23", r"filters=23: the \[yolo\] after it needs 24"),
+    value("yolo0.classes", "80", r"filters=21.*255 = 3 \* \(5 \+ 80\)", line=line_of("convolutional5.filters")),
+    value("convolutional5.filters", "18", r"filters=18: the \[yolo\] after it needs 21"),
     value("yolo0.anchors", "4,5, 6,8, 9,9.5, 12,10, 16,18, 30", "11 numbers; pairs", "odd anchors"),
     *(
         value("yolo0.anchors", f"4,5, 6,8, 9,9.5, 12,10, 16,18, 30,{last}", rf"entry 12 \({last}\): .* above 0", last)
         for last in ("x", "-1", "0", "nan")
     ),
     value(
-        "yolo0.anchors",
-        "4,5, 6,8",
-        r"mask=3,4,5: there is no anchor 3; anchors has 2 pairs, 0\.\.1",
-        line=line_of("yolo0.mask"),
+        "yolo0.anchors", "4,5, 6,8", r"mask=3,4,5: there is no anchor 3; .* 2 pairs, 0\.\.1", "", line_of("yolo0.mask")
     ),
     missing("yolo0.anchors", "anchors is missing"),
     value("yolo0.mask", "3,4,6", r"there is no anchor 6; anchors has 6 pairs, 0\.\.5"),
     value("yolo0.mask", "3,4,-1", r"entry 3 \(-1\): a whole number in 0"),
     value("yolo0.mask", "3,4,4", "anchor 4 is named twice"),
-    value("yolo0.mask", "", "mask has no value"),
-    value("yolo0.mask", "3,4,x", r"entry 3 \(x\)"),
     value("yolo0.classes", "0", r"classes=0: a whole number in 1\.\."),
-    value("yolo0.classes", "-1", r"classes=-1: a whole number in 1\.\."),
-    value("yolo1.classes", "4", "classes=4: the head before has 3"),
-    added("yolo0", "scale_x_y=0", "scale_x_y=0: a number above 0"),
+    value("yolo1.classes", "4", "classes=4: the head before has 2"),
+    value("yolo0.scale_x_y", "0", "scale_x_y=0: a number above 0"),
     added("yolo0", "ignore_thresh=1.5", "ignore_thresh=1.5: a number of at least 0 and at most 1"),
-    added("yolo0", "ignore_thresh=inf", "ignore_thresh=inf: a number"),
 )
 
 FILES = (
@@ -485,8 +389,8 @@ ODDITIES = {
     "[network]": NANO.replace("[net]", "[network]"),
     "short names": NANO.replace("[convolutional]", "[conv]").replace("[maxpool]", "[max]"),
     "Leaky": NANO.replace("leaky", "Leaky").replace("mish", "MISH"),
-    "spaced lists": NANO.replace("-1, 3", " -1 , 3 ").replace(",4,", " ,  4 , "),
-    "absolute and relative": NANO.replace("layers=-3", "layers=4").replace("-1, 3", "8, -6"),
+    "spaced lists": NANO.replace("-1,4", " -1 , 4 ").replace(",4,", " ,  4 , "),
+    "absolute and relative": NANO.replace("layers=7", "layers=-3").replace("layers=-1,4", "layers=12, -9"),
     "batch_normalize=2": NANO.replace("batch_normalize=1", "batch_normalize=2"),
     "repeated keys": NANO.replace("filters=8", "filters=8\nfilters=8"),
     "defaults written": NANO.replace("size=1", "size=1\ndilation=2\nbias=1\npad=1"),

@@ -188,15 +188,6 @@ def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
     assert (cx + w / 2, cx - w / 2) == pytest.approx((1, 69 / 80))
 
 
-def test_the_summary_counts_and_names(tmp_path, capsys):
-    text = xml(*(thing("cat", n, 5, n, 9) for n in range(1, 6)), CAT)
-    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
-    convert.main(["voc", str(root), "--output", str(tmp_path / "out")])
-    out = capsys.readouterr().out
-    assert f"{tmp_path}/out/out.data: train 1 pictures (0 without a box), 1 boxes; val 0 pictures" in out
-    assert f"box without an area, left out: 5: {root}/Annotations/a.xml: cat" in out and "and 2 more" in out
-
-
 def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):
     for number in range(10):
         picture(tmp_path / "mine" / f"p {number}.png", number)
@@ -577,13 +568,6 @@ def differences(output: Path, reference: Path) -> float:
     return worst
 
 
-# Help
-
-
-@pytest.mark.parametrize("name", list(convert.FORMATS))
-def test_the_example_of_the_help_is_a_command_of_the_parser(name, capsys):
-    command = shlex.split(convert.FORMATS[name][1])
-    assert convert.parse_args(command).format == name
-    with pytest.raises(SystemExit):
-        convert.parse_args([name, "--help"])
-    assert f"{convert.PROGRAM} {convert.FORMATS[name][1]}" in capsys.readouterr().out
+def test_the_example_of_the_help_is_a_command_of_the_parser():
+    for name, (_, example) in convert.FORMATS.items():
+        assert convert.parse_args(shlex.split(example)).format == name

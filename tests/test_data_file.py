@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -55,16 +54,14 @@ def refused(path: Path, message: str) -> None:
 
 
 def test_darknets_format_gives_paths_beside_the_file(write, tmp_path):
-    data = load_data(write(a_names="cat\nhot dog\n\n", a_data=DATA))
+    data = load_data(write(a_names="猫\n  hot dog \n\n", a_data=DATA))
     assert data == DataConfig(
         path=tmp_path / "a.data",
         classes=2,
-        names=("cat", "hot dog"),
+        names=("猫", "hot dog"),
         train=tmp_path / "train.txt",
         valid=tmp_path / "lists" / "val.txt",
     )
-    with pytest.raises(FrozenInstanceError):
-        data.classes = 3
 
 
 def test_yaml_gives_paths_below_its_own_path(write, tmp_path):
@@ -94,34 +91,25 @@ def test_newlines_and_byte_order_marks_of_any_editor_are_read(newline, mark, wri
     assert data.train.name == "train.txt"
 
 
-@pytest.mark.parametrize(
-    "names", ["[cat, dog]", "{0: cat, 1: dog}", "{1: dog, 0: cat}", "\n- cat\n- dog", "\n  0: cat\n  1: dog"]
-)
+@pytest.mark.parametrize("names", ["[cat, 2.5]", "{1: 2.5, 0: cat}", "\n- cat\n- 2.5", "\n  0: cat\n  1: 2.5"])
 def test_yaml_names_are_a_list_or_a_numbered_mapping(names, write):
-    assert load_data(write(a_yml=f"names: {names}\n")).names == ("cat", "dog")
-
-
-def test_numbers_as_yaml_names_are_texts(write):
-    assert load_data(write(a_yaml="names: [0, 1, 2.5]\n")).names == ("0", "1", "2.5")
+    """Numbers are texts here."""
+    assert load_data(write(a_yml=f"names: {names}\n")).names == ("cat", "2.5")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "a.data: no names; add a line like names"),
-        ("classes=2\n", "a.data: no names"),
         ("names=a.names\nclasses=3\n", r"a.data:2: classes = 3, but .*a.names has 2 names"),
         ("names=a.names\nclasses=0\n", "a.data:2: classes = 0; a number of at least 1"),
         ("names=a.names\nclasses=two\n", "a.data:2: classes = two; a number"),
-        ("names=a.names\nclasses=٢\n", "a.data:2: classes"),
         ("names=a.names\nclasses=1_0\n", "a.data:2: classes"),
         ("names=a.names\n\nnames=b.names\n", "a.data:3: names = b.names, but line 1 says names = a.names"),
         ("names=a.names\nnames\n", "a.data:2: 'names' is not of the form key = value"),
-        ("names=a.names\n=5\n", "a.data:2: '=5' is not"),
         ("names=\n", "a.data:1: 'names=' is not"),
         ("\nnames=b.names\n", r"a.data:2: names = b.names: .*b.names: no such file"),
         ("names=$(touch CANARY)\n", r"a.data:1: names = \$\(touch CANARY\): .*no such file"),
-        ("names=`touch CANARY`\n", "a.data:1: .*no such file"),
         ("names=.\n", "a.data:1: names = .: .*not a regular file"),
         ("names=a.names\0\n", "a.data:1: "),
         (f"names={'a' * 5000}\n", "a.data:1: .*too long"),
@@ -137,19 +125,15 @@ def test_a_bad_data_file_is_refused_with_its_line(text, message, write, tmp_path
     ("text", "message"),
     [
         ("", "a.yaml: keys like train:, val: and names: were expected; got a NoneType"),
-        ("- a\n", "a.yaml: keys like"),
         ("a: [1\nb: 2\n", r"a.yaml:\d: not valid YAML"),
-        ("train: x\n", "a.yaml: no names"),
         ("nc: 3\nnames: [cat, dog]\n", "a.yaml:1: nc is 3, but names has 2 entries"),
         ("names: [cat, dog]\nnc: two\n", "a.yaml:2: nc is 'two', but names has 2"),
         ("names: []\n", "a.yaml:1: names must be"),
         ("names: cat\n", "a.yaml:1: names must be a list .* got 'cat'"),
         ("names: {1: cat, 2: dog}\n", r"a.yaml:1: the keys of names must be 0\.\.1"),
-        ("names: {a: cat}\n", "a.yaml:1: the keys"),
         ("x: 1\nnames: [cat, no]\n", "a.yaml:2: name 1 reads as False; put it in quotes"),
         ("names: [[cat]]\n", "a.yaml:1: name 0 reads as a list"),
         ('names: ["a\\eb"]\n', "a.yaml:1: name 0: .* control characters"),
-        ('names: ["\\ud800"]\n', "a.yaml"),
         ("names: ['']\n", "a.yaml:1: name 0: an empty class name"),
         ("names: [a]\ntrain: 5\n", "a.yaml:2: train: a path was expected; got 5"),
         ("names: [a]\ntrain: [x, {}]\n", "a.yaml:2: train: a path was expected; got a dict"),
@@ -179,7 +163,6 @@ def test_yaml_aliases_do_not_multiply(write):
     [
         (b"cat\n\ndog\n", "a.names:2: an empty class name"),
         (b"", "a.names:1: an empty"),
-        (b"\n\n", "a.names:1: an empty"),
         (b"cat\nd\x1b[31mog\n", "a.names:2: .* control characters"),
         (b"cat\nd\xf6g\n", "a.names:2: byte 0xf6 is not UTF-8"),
         ("cat\n".encode("utf-16"), "a.names:1: "),
@@ -189,10 +172,6 @@ def test_bad_names_are_refused_with_their_line(text, message, write):
     path = write(a_names=text)
     with pytest.raises(DataError, match=message):
         load_names(path)
-
-
-def test_names_of_any_alphabet_are_read(write):
-    assert load_names(write(a_names="猫\nсобака\n  traffic light \n# 1\n")) == ("猫", "собака", "traffic light", "# 1")
 
 
 def test_only_regular_files_of_a_fair_size_are_read(tmp_path):
@@ -226,12 +205,3 @@ def test_damaged_files_give_data_errors_and_nothing_else(write):
             load_names(path) if suffix == "a_names" else load_data(path)
         except DataError as failure:
             assert str(failure), number
-
-
-@pytest.mark.parametrize(("name", "classes"), [("bccd", 3), ("roadsigns", 21), ("coco_mini", 80)])
-def test_real_sets_are_described(name, classes, shared):
-    folder = shared / "data" / name
-    data = load_data(folder / f"{name}.data")
-    assert (data.classes, len(data.names)) == (classes, classes)
-    assert (data.train, data.valid) == (folder / "train.txt", folder / "val.txt")
-    assert data.train.is_file() and data.valid.is_file()

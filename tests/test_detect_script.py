@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from torchvision.ops import box_iou
 
 import detect
 from tests.media import write_video
@@ -46,10 +48,7 @@ CONFIDENCE = 1 / (1 + np.exp(-SURE)) ** 2
 
 def overlap(a, b) -> float:
     """IoU of two boxes x1, y1, x2, y2."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+    return box_iou(torch.tensor([a]), torch.tensor([b])).item()
 
 
 def clipped(xywh, image: np.ndarray) -> list[float]:
@@ -254,8 +253,6 @@ def test_names_come_from_names_then_data_then_the_numbers(net, capsys):
 
 
 def test_a_checkpoint_brings_its_cfg_and_names(net, capsys):
-    import torch
-
     from utils.checkpoint import write_checkpoint
 
     network = cfg.load("net.cfg")

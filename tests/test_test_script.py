@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +99,13 @@ def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
     assert "PyTorch" in document["runtime"]
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_kept_pictures_give_the_same_figures(folder, script, capsys, cache):
+def test_kept_pictures_give_the_same_figures(folder, script, capsys):
     rows = []
-    for flags in ((), ("--cache", cache)):
+    for flags in ((), ("--cache", "disk")):
         script.main([*FLAGS, "--task", "benchmark", "--conf-thres", "0.0001", "--json", *flags])
         rows.append([{**row, "ms": None} for row in json.loads(capsys.readouterr().out)["benchmark"]])
     assert rows[0] == rows[1]
-    assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 3 * (cache == "disk")
+    assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 3
 
 
 def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
@@ -148,16 +146,6 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, s
     assert files == ["args.yaml", "data.yaml", "detections.json", "env.json", "model.cfg"]
 
 
-def test_weights_left_out_are_the_newest_that_fit_and_are_named(folder, script, capsys):
-    checkpoint(Path("runs/train/exp/weights/best.pt"))
-    checkpoint(Path("runs/train/other/weights/best.pt"), cfg=TINY.replace("filters=12", "filters=14"))
-    os.utime("runs/train/exp/weights/best.pt", (1, 1))
-    script.main(["--data", "set.data", "--cfg", "a.cfg", "--json"])
-    out, err = capsys.readouterr()
-    assert json.loads(out)["weights"] == str(Path("runs/train/exp/weights/best.pt"))
-    assert len([line for line in err.splitlines() if "runs/train/exp/weights/best.pt" in line]) == 1
-
-
 def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, capsys):
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("a.weights", tiny()).items()}
     full = Darknet(tiny()).state_dict() | state
@@ -189,12 +177,6 @@ def test_one_class_takes_a_network_of_any_class_count(folder, script, capsys):
     document = json.loads(capsys.readouterr().out)
     assert [(row["name"], row["objects"]) for row in document["per_class"]] == [("object", 3)]
     assert {row["category_id"] for row in json.loads(Path(document["detections"]).read_text())} == {0}
-
-
-def test_the_class_count_of_a_cfg_follows_the_weights_and_that_is_said(folder, script, capsys):
-    Path("a.cfg").write_text(TINY.replace("classes=2", "classes=4").replace("filters=21", "filters=27"))
-    script.main([*FLAGS, "--json"])
-    assert "adapted from 4 to 2 classes" in capsys.readouterr().err
 
 
 def test_flaws_in_the_data_are_named_and_strict_data_stops(folder, script, capsys):
@@ -242,10 +224,3 @@ def test_bad_input_is_one_line_and_status_2_without_torch_or_a_file(folder, refu
 def test_half_precision_on_the_cpu_is_refused(folder, script):
     with pytest.raises(InputError, match="--half: float16 needs a GPU"):
         script.main([*FLAGS, "--half", "--device", "cpu"])
-
-
-def test_the_project_must_be_a_folder_and_nothing_is_lost(folder, script):
-    Path("file").write_text("mine")
-    with pytest.raises(InputError, match="no folder"):
-        script.main([*FLAGS, "--save-json", "--project", "file"])
-    assert Path("file").read_text() == "mine"
