@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import struct
 import zipfile
@@ -367,14 +366,7 @@ HEADS = (
     added("yolo0", "ignore_thresh=1.5", "ignore_thresh=1.5: a number of at least 0 and at most 1"),
 )
 
-FILES = (
-    Bad("FIFO", 1, "not a regular file", os.mkfifo),
-    Bad("device", 1, "not a regular file", lambda path: path.symlink_to("/dev/zero")),
-    Bad("link loop", 1, "symbolic links", lambda path: path.symlink_to(path.name)),
-    Bad("folder", 1, "not a regular file", Path.mkdir),
-)
-
-EVERY = TEXT + NUMBERS + UNSUPPORTED + ORDER + REFERENCES + SHAPES + HEADS + FILES
+EVERY = TEXT + NUMBERS + UNSUPPORTED + ORDER + REFERENCES + SHAPES + HEADS
 
 ODDITIES = {
     "byte order mark": "\ufeff" + NANO,

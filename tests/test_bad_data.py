@@ -118,12 +118,6 @@ def test_every_file_name_trains(run, data, lines):
     assert "\n" not in lines[0], "a flaw"
 
 
-def test_a_folder_of_any_name_trains(run, data, tmp_path, lines):
-    odd = data.rename(tmp_path / "my data 'ä' -x")
-    trained(run, odd)
-    assert "\n" not in lines[0], "a flaw"
-
-
 # Batches of one picture
 
 

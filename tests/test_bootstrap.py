@@ -199,15 +199,21 @@ def test_the_table_names_what_it_was_measured_on(folder, networks, capsys):
     assert f"{torch.get_num_threads()} threads" in table[5]
 
 
+def test_a_network_may_have_a_name_and_a_size_and_a_file_any_name(tmp_path):
+    assert named("a.pt") == ("a.pt", "a.pt", None)
+    assert named("slim 0.5=n.cfg:a.pt@160") == ("slim 0.5", "n.cfg:a.pt", 160)
+    path = tmp_path / "a=b@32.pt"
+    path.touch()
+    assert named(str(path)) == (str(path), str(path), None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{0}"], "compared with nothing"),
         (["{0}", "--runtimes", "onnxruntime", "opencv"], "compared with nothing"),
         (["{0}", "{0}", "--img_size", "50"], "not a multiple of 8"),
-        (["{0}", "none.cfg:{folder}/a.weights"], "none.cfg"),
         (["{0}", "{folder}/a.weights"], "does not say its network; give --cfg"),
-        (["{0}", "{0}", "--draws", "0"], "below 1"),
         (["{0}", "{0}", "--data", "{folder}/three.data"], "three.data: has 3 classes, but .* is a network of 2"),
         (["{0}", "{0}", "--data", "{folder}/blind.data"], "no valid = "),
     ],
@@ -219,21 +225,3 @@ def test_what_cannot_be_compared_is_refused(folder, networks, arguments, message
     given = [argument.format(networks[0], folder=folder) for argument in arguments]
     with pytest.raises((InputError, OSError), match=message):
         compare.main(["--data", str(folder / "d.data"), *given])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a.pt", ("a.pt", "a.pt", None)),
-        ("slim 0.5=a.pt@160", ("slim 0.5", "a.pt", 160)),
-        ("x=n.cfg:n.weights", ("x", "n.cfg:n.weights", None)),
-    ],
-)
-def test_a_network_may_have_a_name_and_a_size(text, expected):
-    assert named(text) == expected
-
-
-def test_a_file_may_have_any_name(tmp_path):
-    path = tmp_path / "a=b@32.pt"
-    path.touch()
-    assert named(str(path)) == (str(path), str(path), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -172,20 +171,6 @@ def test_bad_names_are_refused_with_their_line(text, message, write):
     path = write(a_names=text)
     with pytest.raises(DataError, match=message):
         load_names(path)
-
-
-def test_only_regular_files_of_a_fair_size_are_read(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "big.yaml").touch()
-    os.truncate(tmp_path / "big.yaml", 1 << 33)
-    for path in ("fifo", "loop", "none", ".", "/dev/zero"):
-        (tmp_path / "a.data").write_text(f"classes=1\nnames={path}\n")
-        refused(tmp_path / "a.data", f"a.data:2: names = {path}: ")
-    for path in ("fifo", "loop", "none", ".", "/dev/zero", "big.yaml"):
-        for function in (load_data, load_names):
-            with pytest.raises(DataError, match=f"{path}: "):
-                function(tmp_path / path)
 
 
 def test_damaged_files_give_data_errors_and_nothing_else(write):

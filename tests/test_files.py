@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from utils.errors import InputError
+from tests.nets import tiny
+from utils.darknet import weights
+from utils.darknet.cfg import load as load_cfg
+from utils.darknet.data_file import load_data, load_names
+from utils.data.images import check_image
+from utils.data.index import list_images
+from utils.data.sources import find, frames
+from utils.errors import InputError, SuiteError
 from utils.files import atomic_path, atomic_write_bytes, atomic_write_text, read_text, regular_file
 
 
@@ -65,6 +73,31 @@ def test_what_is_no_regular_file_is_refused_without_hanging(tmp_path):
     ):
         with pytest.raises(InputError, match=reason):
             regular_file(path)
+
+
+READERS = (
+    load_cfg,
+    load_data,
+    load_names,
+    list_images,
+    check_image,
+    lambda path: weights.check(path, tiny()),
+    lambda path: weights.read(path, tiny()),
+    lambda path: list(frames(find(str(path)))),
+    lambda path: read_text(path, max_bytes=1 << 20),
+)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_every_reader_refuses_what_is_no_regular_file_or_too_large(read, tmp_path):
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "large.txt").touch()
+    os.truncate(tmp_path / "large.txt", 1 << 33)
+    for path in (*(tmp_path / f"{name}.txt" for name in ("fifo", "loop", "none", "large")), Path("/dev/zero")):
+        with pytest.raises(SuiteError, match=str(path)) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

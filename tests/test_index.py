@@ -208,14 +208,9 @@ def test_a_list_is_relative_to_its_folder_and_expands_nothing(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     below = [f"lists/{name}.png" for name in ("~/3", "$(touch 4)", "`5`")]
     assert list_images("lists/a.txt") == ["x/1.png", "/abs/2.png", *below]
-
-
-@pytest.mark.parametrize("name", ["nothing", "nothing.txt", "fifo.txt", "utf-16.txt"])
-def test_a_source_that_is_no_file_or_folder_is_refused(name, tmp_path):
-    os.mkfifo(tmp_path / "fifo.txt")
-    (tmp_path / "utf-16.txt").write_text("a.png\n", encoding="utf-16")
-    with pytest.raises(DataError, match=r"no such file|not a regular file|holds zero bytes"):
-        list_images(tmp_path / name)
+    (tmp_path / "b.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"b\.txt: holds zero bytes"):
+        list_images("b.txt")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.nets import one_head, tiny
 from utils.darknet import weights
 from utils.darknet.blocks import Maxpool, Network, Shortcut
 from utils.darknet.cfg import format_network
+from utils.darknet.network import opencv_warning
 from utils.layers import ACTIVATIONS, Addition, ConvBlock, MaxPool
 
 CONV = "[convolutional]\nbatch_normalize=1\nfilters={0}\nsize=3\npad=1\nactivation={1}\n"
@@ -164,3 +167,17 @@ def test_grey_input_and_depthwise_and_se_blocks_run_and_fuse():
     )
     model, image = lively(network), torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(fuse(model)(image).heads[0], model(image).heads[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        (CONV.format(4, "relu6"), "refuses activation=relu6"),
+        (CONV.format(4, "leaky") + "dilation=2\n", "ignores dilation"),
+        (CONV.format(4, "leaky") + "stride_x=2\nstride_y=1\n", "ignores stride_x"),
+        ("[se]\nreduction=3\n", r"refuses \[se\]"),
+    ],
+)
+def test_the_first_block_that_opencv_does_not_read_is_named(section, reason):
+    assert re.search(reason, opencv_warning(one_head(CONV.format(3, "leaky"), section)))
+    assert opencv_warning(tiny()) is None

@@ -166,14 +166,6 @@ def test_addresses_of_other_kinds_are_refused(scheme):
         find(f"{scheme}:///etc/passwd")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-@pytest.mark.parametrize("name", ["pipe.jpg", "pipe.mp4", "pipe.txt"])
-def test_a_pipe_is_refused_unopened(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="not a regular file"):
-        read(tmp_path / name)
-
-
 def test_a_name_with_a_colon_or_a_percent_is_no_protocol_and_no_pattern(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     video(tmp_path / "concat:a%03d.avi", 2)
