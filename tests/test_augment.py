@@ -115,11 +115,6 @@ def test_boxes_follow_pixels_in_every_region_of_a_mosaic(geometry, number):
             assert (view[..., 0] > 128).sum() < 0.12 * (x2 - x1) * (y2 - y1)
 
 
-def test_a_still_picture_is_only_fitted():
-    image = rng().integers(0, 255, (96, 128, 3), np.uint8)
-    np.testing.assert_array_equal(drawn(image, rng(), STILL)[0], image)
-
-
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 2.3])
 def test_warping_and_plain_resizing_agree(scale):
     """The least shear takes the other way and gives the same sample, but for the rounding to whole pixels."""
@@ -290,9 +285,3 @@ def test_values_are_checked():
         for value in (-0.1, limit + 0.1, math.nan):
             with pytest.raises(ValueError, match=rf"{field.name} must lie in 0\.\.{limit:g}; got {value}"):
                 Augmentation(**{field.name: value})
-
-
-def test_generators_differ_by_seed_epoch_and_position():
-    draws = {sample_generator(*key).random() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
-    assert len(draws) == 4
-    assert sample_generator(5, 6, 7).random() == sample_generator(5, 6, 7).random()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.media import write_video
+from tests.test_convert import CAT, voc_root, xml
 from utils.cli import run as run_script
 
 pytestmark = [
@@ -97,14 +98,7 @@ def test_every_script_is_tried(sources):
 @pytest.fixture(scope="module")
 def voc(place):
     """Two pictures with annotations of Pascal VOC."""
-    folder = place / "voc" / NAME
-    for name in ("Annotations", "JPEGImages"):
-        (folder / name).mkdir(parents=True)
-    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
-    for number in range(2):
-        shutil.copy(place / "images" / f"{NAME}{number}.png", folder / "JPEGImages")
-        path = folder / "Annotations" / f"{NAME}{number}.xml"
-        path.write_text(f"<annotation><object><name>a</name>{box}</object></annotation>")
+    voc_root(place / "voc" / NAME, {f"{NAME}{number}": xml(CAT) for number in range(2)})
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -314,16 +314,12 @@ def fails(flags: list[str], monkeypatch, capsys) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "gone.jpg"], "gone.jpg: no such file"),
         (["--source", "text.jpg"], "text.jpg: neither a picture nor a video that can be decoded"),
-        (["--source", "empty.mp4"], "empty.mp4: neither a picture nor a video that can be decoded"),
-        (["--source", "ftp://a/b"], "--source: ftp:// is not supported"),
         (["--weights", "gone.weights"], "gone.weights: no such file"),
         (["--weights", "text.jpg"], "text.jpg: "),
         (["--names", "one.names"], "one.names: 1 names, but net.weights has 2 classes"),
         (["--classes", "2"], "--classes 2: the network's classes are 0..1"),
         (["--img_size", "33"], "--img_size 33: not a multiple of 16"),
-        (["--max-seconds", "0"], "--max-seconds: 0 is not above 0"),
         (["--fourcc", "mp4"], "--fourcc: 'mp4' is not a code of four letters"),
         (["--source", "a.avi", "--fourcc", "zzzz"], "--fourcc zzzz: this OpenCV cannot write such a video"),
         (["--save-conf"], "--save-conf: goes with --save-txt"),
@@ -340,7 +336,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(net, monkeypatch, capsys, flag
     picture("a.png")
     video("a.avi")
     Path("text.jpg").write_text("hello")
-    Path("empty.mp4").write_bytes(b"")
     Path("one.names").write_text("cat\n")
     assert message in fails([*net, "--source", "a.png", *flags], monkeypatch, capsys)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import resource
@@ -279,6 +280,11 @@ def test_an_unknown_suffix_is_not_written(picture, tmp_path):
     with pytest.raises(DataError, match=r"pictures are written as \.bmp"):
         write_image(tmp_path / "a.xyz", picture)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_keeps_its_message_between_processes():
+    error = copy.copy(PictureError("a\nb.jpg", "empty image", "an empty file"))
+    assert isinstance(error, DataError) and str(error) == "a\nb.jpg: an empty file"
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from itertools import accumulate, product
 from pathlib import Path
@@ -343,3 +344,26 @@ def test_networks_that_differ_in_more_than_classes_and_anchors_are_told_apart(ne
     ]:
         assert not same_network(adapt_classes(changed(index, block), 9), network)
     assert not same_network(network, replace(network, blocks=network.blocks[:10]))
+
+
+# The table of public files in weights/README.md
+
+README_ROW = re.compile(r"^\| (\S+) \| ([0-9 ]+) \| (\S+\.cfg)", re.MULTILINE)
+
+
+def backbone_bytes(network: Network, blocks: int) -> int:
+    """Bytes of a backbone file: the header, and the tensors of the first blocks."""
+    return 20 + sum(spec.bytes for spec in weights.tensors(network) if spec.block < blocks)
+
+
+def test_the_bytes_of_public_files_in_the_readme_are_those_that_the_cfgs_ask_for(root, shared):
+    text = (root / "weights" / "README.md").read_text(encoding="utf-8")
+    sizes = {}
+    for name, size, cfg in README_ROW.findall(text):
+        network, sizes[name] = load(root / "cfg" / cfg), int(size.replace(" ", ""))
+        blocks = int(name.rpartition(".conv.")[2]) if ".conv." in name else len(network.blocks)
+        assert sizes[name] == backbone_bytes(network, blocks), name
+    assert len(sizes) == 8
+    size = backbone_bytes(load(root / "cfg" / "yolov3-tiny.cfg"), 15)
+    assert f"{size:,}".replace(",", " ") + " bytes" in text
+    assert (shared / "data" / "weights" / "yolov3-tiny.weights").stat().st_size == sizes["yolov3-tiny.weights"]
