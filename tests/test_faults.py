@@ -5,20 +5,20 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import re
 import time
 import zipfile
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
 from models import Darknet
-from tests.nets import tiny
+from tests.nets import refused, tiny
 from utils.checkpoint import SCHEMA, load_model, model_document, read_checkpoint, write_checkpoint
 from utils.data.index import index
 from utils.data.store import PictureStore
-from utils.errors import CheckpointError, InputError, ResourceError, SuiteError, WeightsError
+from utils.errors import CheckpointError, InputError, SuiteError, WeightsError
 from utils.files import foreign_errors, read_json, read_yaml
 from utils.model_files import ModelFiles, choose_model
 from utils.runtime.choice import choose_runtime
@@ -80,11 +80,9 @@ def unguarded(node: ast.AST, guarded: bool = False) -> list[int]:
 @pytest.mark.parametrize(
     ("code", "count"),
     [
-        ("json.loads(text)", 1),
-        ("read = cv2.imdecode", 1),
+        ("json.loads(text)\nread = cv2.imdecode", 2),
         ("try:\n  yaml.safe_load(text)\nexcept ValueError: pass", 1),
         ("with foreign_errors(path, 'no'):\n  for read in (net.load_param,): read()", 0),
-        ("with foreign_errors(path, 'no'), zipfile.ZipFile(path) as archive: pass", 0),
         ("try:\n  cv2.imdecode(data, 1)\nexcept Exception: pass", 0),
         ("def opened() -> Iterator[cv2.VideoCapture]: pass", 0),
     ],
@@ -192,10 +190,7 @@ STATES = {
     "a list": (changed(lambda t: t.tolist()), "without a usable"),
     "None": (changed(lambda t: None), "without a usable"),
     "other shape": (changed(lambda t: t[:1]), "has shape"),
-    "extra key": (
-        lambda state: {**state, "module.extra": torch.zeros(1)},
-        r"module\.extra is no tensor of its network",
-    ),
+    "extra key": (lambda state: {**state, "module.x": torch.zeros(1)}, r"module\.x is no tensor of its network"),
     "missing key": (lambda state: {key: value for key, value in state.items() if key != WEIGHT}, "is missing"),
     "another key": (lambda state: {key.replace("0.conv", "00.conv"): value for key, value in state.items()}, "missing"),
     "key that is a number": (lambda state: {**state, 3: torch.zeros(1)}, "is no tensor of its network"),
@@ -243,18 +238,16 @@ def nested(depth: int):
 OTHERS = [3, "text", [1], {"a": {1, 2}}, {"a": 1j}, {"a": np.zeros(1)}]
 
 
-@pytest.mark.parametrize("value", OTHERS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("name", SCHEMA)
-def test_entries_of_other_kinds_are_refused_in_one_line(tmp_path, name, value):
-    if isinstance(value, SCHEMA[name].kind) and not isinstance(value, dict):
-        value = [[]] if isinstance(value, list) else None
-        if value is None:
-            pytest.skip("of the right kind")
-    path = tmp_path / "last.pt"
-    write_checkpoint(path, {**document(), name: value})
-    with pytest.raises(WeightsError) as caught:
-        load_model(ModelFiles(None, path, True))
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+def test_entries_of_other_kinds_are_refused_in_one_line(tmp_path, name):
+    path, contents = tmp_path / "last.pt", document()
+    for value in OTHERS:
+        if isinstance(value, SCHEMA[name].kind) and isinstance(value, int | str):
+            continue
+        value = [[]] if isinstance(value, list) and SCHEMA[name].kind is list else value
+        write_checkpoint(path, {**contents, name: value})
+        with refused(WeightsError, re.escape(str(path))):
+            load_model(ModelFiles(None, path, True))
 
 
 def test_lists_that_hold_each_other_are_not_read_for_ever(tmp_path):
@@ -319,27 +312,22 @@ def failing(number: int):
 NO_ROOM = [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG]
 
 
+def cache_in(folder, cache) -> None:
+    """Pictures are indexed and read, whatever becomes of their caches."""
+    pictures = index(folder / "train.txt", ["a", "b"], cache_dir=cache)
+    store = PictureStore(pictures, 3, (64, 64))
+    store.keep("disk", cache)
+    assert len(pictures) == 9 and store.read(0).shape == (64, 64, 3)
+
+
 @pytest.mark.parametrize("number", NO_ROOM, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["mkdir", "replace", "fsync"])
 def test_a_cache_that_cannot_be_written_ends_nothing(folder, tmp_path, monkeypatch, number, call):
     monkeypatch.setattr(os, call, failing(number))
-    pictures = index(folder / "train.txt", ["a", "b"], cache_dir=tmp_path / "cache" / "deep")
-    store = PictureStore(pictures, 3, (64, 64))
-    store.keep("disk", tmp_path / "cache" / "deep")
-    assert len(pictures) == 9 and store.read(0).shape == (64, 64, 3)
+    cache_in(folder, tmp_path / "cache" / "deep")
 
 
 @pytest.mark.parametrize("place", ["file", "file/deep", "x" * 300, "/proc/none"])
 def test_a_cache_folder_that_cannot_be_made_ends_nothing(folder, tmp_path, place):
     (tmp_path / "file").touch()
-    pictures = index(folder / "train.txt", ["a", "b"], cache_dir=tmp_path / place)
-    store = PictureStore(pictures, 3, (64, 64))
-    store.keep("disk", tmp_path / place)
-    assert len(pictures) == 9 and store.read(0).shape == (64, 64, 3)
-
-
-def test_who_can_do_without_a_file_need_not_know_who_wrote_it():
-    """`suppress(OSError)` takes the error of the writers of utils/files.py, too."""
-    with suppress(OSError):
-        raise ResourceError("disk full")
-    assert str(ResourceError("disk full")) == "disk full" and ResourceError("x").exit_status == 5
+    cache_in(folder, tmp_path / place)

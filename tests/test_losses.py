@@ -1,4 +1,4 @@
-"""The detection loss."""
+"""The detection loss, and which anchors answer for which objects."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch
 
 from tests.nets import tiny
 from utils.darknet.blocks import Yolo
-from utils.detection.losses import detection_loss
+from utils.detection.losses import assign, detection_loss
 from utils.detection.settings import ASSIGNMENTS, LossSettings
 
 NETWORK = tiny()
-SIZE = (64, 64)
+SIZE, GRIDS = (64, 64), ((16, 16), (8, 8))
+ANCHORS = ((8.0, 8.0), (16.0, 16.0), (40.0, 40.0), (60.0, 20.0))
+FINE = Yolo(mask=(0, 1), anchors=ANCHORS, classes=2, iou_thresh=0.213)
+COARSE = Yolo(mask=(2, 3), anchors=ANCHORS, classes=2, iou_thresh=0.213)
 OBJECTS = torch.tensor([[0, 1, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
 
 
@@ -49,27 +52,6 @@ def test_total_is_the_sum_of_its_terms_and_gains_scale_them():
     torch.testing.assert_close(plain.total, plain.box + plain.objectness + plain.classes)
     torch.testing.assert_close(scaled.box, 2 * plain.box)
     torch.testing.assert_close(scaled.classes, 3 * plain.classes)
-
-
-def test_a_perfect_prediction_costs_almost_nothing():
-    """One object in the middle of a cell, as large as anchor (8, 8): logits that say so."""
-    outputs = [head.detach() for head in heads(0.0, batch=1)]
-    for head in outputs:
-        head.view(1, 3, 7, *head.shape[2:])[:, :, 4:] = -20
-    fine = outputs[1].view(1, 3, 7, 16, 16)
-    fine[0, 1, :, 5, 9] = torch.tensor([0.0, 0, 0, 0, 20, -20, 20])
-    row = torch.tensor([[0, 1, 9.5 / 16, 5.5 / 16, 8 / 64, 8 / 64]])
-    strict = [dataclasses.replace(yolo, iou_thresh=1.0) for yolo in NETWORK.yolos]
-    terms = detection_loss(outputs, row, strict, SIZE, LossSettings(assignment="darknet"))
-    assert terms.total.item() == pytest.approx(0, abs=1e-4)
-
-
-def test_ignored_predictions_have_no_objectness_gradient():
-    outputs = [head.requires_grad_() for head in heads(0.0, batch=1)]
-    yolos = [dataclasses.replace(yolo, ignore_thresh=-1.0, iou_thresh=1.0) for yolo in NETWORK.yolos]
-    detection_loss(outputs, OBJECTS[:1], yolos, SIZE, LossSettings(assignment="darknet")).total.backward()
-    touched = sum(int((head.grad.view(1, 3, 7, -1)[:, :, 4] != 0).sum()) for head in outputs)
-    assert touched == 1
 
 
 @pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
@@ -109,21 +91,6 @@ def test_objects_in_an_ignored_box_are_learnt_as_without_it(rule):
         assert torch.equal(spared[:, 4], torch.where(positive, plain[:, 4], 0.0))
 
 
-def test_pictures_do_not_see_one_another():
-    """The loss of a batch of one picture twice is the loss of the picture: sums grow with the positives."""
-    single = [head[:1] for head in heads()]
-    double = [torch.cat((head, head)) for head in single]
-    twice = torch.cat((OBJECTS[:1], OBJECTS[:1] + torch.tensor([1.0, 0, 0, 0, 0, 0])))
-    torch.testing.assert_close(loss(double, twice).total, loss(single, OBJECTS[:1]).total)
-
-
-def test_two_objects_on_one_anchor_keep_the_better_objectness_target():
-    once, again = loss(heads(0.0), OBJECTS[:1]), loss(heads(0.0), OBJECTS[:1].repeat(2, 1))
-    torch.testing.assert_close(again.box, once.box)
-    torch.testing.assert_close(again.objectness * 2, once.objectness)
-    torch.testing.assert_close(again.classes * 2, once.classes)
-
-
 @pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
 def test_objects_of_two_classes_in_one_cell_have_one_target_of_both(rule):
     """Their logits are pulled up alike, wherever they are; with two targets of one class each they would stop at 0."""
@@ -152,23 +119,17 @@ def test_the_focal_factor_has_a_gradient(gamma):
     torch.testing.assert_close(grads, torch.full_like(grads, slope), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.5])
-def test_the_focal_factor_of_a_perfect_prediction_has_a_finite_gradient(gamma):
+@pytest.mark.parametrize(("fill", "gamma"), [(0.0, 0.5), (0.0, 1.5), (0.5, 0.0)])
+def test_new_coords_takes_probabilities(fill, gamma):
+    """Their gradient is finite also where the prediction is perfect and focal."""
     yolo = Yolo(mask=(0,), anchors=((8.0, 8.0),), classes=1, new_coords=True, scale_x_y=2.0)
-    head = torch.zeros(1, 6, 8, 8, requires_grad=True)
-    detection_loss([head], OBJECTS[:0], [yolo], SIZE, LossSettings(focal_gamma=gamma)).total.backward()
-    assert torch.isfinite(head.grad).all()
-
-
-def test_new_coords_takes_probabilities():
-    yolo = Yolo(mask=(0,), anchors=((8.0, 8.0),), classes=1, new_coords=True, scale_x_y=2.0)
-    head = torch.full((1, 6, 8, 8), 0.5, requires_grad=True)
-    terms = detection_loss([head], torch.tensor([[0, 0, 0.5, 0.5, 0.2, 0.2]]), [yolo], SIZE, LossSettings())
-    terms.total.backward()
-    assert torch.isfinite(head.grad).all()
-    assert detection_loss([head], OBJECTS[:0], [yolo], SIZE, LossSettings()).objectness.item() == pytest.approx(
-        64 * math.log(2), rel=1e-5
-    )
+    for targets in (OBJECTS[:0], torch.tensor([[0, 0, 0.5, 0.5, 0.2, 0.2]])):
+        head = torch.full((1, 6, 8, 8), fill, requires_grad=True)
+        terms = detection_loss([head], targets, [yolo], SIZE, LossSettings(focal_gamma=gamma))
+        terms.total.backward()
+        assert torch.isfinite(head.grad).all()
+        if len(targets) == 0:
+            assert terms.objectness.item() == pytest.approx(64 * math.log(2) if fill else 0, rel=1e-5, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -291,3 +252,60 @@ def test_it_is_that_of_plain_numbers(classes, height, width):
     torch.testing.assert_close(got.box.item(), 5 * box, rtol=1e-4, atol=0)
     torch.testing.assert_close(got.objectness.item(), objectness, rtol=1e-4, atol=0)
     torch.testing.assert_close(got.classes.item(), of_classes, rtol=1e-4, atol=0)
+
+
+def targets(*rows: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+
+
+def positives(rows: torch.Tensor, rule: str, yolos=(FINE, COARSE)):
+    return assign(rows, yolos, GRIDS, SIZE, ASSIGNMENTS[rule])
+
+
+def test_every_head_whose_mask_holds_the_best_anchor_number_answers():
+    """yolov4-tiny: 81 × 82 is in the masks of both heads; 10 × 14 in neither, and 23 × 27 is the best of the others."""
+    anchors = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+    yolos = [Yolo(mask=mask, anchors=anchors, classes=2) for mask in ((3, 4, 5), (1, 2, 3))]
+    sides = ((80, 84), (24, 26), (10, 14))
+    rows = targets(*((0, 1, 0.3, 0.6, width / 416, height / 416) for width, height in sides))
+    coarse, fine = assign(rows, yolos, ((13, 13), (26, 26)), (416, 416), ASSIGNMENTS["darknet"])
+    assert (coarse.anchor.tolist(), coarse.row.tolist(), coarse.column.tolist()) == ([0], [7], [3])
+    assert (fine.anchor.tolist(), fine.row.tolist(), fine.column.tolist()) == ([2, 0, 0], [15] * 3, [7] * 3)
+
+
+def test_heads_with_anchors_of_their_own_answer_each_for_itself():
+    yolos = [Yolo(mask=(0, 1), anchors=ANCHORS[2 * i : 2 * i + 2], classes=2) for i in (0, 1)]
+    parts = positives(targets((0, 0, 0.5, 0.5, 17 / 64, 17 / 64)), "darknet", yolos)
+    assert [part.anchor.tolist() for part in parts] == [[1], [1]]
+
+
+def test_ratio_takes_every_anchor_within_four_times_the_sides():
+    """12 × 12 px: 8 and 16 are within 4 ×, 40 as well (3.33), 60 × 20 is not (60 / 12 = 5)."""
+    fine, coarse = positives(targets((0, 0, 0.53, 0.53, 12 / 64, 12 / 64)), "ratio")
+    assert sorted(set(fine.anchor.tolist())) == [0, 1]
+    assert coarse.anchor.tolist() == [0]
+
+
+@pytest.mark.parametrize(("scale", "cells"), [(1.05, 1), (2.0, 3)])
+def test_a_neighbour_cell_is_positive_only_where_its_decoded_centre_reaches(scale, cells):
+    yolo = dataclasses.replace(FINE, mask=(1,), scale_x_y=scale)
+    rows = targets((0, 0, (5 + 0.2) / 16, (7 + 0.7) / 16, 0.25, 0.25))
+    (part,) = assign(rows, [yolo], GRIDS[:1], SIZE, ASSIGNMENTS["ratio"])
+    assert len(part.image) == cells
+    low, high = -(scale - 1) / 2, 1 + (scale - 1) / 2
+    assert ((part.boxes[:, :2] > low) & (part.boxes[:, :2] < high)).all()
+    centre = part.boxes[:, :2] + torch.stack((part.column, part.row), dim=1)
+    torch.testing.assert_close(centre, torch.tensor([[5.2, 7.7]]).expand(cells, 2))
+
+
+@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
+def test_no_objects_give_no_positives(rule):
+    assert [len(part.image) for part in positives(targets(), rule)] == [0, 0]
+
+
+@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
+def test_a_centre_on_the_far_edge_stays_inside_the_grid(rule):
+    for part, grid in zip(positives(targets((3, 0, 1.0, 1.0, 0.25, 0.25)), rule), GRIDS, strict=True):
+        assert (part.row <= grid[0] - 1).all()
+        assert (part.column <= grid[1] - 1).all()
+        assert (part.image == 3).all()

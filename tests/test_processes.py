@@ -1,9 +1,10 @@
-"""Processes that are killed, work at once, or lack what they need: nothing is lost, and one line says why."""
+"""Processes that are killed, fail, work at once, or lack what they need: nothing is lost, and one line says why."""
 
 from __future__ import annotations
 
 import ast
 import os
+import platform
 import random
 import re
 import shlex
@@ -20,11 +21,111 @@ import pytest
 import compress
 import train
 from tests.test_compress import Scripts, journey_of
-from tests.test_failed_starts import SCRIPTS, TRAIN, script_flags
 from tests.test_resume import assert_same, state
 from utils.errors import InputError
+from utils.memory import LARGE_PAGES
 from utils.report import run_dir
 from utils.report.run_dir import RunDirectory
+
+
+class Broken(Exception):  # noqa: N818
+    """A failure that no script expects."""
+
+
+def fails(*_: object, **__: object) -> None:
+    """Stands in for a function."""
+    raise Broken
+
+
+def test_a_new_folder_goes_unless_it_has_a_result(tmp_path):
+    def run(name: str, *files: str, until: tuple[str, ...] = (), exist_ok: bool = False) -> list[str]:
+        with pytest.raises(Broken), RunDirectory.create(tmp_path, name, exist_ok=exist_ok).until(*until) as made:
+            made.describe(args={}, hyp={}, cfg="", data={})
+            for file in files:
+                made.file(file).parent.mkdir(exist_ok=True)
+                made.write_text(file, "")
+            raise Broken
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob(f"{name}*"))
+
+    assert run("a") == []
+    assert run("b", "gamma/0.png", "labels.jpg", until=("results.csv", "weights/*.pt")) == []
+    assert run("c", "weights/last.pt", until=("results.csv", "weights/*.pt")) == ["c"]
+    assert run("d", "0.jpg") == ["d"]
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "mine").write_text("")
+    assert run("e", exist_ok=True) == ["e"]
+    assert (tmp_path / "e" / "mine").exists()
+
+
+TRAIN = ["--batch-size", "4", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("function", "flags"),
+    [("Trainer", []), ("_draw_start", []), ("Trainer.train_batch", []), ("Trainer.train", ["--evolve", "2"])],
+)
+def test_a_training_that_does_not_begin_leaves_no_folder(toy, tmp_path, monkeypatch, no_plots, function, flags):
+    """Out of memory while the model is built, a picture that cannot be read, a first step or trial that fails, …"""
+    if flags:
+        pytest.importorskip("optuna")
+    monkeypatch.setattr(f"utils.training.workflow.{function}", fails)
+    with pytest.raises(Broken):
+        train.main([*toy, *TRAIN, "--project", str(tmp_path / "r"), *flags])
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_training_that_fails_in_its_second_epoch_stays(toy, tmp_path, monkeypatch, no_plots):
+    from utils.training.workflow import Trainer
+
+    epoch = Trainer._train_epoch
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self: fails() if self.progress.epoch else epoch(self))
+    with pytest.raises(Broken):
+        train.main([*toy, *TRAIN, "--project", str(tmp_path), "--epochs", "2", "--nosave"])
+    assert (tmp_path / "exp" / "results.csv").is_file()
+
+
+SCRIPTS = {
+    "slim_prune": (["--percent", "0.3", "--no-test"], "utils.pruning.report.write_network"),
+    "layer_prune": (["--shortcut", "1", "--no-test"], "utils.pruning.report.write_network"),
+    "quantize": (["--no-test", "--calib", "2", "--observer", "minmax"], "utils.quantization.workflow.write_checkpoint"),
+    "export": (["--format", "pt"], "utils.export.workflow.write_checkpoint"),
+    "detect": (["--save-txt"], "utils.report.detections.atomic_write_text"),
+    "test": (["--save-json"], "utils.detection.evaluate.coco_results"),
+}
+
+
+def script_flags(name: str, folder: Path, files: list[str]) -> list[str]:
+    """Return the flags of a script of the table, without those of its run directory."""
+    flags = [*SCRIPTS[name][0], "--data", str(folder / "d.data"), *files]
+    flags += ["--device", "cpu"] if name != "export" else []
+    return flags + (["--source", str(folder / "images"), "--nosave"] if name == "detect" else [])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_cannot_write_its_result_leaves_no_folder(folder, files, tmp_path, monkeypatch, no_plots, name):
+    monkeypatch.setattr(SCRIPTS[name][1], fails)
+    with pytest.raises(Broken):
+        compress.script_module(name).main([*script_flags(name, folder, files), "--project", str(tmp_path / "r")])
+    assert not (tmp_path / "r").exists() or list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_journey_whose_first_stage_fails_leaves_no_folder(tmp_path):
+    journey = journey_of(tmp_path)
+    with pytest.raises(Broken):
+        journey.finish(fails)
+    assert not journey.folder.exists()
+
+    def begins(command: list[str]) -> str:
+        checkpoint = Path(command[command.index("--project") + 1]) / "train" / "weights" / "last.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        raise Broken
+
+    with pytest.raises(Broken):
+        journey.finish(begins)
+    assert (journey.folder / "journey.json").is_file()
+    assert (journey.folder / "train" / "weights" / "last.pt").is_file()
+
 
 HOLDS = """
 import sys
@@ -135,8 +236,8 @@ def test_a_machine_without_a_folder_for_temporary_files_is_told_of_tmpdir(root):
     code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/none']\n"
     code += "from utils import cli; cli.run(tempfile.TemporaryDirectory)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 5
-    assert re.fullmatch(r"error: no room .*; set TMPDIR to .* \(.*No usable temporary directory.*\)\n", done.stderr)
+    message = r"error: no room .*; set TMPDIR to .* \(.*No usable temporary directory.*\)\n"
+    assert done.returncode == 5 and re.fullmatch(message, done.stderr)
 
 
 @pytest.mark.slow
@@ -224,3 +325,42 @@ def test_a_training_on_a_busy_machine_with_a_wild_clock_has_the_same_numbers(run
     finally:
         neighbour.kill()
         neighbour.wait()
+
+
+PAGE_FAULTS = """
+import resource
+from utils.memory import keep_freed_memory
+print(keep_freed_memory())
+import numpy
+for number in range(12):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.ones(64 << 20, numpy.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Page faults of ten arrays of 64 MiB, one after the other."""
+
+
+def page_faults(root, **environment: str) -> tuple[str, int]:
+    kept = {k: v for k, v in os.environ.items() if k != LARGE_PAGES and not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS],
+        cwd=root,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answer, count = done.stdout.split()
+    return answer, int(count)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is done with glibc only")
+def test_memory_is_paid_for_once_unless_the_user_has_his_own_way(root):
+    answer, count = page_faults(root)
+    assert answer == "True"
+    assert count < 100
+    answer, usual = page_faults(root, MALLOC_PERTURB_="0")
+    assert answer == "False"
+    assert usual > 10 * max(1, count)

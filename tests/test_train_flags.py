@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -12,69 +13,104 @@ import yaml
 
 import quantize
 import train
+from tests.nets import TINY, refused
 from utils.checkpoint import read_checkpoint
-from utils.cli import Parser
 from utils.device import named_device, select_device
-from utils.errors import CheckpointError, InputError, WeightsError
-from utils.model_files import choose_model
+from utils.errors import CheckpointError, InputError
 from utils.old_flags import OLD_FLAGS
 from utils.report.run_dir import read_results
 
+NOBODY = "there is nobody to learn from"
+REFUSED = [
+    ("--epochs 0", "--epochs: 0 is below 1"),
+    ("--epoch 3", "unknown flag --epoch; did you mean --epochs"),
+    ("--img_size 60", "--img_size 60: not a multiple of 8.*try 64"),
+    ("--img_size 96 64", "MIN is above MAX"),
+    ("--multi-scale --img_size 32 64", "--multi-scale: --img_size MIN MAX gives the range already"),
+    ("--name a/b", r"--name 'a/b': not a plain folder name"),
+    ("--name a\x1b[31m", r"--name 'a\\x1b\[31m': not a plain folder name"),
+    ("--device gpu", "--device: 'gpu' is not a device; allowed are cpu, cuda, .* 1 or cuda:1"),
+    ("--device 0,2", r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py"),
+    ("--device cuda:0,cuda:2", r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py"),
+    ("--sync-bn", "--sync-bn: goes with several processes; start train.py with torchrun"),
+    ("--weights no.pt", r"no\.pt: no such file"),
+    ("--hyp no.yaml", r"no\.yaml"),
+    ("--evolve --data t.data", "names no valid pictures"),
+    # Sparse training
+    ("--prune 1", "--prune: says how to train sparse; add -sr"),
+    ("--s auto", "--s: says how"),
+    ("-sr --prune -1", "--prune -1: with -sr, say which channels"),
+    ("-sr --patience 3", "--patience: a sparse training goes to its end"),
+    ("-sr --s auto --notest", "--s auto: is guided by AP50 after every epoch; leave out --notest"),
+    ("-sr --s-share 0.3", "--s-share: goes with --s auto"),
+    ("-sr --s-drop 2", "--s-drop: goes with --s auto"),
+    ("-sr --s auto --s-drop 0", "--s-drop: 0 is outside 0 < value <= 100"),
+    ("-sr --s auto --s-schedule global", "--s-schedule: --s auto chooses the channels itself"),
+    *((f"-sr --s {s}", "--s") for s in ("0", "-1", "nan", "11", "fast")),
+    # Distillation
+    ("--KDstr 3", f"--KDstr: {NOBODY}; add --t_weights"),
+    ("--AT_str 2", f"--AT_str: {NOBODY}"),
+    ("--kd-weight 2", "--kd-weight: there is nobody"),
+    ("--KDstr 6", "--KDstr: invalid choice: '6' .choose from 1, 2"),
+    ("--AT_str 0", "--AT_str: invalid choice: '0'"),
+    ("--kd-weight 0", "--kd-weight: 0 is outside 0 < value"),
+    ("--kd-weight nan", "--kd-weight: 'nan' is not a number"),
+    ("--t_cfg x.cfg", r"--t_cfg x\.cfg: a teacher needs what it has learnt; add --t_weights"),
+    ("--t_weights missing.pt", r"missing\.pt"),
+    ("--t_weights w.weights", r"--t_weights w\.weights: a Darknet .* does not say its network; add --t_cfg"),
+]
+SEVERAL = [
+    ("--evolve", "without torchrun"),
+    ("--sync-bn --quantized 1 --BN_Fold", "--sync-bn: with --BN_Fold and --FPGA each process folds"),
+    ("--sync-bn --quantized 1 --FPGA --cfg leaky.cfg", "--sync-bn: with --BN_Fold and --FPGA each process folds"),
+]
+"""Refused to several processes."""
 
-@pytest.fixture
-def no_training(monkeypatch):
-    """What imports torch cannot be imported."""
-    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
 
-
-@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
-    ("flags", "match"),
-    [
-        (["--name", "a/b"], r"--name 'a/b': not a plain folder name"),
-        (["--name", "a\x1b[31m"], r"--name 'a\\x1b\[31m': not a plain folder name"),
-        (["--device", "gpu"], "--device: 'gpu' is not a device; allowed are cpu, cuda, .* 1 or cuda:1"),
-        *(
-            (["--device", text], r"GPUs, .*CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc-per-node 2 train\.py")
-            for text in ("0,2", "cuda:0,cuda:2")
-        ),
-        (["--sync-bn"], "--sync-bn: goes with several processes; start train.py with torchrun"),
-        (["--multi-scale", "--img_size", "32", "64"], "--multi-scale: --img_size MIN MAX gives the range already"),
-    ],
+    ("processes", "flags", "match"), [*((1, *case) for case in REFUSED), *((2, *case) for case in SEVERAL)]
 )
-def test_flags_that_cannot_be_used_are_refused_before_torch_is_loaded(run, tmp_path, flags, match):
-    with pytest.raises(InputError, match=match):
-        run("--epochs", "1", *flags)
+def test_flags_that_cannot_be_used_are_refused_before_torch_is_loaded(
+    run, folder, monkeypatch, tmp_path, processes, flags, match
+):
+    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.chdir(folder)
+    Path("t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
+    Path("leaky.cfg").write_text(TINY.replace("mish", "leaky"))
+    Path("w.weights").write_bytes(bytes(100))
+    with refused(InputError, match, 2):
+        run("--epochs", "1", *flags.split())
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize("folds", ["--BN_Fold", "--FPGA"])
-def test_folding_has_no_statistics_of_all_processes(run, root, monkeypatch, folds):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    leaky = {"--FPGA": ["--cfg", str(root / "cfg/yolov4-tiny.cfg")]}.get(folds, [])
-    with pytest.raises(InputError, match="--sync-bn: with --BN_Fold and --FPGA each process folds"):
-        run("--sync-bn", "--quantized", "1", folds, *leaky)
+@pytest.mark.parametrize(("flag", "package"), [("--evolve", "optuna"), ("--tensorboard", "tensorboard")])
+def test_without_its_package_a_flag_is_refused_before_torch_is_loaded(run, monkeypatch, flag, package):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
+    with pytest.raises(InputError, match=rf"{flag}: needs .*{package}.*pip install -r requirements-"):
+        run("--epochs", "1", flag)
 
 
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b"", r"w\.pt: is empty"),
-        (b"PNG", r"w\.pt: ends inside the header: 3 bytes.*no archive of torch\.save either"),
-        (b"<html><body>404</body></html>", r"w\.pt: is a web page, not the file; download it again"),
-        (b"no weights at all " * 9, r"w\.pt: .*not a Darknet \.weights file.*no archive of torch\.save either"),
-    ],
-    ids=["empty", "short", "html", "text"],
-)
-def test_a_file_that_holds_no_weights_is_told_so_with_and_without_a_cfg(folder, tmp_path, data, match):
-    path = tmp_path / "w.pt"
-    path.write_bytes(data)
-    for cfg in (None, str(folder / "n.cfg")):
-        with pytest.raises(WeightsError, match=match):
-            choose_model(cfg, str(path))
-    with pytest.raises(WeightsError, match=match):
-        train.main(["--data", str(folder / "d.data"), "--weights", str(path)])
+@pytest.mark.parametrize(("flags", "match"), [("--freeze 15", "at most 14"), ("--device 7", "--device 7")])
+def test_flags_that_do_not_fit_network_or_machine_leave_no_run(run, tmp_path, flags, match):
+    with pytest.raises(InputError, match=match):
+        run("--epochs", "1", *flags.split())
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_flags_of_older_suites_and_versions_are_answered_in_any_spelling():
+    """No answer is for a flag that every script has, but for those of quantize.py that detect.py lacks."""
+    scripts = {
+        script: {flag.lstrip("-").replace("-", "_").lower() for flag in script.make_parser()._option_string_actions}
+        for script in (train, quantize)
+    }
+    assert set.intersection(*scripts.values()) & OLD_FLAGS.keys() <= {"fpga", "a_bit", "w_bit"}
+    for script, known in scripts.items():
+        for name in OLD_FLAGS.keys() - known:
+            for flag in (f"--{name}", f"--{name.replace('_', '-').title()}"):
+                with pytest.raises(InputError, match=re.escape(f"{flag}: is gone; {OLD_FLAGS[name]}")):
+                    script.main([f"{flag}=2", "--weights", "no.pt", "--data", "no.data"])
 
 
 def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current_one(monkeypatch):
@@ -91,15 +127,6 @@ def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current
         select_device("cuda:2")
 
 
-def test_given_flags_are_those_of_the_command_line_with_their_values():
-    parser = Parser("text")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--adam", action="store_true")
-    assert parser.given([]) == {}
-    assert parser.given(["--epochs", "3", "--adam"]) == {"epochs": 3, "adam": True}
-    assert vars(parser.parse_args([])) == {"epochs": 3, "adam": False, "debug": False}
-
-
 class TestResume:
     """Flags beside --resume."""
 
@@ -110,20 +137,17 @@ class TestResume:
         """A run of two epochs."""
         return Path(run("--epochs", "2", "--seed", "3")["run_dir"])
 
-    @pytest.mark.parametrize(
-        ("flags", "match"),
-        [
-            (["--epochs", "4"], r"exp: --epochs is 4 here and 2 in the run; leave it out"),
-            (["--img_size", "32"], r"--img_size is \[32\] here and None in the run"),
-            (["--batch_size", "2"], "--batch-size is 2 here and 4 in the run"),
-            (["--adam"], "--adam is True here and False in the run"),
-            (["--cfg", "other.cfg"], r"--cfg is 'other\.cfg' here"),
-            (["--name", "exp2"], "--name is 'exp2' here and 'exp' in the run"),
-        ],
-    )
-    def test_a_flag_that_differs_from_the_runs_is_refused(self, run, done, flags, match):
-        with pytest.raises(InputError, match=match):
-            run("--resume", str(done), *flags)
+    def test_a_flag_that_differs_from_the_runs_is_refused(self, run, done):
+        for flags, match in {
+            "--epochs 4": r"exp: --epochs is 4 here and 2 in the run; leave it out",
+            "--img_size 32": r"--img_size is \[32\] here and None in the run",
+            "--batch_size 2": "--batch-size is 2 here and 4 in the run",
+            "--adam": "--adam is True here and False in the run",
+            "--cfg other.cfg": r"--cfg is 'other\.cfg' here",
+            "--name exp2": "--name is 'exp2' here and 'exp' in the run",
+        }.items():
+            with pytest.raises(InputError, match=match):
+                run("--resume", str(done), *flags.split())
 
     def test_a_run_that_used_a_flag_which_is_gone_is_refused(self, run, done):
         """Where the flag was left out, the run is resumed."""
@@ -138,27 +162,21 @@ class TestResume:
     def test_flags_that_equal_the_runs_are_fine_and_some_may_change(self, run, done, folder, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         same = ["--epochs", "2", "--seed", "3", "--cfg", str(folder / "n.cfg"), "--name", "exp", "--exist-ok"]
-        document = run("--resume", "runs/exp", *same, "--workers", "1")
-        assert document["epochs"] == 2
+        assert run("--resume", "runs/exp", *same, "--workers", "1")["epochs"] == 2
         assert yaml.safe_load((done / "args.yaml").read_text())["workers"] == 0
-
-    def test_what_may_change_reaches_the_training(self, done, monkeypatch):
         plans = []
         monkeypatch.setattr("utils.training.workflow.run_training", lambda plan: plans.append(plan) or {"map50": None})
         monkeypatch.setattr(train, "_summary", str)
-        train.main(["--resume", str(done), "--workers", "1", "--device", "cpu"])
-        train.main(["--resume", str(done)])
-        found = [(plan.settings.workers, plan.settings.device, plan.settings.epochs) for plan in plans]
-        assert found == [(1, "cpu", 2), (0, "cpu", 2)]
+        for flags in (["--workers", "1", "--device", "cpu"], []):
+            train.main(["--resume", str(done), *flags])
+        settings = [plan.settings for plan in plans]
+        assert [(one.workers, one.device, one.epochs) for one in settings] == [(1, "cpu", 2), (0, "cpu", 2)]
 
     def test_a_finished_run_says_so_and_trains_nothing(self, run, done, capsys, monkeypatch):
-        before = (done / "weights" / "last.pt").read_bytes()
-        lines = []
+        before, lines = (done / "weights" / "last.pt").read_bytes(), []
         monkeypatch.setattr("utils.training.workflow.log", lambda *texts: lines.extend(texts))
         assert run("--resume", str(done))["epochs"] == 2
-        assert [line for line in lines if "finished" in line] == [
-            f"{done}: is finished, after epoch 2 of 2; its best weights are evaluated again"
-        ]
+        assert f"{done}: is finished, after epoch 2 of 2; its best weights are evaluated again" in lines
         assert (done / "weights" / "last.pt").read_bytes() == before
 
     def test_a_run_that_patience_ended_is_finished(self, run, monkeypatch):
@@ -185,50 +203,9 @@ def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tm
     ]
 
 
-def test_the_summary_has_the_best_epoch_and_the_median_of_the_last_ones():
-    """The best one is chosen among as many as there are."""
-    document = {"epochs": 40, "best_epoch": 31, "map50": 0.942, "map50_95": 0.6, "best": "best.pt"}
-    document |= {"next": "python quantize.py", "start_map50": None}
-    found = train._summary(document | {"median_epochs": 8, "median_map50": 0.87, "median_map50_95": 0.55})
-    assert found.splitlines() == [
-        "best of 40 epochs is 31: AP50 0.9420, AP50-95 0.6000",
-        "median of the last 8: AP50 0.8700, AP50-95 0.5500",
-        "best.pt",
-        "next: python quantize.py",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "match"),
-    [
-        ("train", ["--transfer"], "--transfer: is gone; --freeze"),
-        ("train", ["--mixedprecision"], "--mixedprecision: is gone; it is --amp"),
-        ("train", ["-mpt"], "-mpt: is gone; it is --amp"),
-        ("train", ["--local_rank", "0"], "--local_rank: is gone; torchrun"),
-        ("train", ["--img-weights"], "--img-weights: is gone; name pictures"),
-        ("train", ["--accumulate=2"], "--accumulate: is gone; batches are accumulated"),
-        ("detect", ["--nms-thres", "0.5"], "--nms-thres: is gone; it is --iou-thres"),
-        ("detect", ["--a-bit", "8"], "--a-bit: is gone; the file of --weights"),
-        ("layer_prune", ["--percent", "0.5"], "--percent: is gone; .*--shortcuts"),
-        ("slim_prune", ["--gray-scale"], "--gray-scale: is gone; .*channels=1"),
-        ("train", ["-sr", "--prune", "-1"], "--prune -1: with -sr, say which channels"),
-        ("train", ["--KDstr", "9"], "--KDstr: invalid choice: '9' .choose from 1, 2"),
-    ],
-)
-def test_flags_of_older_suites_are_answered(script, flags, match):
-    with pytest.raises(InputError, match=match):
-        importlib.import_module(script).main([*flags, "--weights", "no.pt"])
-
-
 def test_off_values_and_spellings_of_older_suites_are_taken():
     args = train.parse_args(
         ["--prune", "-1", "--kdstr", "-1", "--AT-str", "-1", "--quantized", "-1", "--Img-Size", "64"]
     )
     assert (args.prune, args.KDstr, args.AT_str, args.img_size) == (0, None, None, [64])
     assert train.parse_args(["-sr", "--prune", "1"]).prune == 1
-
-
-def test_no_answer_is_for_a_flag_that_every_script_has():
-    known = [set(make()._option_string_actions) for make in (train.make_parser, quantize.make_parser)]
-    both = {flag.lstrip("-").replace("-", "_").lower() for flag in set.intersection(*known)}
-    assert not both & (OLD_FLAGS.keys() - {"fpga", "a_bit", "w_bit"})
