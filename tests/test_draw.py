@@ -18,7 +18,6 @@ from utils.data.draw import (
     colour,
     draw_detections,
     draw_grid,
-    ink_on,
     label_text,
     label_texts,
     style_of,
@@ -102,11 +101,6 @@ def test_colours_are_distinct_and_do_not_depend_on_each_other():
     first = np.array([colour(number) for number in range(20)], float)
     gaps = np.linalg.norm(first[:, None] - first, axis=2)[~np.eye(20, dtype=bool)]
     assert gaps.min() > 50
-
-
-def test_ink_is_what_can_be_read_on_the_ground():
-    for ground, ink in (((255, 255, 0), 0), ((0, 0, 160), 255), ((255, 255, 255), 0), ((0, 0, 0), 255)):
-        assert ink_on(ground) == (ink,) * 3
 
 
 def test_label_text_uses_letters_the_font_has():

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
 from utils.data.index import index, label_path, list_images, parse_labels
 from utils.errors import DataError
@@ -113,16 +112,6 @@ def test_nothing_usable_is_an_error_unless_allowed(data_set):
     assert len(index(source, NAMES, cache_dir=None, require=False)) == 0
 
 
-def test_labels_and_shapes_belong_to_their_pictures(data_set):
-    for number in range(1, 6):
-        source = data_set(f"{number}.png", encoded((10, 10 + number, 3)), f"0 0.5 0.5 0.{number} 0.1\n")
-        data_set(f"bad{number}.png", b"")
-    found = index(source, NAMES, cache_dir=None)
-    for path, rows, (height, width) in zip(found.images, found.labels, found.shapes, strict=True):
-        assert rows[0, 3] == pytest.approx((width - 10) / 10) and height == 10
-        assert path.stem == str(width - 10)
-
-
 def ignored(data_set, text: str) -> None:
     (data_set.root / "ignored").mkdir(exist_ok=True)
     (data_set.root / "ignored" / "a.txt").write_text(text)
@@ -174,16 +163,6 @@ def test_an_index_is_a_few_buffers(data_set):
     assert [*found.images] == [found.images[-1]] * 1000 and len(found.labels) == len(found.ignored) == 1000
     with pytest.raises(IndexError):
         found.images[1000]
-
-
-def test_the_summary_counts_names_and_escapes(data_set):
-    for number in range(EXAMPLES + 2):
-        data_set(f"empty{number}.png", b"")
-    (data_set.root / "images" / "line\nbreak.png").write_bytes(b"")
-    (data_set.root / "images" / "good.png").write_bytes(encoded())
-    summary = index(data_set.root / "images", NAMES, cache_dir=None).summary()
-    assert f"empty image: {EXAMPLES + 3} (image left out)" in summary and "and 3 more" in summary
-    assert summary.count("\n") == 2
 
 
 # What a source is
@@ -238,14 +217,6 @@ def test_good_rows_are_kept_as_they_are():
 @pytest.mark.parametrize("text", [b"a b c d e", b"0 0.5 0.5 0.1 inf", b"0 0_1 0.5 0.1 0.1", "٠ 0.5 0.5 1 1".encode()])
 def test_what_is_no_plain_finite_number_is_named(text):
     assert [flaw.kind for flaw in parse_labels(text, "a.txt", 3)[1]] == ["not a number"]
-
-
-def test_flaws_carry_their_line():
-    _, flaws = parse_labels(b"\n0 .5 .5 1 1\n\n0 2 .5 1 1\n9 .5 .5 1 1", "a.txt", 3)
-    assert [(flaw.place, flaw.kind) for flaw in flaws] == [
-        ("a.txt:4", "out of range"),
-        ("a.txt:5", "class beyond names"),
-    ]
 
 
 # What is remembered
@@ -375,16 +346,3 @@ def test_what_was_kept_for_other_names_is_read_again_and_no_picture_decoded(data
     index(source, NAMES, cache_dir=tmp_path / "cache")
     monkeypatch.setattr("utils.data.index.check_image", None)
     assert [index(source, names, cache_dir=tmp_path / "cache").findings for names in (many, NAMES)] == anew
-
-
-def test_the_default_cache_lies_in_the_users_cache_folder(data_set, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    index(data_set("a.png", encoded()), NAMES)
-    assert len(list((tmp_path / "home" / "darknet-compression").glob("pictures-*.npz"))) == 1
-
-
-def test_real_data_sets_have_the_counts_of_their_readme(shared):
-    found = index(shared / "data" / "bccd" / "val.txt", NAMES, strict=True, cache_dir=None)
-    assert found.totals() == {"listed": 72, "usable": 72, "boxes": 945, "backgrounds": 0, "ignored": 0}
-    found = index(shared / "data" / "coco_mini" / "val.txt", ["x"] * 80, strict=True, cache_dir=None)
-    assert (len(found), found.totals()["boxes"]) == (119, 1019)

@@ -84,7 +84,7 @@ def test_a_bad_size_is_named(cfg):
 
 
 def test_answers_come_before_torch_could_be_imported(cfg, tmp_path):
-    """In less than half a second of processor time; test_bad_cfg.py has what is refused."""
+    """In less than half a second of processor time; test_cfg.py has what is refused."""
     (tmp_path / "empty").mkdir()
     command, seconds = [sys.executable, "-m", "utils.darknet.info", str(cfg)], []
     environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}

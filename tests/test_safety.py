@@ -151,7 +151,7 @@ def test_what_is_banned_is_found(code):
         ("yaml.safe_load(text)", "utils/other.py"),
         ("np.load('a.npy', allow_pickle=False)", "utils/other.py"),
         ("subprocess.run(['ls'])", "utils/other.py"),
-        ("import http.server", "tests/test_streams.py"),
+        ("import http.server", "tests/test_sources.py"),
         ("model.eval()", "models.py"),
         ("re.compile('a')", "utils/other.py"),
     ],
