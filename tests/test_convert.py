@@ -243,13 +243,11 @@ def test_a_data_file_that_numbers_the_classes_of_a_converted_set_otherwise_is_re
     ("text", "match"),
     [
         ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
-        ("", r"a\.xml:1: not valid XML"),
         ("<!DOCTYPE a [\n<!ENTITY e 'x'>]>\n<a>&e;</a>", r"a\.xml:1: a document type"),
         ("<?xml version='1.0'?>\n<!DOCTYPE a SYSTEM '/dev/null'>\n<a/>", r"a\.xml:2: a document type"),
         ("<a>&e;</a>", r"a\.xml:1: not valid XML: undefined entity"),
         (xml("<object>\n<name>cat</name></object>"), r"a\.xml:4: an object needs a name and a bndbox"),
         (xml(thing("cat", 1, 1, 9, float("nan"))), r"a\.xml:4: ymax is 'nan'; a number was expected"),
-        (xml(thing("cat", 1, 1, 9, float("inf"))), r"a\.xml:4: ymax is 'inf'"),
         (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
         (xml().encode("utf-16"), r"a\.xml:1: byte 0xff is not UTF-8"),
     ],
@@ -392,7 +390,6 @@ def changed(key: str, **values) -> dict:
     ("document", "match"),
     [
         ([], "has no list of objects 'images'"),
-        (coco_document(categories={}), "has no list of objects 'categories'"),
         (coco_document(categories=[]), "categories is empty"),
         (coco_document(annotations=[1]), "has no list of objects 'annotations'"),
         (changed("annotations", image_id=8), r"annotations\[0\]: image_id 8 is not in the file"),

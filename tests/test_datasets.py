@@ -1,4 +1,4 @@
-"""Samples and batches: every picture once, targets where the pixels are, the same whatever number of workers; anchors."""
+"""Samples and batches: every picture once, targets where the pixels are, the same with any workers; anchors."""
 
 from __future__ import annotations
 

@@ -96,11 +96,8 @@ def no_decoding(monkeypatch):
     "options",
     [
         {},
-        {"channels": 1},
-        {"mode": "stretch"},
         {"size": (32, 96)},
         {"rect": True, "stride": 8},
-        {"augment": Augmentation()},
         {"augment": TURNED, "channels": 1},
         {"augment": TURNED, "rect": True, "size": (64, 96)},
         {"augment": Augmentation(), "mode": "stretch", "size": (96, 64)},

@@ -12,7 +12,7 @@ import slim_prune
 from benchmarks import compare
 from models import Darknet
 from tests.nets import TINY
-from utils.checkpoint import write_checkpoint, write_darknet
+from utils.checkpoint import model_document, write_checkpoint, write_darknet
 from utils.darknet import info
 from utils.darknet.cfg import load, parse
 from utils.errors import CfgError
@@ -35,21 +35,19 @@ SCRIPTS = {
 
 @pytest.fixture
 def files(tmp_path):
-    """Folder with n.cfg, n.weights and run/weights/best.pt of one network."""
+    """Folder with n.cfg, n.weights and best.pt of one network."""
     torch.manual_seed(0)
     model = Darknet(parse(CFG))
     (tmp_path / "n.cfg").write_text(CFG)
     write_darknet(tmp_path / "n.weights", model)
-    (tmp_path / "run/weights").mkdir(parents=True)
-    state = {"model": model.state_dict(), "ema": None, "cfg": CFG, "names": ["a", "b"], "lineage": []}
-    write_checkpoint(tmp_path / "run/weights/best.pt", state)
+    write_checkpoint(tmp_path / "best.pt", model_document(model.state_dict(), model.network, ("a", "b"), ()))
     return tmp_path
 
 
 def call(name, script, root, files, folder, kind):
     """Run a script on the network in the cfg and .weights, or in the .pt."""
     module = script if name == "test" else importlib.import_module(name)
-    weights = files / ("n.weights" if kind == "weights" else "run/weights/best.pt")
+    weights = files / ("n.weights" if kind == "weights" else "best.pt")
     flags = ["--cfg", files / "n.cfg"] if kind == "weights" else []
     flags += ["--weights", weights] if (name, kind) != ("train", "weights") else []
     flags += ["--source", folder / "images"] if name == "detect" else ["--data", folder / "d.data"]

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from models import Darknet
 from tests.nets import TINY, tiny
 from tests.test_evaluation import STAGES, FirstUse
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import model_document, write_checkpoint
 from utils.darknet import weights
 from utils.darknet.network import parameter_count
 from utils.data.images import write_image
@@ -50,13 +50,6 @@ FLAGS = ("--data", "set.data", "--cfg", "a.cfg", "--weights", "a.weights")
 def tree():
     """Every file below the current folder, without the picture cache."""
     return sorted(str(path) for path in Path().rglob("*") if path.is_file() and path.parts[0] != "cache")
-
-
-def checkpoint(path, cfg=TINY, names=("cat", "dog"), state=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent.parent / "model.cfg").write_text(cfg)
-    state = Darknet(tiny()).state_dict() if state is None else state
-    write_checkpoint(path, {"model": state, "ema": None, "cfg": cfg, "names": list(names), "lineage": []})
 
 
 def test_first_uses_are_in_no_time(folder, script, capsys, monkeypatch):
@@ -149,10 +142,10 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, s
 def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, capsys):
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("a.weights", tiny()).items()}
     full = Darknet(tiny()).state_dict() | state
-    checkpoint(Path("run/weights/best.pt"), names=("dog", "cat"), state=full)
+    write_checkpoint(Path("best.pt"), model_document(full, tiny(), ("dog", "cat"), ()))
     script.main([*FLAGS, "--json"])
     want = json.loads(capsys.readouterr().out)
-    script.main(["--data", "set.data", "--weights", "run/weights/best.pt", "--json"])
+    script.main(["--data", "set.data", "--weights", "best.pt", "--json"])
     out, err = capsys.readouterr()
     got = json.loads(out)
     for key in ("map50", "map50_95", "f1", "macs"):
