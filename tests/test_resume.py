@@ -9,17 +9,22 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
-from utils.checkpoint import read_checkpoint
+import train
+from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
+from utils.model_files import choose_model
 from utils.training import loop
 
 pytestmark = pytest.mark.usefixtures("no_plots", "accumulating")
@@ -54,22 +59,28 @@ train.main()
 """A training that kills itself at a call of the loss, or of one of the functions of `os` that a save consists of."""
 
 
+@pytest.fixture(scope="module")
+def once() -> list[Path]:
+    """Run directory of the training that nothing interrupted, once it has been trained."""
+    return []
+
+
 @pytest.fixture
-def straight(run):
-    """The state of a run that nothing interrupted."""
-    return state(Path(run(*FLAGS, "--name", "straight")["last"]))
+def straight(run, once) -> Path:
+    """The last checkpoint of a run that nothing interrupted."""
+    if not once:
+        once.append(Path(run(*FLAGS, "--name", "straight")["last"]))
+    return once[0]
 
 
 def state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint that a training goes on from."""
     checkpoint = read_checkpoint(path)
     control = torch.tensor([value or 0.0 for value in (checkpoint["progress"]["control"] or {}).values()])
-    found = {"control": control} | {
-        f"{part} {key}": value for part in ("model", "ema") for key, value in checkpoint[part].items()
-    }
-    for number, buffers in checkpoint["optimizer"]["state"].items():
-        found |= {f"optimizer {number} {key}": value for key, value in buffers.items()}
-    return found
+    buffers = {f"optimizer {i}": part for i, part in checkpoint["optimizer"]["state"].items()}
+    parts = {"model": checkpoint["model"], "ema": checkpoint["ema"], **buffers}
+    tensors = {f"{name} {key}": value for name, part in parts.items() for key, value in part.items()}
+    return {"control": control, **tensors}
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -107,21 +118,19 @@ def test_killed_four_times_and_resumed_is_bit_identical(run, straight, toy, tmp_
     assert epochs == sorted(epochs)
     assert epochs[0] >= 1 and epochs[-1] < 4
     resumed = run("--resume", str(directory))
-    assert_same(state(Path(resumed["last"])), straight)
+    assert_same(state(Path(resumed["last"])), state(straight))
     assert [path.name for path in directory.rglob("*.tmp")] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_is_bit_identical(
-    run, straight, tmp_path, monkeypatch, number
-):
+def test_a_signal_saves_at_the_end_of_the_step_and_all_is_bit_identical(run, straight, tmp_path, monkeypatch, number):
     at_call(monkeypatch, 6, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted, match=r"after epoch 1, batch 3: saved; --resume .*cut goes on") as caught:
         run(*FLAGS, "--name", "cut")
     assert caught.value.exit_status == 128 + number
     progress = read_checkpoint(tmp_path / "runs" / "cut" / "weights" / "last.pt")["progress"]
     assert (progress["epoch"], progress["batch"], progress["step"]) == (1, 3, 3)
-    assert_same(state(Path(run("--resume", str(tmp_path / "runs" / "cut"))["last"])), straight)
+    assert_same(state(Path(run("--resume", str(tmp_path / "runs" / "cut"))["last"])), state(straight))
 
 
 def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, straight, tmp_path, monkeypatch):
@@ -129,10 +138,10 @@ def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, strai
     with pytest.raises(Interrupted, match="after epoch 1, batch 4"):
         run(*FLAGS, "--name", "cut")
     resumed = run("--resume", str(tmp_path / "runs" / "cut"))
-    assert_same(state(Path(resumed["last"])), straight)
+    assert_same(state(Path(resumed["last"])), state(straight))
     scores = []
-    for name in ("cut", "straight"):
-        rows = (tmp_path / "runs" / name / "results.csv").read_text().splitlines()
+    for directory in (tmp_path / "runs" / "cut", straight.parent.parent):
+        rows = (directory / "results.csv").read_text().splitlines()
         scores.append([[row.split(",")[column] for column in (0, 1, 2, 3, 7, 8, 9)] for row in rows])
     assert scores[0] == scores[1]
 
@@ -157,19 +166,18 @@ def test_a_second_signal_ends_at_once(run, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(run, straight, tmp_path, capsys):
-    directory = Path(run(*FLAGS, "--name", "cut")["run_dir"])
-    weights = directory / "weights"
+def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(straight, tmp_path):
+    weights = shutil.copytree(straight.parent.parent, tmp_path / "cut") / "weights"
     data = bytearray((weights / "last.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (weights / "last.pt").write_bytes(data)
-    resumed = run("--resume", str(directory))
-    assert_same(state(Path(resumed["last"])), straight)
+    train.main(["--resume", str(weights.parent)])
+    assert_same(state(weights / "last.pt"), state(straight))
     assert (weights / "damaged.pt").read_bytes() == bytes(data)
     for name in ("last.pt", "prev.pt"):
         (weights / name).write_bytes(data[:-30])
     with pytest.raises(CheckpointError, match=r"last\.pt: .*; and .*prev\.pt: "):
-        run("--resume", str(directory))
+        train.main(["--resume", str(weights.parent)])
 
 
 def test_a_failed_write_leaves_the_checkpoint_as_it_was(run, tmp_path, monkeypatch):
@@ -243,3 +251,28 @@ def test_killed_at_random_instants_with_workers_it_is_bit_identical(toy, tmp_pat
     assert any(reached)
     subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
     assert_same(state(last), state(tmp_path / "runs" / "straight" / "weights" / "last.pt"))
+
+
+OLDER = Path(__file__).resolve().parent / "files" / "older"
+
+
+@pytest.mark.parametrize("name", ["pruned", "quantized"])
+def test_a_network_computes_what_it_did(name):
+    model = load_model(choose_model(None, str(OLDER / f"{name}.pt"))).model.eval()
+    picture = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    heads = np.load(OLDER / "heads.npz")
+    with torch.no_grad():
+        for number, head in enumerate(model(picture).heads):
+            assert np.abs(head.numpy() - heads[f"{name}{number}"]).max() < 1e-4
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_sparse_training_goes_on(tmp_path):
+    run = Path(shutil.copytree(OLDER / "run", tmp_path / "runs" / "sparse"))
+    args = yaml.safe_load((run / "args.yaml").read_text())
+    args |= {"cfg": str(run / "model.cfg"), "data": str(OLDER / "data/d.data"), "project": str(run.parent)}
+    (run / "args.yaml").write_text(yaml.safe_dump(args))
+    assert read_checkpoint(run / "weights/last.pt")["progress"]["epoch"] == 1
+    train.main(["--resume", str(run)])
+    assert read_checkpoint(run / "weights/last.pt")["progress"]["epoch"] == 2
+    assert len((run / "results.csv").read_text().splitlines()) == 3

@@ -9,14 +9,15 @@ import csv
 import importlib.util
 import math
 import os
+import re
 import signal
 import sqlite3
-import sys
 from pathlib import Path
 
 import pytest
 
 import train
+from tests.nets import refused
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
@@ -86,38 +87,31 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-class TestSpace:
-    def test_every_range_is_allowed_and_holds_the_default(self):
-        for key, found in SPACE.items():
-            assert found.low <= START.flat[key] <= found.high
-            for value in (found.low, found.high):
-                assert hyperparameters({key: value}).flat[key] == value
-
-    def test_ranges_hold_the_start_and_a_key_without_logarithm_stays(self):
-        found = searched(hyperparameters({"lr0": 2.0, "weight_decay": 0.0, "mosaic": 0.0}))
-        assert found["lr0"] == SearchRange(1e-3, 2.0, log=True)
-        assert "weight_decay" not in found
-        assert found["mosaic"] == SPACE["mosaic"]
+def test_ranges_are_allowed_and_hold_the_start_and_a_key_without_logarithm_stays():
+    for key, interval in SPACE.items():
+        assert interval.low <= START.flat[key] <= interval.high
+        for value in (interval.low, interval.high):
+            assert hyperparameters({key: value}).flat[key] == value
+    ranges = searched(hyperparameters({"lr0": 2.0, "weight_decay": 0.0, "mosaic": 0.0}))
+    assert ranges["lr0"] == SearchRange(1e-3, 2.0, log=True)
+    assert "weight_decay" not in ranges
+    assert ranges["mosaic"] == SPACE["mosaic"]
 
 
 @optuna
 class TestStudy:
-    def test_it_starts_where_it_is_told_and_finds_better(self, straight):
+    def test_it_starts_where_it_is_told_finds_better_and_keeps_the_weights_of_the_best_only(self, straight):
         document, trainer = straight
-        folder = Path(document["run_dir"])
+        folder, best = Path(document["run_dir"]), document["best_trial"]
         assert trainer.taken[0] == {key: START.flat[key] for key in FEW}
         assert document["fitness"] > document["start_fitness"]
-        found = [float(row["fitness"]) for row in rows(folder)]
-        assert document["fitness"] == pytest.approx(max(found), rel=1e-5)
-        assert document["start_fitness"] == pytest.approx(found[0], rel=1e-5)
+        scores = [float(row["fitness"]) for row in rows(folder)]
+        assert document["fitness"] == pytest.approx(max(scores), rel=1e-5)
+        assert document["start_fitness"] == pytest.approx(scores[0], rel=1e-5)
         assert document["trials"] == 14 == document["complete"]
-        best = load_hyperparameters(folder / "hyp.yaml")
-        assert {key: best.flat[key] for key in FEW} == trainer.taken[document["best_trial"] - 1] == document["hyp"]
-
-    def test_only_the_best_trial_keeps_its_weights(self, straight):
-        document, _ = straight
-        kept = {path.parent.parent.name for path in Path(document["run_dir"]).glob("*/weights/*")}
-        assert kept == {f"trial-{document['best_trial']:03d}"}
+        hyp = load_hyperparameters(folder / "hyp.yaml").flat
+        assert {key: hyp[key] for key in FEW} == trainer.taken[best - 1] == document["hyp"]
+        assert {path.parent.parent.name for path in folder.glob("*/weights/*")} == {f"trial-{best:03d}"}
         assert Path(document["best"]).is_file()
 
     def test_another_seed_chooses_other_values_behind_the_first(self, search, straight):
@@ -133,9 +127,12 @@ class TestStudy:
         """In the first trial, and twice in the twelfth, which is chosen from what the others gave."""
         expected, trainer = straight
         name, cut = f"cut by {type(fault).__name__}", Trainer(at1=fault, at13=fault, at14=fault)
-        for _ in range(3):
-            with pytest.raises(type(fault)):
+        for trial in (1, 12, 12):
+            with pytest.raises(type(fault)) as caught:
                 search(name, cut)
+            if isinstance(fault, Interrupted):
+                assert re.search(rf"in trial {trial} of 14; --resume .*{name} goes on", str(caught.value))
+                assert caught.value.exit_status == 143
         document = search(name, cut)
         assert cut.taken[0] == cut.taken[1]
         assert cut.taken[12] == cut.taken[13] == cut.taken[14]
@@ -144,11 +141,6 @@ class TestStudy:
         assert document == expected | folders
         tables = [(Path(one["run_dir"]) / "trials.csv").read_text() for one in (document, expected)]
         assert tables[0] == tables[1]
-
-    def test_an_interruption_says_how_to_go_on(self, search):
-        with pytest.raises(Interrupted, match=r"in trial 2 of 14; --resume .*told goes on") as caught:
-            search("told", Trainer(at2=Interrupted(signal.SIGTERM, "saved")))
-        assert caught.value.exit_status == 143
 
     def test_killed_while_values_are_chosen_the_trial_gets_the_same(self, search, straight, monkeypatch):
         """Within the values of the first trial, which are given, and within those of the second, which are drawn."""
@@ -169,37 +161,27 @@ class TestStudy:
         search("chosen", cut, 3)
         assert cut.taken == straight[1].taken[:3]
 
-    def test_more_trials_go_on_from_those_that_are_there(self, search, straight):
-        trainer = Trainer()
-        for trials, trained in ((2, 2), (2, 2), (4, 4)):
-            assert search("more", trainer, trials)["trials"] == trials
-            assert len(trainer.taken) == trained
-        assert trainer.taken == straight[1].taken[:4]
-
     def test_a_trial_without_numbers_fails_and_the_search_goes_on(self, search):
         document = search("nan", Trainer(at1=NumericsError("loss"), at3=NumericsError("loss")), 4)
         assert (document["trials"], document["failed"], document["start_fitness"]) == (4, 2, None)
         states = [row["state"] for row in rows(Path(document["run_dir"]))]
         assert states == ["failed", "complete", "failed", "complete"]
-
-    def test_without_any_fitness_it_is_told(self, search):
         with pytest.raises(NumericsError, match="none of 1 trials came to its end"):
             search("none", Trainer(at1=NumericsError("loss")), 1)
+        with pytest.raises(IndexError):
+            search("bug", Trainer(at1=IndexError()), 1)
 
-    def test_a_study_that_is_none_is_one_line(self, tmp_path):
+    def test_a_study_that_is_none_or_damaged_is_one_line(self, search, tmp_path):
+        """The second one SQLite reads, and optuna cannot."""
         (tmp_path / STUDY).write_bytes(b"x" * 5000)
-        with pytest.raises(CheckpointError, match=r"study\.db: .*not a database") as caught:
+        with refused(CheckpointError, r"study\.db: .*not a database"):
             Search(tmp_path, START, 1).run(Trainer())
-        assert "\n" not in str(caught.value)
-
-    def test_a_study_whose_content_is_damaged_is_one_line(self, search, tmp_path):
-        """SQLite reads it, and optuna cannot."""
         folder = Path(search("a", Trainer(), 1)["run_dir"])
         study = sqlite3.connect(folder / STUDY)
         study.execute("UPDATE trial_params SET distribution_json = '{'")
         study.commit()
         study.close()
-        with pytest.raises(CheckpointError, match=r"study\.db.*: no sound study: .*; choose another --name"):
+        with refused(CheckpointError, r"study\.db.*: no sound study: .*; choose another --name"):
             Search(folder, START, 2).run(Trainer())
 
     @pytest.mark.parametrize("call", ["Trial.suggest_float", "Study.tell", "Study.get_trials", "Study.ask"])
@@ -210,14 +192,8 @@ class TestStudy:
             raise IndexError("list index out of range")
 
         monkeypatch.setattr(f"optuna.{call.split('.')[0].lower()}.{call}", fail)
-        with pytest.raises(
-            CheckpointError, match=r"study\.db: no sound study: IndexError list index out of range; choose"
-        ):
+        with refused(CheckpointError, r"study\.db: no sound study: IndexError list index out of range; choose"):
             search(call, Trainer(), 1)
-
-    def test_what_a_training_raises_stays_what_it_is(self, search):
-        with pytest.raises(IndexError):
-            search("bug", Trainer(at1=IndexError()), 1)
 
     def test_a_picture_is_drawn(self, tmp_path, monkeypatch):
         monkeypatch.setattr(evolve, "SPACE", FEW)
@@ -271,26 +247,7 @@ class TestScript:
         same = ("trials", "best_trial", "fitness", "start_fitness", "hyp")
         assert {key: document[key] for key in same} == {key: expected[key] for key in same}
 
-    def test_a_flag_that_differs_from_the_searchs_is_refused(self, run, tmp_path):
+    def test_a_flag_that_differs_from_the_searchs_is_refused(self, run):
         run(*self.FLAGS, "--evolve", "1")
         with pytest.raises(InputError, match="--epochs is 3 here and 2 in the run"):
             run(*self.FLAGS, "--evolve", "1", "--exist-ok", "--epochs", "3")
-
-    def test_without_pictures_to_evaluate_on_it_is_refused(self, run, folder):
-        (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
-        with pytest.raises(InputError, match="names no valid pictures"):
-            run("--evolve", "--data", str(folder / "t.data"))
-
-    def test_several_processes_are_refused(self, run, monkeypatch, tmp_path):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(InputError, match="without torchrun"):
-            run("--evolve")
-        assert not (tmp_path / "runs").exists()
-
-
-def test_without_optuna_it_is_refused_before_torch_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "utils.training.workflow", None)
-    with pytest.raises(InputError, match=r"--evolve: needs .* optuna; pip install -r requirements-search\.txt"):
-        run("--epochs", "1", "--evolve")
-    assert not (tmp_path / "runs").exists()

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import slim_prune
-import train
 from models import Darknet
 from tests.nets import tiny
 from tests.test_graph import conv, graph_of
@@ -39,41 +38,29 @@ def sparsity(model: Darknet | None = None, schedule: Schedule = SCHEDULE, **flag
     return Sparsity(model or Darknet(tiny()), TrainSettings(sr=True, **flags), schedule)
 
 
-class TestRates:
-    """Which channels feel how much, by epoch."""
-
-    scores = np.random.default_rng(0).random(100)
-
-    def factors(self, name: str, epoch: int, scores: np.ndarray | None = None) -> np.ndarray:
-        """What of s = 1 is added to the gradients of a layer of 100 channels with these γ."""
+@pytest.mark.parametrize(
+    ("schedule", "epoch", "pressed"),
+    [
+        ("dynamic", 3, 100),
+        ("dynamic", 4, 65),
+        ("dynamic", 9, 65),
+        ("constant", 9, 100),
+        ("global", 4, 100),
+        ("global", 5, 0),
+    ],
+)
+def test_a_schedule_presses_on_all_until_its_turn_and_then_on_the_weakest(schedule, epoch, pressed):
+    """Of s = 1 a hundredth is left for the others; of equal γ the first ones are pressed."""
+    for scores in (np.random.default_rng(0).random(100), np.ones(100)):
         model = Darknet(graph_of(conv(100)).network)
         gamma = model.layers[0].bn.weight
         with torch.no_grad():
-            gamma.copy_(torch.from_numpy(self.scores if scores is None else scores))
+            gamma.copy_(torch.from_numpy(scores))
         gamma.grad = torch.zeros_like(gamma)
-        sparsity(model, s=1.0, s_schedule=name).add_gradient(Progress(epoch))
-        return gamma.grad.numpy().round(6)
-
-    def test_dynamic_presses_on_all_until_two_fifths_then_on_the_weakest(self):
-        assert (self.factors("dynamic", 3) == 1).all()
-        pressed = self.factors("dynamic", 4)
-        assert sorted(pressed.tolist()) == pytest.approx([0.01] * 35 + [1.0] * 65)
-        assert self.scores[pressed == 1].max() < self.scores[pressed < 1].min()
-
-    def test_the_share_is_rounded_down(self):
-        assert penalised(SCHEDULES["dynamic"], 9, 10, 12) == 7
-
-    def test_constant_and_global(self):
-        assert (self.factors("constant", 9) == 1).all()
-        assert (self.factors("global", 4) == 1).all()
-        assert self.factors("global", 5) == pytest.approx(np.full(100, 0.01))
-
-    def test_equal_scores_are_ranked_too(self):
-        assert self.factors("dynamic", 9, np.ones(100)).tolist() == pytest.approx([1.0] * 65 + [0.01] * 35)
-
-    def test_ranks_are_taken_anew(self):
-        turned = self.factors("dynamic", 9, self.scores[::-1].copy())
-        assert turned.tolist() == self.factors("dynamic", 9)[::-1].tolist()
+        sparsity(model, s=1.0, s_schedule=schedule).add_gradient(Progress(epoch))
+        factors = gamma.grad.numpy()[np.argsort(scores, kind="stable")]
+        assert factors == pytest.approx([1.0] * pressed + [0.01] * (100 - pressed))
+    assert penalised(SCHEDULES["dynamic"], 9, 10, 12) == 7  # rounded down
 
 
 class TestPressure:
@@ -92,17 +79,6 @@ class TestPressure:
         for name, parameter in model.named_parameters():
             expected = 0.25 + 0.125 * parameter.detach().sign() if name in chosen else torch.full_like(parameter, 0.25)
             assert torch.equal(parameter.grad, expected), name
-
-    def test_without_loss_and_momentum_gamma_falls_by_rate_times_s_a_step(self):
-        model = Darknet(tiny())
-        gamma = model.layers[0].bn.weight
-        optimizer = torch.optim.SGD([gamma], lr=0.0625)
-        press = sparsity(model, s=0.5, prune=1)
-        for step in (1, 2):
-            gamma.grad = torch.zeros_like(gamma)
-            press.add_gradient(Progress())
-            optimizer.step()
-            assert gamma.tolist() == [1 - step * 0.5 * 0.0625] * len(gamma)
 
     def test_the_proximal_solver_shrinks_to_zero_and_not_beyond(self):
         model = Darknet(tiny())
@@ -165,8 +141,9 @@ class TestOutlook:
         """30 epochs of roadsigns with s = 0.001: γ travel 0.05, their median is 1.7."""
 
         def expected(s: float, reach: float) -> tuple[str, str | None]:
-            kind = SimpleNamespace(settings=TrainSettings(s=s), schedule=SCHEDULE, reach=reach)
-            return outlook(SimpleNamespace(**vars(kind), scores=lambda: torch.full((9,), 1.7, dtype=torch.float64)))
+            scores = torch.full((9,), 1.7, dtype=torch.float64)
+            settings = TrainSettings(s=s)
+            return outlook(SimpleNamespace(settings=settings, schedule=SCHEDULE, reach=reach, scores=lambda: scores))
 
         text, warning = expected(0.001, 50)
         assert "can travel 0.05, their median |γ| is 1.7; against no loss s 0.0342" in text
@@ -180,53 +157,24 @@ class TestOutlook:
         assert reach["dynamic"] == reach["constant"] > reach["global"] > reach["constant"] / 3
 
     def test_the_advice_goes_on_until_a_layer_has_lost_a_twentieth(self):
-        """Forty of 0 and ten of 0.1, which hold 1 of 51, and one of 1; of the ninety of 0.05 four."""
+        """Forty of 0 and ten of 0.1, which hold 1 of 51, and one of 1; of the ninety of 0.05 four.
+
+        A layer that is wholly squeezed does not hold the others back.
+        """
         small = np.concatenate([np.zeros(40), np.full(10, 0.1), np.ones(50)])
-        assert advised_percent({0: small}) == 0.51
-        assert advised_percent({0: small, 3: np.full(90, 0.05)}) == 0.23
+        half = np.concatenate([np.zeros(50), np.ones(50)])
         assert advised_percent({0: small}, max_percent=0.2) == 0.2
-        assert advised_percent({0: np.ones(16)}) == 0
-        assert advised_percent({0: np.zeros(16)}) == 0.99
-
-    @pytest.mark.parametrize("dead", [0.0, 1e-6])
-    def test_a_layer_that_is_wholly_squeezed_does_not_hold_the_others_back(self, dead):
-        small = np.concatenate([np.zeros(50), np.ones(50)])
-        assert advised_percent({0: small, 1: np.full(100, dead)}) == 0.76
-        assert advised_percent({0: small, 1: np.full(1, dead)}) == 0.52
-        assert advised_percent({}) == 0
-
-
-class TestFlags:
-    """What train.py refuses."""
-
-    @pytest.mark.parametrize(
-        ("flags", "match"),
-        [
-            (["--prune", "1"], "--prune: says how to train sparse; add -sr"),
-            (["--s", "auto"], "--s: says how"),
-            (["-sr", "--all-convs"], "--all-convs: is gone; channels outside the classic ones need no sparse training"),
-            (["-sr", "--s-turn", "0.3"], "--s-turn: is gone; --s-schedule dynamic turns after 0.4 of the epochs"),
-            (["-sr", "--s-keep", "0.3"], "--s-keep: is gone; --s-schedule dynamic keeps 0.65 of the channels"),
-            (["-sr", "--patience", "3"], "--patience: a sparse training goes to its end"),
-            (["-sr", "--s-solver", "proximal"], "--s-solver: is gone; soft thresholding goes with --s auto and with"),
-            (["-sr", "--s", "auto", "--notest"], "--s auto: is guided by AP50 after every epoch; leave out --notest"),
-            (["-sr", "--s-share", "0.3"], "--s-share: goes with --s auto"),
-            (["-sr", "--s-drop", "2"], "--s-drop: goes with --s auto"),
-            (["-sr", "--s", "auto", "--s-drop", "0"], "--s-drop: 0 is outside 0 < value <= 100"),
-            (["-sr", "--s-coach", "0"], "--s-coach: is gone; --s auto measures AP50"),
-            (["-sr", "--s-enough", "0.3"], "--s-enough: is gone; --s auto stops pressing"),
-            (["-sr", "--s", "auto", "--s-schedule", "global"], "--s-schedule: --s auto chooses the channels itself"),
-        ],
-    )
-    def test_what_means_nothing_is_refused(self, flags, match):
-        with pytest.raises(InputError, match=match) as caught:
-            train.parse_args(["--cfg", "a", "--data", "b", *flags])
-        assert caught.value.exit_status == 2
-
-    @pytest.mark.parametrize("s", ["0", "-1", "nan", "11", "fast"])
-    def test_s_is_a_number_or_auto(self, s):
-        with pytest.raises(InputError, match="--s"):
-            train.parse_args(["-sr", "--s", s])
+        cases = [
+            ({0: small}, 0.51),
+            ({0: small, 3: np.full(90, 0.05)}, 0.23),
+            ({0: np.ones(16)}, 0),
+            ({0: np.zeros(16)}, 0.99),
+            ({}, 0),
+            *(({0: half, 1: np.full(100, dead)}, 0.76) for dead in (0.0, 1e-6)),
+            *(({0: half, 1: np.full(1, dead)}, 0.52) for dead in (0.0, 1e-6)),
+        ]
+        for scores, advice in cases:
+            assert advised_percent(scores) == advice
 
 
 class TestControl:
@@ -291,39 +239,32 @@ class TestControl:
         return control.next_s(weak, left, 0.5, 1)[0]
 
     def test_it_lets_go_at_once_when_ap50_falls_and_goes_on_from_half_when_it_is_back(self):
-        control, found = self.control(), []
+        control, course = self.control(), []
         for map50 in (0.5, 0.9, 0.871, 0.869, 0.4, 0.88):
             control.see_ap50(map50, 3.0)
-            found.append(self.next_s(control))
-        assert found == pytest.approx([0.1, 0.2, 0.4, 0, 0, 0.2])
+            course.append(self.next_s(control))
+        assert course == pytest.approx([0.1, 0.2, 0.4, 0, 0, 0.2])
         assert (control.best50, control.rested, control.hold) == (0.9, 2, 0.4)
 
     def test_s_does_not_halve_below_the_first_one(self):
-        control, found = self.control(), []
+        control, course = self.control(), []
         for map50 in (0.9, 0.5) * 6:
             control.see_ap50(map50, 3.0)
-            found.append(self.next_s(control, weak=0.49))
-        assert found[::2] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
+            course.append(self.next_s(control, weak=0.49))
+        assert course[::2] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
 
     def test_s_rises_only_while_fewer_channels_are_weak_than_planned(self):
         """With 20 of 100 left the plan wants 0.8 of a half. A tenth of the half more than is weak feels s."""
         control = self.control()
-        found = [control.next_s(weak, 20.0, 0.5, 1) for weak in (0.2, 0.39, 0.41, 0.47, 0.5)]
-        assert [s for s, _ in found] == [0.1, 0.2, 0.4, 0.4, 0]
-        assert [share for _, share in found] == pytest.approx([0.25, 0.44, 0.45, 0.45, 0.5])
+        course = [control.next_s(weak, 20.0, 0.5, 1) for weak in (0.2, 0.39, 0.41, 0.47, 0.5)]
+        assert [s for s, _ in course] == [0.1, 0.2, 0.4, 0.4, 0]
+        assert [share for _, share in course] == pytest.approx([0.25, 0.44, 0.45, 0.45, 0.5])
 
     def test_networks_with_nothing_to_press_on_or_no_step_are_no_trouble(self):
         for scores, reach in ((np.zeros(4), 10.0), (np.ones(4), 0.0)):
             control = Control.begin(scores, reach)
             assert control.next_s(0.0, reach, 0.5, 1)[0] == 0
             assert control.planned(0.5, 0.0) == 0.5
-
-    @pytest.mark.parametrize(
-        ("flags", "proximal"), [({"s": "auto"}, True), ({"adam": True}, True), ({"s": 0.1}, False)]
-    )
-    def test_soft_thresholding_goes_with_auto_and_with_adam(self, flags, proximal):
-        """A sub-gradient swings around zero with momentum, and Adam scales it away."""
-        assert TrainSettings(sr=True, **flags).proximal is proximal
 
 
 def gammas(path: str | Path) -> torch.Tensor:
@@ -344,9 +285,14 @@ class TestRun:
         monkeypatch.setattr("utils.training.sparsity.log", said.append)
         return said
 
-    def test_the_pressure_acts_once_a_step_on_the_finished_gradient(self, run, monkeypatch, no_plots):
-        """Four batches of 2, accumulated to 6: two steps an epoch."""
-        calls, seen = [], []
+    def test_the_pressure_acts_once_a_step_on_the_finished_gradient_and_no_worker_outlives_it(
+        self, run, monkeypatch, no_plots
+    ):
+        """Four batches of 2, accumulated to 6: two steps an epoch.
+
+        What watches the trainer is held by it; workers that wait for the garbage collector would die by a signal.
+        """
+        calls, seen, processes = [], [], set(active_children())
         real = Sparsity.add_gradient
 
         def add_gradient(self: Sparsity, progress: Progress) -> None:
@@ -356,18 +302,14 @@ class TestRun:
             seen.extend(map(torch.equal, (gamma.grad for gamma in self.gammas()), expected))
 
         monkeypatch.setattr(Sparsity, "add_gradient", add_gradient)
-        run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2")
+        run(*self.FLAGS, "--s", "0.02", "--s-schedule", "constant", "--batch-size", "2", "--workers", "1")
+        assert set(active_children()) == processes
         assert calls == [0, 0, 1, 1, 2, 2]
         assert seen and all(seen)
 
-    def test_no_worker_outlives_it(self, run, no_plots):
-        """What watches the trainer is held by it; workers that wait for the garbage collector die by a signal."""
-        before = set(active_children())
-        run(*self.FLAGS[:-1], "1", "--workers", "1")
-        assert set(active_children()) == before
-
-    def test_what_is_kept_is_sparse_and_the_last_epoch(self, run, capsys):
-        document = run(*self.FLAGS, "--s", "2", "--adam", "--tensorboard")
+    def test_what_is_kept_is_sparse_and_the_last_epoch_and_the_last_line_prunes_it(self, run, lines, tmp_path, capsys):
+        flags = ("--s", "2", "--adam", "--tensorboard", "--project", str(tmp_path / "my runs"))
+        document = run(*self.FLAGS, *flags)
         assert document["best_epoch"] == 3
         plain = gammas(run("--epochs", "3", "--adam")["best"])
         sparse = gammas(document["best"])
@@ -389,14 +331,19 @@ class TestRun:
         with (directory / "gamma_histogram.csv").open() as file:
             counts = list(csv.reader(file))[1:]
         assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
+        command = shlex.split(lines[-1])
+        assert command[:3] == ["prune:", "python", "slim_prune.py"]
+        slim_prune.main([*command[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
+        pruned = json.loads(capsys.readouterr().out)
+        assert pruned["percent"] == pruned["advised_percent"] > 0
 
     def test_accuracy_that_falls_ends_the_pressure_and_is_in_the_table(self, run, lines, monkeypatch, no_plots):
         """Before the training, and after each epoch."""
         scores, real = iter((0.9, 0.8, 0.8, 0.8)), loop.evaluate
 
         def evaluate(*args, **more):
-            found = real(*args, **more)
-            return dataclasses.replace(found, metrics=dataclasses.replace(found.metrics, map50=next(scores)))
+            evaluation = real(*args, **more)
+            return dataclasses.replace(evaluation, metrics=dataclasses.replace(evaluation.metrics, map50=next(scores)))
 
         monkeypatch.setattr(loop, "evaluate", evaluate)
         document = run(*self.FLAGS, "--s", "auto")
@@ -409,36 +356,15 @@ class TestRun:
         assert "50% were wanted: 3 optimizer steps were too few, and in 1 of them" in line
         assert "--importance taylor, which needs no sparse training" in line
 
-    def test_the_start_tells_the_travel_and_the_end_the_percentage(self, run, lines, no_plots):
-        run(*self.FLAGS, "--s", "0.0001")
-        assert "a γ can travel" in lines[0]
-        assert "warning: these steps are too few or s is too small" in lines[1]
-        assert lines[-1].startswith("prune: nothing yet")
-
-    def test_the_last_line_is_a_command_that_prunes(self, run, lines, no_plots, tmp_path, capsys):
-        project = tmp_path / "my runs"
-        run(*self.FLAGS, "--s", "2", "--adam", "--project", str(project))
-        words = shlex.split(lines[-1])
-        assert words[:3] == ["prune:", "python", "slim_prune.py"]
-        capsys.readouterr()
-        slim_prune.main([*words[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
-        document = json.loads(capsys.readouterr().out)
-        assert document["percent"] == document["advised_percent"] > 0
-
     def test_a_table_that_cannot_be_written_does_not_end_the_training(self, run, monkeypatch, no_plots):
-        monkeypatch.setattr(
-            "utils.training.sparsity.SparseRecord._write", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
-        )
+        def full(*_) -> None:
+            raise OSError(28, "full")
+
+        monkeypatch.setattr("utils.training.sparsity.SparseRecord._write", full)
         monkeypatch.setattr("utils.training.sparsity.SparseRecord._draw", lambda *_: None)
         assert run(*self.FLAGS, "--s", "auto")["epochs"] == 3
 
-    def test_a_run_whose_tables_are_gone_is_finished_with_what_is_left(self, run, no_plots):
-        directory = Path(run(*self.FLAGS, "--s", "auto")["run_dir"])
-        (directory / "gamma.csv").unlink()
-        (directory / "weights" / "prev.pt").replace(directory / "weights" / "last.pt")
-        assert run("--resume", str(directory))["epochs"] == 3
-
-    def test_a_resumed_run_goes_on_with_the_same_control(self, run, no_plots):
+    def test_a_resumed_run_goes_on_with_the_same_control_and_the_tables_that_are_left(self, run, no_plots):
         directory = Path(run(*self.FLAGS, "--s", "auto")["run_dir"])
         tables = [directory / name for name in ("gamma.csv", "pressure.csv")]
         last, texts = read_checkpoint(directory / "weights" / "last.pt"), [path.read_text() for path in tables]
@@ -447,3 +373,6 @@ class TestRun:
         assert again["progress"]["control"] == last["progress"]["control"]
         assert all(torch.equal(again["model"][key], value) for key, value in last["model"].items())
         assert [path.read_text() for path in tables] == texts
+        tables[0].unlink()
+        (directory / "weights" / "prev.pt").replace(directory / "weights" / "last.pt")
+        assert run("--resume", str(directory))["epochs"] == 3

@@ -73,20 +73,14 @@ class TestSchedule:
 
     schedule = Schedule(OptimizerSettings(warmup=0.1), epochs=10, batches=21, accumulate=2)
 
-    def test_an_epoch_ends_with_a_step(self):
+    def test_the_rate_rises_then_falls_to_lrf_and_momentum_rises_to_its_value(self):
+        """An epoch ends with a step."""
         assert (self.schedule.steps_per_epoch, self.schedule.steps, self.schedule.warmup_steps) == (11, 110, 11)
-
-    def test_the_rate_rises_then_falls_to_lrf(self):
         rates = [self.schedule.rate(step) for step in range(110)]
-        top = rates.index(max(rates))
-        assert top == 11
-        assert rates[:12] == sorted(rates[:12])
-        assert rates[11:] == sorted(rates[11:], reverse=True)
+        assert rates.index(max(rates)) == 11
+        assert rates[:12] == sorted(rates[:12]) and rates[11:] == sorted(rates[11:], reverse=True)
         assert rates[-1] == pytest.approx(0.01, abs=1e-3)
-
-    def test_momentum_rises_to_its_value(self):
-        assert self.schedule.momentum(0) < 0.82
-        assert self.schedule.momentum(11) == pytest.approx(0.937)
+        assert self.schedule.momentum(0) < 0.82 and self.schedule.momentum(11) == pytest.approx(0.937)
 
     @pytest.mark.parametrize(
         ("batch", "batches", "epochs", "expected"),
@@ -94,12 +88,6 @@ class TestSchedule:
     )
     def test_batches_are_accumulated_only_where_a_thousand_steps_are_left(self, batch, batches, epochs, expected):
         assert accumulation(batch, batches, epochs) == expected
-
-
-def test_on_a_cpu_a_batch_size_that_is_chosen_is_the_default(run):
-    documents = [run("--epochs", "1", "--batch-size", count) for count in ("auto", "16")]
-    assert read_checkpoint(Path(documents[0]["last"]))["plan"]["batch"] == 16
-    assert same(*(document["last"] for document in documents))
 
 
 @pytest.mark.parametrize(
@@ -146,9 +134,8 @@ class TestHyperparameters:
         hyp = hyperparameters({"lr0": 0.02, "assignment": "darknet", "mosaic": 0})
         (tmp_path / "hyp.yaml").write_text(yaml.safe_dump(hyp.flat))
         assert load_hyperparameters(tmp_path / "hyp.yaml") == hyp
-        assert hyp.optimizer.lr0 == 0.02
-        assert hyp.loss.assignment == "darknet"
-        assert hyp.augmentation.mosaic == 0.0
+        assert (hyp.optimizer.lr0, hyp.loss.assignment, hyp.augmentation.mosaic) == (0.02, "darknet", 0.0)
+        assert len(hyp.flat) == sum(len(vars(part)) for part in (hyp.optimizer, hyp.loss, hyp.augmentation))
 
     @pytest.mark.parametrize(
         ("text", "match"),
@@ -163,18 +150,12 @@ class TestHyperparameters:
             ("- 1", "a mapping"),
             ("a: [", r":\d: not valid YAML"),
             ("!!python/object/apply:os.system ['x']", "not valid YAML"),
-            ("lr0: 2001-99-99", "not valid YAML"),
-            ("lr0: " + "[" * 5000, "not valid YAML"),
         ],
     )
     def test_a_bad_file_is_refused_in_one_line(self, tmp_path, text, match):
         (tmp_path / "hyp.yaml").write_text(text)
         with refused(InputError, f"^{re.escape(str(tmp_path / 'hyp.yaml'))}.*{match}"):
             load_hyperparameters(tmp_path / "hyp.yaml")
-
-    def test_keys_of_the_three_parts_are_distinct(self):
-        hyp = Hyperparameters()
-        assert len(hyp.flat) == sum(len(vars(part)) for part in (hyp.optimizer, hyp.loss, hyp.augmentation))
 
 
 class TestRun:
@@ -254,8 +235,10 @@ class TestRun:
         assert [plain[key] for key in ("box_loss", "class_loss")] == [spared[key] for key in ("box_loss", "class_loss")]
 
     def test_same_seed_same_weights_and_another_seed_others(self, run):
-        first, second, other = (run("--epochs", "1", "--seed", seed)["last"] for seed in ("3", "3", "4"))
-        assert same(first, second)
+        """On a CPU a batch size that is chosen is the default."""
+        flags = (("--seed", "3"), ("--seed", "3", "--batch-size", "auto"), ("--seed", "4"))
+        first, second, other = (run("--epochs", "1", "--batch-size", "16", *each)["last"] for each in flags)
+        assert same(first, second) and read_checkpoint(Path(second))["plan"]["batch"] == 16
         assert not same(first, other)
 
     def test_a_step_draws_from_seed_epoch_and_position(self, run, monkeypatch):
@@ -266,9 +249,8 @@ class TestRun:
         factor = 1_000_003
         assert drawn == [9, *((9 * factor + epoch) * factor + place for epoch in (0, 1) for place in (0, 1))]
 
-    @pytest.mark.parametrize("seed", [20261129, 2**63 - 1], ids=["a date", "63 bits"])
-    def test_resumed_is_bit_identical_to_not_interrupted_whatever_the_seed(self, run, tmp_path, seed):
-        flags = ("--epochs", "2", "--seed", str(seed), "--multi-scale", "--auto-anchors")
+    def test_resumed_is_bit_identical_to_not_interrupted_whatever_the_seed(self, run, tmp_path):
+        flags = ("--epochs", "2", "--seed", str(2**63 - 1), "--multi-scale", "--auto-anchors")
         whole, cut = run(*flags), run(*flags, "--name", "cut")
         weights = tmp_path / "runs" / "cut" / "weights"
         shutil.copy(weights / "prev.pt", weights / "last.pt")
@@ -276,13 +258,6 @@ class TestRun:
         assert resumed["run_dir"] == cut["run_dir"]
         assert same(whole["last"], resumed["last"]) and same(whole["best"], resumed["best"])
         assert whole["map50_95"] == resumed["map50_95"]
-
-    def test_a_resumed_run_keeps_its_lineage_from_another_folder(self, run, tmp_path, monkeypatch):
-        first = run("--epochs", "1")
-        second = run("--epochs", "1", "--weights", first["best"])
-        monkeypatch.chdir(tmp_path)
-        resumed = run("--resume", second["run_dir"])
-        assert [entry["path"] for entry in read_checkpoint(Path(resumed["last"]))["lineage"]] == [first["best"]]
 
     def test_a_fine_tuning_that_ends_below_its_weights_says_so(self, run, monkeypatch):
         """New weights are not measured before the first step; a resumed run remembers what those of a file had."""
@@ -320,14 +295,11 @@ class TestRun:
         assert "its own anchors" in loaded.notes[0]
         run("--epochs", "1", "--auto-anchors", "--weights", document["best"])
 
-    def test_the_size_that_a_run_was_tested_at_is_the_size_of_its_network(self, run):
-        document = run("--epochs", "1", "--img_size", "32", "64", "96")
-        assert load_model(choose_model(None, document["best"])).model.network.net.width == 96
-
-    def test_other_class_counts_adapt_the_heads_and_keep_them_in_the_run(self, run, folder, capsys, tmp_path):
+    def test_the_network_of_a_run_has_the_classes_and_the_size_that_it_was_tested_with(self, run, tmp_path):
         (tmp_path / "five.cfg").write_text(TINY.replace("filters=21", "filters=30").replace("classes=2", "classes=5"))
-        document = run("--epochs", "1", "--cfg", str(tmp_path / "five.cfg"))
+        document = run("--epochs", "1", "--cfg", str(tmp_path / "five.cfg"), "--img_size", "32", "64", "96")
         assert cfg_file.load(f"{document['run_dir']}/model.cfg").classes == 2
+        assert load_model(choose_model(None, document["best"])).model.network.net.width == 96
 
     def test_weights_of_another_class_count_need_pt(self, run, tmp_path):
         single = run("--epochs", "1", "--single-cls")["best"]
@@ -346,19 +318,9 @@ class TestRun:
         assert all(torch.equal(old[key], new[key]) for key in frozen)
         assert not torch.equal(old["layers.6.conv.weight"], new["layers.6.conv.weight"])
 
-    @pytest.mark.parametrize(
-        "flags",
-        [("--adam",), ("--rect",), ("--img_size", "32", "64", "96"), ("--auto-anchors",), ("--nosave",)],
-        ids=lambda flags: flags[0],
-    )
-    def test_options_run_to_the_end(self, run, flags):
-        document = run("--epochs", "2", *flags)
-        assert document["map50"] is not None
-        assert read_checkpoint(Path(document["last"]))["progress"]["epoch"] == document["epochs"]
-
     def test_without_validation_pictures_the_last_epoch_is_the_best(self, run, folder):
         (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
-        document = run("--epochs", "2", "--data", str(folder / "t.data"))
+        document = run("--epochs", "2", "--nosave", "--data", str(folder / "t.data"))
         assert (document["best_epoch"], document["map50"]) == (2, None)
         last = read_checkpoint(Path(document["last"]))["ema"]
         assert all(torch.equal(value, last[key]) for key, value in tensors(document["best"]).items())
@@ -376,28 +338,6 @@ class TestRun:
         with pytest.raises(NumericsError, match=match):
             run("--epochs", "3")
         assert read_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")["progress"]["epoch"] == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "match"),
-    [
-        (["--epochs", "0"], "--epochs: 0 is below 1"),
-        (["--img_size", "60"], "--img_size 60: not a multiple of 8.*try 64"),
-        (["--img_size", "96", "64"], "MIN is above MAX"),
-        (["--freeze", "15"], "at most 14"),
-        (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
-        (["--bucket", "b"], "--bucket: is gone"),
-        (["--memory-format", "auto"], "--memory-format: is gone; tensors are channels-last"),
-        (["--weights", "no.pt"], r"no\.pt: no such file"),
-        (["--hyp", "no.yaml"], r"no\.yaml"),
-        (["--device", "7"], "--device 7"),
-        (["--name", "a/b"], "--name"),
-    ],
-)
-def test_bad_flags_are_refused_and_leave_no_run(run, tmp_path, flags, match):
-    with pytest.raises(InputError, match=match):
-        run("--epochs", "1", *flags)
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
 def test_resuming_without_a_run_is_a_checkpoint_error(run, tmp_path):
