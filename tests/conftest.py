@@ -160,6 +160,15 @@ def no_plots(monkeypatch):
 
 
 @pytest.fixture
+def short_timings(monkeypatch):
+    """Networks of a page are timed for a tenth of a second each, not for ten."""
+    from utils.compress import measure
+
+    for name in ("SECONDS", "LEAST_SECONDS"):
+        monkeypatch.setattr(measure, name, 0.1)
+
+
+@pytest.fixture
 def accumulating(monkeypatch):
     """Steps of six pictures; so short a run would accumulate nothing."""
     from utils.training import optimizer

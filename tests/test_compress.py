@@ -110,17 +110,10 @@ def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_p
     assert [stage.source for stage in recipe.stages] == [None, "original", "original", "a"]
 
 
-def test_the_cfg_of_a_darknet_file_goes_with_it(tmp_path):
-    text = "stages: {a: {script: train}, b: {script: export, format: darknet}, c: {script: test, from: b}}"
-    command = planned(recipe_of(tmp_path, text))[2]
-    assert (value(command, "--cfg"), value(command, "--weights")) == ("j/b/model.cfg", "j/b/model.weights")
-
-
 NO_RECIPES = {
     "stages: [": "not valid YAML",
     "stages: {a: {script: train},\n a: {script: test}}": r"r\.yaml:2: not valid YAML: a stands there twice",
     "- a": "a recipe is `stages:`",
-    "stages: {}": "a recipe is `stages:`",
     "stages: {a: {script: train}}\nmore: 1": "a recipe is `stages:`",
     "all: 3\nstages: {a: {script: train}}": "a recipe is `stages:`",
     "all: {epoch: 3}\nstages: {a: {script: train}}": "all: no script of its stages has a flag --epoch",
@@ -270,21 +263,19 @@ stages:
   prune: {script: slim_prune, percent: 0.3}
   tune: {script: train, epochs: 1, teacher: train, allow: 100}
   darknet: {script: export, from: tune, format: darknet}
+  same: {script: test, from: darknet}
   float: {script: export, from: tune}
   quantize: {script: quantize, calib: 4}
   file: {script: export, int8: true}
 """
 
 
-def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, monkeypatch, capsys, no_plots):
+@pytest.mark.usefixtures("no_plots", "short_timings")
+def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, monkeypatch, capsys):
     """From a file alone to the page; its accuracy is what test.py finds, its time that of the runtime of the last.
 
     So are all times, but that the simulation of integers has none.
     """
-    from utils.compress import measure
-
-    for name in ("SECONDS", "LEAST_SECONDS"):
-        monkeypatch.setattr(measure, name, 0.1)
     monkeypatch.setattr(compress, "python", in_process)
     monkeypatch.chdir(tmp_path)
     recipe_of(tmp_path, WHOLE)
@@ -323,14 +314,13 @@ stages:
 NEXT = "slim_prune.py train.py quantize.py export.py test.py"
 
 
-@pytest.mark.parametrize("suffix", [".weights", ".pt"])
-def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_path, monkeypatch, capsys, suffix):
+def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_path, monkeypatch, capsys):
     """--device and --workers win over the recipe; a dry run says the epochs; the same command resumes the journey."""
     monkeypatch.setattr(compress, "python", in_process)
     monkeypatch.setattr(compress, "write_page", lambda journey, done, device: journey.folder / device)
     monkeypatch.chdir(tmp_path)
     recipe_of(tmp_path, FROM_OTHERS)
-    public = ["--pretrained", start_file(tmp_path, suffix, classes=3)]
+    public = ["--pretrained", start_file(tmp_path, ".weights", classes=3)]
     flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml", "--json"]
     flags += ["--device", "cpu", "--workers", "0"]
     compress.main([*flags, *public, "--dry-run"])
@@ -503,6 +493,7 @@ def test_the_original_is_measured_where_a_gate_needs_it_and_nothing_else_says_it
     assert ("original-accuracy" in names) == measured
 
 
+TUNED, SPARSE = ("tune", "allow", 40), ("sparse", "allow", 8)
 SCORES = {
     "train": {"map50": 0.9},
     "sparse": {"map50": 0.81},
@@ -522,58 +513,26 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
         journey_of(tmp_path, CHAIN, changes).finish(scripts)
         return scripts.calls
 
-    with pytest.raises(InfeasibleError) as failure:
-        finish()
-    assert failure.value.exit_status == 6
-    message = str(failure.value)
-    assert message.startswith(
-        "stage tune: AP50 fell from 0.900 to 0.500, by 40.0 points; 10 are allowed. Try more epochs"
-    )
-    assert "--set tune.allow=40 accepts the loss" in message
-    assert scripts.calls == ["train.py", "train.py", "slim_prune.py", "train.py"]
-    with pytest.raises(InfeasibleError, match="39 are allowed"):
-        finish(("tune", "allow", 39))
-    assert not scripts.calls
-    with pytest.raises(
-        InfeasibleError, match=r"stage sparse: AP50 fell .* 0\.810, by 9\.0 points; 8 .*smaller s-share"
-    ):
-        finish(("sparse", "allow", 8), ("tune", "allow", 40))
-    with pytest.raises(
-        InfeasibleError, match=r"stage int8: AP50 fell from 0\.900 to 0\.100.*began with had 0\.500.* Keep layers float"
-    ):
-        finish(("tune", "allow", 40), ("int8", "allow", 5))
-    assert scripts.calls == ["export.py", "quantize.py"]
-    assert finish(("tune", "allow", 40)) == ["test.py"]
-    with pytest.raises(InfeasibleError, match="stage sparse"):
-        finish(("sparse", "allow", 8))
-    assert finish(("tune", "allow", 40)) == []
-    with pytest.raises(InfeasibleError, match="stage sparse"):
-        finish(("sparse", "allow", 8))
-    assert len(finish(("sparse", "epochs", 9), ("tune", "allow", 40))) == 6
+    def refused_at(message: str, *changes: tuple[str, str, Any]) -> list[str]:
+        with pytest.raises(InfeasibleError, match=message) as failure:
+            finish(*changes)
+        assert failure.value.exit_status == 6
+        return scripts.calls
+
+    tuned = "stage tune: AP50 fell from 0.900 to 0.500, by 40.0 points; 10 are allowed. Try more epochs.* tune.allow=40"
+    assert refused_at(tuned) == ["train.py", "train.py", "slim_prune.py", "train.py"]
+    assert refused_at("39 are allowed", ("tune", "allow", 39)) == []
+    refused_at(r"stage sparse: AP50 fell .* 0\.810, by 9\.0 points; 8 .*smaller s-share", SPARSE, TUNED)
+    quantized = r"stage int8: AP50 fell from 0\.900 to 0\.100.*began with had 0\.500.* Keep layers float"
+    assert refused_at(quantized, TUNED, ("int8", "allow", 5)) == ["export.py", "quantize.py"]
+    assert finish(TUNED) == ["test.py"]
+    for _ in range(2):
+        refused_at("stage sparse", SPARSE)
+        assert finish(TUNED) == []
+    refused_at("stage sparse", SPARSE)
+    assert len(finish(("sparse", "epochs", 9), TUNED)) == 6
     refused = sorted(path.name for path in (tmp_path / "j").glob("*.refused*"))
     assert refused == [f"{name}.refused1" for name in ("int8", "prune", "sparse", "tune", "whole")]
-
-
-def test_a_refused_stage_is_run_again_with_other_flags_and_what_it_made_is_kept(tmp_path):
-    scripts = Scripts(scores=SCORES)
-
-    def journey(*changes: tuple[str, str, Any]) -> Journey:
-        return journey_of(tmp_path, CHAIN, changes)
-
-    for epochs, allow in ((2, 10), (5, 10), (6, 39)):
-        with pytest.raises(InfeasibleError, match=f"stage tune: .*; {allow} are allowed"):
-            journey(("tune", "epochs", epochs), ("tune", "allow", allow)).finish(scripts)
-    assert scripts.calls == ["train.py", "train.py", "slim_prune.py", *["train.py"] * 3]
-    made = [tmp_path / "j" / name / "weights/best.pt" for name in ("tune.refused1", "tune.refused2", "tune")]
-    assert [value(path.read_text().split(), "--epochs") for path in made] == ["2", "5", "6"]
-    with pytest.raises(InputError, match="holds another journey, whose stage sparse"):
-        journey(("sparse", "epochs", 9)).finish(scripts)
-    accepted = journey(("tune", "epochs", 7), ("tune", "allow", 50))
-    done = accepted.finish(scripts)
-    assert (tmp_path / "j/tune.refused3/weights/best.pt").is_file() and done[-1]["document"]["map50"] == 0.4
-    assert accepted.finish(scripts) == done
-    with pytest.raises(InputError, match="holds another journey, whose stage tune"):
-        journey(("tune", "epochs", 8), ("tune", "allow", 50)).finish(scripts)
 
 
 def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):
