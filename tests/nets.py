@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
+import cv2
 import pytest
 
 from utils.darknet.blocks import Network, Yolo
@@ -28,105 +31,42 @@ PUBLIC_MODELS = (
 )
 """Names of the cfgs of public Darknet models in the folder of shared data; the last two have the same weights."""
 
-TINY = """
-[net]
-width=64
-height=64
-channels=3
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=2
-pad=1
-activation=leaky
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=2
-pad=1
-activation=mish
-
-[convolutional]
-batch_normalize=1
-filters=4
-size=1
-activation=leaky
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-pad=1
-activation=leaky
-
-[shortcut]
-from=-3
-activation=linear
-
-[route]
-layers=-1
-groups=2
-group_id=1
-
-[convolutional]
-batch_normalize=1
-filters=12
-size=3
-stride=2
-pad=1
-activation=leaky
-
-[maxpool]
-size=2
-stride=1
-
-[convolutional]
-filters=21
-size=1
-activation=linear
-
-[yolo]
-mask=3,4,5
-anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
-classes=2
-num=6
-scale_x_y=1.05
-
-[route]
-layers=7
-
-[convolutional]
-batch_normalize=1
-filters=6
-size=1
-activation=relu
-
-[upsample]
-stride=2
-
-[route]
-layers=-1,4
-
-[convolutional]
-filters=21
-size=1
-activation=linear
-
-[yolo]
-mask=0,1,2
-anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
-classes=2
-num=6
-"""
-"""Two heads at strides 8 and 4; a residual unit, a grouped route, a max pool of stride 1, an upsampled route."""
-
-
+NEEDS_IMPORTER = pytest.mark.skipif(
+    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files"
+)
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
 """One anchor of one class."""
+
+
+def conv(filters: int, size: int = 1, activation: str = "leaky", **keys: int) -> str:
+    """A convolution with batch normalisation; `keys` are written between its size and its activation."""
+    more = "".join(f"{key}={value}\n" for key, value in keys.items())
+    start = f"[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize={size}\n"
+    return f"{start}{more}activation={activation}\n"
+
+
+TINY_HEAD = "[convolutional]\nfilters=21\nsize=1\nactivation=linear\n\n[yolo]\nmask={}\n"
+TINY_HEAD += "anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44\nclasses=2\nnum=6\n"
+TINY = "\n" + "\n".join(
+    (
+        "[net]\nwidth=64\nheight=64\nchannels=3\n",
+        conv(8, 3, stride=2, pad=1),
+        conv(8, 3, "mish", stride=2, pad=1),
+        conv(4),
+        conv(8, 3, pad=1),
+        "[shortcut]\nfrom=-3\nactivation=linear\n",
+        "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",
+        conv(12, 3, stride=2, pad=1),
+        "[maxpool]\nsize=2\nstride=1\n",
+        TINY_HEAD.format("3,4,5") + "scale_x_y=1.05\n",
+        "[route]\nlayers=7\n",
+        conv(6, activation="relu"),
+        "[upsample]\nstride=2\n",
+        "[route]\nlayers=-1,4\n",
+        TINY_HEAD.format("0,1,2"),
+    )
+)
+"""Two heads at strides 8 and 4; a residual unit, a grouped route, a max pool of stride 1, an upsampled route."""
 
 
 def tiny() -> Network:
@@ -140,10 +80,25 @@ def one_head(*sections: str, width: int = 16, channels: int = 3) -> Network:
     return parse("\n".join((net, *sections, HEAD)), "one.cfg")
 
 
+def branches(*sections: str) -> Network:
+    """A network in which each section follows the first convolution and has a head of its own."""
+    text = "[net]\nwidth=24\nheight=16\n[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
+    for section in sections:
+        text += f"[route]\nlayers=0\n{section}{HEAD}"
+    return parse(text, "branches.cfg")
+
+
 def with_heads(network: Network, **values: object) -> Network:
     """The network with other values in all its heads."""
     blocks = (replace(block, **values) if isinstance(block, Yolo) else block for block in network.blocks)
     return replace(network, blocks=tuple(blocks))
+
+
+def printed(capsys: pytest.CaptureFixture, main: Callable[[list[str]], None], *flags: str) -> Any:
+    """What a script prints with --json."""
+    capsys.readouterr()
+    main([*flags, "--json"])
+    return json.loads(capsys.readouterr().out)
 
 
 @contextmanager

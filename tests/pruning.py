@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from models import Darknet, load_arrays
+from tests import nets
 from utils.darknet.blocks import Convolutional
+from utils.darknet.cfg import parse
+from utils.darknet.network import trace
 from utils.errors import InfeasibleError
-from utils.pruning.channel_graph import ChannelGraph, Removal, choose_units
+from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, choose_units
 from utils.pruning.policy import ChannelPolicy, candidates, choose
-from utils.pruning.surgery import arrays_of, gammas_of
+from utils.pruning.surgery import arrays_of, difference, fold_constants, gammas_of, masked, prune_network
 
 SCRIPTS = ("normal", "regular", "shortcut", "slim", "group", "layer", "layer_channel")
 STRATEGIES = {name: importlib.import_module(f"{name}_prune").STRATEGY for name in SCRIPTS}
 POLICIES = {name: strategy.channels for name, strategy in STRATEGIES.items() if not strategy.units}
 """Of the scripts that remove channels only; nothing goes."""
-CONV = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
+conv = partial(nets.conv, pad=1)
+CONV = conv(8, 3)
+GATE = ("[avgpool]\n", conv(4), conv(8), "[scale_channels]\nfrom=-4\n")
+"""Squeeze and excitation of a block of 8 channels."""
+HEAD = "[convolutional]\nfilters=21\nactivation=linear\n[yolo]\nmask=0,1,2\nnum=3\nanchors=9,9,18,18,36,36\nclasses=2\n"
 SHORTCUT = "[shortcut]\nfrom=-2\nactivation=linear\n"
+
+
+def graph_of(*sections: str) -> ChannelGraph:
+    """Of a network that ends in one head behind the given sections."""
+    return channel_graph(parse("[net]\nwidth=64\nheight=64\n" + "".join(sections) + HEAD, "test.cfg"))
 
 
 def policy(name: str, percent: float | None) -> ChannelPolicy | None:
@@ -63,6 +76,18 @@ def heads(model: Darknet, side: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     images = torch.rand(1, model.network.net.channels, side, side, generator=generator, dtype=torch.float64)
     return list(model(images).heads)
+
+
+def assert_compact_equals_silenced(graph: ChannelGraph, arrays, removal: Removal, side: int) -> None:
+    """At every pixel, in float64, with and without the constants; and the widths are those of the kept labels."""
+    widths = graph.widths(removal.keep)
+    for taken in (arrays, fold_constants(graph, arrays, removal)):
+        full, (narrow, sliced) = model_of(graph.network, taken), prune_network(graph, taken, removal)
+        assert [shape.channels for shape in trace(narrow)] == [
+            width for block, width in enumerate(widths) if block not in removal.blocks
+        ]
+        with masked(full, graph, removal):
+            assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
 
 
 def normalised(graph: ChannelGraph) -> list[int]:

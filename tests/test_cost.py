@@ -1,4 +1,4 @@
-"""Parameters, bytes, multiply-adds and BFLOPs against the published numbers of known networks."""
+"""Parameters, multiply-adds and BFLOPs of blocks, counted by hand; those of known networks are in test_networks.py."""
 
 from __future__ import annotations
 
@@ -8,36 +8,8 @@ import pytest
 
 from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Se, Shortcut, Yolo
 from utils.darknet.cfg import load
-from utils.darknet.network import file_bytes, parameter_count
-from utils.report.cost import Cost, block_costs, network_cost, total
-
-KNOWN = {
-    "yolov3": (107, 61_949_149, 248_007_048, {320: (38.973, 38.981), 416: (65.864, 65.879), 608: (140.692, 140.723)}),
-    "yolov3-spp": (114, 62_998_749, 252_209_544, {416: (66.218, 66.257), 608: (141.449, 141.531)}),
-    "yolov3-tiny": (24, 8_852_366, 35_434_956, {416: (5.565, 5.571), 608: (11.887, 11.899)}),
-    "yolov4": (
-        162,
-        64_363_101,
-        257_717_640,
-        {320: (35.565, 35.584), 416: (60.105, 60.137), 512: (91.046, 91.095), 608: (128.389, 128.459)},
-    ),
-    "yolov4-tiny": (38, 6_056_606, 24_251_276, {416: (6.908, 6.910), 608: (14.756, 14.761)}),
-    "yolov3-tiny-prn": (28, 4_935_182, 19_759_052, {416: (3.461, 3.467)}),
-    "yolov3-voc": (107, 61_626_049, 246_714_648, {416: (65.428, 65.443)}),
-}
-"""Blocks, parameters, bytes of the .weights file, and by size the BFLOPs of pjreddie's (convolutions only) and of
-AlexeyAB's Darknet."""
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_counts_are_darknets_to_the_digit(name, shared):
-    blocks, parameters, size, bflops = KNOWN[name]
-    network = load(shared / "darknet_cfg" / f"{name}.cfg")
-    assert (len(network.blocks), parameter_count(network), file_bytes(network)) == (blocks, parameters, size)
-    for side, (convolutions, everything) in bflops.items():
-        cost = network_cost(network, side, side)
-        assert cost.parameters == parameters
-        assert f"{2 * cost.macs / 1e9:.3f} {cost.bflops:.3f}" == f"{convolutions:.3f} {everything:.3f}"
+from utils.report import cost
+from utils.report.cost import LEAST_ROUNDS, Cost, Latency, block_costs, interleaved, network_cost, total
 
 
 def test_the_size_in_the_cfg_is_the_default(shared):
@@ -82,3 +54,50 @@ def test_each_kind_of_block_by_hand():
     )
     assert network_cost(network) == total(costs) == Cost(257, 2336, 5248)
     assert total(()) == Cost(0, 0, 0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `clock.sleep(milliseconds)` moves."""
+
+    class Clock:
+        now = 0.0
+
+        def sleep(self, milliseconds: float) -> None:
+            self.now += milliseconds / 1000
+
+    clock = Clock()
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_runs_take_turns():
+    order = []
+    runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    interleaved(runs, rounds=3, warm=1)
+    assert order == ["a", "b"] * 4
+
+
+def test_before_a_turn_there_may_be_a_rest_and_a_run_that_does_not_count(clock, monkeypatch):
+    monkeypatch.setattr(cost, "sleep", lambda seconds: clock.sleep(1000 * seconds))
+    times = iter([9, 9, *[50, 1, 70, 2] * 5])
+    found = interleaved({name: lambda: clock.sleep(next(times)) for name in "ab"}, rounds=5, warm=1, pause=0.3)
+    assert (found["a"].median, found["b"].median) == pytest.approx((1, 2))
+    assert clock.now == pytest.approx(0.018 + 5 * 0.123 + 10 * 0.3)
+
+
+def test_median_and_p90_are_milliseconds_of_the_rounds_that_count(clock):
+    """Warming up takes 1000 ms, the five rounds 1, 2, 3, 4 and 100: median 3, and 4 + 0.6 · 96 at 90 %."""
+    times = iter([1000, 4, 1, 100, 2, 3])
+    found = interleaved({"a": lambda: clock.sleep(next(times))}, rounds=5, warm=1)
+    assert found["a"].median == pytest.approx(3)
+    assert found["a"].p90 == pytest.approx(61.6)
+    assert found["a"].rounds == 5
+
+
+@pytest.mark.parametrize(("milliseconds", "rounds"), [(1, 50), (100, 11), (10_000, LEAST_ROUNDS)])
+def test_time_is_limited_but_some_rounds_always_run(clock, milliseconds, rounds):
+    """With 1050 ms the last of the rounds of 100 ms begins after 1000 ms; rounds of 10 s are five all the same."""
+    found = interleaved({name: lambda: clock.sleep(milliseconds / 2) for name in "ab"}, rounds=50, seconds=1.05)
+    assert found["a"] == Latency(pytest.approx(milliseconds / 2), pytest.approx(milliseconds / 2), rounds)
+    assert found["b"].rounds == rounds

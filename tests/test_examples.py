@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 
 import detect
 import export
-from tests.nets import tiny, with_heads
-from tests.test_export import NEEDS_IMPORTER, NEEDS_LITERT, NEEDS_OPENVINO, eager
+from tests.nets import NEEDS_IMPORTER, TINY, printed, with_heads
+from tests.test_export import NEEDS_LITERT, NEEDS_OPENVINO, eager
 from utils.checkpoint import write_checkpoint
 from utils.darknet.blocks import Network
-from utils.darknet.cfg import format_network
+from utils.darknet.cfg import format_network, parse
 from utils.data.images import fit, read_image, write_image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -36,16 +35,11 @@ PICTURES = {"landscape": (61, 131), "portrait": (97, 65)}
 
 def network(new_coords: bool = False, channels: int = 3) -> Network:
     """Two heads of two classes. OpenCV reads all of its blocks."""
-    made = with_heads(tiny(), scale_x_y=1.5, new_coords=new_coords)
-    blocks = [
-        replace(block, activation="leaky") if getattr(block, "activation", "") == "mish" else block
-        for block in made.blocks
-    ]
+    size = f"width={SIZE[1]}\nheight={SIZE[0]}\nchannels={channels}"
+    text = TINY.replace("width=64\nheight=64\nchannels=3", size).replace("mish", "leaky")
     if new_coords:
-        for head in made.heads:
-            blocks[head - 1] = replace(blocks[head - 1], activation="logistic")
-    net = replace(made.net, height=SIZE[0], width=SIZE[1], channels=channels)
-    return replace(made, net=net, blocks=tuple(blocks))
+        text = text.replace("filters=21\nsize=1\nactivation=linear", "filters=21\nsize=1\nactivation=logistic")
+    return with_heads(parse(text, "n.cfg"), scale_x_y=1.5, new_coords=new_coords)
 
 
 NETWORKS = {
@@ -104,17 +98,11 @@ def detections(folder, tmp_path, capsys):
     """Call detect.py: rows of class, confidence and box for every picture."""
 
     def call(network: str, *flags: str) -> dict[str, np.ndarray]:
-        files = ["--weights", str(folder / network / "a.pt"), "--source", str(folder / "images")]
-        capsys.readouterr()
-        detect.main([*files, "--nosave", "--json", "--output", str(tmp_path / "runs"), *flags])
-        documents = json.loads(capsys.readouterr().out)
+        files = ["--weights", str(folder / network / "a.pt"), "--source", str(folder / "images"), "--nosave"]
+        documents = printed(capsys, detect.main, *files, "--output", str(tmp_path / "runs"), *flags)
         keys = ("class", "confidence", "box")
-        return {
-            Path(document["source"]).stem: np.array(
-                [np.hstack([row[key] for key in keys]) for row in document["detections"]]
-            )
-            for document in documents
-        }
+        rows = ([np.hstack([row[key] for key in keys]) for row in document["detections"]] for document in documents)
+        return {Path(document["source"]).stem: np.array(found) for document, found in zip(documents, rows, strict=True)}
 
     return call
 

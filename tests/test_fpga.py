@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,32 +18,33 @@ import export
 from models import Darknet, fuse, load_arrays
 from tests.nets import TINY, one_head
 from tests.random_nets import networks
+from tests.test_export import pictures
+from tests.test_integers import SHIFTS, write
 from tests.test_models import CONV, lively
 from tests.test_quantized_networks import calibrated
-from utils.checkpoint import load_model, write_checkpoint
+from tests.test_random_networks import examples
+from utils.checkpoint import load_model
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.blocks import Network
 from utils.darknet.cfg import parse
 from utils.darknet.targets import check
 from utils.errors import InfeasibleError, InputError
-from utils.export.fpga import CodeRange, Program, Step, accumulators, program, prove, shift
+from utils.export.fpga import CodeRange, Program, Step, program, prove, shift
 from utils.layers import ConvBlock
 from utils.model_files import ModelFiles
 from utils.quantization.quantizers import MOST_SHIFT
 from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings
 
 LEAKY = TINY.replace("mish", "leaky")
-SHIFTS = QuantSettings("google", "fpga", 8, 8, fold=True)
 
 
 def shifting(network: Network, found: QuantSettings = SHIFTS) -> tuple[Darknet, torch.Tensor]:
     """A quantized model, and pictures its bounds are those of."""
-    net = network.net
-    images = torch.rand((2, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
+    images = pictures(network, 2)
     return calibrated(lively(network), images, found), images
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@examples(30)
 @given(
     network=networks(shifts=True),
     bits=st.tuples(*[st.integers(2, 16)] * 3),
@@ -69,30 +70,13 @@ def test_a_changed_integer_is_found():
 
 
 @given(a=st.integers(-(2**40), 2**40), places=st.integers(-10, 70), even=st.booleans())
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@examples(300)
 def test_a_shift_rounds_as_fractions_do(a, places, even):
     exact = Fraction(a) / Fraction(2) ** places
     whole, rest = divmod(abs(exact), 1)
     up = rest > Fraction(1, 2) or (rest == Fraction(1, 2) and (whole % 2 == 1 or not even))
     want = (1 if a >= 0 else -1) * (whole + up)
     assert int(shift(np.array([a]), places, even)[0]) == want
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
-def test_sums_of_products_are_those_of_integers(groups, stride, dilation):
-    rng = np.random.default_rng(0)
-    x, weight = (rng.integers(-(2**15), 2**15, shape).astype(float) for shape in ((4, 7, 7), (8, 4 // groups, 3, 3)))
-    block = Convolutional(
-        filters=8, size=3, stride_x=stride, stride_y=stride, padding=1, dilation=dilation, groups=groups
-    )
-    found = accumulators(x, weight, block)
-    padded = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation)))
-    for o, i, j in ((0, 0, 0), (3, 1, 2), (7, 2, 1)):
-        first = (o // (8 // groups)) * (4 // groups)
-        window = padded[first : first + 4 // groups, i * stride :, j * stride :][:, : 3 * dilation, : 3 * dilation]
-        window = window[:, ::dilation, ::dilation]
-        assert found[o, i, j] == (window * weight[o]).sum()
 
 
 def slopes_of(model: Darknet) -> set[float]:
@@ -108,7 +92,8 @@ def test_leaky_is_13_128_in_the_quantized_network_only():
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e-4])
 def test_silent_channels_keep_the_accumulator_within_32_bits(scale):
     """Sparse training leaves channels with γ next to 0 beside β; their bias is a whole number of units all the same."""
-    network = one_head(CONV.format(6, "leaky") + CONV.format(8, "relu6") + CONV.format(8, "relu"))
+    dilated = CONV.replace("size=3", "size=3\ndilation=2\ngroups=2")
+    network = one_head(CONV.format(6, "leaky") + CONV.format(8, "relu6") + dilated.format(8, "relu"))
     model = lively(network)
     with torch.no_grad():
         for layer in model.layers:
@@ -180,14 +165,6 @@ def test_nothing_stays_float(change):
         QuantSettings(target="fpga", **change)
 
 
-def write(path: Path, found: QuantSettings | None) -> Darknet:
-    network = parse(LEAKY, "n.cfg")
-    model = lively(network) if found is None else shifting(network, found)[0]
-    document = {"model": model.state_dict(), "ema": None, "cfg": LEAKY, "names": ["cat", "dog"], "kept": None}
-    write_checkpoint(path, document | {"lineage": [], "quantization": found and found.document()})
-    return model
-
-
 @pytest.fixture
 def folder(tmp_path, capsys):
     """The folder of a network with ties away from 0, and what was said."""
@@ -247,29 +224,6 @@ def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
     assert "the same in every bit of" in capsys.readouterr().out
     _, arrays, layout = read(tmp_path / "a.fpga")
     assert (arrays["image"] == round(0.2 * 2.0 ** -layout["image"]["exponent"])).all()
-
-
-@pytest.mark.parametrize(
-    ("found", "flags", "message"),
-    [
-        (
-            None,
-            ("fpga",),
-            r"--format fpga: .*a\.pt is float; `quantize\.py --weights a\.pt --target fpga` or",
-        ),
-        (QuantSettings(), ("fpga",), r"is quantized with --target cpu; take --format onnx --int8, or `quantize\.py"),
-        (SHIFTS, ("onnx",), r"is quantized, and this file would be float; take --format fpga"),
-        (SHIFTS, ("onnx", "--int8"), r"take --format fpga"),
-        (SHIFTS, ("fpga", "--decode"), "--decode: goes with"),
-        (SHIFTS, ("onnx", "--sample", "p.png"), "--sample: goes with --format fpga"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(found, flags, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.pt", found)
-    with pytest.raises(InputError, match=message):
-        export.main(["--weights", "a.pt", "--format", *flags])
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_a_stored_network_has_its_slope_and_its_biases_when_loaded(tmp_path):

@@ -13,20 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import group_prune
-import slim_prune
-from tests.nets import tiny
-from tests.pruning import POLICIES, SHORTCUT, emptied, heads, model_of, random_gammas, randomised
+from tests.pruning import GATE, POLICIES, SHORTCUT, conv, emptied, graph_of, random_gammas
 from tests.random_nets import networks
-from tests.test_graph import conv, graph_of
-from tests.test_pruning import GATE
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
 from utils.pruning import report
 from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks
-from utils.pruning.policy import MERGES, ChannelPolicy, Group, candidates, check_percents, choose, pruning_groups
+from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose, pruning_groups
 from utils.pruning.report import group_figures
-from utils.pruning.surgery import arrays_of, difference, masked, prune_network
 from utils.pruning.target import Amount, make_plan
 from utils.report.cost import network_cost
 
@@ -70,9 +65,6 @@ class TestGroups:
         groups = pruning_groups(graph)
         assert [(group.layers[0], group.layers[-1]) for group in groups] == BOUNDARIES[name]
         assert all(sorted(group.layers) == list(group.layers) for group in groups)
-        assert sorted(i for group in groups for i in group.layers) == list(graph.makers())
-        for family in graph.families():
-            assert sum(not set(group.layers).isdisjoint(family) for group in groups) == 1
 
     def test_without_an_upsampling_the_backbone_goes_to_the_end(self):
         graph = graph_of(*TWO_HEADS[:8])
@@ -121,14 +113,6 @@ class TestGroups:
         keep = choose(graph, random_gammas(graph, 0), POLICY).keep
         assert pruning_groups(channel_graph(prune_blocks(graph, Removal(keep)))) == pruning_groups(graph)
 
-    def test_a_wrong_number_of_percentages_lists_them(self):
-        groups = (Group("one", (0, 2)), Group("two", (3,)))
-        check_percents(groups, (0.1, 0.2), "n.cfg")
-        message = r"--group-percent: 1 values, but n.cfg has 2 groups: 1 one, blocks 0 to 2; 2 two, blocks 3 to 3$"
-        with pytest.raises(InputError, match=message) as caught:
-            check_percents(groups, (0.1,), "n.cfg")
-        assert caught.value.exit_status == 2
-
 
 class TestPercents:
     """What goes from every group."""
@@ -162,16 +146,6 @@ class TestPercents:
         )
         assert np.array_equal(one.keep, each.keep)
         assert not np.array_equal(one.keep, choose(graph, gammas, replace(POLICY, percent=0.3, groups=False)).keep)
-
-    @pytest.mark.parametrize("name", ["tiny", "demo"])
-    def test_every_percentage_works(self, root, name):
-        graph = channel_graph(tiny()) if name == "tiny" else graph_of_cfg(root, name)
-        gammas = random_gammas(graph, 2)
-        for percent in np.arange(100) / 100:
-            choice = choose(graph, gammas, replace(POLICY, percent=float(percent)))
-            assert not emptied(graph, choice.keep)
-            assert choice.removed == sum(int(percent * part.ranked + 1e-9) for part in choice.parts)
-            assert choice.max_percent == 0.9999
 
     @examples(200)
     @given(networks(), st.floats(0, 0.99), st.sampled_from(tuple(MERGES)), st.integers(0, 99))
@@ -273,18 +247,6 @@ class TestMerges:
         assert self.kept("mean", 0.99) == [0]
 
 
-@pytest.mark.parametrize("merge", MERGES)
-def test_compact_equals_silenced(merge):
-    graph = graph_of(*TWO_HEADS)
-    model = randomised(graph.network)
-    arrays = arrays_of(model)
-    gammas = {i: arrays[f"layers.{i}.bn.weight"] for i in candidates(graph, 1)}
-    policy = replace(POLICY, merge=merge, group_percents=(0.2, 0.5, 0.7, 0.4))
-    removal = Removal(choose(graph, gammas, policy).keep)
-    with masked(model, graph, removal):
-        assert difference(heads(model_of(*prune_network(graph, arrays, removal)), 64), heads(model, 64)) < 1e-9
-
-
 class TestScript:
     """group_prune.py on the tiny network."""
 
@@ -339,34 +301,3 @@ class TestScript:
         assert kept["union"] > kept["intersection"]
         assert kept["intersection"] <= kept["minimum"] <= kept["union"]
         assert prune(*flags)["groups"][0]["kept"] == kept["majority"]
-
-    @pytest.mark.parametrize(
-        ("flags", "match"),
-        [
-            (["--group-percent", "0.1"], r"--group-percent: 1 values, but .*n.cfg has 2 groups: 1 backbone.*; 2 top-"),
-            (["--group-percent", "0.1", "1"], "--group-percent: 1 is outside 0 <= value < 1"),
-            (["--percent", "0.1", "--group-percent", "0.1", "0.2"], "--group-percent: takes the place of --percent"),
-            (["--no-test"], "--percent: is needed, or --group-percent"),
-            (["--percent", "0.1", "--merge", "or"], "--merge: invalid choice: 'or'"),
-        ],
-    )
-    def test_bad_flags_are_one_line(self, prune, tmp_path, flags, match):
-        with pytest.raises(InputError, match=match):
-            prune("group", *flags, "--no-test")
-        assert not (tmp_path / "runs").exists()
-
-    def test_the_groups_of_a_checkpoint_are_counted_when_it_is_read(self, prune):
-        weights = str(Path(prune(*self.FLAGS, "--no-test")["run_dir"]) / "model.pt")
-        with pytest.raises(InputError, match=r"--group-percent: 3 values, but .* has 2 groups"):
-            group_prune.main(["--weights", weights, "--no-test", "--group-percent", "0.1", "0.1", "0.1"])
-
-    def test_explain_names_the_group_of_a_convolution(self, files, capsys):
-        slim_prune.main([*files[:2], "--explain", "11"])
-        assert "in group 2 of group_prune.py, top-down, to the first upsampled head" in capsys.readouterr().out
-        slim_prune.main([*files[:2], "--explain", "4"])
-        assert "in group" not in capsys.readouterr().out
-
-    def test_other_scripts_have_no_groups(self, prune):
-        assert prune("slim", "--percent", "0.2", "--dry-run")["groups"] is None
-        with pytest.raises(InputError, match="unknown flag --merge"):
-            prune("slim", "--percent", "0.2", "--dry-run", "--merge", "mean")

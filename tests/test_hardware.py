@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import subprocess
-import sys
 from functools import reduce
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -30,22 +26,21 @@ from utils.darknet.targets import (
     rewrite_command,
     support_of,
 )
+from utils.files import ROOT
 from utils.quantization.scheme import TARGETS, QuantSettings, export_command
 
-ROOT = Path(__file__).parents[1]
 CONV = "[convolutional]\nfilters=4\nsize={}\nstride={}\npad=1\nactivation={}\n"
 POOL = "[maxpool]\nsize={}\nstride={}\n"
 
 
-@pytest.mark.parametrize("row", HARDWARE.values(), ids=HARDWARE)
-def test_a_row_names_its_source_and_only_operations_there_are(row):
+@pytest.mark.parametrize("name", HARDWARE)
+def test_a_row_names_its_source_and_only_operations_there_are(name):
+    row = HARDWARE[name]
     assert row.source and row.elsewhere in ("", ON_CPU, IN_FLOAT)
     assert {*row.runs, *row.lacks} <= set(OPERATIONS)
-    assert bool(row.tools) == (row not in [HARDWARE[name] for name in TARGETS])
-
-
-def test_every_target_that_is_rounded_for_is_hardware():
-    assert set(TARGETS) < set(HARDWARE)
+    assert bool(row.tools) == (name not in TARGETS)
+    refuses = any(support.verdict == REFUSED for support in support_of(tiny(), name))
+    assert refuses == (name == "fpga")  # shifts
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cfg").glob("*.cfg")), ids=lambda path: path.stem)
@@ -103,23 +98,12 @@ def test_worked_examples(target, section, operation, verdict, flag):
     ],
 )
 def test_the_compiler_of_ethos_u_agrees(section, tmp_path):
-    from tests import test_tflite as tflite
+    from tests.test_tflite import compiled, lively, quantized
 
     network, settings = one_head(CONV.format(3, 1, "relu"), section, width=48), QuantSettings(target="ethos-u")
-    model = tflite.quantized(tflite.lively(network), settings)
-    made = tflite.tflite_file(tflite.nodes_of(model, settings), tflite.described(model, settings))
-    path = tflite.replaced(tmp_path / "n.tflite", made)
-    command = [sys.executable, "-m", "ethosu.vela", str(path), "--output-dir", str(tmp_path)]
-    command += ["--accelerator-config", "ethos-u55-256"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    on_cpu = int(re.search(r"CPU operators = (\d+)", done.stdout)[1])
+    model = quantized(lively(network), settings)
+    on_cpu = compiled(model, settings, tmp_path, "--accelerator-config", "ethos-u55-256")
     assert (on_cpu == 0) == all(support.verdict == RUNS for support in support_of(network, "ethos-u"))
-
-
-def test_head_activations_are_left_to_the_user():
-    network = cfg.load(ROOT / "cfg/yolov4-csp.cfg")
-    (logistic,) = [support for support in support_of(network, "fpga") if support.operation.name == "logistic"]
-    assert len(logistic.blocks) == 3 and logistic.rewrite == ""
 
 
 @pytest.mark.parametrize("target", HARDWARE)
@@ -191,8 +175,3 @@ def table() -> str:
 
 def test_the_page_has_the_table():
     assert table() in (ROOT / "docs/export.md").read_text(encoding="utf-8"), table()
-
-
-def test_tiny_is_refused_for_shifts_and_for_nothing_else():
-    refused = {name for name in HARDWARE if any(support.verdict == REFUSED for support in support_of(tiny(), name))}
-    assert refused == {"fpga"}

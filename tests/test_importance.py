@@ -1,4 +1,7 @@
-"""Importance of channels and units: Taylor against finite differences, savings against counted networks."""
+"""Importance of channels and units: Taylor against finite differences, savings against counted networks.
+
+Readers of what went are fitted anew: exact where it can be, never worse than constants where it counts.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,25 @@ import pytest
 import torch
 
 from models import load_arrays, network_input
-from tests.nets import TINY, one_head, tiny
-from tests.pruning import CONV, varied_arrays
+from tests.nets import one_head, tiny
+from tests.pruning import CONV, conv, varied_arrays
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
-from utils.darknet.cfg import parse
 from utils.data.datasets import Batch
 from utils.detection.settings import LossSettings
-from utils.errors import DataError, InfeasibleError, NumericsError
+from utils.errors import InfeasibleError, NumericsError
 from utils.pruning import importance, workflow
+from utils.pruning import reconstruct as module
 from utils.pruning.channel_graph import Removal, channel_graph, residual_units
 from utils.pruning.importance import per_saving, savings
+from utils.pruning.reconstruct import most_pictures, reconstruct
+from utils.pruning.surgery import fold_constants, masked, model_of, prune_network
 from utils.pruning.target import Amount, Plan
 from utils.report.cost import network_cost
 
 SIZE = (64, 64)
-DEPTHWISE = CONV + "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\ngroups=8\nactivation=leaky\n"
+DEPTHWISE = CONV + conv(8, 3, groups=8)
 
 
 def batches(count: int) -> list[Batch]:
@@ -69,32 +74,18 @@ def change(network, arrays, block, channels, batch, loss) -> float:
     return (up - down) / (2 * step)
 
 
-def test_taylor_is_the_root_mean_square_of_what_scaling_a_channel_does(smooth):
-    network = tiny()
-    arrays, pictures = varied_arrays(network), batches(2)
-    found = importance.taylor(network, arrays, pictures, LossSettings())
-    for block, channel in ((0, 1), (2, 0), (3, 2)):
-        changes = [change(network, arrays, block, [channel], batch, smooth) for batch in pictures]
-        assert found[block][channel] == pytest.approx(np.sqrt(np.mean(np.square(changes))), rel=1e-3)
-
-
-def test_a_unit_counts_as_all_channels_of_its_last_convolution_at_once(smooth):
-    network = tiny()
-    arrays, pictures = varied_arrays(network), batches(2)
-    found = importance.taylor(network, arrays, pictures, LossSettings())
-    (unit,) = residual_units(network)
-    everything = slice(None)
-    changes = [change(network, arrays, unit.last, everything, batch, smooth) for batch in pictures]
-    assert found[unit.shortcut] == pytest.approx([np.sqrt(np.mean(np.square(changes)))], rel=1e-3)
-
-
-def test_taylor_changes_nothing_and_is_the_same_every_time():
+def test_taylor_is_the_root_mean_square_of_what_scaling_does(smooth):
+    """Of a channel; a unit counts as all channels of its last convolution at once. The tensors stay as they are."""
     network = tiny()
     arrays, pictures = varied_arrays(network), batches(2)
     before = {name: array.copy() for name, array in arrays.items()}
-    one, other = (importance.taylor(network, arrays, pictures, LossSettings()) for _ in range(2))
-    assert all(np.array_equal(one[block], other[block]) for block in one)
+    found = importance.taylor(network, arrays, pictures, LossSettings())
     assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
+    (unit,) = residual_units(network)
+    scaled_parts = [(block, [channel], found[block][channel]) for block, channel in ((0, 1), (2, 0), (3, 2))]
+    for block, channels, value in (*scaled_parts, (unit.last, slice(None), found[unit.shortcut].item())):
+        changes = [change(network, arrays, block, channels, batch, smooth) for batch in pictures]
+        assert value == pytest.approx(np.sqrt(np.mean(np.square(changes))), rel=1e-3)
 
 
 def test_what_no_head_reads_does_not_matter():
@@ -146,7 +137,7 @@ def test_channels_are_ranked_by_the_square_of_their_importance_for_what_they_sav
 def test_taylor_is_the_default_and_gamma_that_of_sparse_training(prune, files, folder, tmp_path, capsys):
     flags = ("--percent", "0.2", "--no-test", "--data", str(folder / "d.data"))
     plain = prune("slim", *flags)
-    assert (plain["importance"], plain["advised_percent"]) == ("taylor", None)
+    assert (plain["importance"], plain["advised_percent"], plain["rounds"]) == ("taylor", None, 1)
     sparse = read_checkpoint(tmp_path / "runs/exp/model.pt") | {"args": {"sr": True}}
     write_checkpoint(tmp_path / "sparse.pt", sparse)
     found = prune(
@@ -204,13 +195,6 @@ def test_all_convolutions_are_candidates_of_taylor(prune, folder):
     assert beyond["grid"] != gamma["grid"]
 
 
-@pytest.mark.parametrize("flag", [["--importance", "taylor"], ["--reconstruct", "1"]])
-def test_training_pictures_are_needed(prune, folder, flag):
-    (folder / "v.data").write_text("valid=val.txt\nclasses=2\nnames=d.names")
-    with pytest.raises(DataError, match=f"names no train pictures, which {' '.join(flag[:1])}"):
-        prune("slim", "--percent", "0.1", "--data", str(folder / "v.data"), *flag)
-
-
 def test_rounds_reach_the_target_and_are_proved_against_the_first_network(prune, folder, monkeypatch):
     scored = []
     plain = workflow.Pruner.importance
@@ -225,26 +209,6 @@ def test_rounds_reach_the_target_and_are_proved_against_the_first_network(prune,
     assert document["target"]["rounds"] == 4
     assert document["target"]["reached"] == document["after"]["macs"] / document["before"]["macs"] <= 0.5
     assert document["certificate"]["compact_vs_keep_size"] < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("slim", ("--percent", "0.2")),
-        ("slim", ("--target-macs", "0.9", "--importance", "gamma")),
-        ("layer", ("--shortcut", "1")),
-    ],
-)
-def test_one_cut_is_the_default_of_everything_else(prune, folder, name, flags):
-    data = ("--data", str(folder / "d.data"), "--batch-size", "4")
-    assert prune(name, *flags, *data, "--no-test")["rounds"] == 1
-
-
-def test_rounds_take_a_percentage_in_parts(prune, folder):
-    flags = ("--percent", "0.4", "--no-test", "--data", str(folder / "d.data"), "--batch-size", "4")
-    once, twice = (prune("slim", *flags, "--rounds", count) for count in ("1", "2"))
-    shares = [document["after"]["parameters"] / document["before"]["parameters"] for document in (once, twice)]
-    assert max(shares) < 0.9 and abs(shares[0] - shares[1]) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -277,7 +241,140 @@ def test_a_round_that_cannot_do_its_part_names_what_was_asked_for(prune, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_parsing_is_not_forgotten():
-    """TINY, which the tests above rely on, has the blocks that they name."""
-    network = parse(TINY, "tiny.cfg")
-    assert [unit.blocks for unit in residual_units(network)] == [range(2, 5)]
+def pictures(count: int = 2, side: int = 64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(2, 3, side, side, generator=generator) for _ in range(count)]
+
+
+@torch.no_grad()
+def heads(network, arrays, images) -> list[torch.Tensor]:
+    model = model_of(network, arrays)
+    return [head for image in images for head in model(image).heads]
+
+
+@torch.no_grad()
+def features(network, arrays, images) -> np.ndarray:
+    """What the first block puts out: a row for every position."""
+    model = model_of(network, arrays)
+    rows = [model(image, features=[0]).features[0].permute(0, 2, 3, 1).flatten(0, 2) for image in images]
+    return torch.cat(rows).numpy()
+
+
+def fitted_and_constant(graph, arrays, removal, images) -> list[list[torch.Tensor]]:
+    """Heads of the pruned network with fitted readers, and with constants."""
+    ways = (reconstruct(graph, arrays, removal, images), fold_constants(graph, arrays, removal))
+    return [heads(*prune_network(graph, made, removal), images) for made in ways]
+
+
+def removal_of(graph, *gone: tuple[int, int]) -> Removal:
+    """Without some channels, each given by its block and its number there."""
+    keep = np.ones(graph.count, np.bool_)
+    for block, channel in gone:
+        keep[graph.labels[block][channel]] = False
+    return Removal(keep)
+
+
+def test_a_channel_that_another_one_repeats_is_not_missed():
+    network = one_head(CONV, CONV)
+    graph, arrays = channel_graph(network), varied_arrays(network)
+    for name in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+        arrays[f"layers.0.{name}"][3] = arrays[f"layers.0.{name}"][5]
+    removal = removal_of(graph, (0, 3))
+    before, images = heads(network, arrays, pictures(side=16)), pictures(side=16)
+    ways = fitted_and_constant(graph, arrays, removal, images)
+    errors = [max(float((a - b).abs().max()) for a, b in zip(before, of, strict=True)) for of in ways]
+    assert errors[0] < 2e-3 * float(before[0].abs().max()) < errors[1]
+
+
+def test_the_fit_is_the_least_squares_solution(monkeypatch):
+    """Of one reader, a head: against numpy's lstsq without ridge, over all positions of all pictures."""
+    monkeypatch.setattr(module, "RIDGE", 0.0)
+    network = one_head(CONV)
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
+    removal = removal_of(graph, (0, 1), (0, 6))
+    found = heads(*prune_network(graph, reconstruct(graph, arrays, removal, images), removal), images)
+    z = features(network, arrays, images)
+    y, got = (
+        np.concatenate([one.permute(0, 2, 3, 1).reshape(-1, 6).numpy() for one in of])
+        for of in (heads(network, arrays, images), found)
+    )
+    design = np.column_stack([np.delete(z, [1, 6], axis=1), np.ones(len(z))])
+    expected = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(y).max())
+
+
+def test_what_is_written_is_the_silenced_network_of_full_size():
+    network = tiny()
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures()
+    removal = removal_of(graph, (0, 1), (2, 0), (5, 2))
+    fitted = reconstruct(graph, arrays, removal, images)
+    assert {name: array.shape for name, array in fitted.items()} == {name: a.shape for name, a in arrays.items()}
+    large = model_of(network, fitted)
+    with torch.no_grad(), masked(large, graph, removal):
+        full = [head for image in images for head in large(image).heads]
+    small = heads(*prune_network(graph, fitted, removal), images)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(full, small, strict=True))
+
+
+def test_units_that_go_are_made_up_for_as_well():
+    network = tiny()
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures()
+    removal = Removal(np.ones(graph.count, np.bool_), residual_units(network))
+    before, ways = heads(network, arrays, images), fitted_and_constant(graph, arrays, removal, images)
+    errors = [sum(float((a - b).square().sum()) for a, b in zip(before, of, strict=True)) for of in ways]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_nothing_gone_changes_nothing():
+    network = tiny()
+    graph, arrays = channel_graph(network), varied_arrays(network)
+    found = reconstruct(graph, arrays, removal_of(graph), pictures())
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkeypatch):
+    monkeypatch.setattr(module, "POSITIONS", 64)
+    network = tiny()
+    graph, arrays = channel_graph(network), varied_arrays(network)
+    before, removal = {name: array.copy() for name, array in arrays.items()}, removal_of(graph, (0, 1), (2, 0))
+    one, same, other = (reconstruct(graph, arrays, removal, pictures(), seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
+    monkeypatch.setattr(module, "RIDGE", 1e-9)
+    network = one_head(CONV, "[convolutional]\nfilters=8\nsize=1\nbias=0\nactivation=linear\n")
+    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
+    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), images)["layers.1.conv.weight"]
+    x = features(network, arrays, images).astype(np.float64)
+    kept = np.delete(np.arange(8), 3)
+    best = np.linalg.lstsq(x[:, kept], x, rcond=None)[0]
+    expected = arrays["layers.1.conv.weight"][:, :, 0, 0] @ best.T
+    np.testing.assert_allclose(fitted[:, kept, 0, 0], expected, atol=1e-3)
+
+
+def test_a_reader_of_nothing_but_zeros_keeps_its_weights():
+    network = one_head(CONV, CONV)
+    graph, arrays = channel_graph(network), varied_arrays(network)
+    for name in ("weight", "bias"):
+        arrays[f"layers.0.bn.{name}"][:] = 0
+    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), pictures(side=16))
+    kept = np.delete(np.arange(8), 3)
+    np.testing.assert_allclose(fitted["layers.1.conv.weight"][:, kept], arrays["layers.1.conv.weight"][:, kept])
+
+
+def test_damaged_weights_are_not_fitted():
+    network = tiny()
+    graph, arrays = channel_graph(network), varied_arrays(network)
+    arrays["layers.0.conv.weight"][:] = 1e38
+    with pytest.raises(NumericsError, match="--reconstruct: a fitted weight is not finite"):
+        reconstruct(graph, arrays, removal_of(graph, (0, 1)), pictures())
+
+
+def test_pictures_are_as_many_as_fit_into_memory(monkeypatch):
+    few, many = (most_pictures(tiny(), (side, side)) for side in (256, 64))
+    assert many == pytest.approx(16 * few, rel=0.01)
+    monkeypatch.setattr(module, "MEMORY", 1)
+    assert most_pictures(tiny(), (64, 64)) == 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +18,30 @@ from onnx import numpy_helper
 
 import export
 from models import Darknet, fuse
-from tests.nets import one_head, tiny
+from tests.nets import HEAD, TINY, one_head, printed, tiny
 from tests.random_nets import networks
-from tests.test_export import NEEDS_LITERT
+from tests.test_export import NEEDS_LITERT, pictures
 from tests.test_models import CONV, lively
 from tests.test_quantized_networks import calibrated
 from tests.test_random_networks import examples
 from utils.checkpoint import write_checkpoint
 from utils.darknet import cfg as cfg_file
-from utils.darknet.cfg import format_network
+from utils.darknet.cfg import parse
 from utils.errors import InfeasibleError, InputError
 from utils.export.integers import LARGEST_BIAS, Codes, Gap, codes_of
 from utils.export.onnx_graph import onnx_model
 from utils.export.settings import ExportSettings
-from utils.export.verify import prove_onnx
+from utils.export.verify import Subject, prove_onnx, prove_tflite
 from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, TFLITE, QuantSettings
 from utils.runtime.choice import choose_runtime
 from utils.runtime.exported import Metadata, read_onnx
 
 INTEGRAL = tuple(name for name in TARGETS if name not in ("fpga", *TFLITE))
-INT8 = ExportSettings(int8=True)
+FORMS = {"onnx": ExportSettings(int8=True), "tflite": ExportSettings(opset=18, mish="op")}
+"""Formats of integers, and how the ONNX nodes are written that they are made of."""
+BOTH = ["onnx", pytest.param("tflite", marks=NEEDS_LITERT)]
+SHIFTS = QuantSettings("google", "fpga", 8, 8, fold=True)
 
 
 def of_target(target: str, **more) -> QuantSettings:
@@ -50,11 +53,6 @@ def described(model: Darknet, settings: QuantSettings) -> Metadata:
     return Metadata(model.network, names, precision="int8", quantization=settings)
 
 
-def pictures(model: Darknet, count: int = 1) -> torch.Tensor:
-    net = model.network.net
-    return torch.rand((count, net.channels, net.height, net.width), generator=torch.Generator().manual_seed(3))
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -62,32 +60,48 @@ def seeded():
 
 def quantized(model: Darknet, settings: QuantSettings) -> Darknet:
     """The model with quantizers whose bounds are those of two pictures."""
-    return calibrated(model, pictures(model, 2), settings).requires_grad_(False)
+    return calibrated(model, pictures(model.network, 2), settings).requires_grad_(False)
 
 
-def made_of(model: Darknet, settings: QuantSettings) -> tuple[onnx.ModelProto, Codes]:
-    """The file of a quantized model, and its integers."""
+def made_of(model: Darknet, settings: QuantSettings, form: str = "onnx") -> tuple[onnx.ModelProto, Codes]:
+    """The ONNX nodes of a quantized model, and its integers."""
     codes = codes_of(model, explicit=settings.target == "tensorrt")
-    return onnx_model(model, described(model, settings), INT8, codes), codes
+    return onnx_model(model, described(model, settings), FORMS[form], codes), codes
 
 
-def proved(model: Darknet, settings: QuantSettings) -> Gap:
-    made, codes = made_of(model, settings)
-    proof, gap = prove_onnx(made, model, described(model, settings), INT8, codes)
+def proved(model: Darknet, settings: QuantSettings, form: str = "onnx", nodes: onnx.ModelProto | None = None) -> Gap:
+    """The largest difference of a layer, of the given nodes or those of the model."""
+    made, codes = made_of(model, settings, form)
+    metadata = described(model, settings)
+    if form == "tflite":
+        proof, gap = prove_tflite(nodes or made, Subject(None, model, metadata), FORMS[form], codes)
+    else:
+        proof, gap = prove_onnx(nodes or made, model, metadata, FORMS[form], codes)
     assert np.isfinite(proof.error)
     return gap
 
 
-@pytest.mark.parametrize("target", INTEGRAL)
+def convolutions(model: Darknet) -> int:
+    return sum(isinstance(layer, ConvBlock) for layer in model.layers)
+
+
+@pytest.mark.parametrize(
+    ("form", "target"),
+    [
+        *product(["onnx"], INTEGRAL),
+        *(pytest.param("tflite", target, marks=NEEDS_LITERT) for target in INTEGRAL if target != "tensorrt"),
+    ],
+)
 @examples(8)
 @given(network=networks())
-def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
+def test_each_layer_of_any_network_differs_by_a_step_at_most(form, target, network):
+    """TensorFlow Lite's in the reference kernels and in those of XNNPACK."""
     torch.manual_seed(0)
     settings = of_target(target, fold=len(network.blocks) % 2 == 0)
     model = quantized(lively(network), settings)
-    gap = proved(model, settings)
+    gap = proved(model, settings, form)
     assert gap.steps <= 1
-    assert gap.layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers)
+    assert gap.layers >= convolutions(model)
 
 
 @pytest.mark.parametrize(
@@ -106,47 +120,42 @@ def test_each_layer_of_any_network_differs_by_a_step_at_most(target, network):
     ],
     ids=str,
 )
-def test_every_way_to_quantize_is_carried(more):
-    activation = {**more}.pop("activation", None)
+@pytest.mark.parametrize("form", BOTH)
+def test_every_way_to_quantize_is_carried(form, more):
+    activation = more.get("activation")
     settings = of_target("cpu", **{key: value for key, value in more.items() if key != "activation"})
     network = one_head(CONV.format(6, activation) + CONV.format(4, activation)) if activation else tiny()
     for seed in range(4 if activation else 1):
         torch.manual_seed(seed)
         model = quantized(lively(network), settings)
-        assert proved(model, settings).layers >= sum(isinstance(layer, ConvBlock) for layer in model.layers) - 2
+        assert proved(model, settings, form).layers >= convolutions(model) - 2
 
 
-def test_dead_and_inverted_channels_keep_their_bias():
-    """γ = 0 leaves a constant, γ < 0 turns the signs, a tiny γ would need a bias of more than 32 bits."""
-    for fold in (False, True):
-        settings = of_target("cpu", fold=fold)
-        model = lively(one_head(CONV.format(6, "leaky") + CONV.format(8, "relu")))
-        with torch.no_grad():
-            for layer in model.layers[:2]:
-                layer.bn.weight[:3] = torch.tensor([0.0, -1.3, 1e-12])
-                layer.bn.bias[:3] = torch.tensor([0.7, 0.2, 0.9])
-        model = quantized(model, settings)
-        kernels = codes_of(model).kernels
-        assert all(np.abs(kernel.bias).max() <= LARGEST_BIAS for kernel in kernels.values())
-        assert proved(model, settings).layers == 3
-
-
-def test_a_tensor_that_is_always_zero_leaves_the_biases_behind_it_fine():
-    """A dead relu; a bias has the scale of the tensor times that of the weights."""
-    model = lively(one_head(CONV.format(6, "relu") + CONV.format(8, "relu")))
+@pytest.mark.parametrize("kind", ["dead and inverted channels", "a dead layer"])
+@pytest.mark.parametrize("fold", [False, True])
+def test_what_is_always_zero_or_turned_round_keeps_its_bias(kind, fold):
+    """γ = 0 leaves a constant, γ < 0 turns the signs, a tiny γ would need a bias of more than 32 bits; behind a dead
+    relu biases stay fine, though a bias has the scale of the tensor times that of the weights."""
+    settings = of_target("cpu", fold=fold)
+    model = lively(one_head(CONV.format(6, "relu" if kind == "a dead layer" else "leaky") + CONV.format(8, "relu")))
+    first, second = (layer.bn for layer in model.layers[:2])
     with torch.no_grad():
-        model.layers[0].bn.weight.zero_()
-        model.layers[0].bn.bias.fill_(-1.0)
-        model.layers[1].bn.bias.mul_(0.01)
-    model = quantized(model, of_target("cpu"))
-    assert proved(model, of_target("cpu")).layers == 3
+        if kind == "a dead layer":
+            first.weight.zero_()
+            first.bias.fill_(-1.0)
+            second.bias.mul_(0.01)
+        else:
+            for bn in (first, second):
+                bn.weight[:3] = torch.tensor([0.0, -1.3, 1e-12])
+                bn.bias[:3] = torch.tensor([0.7, 0.2, 0.9])
+    model = quantized(model, settings)
+    assert all(np.abs(kernel.bias).max() <= LARGEST_BIAS for kernel in codes_of(model).kernels.values())
+    assert proved(model, settings).layers == 3
 
 
 def test_a_rounded_convolution_may_read_a_float_head():
-    settings = of_target("cpu", heads="float")
-    head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=4,4\nclasses=1\nnum=1\n"
-    conv = CONV.format(4, "leaky")
-    model = quantized(lively(one_head(conv, head, "[route]\nlayers=-2\n", conv)), settings)
+    settings, conv = of_target("cpu", heads="float"), CONV.format(4, "leaky")
+    model = quantized(lively(one_head(conv, HEAD, "[route]\nlayers=-2\n", conv)), settings)
     assert proved(model, settings).layers > 0
 
 
@@ -162,16 +171,17 @@ def test_integers_are_those_of_the_simulation():
             np.testing.assert_allclose(kernel.bias * kernel.bias_scale, conv.bias, atol=float(kernel.bias_scale.max()))
 
 
-def test_a_layer_that_differs_is_named():
+@pytest.mark.parametrize("form", BOTH)
+def test_a_layer_that_differs_is_named(form):
     """A weight that is changed after the simulation."""
     settings = of_target("cpu")
     model = quantized(lively(tiny()), settings)
-    made, codes = made_of(model, settings)
+    made, _ = made_of(model, settings, form)
     for tensor in made.graph.initializer:
         if tensor.name == "block2/weight/codes":
             tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
     with pytest.raises(InfeasibleError, match=r"block 2 .*differs from the simulation by \d+ steps"):
-        prove_onnx(made, model, described(model, settings), INT8, codes)
+        proved(model, settings, form, made)
 
 
 @pytest.mark.parametrize("target", ["cpu", "arm"])
@@ -187,8 +197,7 @@ def test_onnxruntime_runs_integer_kernels_from_the_picture_to_the_heads(name, ta
     options.add_session_config_entry("session.qdqisint8allowed", str(int(target == "arm")))
     onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     run = Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
-    convolutions = sum(isinstance(layer, ConvBlock) for layer in model.layers)
-    assert run["QLinearConv"] == convolutions
+    assert run["QLinearConv"] == convolutions(model)
     assert run["QuantizeLinear"] == 1 and run["DequantizeLinear"] == len(network.heads)
     assert not {"Conv", "FusedConv", "LeakyRelu", "Add", "Concat", "MaxPool", "Relu"} & set(run)
 
@@ -225,22 +234,26 @@ def test_tensorrt_gets_symmetric_explicit_integers():
     assert proved(model, settings).layers >= 5
 
 
+def write(path: Path, settings: QuantSettings | None) -> Darknet:
+    """Write a checkpoint of the tiny network, quantized or not; returns the model."""
+    torch.manual_seed(0)
+    text = TINY.replace("mish", "leaky") if settings and settings.target == "fpga" else TINY
+    model = lively(parse(text, "n.cfg"))
+    if settings is not None:
+        model = calibrated(model, pictures(model.network, 2), settings)
+    document = {"model": model.state_dict(), "ema": None, "cfg": text, "names": ["cat", "dog"], "lineage": []}
+    write_checkpoint(path, document | {"quantization": settings and settings.document()})
+    return model
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """Write q.pt of some settings and call export.py; returns its document."""
     monkeypatch.chdir(tmp_path)
 
     def call(settings: QuantSettings | None, *flags: str) -> dict:
-        torch.manual_seed(0)
-        model = lively(tiny())
-        document = {"ema": None, "cfg": format_network(tiny()), "names": ["cat", "dog"], "lineage": []}
-        if settings is not None:
-            model = calibrated(model, pictures(model, 2), settings)
-            document["quantization"] = settings.document()
-        write_checkpoint(tmp_path / "q.pt", document | {"model": model.state_dict()})
-        capsys.readouterr()
-        export.main(["--weights", "q.pt", *flags, "--json"])
-        return json.loads(capsys.readouterr().out)
+        write(tmp_path / "q.pt", settings)
+        return printed(capsys, export.main, "--weights", "q.pt", *flags)
 
     return call
 
@@ -265,9 +278,7 @@ def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tm
     assert found.precision == "int8" and found.quantization == of_target("cpu")
     monkeypatch.setattr(metadata, "TOLERANCES", {"int8": 0.0})
     monkeypatch.setattr(metadata, "MOST", 0.0)
-    with pytest.raises(
-        InfeasibleError, match=r"--format openvino: its integers differ from the simulation by 0.*nothing"
-    ):
+    with pytest.raises(InfeasibleError, match=r"--format openvino: its integers differ from the simulation by 0.*not"):
         call(of_target("cpu"), "--format", "openvino", "--int8", "--output", "b.xml")
     assert not list(tmp_path.glob("b.*"))
 
@@ -296,9 +307,18 @@ def test_tensorrt_names_the_command(call):
         (of_target("cpu", half_even=False), ("--int8",), "rounds halves away from 0.*--round-half even"),
         (of_target("cpu"), ("--int8", "--half"), "--half: a file has float16 or integers"),
         (of_target("cpu"), ("--int8", "--format", "weights"), "--int8: goes with --format onnx"),
+        pytest.param(
+            of_target("cpu"), ("--format", "tflite", "--int8", "--sample", "none.jpg"), "none.jpg", marks=NEEDS_LITERT
+        ),
+        (None, ("--format", "fpga"), r"--format fpga: q\.pt is float; `quantize\.py --weights q\.pt --target fpga` or"),
+        (QuantSettings(), ("--format", "fpga"), "quantized with --target cpu; take --format onnx --int8, or `quantize"),
+        (SHIFTS, (), "is quantized, and this file would be float; take --format fpga"),
+        (SHIFTS, ("--int8",), "take --format fpga"),
+        (SHIFTS, ("--format", "fpga", "--decode"), "--decode: goes with"),
+        (SHIFTS, ("--sample", "p.png"), "--sample: goes with --format fpga"),
     ],
 )
 def test_what_has_no_integers_is_refused(call, tmp_path, settings, flags, message):
     with pytest.raises(InputError, match=message):
         call(settings, *flags)
-    assert not (tmp_path / "runs").exists() or not list(Path(tmp_path / "runs").rglob("*.onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["q.pt"]

@@ -1,11 +1,10 @@
-"""The networks of cfg/: totals that are published, Darknet's blocks where it has them, and read by OpenCV."""
+"""The networks of cfg/: totals that are published, and Darknet's blocks where it has them."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from utils.darknet import cfg, weights
@@ -13,39 +12,32 @@ from utils.darknet import network as darknet
 from utils.darknet.blocks import Convolutional, Network
 from utils.report.cost import network_cost
 
-# Conv weights, BN channels, parameters, bytes of .weights, {size: BFLOPs of convolutions, BFLOPs as AlexeyAB counts}.
 REFERENCE = {
-    "yolov3": (
-        (107, 75, 61_895_776, 26_304, 61_949_149, 248_007_048),
-        {320: (38.973, 38.981), 416: (65.864, 65.879), 608: (140.692, 140.723)},
-    ),
-    "yolov3-spp": (
-        (114, 76, 62_944_352, 26_816, 62_998_749, 252_209_544),
-        {416: (66.218, 66.257), 608: (141.449, 141.531)},
-    ),
-    "yolov3-tiny": (
-        (24, 13, 8_845_488, 3_184, 8_852_366, 35_434_956),
-        {416: (5.565, 5.571), 608: (11.887, 11.899)},
-    ),
-    "yolov4": (
-        (162, 110, 64_296_032, 33_152, 64_363_101, 257_717_640),
-        {320: (35.565, 35.584), 416: (60.105, 60.137), 512: (91.046, 91.095), 608: (128.389, 128.459)},
-    ),
-    "yolov4-tiny": (
-        (38, 21, 6_049_888, 3_104, 6_056_606, 24_251_276),
-        {416: (6.908, 6.910), 608: (14.756, 14.761)},
-    ),
-    "yolov4-csp": (
-        (175, 115, 52_855_904, 32_384, 52_921_437, 211_944_840),
-        {512: (76.953, 77.003), 640: (120.240, 120.317)},
-    ),
+    "cfg/yolov3": (107, 61_949_149, 248_007_048),
+    "cfg/yolov3-spp": (114, 62_998_749, 252_209_544),
+    "cfg/yolov3-tiny": (24, 8_852_366, 35_434_956),
+    "cfg/yolov4": (162, 64_363_101, 257_717_640),
+    "cfg/yolov4-tiny": (38, 6_056_606, 24_251_276),
+    "cfg/yolov4-csp": (175, 52_921_437, 211_944_840),
+    "darknet_cfg/yolov3-tiny-prn": (28, 4_935_182, 19_759_052),
+    "darknet_cfg/yolov3-voc": (107, 61_626_049, 246_714_648),
 }
+"""Blocks, parameters and bytes of the .weights file; the second folder is in ../shared."""
+BFLOPS = {
+    "cfg/yolov3": {320: (38.973, 38.981), 416: (65.864, 65.879), 608: (140.692, 140.723)},
+    "cfg/yolov3-spp": {416: (66.218, 66.257), 608: (141.449, 141.531)},
+    "cfg/yolov3-tiny": {416: (5.565, 5.571), 608: (11.887, 11.899)},
+    "cfg/yolov4": {320: (35.565, 35.584), 416: (60.105, 60.137), 512: (91.046, 91.095), 608: (128.389, 128.459)},
+    "cfg/yolov4-tiny": {416: (6.908, 6.910), 608: (14.756, 14.761)},
+    "cfg/yolov4-csp": {512: (76.953, 77.003), 640: (120.240, 120.317)},
+    "darknet_cfg/yolov3-tiny-prn": {416: (3.461, 3.467)},
+    "darknet_cfg/yolov3-voc": {416: (65.428, 65.443)},
+}
+"""By size those of pjreddie's Darknet (convolutions only) and of AlexeyAB's."""
 DARKNETS = ("yolov3", "yolov3-spp", "yolov3-tiny", "yolov4", "yolov4-tiny")
 """Those of which ../shared has Darknet's own file."""
 FOLDER = Path(__file__).parents[1] / "cfg"
 NAMES = sorted(path.stem for path in FOLDER.iterdir())
-LARGE = {name for name in NAMES if name.startswith(("yolov3", "yolov4")) and "tiny" not in name}
-BY_SIZE = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NAMES]
 
 
 def load(name: str) -> Network:
@@ -67,22 +59,14 @@ def test_a_file_is_read_without_a_warning_and_written_back(name):
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_totals_are_the_reference_to_the_digit(name):
-    network = load(name)
-    convolutions = [block for block in network.blocks if isinstance(block, Convolutional)]
-    specs = darknet.tensors(network)
-    totals = (
-        len(network.blocks),
-        len(convolutions),
-        sum(spec.size for spec in specs if spec.name == "conv.weight"),
-        sum(spec.size for spec in specs if spec.name == "bn.weight"),
-        darknet.parameter_count(network),
-        darknet.file_bytes(network),
-    )
-    expected, by_size = REFERENCE[name]
-    assert totals == expected
-    costs = {size: network_cost(network, size, size) for size in by_size}
-    assert {size: (round(2 * cost.macs / 1e9, 3), round(cost.bflops, 3)) for size, cost in costs.items()} == by_size
+def test_totals_are_the_reference_to_the_digit(name, root, request):
+    network = cfg.load((root if name.startswith("cfg") else request.getfixturevalue("shared")) / f"{name}.cfg")
+    parameters = darknet.parameter_count(network)
+    assert (len(network.blocks), parameters, darknet.file_bytes(network)) == REFERENCE[name]
+    for size, bflops in BFLOPS[name].items():
+        cost = network_cost(network, size, size)
+        assert cost.parameters == parameters
+        assert (round(2 * cost.macs / 1e9, 3), round(cost.bflops, 3)) == bflops
 
 
 @pytest.mark.parametrize("name", DARKNETS)
@@ -115,77 +99,3 @@ def test_leaky_twins_differ_from_yolov4_in_activation_and_pools_alone(leaky):
         assert changed <= {"activation", "size", "padding"}
     assert {block.activation for block in twin.blocks if isinstance(block, Convolutional)} == {"leaky", "linear"}
     assert darknet.tensors(twin) == darknet.tensors(original)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("yolov3", (32, 16, 8)),
-        ("yolov4", (8, 16, 32)),
-        ("yolov4-csp", (8, 16, 32)),
-        ("yolov4-tiny", (32, 16)),
-        ("mobilenetv2-yolov3", (32, 16, 8)),
-        ("yolo-fastest", (32, 16)),
-        ("demo", (16, 8)),
-    ],
-)
-def test_strides_of_the_heads(name, expected):
-    assert darknet.strides(load(name)) == expected
-
-
-def random_arrays(network: Network) -> dict[str, np.ndarray]:
-    """He's weights for convolutions, γ and variances near 1."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for spec in darknet.tensors(network):
-        if spec.name in ("bn.weight", "bn.running_var"):
-            array = generator.uniform(0.5, 1.5, spec.shape)
-        elif spec.name == "conv.weight":
-            array = generator.standard_normal(spec.shape) * (2 / np.prod(spec.shape[1:])) ** 0.5
-        else:
-            array = generator.standard_normal(spec.shape) * 0.1
-        arrays[spec.key] = array.astype(np.float32)
-    return arrays
-
-
-def settle(model, images) -> None:
-    """Give every batch normalisation the statistics of these images, so that signals neither die nor explode.
-
-    Behind large max pools maps are constant and have no variance, hence the floor.
-    """
-    norms = [module for module in model.modules() if hasattr(module, "running_var")]
-    for module in norms:
-        module.momentum = 1.0
-    model.train()(images)
-    model.eval().requires_grad_(False)
-    for module in norms:
-        module.running_var.clamp_(min=1.0)
-
-
-@pytest.mark.parametrize("name", BY_SIZE)
-def test_opencv_reads_the_file_and_computes_the_same_heads(name, tmp_path):
-    """The heads' convolutions of OpenCV's reader of Darknet files and of models.Darknet, on random weights."""
-    cv2 = pytest.importorskip("cv2")
-    if not hasattr(cv2.dnn, "readNetFromDarknet"):
-        pytest.skip("this OpenCV has no reader of Darknet files: pip install -r requirements-dev.txt")
-    torch = pytest.importorskip("torch")
-    from models import Darknet
-
-    network = load(name)
-    size = 2 * darknet.max_stride(network)
-    images = np.random.default_rng(1).uniform(0, 1, (1, 3, size, size)).astype(np.float32)
-    model = Darknet(network, initialize=False)
-    model.load_state_dict({k: torch.from_numpy(a) for k, a in random_arrays(network).items()}, strict=False)
-    settle(model, torch.from_numpy(images))
-    weights.write(tmp_path / "random.weights", network, {k: v.numpy() for k, v in model.state_dict().items()})
-    opencv = cv2.dnn.readNetFromDarknet(str(FOLDER / f"{name}.cfg"), str(tmp_path / "random.weights"))
-    opencv.setInput(images)
-    names = opencv.getLayerNames()
-    before_detections = [names[names.index(f"permute_{head}") - 1] for head in network.heads]
-    got = opencv.forward(before_detections)
-
-    with torch.no_grad():
-        want = [head.numpy() for head in model(torch.from_numpy(images)).heads]
-    assert [array.shape for array in got] == [array.shape for array in want]
-    for ours, theirs in zip(want, got, strict=True):
-        assert np.abs(ours - theirs).max() / max(1, np.abs(theirs).max()) <= 1e-3

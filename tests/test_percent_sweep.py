@@ -1,32 +1,39 @@
-"""Every percentage either works, or is refused with the layer that limits and the largest percentage that works."""
+"""Every percentage works, or is refused with the layer that limits and the largest percentage that works.
+
+A target in its place keeps the bound, one step from where it does not.
+"""
 
 from __future__ import annotations
 
-import importlib
+import json
 import re
 from bisect import bisect
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.nets import TINY, tiny
+import slim_prune
+from tests.nets import tiny
 from tests.pruning import POLICIES as SCRIPT_POLICIES
-from tests.pruning import emptied, normalised, random_gammas
+from tests.pruning import SCRIPTS, conv, emptied, graph_of, normalised, random_gammas
 from tests.random_nets import networks
-from tests.test_graph import conv, graph_of
 from tests.test_random_networks import POLICIES as ANY_POLICY
 from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.network import tensors
+from utils.detection.evaluate import Accuracy
 from utils.errors import InfeasibleError, InputError, NumericsError
+from utils.pruning import workflow
 from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks
 from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose
+from utils.pruning.target import Amount, PruneTarget, make_plan, make_steps
+from utils.report.cost import Latency, network_cost
 
-POLICIES = {name: policy for name, policy in SCRIPT_POLICIES.items() if not policy.groups} | {
+POLICIES = SCRIPT_POLICIES | {
     "refused slim": ChannelPolicy(0),
     "majority": ChannelPolicy(0, merge="majority"),
     "all": ChannelPolicy(0, merge="intersection", all_convs=True),
@@ -182,14 +189,6 @@ class TestTies:
         graph = graph_of(conv(2), square, conv(2), tie, conv(3))
         assert candidates(graph, 1) == (6,)
 
-    def test_the_strongest_channel_of_the_widest_layer_does_not_save_the_narrow_one(self):
-        """Chain of 2 and 4 channels: the channel that only the wide one has does not count for the narrow one."""
-        graph = graph_of(conv(4), conv(2), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(3))
-        gammas = {0: np.array([0.1, 0.2, 0.3, 0.9]), 1: np.array([0.15, 0.25]), 3: np.array([1.0, 1.1, 1.2])}
-        assert choose(graph, gammas, ChannelPolicy(3 / 9)).keep[graph.labels[1]].tolist() == [False, True]
-        with pytest.raises(InfeasibleError, match=r"block 1 .* lose all its 2 channels; .* 0\.3333$"):
-            choose(graph, gammas, ChannelPolicy(4 / 9))
-
 
 class TestDegenerate:
     """P4: what crashed the suites before."""
@@ -204,13 +203,6 @@ class TestDegenerate:
         with pytest.raises(NumericsError, match=rf"block {block} \(tiny.cfg:\d+\): an importance is not finite"):
             choose(graph, gammas, policy)
 
-    @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-    def test_layers_of_one_channel_stay(self, policy):
-        graph = graph_of(conv(1), conv(1, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(1))
-        for percent in (0.0, 0.3, 0.34, 0.99):
-            works(graph, random_gammas(graph, 0), replace(policy, percent=percent))
-        assert choose(graph, random_gammas(graph, 0), replace(policy, percent=0.3)).keep.all()
-
     @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
     def test_an_untrained_network_loses_what_was_asked_for(self, value):
         graph = channel_graph(tiny())
@@ -219,31 +211,200 @@ class TestDegenerate:
         assert choice.removed == (~choice.keep).sum() == int(0.2 * choice.ranked)
 
 
-class TestCommandLine:
-    """Before torch is loaded, and without a trace."""
+UNITS = {"layer_channel": ("--shortcut", "1")}
+"""What a script needs beside the target."""
 
-    @pytest.mark.parametrize("name", ["normal", "regular", "shortcut", "slim"])
-    @pytest.mark.parametrize("value", ["-0.1", "1.5", "1", "nan", "inf", "", "half"])
-    def test_what_is_no_share_is_a_usage_error(self, tmp_path, name, value):
-        main = importlib.import_module(f"{name}_prune").main
-        with pytest.raises(InputError, match=r"^--percent: ") as caught:
-            main(["--cfg", "n.cfg", "--weights", "n.weights", "--project", str(tmp_path / "runs"), "--percent", value])
-        assert caught.value.exit_status == 2
+
+@pytest.fixture
+def prune(prune):
+    """The same, with what a script needs."""
+    return lambda name, *flags: prune(name, *UNITS.get(name, ()), *flags)
+
+
+@pytest.fixture
+def measured(monkeypatch, folder):
+    """AP50 is the share of the tiny network's parameters that a network has, its time the number of its multiply-adds.
+    Returns the flag of pictures."""
+    whole = network_cost(tiny()).parameters
+
+    def accuracy(self, name, model):
+        value = network_cost(model.network).parameters / whole
+        return Accuracy(value, value), [(np.zeros((3, 64, 64), np.uint8), np.zeros((0, 6)))]
+
+    def latency(self, models):
+        macs = {name: network_cost(model.network).macs for name, model in models.items()}
+        return {name: Latency(count, count, 50) for name, count in macs.items()}
+
+    monkeypatch.setattr(workflow.Pruner, "accuracy", accuracy)
+    monkeypatch.setattr(workflow.Pruner, "latency", latency)
+    return "--data", str(folder / "d.data"), "--importance", "gamma", "--reconstruct", "0"
+
+
+@given(figures=st.lists(st.floats(0, 1), min_size=1, max_size=40), bound=st.floats(0.01, 0.99), first=st.booleans())
+def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
+    """Whatever the figures are, monotone or not; a refusal says what works."""
+    steps, looked = len(figures) - 1, []
+
+    def figure(step: int) -> float:
+        looked.append(step)
+        return figures[step]
+
+    share = PruneTarget("macs", bound)
+    try:
+        found = share.reach(steps, figure)
+        assert figures[found] <= bound and (found == 0 or figures[found - 1] > bound)
+    except InfeasibleError as refused:
+        works = float(str(refused).split()[-1])
+        assert figures[replace(share, bound=works).reach(steps, figure)] <= works
+    assert len(looked) <= 2 * (2 + len(figures).bit_length())
+    drop, first = PruneTarget("drop", bound), int(first)
+    try:
+        found = drop.reach(steps, figure, first)
+        assert found >= first and figures[found] <= bound and (found == steps or figures[found + 1] > bound)
+    except InfeasibleError as refused:
+        if steps >= first:
+            works = float(str(refused).split()[-1])
+            assert figures[replace(drop, bound=works).reach(steps, figure, first)] <= works
+
+
+@examples(80)
+@given(
+    network=networks(),
+    seed=st.integers(0, 9),
+    kind=st.sampled_from(["params", "macs"]),
+    name=st.sampled_from([*SCRIPT_POLICIES]),
+)
+def test_counted_targets_are_met_channel_by_channel_in_any_network(network, seed, kind, name):
+    graph = channel_graph(network)
+    gammas, size = random_gammas(graph, seed), (graph.network.net.height, graph.network.net.width)
+    try:
+        steps = make_steps(graph, gammas, SCRIPT_POLICIES[name], None, fine=True)
+    except InfeasibleError:
+        return
+    counted = PruneTarget(kind, 0.5).counted
+
+    def figure(step: int) -> float:
+        left = network_cost(steps.plan(step).after(), *size)
+        return getattr(left, counted) / getattr(network_cost(network), counted)
+
+    target = PruneTarget(kind, 0.3 + 0.7 * figure(steps.last))
+    if target.bound < 1:
+        step = target.reach(steps.last, figure)
+        assert figure(step) <= target.bound < figure(step - 1)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_every_script_takes_a_counted_target(prune, tmp_path, name, kind):
+    """What is found, given as --percent, or as --shortcut, leads to the same network."""
+    key, bound = {"params": "parameters"}.get(kind, kind), 0.98 if name == "regular" else 0.9
+    document = prune(name, f"--target-{kind}", str(bound), "--no-test")
+    target = document["target"]
+    assert (
+        target["flag"] == f"--target-{kind}"
+        and target["bound"] == bound
+        and target["tried"] >= 2
+        and document["rounds"] == 1
+    )
+    assert document["after"][key] / document["before"][key] == target["reached"] <= bound
+    amount = ("--shortcut", "1") if name == "layer" else ("--percent", str(target["percent"]))
+    assert prune(name, *amount, "--dry-run")["after"] == document["after"]
+    run = Path(document["run_dir"])
+    assert json.loads((run / "plan.json").read_text())["target"] == target
+    assert f"target --target-{kind} {bound}: {target['reached']:.4f}, by --" in (run / "report.md").read_text()
+
+
+def test_channels_that_cost_nothing_go_even_where_the_target_keeps_them(prune, files, capsys):
+    """By γ: a third of the channels have γ = 0, and the target alone takes one of them."""
+    network = tiny()
+    arrays = {name: array.copy() for name, array in weights_file.read(files[3], network).items()}
+    for name, array in arrays.items():
+        if name.endswith("bn.weight"):
+            array[1::3] = 0.0
+    weights_file.write(Path(files[3]), network, arrays)
+    document = prune("slim", "--target-params", "0.99", "--no-test")
+    assert document["percent"] == document["advised_percent"] > 0.2
+    assert document["after"]["parameters"] / document["before"]["parameters"] == document["target"]["reached"] < 0.9
+
+
+def test_what_is_out_of_reach_is_refused_with_what_works(prune, tmp_path):
+    for name in SCRIPTS:
+        with pytest.raises(InfeasibleError, match=r"--target-macs 0\.01: .* works is 0\.\d{4}$") as caught:
+            prune(name, "--target-macs", "0.01", "--no-test")
         assert not (tmp_path / "runs").exists()
+        works = str(caught.value).split()[-1]
+        assert prune(name, "--target-macs", works, "--dry-run")["target"]["reached"] <= float(works)
 
-    @pytest.mark.parametrize(("name", "status"), [("normal", 6), ("shortcut", 6)])
-    def test_too_much_writes_nothing(self, tmp_path, name, status):
-        rng = np.random.default_rng(0)
-        arrays = {spec.key: rng.random(spec.shape) for spec in tensors(tiny())}
-        (tmp_path / "n.cfg").write_text(TINY)
-        weights_file.write(tmp_path / "n.weights", tiny(), arrays)
-        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-        files = ["--cfg", str(tmp_path / "n.cfg"), "--weights", str(tmp_path / "n.weights"), "--no-test"]
-        with pytest.raises(
-            InfeasibleError, match=r"--percent 0\.97: block \d+ \(.*\) would lose all .* 0\.\d{4}$"
-        ) as caught:
-            importlib.import_module(f"{name}_prune").main(
-                [*files, "--percent", "0.97", "--project", str(tmp_path / "runs")]
-            )
-        assert caught.value.exit_status == status
-        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+def test_a_dry_run_prints_the_percentage_that_was_found(prune, tmp_path, files, capsys):
+    document = prune("slim", "--target-macs", "0.5", "--dry-run")
+    assert document["grid"][0]["percent"] == document["target"]["percent"]
+    assert document["after"] == document["grid"][0]["after"]
+    slim_prune.main([*files, "--target-macs", "0.5", "--dry-run"])
+    out = capsys.readouterr().out
+    assert f"by --percent {document['target']['percent']}; networks tried: {document['target']['tried']}" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["slim", "group", "layer", "layer_channel"])
+def test_the_drop_is_within_the_bound_and_a_hundredth_more_is_not(prune, measured, name):
+    bound = {"layer": 45, "layer_channel": 70}.get(name, 30)
+    document = prune(name, "--max-drop", str(bound), *measured)
+    drop = 100 * (document["before"]["map50"] - document["after"]["map50"])
+    assert drop == pytest.approx(document["target"]["reached"]) and 0 < drop <= bound
+    if name != "layer":
+        percent = document["target"]["percent"]
+        assert round(percent, 2) == percent
+        more = prune(name, "--percent", f"{percent + 0.01:.2f}", *measured)
+        assert 100 * (more["before"]["map50"] - more["after"]["map50"]) > bound
+
+
+def test_units_that_go_in_any_case_count_as_a_drop(prune, measured, tmp_path):
+    with pytest.raises(InfeasibleError, match=r"--max-drop 1: .* works is \d+\.\d\d$") as caught:
+        prune("layer_channel", "--max-drop", "1", *measured)
+    works = str(caught.value).split()[-1]
+    assert not (tmp_path / "runs").exists()
+    assert prune("layer_channel", "--max-drop", works, "--dry-run", *measured)["target"]["reached"] <= float(works)
+
+
+@pytest.mark.parametrize("name", ["slim", "layer", "layer_channel"])
+def test_the_time_is_within_the_bound_and_a_hundredth_less_is_not(prune, measured, name):
+    document = prune(name, "--target-latency", "0.9", *measured)
+    times = {key: document["latency"][key]["median"] for key in ("original", "compact")}
+    assert times["compact"] / times["original"] == document["target"]["reached"] <= 0.9
+    if name == "slim":
+        percent = document["target"]["percent"]
+        less = prune(name, "--percent", f"{percent - 0.01:.2f}", "--dry-run")
+        assert less["after"]["macs"] / less["before"]["macs"] > 0.9
+
+
+def test_a_network_that_finds_nothing_cannot_lose_anything(prune, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow.Pruner, "accuracy", lambda *_: (Accuracy(0.0, 0.0), []))
+    with pytest.raises(InputError, match=r"finds nothing in .*val\.txt; its AP50 is 0"):
+        prune("slim", "--max-drop", "5", "--data", str(folder / "d.data"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
+    seen = []
+
+    def fitted(graph, arrays, removal, pictures, *_):
+        seen.append(len(pictures))
+        return arrays
+
+    monkeypatch.setattr("utils.pruning.reconstruct.reconstruct", fitted)
+    document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
+    assert seen == [2] * document["target"]["tried"]
+
+
+@pytest.mark.parametrize("name", SCRIPT_POLICIES)
+def test_a_step_is_one_channel_by_rank_and_its_percentage_says_the_same_when_it_is_given(root, name):
+    """Also where the share is no short decimal; of groups each loses the whole part of its share."""
+    graph = channel_graph(cfg_file.load(root / "cfg" / "demo.cfg"))
+    gammas = random_gammas(graph, 1)
+    steps = make_steps(graph, gammas, SCRIPT_POLICIES[name], None, fine=True)
+    for step in range(0, steps.last + 1, 13):
+        plan = steps.plan(step)
+        assert step - plan.choice.removed in (range(3) if name == "group" else (0,))
+        again = make_plan(graph, gammas, SCRIPT_POLICIES[name], Amount(float(str(plan.amount.percent)), None))
+        assert np.array_equal(again.choice.keep, plan.choice.keep)

@@ -49,7 +49,7 @@ def spoiled(training):
     handle = weight.register_hook(infinite)
 
 
-def test_a_skipped_first_step_leaves_nothing_behind(training, monkeypatch):
+def test_a_skipped_first_step_counts_in_the_log_and_leaves_nothing_behind(training, monkeypatch):
     """New memory is NaN here: momentum that is allocated by the skipped step and read by the next would show."""
     plain = torch.empty_like
 
@@ -58,25 +58,18 @@ def test_a_skipped_first_step_leaves_nothing_behind(training, monkeypatch):
         return made.fill_(torch.nan) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch, "empty_like", garbage)
-    before = [parameter.clone() for parameter in training.net.parameters()]
+    before, trainer = [parameter.clone() for parameter in training.net.parameters()], training.trainer
     spoiled(training)
     training.step()
     assert all(map(torch.equal, before, training.net.parameters()))
-    training.step()
-    momenta = [state["momentum_buffer"] for state in training.trainer.state.optimizer.state.values()]
-    assert momenta and all(torch.isfinite(momentum).all() for momentum in momenta)
-    assert all(torch.isfinite(parameter).all() for parameter in training.net.parameters())
-    assert not all(map(torch.equal, before, training.net.parameters()))
-
-
-def test_a_skipped_step_counts_nowhere_but_in_the_log(training):
-    trainer = training.trainer
-    spoiled(training)
-    training.step()
     assert (trainer.progress.step, trainer.state.average.updates, trainer.progress.sums) == (0, 0, {"skipped": 1})
     assert trainer.state.scaler.get_scale() == 2.0**15
     training.step()
     assert (trainer.progress.step, trainer.state.average.updates) == (1, 1)
+    momenta = [state["momentum_buffer"] for state in trainer.state.optimizer.state.values()]
+    assert momenta and all(torch.isfinite(momentum).all() for momentum in momenta)
+    assert all(torch.isfinite(parameter).all() for parameter in training.net.parameters())
+    assert not all(map(torch.equal, before, training.net.parameters()))
 
 
 def test_a_skipped_step_leaves_the_scales_that_sparse_training_shrinks(training):

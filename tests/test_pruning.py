@@ -1,4 +1,4 @@
-"""Pruning: the choice of channels, the surgery, and the constants of what was removed."""
+"""Pruning: the graph of channels, the choice among them, the surgery, and the constants of what was removed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from models import Darknet
 from tests.nets import PUBLIC_MODELS
-from tests.pruning import heads, model_of, policy, randomised, removal_of
-from tests.test_graph import HEAD, conv, graph_of
+from tests.pruning import (
+    GATE,
+    assert_compact_equals_silenced,
+    conv,
+    graph_of,
+    heads,
+    model_of,
+    policy,
+    randomised,
+    removal_of,
+)
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
-from utils.darknet.cfg import format_network, parse
-from utils.darknet.network import max_stride, trace
+from utils.darknet.network import max_stride
 from utils.errors import InfeasibleError, NumericsError
 from utils.pruning.channel_graph import Removal, channel_graph, choose_units, residual_units
-from utils.pruning.policy import POWERS, ChannelPolicy, choose
+from utils.pruning.policy import POWERS, ChannelPolicy, candidates, choose
 from utils.pruning.surgery import (
     Certificate,
     arrays_of,
     certify,
-    difference,
     fold_constants,
     gammas_of,
-    masked,
     prune_network,
 )
 
@@ -64,64 +69,13 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(root, request, na
     path = request.getfixturevalue("shared") / rest if folder == "shared" else root / name
     network = cfg_file.load(path, warn=lambda text: None)
     graph = channel_graph(network)
-    model = randomised(network)
-    arrays = arrays_of(model)
+    arrays = arrays_of(randomised(network))
     removal = removal_of(graph, arrays, *CASES[strategy])
     if strategy == "layer" and not residual_units(network):
         assert removal.keep.all()
         return
-    side = 2 * max_stride(network)
-    narrow, sliced = prune_network(graph, arrays, removal)
-    widths = graph.widths(removal.keep)
-    stays = [i for i in range(len(network.blocks)) if i not in removal.blocks]
-    assert [shape.channels for shape in trace(narrow)] == [widths[i] for i in stays]
     assert not removal.keep.all() or removal.units
-    with masked(model, graph, removal):
-        assert difference(heads(model_of(narrow, sliced), side), heads(model, side)) < 1e-9
-    taken = fold_constants(graph, arrays, removal)
-    full = model_of(network, taken)
-    narrow, sliced = prune_network(graph, taken, removal)
-    with masked(full, graph, removal):
-        assert difference(heads(model_of(narrow, sliced), side), heads(full, side)) < 1e-9
-
-
-def test_everything_kept_is_the_same_bit_for_bit(root):
-    network = cfg_file.load(root / "cfg" / "yolov4-tiny.cfg")
-    graph = channel_graph(network)
-    arrays = arrays_of(randomised(network, torch.float32))
-    narrow, sliced = prune_network(graph, arrays, Removal(np.ones(graph.count, np.bool_)))
-    assert narrow == network
-    assert all(np.array_equal(sliced[name], arrays[name]) for name in sliced)
-    assert fold_constants(graph, arrays, Removal(np.ones(graph.count, np.bool_))) == arrays
-
-
-def test_constants_reach_every_reader_exactly_through_1x1():
-    """Through a shortcut, a concatenation, an upsampling and a pool, to two readers; γ = 0 makes the constants true."""
-    graph = graph_of(
-        conv(8),
-        conv(8),
-        "[shortcut]\nfrom=-2\nactivation=linear\n",
-        conv(6),
-        "[upsample]\nstride=2\n",
-        "[maxpool]\nsize=2\nstride=2\n",
-        "[route]\nlayers=-1,2\n",
-        conv(5),
-        "[route]\nlayers=2\n",
-        conv(5),
-        "[shortcut]\nfrom=-3\nactivation=linear\n",
-    )
-    model = randomised(graph.network)
-    keep = np.ones(graph.count, np.bool_)
-    keep[graph.labels[0][[1, 4]]] = False
-    keep[graph.labels[3][2]] = False
-    arrays = arrays_of(model)
-    for i in (0, 1, 3):
-        arrays[f"layers.{i}.bn.weight"] = np.where(keep[graph.labels[i]], arrays[f"layers.{i}.bn.weight"], 0)
-    constant = heads(model_of(graph.network, arrays), 64)
-    narrow, sliced = prune_network(graph, fold_constants(graph, arrays, Removal(keep)), Removal(keep))
-    assert difference(heads(model_of(narrow, sliced), 64), constant) < 1e-12
-    bare = prune_network(graph, arrays, Removal(keep))
-    assert difference(heads(model_of(*bare), 64), constant) > 1e-3
+    assert_compact_equals_silenced(graph, arrays, removal, 2 * max_stride(network))
 
 
 def test_the_border_of_3x3_is_all_that_absorption_gets_wrong():
@@ -155,15 +109,6 @@ class TestChoice:
     def test_the_weakest_go_whatever_their_sign(self):
         assert self.kept(ChannelPolicy(0.5, prune=0)) == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 3]]
 
-    @pytest.mark.parametrize(
-        ("merge", "chain"),
-        [("union", [0, 1, 3]), ("first", [1, 3]), ("majority", [0, 1, 3]), ("intersection", [3])],
-    )
-    def test_a_chain_has_one_mask(self, merge, chain):
-        """Seven of twelve go: 0.01 0.02 0.03 0.05 0.1 0.15 0.2."""
-        policy = ChannelPolicy(0.6, merge=merge, layer_keep=0.01)
-        assert self.kept(policy) == [chain, chain, [0]]
-
     def test_a_floor_keeps_the_strongest(self):
         assert self.kept(ChannelPolicy(0.99, layer_keep=0.5)) == [[0, 1, 3], [0, 1, 3], [0, 3]]
 
@@ -172,58 +117,11 @@ class TestChoice:
         policy = ChannelPolicy(0.9, prune=0, layer_keep=0.01, multiple_of=multiple)
         assert len(self.kept(policy)[2]) == width
 
-    @pytest.mark.parametrize(("prune", "merge", "most"), [(0, "union", 3), (1, "first", 7)])
-    def test_the_largest_percentage_is_told_and_works(self, prune, merge, most):
-        with pytest.raises(InfeasibleError, match=r"block 3 .* lose all its 4 channels; .* \d\.\d{4}$") as caught:
-            choose(self.graph, self.gammas, ChannelPolicy(1.0, prune, merge))
-        choice = choose(self.graph, self.gammas, ChannelPolicy(float(str(caught.value).split()[-1]), prune, merge))
-        assert choice.max_percent == float(str(caught.value).split()[-1])
-        assert choice.removed in (most, most - 1)  # the percentage is cut to four decimals
-        assert choice.keep[self.graph.labels[3]].sum() >= 1
-        choose(self.graph, self.gammas, ChannelPolicy(most / choice.ranked, prune, merge))
-        with pytest.raises(InfeasibleError):
-            choose(self.graph, self.gammas, ChannelPolicy((most + 1) / choice.ranked, prune, merge))
-
-    @pytest.mark.parametrize("value", [0.0, 1.0])
-    def test_equal_gammas_lose_exactly_the_number_asked_for(self, value):
-        gammas = {i: np.full(4, value) for i in self.gammas}
-        choice = choose(self.graph, gammas, ChannelPolicy(0.5, prune=0))
-        assert choice.removed == 2
-        assert (~choice.keep).sum() == 2
-
-    def test_nan_is_an_error_that_names_the_block(self):
-        with pytest.raises(NumericsError, match=r"block 1 .*not finite"):
-            choose(self.graph, {**self.gammas, 1: np.array([1, np.nan, 1, 1])}, ChannelPolicy(0.1))
-
     def test_a_depthwise_convolution_votes_with_its_producer(self):
         graph = graph_of(conv(4), conv(4, 3, groups=4), conv(4))
         gammas = {0: np.array([1, 0.2, 0.9, 0.8]), 1: np.array([0.1, 0.8, 0.9, 0.8]), 2: np.full(4, 2.0)}
         keep = choose(graph, gammas, ChannelPolicy(0.25, prune=0)).keep
         assert keep[graph.labels[0]].tolist() == [False, False, True, True]
-
-    def test_a_chain_with_a_convolution_that_is_no_candidate_stays_whole(self):
-        plain = "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
-        graph = graph_of(conv(4), plain, "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))
-        gammas = {0: np.zeros(4), 3: np.arange(4.0)}
-        keep = choose(graph, gammas, ChannelPolicy(0.5, layer_keep=0.1)).keep
-        assert keep[graph.labels[0]].all()
-        assert not keep[graph.labels[3]].all()
-
-
-def test_a_pruned_network_can_be_pruned_again():
-    graph = graph_of(conv(16), conv(16, 3), "[shortcut]\nfrom=-2\nactivation=linear\n")
-    network, arrays = graph.network, arrays_of(randomised(graph.network))
-    for _ in range(2):
-        graph = channel_graph(network)
-        choice = choose(graph, gammas_of(network, arrays), ChannelPolicy(0.4, layer_keep=0.1))
-        network, arrays = prune_network(graph, arrays, Removal(choice.keep))
-    assert network.blocks[0].filters == network.blocks[1].filters < 13
-    assert [block.filters for block in network.blocks if isinstance(block, Convolutional)][-1] == 21
-    assert HEAD.count("filters=21") == 1
-
-
-GATE = ("[avgpool]\n", conv(4), conv(8), "[scale_channels]\nfrom=-4\n")
-"""Squeeze and excitation of a block of 8 channels."""
 
 
 class TestCertificate:
@@ -364,39 +262,85 @@ class TestUnits:
         gammas |= {1: np.full(8, 0.3), 4: np.full(4, 0.5)}
         assert [unit.last for unit in choose_units(graph, gammas, np.ones(graph.count, np.bool_), 1)] == [1]
 
-    @pytest.mark.parametrize("count", [1, 2])
-    def test_the_network_without_units_is_the_one_in_which_they_add_nothing(self, count):
-        """Exactly, references and all; and so is the one whose constants are taken up."""
-        graph = graph_of(*self.NET)
-        model = randomised(graph.network)
-        arrays = arrays_of(model)
-        keep = np.ones(graph.count, np.bool_)
-        keep[graph.labels[1][0]] = False
-        removal = Removal(keep, choose_units(graph, gammas_of(graph.network, arrays), keep, count))
-        compacted = prune_network(graph, arrays, removal)
-        assert len(compacted.network.blocks) == len(graph.network.blocks) - 3 * count
-        with masked(model, graph, removal):
-            assert difference(heads(model_of(*compacted), 64), heads(model, 64)) < 1e-12
-        assert parse(format_network(compacted.network)).blocks == compacted.network.blocks
-        full = model_of(graph.network, fold_constants(graph, arrays, removal))
-        with masked(full, graph, removal):
-            narrow = model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal))
-            assert difference(heads(narrow, 64), heads(full, 64)) < 1e-12
 
-    def test_what_a_unit_adds_with_gamma_0_is_taken_up_exactly_through_1x1(self):
-        graph = graph_of(
-            conv(8),
-            conv(4),
-            conv(8),
-            "[shortcut]\nfrom=-3\nactivation=linear\n",
-            conv(8),
-            "[shortcut]\nfrom=-2\nactivation=linear\n",
-            conv(4),
-        )
-        arrays = arrays_of(randomised(graph.network))
-        arrays["layers.2.bn.weight"] = np.zeros(8)
-        removal = Removal(np.ones(graph.count, np.bool_), residual_units(graph.network)[:1])
-        constant = heads(model_of(graph.network, arrays), 64)
-        taken = model_of(*prune_network(graph, fold_constants(graph, arrays, removal), removal))
-        assert difference(heads(taken, 64), constant) < 1e-12
-        assert difference(heads(model_of(*prune_network(graph, arrays, removal)), 64), constant) > 1e-3
+YOLOV4_CHAINS = (
+    (4, 6),
+    (14, 16, 19),
+    (27, 29, 32, 35, 38, 41, 44, 47, 50),
+    (58, 60, 63, 66, 69, 72, 75, 78, 81),
+    (89, 91, 94, 97, 100),
+)
+
+
+@pytest.mark.parametrize(("name", "chains"), [("yolov4", YOLOV4_CHAINS), ("yolov4-tiny", ())])
+def test_residual_chains_are_the_known_ones(root, name, chains):
+    assert channel_graph(cfg_file.load(root / "cfg" / f"{name}.cfg")).chains() == chains
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("yolov4", [(76, 25920), (104, 32256), (23, 5312)]),
+        ("yolov3", [(42, 13376), (70, 25920), (23, 10560)]),
+        ("yolov3-spp", [(42, 13376), (70, 25920), (23, 10560)]),
+        ("yolov3-tiny", [(10, 3056), (10, 3056), (0, 0)]),
+        ("yolov4-tiny", [(15, 2528), (15, 2528), (0, 0)]),
+    ],
+)
+def test_candidates_are_those_of_the_suites_before(root, name, counts):
+    network = cfg_file.load(root / "cfg" / f"{name}.cfg")
+    graph = channel_graph(network)
+    found = [candidates(graph, prune) for prune in (0, 1, 2)]
+    assert [(len(part), sum(network.blocks[i].filters for i in part)) for part in found] == counts
+    every = candidates(graph, 1, all_convs=True)
+    normalised = [i for i, b in enumerate(network.blocks) if isinstance(b, Convolutional) and b.batch_normalize]
+    assert list(every) == normalised
+
+
+def test_depthwise_channels_are_their_producers():
+    graph = graph_of(conv(8), conv(8, 3, groups=8), "[depthwise]\nsize=3\npad=1\nactivation=linear\n", conv(4))
+    assert np.array_equal(graph.labels[0], graph.labels[1])
+    assert np.array_equal(graph.labels[0], graph.labels[2])
+    assert candidates(graph, 0) == (0, 3)
+
+
+def test_a_shortcut_ties_the_channels_that_are_added():
+    """Sources of 6 and 10 channels on a block of 8: the first 6 of one, the first 8 of the other."""
+    graph = graph_of(conv(6), conv(10), conv(8), "[shortcut]\nfrom=-3,-2\nactivation=linear\n")
+    narrow, wide, own = graph.labels[:3]
+    assert np.array_equal(own[:6], narrow)
+    assert np.array_equal(own, wide[:8])
+    assert not set(wide[8:].tolist()) & set(own.tolist())
+    assert graph.tied[own].all()
+    assert not graph.tied[wide[8:]].any()
+    assert graph.chains() == ((0, 1, 2),)
+    assert candidates(graph, 0) == ()
+    assert candidates(graph, 1) == (0, 1, 2)
+
+
+def test_a_route_of_a_part_ties_the_parts_and_concatenation_ties_nothing():
+    graph = graph_of(conv(8), "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n", conv(4), "[route]\nlayers=-1,0\n")
+    assert np.array_equal(graph.labels[0][:4], graph.labels[0][4:])
+    assert np.array_equal(graph.labels[1], graph.labels[0][4:])
+    assert np.array_equal(graph.labels[3], np.concatenate([graph.labels[2], graph.labels[0]]))
+    keep = np.ones(graph.count, np.bool_)
+    keep[graph.labels[0][1]] = False
+    assert graph.widths(keep)[:4] == (6, 3, 4, 10)
+    assert not graph.tied.any()
+    assert candidates(graph, 0) == (2,)
+    assert candidates(graph, 0, all_convs=True) == (0, 2)
+
+
+def test_the_image_heads_grouped_convolutions_and_reorg_are_pinned():
+    graph = graph_of(conv(8), conv(12, 3, groups=2), conv(4), "[reorg]\nstride=2\n", conv(6))
+    assert graph.pinned[graph.image].all()
+    assert [bool(graph.pinned[graph.labels[i]].all()) for i in range(6)] == [True, True, True, True, False, True]
+    assert candidates(graph, 1) == (4,)
+    assert any("groups" in line for line in graph.explain(0))
+
+
+def test_squeeze_and_excite_goes_with_its_producer():
+    graph = graph_of(conv(8), "[avgpool]\n", conv(2), conv(8), "[scale_channels]\nfrom=-4\n")
+    assert np.array_equal(graph.labels[3], graph.labels[0])
+    assert np.array_equal(graph.labels[4], graph.labels[0])
+    assert not graph.tied.any()

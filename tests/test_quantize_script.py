@@ -1,10 +1,12 @@
-"""quantize.py: what it prints and writes, and that the other scripts go on from it."""
+"""quantize.py: what it prints and writes, and that the other scripts go on from it; train.py with rounded values."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,20 +14,29 @@ import torch
 import yaml
 
 import quantize
+import slim_prune
 import train
-from models import fuse
-from tests.nets import TINY
-from utils.checkpoint import load_model, read_checkpoint
-from utils.cli import run as run_script
+from models import Darknet, fuse
+from tests.nets import TINY, printed, tiny
+from tests.test_resume import assert_same, at_call, state
+from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.data.images import read_image
-from utils.errors import DataError, InfeasibleError, InputError
+from utils.errors import DataError, InfeasibleError, InputError, Interrupted, WeightsError
+from utils.layers import ConvBlock
 from utils.model_files import choose_model
-from utils.quantization import workflow
+from utils.quantization import quantizers, workflow
+from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import QuantSettings
+from utils.report.run_dir import read_results
 from utils.runtime.choice import choose_runtime
 from utils.runtime.engines import load
+from utils.training import checkpointing
+from utils.training.loop import Rounding
+from utils.training.settings import quantization
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+FLAGS = ("--epochs", "3", "--seed", "3", "--quantized", "1")
 FILES = {"args.yaml", "env.json", "layers.csv", "model.cfg", "model.pt", "quantize.json", "sqnr.png"}
 CONVOLUTIONS = [0, 1, 2, 3, 6, 8, 11, 14]
 
@@ -36,10 +47,9 @@ def call(files, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(workflow, "plot_noise", lambda *_: None)
 
     def call(*flags: str) -> dict:
-        capsys.readouterr()
-        given = [*([] if "--weights" in flags else files), "--data", str(folder / "d.data"), "--device", "cpu"]
-        quantize.main([*given, "--project", str(tmp_path / "runs"), *flags, "--json"])
-        return json.loads(capsys.readouterr().out)
+        weights = [] if "--weights" in flags else files
+        data = ["--data", str(folder / "d.data"), "--device", "cpu", "--project", str(tmp_path / "runs")]
+        return printed(capsys, quantize.main, *weights, *data, *flags)
 
     return call
 
@@ -48,9 +58,12 @@ def loaded(path: str | Path):
     return load_model(choose_model(None, str(path)))
 
 
-def test_a_quantized_network_is_written_and_can_be_used(files, folder, tmp_path, capsys, script):
+def test_a_quantized_network_is_written_says_where_it_comes_from_and_can_be_used(
+    files, folder, tmp_path, capsys, script
+):
     flags = ["--data", str(folder / "d.data"), "--device", "cpu"]
-    quantize.main([*files, *flags, "--calib", "8", "--keep-float", "1", "--project", str(tmp_path / "runs"), "--json"])
+    how = ["--calib", "8", "--keep-float", "1", "--seed", "3", "--observer", "cosine", "--bias-correction"]
+    quantize.main([*files, *flags, *how, "--project", str(tmp_path / "runs"), "--json"])
     document = json.loads(capsys.readouterr().out)
     run = Path(document["run_dir"])
     assert {path.name for path in run.iterdir()} == FILES
@@ -65,31 +78,19 @@ def test_a_quantized_network_is_written_and_can_be_used(files, folder, tmp_path,
     assert [float(row["sqnr_db"]) for row in rows] == [entry["sqnr_db"] for entry in document["layers"]]
     assert read_image(run / "sqnr.png").shape[0] > 300
     assert yaml.safe_load((run / "args.yaml").read_text())["calib"] == 8
-    network = loaded(document["weights"]).model.network
-    assert network == cfg_file.load(document["cfg"]) == cfg_file.parse(TINY)
-    script.main(["--weights", document["weights"], *flags, "--project", str(tmp_path / "tests"), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["map50"] == pytest.approx(document["map50"]["after"], abs=1e-12)
-
-
-def test_the_checkpoint_says_where_it_comes_from(call, files):
-    document = call("--calib", "5", "--seed", "3", "--observer", "cosine", "--bias-correction", "--no-test")
     checkpoint = read_checkpoint(Path(document["weights"]))
     entry = checkpoint["lineage"][-1]
     assert entry["sha256"] == hashlib.sha256(Path(files[3]).read_bytes()).hexdigest()
     assert entry["command"].startswith("python quantize.py --cfg ") and "--observer cosine" in entry["command"]
     assert checkpoint["calibration"] == document["calibration"]
-    assert {"observer": "cosine", "pictures": 5, "seed": 3, "bias_correction": True}.items() <= (
-        document["calibration"].items()
-    )
-    assert QuantSettings(**checkpoint["quantization"]) == QuantSettings(fold=True)
-    assert document["before"] is document["map50"]["after"] is None
-
-
-def test_float16_of_a_quantized_network_is_refused(call):
-    files = choose_runtime(None, call("--no-test")["weights"], None, half=True)
-    with pytest.raises(InputError, match=r"--half: .* is quantized, and float16 has other values"):
-        load(files, torch.device("cuda"))
+    wanted = {"observer": "cosine", "pictures": 8, "seed": 3, "bias_correction": True}
+    assert wanted.items() <= document["calibration"].items()
+    assert QuantSettings(**checkpoint["quantization"]) == QuantSettings(fold=True, kept=tuple(document["kept"]))
+    network = loaded(document["weights"]).model.network
+    assert network == cfg_file.load(document["cfg"]) == cfg_file.parse(TINY)
+    script.main(["--weights", document["weights"], *flags, "--project", str(tmp_path / "tests"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["map50"] == pytest.approx(document["map50"]["after"], abs=1e-12)
 
 
 def test_the_seed_chooses_the_pictures_and_nothing_else_is_random(call):
@@ -100,14 +101,11 @@ def test_the_seed_chooses_the_pictures_and_nothing_else_is_random(call):
     assert all(torch.equal(value, states[2][key]) for key, value in states[0].items() if "quantize_" not in key)
 
 
-def test_all_pictures_are_taken_if_there_are_too_few_for_the_default(call, capsys):
-    assert call("--no-test")["calibration"]["pictures"] == 9
-
-
 def test_what_does_most_harm_alone_stays_float(call):
     document = call("--keep-float", "2", "--no-test")
     alone = {entry["block"]: entry["alone_db"] for entry in document["layers"]}
     assert document["kept"] == sorted(sorted(alone, key=alone.get)[:2])
+    assert document["calibration"]["pictures"] == 9  # all there are
     bits = {entry["block"]: entry["bits"] for entry in document["layers"]}
     assert {block for block, count in bits.items() if count == 32} == set(document["kept"])
     model = loaded(document["weights"])
@@ -174,7 +172,6 @@ def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
     [
         (("--calib", "10"), r"--calib 10: .*d\.data has 9 train pictures"),
         (("--calib", "0"), r"--calib: 0 is below 1"),
-        (("--observer", "guess"), r"--observer: invalid choice: 'guess'"),
         (("--FPGA", "--keep-float", "1"), r"--keep-float: --target fpga has no float arithmetic"),
         (("--FPGA", "--max-drop", "1"), r"--max-drop: --target fpga has no float arithmetic"),
         (("--keep-float", "1", "--max-drop", "1"), r"--max-drop: not allowed with"),
@@ -182,13 +179,11 @@ def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
         (("--max-drop", "1", "--no-test"), r"--max-drop: has to measure"),
         (("--equalize",), r"--equalize: is gone; .*--bias-correction"),
         (("--sensitivity",), r"--sensitivity: is gone; .*--keep-float"),
-        (("--max-drop", "0"), r"--max-drop: 0 is outside 0 < value <= 100"),
         (("--FPGA",), r"block 1 .*mish needs more than shifts"),
         (("--FPGA", "--target", "arm"), r"--target arm: contradicts --FPGA"),
         (("--target", "rknn"), r"--target rknn: RKNN-Toolkit2 quantizes for it; export a float file"),
         (("--a_bit", "1"), r"--a_bit: 1: allowed are 2 to 16 bits"),
         (("--img_size", "33"), r"--img_size 33: not a multiple of 8"),
-        (("--name", "a/b"), r"--name 'a/b': not a plain folder name"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(call, flags, message, tmp_path):
@@ -197,13 +192,12 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(call, flags, mess
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_quantized_network_is_not_quantized_again(call, capsys):
+def test_a_quantized_network_is_neither_quantized_again_nor_run_in_float16(call):
     weights = call("--no-test")["weights"]
     with pytest.raises(InputError, match=r"model\.pt: is quantized already; give the float weights"):
         call("--weights", weights)
-    with pytest.raises(SystemExit) as left:
-        run_script(lambda: call("--weights", weights))
-    assert left.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match=r"--half: .* is quantized, and float16 has other values"):
+        load(choose_runtime(None, weights, None, half=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -229,3 +223,173 @@ def test_the_table_for_people_names_the_worst_layers(files, folder, tmp_path, ca
     *_, written, coming = out.splitlines()
     assert written.startswith("written: ") and "float: blocks " in out and "AP50 changes by " in out
     assert coming == f"next: python export.py --weights {written.split()[1]} --int8"
+
+
+def model_in(path: str) -> Darknet:
+    return loaded(path).model
+
+
+@pytest.mark.parametrize("flags", [("--quantized", "1"), ("--quantized", "2", "--BN_Fold", "--w_bit", "4")])
+def test_a_quantized_network_is_kept_with_its_grids_and_means_the_same_when_loaded(run, flags):
+    document = run("--epochs", "3", *flags)
+    checkpoint = read_checkpoint(Path(document["best"]))
+    assert checkpoint["quantization"]["scheme"] == ("google" if flags[1] == "1" else "dorefa")
+    model = model_in(document["best"]).eval()
+    found = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    assert found and all(module.rounding and not module.observing and module.seen > 0 for module in found)
+    images = torch.rand(1, 3, 64, 64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        heads, fused = model(images).heads, fuse(model)(images).heads
+    for mine, theirs, module in zip(heads, fused, [model.layers[i - 1] for i in model.network.heads], strict=True):
+        step = float(module.quantize_output.scale().scale)
+        assert (mine - theirs).abs().max() <= 2.01 * step
+        codes = mine / step
+        torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.fixture
+def leaky(folder):
+    """A network that shifts compute, as flags."""
+    (folder / "leaky.cfg").write_text(TINY.replace("mish", "leaky"))
+    return ("--cfg", str(folder / "leaky.cfg"))
+
+
+GRADUAL = ("--FPGA", "--a_bit", "4", "--bit-warmup", "0.6")
+
+
+@pytest.mark.parametrize(
+    ("place", "flags"),
+    [
+        ("detection_loss:5", ()),
+        ("evaluate:2", ()),
+        *((place, GRADUAL) for place in ("detection_loss:1", "detection_loss:5", "detection_loss:10", "evaluate:2")),
+    ],
+)
+def test_interrupted_and_resumed_is_bit_identical(run, leaky, monkeypatch, flags, place):
+    """While bounds are found (1 of 12 steps), while all is rounded with more bits (5), frozen (10), and evaluated."""
+    name, _, number = place.partition(":")
+    flags = (*FLAGS, *leaky, *flags, "--batch-size", "2")
+    straight = run(*flags, "--name", "straight")
+    at_call(monkeypatch, int(number), lambda: signal.raise_signal(signal.SIGTERM), name)
+    with pytest.raises(Interrupted) as stopped:
+        run(*flags, "--name", "cut")
+    monkeypatch.undo()
+    folder = str(stopped.value).partition("--resume ")[2].split()[0]
+    resumed = run("--resume", folder)
+    assert_same(state(Path(resumed["last"])), state(Path(straight["last"])))
+    assert {key: resumed[key] for key in ("best_epoch", "map50")} == {
+        key: straight[key] for key in ("best_epoch", "map50")
+    }
+
+
+def test_a_network_is_kept_with_the_bits_asked_for(run, leaky):
+    document = run(*FLAGS, *leaky, "--w_bit", "3", "--a_bit", "4", "--bit-warmup", "0.5")
+    assert document["best_epoch"] > 1
+    layer = model_in(document["best"]).layers[2]
+    assert (layer.quantize_weight.grid.bits, layer.quantize_output.grid.bits) == (3, 4)
+    with pytest.raises(InputError, match=r"--bit-warmup.* 0 <= value < 1"):
+        run("--quantized", "1", "--bit-warmup", "1")
+
+
+def test_more_bits_are_in_force_while_they_are_warmed_up():
+    settings = QuantSettings(weight_bits=2, activation_bits=14)
+    model = quantizers.quantize(Darknet(tiny()), settings)
+    rounding = Rounding([model], 8, warmup=0.5)
+    seen = []
+    for step in range(8):
+        rounding.begin(step)
+        layer = model.layers[2]
+        seen.append((layer.quantize_weight.grid.bits, layer.quantize_output.grid.bits, rounding.complete))
+    assert seen == [(6, 16, False), (5, 16, False), (4, 16, False), (3, 15, False), *[(2, 14, True)] * 4]
+
+
+def test_frozen_blocks_have_bounds_and_keep_all_else(run, leaky):
+    document = run("--epochs", "2", *leaky, "--quantized", "1", "--freeze", "2")
+    model = model_in(document["best"])
+    quantizers = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    assert all(module.seen > 0 and module.high > 0 for module in quantizers)
+    assert model.layers[1].bn.num_batches_tracked == 0 < model.layers[2].bn.num_batches_tracked
+
+
+@pytest.mark.parametrize("more", [(), ("--FPGA",)], ids=["cpu", "fpga"])
+@pytest.mark.parametrize("kind", ["distilled", "sparse"])
+def test_quantized_training_goes_with_distillation_and_pressure(run, leaky, kind, more):
+    quantized = ("--epochs", "2", *leaky, "--quantized", "1", *more)
+    if kind == "sparse":
+        gammas = [load_gamma(run(*quantized, *flags)["last"]) for flags in ((), ("-sr", "--prune", "1", "--s", "0.1"))]
+        assert gammas[1] < gammas[0]
+        return
+    teacher = run("--epochs", "1", *leaky)["best"]
+    taught = ("--t_weights", teacher, "--KDstr", "4", "--AT_str", "2")
+    document = run(*quantized, "--t_cfg", leaky[1], *taught)
+    columns = read_results(Path(document["run_dir"]) / "results.csv")
+    learnt = [value for name, values in columns.items() if name.startswith("kd_") for value in values]
+    assert len(learnt) == 2 * 7 and all(math.isfinite(value) and value >= 0 for value in learnt)
+    assert read_checkpoint(Path(teacher))["quantization"] is None
+    assert read_checkpoint(Path(document["best"]))["quantization"] is not None
+
+
+def load_gamma(path: str) -> float:
+    layers = [layer for layer in model_in(path).layers[:4] if isinstance(layer, ConvBlock)]
+    return float(sum(layer.bn.weight.detach().abs().sum() for layer in layers))
+
+
+def test_float_and_quantized_weights_start_one_another(run, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(checkpointing, "log", said.append)
+    quantized = run("--epochs", "1", "--quantized", "1", "--target", "arm")["best"]
+    assert not any("was quantized" in line for line in said)
+    again = run("--epochs", "1", "--weights", run("--epochs", "1", "--weights", quantized)["best"], "--quantized", "1")
+    assert read_checkpoint(Path(again["best"]))["quantization"] is not None
+    assert sum("was quantized with --target arm: its weights before rounding are taken" in line for line in said) == 1
+
+
+def test_bounds_of_the_averaged_network_are_those_of_the_trained_one(run):
+    checkpoint = read_checkpoint(Path(run("--epochs", "2", "--quantized", "1")["last"]))
+    bounds = [key for key in checkpoint["model"] if key.endswith((".low", ".high"))]
+    assert len(bounds) > 10
+    assert all(torch.equal(checkpoint["model"][key], checkpoint["ema"][key]) for key in bounds)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--w_bit", "4"), r"--w_bit: says how to quantize; add --quantized"),
+        (("--quantized", "1", "--FPGA", "--target", "arm"), r"--target arm: contradicts --FPGA"),
+        (("--quantized", "2", "--dorefa-grid"), r"--dorefa-grid: is gone; --quantized 2 rounds to levels with a 0"),
+        (("--quantized", "1", "--b_bit", "8"), r"--b_bit: goes with --FPGA"),
+        (("--bit-warmup", "0.5"), r"--bit-warmup: says how to quantize"),
+        (("--quantized", "4"), r"--quantized.*4"),
+        (("--quantized", "1", "--a_bit", "1"), r"--a_bit.*2 to 16 bits"),
+        (("--quantized", "1", "--FPGA"), r"block 1 .*mish needs more than shifts"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(run, flags, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run("--epochs", "1", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_three_is_taken_for_google_and_said(capsys):
+    args = train.parse_args(["--quantized", "3"])
+    assert quantization(args, tiny()).scheme == "google"
+    assert "--quantized 3: is taken for 1" in capsys.readouterr().err
+
+
+def test_a_quantized_network_is_not_pruned(run, folder, tmp_path):
+    weights = run("--epochs", "1", "--quantized", "1")["best"]
+    with pytest.raises(InputError, match="is quantized, which comes after pruning"):
+        files = ["--weights", weights, "--data", f"{folder}/d.data", "--project", str(tmp_path / "pruned")]
+        slim_prune.main([*files, "--percent", "0.2"])
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("change", [{"target": "abacus"}, {"weight_bits": 99}, {"surprise": 1}])
+def test_a_quantization_that_is_not_understood_is_refused(run, change, tmp_path):
+    checkpoint = read_checkpoint(Path(run("--epochs", "1", "--quantized", "1")["best"]))
+    checkpoint["quantization"] = {**checkpoint["quantization"], **change}
+    write_checkpoint(tmp_path / "odd.pt", checkpoint)
+    with pytest.raises(WeightsError, match=r"odd\.pt: is quantized in a way that is not understood"):
+        model_in(str(tmp_path / "odd.pt"))

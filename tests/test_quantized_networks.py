@@ -12,7 +12,6 @@ from models import Darknet, fuse
 from tests.nets import one_head, tiny
 from tests.random_nets import networks
 from tests.test_models import CONV, lively
-from utils.errors import InputError
 from utils.layers import ConvBlock
 from utils.quantization.quantizers import ActivationQuantizer, Phase, quantize, set_phase
 from utils.quantization.scheme import TARGETS, TFLITE, QuantSettings
@@ -77,23 +76,6 @@ def test_a_quantized_network_puts_out_few_values_and_an_evaluation_changes_nothi
             assert len(torch.unique(features[index])) <= (2**8 if index == 0 else 2**4)
 
 
-def test_bounds_begin_with_the_first_batch_and_stay_when_frozen():
-    model = quantize(Darknet(tiny()), QuantSettings())
-    set_phase(model, Phase.OBSERVING)
-    images = torch.rand(2, 3, 64, 64)
-    model(images)
-    bounds = highest(model)
-    assert all(value > 0 for value in bounds.values()) and "quantize_image" in bounds
-    set_phase(model, Phase.FROZEN)
-    model(5 * images)
-    assert highest(model) == bounds
-
-
-def highest(model: Darknet) -> dict[str, float]:
-    modules = model.named_modules()
-    return {name: float(module.high) for name, module in modules if isinstance(module, ActivationQuantizer)}
-
-
 def test_a_folded_layer_trains_as_the_unfolded_one_while_nothing_is_rounded():
     """Outputs, running statistics and gradients; also with γ = 0."""
     network = one_head(CONV.format(6, "leaky") + CONV.format(4, "leaky"))
@@ -110,7 +92,8 @@ def test_a_folded_layer_trains_as_the_unfolded_one_while_nothing_is_rounded():
         assert name == other
         torch.testing.assert_close(theirs.grad, mine.grad, atol=1e-9, rtol=1e-6)
         assert torch.isfinite(theirs.grad).all()
-    for (_, mine), (_, theirs) in zip(plain.named_buffers(), folded_buffers(folded), strict=True):
+    buffers = [value for name, value in folded.named_buffers() if "quantize" not in name]
+    for mine, theirs in zip(plain.buffers(), buffers, strict=True):
         torch.testing.assert_close(theirs, mine, atol=1e-9, rtol=1e-9)
 
 
@@ -129,32 +112,10 @@ def test_a_frozen_fold_keeps_its_statistics_and_trains_as_it_is_evaluated():
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-def folded_buffers(model: Darknet) -> list[tuple[str, torch.Tensor]]:
-    return [(name, value) for name, value in model.named_buffers() if "quantize" not in name]
-
-
-def test_float_weights_load_into_a_quantized_model_and_back():
-    model, quantized = lively(tiny()), quantize(Darknet(tiny()), QuantSettings())
-    missing, surplus = quantized.load_state_dict(model.state_dict(), strict=False)
-    assert not surplus and all("quantize" in key for key in missing)
-    state = {key: value for key, value in quantized.state_dict().items() if "quantize" not in key}
-    Darknet(tiny()).load_state_dict(state)
-
-
-def test_mish_is_refused_where_there_are_only_shifts():
-    network = one_head(CONV.format(4, "mish"))
-    with pytest.raises(InputError, match=r"block 0 .*mish needs more than shifts; .*leaky"):
-        quantize(Darknet(network), QuantSettings(target="fpga"))
-
-
-def test_heads_may_stay_float():
-    model = quantize(Darknet(tiny()), QuantSettings(heads="float"))
-    heads = [model.layers[index - 1] for index in model.network.heads]
-    assert all(layer.quantize_weight is None and layer.quantize_output is None for layer in heads)
-
-
-def test_a_kept_block_computes_in_float_and_hands_on_rounded_values():
-    model = quantize(Darknet(tiny()), QuantSettings(kept=(2,), first="float"))
-    for index in (0, 2):
-        assert model.layers[index].quantize_weight is None and not model.layers[index].quantize_output.twice
-    assert model.layers[3].quantize_weight is not None or not isinstance(model.layers[3], ConvBlock)
+def test_heads_and_kept_blocks_compute_in_float_and_kept_ones_hand_on_rounded_values():
+    model = quantize(Darknet(tiny()), QuantSettings(kept=(2,), first="float", heads="float"))
+    assert all(model.layers[head - 1].quantize_output is None for head in model.network.heads)
+    assert not any(model.layers[index].quantize_output.twice for index in (0, 2))
+    convolutions = {index for index, layer in enumerate(model.layers) if isinstance(layer, ConvBlock)}
+    floats = {index for index in convolutions if model.layers[index].quantize_weight is None}
+    assert floats == {0, 2, *(head - 1 for head in model.network.heads)}

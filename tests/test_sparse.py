@@ -17,7 +17,7 @@ import torch
 import slim_prune
 from models import Darknet
 from tests.nets import tiny
-from tests.test_graph import conv, graph_of
+from tests.pruning import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
 from utils.model_files import choose_model
