@@ -214,7 +214,7 @@ TEXT = (
     value("convolutional0.filters", "3=2", "more than one ="),
     whole("key before any section", 1, "before any section", ["width=64", *LINES]),
     header("convolutional0", "[convolutional", "not closed"),
-    header("convolutional0", "[]", r"\[\] has no name"),
+    header("convolutional0", "[ ]", r"\[ \] has no name"),
     header("convolutional0", "[convolutionnal]", r"did you mean \[convolutional\]"),
     header("convolutional0", "[CONVOLUTIONAL]", r"\[CONVOLUTIONAL\].*did you mean \[convolutional\]"),
     header("convolutional0", "[conv\0]", "control character", "NUL in a section"),
@@ -231,7 +231,7 @@ TEXT = (
     whole("lone surrogate", 2, "not UTF-8", b"[net]\n# \xed\xa0\x80\nwidth=64\n"),
     value("convolutional0.filters", "\x1b[31m8", r"control character.*x1b\[31m8", "escape sequence"),
     whole("no newline", 1, "line of its own", " ".join(LINES)),
-    added("convolutional0", "<<<<<<< HEAD", "merge conflict"),
+    *(added("convolutional0", line, "merge conflict") for line in ("<<<<<<< HEAD", "=======", ">>>>>>> other")),
     blocks("net", " ".join(f"unknown_{i:03d}_key=1" for i in range(65)), 65, "64 more", "65 unknown keys"),
 )
 

@@ -89,7 +89,7 @@ def test_every_script_is_tried(sources):
     modules = {
         source.module
         for source in sources
-        for node in ast.walk(source.tree)
+        for node in source.tree.body
         if isinstance(node, ast.FunctionDef) and node.name == "main" and not source.path.startswith(("tests", "bench"))
     }
     assert modules <= {command[0] for command in COMMANDS.values()} | ELSEWHERE

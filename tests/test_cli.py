@@ -234,6 +234,10 @@ def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(root):
     assert "importance:  71%" in shown and "loss 3" in shown and "at work" not in shown and "certificate" not in shown
 
 
+def test_there_is_one_kind_of_progress(sources):
+    assert [source.path for source in sources if "tqdm" in source.text and not source.is_test] == ["utils/cli.py"]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (300, "5 min"), (7800, "2 h 10 min")])
 def test_a_time_is_said_in_two_units_at_most(seconds, text):
     assert cli.duration(seconds) == text

@@ -239,26 +239,6 @@ def test_a_data_file_that_numbers_the_classes_of_a_converted_set_otherwise_is_re
     assert load_data(output / "out.data").classes == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
-        ("<!DOCTYPE a [\n<!ENTITY e 'x'>]>\n<a>&e;</a>", r"a\.xml:1: a document type"),
-        ("<?xml version='1.0'?>\n<!DOCTYPE a SYSTEM '/dev/null'>\n<a/>", r"a\.xml:2: a document type"),
-        ("<a>&e;</a>", r"a\.xml:1: not valid XML: undefined entity"),
-        (xml("<object>\n<name>cat</name></object>"), r"a\.xml:4: an object needs a name and a bndbox"),
-        (xml(thing("cat", 1, 1, 9, float("nan"))), r"a\.xml:4: ymax is 'nan'; a number was expected"),
-        (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
-        (xml().encode("utf-16"), r"a\.xml:1: byte 0xff is not UTF-8"),
-    ],
-)
-def test_a_malformed_annotation_stops_with_its_line(text, match, voc, tmp_path):
-    with pytest.raises(DataError, match=match) as caught:
-        voc(text)
-    assert "\n" not in one_line(str(caught.value))
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".new-*"))
-
-
 def test_an_annotation_that_is_too_large_is_refused(voc, monkeypatch):
     monkeypatch.setattr("utils.data.annotations.LARGEST_XML", 10)
     with pytest.raises(DataError, match=r"a\.xml: .* at most 10 bytes"):
@@ -387,8 +367,16 @@ def changed(key: str, **values) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("document", "match"),
+    ("annotation", "match"),
     [
+        ("<annotation>\n<size>\n", r"a\.xml:3: not valid XML: no element found"),
+        ("<!DOCTYPE a [\n<!ENTITY e 'x'>]>\n<a>&e;</a>", r"a\.xml:1: a document type"),
+        ("<?xml version='1.0'?>\n<!DOCTYPE a SYSTEM '/dev/null'>\n<a/>", r"a\.xml:2: a document type"),
+        ("<a>&e;</a>", r"a\.xml:1: not valid XML: undefined entity"),
+        (xml("<object>\n<name>cat</name></object>"), r"a\.xml:4: an object needs a name and a bndbox"),
+        (xml(thing("cat", 1, 1, 9, float("nan"))), r"a\.xml:4: ymax is 'nan'; a number was expected"),
+        (xml(size="\n\n<width>wide</width><height>4</height>"), r"a\.xml:5: width is 'wide'"),
+        (xml().encode("utf-16"), r"a\.xml:1: byte 0xff is not UTF-8"),
         ([], "has no list of objects 'images'"),
         (coco_document(categories=[]), "categories is empty"),
         (coco_document(annotations=[1]), "has no list of objects 'annotations'"),
@@ -404,10 +392,14 @@ def changed(key: str, **values) -> dict:
         ("[" * 100_000, r"train\.json: not valid JSON"),
     ],
 )
-def test_a_malformed_coco_file_stops_with_its_place(document, match, converted, tmp_path):
+def test_a_malformed_annotation_stops_with_its_place(annotation, match, voc, converted, tmp_path):
     with pytest.raises(DataError, match=match) as caught:
-        converted("coco", "--train", coco_file(tmp_path, document))
-    assert "\n" not in str(caught.value)
+        if r"\.xml" in match:
+            voc(annotation)
+        else:
+            converted("coco", "--train", coco_file(tmp_path, annotation))
+    assert "\n" not in one_line(str(caught.value))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".new-*"))
 
 
 def test_two_files_must_have_the_same_categories(converted, tmp_path):

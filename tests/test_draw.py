@@ -18,6 +18,7 @@ from utils.data.draw import (
     colour,
     draw_detections,
     draw_grid,
+    ink_on,
     label_text,
     label_texts,
     style_of,
@@ -94,6 +95,13 @@ def test_labels_of_neighbours_do_not_hide_each_other():
 def test_a_picture_smaller_than_a_label_can_be_drawn_on(size):
     drawn = draw_detections(np.zeros((*size, 3), np.uint8), detection(0, 0, size[1], size[0]), NAMES)
     assert drawn.shape == (*size, 3)
+
+
+def test_lines_and_letters_grow_with_the_picture_and_ink_can_be_read_on_its_ground():
+    small, large = style_of(240, 320), style_of(2160, 3840)
+    assert all(a < b for a, b in zip(small, large, strict=True))
+    for ground, ink in (((255, 255, 0), 0), ((0, 0, 160), 255), ((255, 255, 255), 0), ((0, 0, 0), 255)):
+        assert ink_on(ground) == (ink,) * 3
 
 
 def test_colours_are_distinct_and_do_not_depend_on_each_other():

@@ -16,7 +16,7 @@ from tests.nets import tiny
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.images import write_image
 from utils.data.index import index
-from utils.detection.evaluate import View, detect, detect_views, evaluate
+from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
 from utils.memory import PackedBoxes
 
@@ -259,3 +259,8 @@ def test_views_of_any_scale_fit_the_network():
         rows = detect_views(model, torch.rand(1, 3, 64, 96), (View(0.83, True), View(0.67, False)))
     # 0.83: 53 × 80 in 56 × 80, 0.67: 43 × 64 in 48 × 64; three anchors in each cell of 8 and of 4 pixels
     assert rows.shape == (1, 3 * (7 * 10 + 14 * 20) + 3 * (6 * 8 + 12 * 16), 7)
+
+
+def test_the_network_input_is_the_picture_in_0_to_1():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 3, 2, 3)
+    torch.testing.assert_close(network_input(images, "cpu")[0, 0, 0], torch.tensor([0, 0.2, 1]))

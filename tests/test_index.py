@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
 from utils.data.index import index, label_path, list_images, parse_labels
 from utils.errors import DataError
@@ -165,6 +166,16 @@ def test_an_index_is_a_few_buffers(data_set):
         found.images[1000]
 
 
+def test_the_summary_counts_names_and_escapes(data_set):
+    for number in range(EXAMPLES + 2):
+        data_set(f"empty{number}.png", b"")
+    (data_set.root / "images" / "line\nbreak.png").write_bytes(b"")
+    (data_set.root / "images" / "good.png").write_bytes(encoded())
+    summary = index(data_set.root / "images", NAMES, cache_dir=None).summary()
+    assert f"empty image: {EXAMPLES + 3} (image left out)" in summary and "and 3 more" in summary
+    assert summary.count("\n") == 2
+
+
 # What a source is
 
 
@@ -217,6 +228,14 @@ def test_good_rows_are_kept_as_they_are():
 @pytest.mark.parametrize("text", [b"a b c d e", b"0 0.5 0.5 0.1 inf", b"0 0_1 0.5 0.1 0.1", "٠ 0.5 0.5 1 1".encode()])
 def test_what_is_no_plain_finite_number_is_named(text):
     assert [flaw.kind for flaw in parse_labels(text, "a.txt", 3)[1]] == ["not a number"]
+
+
+def test_flaws_carry_their_line():
+    _, flaws = parse_labels(b"\n0 .5 .5 1 1\n\n0 2 .5 1 1\n9 .5 .5 1 1", "a.txt", 3)
+    assert [(flaw.place, flaw.kind) for flaw in flaws] == [
+        ("a.txt:4", "out of range"),
+        ("a.txt:5", "class beyond names"),
+    ]
 
 
 # What is remembered

@@ -384,7 +384,9 @@ def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(r
         found = read_checkpoint(Path(other["last"]))["model"]
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     names = [path.suffix for path in (tmp_path / "cache" / CACHE_FOLDER).iterdir()]
-    assert names.count(".bin") == 2, "training and validation pictures, beside what is known of them"
+    assert names.count(".bin") == 2 and ".npz" in names, (
+        "training and validation pictures, beside what is known of them"
+    )
 
 
 class Colleague:

@@ -95,10 +95,12 @@ def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
 def test_kept_pictures_give_the_same_figures(folder, script, capsys):
     rows = []
     for flags in ((), ("--cache", "disk")):
-        script.main([*FLAGS, "--task", "benchmark", "--conf-thres", "0.0001", "--json", *flags])
+        script.main(
+            [*FLAGS, "--task", "benchmark", "--img_size", "32", "64", "--conf-thres", "0.0001", "--json", *flags]
+        )
         rows.append([{**row, "ms": None} for row in json.loads(capsys.readouterr().out)["benchmark"]])
     assert rows[0] == rows[1]
-    assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 3
+    assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 2
 
 
 def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
@@ -217,3 +219,10 @@ def test_bad_input_is_one_line_and_status_2_without_torch_or_a_file(folder, refu
 def test_half_precision_on_the_cpu_is_refused(folder, script):
     with pytest.raises(InputError, match="--half: float16 needs a GPU"):
         script.main([*FLAGS, "--half", "--device", "cpu"])
+
+
+def test_the_project_must_be_a_folder_and_nothing_is_lost(folder, script):
+    Path("file").write_text("mine")
+    with pytest.raises(InputError, match="no folder"):
+        script.main([*FLAGS, "--save-json", "--project", "file"])
+    assert Path("file").read_text() == "mine"
