@@ -1,4 +1,4 @@
-"""Rows of docs/results.md: what they run, what they wait for, and the page that is written of them."""
+"""Rows of docs/results.md, the page that is written of them, and the peers that they compare with."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import numpy_helper
 
-from benchmarks import criteria, goals, peers, results, rewrites, runtimes, suite, trainings
-from utils.errors import InputError
+import export
+from benchmarks import criteria, goals, peers, results, runtimes, suite
+from models import Darknet
+from tests.nets import tiny
+from tests.test_checkpoint import contents
+from utils.checkpoint import write_checkpoint
+from utils.data.datasets import Batch
+from utils.data.images import read_image
+from utils.errors import InfeasibleError, InputError
+from utils.report.cost import network_cost
+from utils.runtime.engines import onnxruntime_engine
+from utils.runtime.exported import read_onnx
 
-FIGURES = {
-    "map50_95": 0.1,
-    "map50_95_interval": [0, 1],
-    "map50_interval": [0, 1],
-    "parameters": 9,
-    "macs": 5,
-    "bytes": 1,
-}
+FIGURES = {"map50_95": 0.1, "map50_95_interval": [0, 1], "map50_interval": [0, 1]}
+FIGURES |= {"parameters": 9, "macs": 5, "bytes": 1}
 
 
 @pytest.fixture
@@ -104,14 +112,6 @@ def test_a_finished_row_is_not_run_and_a_name_that_is_none_is_said(monkeypatch, 
         results.main(["--rows", "chess-in8"])
 
 
-def test_commands_name_the_folder_of_the_real_data(monkeypatch):
-    monkeypatch.setenv("DARKNET_SHARED", "elsewhere")
-    command = results.ROWS["chess-yolov3-tiny-seed1"].command("chess-yolov3-tiny-seed1")
-    assert suite.shared(value(command, "--data")) == "elsewhere/data/chess/chess.data"
-    shown = json.loads((suite.STORED / "chess-yolov3-tiny-seed1.json").read_text())["command"]
-    assert suite.shown(command) == shown
-
-
 @pytest.fixture
 def cut(runs, commands):
     """Cut a network by slim_prune.py alone, and distil it with the seeds; returns the document."""
@@ -178,48 +178,12 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
     assert [command[0] for command in commands] == ["train.py", "-m"]
 
 
-def test_a_compression_runs_a_recipe_and_compares_what_its_stages_left(runs, commands):
-    make(runs / "bccd-yolov4-tiny/weights/best.pt")
-    for file in ("original/model.pt", "sparse/weights/best.pt", "pruned/model.pt"):
-        make(runs / "bccd-yolov4-tiny-constant" / file)
-    results.ROWS["bccd-yolov4-tiny-constant"].finish("bccd-yolov4-tiny-constant")
-    compressed, compared = commands
-    assert value(compressed, "--recipe") == "benchmarks/recipes/constant.yaml"
-    assert [word.partition("=")[0] for word in compared if "=" in word] == ["original", "sparse", "pruned"]
-
-
 def test_recipes_of_rows_can_be_run(root):
     import compress
     from utils.compress.recipe import read_recipe
 
     for path in (root / "benchmarks/recipes").glob("*.yaml"):
         assert read_recipe(path, compress.knows).stages
-
-
-def test_means_are_over_seeds_and_of_both_sets_where_all_seeds_are_there():
-    """bccd 0.8, 0.82, 0.84 and roadsigns 0.9 three times: means of both 0.85, 0.86, 0.87."""
-    bccd = {trainings.seeded("bccd-kd4", seed): {"map50": 0.8 + 0.02 * seed, "map50_95": 0.5} for seed in range(3)}
-    roadsigns = {trainings.seeded("roadsigns-kd4", seed): {"map50": 0.9, "map50_95": 0.7} for seed in range(3)}
-    line = trainings._strategy("kd4", bccd | roadsigns)
-    assert line[2:4] + line[-2:] == [3, "0.820 ± 0.020", "0.860 ± 0.010", "0.600 ± 0.000"]
-    assert trainings._strategy("kd4", bccd)[-5:] == [None] * 5
-
-
-def test_an_activation_is_swapped_and_both_networks_train_on_for_as_long(runs, commands):
-    document = results.ROWS["bccd-yolov4-quarter-leaky"].finish("quarter").document
-    rewrite = next(command for command in commands if "utils.darknet.rewrite" in command)
-    assert value(rewrite, "--activation") == "mish=leaky" and value(rewrite, "--output").endswith("quarter/leaky.cfg")
-    original, on, recovered = [command for command in commands if command[0] == "train.py"]
-    best = "runs/results/quarter/original/weights/best.pt"
-    assert value(on, "--weights") == value(recovered, "--t_weights") == value(rewrite, "--weights") == best
-    assert value(recovered, "--weights") == "runs/results/quarter/leaky.pt"
-    assert [value(command, "--epochs") for command in (original, on, recovered)] == ["60", "20", "20"]
-    exports = [command for command in commands if command[0] == "export.py"]
-    assert [value(command, "--format") for command in exports] == ["onnx", "tflite"] * 2
-    row = dict.fromkeys(("ms", "p90", "faster", "macs", "bytes", "rounds", "height", "width", "threads"), 1)
-    document["speeds"] = {"machine": "M", "rows": [row | {"network": "mish", "runtime": "litert", "engine": "LiteRT"}]}
-    accuracy, speeds = rewrites.sections({"bccd-yolov4-quarter-leaky": document})
-    assert len(accuracy.lines) == 6 and speeds.lines[0][:2] == ("mish", "litert")
 
 
 def test_runtimes_are_given_files_of_the_network_that_each_is_made_from(runs, commands):
@@ -233,10 +197,104 @@ def test_runtimes_are_given_files_of_the_network_that_each_is_made_from(runs, co
     assert sources["arm.tflite"].endswith("arm/model.pt") and sources["cpu.onnx"].endswith("cpu/model.pt")
     assert compared[compared.index("--runtimes") + 1 :][: len(runtimes.RUNTIMES)] == list(runtimes.RUNTIMES)
     for network in document["networks"]:
-        network |= {
-            "network": network["network"].split("=")[0] + ", R",
-            "runtime": "R 1",
-            "map50_difference": [0, -1, 1],
-        }
+        name = network["network"].split("=")[0]
+        network |= {"network": f"{name}, R", "runtime": "R 1", "map50_difference": [0, -1, 1]}
     (section,) = runtimes.sections({"runtimes-bccd": document})
     assert [line[0] for line in section.lines] == list(runtimes.FILES) and section.lines[0][3] is None
+
+
+SIZE = (64, 64)
+
+
+def model_of_new() -> Darknet:
+    """A network whose γ differ, with gradients."""
+    torch.manual_seed(0)
+    model = Darknet(tiny())
+    for name, parameter in model.named_parameters():
+        if name.endswith("bn.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        parameter.grad = torch.rand_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("criterion", criteria.PEERS)
+def test_a_peer_cuts_to_the_share_and_leaves_heads_and_the_model(criterion):
+    """Outputs are proved by `prune` itself, the halves of the grouped route included."""
+    pytest.importorskip("torch_pruning")
+    model = model_of_new()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pruned = peers.prune(model, criterion, 0.6, SIZE, multiple=2)
+    most = 0.6 * network_cost(model.network, *SIZE).macs
+    assert 0.4 * most < network_cost(pruned.network, *SIZE).macs <= most
+    assert [pruned.blocks[head - 1].filters for head in pruned.network.heads] == [21, 21]
+    assert all(block.filters % 2 == 0 for block in pruned.blocks[:-1] if getattr(block, "filters", 21) != 21)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_share_that_no_cut_reaches_is_said():
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(InfeasibleError, match=r"torch-pruning LAMP: no pruning ratio leaves 0\.001 of"):
+        peers.prune(model_of_new(), "LAMP", 0.001, SIZE)
+
+
+def test_a_module_that_computes_something_else_is_refused(monkeypatch):
+    model = model_of_new()
+    monkeypatch.setattr(peers, "_network", lambda module: replace(module.network, blocks=module.blocks))
+    handle = model.layers[0].register_forward_hook(lambda _, __, output: output + 1)
+    with pytest.raises(InfeasibleError, match="outputs differ by"):
+        peers._rebuilt(model.eval(), SIZE)
+    handle.remove()
+    assert peers._rebuilt(model, SIZE).network == model.network
+
+
+def test_gradients_add_up_over_batches():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (2, 2, 3, *SIZE), generator=generator, dtype=torch.uint8)
+    boxes = torch.tensor([[0, 0, 0.4, 0.4, 0.2, 0.3], [1, 1, 0.6, 0.5, 0.4, 0.2]])
+    batches = [Batch(pictures, boxes, boxes[:0], torch.arange(2), ()) for pictures in images]
+    model, sums = model_of_new(), []
+    for part in (batches[:1], batches[1:], batches):
+        peers.gradients(model, part)
+        sums.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other, both in zip(*sums, strict=True):
+        torch.testing.assert_close(one + other, both)
+    assert any(both.any() for both in sums[2])
+
+
+@pytest.fixture
+def source(files, tmp_path):
+    """The float file of a small network."""
+    export.main([*files, "--output", str(tmp_path / "float.onnx")])
+    return tmp_path / "float.onnx"
+
+
+@pytest.mark.parametrize(("vnni", "bits"), [(True, 8), (False, 7)], ids=["vnni", "no-vnni"])
+@pytest.mark.parametrize("peer", peers.QUANTIZERS)
+def test_a_peers_file_opens_as_one_of_export_and_is_near_the_float_one(peer, vnni, bits, source, tmp_path, monkeypatch):
+    if "nncf" in peer:
+        pytest.importorskip("nncf")
+    monkeypatch.setattr(peers, "has_vnni", lambda: vnni)
+    images = np.random.default_rng(0).random((4, 1, 3, 64, 64), dtype=np.float32)
+    path = tmp_path / "peer.onnx"
+    path.write_bytes(peers.with_metadata(peers.QUANTIZERS[peer](source, images), source))
+    file, float_file = read_onnx(path), read_onnx(source)
+    assert not file.notes and file.metadata.precision == "int8" and file.metadata.reference is None
+    assert file.metadata.network == float_file.metadata.network
+    weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4]
+    assert {weight.dtype for weight in weights} == {np.dtype(np.int8)}
+    largest = max(np.abs(weight.astype(int)).max() for weight in weights)
+    assert 2 ** (bits - 2) < largest <= 2 ** (bits - 1)
+    heads, wanted = (
+        onnxruntime_engine(one.path, one.metadata.tensors, one.batch)(images[0]) for one in (file, float_file)
+    )
+    for head, other in zip(heads, wanted, strict=True):
+        assert 0 < np.linalg.norm(head - other) < 0.1 * np.linalg.norm(other)
+
+
+def test_peers_get_the_pictures_of_quantize(folder, tmp_path):
+    """quantize.py calibrates with train pictures: all nine, once each, as there are fewer than 128."""
+    write_checkpoint(tmp_path / "n.pt", contents(Darknet(tiny())))
+    found = peers.calibration_images(str(folder / "d.data"), tmp_path / "n.pt", 64)
+    assert found.shape == (9, 1, 3, 64, 64) and len({image.tobytes() for image in found}) == 9
+    images = [read_image(folder / "images" / f"{number}.png") for number in range(9)]
+    assert found.mean() == pytest.approx(np.mean(images) / 255)

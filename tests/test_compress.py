@@ -522,9 +522,10 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
     tuned = "stage tune: AP50 fell from 0.900 to 0.500, by 40.0 points; 10 are allowed. Try more epochs.* tune.allow=40"
     assert refused_at(tuned) == ["train.py", "train.py", "slim_prune.py", "train.py"]
     assert refused_at("39 are allowed", ("tune", "allow", 39)) == []
+    assert refused_at("stage tune", ("tune", "epochs", 5)) == ["train.py"]
     refused_at(r"stage sparse: AP50 fell .* 0\.810, by 9\.0 points; 8 .*smaller s-share", SPARSE, TUNED)
     quantized = r"stage int8: AP50 fell from 0\.900 to 0\.100.*began with had 0\.500.* Keep layers float"
-    assert refused_at(quantized, TUNED, ("int8", "allow", 5)) == ["export.py", "quantize.py"]
+    assert refused_at(quantized, TUNED, ("int8", "allow", 5)) == ["train.py", "export.py", "quantize.py"]
     assert finish(TUNED) == ["test.py"]
     for _ in range(2):
         refused_at("stage sparse", SPARSE)
@@ -532,7 +533,8 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
     refused_at("stage sparse", SPARSE)
     assert len(finish(("sparse", "epochs", 9), TUNED)) == 6
     refused = sorted(path.name for path in (tmp_path / "j").glob("*.refused*"))
-    assert refused == [f"{name}.refused1" for name in ("int8", "prune", "sparse", "tune", "whole")]
+    stages = ("int8.1", "prune.1", "sparse.1", "tune.1", "tune.2", "tune.3", "whole.1")
+    assert refused == [name.replace(".", ".refused") for name in stages]
 
 
 def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):

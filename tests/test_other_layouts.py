@@ -39,11 +39,8 @@ def test_paths_may_be_relative_to_the_working_directory_or_to_a_folder_above(roo
     assert f"data/train.txt: its paths are relative to {root}, not to the list" in error
     monkeypatch.chdir(root)
     assert boxes("data/d.data") == expected
-
-
-def test_a_path_that_leads_nowhere_is_told_with_both_places(root, monkeypatch, capsys):
+    (root / "d.data").write_text("classes=2\ntrain=no/list.txt\nnames=data/d.names\n")
     monkeypatch.chdir(root.parent)
-    (root / "d.data").write_text("classes=2\ntrain=no/list.txt\nnames=d.names\n")
     assert load_data("set/d.data").train is not None
     assert f"there is neither set/no/list.txt nor {root.parent}/no/list.txt" in capsys.readouterr().err
 
@@ -91,16 +88,12 @@ def test_a_training_without_a_box_is_refused(root):
         ("1 0.5 0.5 0.5 -0.0001", "negative size"),
         ("1 0.5 0.5 1e-46 0.5", "zero-size box"),
         ("1 0.5 0.5 0.5 0.5 0.9", "wrong column count"),
+        ("0 .1 .1 .2 .2 .1 .2", "wrong column count"),
     ],
 )
-def test_values_off_by_rounding_are_clipped(row, kind):
+def test_values_off_by_rounding_are_clipped_and_the_likely_cause_of_other_columns_is_told(row, kind):
     labels, (finding,) = parse_labels(row.encode(), "a.txt", 2)
     assert finding.kind == kind
+    assert {6: "confidence", 7: "polygon"}.get(len(row.split()), "") in finding.detail
     assert len(labels) == (kind == "rounded label")
     assert ((labels[:, 1:] >= 0) & (labels[:, 1:] <= 1)).all()
-
-
-def test_the_likely_cause_of_other_columns_is_told():
-    for row, cause in ((b"0 .5 .5 .5 .5 .9", "confidence"), (b"0 .1 .1 .2 .2 .1 .2", "polygon")):
-        _, (finding,) = parse_labels(row, "a.txt", 2)
-        assert cause in finding.detail

@@ -14,7 +14,7 @@ import pytest
 
 from utils.detection.average_precision import Evaluator
 from utils.report import plots
-from utils.report.plots import BLUE, COLOURS, EDGES, GREY, LayerBar, front
+from utils.report.plots import EDGES, LayerBar, front
 from utils.report.tables import Column, csv_table, markdown_table, text_table
 
 NAN = float("nan")
@@ -144,12 +144,6 @@ def test_the_confusion_has_counts(tmp_path, drawn):
     assert texts(drawn[0].axes[0].texts) == ["37", "1", "400", "2"]
 
 
-def test_equal_data_draw_equal_pictures(tmp_path):
-    for name in ("a.png", "b.png"):
-        plots.plot_labels(np.full((3, 5), 0.5), NAMES, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 def test_the_title_says_how_many_fell(tmp_path, drawn):
     """Of 4 the bins below 0.01 hold 2 and 1: the first, and the last that ends there."""
     before, after = np.zeros((2, 61), int)
@@ -168,17 +162,6 @@ def test_an_epoch_is_a_column_of_the_map_and_the_turn_a_line(tmp_path, drawn):
     assert texts(ax.get_legend()) == ["rate turns"] and ax.lines[0].get_xdata()[0] == 3.4
 
 
-def test_the_course_names_its_lines(tmp_path, drawn):
-    results = {"epoch": [1, 2], "map50": [0.1, 0.2], "map50_95": [0.0, 0.1]}
-    shares = {"epoch": [1, 2], **{limit: [0.0, 0.5] for limit in ("0.1", "0.01", "0.001")}}
-    pressure = {"epoch": [0, 1, 2], "s": [0, 3, 0], "plan": [0, 0.2, 0.5], "weak": [0, 0.1, 0.5]}
-    plots.plot_sparse_course(results, shares, pressure, tmp_path / "course.png", turn=1)
-    top, bottom, s = (texts(ax.get_legend()) for ax in drawn[0].axes)
-    assert top == ["AP50", "AP50-95", "rate turns"]
-    assert bottom == ["|γ| < 0.1", "|γ| < 0.01", "|γ| < 0.001", "weak", "weak by the plan", "rate turns"]
-    assert s == ["s", "rate turns"] and drawn[0].axes[2].get_ylim()[1] > 3
-
-
 def test_the_numbers_count_a_removed_unit_as_gone(tmp_path, drawn):
     """32 + 64 + 64 channels, of which 9 + 64 stay; then of 64 none."""
     looks = [(0, 32, 9, None, True, False), (1, 64, 64, 0, True, False), (4, 64, 0, 0, True, True)]
@@ -191,20 +174,6 @@ def test_the_numbers_count_a_removed_unit_as_gone(tmp_path, drawn):
     assert texts(legend) == ["stays", "goes", "unit removed whole", "not tied", "2 tied, blocks 1–4"]
     plots.plot_channels([LayerBar(n, 16, 0, 0, True, True) for n in range(4)], tmp_path / "channels.jpg")
     assert drawn[1].axes[0].get_title() == "channels: 64 → 0, 0.0 % stay" and size(tmp_path / "channels.jpg")
-
-
-def test_chains_have_colours_of_their_own_and_what_may_not_go_is_grey():
-    looks = [(None, True), (5, True), (9, True), (5, True), (9, False)]
-    bars = [LayerBar(n, 8, 8, chain, candidate, False) for n, (chain, candidate) in enumerate(looks)]
-    assert plots._tints(bars) == [BLUE, COLOURS[1], COLOURS[2], COLOURS[1], GREY]
-
-
-@pytest.mark.parametrize(("widths", "scale"), [([16, 64], "linear"), ([16, 1024], "log")])
-def test_the_axis_is_logarithmic_where_widths_differ_much(tmp_path, drawn, widths, scale):
-    plots.plot_channels(
-        [LayerBar(n, width, 1, None, True, False) for n, width in enumerate(widths)], tmp_path / "a.png"
-    )
-    assert drawn[0].axes[0].get_yscale() == scale
 
 
 def test_the_cut_is_at_the_weakest_that_the_ranking_keeps(tmp_path, drawn):
@@ -288,14 +257,6 @@ def test_no_average_precision_is_negative_and_what_has_no_time_is_in_no_panel_of
     axes = drawn[0].axes
     assert axes[0].get_ylim()[0] == 0 and axes[2].get_xlabel() == "ms a picture, onnxruntime 1"
     assert [len(ax.texts) for ax in axes] == [3, 3, 1]
-
-
-@pytest.mark.parametrize(("most", "scale"), [(7, "linear"), (8, "log")])
-def test_the_axis_is_logarithmic_where_costs_differ_much(tmp_path, drawn, most, scale):
-    one = points(1)[0]
-    plots.plot_pareto([one, {**one, "macs": most * one["macs"]}], tmp_path / "pareto.jpg")
-    assert [ax.get_xscale() for ax in drawn[0].axes] == ["linear", scale, "linear"]
-    assert (drawn[0].axes[1].get_xlim()[0] == 0) == (scale == "linear")
 
 
 def test_a_table_is_aligned_by_kind_and_width():
