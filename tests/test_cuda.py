@@ -6,12 +6,10 @@ in one of their own, which imports torch once.
 
 from __future__ import annotations
 
-import ast
 import csv
 import fcntl
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -28,16 +26,17 @@ from packaging.version import Version
 from tests.nets import TINY
 from tests.test_team import torchrun
 from utils.checkpoint import read_checkpoint
-from utils.darknet import cfg as cfg_file
-from utils.darknet import weights as weights_file
 
 QUICK = """
 from utils.checkpoint import write_checkpoint
+from utils.compress import measure
 from utils.pruning import report
 from utils.quantization import workflow
 from utils.report import plots
 
 from utils.training.checkpointing import State
+
+measure.SECONDS = measure.LEAST_SECONDS = 0.1
 
 def nothing(*_):
     pass
@@ -55,7 +54,7 @@ for module in (plots, report, workflow):
         if name.startswith("plot_") and name not in ("plot_course", "plot_pareto"):
             setattr(module, name, nothing)
 """
-"""Plots take longer than a tiny run; those of the report page are drawn."""
+"""Plots and timings take longer than a tiny run; the plots of the report page are drawn."""
 
 
 class Gpu:
@@ -321,20 +320,6 @@ def test_a_step_that_overflows_is_not_taken_and_leaves_nothing_behind(train, gpu
     assert (ours - theirs).norm() < 0.05 * theirs.norm()
 
 
-def test_public_weights_are_trained_on_through_a_first_overflow(train, gpu, shared, overflowing):
-    """Nothing is left of the steps that overflow: weights stay near those that were given, momentum is a gradient's."""
-    files = shared / "data/weights/yolov3-tiny.cfg", shared / "data/weights/yolov3-tiny.weights"
-    flags = ("--cfg", files[0], "--weights", files[1], "-pt", "--img_size", "160", "--nosave", "--batch-size", "3")
-    run = train("--device", "0", *flags, *overflowing(40))
-    assert "skipped" in gpu.log
-    assert run.last["scaler"]["scale"] < 65536 and run.last["progress"]["step"] < 6
-    arrays = weights_file.read(files[1], cfg_file.load(files[0]))
-    for key in ("layers.0.conv.weight", "layers.12.conv.weight"):
-        given = torch.from_numpy(arrays[key])
-        assert 0 < (run.last["model"][key] - given).norm() < 0.1 * given.norm()
-    assert all(buffer.isfinite().all() for buffer in momentum(run))
-
-
 def test_a_run_moves_between_devices(train, tmp_path):
     """After each epoch to another device: CPU, GPU, CPU, GPU. The weights are those of a run that stayed."""
     flags = ("--amp", "off", "--epochs", "4")
@@ -485,18 +470,3 @@ def test_a_compression_runs_on_the_gpu(gpu, toy, tmp_path):
     for stage in ("train", "quantize"):
         assert json.loads((run / stage / "env.json").read_text())["gpus"] == ["pretend GPU"] * 2
     assert "pretend GPU" in (run / "report/report.html").read_text()
-
-
-def test_training_makes_tensors_on_the_device_that_it_is_told(sources):
-    """A tensor of the CPU among those of a GPU is refused there; this shows it where no pretend GPU can be compiled."""
-    makers = r"torch\.(arange|empty|eye|full|linspace|ones|rand|randn|randint|randperm|tensor|zeros)"
-    rooms = ("utils/detection/", "utils/distillation/", "utils/training/")
-    wrong = [
-        f"{source.path}:{node.lineno}: {ast.unparse(node)}"
-        for source in sources
-        if source.path.startswith(rooms)
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Call) and re.fullmatch(makers, ast.unparse(node.func))
-        if not any(keyword.arg == "device" for keyword in node.keywords)
-    ]
-    assert not wrong, "\n".join(wrong)

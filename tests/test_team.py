@@ -184,17 +184,6 @@ def test_two_processes_round_alike(toy, tmp_path):
     assert all(value.isfinite() for value in bounds) and any(value != 0 for value in bounds)
 
 
-def test_a_process_alone_is_a_team_of_one():
-    with joined("cpu") as team:
-        assert (team.rank, team.size, team.leads) == (0, 1, True)
-        assert team.total(2, 3) == [2, 3]
-        assert [team.any(flag) for flag in (False, True)] == [False, True]
-        assert [team.positives(count) for count in (0, 5)] == [1, 5]
-        assert (team.share("a\udcff"), team.gather(3)) == ("a\udcff", [3])
-        model = torch.nn.Linear(1, 1)
-        assert team.parallel(model) is model
-
-
 def test_synchronised_batch_normalisation_changes_training_only():
     """Tensors, evaluation and folding are those of the plain model."""
     torch.manual_seed(0)
@@ -212,16 +201,8 @@ def test_synchronised_batch_normalisation_changes_training_only():
     assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
     for one, other in ((changed, model), (fuse(changed), fuse(model))):
         assert all(torch.equal(a, b) for a, b in zip(one(images).heads, other(images).heads, strict=True))
-
-
-def test_synchronised_batch_normalisation_is_refused_on_the_cpu():
     with pytest.raises(InputError, match="works on GPUs only; leave it out"):
-        Team(torch.device("cpu"), 0, 2).synchronised(Darknet(tiny()))
-
-
-def test_positives_of_all_processes_are_counted(monkeypatch):
-    monkeypatch.setattr(dist, "all_reduce", lambda count: count.add_(6))
-    assert Team(torch.device("cpu"), 1, 2).positives(4) == 5
+        Team(torch.device("cpu"), 0, 2).synchronised(model)
 
 
 def test_a_step_exchanges_the_count_of_positives_and_one_vector(monkeypatch):
