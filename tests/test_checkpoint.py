@@ -17,7 +17,7 @@ from utils.checkpoint import load_model, model_document, read_checkpoint, write_
 from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
-from utils.model_files import choose_model, is_checkpoint
+from utils.model_files import ModelFiles, choose_model, is_checkpoint
 
 
 @pytest.fixture
@@ -189,6 +189,10 @@ def test_a_darknet_file_needs_a_cfg(tmp_path):
 def test_training_keys_do_not_make_another_network(checkpoint, tmp_path):
     (tmp_path / "n.cfg").write_text(format_network(with_heads(tiny(), ignore_thresh=0.7)))
     assert load_model(choose_model(str(tmp_path / "n.cfg"), str(checkpoint))).notes == ()
+
+
+def test_new_weights_are_drawn_without_a_file():
+    assert load_model(ModelFiles(tiny(), None)).names is None
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".param", ".xml", ".torchscript"])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from utils.errors import InputError
-from utils.report.run_dir import Results, RunDirectory, git_commit, last_epochs, read_results
+from utils.report.run_dir import Results, RunDirectory, git_commit, last_epochs, plain, read_results
 from utils.training.workflow import TAGS, Scalars
 
 
@@ -76,6 +77,17 @@ def test_describe_writes_what_can_be_read_back(tmp_path):
     assert run.file("model.cfg").read_text() == "[net]\n"
     assert json.loads(run.file("env.json").read_text())["packages"]["numpy"] == np.__version__
     assert not list(run.path.glob(".*"))
+
+
+def test_plain_values_hold_nothing_but_plain_types():
+    @dataclass
+    class Policy:
+        percent: float
+        layers: frozenset[int]
+
+    values = plain({"policy": Policy(0.5, frozenset({3, 1})), "array": np.arange(2), 7: np.bool_(True)})
+    assert values == {"policy": {"percent": 0.5, "layers": [1, 3]}, "array": [0, 1], "7": True}
+    assert type(values["7"]) is bool
 
 
 def test_a_run_says_how_it_was_called(tmp_path, root, monkeypatch):
