@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import compress
 import train
 from tests.nets import TINY, tiny
 from utils.data.images import write_image
@@ -48,12 +49,9 @@ def ctrl_c():
 
 
 @pytest.fixture(scope="session")
-def script(root):
+def script():
     """test.py as a module; `import test` would give the standard library's package."""
-    spec = importlib.util.spec_from_file_location("test_script", root / "test.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return compress.script_module("test")
 
 
 REFUSALS = """

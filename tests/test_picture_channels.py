@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
+import compress
 import export
 import slim_prune
 from benchmarks import compare
@@ -44,22 +43,21 @@ def files(tmp_path):
     return tmp_path
 
 
-def call(name, script, root, files, folder, kind):
+def call(name, root, files, folder, kind):
     """Run a script on the network in the cfg and .weights, or in the .pt."""
-    module = script if name == "test" else importlib.import_module(name)
     weights = files / ("n.weights" if kind == "weights" else "best.pt")
     flags = ["--cfg", files / "n.cfg"] if kind == "weights" else []
     flags += ["--weights", weights] if (name, kind) != ("train", "weights") else []
     flags += ["--source", folder / "images"] if name == "detect" else ["--data", folder / "d.data"]
     flags += ["--recipe", root / "data/recipes/demo.yaml"] if name == "compress" else []
-    module.main([*map(str, [*flags, "--project", files / "runs"]), *SCRIPTS[name].split()])
+    compress.script_module(name).main([*map(str, [*flags, "--project", files / "runs"]), *SCRIPTS[name].split()])
 
 
 @pytest.mark.parametrize("kind", ["weights", "pt"])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_where_pictures_are_read_it_is_an_error_and_nothing_is_written(name, kind, script, root, files, folder):
+def test_where_pictures_are_read_it_is_an_error_and_nothing_is_written(name, kind, root, files, folder):
     with pytest.raises(CfgError, match=r"channels=4: pictures have 1 \(grey\) or 3 \(RGB\); change") as caught:
-        call(name, script, root, files, folder, kind)
+        call(name, root, files, folder, kind)
     assert "\n" not in str(caught.value) and not (files / "runs").exists()
 
 
