@@ -266,6 +266,7 @@ UNSUPPORTED = (
         for key in ("antialiasing", "binary", "xnor", "flipped", "cbn", "sway", "dontload", "coordconv")
     ),
     added("convolutional0", "share_index=-1", "share_index=-1: not supported, and without the key it is another"),
+    added("convolutional0", "binary=on", "binary=on: not supported"),
     added("maxpool", "maxpool_depth=1", "maxpool_depth=1: not supported"),
     added("upsample", "scale=2", "scale=2: not supported; only 1 is"),
     added("shortcut", "weights_type=per_pixel", "weights_type=per_pixel: allowed are none, per_feature"),
@@ -331,6 +332,7 @@ SHAPES = (
     blocks("shortcut", "[reorg] stride=4", 2, "8 channels .* no multiple of 16"),
     blocks("shortcut", "[dropout] probability=1", 2, r"at least 0 and at most 0\.999"),
     blocks("shortcut", "[depthwise] filters=9", 2, "filters=9: one filter a channel"),
+    blocks("shortcut", "[se] filters=9", 2, "filters=9: 8 is allowed"),
     blocks("shortcut", "[se] reduction=9", 2, "reduction=9: at most 8"),
     blocks("convolutional4", "[maxpool] size=9 padding=0", 2, "size=9: the window reaches over 9 .* has 8"),
     small(

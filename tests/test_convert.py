@@ -167,7 +167,8 @@ def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
         "other_size": xml(size="<width>40</width><height>80</height>"),
         "no_picture": xml(),
         "no_image": xml(),
-        "no_size": xml(thing("cat", 2, 2, 9, 9), size=""),
+        "no_sides": xml(thing("cat", 2, 2, 9, 9), size=""),
+        "no_size": xml(thing("cat", 2, 2, 9, 9), size="").replace("<size></size>", ""),
     }
     root = voc_root(tmp_path / "voc", annotations, trainval=" ".join(annotations) + " good absent", test="good")
     (root / "JPEGImages" / "no_picture.jpg").unlink()
@@ -183,9 +184,18 @@ def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
         "picture cannot be read, left out": 1,
         "picture listed twice, used once": 1,
     }
-    assert [len(found) for found in rows(output, "train").values()] == [1, 1, 1]
+    assert [len(found) for found in rows(output, "train").values()] == [1, 1, 1, 1]
     (_, cx, _, w, _) = rows(output, "train")["images/train/beyond.jpg"][0]
     assert (cx + w / 2, cx - w / 2) == pytest.approx((1, 69 / 80))
+
+
+def test_the_summary_counts_and_names(tmp_path, capsys):
+    text = xml(*(thing("cat", n, 5, n, 9) for n in range(1, 6)), CAT)
+    root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
+    convert.main(["voc", str(root), "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/out/out.data: train 1 pictures (0 without a box), 1 boxes; val 0 pictures" in out
+    assert f"box without an area, left out: 5: {root}/Annotations/a.xml: cat" in out and "and 2 more" in out
 
 
 def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):

@@ -257,8 +257,9 @@ def test_a_checkpoint_brings_its_cfg_and_names(net, capsys):
     network = cfg.load("net.cfg")
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("net.weights", network).items()}
     write_checkpoint(Path("best.pt"), model_document(state, network, ("cat", "dog"), ()))
-    detect.main(["--weights", "best.pt", "--source", picture("a.png"), "--nosave", "--device", "cpu"])
-    assert ": 4 cat (" in capsys.readouterr().out
+    for flags in ([], ["--cfg", "net.cfg"]):
+        detect.main(["--weights", "best.pt", *flags, "--source", picture("a.png"), "--nosave", "--device", "cpu"])
+        assert ": 4 cat (" in capsys.readouterr().out
 
 
 NAMES = (

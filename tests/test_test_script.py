@@ -147,12 +147,12 @@ def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, cap
     write_checkpoint(Path("best.pt"), model_document(full, tiny(), ("dog", "cat"), ()))
     script.main([*FLAGS, "--json"])
     want = json.loads(capsys.readouterr().out)
-    script.main(["--data", "set.data", "--weights", "best.pt", "--json"])
-    out, err = capsys.readouterr()
-    got = json.loads(out)
-    for key in ("map50", "map50_95", "f1", "macs"):
-        assert got[key] == want[key]
-    assert "trained with other class names" in err
+    for flags in ((), ("--cfg", "a.cfg")):
+        script.main(["--data", "set.data", "--weights", "best.pt", *flags, "--json"])
+        out, err = capsys.readouterr()
+        got = json.loads(out)
+        assert all(got[key] == want[key] for key in ("map50", "map50_95", "f1", "macs"))
+        assert "trained with other class names" in err
 
 
 def test_workers_batches_and_threads_change_nothing_but_the_time(folder, script, capsys):
