@@ -301,3 +301,8 @@ class TestScript:
         assert kept["union"] > kept["intersection"]
         assert kept["intersection"] <= kept["minimum"] <= kept["union"]
         assert prune(*flags)["groups"][0]["kept"] == kept["majority"]
+
+    def test_the_groups_of_a_checkpoint_are_counted_when_it_is_read(self, prune):
+        weights = str(Path(prune(*self.FLAGS, "--no-test")["run_dir"]) / "model.pt")
+        with pytest.raises(InputError, match=r"--group-percent: 3 values, but .* has 2 groups"):
+            group_prune.main(["--weights", weights, "--no-test", "--group-percent", "0.1", "0.1", "0.1"])

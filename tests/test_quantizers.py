@@ -145,6 +145,17 @@ def test_a_power_of_two_is_exact_at_powers_and_right_above():
     assert torch.equal(power_above(torch.nextafter(powers, torch.tensor(torch.inf))), 2 * powers)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+@pytest.mark.parametrize("dorefa", [False, True])
+def test_weights_of_powers_of_two_are_codes_times_their_scale(bits, dorefa):
+    weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(bits)) * 3
+    kind = DorefaQuantizer(Grid(bits, power_of_two=True)) if dorefa else WeightQuantizer(Grid(bits, power_of_two=True))
+    for least in (0.0, 2.0**-3):
+        scale = kind.scale(weight, least).scale
+        assert math.frexp(float(scale))[0] == 0.5 and scale >= least
+        assert torch.equal(kind.codes(weight, least) * scale, kind(weight, least))
+
+
 def test_bounds_move_in_training_only_and_only_while_observing():
     quantizer = ActivationQuantizer(U8, momentum=0.5)
     quantizer.observing = True
