@@ -150,5 +150,5 @@ def hostile_onnx(data: bytes, rng: Random) -> bytes:
     elif kind == 1:
         node.op_type = rng.choice(("Loop", "If", "Scan", "SequenceMap", "X" * 99999, ""))
     else:
-        tensor.dims[0] = rng.choice((0, -1, 1 << 31, 1 << 62))
+        tensor.dims[:1] = [rng.choice((0, -1, 1 << 31, 1 << 62))]  # a scalar has none
     return model.SerializeToString()
