@@ -268,7 +268,9 @@ class TestRun:
         second = run("--epochs", "1", "--weights", first["best"])
         assert (first["start_map50"], second["start_map50"]) == (None, 0.5)
         assert run("--resume", second["run_dir"])["start_map50"] == 0.5
-        text = train._summary(second | {"map50": 0.25})
+        text = train._summary(second | {"map50": 0.25, "median_epochs": 8, "median_map50": 0.2, "median_map50_95": 0.1})
+        assert text.startswith("best of 1 epochs is 1: AP50 0.2500, AP50-95 ")
+        assert "median of the last 8: AP50 0.2000, AP50-95 0.1000" in text
         assert "warning: the weights that it started from have AP50 0.5000" in text
         assert "warning" not in train._summary(second | {"map50": 0.5}) + train._summary(first | {"map50": 0.0})
         assert next(scores) == 0.25, "two evaluations: before the first step and after the epoch"
