@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     change += f"points of AP50 that it may lose, or {ALL}.batch-size=8 for all stages whose script has the flag"
     add("--set", type=change_of, nargs="+", action="extend", default=[], metavar="STAGE.FLAG=VALUE", help=change)
     add_device_flags(group, half=False)
-    workers = "processes that read pictures, in every stage whose script has the flag (default: the recipe's)"
+    workers = "processes that read images, in every stage whose script has the flag (default: the recipe's)"
     add("--workers", type=worker_count, metavar="N", help=workers)
     add("--dry-run", action="store_true", help="print the commands of the stages and their epochs; do nothing")
     add = parser.add_argument_group("run").add_argument
@@ -134,7 +134,7 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     data = load_data(args.data)
     for key, source in (("train", data.train), ("valid", data.valid)):
         if source is None:
-            raise InputError(f"{data.path}: no {key} = …; a journey needs pictures to train with and to measure on")
+            raise InputError(f"{data.path}: no {key} = …; a journey needs images to train with and to measure on")
         for part in [source] if isinstance(source, Path) else source:
             list_images(part)
     cfg = cfg_file.load(args.cfg) if args.cfg is not None else None
@@ -142,7 +142,7 @@ def check_inputs(args: argparse.Namespace, recipe: Recipe) -> Network:
     if network.classes != data.classes:
         raise InputError(
             f"--weights {args.weights}: a network of {network.classes} classes, but {data.path} has "
-            f"{data.classes}; give it as --pretrained, and the recipe trains it on these pictures first"
+            f"{data.classes}; give it as --pretrained, and the recipe trains it on these images first"
         )
     picture_channels(network)
     if args.img_size is not None:

@@ -1,4 +1,4 @@
-"""Detect objects in pictures, videos, webcams and network streams; print what was found, and draw it.
+"""Detect objects in images, videos, webcams and network streams; print what was found, and draw it.
 
 A file that was there before is never overwritten: the new one gets a number. Results go to stdout, progress to stderr.
 """
@@ -71,7 +71,7 @@ def _add_input_flags(parser: cli.Parser) -> None:
         "--source",
         default="data/samples",
         metavar="S",
-        help="picture, video, folder, pattern, .txt list of files, webcam number, rtsp:// or http:// address, "
+        help="image, video, folder, pattern, .txt list of files, webcam number, rtsp:// or http:// address, "
         "or .streams list of addresses (default: %(default)s)",
     )
     add_picture_flags(group)
@@ -92,12 +92,12 @@ def _add_result_flags(parser: cli.Parser) -> None:
     add = group.add_argument
     add("--output", metavar="DIR", help="folder of the results, made if missing (default: a new run directory)")
     add_run_flags(group, PROJECT)
-    add("--nosave", action="store_true", help="write no pictures and videos")
-    add("--save-txt", action="store_true", help="write labels/NAME.txt: class cx cy w h, as shares of the picture")
+    add("--nosave", action="store_true", help="write no images and videos")
+    add("--save-txt", action="store_true", help="write labels/NAME.txt: class cx cy w h, as shares of the image")
     add("--save-conf", action="store_true", help="add the confidence to the labels")
     add("--save-crop", action="store_true", help="write each detection cut out, to crops/CLASS/")
     add("--fourcc", type=fourcc, default=FOURCC, metavar="CODE", help="format of videos (default: %(default)s)")
-    add("--view-img", action="store_true", help="show each picture in a window; a key goes on, q ends")
+    add("--view-img", action="store_true", help="show each image in a window; a key goes on, q ends")
     layouts = group.add_mutually_exclusive_group()
     layout: dict[str, Any] = {"dest": "layout", "action": "store_const", "default": "text"}
     layouts.add_argument("--json", const="array", help="print one JSON array, an object a frame", **layout)

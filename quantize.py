@@ -1,6 +1,6 @@
 """Round a trained network to few bits without training it again (post-training quantization).
 
-Bounds of the activations come from some training pictures, the scales of the weights from the weights. What is written
+Bounds of the activations come from some training images, the scales of the weights from the weights. What is written
 is a network as `train.py --quantized 1 --BN_Fold` makes it: test.py and detect.py compute it rounded, export.py writes
 its integers.
 """
@@ -39,7 +39,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("model and data")
     add_model_flags(group)
     add_picture_flags(group)
-    text = "data set: .data or data.yaml; bounds come from its train pictures, accuracy from its valid ones"
+    text = "data set: .data or data.yaml; bounds come from its train images, accuracy from its valid ones"
     group.add_argument("--data", metavar="FILE", required=True, help=text)
     group = parser.add_argument_group("run")
     add_run_flags(group, "runs/quantize")

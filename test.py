@@ -1,9 +1,9 @@
-"""Measure a detector on labelled pictures: average precision by COCO's protocol, precision, recall, F1, and the time.
+"""Measure a detector on labelled images: average precision by COCO's protocol, precision, recall, F1, and the time.
 
 AP50 and AP50-95 equal pycocotools' to the last digit. P, R and F1 are means over the classes at IoU 0.5 and at the
-confidence where the mean F1 is highest. Boxes are compared in pixels of the original pictures, so small, medium and
+confidence where the mean F1 is highest. Boxes are compared in pixels of the original images, so small, medium and
 large are COCO's. Only --save-json makes a run directory; without it nothing is left behind but verdicts in the user's
-picture cache.
+image cache.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def make_parser() -> cli.Parser:
     add = group.add_argument
     add("--data", required=True, metavar="FILE", help="data set: .data or data.yaml")
     flags.add_model_flags(group, READABLE)
-    add("--split", choices=("valid", "train"), default="valid", help="pictures of the data set (default: %(default)s)")
+    add("--split", choices=("valid", "train"), default="valid", help="images of the data set (default: %(default)s)")
     tasks = "benchmark: input sizes by NMS thresholds 0.5, 0.6, 0.7 (default: %(default)s)"
     add("--task", choices=("test", "benchmark"), default="test", help=tasks)
-    add("--strict-data", action="store_true", help="stop if anything is wrong with a picture or label")
+    add("--strict-data", action="store_true", help="stop if anything is wrong with an image or label")
     flags.add_picture_flags(group, more="; benchmark: each N (default: 3/4, 1 and 5/4 of the cfg's)")
     parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
     flags.add_cache_flags(group)
@@ -87,7 +87,7 @@ def _add_machine_flags(parser: cli.Parser) -> None:
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add_runtime_flag(group)
-    add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="pictures at a time (default: 16)")
+    add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="images at a time (default: 16)")
     flags.add_device_flags(group)
     add("--threads", type=flags.thread_count, metavar="N", help="CPU threads of the network (default: PyTorch's)")
     readers = "processes that read (default: one a core, at most 8; without a GPU 0: the network needs the cores)"
@@ -141,7 +141,7 @@ def load_inputs(args: argparse.Namespace) -> tuple[DataConfig, RuntimeFiles]:
         )
     vars(args).update(vars(files.thresholds(cli.settings_from(args, EvaluationSettings))))
     if getattr(data, args.split) is None:
-        raise DataError(f"{data.path}: no {args.split} = …, the pictures that --split {args.split} asks for")
+        raise DataError(f"{data.path}: no {args.split} = …, the images that --split {args.split} asks for")
     if files.network is not None:
         input_sizes(args.img_size, args.task, files.network, files)
         if not files.is_checkpoint:
@@ -233,7 +233,7 @@ def save_detections(
 
     ids, paths = category_ids(names), pictures.images
     if len({image_id(path) for path in paths}) < len(paths):
-        cli.log(f"{DETECTIONS}: pictures of the same file name have the same image_id")
+        cli.log(f"{DETECTIONS}: images of the same file name have the same image_id")
     split = {args.split: str(getattr(data, args.split))}
     description = {"path": str(data.path), **split, "nc": data.classes, "names": data.names}
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until() as directory:

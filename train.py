@@ -1,8 +1,8 @@
-"""Train the detector of a Darknet cfg on your pictures.
+"""Train the detector of a Darknet cfg on your images.
 
 One cfg serves every data set: its heads are adapted to the data's class count. The run is kept in runs/train/exp:
 best.pt and best.weights (fitness 0.1 · AP50 + 0.9 · AP50-95, of the averaged weights), last.pt, which --resume goes on
-from, results.csv and pictures.
+from, results.csv and images.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _flip(args: argparse.Namespace, network: Network | None) -> bool:
 
     unmirrored = without_flips(read_checkpoint(weights, network))
     if unmirrored:
-        log(f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures")
+        log(f"--no-flip: taken over from the training of {weights}; --flip mirrors images")
     return not unmirrored
 
 
@@ -162,7 +162,7 @@ def _settings(args: argparse.Namespace, network: Network) -> TrainSettings:
         raise InputError("--sync-bn: goes with several processes; start train.py with torchrun, or leave it out")
     if args.sync_bn and quant is not None and quant.fold:
         raise InputError(
-            "--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own pictures; leave it out"
+            "--sync-bn: with --BN_Fold and --FPGA each process folds the statistics of its own images; leave it out"
         )
     return settings_from(args, TrainSettings, **sizes, quant=quant)
 

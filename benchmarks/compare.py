@@ -1,7 +1,7 @@
-"""Networks side by side on the same labelled pictures, and how sure their differences are.
+"""Networks side by side on the same labelled images, and how sure their differences are.
 
 Each is measured as by test.py at its defaults. Differences to the first network have 95 % intervals from a bootstrap
-over the pictures, whose draws are the same for all networks: see utils/detection/bootstrap.py. An interval that holds 0
+over the images, whose draws are the same for all networks: see utils/detection/bootstrap.py. An interval that holds 0
 shows no difference. It does not say what another seed of a training would give.
 """
 
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--draws", type=positive_int, default=1000, metavar="N", help="data sets drawn (default: %(default)s)")
     add("--seed", type=random_seed, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON document instead of the table")
-    add("--time", action="store_true", help="measure the time of a picture, the networks of a runtime in turn")
+    add("--time", action="store_true", help="measure the time of an image, the networks of a runtime in turn")
     return parser.parse_args(argv)
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     data = load_data(args.data)
     if data.valid is None:
-        raise DataError(f"{data.path}: no valid = …, the pictures that networks are compared on")
+        raise DataError(f"{data.path}: no valid = …, the images that networks are compared on")
     pairs = [pair for network in args.networks for pair in in_runtimes(network, args.runtimes)]
     if len(pairs) < 2:
         raise InputError(f"{args.networks[0].name}: is compared with nothing; name two networks, or two runtimes of it")
@@ -144,7 +144,7 @@ def total_bytes(files: RuntimeFiles) -> int:
 def text(document: Mapping[str, Any]) -> str:
     """The document for people."""
     sizes = ", ".join(dict.fromkeys("{} × {}".format(*network["size"]) for network in document["networks"]))
-    measured = f"{document['images']} pictures of {document['data']}, {sizes}"
+    measured = f"{document['images']} images of {document['data']}, {sizes}"
     intervals = f"{100 * document['share']:g} % intervals of {document['draws']} draws, seed {document['seed']}"
     where = ", ".join([document["machine"], *document["gpus"], f"{document['threads']} threads"])
     return "\n".join([markdown_table(*table(document)), f"{measured}; {intervals}", where])

@@ -175,7 +175,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         distilled = f", then distilled for {document['epochs']} epochs, ± over seeds" if trained else ""
         what = f"{ROWS[name].source}, cut by our criteria of importance and torch-pruning's{distilled}."
         command = f"python -m benchmarks.results --rows {name}"
-        note = f"{document['images']} pictures. {suite.place(document)}"
+        note = f"{document['images']} images. {suite.place(document)}"
         yield PageSection(name, what, columns + after, lines, [command], note)
 
 

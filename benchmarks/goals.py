@@ -205,7 +205,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
             "activations, 7-bit weights (--target cpu) where nothing else is said.",
             *table(document),
             commands=document["commands"],
-            note=f"{_peers(document)}{document['images']} pictures, {document['draws']} draws. {suite.place(document)}",
+            note=f"{_peers(document)}{document['images']} images, {document['draws']} draws. {suite.place(document)}",
         )
     for name in [name for name in SPEEDS if name in stored]:
         what = f"{SPEEDS[name].goal.network} before and after pruning in every runtime at 416 × 416."
@@ -229,13 +229,13 @@ def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:
     return PageSection(
         goal.name,
         f"{goal.what}: {seeds}. The original was trained for {first['original_epochs']} "
-        f"epochs; each recipe trains for {first['epochs']} at most. Intervals hold the pictures and the seeds: the "
+        f"epochs; each recipe trains for {first['epochs']} at most. Intervals hold the images and the seeds: the "
         "mean half width of the paired bootstraps, and 1.96 standard errors of the seeds, as a root of the sum of "
         "squares.",
         ("", "AP50", "to the original", "AP50-95", "to the original", *ratios),
         lines,
         commands=[first["command"]],
-        note=f"{first['images']} pictures, {first['draws']} draws. {suite.place(first)}",
+        note=f"{first['images']} images, {first['draws']} draws. {suite.place(first)}",
         picture=("detections before and after pruning", f"{goal.name}_detections.jpg"),
     )
 
@@ -255,4 +255,4 @@ def _peers(document: Document) -> str:
         return ""
     bits = "8-bit weights, as the processor has VNNI" if document["vnni"] else "7-bit weights, without VNNI"
     names = " and ".join(f"{package} {number}" for package, number in document["peers"].items())
-    return f"{names}: the same float file and calibration pictures; {bits}. "
+    return f"{names}: the same float file and calibration images; {bits}. "

@@ -1,6 +1,6 @@
-"""What a GPU does in a second: training steps, a training that reads pictures, an evaluation, a picture alone.
+"""What a GPU does in a second: training steps, a training that reads images, an evaluation, an image alone.
 
-Nothing is downloaded: weights are random, pictures are drawn. It is meant to take less than 8 minutes. What the GPU
+Nothing is downloaded: weights are random, images are drawn. It is meant to take less than 8 minutes. What the GPU
 cannot do is left out and logged. `python -m benchmarks.results --rows gpu` keeps the figures for docs/results.md.
 """
 
@@ -34,7 +34,7 @@ STEPS: dict[str, dict[str, Any]] = {
     **{"--compile": {"compiled": True}, "--KDstr 4": {"teaches_itself": True}, "-sr": {"sr": True, "prune": 1}},
 }
 """Trainings whose steps are timed, and their flags; --amp is auto where nothing is said."""
-COLUMNS = ("network", "what", *(Column(name, ".1f") for name in ("pictures a second", "ms", "waits, %", "GiB")))
+COLUMNS = ("network", "what", *(Column(name, ".1f") for name in ("images a second", "ms", "waits, %", "GiB")))
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GpuRow(Settings):
     """What is measured."""
 
     cfg: Sequence[str] = flag(("cfg/yolov4-tiny.cfg", "cfg/yolov4.cfg"), "networks", nargs="+", metavar="FILE")
-    pictures: int = flag(512, "drawn pictures to train on, and to evaluate", type=positive_int, metavar="N")
+    pictures: int = flag(512, "drawn images to train on, and to evaluate", type=positive_int, metavar="N")
 
     def finish(self, _: str) -> Finished:
         """Measure all, on the first GPU."""
@@ -75,7 +75,7 @@ class GpuRow(Settings):
         plain, image = fuse(Darknet(network)).requires_grad_(False).to(device), torch.rand(1, 3, side, side).to(device)
         for name, model in (("float32", plain), ("float16", reduced(plain, torch.float16))):
             ms = self.median(lambda model=model: model(image).heads[0].cpu())
-            yield [f"a picture alone, {name}", 1000 / ms, ms, None, None]
+            yield [f"an image alone, {name}", 1000 / ms, ms, None, None]
 
     def median(self, work: Work) -> float:
         """Median milliseconds of some work."""

@@ -1,8 +1,8 @@
-"""How long a picture takes in every runtime, the same network as each one's own file.
+"""How long an image takes in every runtime, the same network as each one's own file.
 
 A network is a .pt, a CFG, which gets random weights, CFG:WEIGHTS, or a file of export.py, which is run as it is. Of the
 others a file is written for every runtime, proved as by export.py, to a temporary folder: Darknet's own for OpenCV,
-which is where most begin. All runtimes and networks are timed in turn, A B A B, one picture at a time; before each turn
+which is where most begin. All runtimes and networks are timed in turn, A B A B, one image at a time; before each turn
 there is a rest, as threads of one library that still wait for work would take the cores from the next, and a run that
 does not count.
 """

@@ -40,7 +40,7 @@ class Settings:
 
     cfg: Sequence[str] = flag(CFGS, "networks", nargs="+", metavar="FILE")
     img_size: int = flag(416, "side of the input", "--img_size", type=image_side, metavar="N")
-    batch_size: int = flag(16, "pictures in a batch", type=positive_int, metavar="N")
+    batch_size: int = flag(16, "images in a batch", type=positive_int, metavar="N")
     rounds: int = flag(9, "rounds of each", type=positive_int, metavar="N")
 
 
@@ -74,7 +74,7 @@ def loader(settings: Settings) -> Iterator[tuple[str, Laps]]:
             "mosaic, cached, no colours": samples(pictures, settings, colourless, cache="ram"),
         }
         laps = paired(works, settings.rounds, time.process_time)
-        yield f"{len(pictures)} pictures of 640 × 480 to {side}, CPU time of one thread", laps
+        yield f"{len(pictures)} images of 640 × 480 to {side}, CPU time of one thread", laps
 
 
 def samples(pictures: Index, settings: Settings, augment: Augmentation, **options: str) -> Work:

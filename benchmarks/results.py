@@ -82,10 +82,10 @@ def page() -> str:
 HEAD = """# Results of real runs
 
 Written by `python -m benchmarks.results` from the files in benchmarks/results; do not edit. AP by COCO's protocol
-on the validation pictures. Times are those of a machine shared with other work. bccd: blood cells, 3 classes, 292
-training and 72 validation pictures (MIT licence, github.com/Shenggan/BCCD_Dataset). roadsigns: 21 classes, 1197 and 315
-pictures (Roboflow 100 "road signs", https://rf100.org, CC BY 4.0; made smaller here and split anew:
-[data.md](data.md)). chess: 13 classes, 202 and 87 pictures (Roboflow 100 "chess pieces", CC BY 4.0; made smaller here).
+on the validation images. Times are those of a machine shared with other work. bccd: blood cells, 3 classes, 292
+training and 72 validation images (MIT licence, github.com/Shenggan/BCCD_Dataset). roadsigns: 21 classes, 1197 and 315
+images (Roboflow 100 "road signs", https://rf100.org, CC BY 4.0; made smaller here and split anew:
+[data.md](data.md)). chess: 13 classes, 202 and 87 images (Roboflow 100 "chess pieces", CC BY 4.0; made smaller here).
 """
 
 

@@ -138,7 +138,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         lines,
         commands=[stored[name]["command"] for name in BEGUN],
         note=f"Other seeds alike, with --seed. {suite.place(stored[PICTURED])}",
-        picture=("boxes found in validation pictures", f"{PICTURED}_val_batch0_pred.jpg"),
+        picture=("boxes found in validation images", f"{PICTURED}_val_batch0_pred.jpg"),
     )
     lines = [_strategy(name, stored) for name in STRATEGIES]
     columns = ("", "flags", *(f"{key} {figure}" for key in DISTILLED for figure in ("seeds", "AP50", "AP50-95")))

@@ -62,7 +62,7 @@ def main(model, path):
     facts = {key: json.loads(texts[key]) for key in ("input", "output", "heads", "thresholds", "names")}
     picture = cv2.imread(path)
     if picture is None:
-        sys.exit(f"{path}: cannot be read as a picture")
+        sys.exit(f"{path}: cannot be read as an image")
     images, scale, offset = network_input(picture, facts["input"])
     values, (tensor,) = images.transpose(0, 2, 3, 1), interpreter.get_input_details()
     if tensor["dtype"] == np.int8:

@@ -58,7 +58,7 @@ def main(param, path):
         sys.exit(f"{param}: ncnn cannot read it")
     picture = cv2.imread(path)
     if picture is None:
-        sys.exit(f"{path}: cannot be read as a picture")
+        sys.exit(f"{path}: cannot be read as an image")
     images, scale, offset = network_input(picture, facts["input"])
     extractor = net.create_extractor()
     extractor.input("images", ncnn.Mat(images[0]).clone())

@@ -55,7 +55,7 @@ def main(model, path):
     facts = {key: json.loads(texts[key]) for key in ("input", "output", "heads", "thresholds", "names")}
     picture = cv2.imread(path)
     if picture is None:
-        sys.exit(f"{path}: cannot be read as a picture")
+        sys.exit(f"{path}: cannot be read as an image")
     images, scale, offset = network_input(picture, facts["input"])
     outputs, kind = session.run(None, {"images": images}), facts["output"]["kind"]
     if kind == "heads":

@@ -52,7 +52,7 @@ def main(model, path, names=None):
     names, size = names and Path(names).read_text(encoding="utf-8").splitlines(), input_size(model)
     picture = cv2.imread(path)
     if picture is None:
-        sys.exit(f"{path}: cannot be read as a picture")
+        sys.exit(f"{path}: cannot be read as an image")
     images, scale, offset = network_input(picture, size)
     boxes, scores = detect(model, images, size)
     likely = scores.max(axis=1) > CONFIDENCE

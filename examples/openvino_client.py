@@ -55,7 +55,7 @@ def main(path, picture_path):
     facts = {key: json.loads(model.get_rt_info(["darknet", key]).astype(str)) for key in keys}
     picture = cv2.imread(picture_path)
     if picture is None:
-        sys.exit(f"{picture_path}: cannot be read as a picture")
+        sys.exit(f"{picture_path}: cannot be read as an image")
     images, scale, offset = network_input(picture, facts["input"])
     # Without the hint OpenVINO rounds to bfloat16 on processors that have it: faster, and scores differ by up to 1e-2.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

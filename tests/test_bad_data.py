@@ -57,7 +57,7 @@ def refused(run, data: Path, match: str, *flags: str, error: type[InputError] = 
 
 @pytest.mark.parametrize(
     ("split", "match"),
-    [("train", r"train\.txt: none of 0 images can be used; it names no picture"), ("val", r"val\.txt: none of 0")],
+    [("train", r"train\.txt: none of 0 images can be used; it names no image"), ("val", r"val\.txt: none of 0")],
 )
 def test_an_empty_list_is_refused(split, match, run, data):
     listed(data, split)
@@ -75,7 +75,7 @@ def test_a_cfg_of_fewer_classes_is_adapted_and_labels_keep_to_the_names(run, dat
 
 def test_no_training_list_is_refused(run, data):
     (data / "d.data").write_text("names=d.names\nvalid=val.txt\n")
-    refused(run, data, "names no training pictures; add a line train = ")
+    refused(run, data, "names no training images; add a line train = ")
 
 
 # What can
@@ -129,7 +129,7 @@ def test_one_picture_a_batch_trains_where_every_map_has_several_cells(run, data)
 def test_one_picture_a_batch_and_one_cell_a_map_is_refused(flags, run, data):
     """At 8 x 8 the coarsest head of stride 8 has one cell; the size of a run that varies is its smallest."""
     size = () if "--img_size" in flags else ("--img_size", "8")
-    message = r"n\.cfg: block 6 has 1 x 1 cells at 8 x 8, and a batch has one picture"
+    message = r"n\.cfg: block 6 has 1 x 1 cells at 8 x 8, and a batch has one image"
     refused(run, data, message, "--batch-size", "1", *size, *flags, error=InputError)
 
 

@@ -195,7 +195,7 @@ def test_the_table_names_what_it_was_measured_on(folder, networks, capsys):
     table = compared(folder, networks[:2], capsys, "--img_size", "96").splitlines()
     assert table[0].count("|") == 9 and [line.split()[1] for line in table[2:4]] == networks[:2]
     assert "[" not in table[2] and table[3].count("[") == 2
-    assert table[4].startswith("9 pictures of ") and table[4].endswith("96 × 96; 95 % intervals of 20 draws, seed 0")
+    assert table[4].startswith("9 images of ") and table[4].endswith("96 × 96; 95 % intervals of 20 draws, seed 0")
     assert f"{torch.get_num_threads()} threads" in table[5]
 
 

@@ -49,7 +49,7 @@ class Settings:
 
     size: tuple[int, ...] | None = cli.flag(None, "sides", "--img_size", type=cli.image_side, nargs="+")
     batch_size: int = cli.flag(16, "pictures", type=cli.positive_int)
-    rect: bool = cli.flag(False, "as narrow as its pictures")
+    rect: bool = cli.flag(False, "as narrow as its images")
     classes: int = 1
 
 
@@ -59,7 +59,7 @@ def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
     assert cli.settings_from(made.parse_args([]), Settings) == Settings()
     args = made.parse_args(["--img_size", "64", "32", "--batch-size", "4", "--rect"])
     assert cli.settings_from(args, Settings, classes=3) == Settings([64, 32], 4, True, 3)
-    assert "pictures (default: 16)" in made.format_help() and "(default: None)" not in made.format_help()
+    assert "images (default: 16)" in made.format_help() and "(default: None)" not in made.format_help()
     with pytest.raises(InputError, match="--Nms-Thres: is gone; it is --iou-thres"):
         made.parse_args(["--Nms-Thres", "3"])
     with pytest.raises(InputError, match="--batch-size: 0 is below 1"):

@@ -175,14 +175,14 @@ def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):
     (root / "JPEGImages" / "no_image.jpg").write_text("nothing")
     output, document = converted("voc", root)
     assert document["notes"] == {
-        "no annotation, picture left out": 1,
+        "no annotation, image left out": 1,
         "same box twice, used once": 2,  # `good` is in the other split, too
         "box without an area, left out": 3,
-        "box beyond the picture, cut": 1,
-        "picture of another size than annotated, left out": 1,
-        "picture not found, left out": 1,
-        "picture cannot be read, left out": 1,
-        "picture listed twice, used once": 1,
+        "box beyond the image, cut": 1,
+        "image of another size than annotated, left out": 1,
+        "image not found, left out": 1,
+        "image cannot be read, left out": 1,
+        "image listed twice, used once": 1,
     }
     assert [len(found) for found in rows(output, "train").values()] == [1, 1, 1, 1]
     (_, cx, _, w, _) = rows(output, "train")["images/train/beyond.jpg"][0]
@@ -194,7 +194,7 @@ def test_the_summary_counts_and_names(tmp_path, capsys):
     root = voc_root(tmp_path / "voc", {"a": text}, trainval="a", test="")
     convert.main(["voc", str(root), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
-    assert f"{tmp_path}/out/out.data: train 1 pictures (0 without a box), 1 boxes; val 0 pictures" in out
+    assert f"{tmp_path}/out/out.data: train 1 images (0 without a box), 1 boxes; val 0 images" in out
     assert f"box without an area, left out: 5: {root}/Annotations/a.xml: cat" in out and "and 2 more" in out
 
 
@@ -357,7 +357,7 @@ def test_a_bad_line_of_a_list_is_counted_and_skipped(line, converted, tmp_path):
     (root / "ImageSets" / "Main" / "trainval.txt").write_text(f"{line}\na\n")
     output, document = converted("voc", root)
     assert list(rows(output, "train")) == ["images/train/a.jpg"]
-    assert document["notes"] == {"no annotation, picture left out": 1}
+    assert document["notes"] == {"no annotation, image left out": 1}
 
 
 def test_names_lose_line_ends_and_what_is_too_long(converted, tmp_path):
@@ -468,7 +468,7 @@ def test_a_malformed_mat_file_is_named(hands, converted):
     with pytest.raises(DataError, match=r"a\.mat: not a MATLAB 5 file"):
         converted("oxford-hand", hands)
     path.unlink()
-    with pytest.raises(DataError, match=r"none of 0 training pictures.*a\.mat: no annotation"):
+    with pytest.raises(DataError, match=r"none of 0 training images.*a\.mat: no annotation"):
         converted("oxford-hand", hands, "--val", "validation")
 
 

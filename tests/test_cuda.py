@@ -419,7 +419,7 @@ def test_the_benchmark_of_a_gpu_measures_trainings_an_evaluation_and_a_picture_a
         flags=("--json",),
     )
     steps = [f"step, {name}" for name in ("--amp bf16", "--amp fp16", "--amp off", "--KDstr 4", "-sr")]
-    alone = [f"a picture alone, {name}" for name in ("float32", "float16")]
+    alone = [f"an image alone, {name}" for name in ("float32", "float16")]
     assert [line[1] for line in document["lines"]] == [*steps, "train.py", "evaluation", *alone]
     assert all(figure is None or figure >= 0 for line in document["lines"] for figure in line[2:])
     assert all(f"| {line[1]} " in document["page"][0] for line in document["lines"]) and document["gpus"]

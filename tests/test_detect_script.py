@@ -299,7 +299,7 @@ def fails(flags: list[str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "text.jpg"], "text.jpg: neither a picture nor a video that can be decoded"),
+        (["--source", "text.jpg"], "text.jpg: neither an image nor a video that can be decoded"),
         (["--weights", "gone.weights"], "gone.weights: no such file"),
         (["--weights", "text.jpg"], "text.jpg: "),
         (["--names", "one.names"], "one.names: 1 names, but net.weights has 2 classes"),

@@ -171,8 +171,8 @@ GREY = replace(tiny(), net=replace(tiny().net, channels=1))
 @pytest.mark.parametrize(
     ("teacher", "chosen", "match"),
     [
-        (GREY, OUTPUTS, r"tiny\.cfg: takes pictures of 1 channels, the student of 3"),
-        (GREY, ATTENTION, "takes pictures of 1 channels"),
+        (GREY, OUTPUTS, r"tiny\.cfg: takes images of 1 channels, the student of 3"),
+        (GREY, ATTENTION, "takes images of 1 channels"),
         (adapt_classes(one_head(width=64), 2), OUTPUTS, "no head of the student has stride and anchors"),
         (with_heads(tiny(), anchors=((400, 1),) * 6), OUTPUTS, "no head of the student has stride and anchors"),
         (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),

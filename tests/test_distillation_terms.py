@@ -230,7 +230,7 @@ CASES = {
     },
     "a teacher of probabilities": {"teacher": changed(outputs(1), torch.sigmoid), "networks": (NETWORK, ACTIVATED)},
     "no objects": {"targets": OBJECTS[:0]},
-    "one picture": {"student": outputs(batch=1), "teacher": outputs(1, batch=1), "targets": OBJECTS[:1]},
+    "one image": {"student": outputs(batch=1), "teacher": outputs(1, batch=1), "targets": OBJECTS[:1]},
     "a teacher that sees nothing": {"teacher": changed(outputs(1), lambda value: value - 30)},
 }
 

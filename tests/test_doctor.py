@@ -158,7 +158,7 @@ FAULTS = (
     row("zero-size box", "1 0.5 0.5 0 0.2"),
     Fault("duplicate row", "val", f"{VAL_LABEL}:2", edit(VAL_LABEL, lambda data: data * 2)),
     Fault("object labelled twice", "val", "val_00005.jpg", write(VAL_LABEL, TWINS)),
-    Fault("box beyond the picture", "val", "val_00005.jpg", write(VAL_LABEL, "1 0.9 0.5 0.4 0.4\n")),
+    Fault("box beyond the image", "val", "val_00005.jpg", write(VAL_LABEL, "1 0.9 0.5 0.4 0.4\n")),
     Fault("not a text file", "train", f"{LABEL}:1", write(LABEL, UTF_16)),
     Fault("unreadable label file", "train", LABEL, together(move(LABEL), make_folder(LABEL))),
     Fault("unreadable label file", "train", LABEL, together(move(LABEL), lambda folder: os.mkfifo(folder / LABEL))),
@@ -174,18 +174,18 @@ FAULTS = (
         "images/link.jpg",
         together(link_one, copy("labels/train_00001.txt", "labels/link.txt"), append("val.txt", "images/link.jpg")),
     ),
-    Fault("identical pictures in train and val", "", VAL_ONE, copy(ONE, VAL_ONE)),
-    Fault("identical pictures in one split", "train", TWO, copy(ONE, TWO)),
+    Fault("identical images in train and val", "", VAL_ONE, copy(ONE, VAL_ONE)),
+    Fault("identical images in one split", "train", TWO, copy(ONE, TWO)),
     Fault("wrong path", "val", "val.txt: no such file or directory", move("val.txt")),
-    Fault("no pictures", "val", "", write("val.txt", ""), 0),
+    Fault("no images", "val", "", write("val.txt", ""), 0),
     Fault("nothing usable", "train", "", move("images"), 0),
-    Fault("no pictures", "train", "toy.data", write("toy.data", "names=toy.names\nvalid=val.txt\n")),
-    Fault("no validation pictures", "val", "toy.data", write("toy.data", "names=toy.names\ntrain=train.txt\n")),
+    Fault("no images", "train", "toy.data", write("toy.data", "names=toy.names\nvalid=val.txt\n")),
+    Fault("no validation images", "val", "toy.data", write("toy.data", "names=toy.names\ntrain=train.txt\n")),
     Fault("class without a box in train", "train", CLASS_FOUR, no_class_four("train")),
     Fault("class without a box in val", "val", CLASS_FOUR, no_class_four("val")),
     Fault("boxes smaller than a cell", "train", "train_00000.jpg", tiny_boxes(1)),
     Fault("many boxes smaller than a cell", "train", "train_00000.jpg", tiny_boxes(TRAIN), TRAIN),
-    Fault("very long picture", "train", NINE, edit(NINE, long_picture)),
+    Fault("very long image", "train", NINE, edit(NINE, long_picture)),
 )
 CONSEQUENCES = {"no boxes": {"most label files missing"}, "nothing usable": {"missing image"}}
 """Kinds that a planted fault brings with it."""
@@ -268,7 +268,7 @@ def test_the_report_for_people_has_a_line_a_kind_with_what_to_do(patient, capsys
     assert "boxes of each class, train/val: " in out
     (line,) = [line for line in out.splitlines() if "empty image" in line]
     assert line.startswith(f"fatal   empty image in train: 5: {patient}/images/train_00000.jpg, ")
-    assert line.endswith("and 2 more -> save or fetch the picture again, or take it off the list")
+    assert line.endswith("and 2 more -> save or fetch the image again, or take it off the list")
     assert "found: 1 fatal, " in out
 
 

@@ -275,7 +275,7 @@ def test_what_is_no_regular_file_is_never_opened(name, make, kind, tmp_path):
 
 
 def test_an_unknown_suffix_is_not_written(picture, tmp_path):
-    with pytest.raises(DataError, match=r"pictures are written as \.bmp"):
+    with pytest.raises(DataError, match=r"images are written as \.bmp"):
         write_image(tmp_path / "a.xyz", picture)
     assert not list(tmp_path.iterdir())
 

@@ -167,7 +167,7 @@ def test_the_reason_of_the_default_is_said(files, folder, tmp_path, capsys):
     slim_prune.main([*files, *flags, "--data", str(folder / "d.data")])
     assert "--importance taylor: what masking a channel does to the loss" in capsys.readouterr().err
     slim_prune.main([*files, *flags])
-    assert "--importance gamma: there are no training pictures" in capsys.readouterr().err
+    assert "--importance gamma: there are no training images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

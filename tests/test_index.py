@@ -182,7 +182,7 @@ def test_the_summary_counts_names_and_escapes(data_set):
 def test_a_folder_a_glob_a_list_and_a_picture_name_the_same_pictures(data_set):
     data_set("a.png", encoded())
     source = data_set("b.png", encoded())
-    (data_set.root / "images" / "notes.txt").write_text("no picture")
+    (data_set.root / "images" / "notes.txt").write_text("no image")
     expected = [str(data_set.root / "images" / name) for name in ("a.png", "b.png")]
     assert list_images(source) == expected
     assert list_images(data_set.root) == expected

@@ -68,12 +68,12 @@ def test_labels_beside_the_pictures_are_found(root, capsys):
         path.rename(root / "images" / path.name)
     (root / "labels").rmdir()
     assert boxes(root / "d.data") == 13
-    assert "labels are taken from beside the pictures" in capsys.readouterr().err
+    assert "labels are taken from beside the images" in capsys.readouterr().err
 
 
 def test_a_training_without_a_box_is_refused(root):
     (root / "labels").rename(root / "elsewhere")
-    with refused(DataError, rf"no box in 9 training pictures; the label of .* looked for as {root}/labels/0\.txt"):
+    with refused(DataError, rf"no box in 9 training images; the label of .* looked for as {root}/labels/0\.txt"):
         train.main(["--cfg", str(root / "n.cfg"), "--data", str(root / "d.data"), "--project", str(root / "runs")])
     assert label_path("images/a.png") == "labels/a.txt"
 

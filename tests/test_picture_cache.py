@@ -87,7 +87,7 @@ def no_decoding(monkeypatch):
     """A function; after it was called, a picture that is decoded is an error."""
 
     def refuse(*_, **__):
-        raise AssertionError("a picture was decoded")
+        raise AssertionError("an image was decoded")
 
     return lambda: monkeypatch.setattr(store, "read_image", refuse)
 
@@ -253,7 +253,7 @@ def test_what_is_no_file_is_not_read(root, disk_file, kind, capsys):
     disk_file.unlink()
     disk_file.mkdir() if kind == "folder" else os.mkfifo(disk_file)
     assert_same(data_set(root, cache="disk"), data_set(root))
-    assert (kind == "folder") == ("pictures are decoded each time they are needed" in capsys.readouterr().err)
+    assert (kind == "folder") == ("images are decoded each time they are needed" in capsys.readouterr().err)
 
 
 # Where a cache cannot be
@@ -261,14 +261,14 @@ def test_what_is_no_file_is_not_read(root, disk_file, kind, capsys):
 
 def assert_said(capsys, what: str) -> None:
     (line,) = capsys.readouterr().err.splitlines()
-    assert what in line and line.endswith("; pictures are decoded each time they are needed")
+    assert what in line and line.endswith("; images are decoded each time they are needed")
 
 
 @pytest.mark.parametrize(("cache", "room"), [("ram", "_free_memory"), ("disk", "_free_disk")])
 def test_what_does_not_fit_is_said_and_not_kept(root, monkeypatch, capsys, cache, room):
     monkeypatch.setattr(store, room, lambda *_: 10_000)
     kept = data_set(root, cache=cache)
-    assert_said(capsys, "0.000 GB are free, the pictures take 0.000 GB")
+    assert_said(capsys, "0.000 GB are free, the images take 0.000 GB")
     assert not kept.store.address and not list((root / "cache").glob("*"))
     assert_same(kept, data_set(root))
 
@@ -384,9 +384,7 @@ def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(r
         found = read_checkpoint(Path(other["last"]))["model"]
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     names = [path.suffix for path in (tmp_path / "cache" / CACHE_FOLDER).iterdir()]
-    assert names.count(".bin") == 2 and ".npz" in names, (
-        "training and validation pictures, beside what is known of them"
-    )
+    assert names.count(".bin") == 2 and ".npz" in names, "training and validation images, beside what is known of them"
 
 
 class Colleague:

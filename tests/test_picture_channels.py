@@ -56,7 +56,7 @@ def call(name, root, files, folder, kind):
 @pytest.mark.parametrize("kind", ["weights", "pt"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_where_pictures_are_read_it_is_an_error_and_nothing_is_written(name, kind, root, files, folder):
-    with pytest.raises(CfgError, match=r"channels=4: pictures have 1 \(grey\) or 3 \(RGB\); change") as caught:
+    with pytest.raises(CfgError, match=r"channels=4: images have 1 \(grey\) or 3 \(RGB\); change") as caught:
         call(name, root, files, folder, kind)
     assert "\n" not in str(caught.value) and not (files / "runs").exists()
 

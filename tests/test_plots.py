@@ -239,7 +239,7 @@ def test_three_panels_share_the_accuracy_and_show_every_cost(tmp_path, drawn):
     networks = points(6)
     plots.plot_pareto(networks, tmp_path / "pareto.png")
     axes = drawn[0].axes
-    assert [ax.get_xlabel() for ax in axes] == ["million parameters", "GMACs", "ms a picture"]
+    assert [ax.get_xlabel() for ax in axes] == ["million parameters", "GMACs", "ms an image"]
     assert len({ax.get_ylim() for ax in axes}) == 1
     for ax, (key, _, unit) in zip(axes, plots.PANELS, strict=True):
         marks = np.vstack([line.get_xydata() for line in ax.lines if line.get_label() != "front"])
@@ -255,7 +255,7 @@ def test_no_average_precision_is_negative_and_what_has_no_time_is_in_no_panel_of
     low = [{**point, "map50": 0.001, "low": 0.0, "high": 0.003, "ms": None} for point in points(2)]
     plots.plot_pareto([*low, {**low[0], "ms": 1.0}], tmp_path / "pareto.png", "onnxruntime 1")
     axes = drawn[0].axes
-    assert axes[0].get_ylim()[0] == 0 and axes[2].get_xlabel() == "ms a picture, onnxruntime 1"
+    assert axes[0].get_ylim()[0] == 0 and axes[2].get_xlabel() == "ms an image, onnxruntime 1"
     assert [len(ax.texts) for ax in axes] == [3, 3, 1]
 
 

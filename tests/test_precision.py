@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_says_in_which_type_it_was_computed(training):
     trainer = training.trainer
     trainer.dtype = torch.bfloat16
     trainer.train_loader = SimpleNamespace(dataset=SimpleNamespace(index=SimpleNamespace(images=["a.jpg"])))
-    message = r"computed in torch\.bfloat16 \(--amp off computes in float32\); pictures a\.jpg"
+    message = r"computed in torch\.bfloat16 \(--amp off computes in float32\); images a\.jpg"
     with pytest.raises(NumericsError, match=message):
         trainer._fail({"total": torch.nan}, 0, [0])
 

@@ -291,7 +291,7 @@ CLOCKS = {
     "utils/data/index.py": "when what was checked is kept",
     "utils/data/sources.py": "streams: frames that are late, --max-seconds",
     "utils/data/store.py": "age of what a killed process has left",
-    "utils/detection/evaluate.py": "milliseconds of a picture",
+    "utils/detection/evaluate.py": "milliseconds of an image",
     "utils/report/cost.py": "latency, which --target-latency prunes to",
     "utils/report/run_dir.py": "the start of a run in env.json; how long a lock is waited for",
     "utils/training/loop.py": "seconds of an epoch",

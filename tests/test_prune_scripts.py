@@ -278,7 +278,7 @@ def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
     flags = ("--percent", "0.2", "--data", str(folder / "d.data"), "--project", str(tmp_path))
     slim_prune.main([*files, *flags])
     out, err = capsys.readouterr()
-    assert "--reconstruct 128: 9 pictures are used; there are no more" in err
+    assert "--reconstruct 128: 9 images are used; there are no more" in err
     assert "pruned, readers fitted" in out and "border" not in out
 
 
@@ -287,7 +287,7 @@ def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
     slim_prune.main([*files, *flags, "--project", str(tmp_path / "a b"), "--img_size", "32"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["original", "masked", "constants", "pruned"]
-    assert lines[6].startswith("ms: forward pass of one picture, 32 × 32") and "rounds" in lines[6]
+    assert lines[6].startswith("ms: forward pass of one image, 32 × 32") and "rounds" in lines[6]
     assert lines[7].startswith("certificate: pruned = masked to ")
     assert lines[8].startswith("advised: ") and "train.py -sr" in lines[9]
     run = tmp_path / "a b" / "exp"
@@ -390,9 +390,9 @@ def test_bad_flags_are_one_line(prune, tmp_path, name, flags, match):
 @pytest.mark.parametrize(
     ("data", "flags", "match"),
     [
-        ("train=train.txt", [], "names no valid pictures"),
-        ("valid=val.txt", ["--importance", "taylor"], "names no train pictures, which --importance taylor needs"),
-        ("valid=val.txt", ["--reconstruct", "1"], "names no train pictures, which --reconstruct needs"),
+        ("train=train.txt", [], "names no valid images"),
+        ("valid=val.txt", ["--importance", "taylor"], "names no train images, which --importance taylor needs"),
+        ("valid=val.txt", ["--reconstruct", "1"], "names no train images, which --reconstruct needs"),
         ("valid=val.txt\nclasses=3\nnames=3.names", [], "a network of 2 classes, but .* has 3"),
     ],
 )

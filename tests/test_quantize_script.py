@@ -170,7 +170,7 @@ def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--calib", "10"), r"--calib 10: .*d\.data has 9 train pictures"),
+        (("--calib", "10"), r"--calib 10: .*d\.data has 9 train images"),
         (("--calib", "0"), r"--calib: 0 is below 1"),
         (("--FPGA", "--keep-float", "1"), r"--keep-float: --target fpga has no float arithmetic"),
         (("--FPGA", "--max-drop", "1"), r"--max-drop: --target fpga has no float arithmetic"),
@@ -203,8 +203,8 @@ def test_a_quantized_network_is_neither_quantized_again_nor_run_in_float16(call)
 @pytest.mark.parametrize(
     ("keys", "flags", "message"),
     [
-        ("valid=val.txt", (), r"names no train pictures, which the calibration needs"),
-        ("train=train.txt", (), r"names no valid pictures to measure on; --no-test works without"),
+        ("valid=val.txt", (), r"names no train images, which the calibration needs"),
+        ("train=train.txt", (), r"names no valid images to measure on; --no-test works without"),
         ("train=nowhere.txt\nvalid=val.txt", ("--no-test",), r"nowhere\.txt"),
     ],
 )

@@ -217,7 +217,7 @@ def test_page_markdown_and_json_tell_the_same(report):
         [0, None, None],
         [2, 0.53125, 0.265625],
     ]
-    phrases = ("is chosen on the pictures that its accuracy is", "the last 20% of the epochs, at least 3")
+    phrases = ("is chosen on the images that its accuracy is", "the last 20% of the epochs, at least 3")
     for shown in ("3.0e-07", "1.0e-14", "2.0e-07", "1.7e-02", *phrases):
         assert shown in text and shown in page.text
     kept = [line.split("|")[1:-1] for line in text.partition("their median AP50")[2].splitlines()[2:5]]
@@ -358,7 +358,7 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, short_tim
     assert [baseline["name"] for baseline in document["baselines"]] == ["low"]
     assert document["baselines"][0]["size"] == [32, 32]
     assert "+0.0 [+0.0, +0.0]" in text
-    assert "no loss that 3 pictures can show" in page.text
+    assert "no loss that 3 images can show" in page.text
     (image,) = [image for image in page.all("img") if image.get("class") != "plot"]
     kind, _, data = image["src"].partition(",")
     assert kind == "data:image/jpeg;base64" and "ground truth: " in image["alt"]

@@ -227,7 +227,7 @@ def test_the_size_is_that_of_the_file(measured):
     ("flags", "message"),
     [
         (("--weights", "a.onnx", "--img_size", "96"), "--img_size 96 96: a.onnx takes 64 × 64 only"),
-        (("--weights", "a.onnx", "--augment"), "--augment: looks at pictures of several sizes, and a.onnx takes one"),
+        (("--weights", "a.onnx", "--augment"), "--augment: looks at images of several sizes, and a.onnx takes one"),
         (("--weights", "a.onnx", "--half"), "--half: onnxruntime computes as the file says"),
         (("--weights", "a.onnx", "--device", "0"), "--device 0: onnxruntime runs on the CPU"),
         (("--weights", "a.onnx", "--runtime", "torch"), "a.onnx is run by onnxruntime, opencv or openvino; give"),

@@ -131,7 +131,7 @@ def test_content_decides_where_the_suffix_says_nothing(tmp_path):
 
 def test_unreadable_files_are_skipped_and_named_in_one_warning(tmp_path, capsys):
     picture(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     (tmp_path / "c.mp4").write_bytes(b"")
     (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     assert read(tmp_path) == [("a.png", 0)]
@@ -142,7 +142,7 @@ def test_unreadable_files_are_skipped_and_named_in_one_warning(tmp_path, capsys)
 
 def test_when_no_file_can_be_read_that_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"none of the 2 files of --source can be read: .*a\.png: .*; .*b\.png: "):
         read(tmp_path)
 
@@ -152,13 +152,13 @@ def test_when_no_file_can_be_read_that_is_an_error(tmp_path):
     [
         ("gone.jpg", None, r"gone\.jpg: no such file"),
         ("empty.jpg", b"", r"empty\.jpg: an empty file"),
-        ("empty.mp4", b"", r"empty\.mp4: neither a picture nor a video"),
+        ("empty.mp4", b"", r"empty\.mp4: neither an image nor a video"),
         ("empty.txt", b"\n", r"empty\.txt: the list is empty"),
         ("empty.streams", b"# none\n", r"empty\.streams: the list is empty"),
         ("bad.streams", b"rtsp://a\nstreet.jpg\n", r"bad\.streams:2: 'street\.jpg' is neither an address nor"),
         ("bad.streams", b"file:///a\n", r"bad\.streams:1: file:// is not supported"),
         ("*.jpg", None, r"\*\.jpg: matches nothing"),
-        (".", None, r"no pictures or videos in this folder"),
+        (".", None, r"no images or videos in this folder"),
     ],
 )
 def test_a_source_that_gives_nothing_is_an_error(tmp_path, name, content, message):

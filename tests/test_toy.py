@@ -80,7 +80,7 @@ def test_anything_else_is_refused_and_kept(tmp_path, fill):
 
 def test_another_or_a_changed_set_is_refused(tmp_path):
     build(tmp_path / "set", SMALL)
-    with pytest.raises(DataError, match=r"holds another picture set .*seed=0"):
+    with pytest.raises(DataError, match=r"holds another image set .*seed=0"):
         build(tmp_path / "set", ToyRecipe(3, 2, 96, seed=1))
     (tmp_path / "set" / "labels" / "val_00000.txt").write_text("0 0.5 0.5 1 1\n")
     with pytest.raises(DataError, match=r"labels/val_00000.txt: missing or changed"):
@@ -106,7 +106,7 @@ def test_a_recipe_out_of_range_is_refused(recipe):
 def test_the_command_line_says_what_it_made(tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "set"), "--train", "1", "--val", "1", "--size", "64"]
     main(arguments)
-    assert "1 training and 1 validation pictures of 64 px, 12 classes" in capsys.readouterr().out
+    assert "1 training and 1 validation images of 64 px, 12 classes" in capsys.readouterr().out
     main([*arguments, "--json"])
     assert '"drawn": false' in capsys.readouterr().out
 

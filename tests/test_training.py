@@ -219,7 +219,7 @@ class TestRun:
         for weights in (base, pruned, copy):
             document, flip, mirrored, told = flips(weights)
             assert (flip, mirrored) == (0, False)
-            assert f"--no-flip: taken over from the training of {weights}; --flip mirrors pictures" in told
+            assert f"--no-flip: taken over from the training of {weights}; --flip mirrors images" in told
         document, flip, mirrored, told = flips(document["best"], "--flip")
         assert (flip, mirrored) == (Hyperparameters().augmentation.flip_lr, True) and "taken over" not in told
         assert flips(document["best"])[1] > 0
@@ -332,7 +332,7 @@ class TestRun:
             return terms._replace(total=terms.total * float("nan")) if len(calls) == 5 else terms
 
         monkeypatch.setattr(loop, "detection_loss", broken)
-        match = r"epoch 3, batch 1, step 5: loss is not finite .*pictures .*\.png, .*\.png; "
+        match = r"epoch 3, batch 1, step 5: loss is not finite .*images .*\.png, .*\.png; "
         with pytest.raises(NumericsError, match=match):
             run("--epochs", "3")
         assert read_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")["progress"]["epoch"] == 2
@@ -360,7 +360,7 @@ REFUSED = [
     ("--sync-bn", "--sync-bn: goes with several processes; start train.py with torchrun"),
     ("--weights no.pt", r"no\.pt: no such file"),
     ("--hyp no.yaml", r"no\.yaml"),
-    ("--evolve --data t.data", "names no valid pictures"),
+    ("--evolve --data t.data", "names no valid images"),
     # Sparse training
     ("--prune 1", "--prune: says how to train sparse; add -sr"),
     ("--s auto", "--s: says how"),

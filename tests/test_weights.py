@@ -129,7 +129,7 @@ def test_seen_has_eight_bytes_from_version_0_2_on(major, minor, size, network, t
         (np.array([1001, 2, 5, 0, 0], "<i4").tobytes(), r"version 1001\.2\.5.*transposed"),
         (np.array([0, 2, 5, 0, 0], ">i4").tobytes(), "not a Darknet .weights file"),
         (np.array([0, -2, 5, 0, 0], "<i4").tobytes(), r"version 0\.-2\.5"),
-        (np.array([0, 2, 5, -1, -1], "<i4").tobytes(), "-1 pictures"),
+        (np.array([0, 2, 5, -1, -1], "<i4").tobytes(), "-1 images"),
         (b"PK\x03\x04" + b"\0" * 60, "not a Darknet .weights file"),
     ],
 )

@@ -45,7 +45,7 @@ STOPPED = {KeyboardInterrupt: ("interrupted", 130), BrokenPipeError: ("", 1)}
 CAUSES = (
     (ImportError, "failed to map segment", "out of memory; a library takes more"),
     (RuntimeError, "start new thread", "out of memory; one more thread needs some"),
-    (RuntimeError, "DataLoader worker", "a process that reads pictures was ended (memory short?); fewer --workers"),
+    (RuntimeError, "DataLoader worker", "a process that reads images was ended (memory short?); fewer --workers"),
     (RuntimeError, "by peer", "another process of this training ended; its own message says why"),
     (OSError, "temporary directory", "no room for temporary files; set TMPDIR to a folder that can be written"),
 )
@@ -65,7 +65,7 @@ REQUIREMENTS = {
 """Files that list optional packages; requirements-export.txt has the others."""
 EPOCHS_AFTER = "COMPRESS_EPOCHS_AFTER"
 """Environment variable of a stage of compress.py."""
-MADE = "\n  `make demo` makes runs/demo; `python -m utils.data.toy --output runs/demo/data` only its pictures"
+MADE = "\n  `make demo` makes runs/demo; `python -m utils.data.toy --output runs/demo/data` only its images"
 """Behind examples with such files, which a fresh clone has not got."""
 SILENCE = 30.0
 """Seconds after which a log file gets a line about the work in progress."""

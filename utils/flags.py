@@ -18,7 +18,7 @@ parallel = bounded(integer, lambda value: value <= MOST_PARALLEL, f" is above {M
 worker_count = bounded(parallel, lambda value: value >= 0, " is below 0, the smallest allowed")
 thread_count = bounded(parallel, lambda value: value >= 1, " is below 1, the smallest allowed")
 Group = argparse._ArgumentGroup
-MODES = {"letterbox": "keep a picture's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
+MODES = {"letterbox": "keep an image's aspect ratio and fill with grey (default)", "stretch": "fill the input"}
 
 
 def default_workers() -> int:
@@ -46,7 +46,7 @@ def add_picture_flags(group: Group, more: str = "") -> None:
 def add_cache_flags(group: Group) -> None:
     """--cache and --cache-dir; `cache_choice` reads them."""
     add = group.add_argument
-    kept = "decode pictures once: ram keeps them for this run, disk in a file for later ones, too (default: every time)"
+    kept = "decode images once: ram keeps them for this run, disk in a file for later ones, too (default: every time)"
     add("--cache", choices=("ram", "disk"), help=kept)
     add("--cache-dir", metavar="DIR", help="folder of --cache disk (default: the user's cache folder)")
 

@@ -12,13 +12,13 @@ OLD_FLAGS: Mapping[str, str] = {
     **dict.fromkeys(("ddp", "rank", "local_rank"), "torchrun --nproc_per_node=N train.py … trains with N processes"),
     **dict.fromkeys(
         ("accumulate", "nbs", "nominal_batch"),
-        "batches are accumulated up to 64 pictures; a larger --batch-size is a larger step",
+        "batches are accumulated up to 64 images; a larger --batch-size is a larger step",
     ),
-    "gray_scale": "a cfg with [net] channels=1 reads grey pictures",
+    "gray_scale": "a cfg with [net] channels=1 reads grey images",
     "arc": "the loss is that of YOLOv3; --hyp weights its terms",
     "prebias": "biases of the heads start where few objects are expected",
-    "img_weights": "name pictures of rare classes several times in the list of train pictures",
-    **dict.fromkeys(("maxabsscaler", "mas"), "pictures are scaled to 0…1, always"),
+    "img_weights": "name images of rare classes several times in the list of train images",
+    **dict.fromkeys(("maxabsscaler", "mas"), "images are scaled to 0…1, always"),
     "percent": "layer_prune.py removes residual units, --shortcuts N of them",
     "truncated_layer": "the groups of a network are found in its cfg",
     "delta": "--target-macs finds the amount",
@@ -55,6 +55,6 @@ OLD_FLAGS: Mapping[str, str] = {
     "cache_dir": "the folder is that of $XDG_CACHE_HOME, or ~/.cache",
     "equalize": "it often did harm where each channel has a scale of its own; --bias-correction and --max-drop help",
     "sensitivity": "compare amounts with --dry-run; quantize.py --keep-float and --max-drop measure convolutions",
-    "sensitivity_pictures": "--max-drop measures AP50 on all valid pictures of --data",
+    "sensitivity_pictures": "--max-drop measures AP50 on all valid images of --data",
 }
 """Names in lower case, without dashes and with underscores."""

@@ -80,7 +80,7 @@ def measure(
         InputError: a network of other classes, or a file that cannot be run.
     """
     if data.valid is None:
-        raise DataError(f"--data {data.path}: no valid = …, the pictures that networks are measured on")
+        raise DataError(f"--data {data.path}: no valid = …, the images that networks are measured on")
     settings = settings or MeasureSettings()
     chosen, images = select_device(device), index(data.valid, data.names)
     runs = [run for run in document["runs"] if _can_run(run)]
@@ -161,7 +161,7 @@ def evaluate_network(
     channels = picture_channels(network.loaded.network)
     dataset = DetectionDataset(images, size=network.size, mode=network.mode, channels=channels)
     loader = make_loader(dataset, batch_size, device=device)
-    log(f"{network.name}: {len(images)} pictures at {network.size[0]} × {network.size[1]}")
+    log(f"{network.name}: {len(images)} images at {network.size[0]} × {network.size[1]}")
     return evaluate(network.loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
 
 

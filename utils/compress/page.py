@@ -81,10 +81,10 @@ Run = dict[str, Any]  # entry of `runs` in the document
 class MeasureSettings:
     """Settings of the measurement of a report's networks."""
 
-    batch_size: int = flag(16, "pictures at a time", type=positive_int, metavar="N")
+    batch_size: int = flag(16, "images at a time", type=positive_int, metavar="N")
     draws: int = flag(1000, "data sets drawn for the intervals", type=positive_int, metavar="N")
     seed: int = flag(0, "of the draws", type=random_seed, metavar="N")
-    pictures: int = flag(6, "most pictures shown with lost and gained objects", type=non_negative_int, metavar="N")
+    pictures: int = flag(6, "most images shown with lost and gained objects", type=non_negative_int, metavar="N")
 
 
 def gather(paths: Sequence[Path | str], title: str | None = None) -> dict[str, Any]:

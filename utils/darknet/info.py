@@ -1,6 +1,6 @@
 """What a Darknet cfg describes: a table of its layers, then parameters, bytes, multiply-adds and BFLOPs.
 
-Shapes are channels x height x width. BFLOPs are Darknet's count for one picture (see utils/report/cost.py).
+Shapes are channels x height x width. BFLOPs are Darknet's count for one image (see utils/report/cost.py).
 """
 
 from __future__ import annotations

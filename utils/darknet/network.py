@@ -79,8 +79,8 @@ def picture_channels(network: Network) -> Literal[1, 3]:
     channels = network.net.channels
     if channels not in (1, 3):
         raise CfgError(
-            f"{network.path or 'network'}: [net] channels={channels}: pictures have 1 (grey) or 3 (RGB); change the "
-            "cfg, or take what reads no pictures: info, export.py, pruning with --no-test and no --data"
+            f"{network.path or 'network'}: [net] channels={channels}: images have 1 (grey) or 3 (RGB); change the "
+            "cfg, or take what reads no images: info, export.py, pruning with --no-test and no --data"
         )
     return 1 if channels == 1 else 3
 
@@ -239,9 +239,7 @@ def _check_features(network: Network, shapes: Sequence[Shape]) -> None:
         if total > MAX_FEATURE_BYTES:
             gib = f"{total / 2**30:.1f} GiB; at most {MAX_FEATURE_BYTES >> 30} GiB are allowed"
             key = "width" if index == IMAGE else None
-            raise SectionError(
-                f"the maps of one picture up to here would take {gib}; lower width and height", key, index
-            )
+            raise SectionError(f"the maps of one image up to here would take {gib}; lower width and height", key, index)
 
 
 def opencv_warning(network: Network) -> str | None:

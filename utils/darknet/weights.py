@@ -108,7 +108,7 @@ def read_header(path: Path | str) -> Header:
         raise WeightsError(f"{path}: ends inside the header: {size} bytes; {header.size} were expected")
     seen = int.from_bytes(data[_VERSION.size : header.size], "little")
     if seen >= 1 << 63:
-        raise WeightsError(f"{path}: its header says {seen - (1 << 64)} pictures were seen; 0 or more were expected")
+        raise WeightsError(f"{path}: its header says {seen - (1 << 64)} images were seen; 0 or more were expected")
     return replace(header, seen=seen)
 
 

@@ -121,7 +121,7 @@ class VocReader:
                 if os.path.exists(path):  # False where no file can have such a name
                     pictures.append(self._picture(path, root))
                 else:
-                    notes["no annotation, picture left out"].append(str(path))
+                    notes["no annotation, image left out"].append(str(path))
         if not listed:
             known = sorted({other for root in roots for other in _voc_lists(root) if "_" not in other})
             there = f"there are: {', '.join(known)[:200]}" if known else "there is none; --val-share makes a split"
@@ -377,7 +377,7 @@ def _hand_pictures(folder: Path, notes: Notes) -> Iterator[Picture]:
         if annotation.exists():
             yield Picture(path, None, _hand_boxes(annotation, loadmat), str(annotation))
         else:
-            notes["no annotation, picture left out"].append(str(annotation))
+            notes["no annotation, image left out"].append(str(annotation))
 
 
 def _hand_boxes(path: Path, loadmat: Any) -> list[Box]:

@@ -1,7 +1,7 @@
 """Turn an annotated data set into what train.py reads: label files, lists, class names and a .data file.
 
 FORMAT is voc (Pascal VOC XML), coco (COCO instances JSON) or oxford-hand (MATLAB files); FORMAT --help says more.
-Nothing of the data set is changed: the pictures of the new set are links to the originals, or copies with --copy.
+Nothing of the data set is changed: the images of the new set are links to the originals, or copies with --copy.
 What cannot be used is left out, counted and named; an annotation that is malformed stops with its file and line.
 """
 
@@ -42,7 +42,7 @@ FORMATS = {
     ),
     "oxford-hand": (
         "Oxford hand data set: ROOT is the folder hand_dataset, as unpacked. Trained on are its training\n"
-        "and validation pictures, without those of --val. Needs scipy (requirements-convert.txt).",
+        "and validation images, without those of --val. Needs scipy (requirements-convert.txt).",
         "oxford-hand hand_dataset --output data/oxfordhand",
     ),
 }
@@ -82,7 +82,7 @@ def _add_voc(group: argparse._ArgumentGroup) -> None:
     add("roots", type=Path, nargs="+", metavar="ROOT", help="a folder like VOCdevkit/VOC2007")
     add("--train", default="trainval", metavar="LIST", help="training list (default: %(default)s)")
     add("--val", default="test", metavar="LIST", help="validation list (default: %(default)s)")
-    add("--images", type=Path, metavar="DIR", help="the pictures (default: ROOT/JPEGImages)")
+    add("--images", type=Path, metavar="DIR", help="the images (default: ROOT/JPEGImages)")
     text = "objects marked difficult: ignore or keep, as objects like others (default: %(default)s)"
     add("--difficult", choices=("ignore", "keep"), default="ignore", metavar="WHAT", help=text)
     text = "number of the leftmost pixel: 1 in VOC itself, 0 as other tools write (default: %(default)s)"
@@ -91,14 +91,14 @@ def _add_voc(group: argparse._ArgumentGroup) -> None:
 
 def _add_coco(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--train", type=Path, required=True, metavar="FILE", help="instances of the training pictures")
-    add("--val", type=Path, metavar="FILE", help="instances of the validation pictures")
-    add("--images", type=Path, metavar="DIR", help="the pictures (default: found as COCO's archives unpack)")
+    add("--train", type=Path, required=True, metavar="FILE", help="instances of the training images")
+    add("--val", type=Path, metavar="FILE", help="instances of the validation images")
+    add("--images", type=Path, metavar="DIR", help="the images (default: found as COCO's archives unpack)")
 
 
 def _add_oxford(group: argparse._ArgumentGroup) -> None:
     group.add_argument("root", type=Path, metavar="ROOT", help="the folder hand_dataset")
-    text = "validation pictures: test or validation (default: %(default)s)"
+    text = "validation images: test or validation (default: %(default)s)"
     group.add_argument("--val", choices=("test", "validation"), default="test", metavar="SPLIT", help=text)
 
 
@@ -107,8 +107,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the result, new or empty")
     add("--name", metavar="NAME", help="of the .data and .names files (default: the folder's)")
     add("--names", type=Path, metavar="FILE", help="classes wanted, one a line, in this order")
-    add("--copy", action="store_true", help="copy the pictures in place of links to them")
-    text = "draw a share of the training pictures for validation, and read no validation list"
+    add("--copy", action="store_true", help="copy the images in place of links to them")
+    text = "draw a share of the training images for validation, and read no validation list"
     add("--val-share", type=fraction, metavar="P", help=text)
     add("--seed", type=random_seed, default=0, metavar="N", help="of --val-share (default: %(default)s)")
     add("--json", action="store_true", help="print the result as one JSON document")
@@ -135,13 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = []
     for split, counts in splits.items():
         ignored = f", {counts['ignored']} ignored boxes" if counts["ignored"] else ""
-        pictures = f"{split} {counts['pictures']} pictures ({counts['backgrounds']} without a box)"
+        pictures = f"{split} {counts['pictures']} images ({counts['backgrounds']} without a box)"
         parts.append(f"{pictures}, {counts['boxes']} boxes{ignored}")
     print(f"{data}: {'; '.join(parts)}; {len(names)} classes")
     for kind, places in annotated.notes.items():
         print(f"  {kind}: {len(places)}: {first_places(places)}")
     if "val" not in splits:
-        print("  no validation pictures: training evaluates nothing; --val-share 0.1 draws some")
+        print("  no validation images: training evaluates nothing; --val-share 0.1 draws some")
 
 
 def _read(args: argparse.Namespace) -> Annotated:
@@ -166,7 +166,7 @@ def with_split(annotated: Annotated, share: float, seed: int) -> Annotated:
     """
     count = len(annotated.train)
     if count < 2:
-        raise InputError(f"--val-share {share}: {count} pictures cannot be split; at least 2 are needed")
+        raise InputError(f"--val-share {share}: {count} images cannot be split; at least 2 are needed")
     order = np.random.default_rng(seed).permutation(count).tolist()
     drawn = set(order[: min(count - 1, max(1, round(count * share)))])
     train = [picture for position, picture in enumerate(annotated.train) if position not in drawn]
@@ -237,7 +237,7 @@ def write_set(
         splits["val"] = writer.split("val", annotated.folders[1], annotated.val)
     if not splits["train"]["pictures"]:
         first = next((f"; the first: {places[0]}: {kind}" for kind, places in annotated.notes.items()), "")
-        raise DataError(f"none of {len(annotated.train)} training pictures can be used{first}")
+        raise DataError(f"none of {len(annotated.train)} training images can be used{first}")
     write_data_file(folder, name, list(classes.values()), valid="val" in splits)
     return splits
 
@@ -256,14 +256,14 @@ class _Writer:
         counts = {"pictures": 0, "boxes": 0, "backgrounds": 0, "ignored": 0}
         entries: list[str] = []
         sources: set[str] = set()
-        for picture in ProgressBar(f"writing {name}", pictures, unit="pictures"):
+        for picture in ProgressBar(f"writing {name}", pictures, unit="images"):
             source = os.path.abspath(picture.path)
             if source in sources:
-                self.notes["picture listed twice, used once"].append(str(picture.path))
+                self.notes["image listed twice, used once"].append(str(picture.path))
                 continue
             sources.add(source)
             if picture.within is not None and not source.startswith(os.path.join(os.path.abspath(picture.within), "")):
-                self.notes[f"picture outside of {picture.within}, left out"].append(picture.location)
+                self.notes[f"image outside of {picture.within}, left out"].append(picture.location)
                 continue
             if (size := self._size(picture)) is None:
                 continue
@@ -287,10 +287,10 @@ class _Writer:
             size = shown_size(picture.path)
         except PictureError as failure:
             kind = "not found" if failure.kind == "missing image" else "cannot be read"
-            self.notes[f"picture {kind}, left out"].append(str(picture.path))
+            self.notes[f"image {kind}, left out"].append(str(picture.path))
             return None
         if picture.size not in (None, size):
-            self.notes["picture of another size than annotated, left out"].append(picture.location)
+            self.notes["image of another size than annotated, left out"].append(picture.location)
             return None
         return size
 
@@ -309,7 +309,7 @@ class _Writer:
                 self.notes["box without an area, left out"].append(where)
                 continue
             if beyond > CUT:
-                self.notes["box beyond the picture, cut"].append(where)
+                self.notes["box beyond the image, cut"].append(where)
             line = label_line(self.classes[box.name], shares)
             if line in lines:
                 self.notes["same box twice, used once"].append(where)

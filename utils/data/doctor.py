@@ -1,9 +1,9 @@
 """Examine a data set before a training.
 
-Finds wrong paths, damaged pictures, bad labels, pictures that are in both splits, classes without boxes, objects too
+Finds wrong paths, damaged images, bad labels, images that are in both splits, classes without boxes, objects too
 small for the network, anchors that do not fit, and says what to do.
 
-Exit status 2 if something fatal is found: the training could not run, would leave pictures out, or be measured wrongly.
+Exit status 2 if something fatal is found: the training could not run, would leave images out, or be measured wrongly.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def examine(data: DataConfig, setting: Setting) -> dict[str, Any]:
     problems: list[Problem] = []
     for split, source in (("train", data.train), ("val", data.valid)):
         if source is None:
-            kind = "no pictures" if split == "train" else "no validation pictures"
+            kind = "no images" if split == "train" else "no validation images"
             problems.append(_problem(kind, split, [str(data.path)]))
             continue
         try:
@@ -168,7 +168,7 @@ def lines(document: Mapping[str, Any], setting: Setting) -> Iterator[str]:
         if "widths" in figures:
             wide, high = (" ".join(f"{side:.0f}" for side in figures[key]) for key in ("widths", "heights"))
             yield (
-                f"{split}: boxes in a picture: mean {figures['boxes_mean']:.1f}, most {figures['boxes_most']}; "
+                f"{split}: boxes in an image: mean {figures['boxes_mean']:.1f}, most {figures['boxes_most']}; "
                 f"pixels at {setting.size[1]} x {setting.size[0]} (5, 50, 95 %): widths {wide}, heights {high}"
             )
     if setting.network and (anchors := document["anchors"]):
@@ -217,7 +217,7 @@ def _split_problems(split: str, pictures: Index, names: Sequence[str], setting: 
     yield from _odd_boxes(split, pictures)
     ratio = pictures.shapes.max(axis=1, initial=1) / pictures.shapes.min(axis=1, initial=1 << 30)
     if long := [str(pictures.images[position]) for position in np.flatnonzero(ratio > LONG).tolist()]:
-        yield _problem("very long picture", split, long)
+        yield _problem("very long image", split, long)
     yield from _small_boxes(split, pictures, setting)
 
 
@@ -225,9 +225,9 @@ def _listed_problems(split: str, pictures: Index) -> Iterator[Problem]:
     """Findings in single files, and what is missing altogether."""
     usable = len(pictures)
     if not pictures.listed:
-        yield _problem("no pictures", split, ())
+        yield _problem("no images", split, ())
     elif not usable:
-        yield _problem("nothing usable", split, (), f"none of {pictures.listed} pictures")
+        yield _problem("nothing usable", split, (), f"none of {pictures.listed} images")
     elif not len(pictures.labels.rows):
         yield _problem("no boxes", split, pictures.places("no label file") or pictures.places("empty label file"))
     for kind in pictures.counts():
@@ -243,12 +243,12 @@ def _class_counts(pictures: Index, classes: int) -> NDArray[np.int64]:
 
 def _odd_boxes(split: str, pictures: Index) -> Iterator[Problem]:
     """Objects labelled twice, and boxes beyond their pictures."""
-    odd: dict[str, list[str]] = {"object labelled twice": [], "box beyond the picture": []}
+    odd: dict[str, list[str]] = {"object labelled twice": [], "box beyond the image": []}
     for path, boxes in zip(pictures.images, pictures.labels, strict=True):
         low, high = boxes[:, 1:3] - boxes[:, 3:5] / 2, boxes[:, 1:3] + boxes[:, 3:5] / 2
         beyond = ((low < -BEYOND) | (high > 1 + BEYOND)).any(axis=1)
         odd["object labelled twice"] += [str(path)] * _twins(boxes[:, 0], low, high)
-        odd["box beyond the picture"] += [str(path)] * int(beyond.sum())
+        odd["box beyond the image"] += [str(path)] * int(beyond.sum())
     for kind, paths in odd.items():
         if paths:
             yield _problem(kind, split, list(dict.fromkeys(paths)), count=len(paths))
@@ -299,9 +299,9 @@ def _shared_pictures(splits: Mapping[str, Index]) -> Iterator[Problem]:
         if all(by_split.values()) and len(by_split) > 1:
             across.append(" = ".join(paths[0] for paths in by_split.values()))
     if across := [text for text in across if text not in both]:
-        yield _problem("identical pictures in train and val", "", across)
+        yield _problem("identical images in train and val", "", across)
     for split, texts in within.items():
-        yield _problem("identical pictures in one split", split, texts)
+        yield _problem("identical images in one split", split, texts)
 
 
 def _same_bytes(paths: Iterable[str]) -> Iterator[list[str]]:

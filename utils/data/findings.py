@@ -26,15 +26,15 @@ class Advice(NamedTuple):
     text: str
 
 
-_WRONG_LABEL = "correct the line: a wrong label leaves its whole picture out"
-_BAD_PICTURE = "save or fetch the picture again, or take it off the list"
+_WRONG_LABEL = "correct the line: a wrong label leaves its whole image out"
+_BAD_PICTURE = "save or fetch the image again, or take it off the list"
 KINDS: Mapping[str, Advice] = {
     "wrong path": Advice("fatal", "paths are relative to the file that names them, or to the working directory"),
-    "no pictures": Advice("fatal", "name pictures in the list, folder or pattern"),
+    "no images": Advice("fatal", "name images in the list, folder or pattern"),
     "nothing usable": Advice("fatal", "correct what is found below"),
-    "no boxes": Advice("fatal", "labels lie in `labels` beside `images`, one .txt a picture"),
+    "no boxes": Advice("fatal", "labels lie in `labels` beside `images`, one .txt an image"),
     "same file in train and val": Advice("fatal", "take it off one list: results on it say nothing"),
-    "identical pictures in train and val": Advice("fatal", "take one off its list: results on it say nothing"),
+    "identical images in train and val": Advice("fatal", "take one off its list: results on it say nothing"),
     "missing image": Advice("fatal", "paths in a list are relative to the list, or to the working directory"),
     "not a file": Advice("fatal", "take it off the list"),
     "unreadable image": Advice("fatal", "look at the file's permissions"),
@@ -52,26 +52,26 @@ KINDS: Mapping[str, Advice] = {
     "fractional class": Advice("fatal", _WRONG_LABEL),
     "negative class": Advice("fatal", "classes count from 0"),
     "class beyond names": Advice("fatal", "add the name, or correct the class; classes count from 0"),
-    "out of range": Advice("fatal", "boxes are shares of the picture, 0..1, not pixels"),
+    "out of range": Advice("fatal", "boxes are shares of the image, 0..1, not pixels"),
     "negative size": Advice("fatal", _WRONG_LABEL),
     "listed twice": Advice("warning", "it is used once"),
     "zero-size box": Advice("warning", "the row is left out"),
     "duplicate row": Advice("warning", "the second is left out"),
-    "no validation pictures": Advice("warning", "nothing is evaluated, and best.pt is the last epoch"),
-    "identical pictures in one split": Advice("warning", "they count twice; take one off the list"),
-    "most label files missing": Advice("warning", "these pictures teach that nothing is there; look where labels lie"),
+    "no validation images": Advice("warning", "nothing is evaluated, and best.pt is the last epoch"),
+    "identical images in one split": Advice("warning", "they count twice; take one off the list"),
+    "most label files missing": Advice("warning", "these images teach that nothing is there; look where labels lie"),
     "class without a box in train": Advice("warning", "it cannot be learnt"),
     "class without a box in val": Advice("warning", "it is not measured; mAP is the mean over the others"),
     "object labelled twice": Advice("warning", f"boxes of a class that overlap by more than {TWIN_IOU:g}; delete one"),
-    "box beyond the picture": Advice("warning", "it is cut to the picture; look whether boxes are of another size"),
+    "box beyond the image": Advice("warning", "it is cut to the image; look whether boxes are of another size"),
     "many boxes smaller than a cell": Advice("warning", "train at a larger --img_size, or with a head of finer stride"),
     "anchors do not fit": Advice("warning", "train.py --auto-anchors clusters them again"),
-    "very long picture": Advice("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
+    "very long image": Advice("warning", f"sides over {LONG:g} : 1; cut it, or most of the input is border"),
     "rounded label": Advice("note", "values less than 0.001 outside 0..1 are clipped"),
     "boxes smaller than a cell": Advice("note", "expect to miss them"),
     "other class count": Advice("note", "train.py adapts the heads"),
-    "no label file": Advice("note", "a picture without objects"),
-    "empty label file": Advice("note", "a picture without objects"),
+    "no label file": Advice("note", "an image without objects"),
+    "empty label file": Advice("note", "an image without objects"),
 }
 """Every kind of finding of `index` and of the doctor, the worst first.
 

@@ -143,11 +143,11 @@ def write_image(path: Path | str, image: Image) -> None:
     """
     suffix = lower_suffix(path)
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: pictures are written as {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{path}: images are written as {', '.join(sorted(SUFFIXES))}")
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
     done, data = cv2.imencode(suffix, pixels)
     if not done:
-        raise DataError(f"{path}: a {image.shape[1]}x{image.shape[0]} picture cannot be written as {suffix}")
+        raise DataError(f"{path}: a {image.shape[1]}x{image.shape[0]} image cannot be written as {suffix}")
     atomic_write_bytes(path, data.tobytes())
 
 
@@ -230,7 +230,7 @@ def _opened(path: Path | str) -> BinaryIO:
     if size == 0:
         raise PictureError(path, "empty image", "an empty file")
     if size > 8 * MAX_PIXELS + SPARE:  # 16-bit RGBA, uncompressed
-        raise PictureError(path, "oversized image", f"{size} bytes for a picture of at most {MAX_PIXELS} pixels")
+        raise PictureError(path, "oversized image", f"{size} bytes for an image of at most {MAX_PIXELS} pixels")
     try:
         return open(path, "rb")
     except OSError as failure:
@@ -318,7 +318,7 @@ def fitted_sizes(shapes: NDArray[np.int64], size: Size, mode: FitMode = "letterb
     if mode == "stretch":
         return np.tile(size, (len(shapes), 1))
     if mode != "letterbox":
-        raise ValueError(f"a picture is fitted by letterbox or stretch, not {mode!r}")
+        raise ValueError(f"an image is fitted by letterbox or stretch, not {mode!r}")
     scales = (size / shapes).min(1, keepdims=True)
     return np.maximum(np.round(shapes * scales), 1).astype(np.int64)
 

@@ -265,7 +265,7 @@ def _labels_lie_beside(images: Sequence[str]) -> bool:
         return False
     first = next((image for image in images if os.path.lexists(_beside(image))), None)
     if first is not None:
-        log(f"labels are taken from beside the pictures, as {_beside(first)}; there is no {label_path(first)}")
+        log(f"labels are taken from beside the images, as {_beside(first)}; there is no {label_path(first)}")
     return first is not None
 
 
@@ -338,7 +338,7 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
     known = {path: kept[path] for path in paths if path in kept and kept[path][0][:4] == stamps[path][:4]}
     unknown, stored = [path for path in paths if path not in known], monotonic()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoding releases the GIL
-    progress = ProgressBar("checking pictures", pool.map(_check, unknown), len(unknown), "pictures")
+    progress = ProgressBar("checking images", pool.map(_check, unknown), len(unknown), "images")
     changed = [path for path in paths if path not in known or known[path][0] != stamps[path]]
     try:
         for path, record in zip(unknown, progress, strict=True):
@@ -446,7 +446,7 @@ def _refuse(pictures: Index, sources: Sequence[Source], *, strict: bool, require
     flaws = pictures.flaws()
     counts = ", ".join(f"{count} {kind}" for kind, count in pictures.counts().items())
     if require and not len(pictures):
-        reason = f"found: {counts}" if counts else "it names no picture"
+        reason = f"found: {counts}" if counts else "it names no image"
         raise DataError(f"{where}: none of {pictures.listed} images can be used; {reason}")
     if strict and flaws:
         first = flaws[0]
@@ -536,7 +536,7 @@ def _flaw(text: bytes, row: tuple[float, ...], classes: int) -> tuple[str, str]:
     if width < 0 or height < 0:
         return "negative size", f"a box of {width} x {height}"
     if not (0 <= cx <= 1 and 0 <= cy <= 1 and width <= 1 and height <= 1):
-        return "out of range", f"{cx} {cy} {width} {height}; a box is given as shares of the picture, 0..1"
+        return "out of range", f"{cx} {cy} {width} {height}; a box is given as shares of the image, 0..1"
     if np.float32(width) == 0 or np.float32(height) == 0:
         return "zero-size box", f"a box of {width} x {height}"
     return "", ""

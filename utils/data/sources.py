@@ -93,22 +93,22 @@ def find(text: str) -> FrameSource:
         InputError: nothing of the kind is there.
     """
     if not text:
-        raise InputError("--source: is empty; give a picture, video, folder, list, webcam number or address")
+        raise InputError("--source: is empty; give an image, video, folder, list, webcam number or address")
     if _is_stream(text, "--source"):
         return FrameSource(streams=(text,))
     if os.path.isdir(text):
         files = _readable(os.path.join(text, name) for name in os.listdir(text))
-        missing = f"{text}: no pictures or videos in this folder (looked for {READABLE_TEXT})"
+        missing = f"{text}: no images or videos in this folder (looked for {READABLE_TEXT})"
     elif not os.path.lexists(text) and glob.has_magic(text):
         matches = glob.glob(text, recursive=True)
         files = _readable(matches)
         words = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
-        missing = f"--source {text}: {words} a picture or video ({READABLE_TEXT})"
+        missing = f"--source {text}: {words} an image or video ({READABLE_TEXT})"
     elif lower_suffix(text) == ".streams":
         return FrameSource(streams=_listed_streams(text))
     else:
         files = tuple(list_images(text))
-        missing = f"{text}: the list is empty; expected the path of a picture or video a line"
+        missing = f"{text}: the list is empty; expected the path of an image or video a line"
     if not files:
         raise InputError(missing)
     return FrameSource(files=files)
@@ -203,7 +203,7 @@ def _read_file(path: str) -> Generator[Frame]:
         for count, image in enumerate(_pictures(capture), 1):
             yield Frame(path, count - 1, image, "video", fps)
     if count == 0:
-        raise DataError(f"{path}: neither a picture nor a video that can be decoded")
+        raise DataError(f"{path}: neither an image nor a video that can be decoded")
     if count < promised:
         log(f"warning: {path}: only {count} of the {promised} frames it promises can be decoded")
 

@@ -125,7 +125,7 @@ class PictureStore:
             self._kept = self._in_memory(layout) if kind == "ram" else self._on_disk(layout, folder)
         except OSError as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-            log(f"--cache {kind}: {why}; pictures are decoded each time they are needed")
+            log(f"--cache {kind}: {why}; images are decoded each time they are needed")
 
     @property
     def address(self) -> str:
@@ -202,7 +202,7 @@ class PictureStore:
         with atomic_path(path) as temporary:
             file = open(temporary, "w+b")  # noqa: SIM115
             self._fill(file, layout)
-        log(f"{path}: {layout.size / 1e6:.0f} MB of decoded pictures for this and later runs")
+        log(f"{path}: {layout.size / 1e6:.0f} MB of decoded images for this and later runs")
         return _mapped(file, layout)
 
     def _fill(self, file: BinaryIO, layout: PixelLayout) -> None:
@@ -211,7 +211,7 @@ class PictureStore:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             chunks = (pool.map(self._decoded, range(i, min(i + CHUNK, count))) for i in range(0, count, CHUNK))
             images = chain.from_iterable(chunks)
-            for image in ProgressBar("filling the picture cache", images, count, "pictures"):
+            for image in ProgressBar("filling the image cache", images, count, "images"):
                 image = np.ascontiguousarray(image)
                 file.write(image.data)
                 checksum = zlib.crc32(image.data, checksum)
@@ -247,14 +247,14 @@ def _read_file(path: Path | str, layout: PixelLayout, *, check: bool) -> KeptPic
         return None
     checksum = 0
     blocks = range(0, len(kept.pixels), BLOCK) if check else ()
-    for start in ProgressBar("checking the picture cache", blocks):
+    for start in ProgressBar("checking the image cache", blocks):
         checksum = zlib.crc32(kept.pixels[start : start + BLOCK].data, checksum)
     return kept if not check or header == layout.header(checksum) else None
 
 
 def _check_room(where: str, needed: int, free: int) -> None:
     if needed > FREE_SHARE * free:
-        raise ResourceError(f"{where}: {free / 1e9:.3f} GB are free, the pictures take {needed / 1e9:.3f} GB")
+        raise ResourceError(f"{where}: {free / 1e9:.3f} GB are free, the images take {needed / 1e9:.3f} GB")
 
 
 def _free_disk(folder: Path) -> int:

@@ -1,6 +1,6 @@
-"""Draw the demo's picture set: 12 shapes of any colour on cluttered grounds, with labels, ready for training.
+"""Draw the demo's image set: 12 shapes of any colour on cluttered grounds, with labels, ready for training.
 
-Nothing is downloaded. The same numbers draw the same set, byte for byte with the same library versions. Pictures of
+Nothing is downloaded. The same numbers draw the same set, byte for byte with the same library versions. Images of
 the two splits come from different random streams. A folder that already holds the set is left as it is; a folder
 that holds anything else is refused.
 """
@@ -285,14 +285,14 @@ JPEG_QUALITY = 92
 class ToyRecipe:
     """Size and seed of a set; equal recipes draw equal sets."""
 
-    train: int = flag(1400, "training pictures", type=positive_int, metavar="N")
-    val: int = flag(150, "validation pictures", type=positive_int, metavar="N")
-    size: int = flag(256, "side of a picture in pixels, 64..1024", type=positive_int, metavar="N")
+    train: int = flag(1400, "training images", type=positive_int, metavar="N")
+    val: int = flag(150, "validation images", type=positive_int, metavar="N")
+    size: int = flag(192, "side of an image in pixels, 64..1024", type=positive_int, metavar="N")
     seed: int = flag(0, "another seed draws another set", type=random_seed, metavar="N")
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= 100_000 or not 1 <= self.val <= 100_000:
-            raise InputError(f"--train {self.train} --val {self.val}: 1 to 100000 pictures each are allowed")
+            raise InputError(f"--train {self.train} --val {self.val}: 1 to 100000 images each are allowed")
         if not 64 <= self.size <= 1024:
             raise InputError(f"--size {self.size}: outside 64..1024 pixels")
 
@@ -365,7 +365,7 @@ def _check_is_set(output: Path, recipe: ToyRecipe) -> None:
         raise DataError(f"{output}: holds other files or is no folder; {way_out}")
     text = read_text(output / MANIFEST, DataError)
     if text.partition("\n")[0] != _title(recipe):
-        raise DataError(f"{output}: holds another picture set ({text.partition(chr(10))[0][2:200]}); {way_out}")
+        raise DataError(f"{output}: holds another image set ({text.partition(chr(10))[0][2:200]}); {way_out}")
     for line in text.splitlines()[1:]:
         digest, _, name = line.partition("  ")
         if not (output / name).is_file() or sha256(output / name) != digest:
@@ -376,7 +376,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m utils.data.toy`."""
     parser = Parser(__doc__, EXAMPLE, "python -m utils.data.toy")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the set, new or empty")
-    parser.add_settings("picture set", ToyRecipe)
+    parser.add_settings("image set", ToyRecipe)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser.parse_args(argv)
 
@@ -391,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         state = "drawn" if made.drawn else "already there"
         print(
-            f"{made.data}: {recipe.train} training and {recipe.val} validation pictures of {recipe.size} px, "
+            f"{made.data}: {recipe.train} training and {recipe.val} validation images of {recipe.size} px, "
             f"{len(OUTLINES)} classes, {made.boxes} boxes ({state})"
         )
 

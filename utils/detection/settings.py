@@ -78,7 +78,7 @@ class DetectionSettings:
     )
     augment: bool = flag(False, "merge what is found in three views: as it is, flipped, smaller")
     max_nms: int = flag(
-        MAX_CANDIDATES, "boxes of a picture that enter suppression, the best ones", type=positive_int, metavar="N"
+        MAX_CANDIDATES, "boxes of an image that enter suppression, the best ones", type=positive_int, metavar="N"
     )
 
 

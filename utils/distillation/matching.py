@@ -168,7 +168,7 @@ def pair(student: Network, teacher: Network, distillation: Distillation, kept: K
     """
     if student.net.channels != teacher.net.channels:
         raise InputError(
-            f"{teacher.path or 'the teacher'}: takes pictures of {teacher.net.channels} channels, the student of "
+            f"{teacher.path or 'the teacher'}: takes images of {teacher.net.channels} channels, the student of "
             f"{student.net.channels}"
         )
     notes: list[str] = []

@@ -57,7 +57,7 @@ GEOMETRY = {
 ABOUT = {
     "value": "code * 2^exponent",
     "weights": "[filters, channels / groups, size, size], last index fastest; two's complement",
-    "accumulator": "sum of weight * code, plus bias << up; accumulator_bits hold it, and its sign, for any picture",
+    "accumulator": "sum of weight * code, plus bias << up; accumulator_bits hold it, and its sign, for any image",
     "leaky": f"accumulator << {SHIFT_PLACES} where it is not negative, {SHIFT_FACTOR} * accumulator elsewhere",
     "down": "places to the right with rounding, to the left where negative; then limits low, high",
     "shortcut": "every source << up, added over the channels that the first has in common with it; then leaky, down",
@@ -306,7 +306,7 @@ def prove(made: Program, model: Darknet, image: Tensor) -> tuple[Mapping[int, Co
     for index, values in codes.items():
         exact = np.ldexp(values, made.ranges[index].exponent)
         if wrong := int((exact != want[index]).sum()):
-            where = "the picture" if index < 0 else model.network.where(index)
+            where = "the image" if index < 0 else model.network.where(index)
             raise InfeasibleError(
                 f"{where}: {wrong} of {exact.size} codes differ from the simulation in float64; nothing is written"
             )

@@ -84,15 +84,15 @@ class ExportSettings:
     target: str | None = flag(None, "hardware that the network is checked for (default: none)", choices=tuple(HARDWARE))
     int8: bool = flag(False, "the integers that a quantized network was trained or calibrated with")
     sample: Path | None = flag(
-        None, "picture that fpga and tflite are checked on (default: random)", type=Path, metavar="FILE"
+        None, "image that fpga and tflite are checked on (default: random)", type=Path, metavar="FILE"
     )
     decode: bool = flag(False, "put out rows (cx, cy, w, h, objectness, classes), not raw heads")
-    nms: bool = flag(False, "put out detections (picture, x1, y1, x2, y2, confidence, class)")
+    nms: bool = flag(False, "put out detections (image, x1, y1, x2, y2, confidence, class)")
     conf_thres: float = flag(0.3, "least confidence with --nms; else noted in the file", type=threshold, metavar="C")
     iou_thres: float = flag(0.6, "overlap of which the worse box of a class is dropped", type=threshold, metavar="T")
     multi_label: bool = flag(False, "with --nms: all classes of a box above C, not only the best")
     opset: int = flag(DEFAULT_OPSET, f"ONNX's operators, {VERSIONS}", type=operator_version, metavar="N")
-    dynamic_batch: bool = flag(False, "any number of pictures at a time (default: one)")
+    dynamic_batch: bool = flag(False, "any number of images at a time (default: one)")
     half: bool = flag(False, "onnx: weights and feature maps in float16; others: weights are stored in it")
     fold: bool = flag(False, "darknet: batch normalisations become biases (default: left as they are)")
     mish: str = flag(MISH_FORMS[0], MISH_HELP, choices=MISH_FORMS)

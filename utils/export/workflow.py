@@ -197,7 +197,7 @@ def text(document: Mapping[str, Any]) -> str:
     opset = f", opset {document['opset']}" if "opset" in document else ""
     lines = [
         f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}",
-        f"its outputs for a random picture differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
+        f"its outputs for a random image differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
         f"{100 * document['error']:.2g} % of the largest value ({document['runtime']})",
     ]
     if "layers" in document:

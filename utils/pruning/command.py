@@ -115,7 +115,7 @@ class Removed:
         choices=("taylor", "gamma"),
     )
     importance_batches: int = flag(
-        32, "batches of training pictures that taylor is computed from", type=positive_int, metavar="N"
+        32, "batches of training images that taylor is computed from", type=positive_int, metavar="N"
     )
     rounds: int | None = flag(
         None,
@@ -190,7 +190,7 @@ class PruneSettings(Removed):
     reconstruct: int | None = flag(
         None,
         "fit the convolutions that read removed channels to their former output, by least squares on N training "
-        f"pictures; 0: only fold the constants (default: {FITTED} where --data has train pictures)",
+        f"images; 0: only fold the constants (default: {FITTED} where --data has train images)",
         type=non_negative_int,
         metavar="N",
     )
@@ -219,7 +219,7 @@ class PruneSettings(Removed):
             self._check_rounds()
         self._check_pictures()
         if self.max_drop is not None and (self.data is None or self.data.valid is None):
-            raise InputError("--max-drop: needs --data with valid pictures, on which AP50 is measured")
+            raise InputError("--max-drop: needs --data with valid images, on which AP50 is measured")
         if self.dry_run:
             return
         if len(self.amounts) > 1:
@@ -227,7 +227,7 @@ class PruneSettings(Removed):
         if self.data is None and self.test:
             raise InputError("--data: is needed to measure the accuracy; or --no-test")
         if self.test and self.data is not None and self.data.valid is None:
-            raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
+            raise DataError(f"{self.data.path}: names no valid images to measure on; --no-test works without")
 
     @property
     def cuts(self) -> int:
@@ -254,8 +254,8 @@ class PruneSettings(Removed):
         wanted = {"--importance taylor": self.importance == "taylor", "--reconstruct": self.reconstruct}
         for name in (name for name, value in wanted.items() if value and not self.trains):
             if self.data is None:
-                raise InputError(f"{name}: needs --data, the pictures that the network was trained with")
-            raise DataError(f"{self.data.path}: names no train pictures, which {name} needs")
+                raise InputError(f"{name}: needs --data, the images that the network was trained with")
+            raise DataError(f"{self.data.path}: names no train images, which {name} needs")
 
     @property
     def fitted(self) -> int:
@@ -291,7 +291,7 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     add_model_flags(group)
     add_picture_flags(group)
     group.add_argument("--data", metavar="FILE", help="data set to measure on: .data or data.yaml")
-    size = "pictures at a time (default: %(default)s)"
+    size = "images at a time (default: %(default)s)"
     group.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help=size)
     inherited = {setting.name for setting in fields(Removed)}
     parser.add_settings("what is made and measured", PruneSettings, without=inherited)

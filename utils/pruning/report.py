@@ -246,7 +246,7 @@ def remarks(document: Document) -> Iterator[str]:
     if (latency := document["latency"]) is not None:
         faster, less = (document["before"][key] / document["after"][key] for key in ("ms", "macs"))
         yield (
-            f"ms: forward pass of one picture, {latency['height']} × {latency['width']}, batch normalisation folded, "
+            f"ms: forward pass of one image, {latency['height']} × {latency['width']}, batch normalisation folded, "
             f"channels-last; {latency['original']['rounds']} rounds in turn; {latency['runtime']}; "
             f"efficiency {document['efficiency']:.2f}: time ÷ {faster:.2f}, multiply-adds ÷ {less:.2f}"
         )

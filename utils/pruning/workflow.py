@@ -104,7 +104,7 @@ class Pruner:
         images = torch.cat([network_input(batch.images, self.device) for batch in batches])[:most]
         if len(images) < wanted:
             why = "more would not fit into memory" if len(images) == most else "there are no more"
-            log(f"--reconstruct {wanted}: {len(images)} pictures are used; {why}")
+            log(f"--reconstruct {wanted}: {len(images)} images are used; {why}")
         return [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(at_once)]
 
     @cached_property
@@ -298,7 +298,7 @@ def with_importance(settings: PruneSettings, loaded: LoadedModel) -> PruneSettin
         elif settings.trains:
             kind, why = "taylor", "what masking a channel does to the loss; γ was not trained sparse"
         else:
-            kind, why = "gamma", "there are no training pictures to compute taylor from; give --data"
+            kind, why = "gamma", "there are no training images to compute taylor from; give --data"
         log(f"--importance {kind}: {why}")
     channels = settings.channels
     if channels is not None:

@@ -100,7 +100,7 @@ class QuantRequest:
     device: str = ""
     calib: int | None = flag(
         None,
-        f"train pictures that the bounds come from (default: {PICTURES}, or all if there are fewer)",
+        f"train images that the bounds come from (default: {PICTURES}, or all if there are fewer)",
         type=positive_int,
         metavar="N",
     )
@@ -121,12 +121,12 @@ class QuantRequest:
         type=points,
         metavar="P",
     )
-    batch_size: int = flag(16, "pictures at a time", type=positive_int, metavar="N")
+    batch_size: int = flag(16, "images at a time", type=positive_int, metavar="N")
     test: bool = flag(True, "do not measure accuracy (default: measure it)", "--no-test", action="store_false")
 
     def __post_init__(self) -> None:
         if self.data.train is None:
-            raise DataError(f"{self.data.path}: names no train pictures, which the calibration needs")
+            raise DataError(f"{self.data.path}: names no train images, which the calibration needs")
         if self.keep_float and self.max_drop is not None:
             raise InputError("--max-drop: not allowed with --keep-float; leave one of them out")
         if self.scheme.target == "fpga" and self.ranks:
@@ -135,7 +135,7 @@ class QuantRequest:
         if self.max_drop is not None and not self.test:
             raise InputError("--max-drop: has to measure; leave out --no-test")
         if self.test and self.data.valid is None:
-            raise DataError(f"{self.data.path}: names no valid pictures to measure on; --no-test works without")
+            raise DataError(f"{self.data.path}: names no valid images to measure on; --no-test works without")
 
     @property
     def ranks(self) -> bool:

@@ -220,11 +220,11 @@ def calibration_pictures(
     pictures = index(request.data.train, request.data.names)
     if request.calib is not None and request.calib > len(pictures):
         raise InputError(
-            f"--calib {request.calib}: {request.data.path} has {len(pictures)} train pictures; ask for no more"
+            f"--calib {request.calib}: {request.data.path} has {len(pictures)} train images; ask for no more"
         )
     count = min(request.calib or PICTURES, len(pictures))
     if request.calib is None and count < PICTURES:
-        log(f"--calib: the calibration takes all {count} train pictures")
+        log(f"--calib: the calibration takes all {count} train images")
     chosen = pictures.subset(np.random.default_rng(request.seed).permutation(len(pictures))[:count].tolist())
     dataset = DetectionDataset(chosen, size=size, mode=request.mode, channels=picture_channels(network))
     images = torch.cat([batch.images for batch in make_loader(dataset, request.batch_size)])

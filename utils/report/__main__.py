@@ -2,7 +2,7 @@
 
 Reads run directories of train.py, *_prune.py, quantize.py and export.py, orders them by the sha256 in their lineage,
 and writes report.html (one file, no script, nothing from elsewhere), report.md and report.json. With --data all
-networks are measured anew on the same pictures, with paired bootstrap intervals and with times taken in turn.
+networks are measured anew on the same images, with paired bootstrap intervals and with times taken in turn.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cheap += "measure, [NAME=]FILE[@SIDE], e.g. small=runs/train/exp/weights/best.pt@160"
     add("--baselines", nargs="+", default=[], metavar="B", help=cheap)
     group = parser.add_argument_group("what is measured")
-    pictures = (
-        "data set whose valid pictures all networks are measured on (default: none, the figures are those of the "
-    )
+    pictures = "data set whose valid images all networks are measured on (default: none, the figures are those of the "
     group.add_argument("--data", metavar="FILE", help=f"{pictures}runs)")
     add_device_flags(group, half=False)
     parser.add_settings("how it is measured", MeasureSettings)

@@ -53,7 +53,7 @@ BOUNDS = np.concatenate([[EDGES[1] ** 2 / EDGES[2]], EDGES[1:]])
 """The same as they are drawn: on a logarithmic axis 0 has no place, so its bin is as wide as the next one."""
 AP = {"map50": "AP50", "map50_95": "AP50-95"}
 """Columns of average precision, and what they are called."""
-PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms a picture", 1.0))
+PANELS = (("parameters", "million parameters", 1e6), ("macs", "GMACs", 1e9), ("ms", "ms an image", 1.0))
 """Field of a point, title of the axis, and its unit."""
 Columns = Mapping[str, Sequence[float] | NDArray[np.floating]]
 """Columns of a table of epochs, by name; NaN where an epoch has no value."""
@@ -310,7 +310,7 @@ def plot_labels(labels: NDArray[np.floating], names: Sequence[str], path: Path) 
         (right, (3, 4), "box sizes", ("width", "height")),
     ):
         ax.scatter(few[:, x], few[:, y], s=5, alpha=opacity, color=BLUE, linewidths=0)
-        finish(ax, title, f"{measures[0]} / picture width", f"{measures[1]} / picture height")
+        finish(ax, title, f"{measures[0]} / image width", f"{measures[1]} / image height")
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     middle.invert_yaxis()
     save(figure, path)

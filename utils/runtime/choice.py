@@ -175,7 +175,7 @@ def choose_runtime(
     if weights is not None and Path(weights).suffix.lower() in KINDS:
         files = _exported(network, Path(weights), runtime)
         if augment:
-            raise InputError(f"--augment: looks at pictures of several sizes, and {weights} takes one; leave it out")
+            raise InputError(f"--augment: looks at images of several sizes, and {weights} takes one; leave it out")
     else:
         files = _weights(choose_model(network, weights, classes=classes), runtime)
     if files.runtime != "torch":

@@ -34,7 +34,7 @@ IMAGE = "images"
 OUTPUTS = {
     "heads": "raw heads head0, head1, …: [B, A · (5 + C), H, W]",
     "rows": "rows [B, N, 5 + C]: cx, cy, w, h in pixels of the input, objectness, class probabilities",
-    "detections": "detections [K, 7]: picture, x1, y1, x2, y2 in pixels of the input, confidence, class; best first",
+    "detections": "detections [K, 7]: image, x1, y1, x2, y2 in pixels of the input, confidence, class; best first",
 }
 Arrays = Sequence[NDArray[np.floating]]
 VALUES = 256

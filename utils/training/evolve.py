@@ -94,7 +94,7 @@ def run_search(plan: TrainPlan) -> dict[str, Any]:
     """
     settings = plan.settings
     if plan.data.valid is None:
-        raise InputError(f"--evolve: {plan.data.path} names no valid pictures; the trials are compared on them")
+        raise InputError(f"--evolve: {plan.data.path} names no valid images; the trials are compared on them")
     if processes() > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
 

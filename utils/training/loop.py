@@ -380,7 +380,7 @@ class Trainer:
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         files = ", ".join(str(self.train_loader.dataset.index.images[int(i)]) for i in pictures)
         raise NumericsError(
-            f"{place}: loss is not finite ({values}){self._computed()}; pictures {files}; the last checkpoint is "
+            f"{place}: loss is not finite ({values}){self._computed()}; images {files}; the last checkpoint is "
             "intact; try a smaller lr0"
         )
 

@@ -158,9 +158,9 @@ class InputFlags:
 class ScheduleFlags:
     """Epochs, batches and optimizer."""
 
-    epochs: int = flag(300, "passes over the pictures", type=positive_int)
+    epochs: int = flag(300, "passes over the images", type=positive_int)
     batch_size: int | Literal["auto"] = flag(
-        16, f"pictures in a batch of a process, or {AUTO}: what fits a GPU's memory", type=count_or_auto, metavar="N"
+        16, f"images in a batch of a process, or {AUTO}: what fits a GPU's memory", type=count_or_auto, metavar="N"
     )
     hyp: str | None = flag(None, "hyper-parameters, YAML (default: the built-in ones; hyp.yaml of a run shows all)")
     evolve: int | None = flag(
@@ -251,16 +251,16 @@ class PictureFlags:
         metavar="N",
     )
     multi_scale: bool = flag(False, "vary the side between 0.67 and 1.5 times --img_size")
-    rect: bool = flag(False, "batches of one shape each, as narrow as their pictures")
+    rect: bool = flag(False, "batches of one shape each, as narrow as their images")
     flip: bool | None = flag(
         None,
-        "mirrored pictures, or none where left and right differ (default: as in the training of a .pt of --weights; "
+        "mirrored images, or none where left and right differ (default: as in the training of a .pt of --weights; "
         "mirrored with -pt and without weights)",
         action=argparse.BooleanOptionalAction,
     )
     cache: Literal["ram", "disk"] | None = flag(
         None,
-        "decode pictures once: ram (the same as no value) keeps them for this run, disk in a file for later ones, too",
+        "decode images once: ram (the same as no value) keeps them for this run, disk in a file for later ones, too",
         "--cache",
         "--cache-images",
         nargs="?",
@@ -285,7 +285,7 @@ class RunFlags:
     device: str = flag(
         "", "cpu, cuda, or the number of a GPU (default: a GPU if there is one)", type=device_name, metavar="D"
     )
-    sync_bn: bool = flag(False, "batch normalisation over the pictures of all processes, with torchrun on GPUs")
+    sync_bn: bool = flag(False, "batch normalisation over the images of all processes, with torchrun on GPUs")
     amp: str = flag(
         "auto",
         "type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU. bf16 "
@@ -307,7 +307,7 @@ GROUPS = {
     "sparse training": SparseFlags,
     "distillation": DistillationFlags,
     "quantization-aware training": QuantFlags,
-    "pictures": PictureFlags,
+    "images": PictureFlags,
     "run": RunFlags,
 }
 """Groups of --help."""
@@ -451,7 +451,7 @@ def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int)
     """
     sides = args.img_size or []
     if args.rect and (args.multi_scale or len(sides) > 1):
-        raise InputError("--rect: batches take their shape from their pictures; leave out --multi-scale and MIN MAX")
+        raise InputError("--rect: batches take their shape from their images; leave out --multi-scale and MIN MAX")
     if len(sides) > 3:
         raise InputError(f"--img_size: takes N or MIN MAX [TEST]; got {len(sides)} numbers")
     for side in sides:

@@ -87,7 +87,7 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     with team.one_by_one():
         train, valid = indices(plan.data, single_class=settings.single_cls)
     if settings.sr and settings.s == AUTO and valid is None:
-        raise InputError(f"--s {AUTO}: is guided by AP50, but {plan.data.path} names no valid pictures; give a number")
+        raise InputError(f"--s {AUTO}: is guided by AP50, but {plan.data.path} names no valid images; give a number")
     plan = _fitted(plan, train)
     start = _start(plan, team)
     batches: dict[str, Any] = {"data": train.fingerprint()}
@@ -255,8 +255,8 @@ def _standing(trainer: Trainer, run: RunDirectory) -> str:
 def _check_unchanged(plan: TrainPlan, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other pictures or batches: the rest of the epoch would be another one."""
     changes = {
-        "data": "its training pictures or labels were changed; start a new run from its last.pt",
-        "batch": f"it has {then['batch']} pictures in a batch of all processes, now {now['batch']}; start as many "
+        "data": "its training images or labels were changed; start a new run from its last.pt",
+        "batch": f"it has {then['batch']} images in a batch of all processes, now {now['batch']}; start as many "
         "processes as before",
         "teacher": "its teacher was changed; start a new run from its last.pt",
     }
@@ -357,7 +357,7 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
         DataError: there are no training pictures, or they have no boxes.
     """
     if data.train is None:
-        raise DataError(f"{data.path}: names no training pictures; add a line train = list.txt")
+        raise DataError(f"{data.path}: names no training images; add a line train = list.txt")
 
     def part(role: str, source: PictureSource) -> Index:
         found = index(source, data.names)
@@ -368,11 +368,11 @@ def indices(data: DataConfig, *, single_class: bool) -> tuple[Index, Index | Non
     if not len(train.labels.rows):
         first = train.images[0]
         raise DataError(
-            f"{data.path}: no box in {len(train)} training pictures; the label of {first} is looked for as "
+            f"{data.path}: no box in {len(train)} training images; the label of {first} is looked for as "
             f"{label_path(str(first))}, and beside it"
         )
     if data.valid is None:
-        log(f"{data.path}: names no valid pictures; nothing is evaluated, and best is the last epoch")
+        log(f"{data.path}: names no valid images; nothing is evaluated, and best is the last epoch")
         return train, None
     return train, part("valid", data.valid)
 
@@ -385,7 +385,7 @@ def loaders(plan: TrainPlan, train: Index, valid: Index | None, team: Team) -> t
     """
     settings = plan.settings
     if len(train) < team.size:
-        raise DataError(f"{plan.data.path}: {len(train)} training pictures for {team.size} processes")
+        raise DataError(f"{plan.data.path}: {len(train)} training images for {team.size} processes")
     channels, stride = picture_channels(plan.network), max_stride(plan.network)
     kind = partial(DetectionDataset, seed=settings.seed, channels=channels, rect=settings.rect, stride=stride)
     plain_from = settings.epochs - round(plan.hyp.optimizer.plain_end * settings.epochs)
@@ -483,7 +483,7 @@ def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.
         if (number := normalised_cell(network, height, width)) is not None:
             raise InputError(
                 f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
-                "picture; batch normalisation needs two values: use a larger --img_size or more pictures"
+                "image; batch normalisation needs two values: use a larger --img_size or more images"
             )
 
 
