@@ -17,9 +17,10 @@ WIDTHS = (1, 2, 3, 4, 4, 5, 6, 6, 8, 8, 8, 9, 12, 12)
 """Of convolutions."""
 WIDEST_ROUTE = 24
 HEAD = "[convolutional]\nfilters={}\nactivation=linear\n[yolo]\nmask={}\nnum=3\nanchors=4,4,8,8,12,10\nclasses=1\n"
-OFTEN = ("shortcut", "unit")
-EXACT_PIECES = ("convolution", "depthwise", "units", "route", "pyramid", "upsample", "pool", "dropout", "branch")
-EXACT_PIECES += ("head", *OFTEN, *OFTEN)
+EXACT_PIECES = (
+    *("convolution", "depthwise", "shortcut", "shortcut", "unit", "unit", "units"),
+    *("route", "pyramid", "upsample", "pool", "dropout", "branch", "head"),
+)
 SHIFT_PIECES = (*EXACT_PIECES, "narrowing", "sam", "reorg")
 PIECES = (*EXACT_PIECES, "narrowing", "squeeze", "scale", "sam", "reorg")
 

@@ -172,7 +172,7 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
     }
     assert value(starts[-1], "--t_weights") == "runs/results/chess-yolov3-tiny/weights/best.pt"
     assert [("--int8" in command) for command in commands if command[0] == "export.py"] == [False] + [True] * 4
-    assert (runs / "chess-int8/nncf.quantize.onnx").read_text() == "('float.onnx', 'images')"
+    assert (runs / "chess-int8/nncf.quantize.onnx").read_text() == "('float.onnx', 'pictures')"
     commands.clear()
     results.ROWS["chess-int8"].finish("chess-int8")
     assert [command[0] for command in commands] == ["train.py", "-m"]

@@ -48,14 +48,14 @@ class Settings:
     """Two flags, a switch, and a field without a flag."""
 
     size: tuple[int, ...] | None = cli.flag(None, "sides", "--img_size", type=cli.image_side, nargs="+")
-    batch_size: int = cli.flag(16, "pictures", type=cli.positive_int)
+    batch_size: int = cli.flag(16, "images", type=cli.positive_int)
     rect: bool = cli.flag(False, "as narrow as its images")
     classes: int = 1
 
 
 def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
     made = cli.Parser("")
-    made.add_settings("pictures", Settings)
+    made.add_settings("images", Settings)
     assert cli.settings_from(made.parse_args([]), Settings) == Settings()
     args = made.parse_args(["--img_size", "64", "32", "--batch-size", "4", "--rect"])
     assert cli.settings_from(args, Settings, classes=3) == Settings([64, 32], 4, True, 3)
