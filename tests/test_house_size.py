@@ -21,8 +21,8 @@ from utils.training import loop
 LIMITS = {
     "code lines of scripts, models.py, utils/": 18_402,
     "modules in utils/": 105,
-    "code lines of benchmarks/": 1_861,
-    "code lines of tests/": 17_279,
+    "code lines of benchmarks/": 1_863,
+    "code lines of tests/": 17_280,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
