@@ -1,5 +1,5 @@
 # make demo    draws a picture set, trains a small detector on it, compresses it to an int8 file and makes a page about
-#              it all (seven minutes of CPU time); killed, it goes on where it was
+#              it all (five minutes on two cores); killed, it goes on where it was
 # make test    runs the tests
 # make lint    runs the linter and the format check
 # make setup   only builds .venv with what the scripts need
