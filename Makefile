@@ -1,4 +1,4 @@
-# make demo    draws a picture set, trains a small detector on it, compresses it to an int8 file and makes a page about
+# make demo    draws an image set, trains a small detector on it, compresses it to an int8 file and makes a page about
 #              it all (five minutes on two cores); killed, it goes on where it was
 # make test    runs the tests
 # make lint    runs the linter and the format check

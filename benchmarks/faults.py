@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 def work(words: Sequence[str], folder: Path) -> None:
     """Run a script in a folder, in a session of its own, with its output in the file `output` there.
 
-    `run` takes the import of the script, too: where no `multiprocessing` is, a hook answers a stop in the meantime.
+    The script is imported inside `run`: the hook that answers a stop during imports is not called in a child process.
     """
     os.setsid()
     os.chdir(folder)

@@ -327,8 +327,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(net, flags, message):
 
 def test_what_is_wrong_before_the_network_is_found_without_torch(net, refusals):
     picture("a.png")
-    cases = (["--source", "gone.jpg"], ["--classes", "9"], ["--source", "net.weights"])
-    refusals(*(("detect.py", *net, "--source", "a.png", *flags) for flags in cases))
+    cases = {
+        "gone.jpg: no such": ["--source", "gone.jpg"],
+        "--classes": ["--classes", "9"],
+        "net.weights": ["--source", "net.weights"],
+    }
+    lines = refusals(*(("detect.py", *net, "--source", "a.png", *flags) for flags in cases.values()))
+    assert all(message in line for message, line in zip(cases, lines, strict=True)), lines
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tells a missing display by variables of X11 and Wayland")

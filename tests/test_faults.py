@@ -312,7 +312,7 @@ def failing(number: int):
 NO_ROOM = [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG]
 
 
-def cache_in(folder, cache) -> None:
+def assert_read_without_cache(folder, cache) -> None:
     """Pictures are indexed and read, whatever becomes of their caches."""
     pictures = index(folder / "train.txt", ["a", "b"], cache_dir=cache)
     store = PictureStore(pictures, 3, (64, 64))
@@ -324,10 +324,10 @@ def cache_in(folder, cache) -> None:
 @pytest.mark.parametrize("call", ["mkdir", "replace", "fsync"])
 def test_a_cache_that_cannot_be_written_ends_nothing(folder, tmp_path, monkeypatch, number, call):
     monkeypatch.setattr(os, call, failing(number))
-    cache_in(folder, tmp_path / "cache" / "deep")
+    assert_read_without_cache(folder, tmp_path / "cache" / "deep")
 
 
 @pytest.mark.parametrize("place", ["file", "file/deep", "x" * 300, "/proc/none"])
 def test_a_cache_folder_that_cannot_be_made_ends_nothing(folder, tmp_path, place):
     (tmp_path / "file").touch()
-    cache_in(folder, tmp_path / place)
+    assert_read_without_cache(folder, tmp_path / place)

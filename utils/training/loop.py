@@ -228,7 +228,7 @@ class Trainer:
             ends = self._close_epoch(row)
 
     def _measure_start(self) -> None:
-        """Evaluate the weights of a file before the first step: a fine-tuning can end below them, and s = auto too."""
+        """Evaluate before the first step: a fine-tuning can end below its weights, and s = auto compares with them."""
         learnt = any(entry.get("teacher") is None for entry in self.source.lineage) and not self.settings.notest
         if self.val_loader is not None and (learnt or self.progress.control is not None):
             metrics = self._evaluate(self.dtype)
