@@ -19,8 +19,7 @@ from utils.darknet.data_file import load_data
 from utils.darknet.targets import check
 from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
 from utils.model_files import choose_model
-from utils.quantization.scheme import export_command
-from utils.quantization.settings import QuantRequest, SchemeFlags
+from utils.quantization.scheme import QuantRequest, SchemeFlags, export_command
 from utils.report.run_dir import RunDirectory, check_run
 
 EXAMPLE = "python quantize.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --calib 32"

@@ -29,8 +29,7 @@ from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError
 from utils.model_files import choose_model
 from utils.pruning.channel_graph import channel_graph
-from utils.quantization.scheme import QuantSettings
-from utils.quantization.settings import QuantRequest
+from utils.quantization.scheme import QuantRequest, QuantSettings
 from utils.quantization.workflow import calibration_pictures, load_float
 from utils.report.cost import network_cost
 from utils.runtime.exported import DIGEST, IMAGE, graph_digest

@@ -19,8 +19,7 @@ from utils.errors import NumericsError
 from utils.quantization import workflow
 from utils.quantization.calibration import COSTS, biased, block_noise, head_noise, means, quantizers, whole_noise
 from utils.quantization.quantizers import Phase, set_phase
-from utils.quantization.scheme import Grid, QuantSettings, rounded_convolutions
-from utils.quantization.settings import AUTO
+from utils.quantization.scheme import AUTO, Grid, QuantSettings, rounded_convolutions
 from utils.quantization.workflow import FloatNetwork, choose_observer, prepare, ranking
 
 FINE = {"weight_bits": 16, "activation_bits": 16}

@@ -22,11 +22,10 @@ from utils.data.datasets import Batch
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError, NumericsError
 from utils.pruning import importance, workflow
-from utils.pruning import reconstruct as module
+from utils.pruning import surgery as module
 from utils.pruning.channel_graph import Removal, channel_graph, residual_units
 from utils.pruning.importance import per_saving, savings
-from utils.pruning.reconstruct import most_pictures, reconstruct
-from utils.pruning.surgery import fold_constants, masked, model_of, prune_network
+from utils.pruning.surgery import fold_constants, masked, model_of, most_pictures, prune_network, reconstruct
 from utils.pruning.target import Amount, Plan
 from utils.report.cost import network_cost
 

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 TIERS = (
-    ("utils.errors", "utils.memory", "utils.old_flags"),
+    ("utils.errors", "utils.memory"),
     ("utils.cli", "utils.device", "utils.files"),
     ("utils.flags",),
     ("utils.darknet", "utils.boxes"),
-    ("utils.foreign", "utils.layers", "utils.model_files"),
+    ("utils.layers", "utils.model_files"),
     ("models",),
     ("utils.quantization",),
     ("utils.checkpoint", "utils.data", "utils.detection"),
@@ -48,7 +48,6 @@ TORCH_FREE = (
     "utils.pruning.policy",
     "utils.pruning.target",
     "utils.quantization.scheme",
-    "utils.quantization.settings",
     "utils.report.cost",
     "utils.compress.page",
     "utils.report.plots",

@@ -392,7 +392,7 @@ def test_reconstruction_is_part_of_what_is_tried(prune, measured, monkeypatch):
         seen.append(len(pictures))
         return arrays
 
-    monkeypatch.setattr("utils.pruning.reconstruct.reconstruct", fitted)
+    monkeypatch.setattr("utils.pruning.workflow.reconstruct", fitted)
     document = prune("slim", "--max-drop", "30", *measured, "--reconstruct", "8", "--batch-size", "4", "--dry-run")
     assert seen == [2] * document["target"]["tried"]
 

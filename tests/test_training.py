@@ -22,12 +22,12 @@ import train
 from models import Darknet
 from tests.nets import TINY, refused, tiny
 from utils.checkpoint import load_model, read_checkpoint
+from utils.cli import OLD_FLAGS
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.device import named_device, select_device
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
 from utils.model_files import choose_model
-from utils.old_flags import OLD_FLAGS
 from utils.report.run_dir import read_results
 from utils.training import loop, workflow
 from utils.training.checkpointing import Start

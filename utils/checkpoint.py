@@ -3,6 +3,10 @@
 A checkpoint is a dict of tensors and plain values: `format`, `model` (state dict), `ema` (state dict or None), `cfg`
 (text), `names`, `lineage`, and for a run that goes on `optimizer`, `epoch` and the other things an exact resume needs.
 It is read with `torch.load(weights_only=True)` after the archive was checked; there is no way round that.
+
+State dicts of other suites (ultralytics/yolov3 of 2019 to 2021, and what grew from it) are read too. Their names differ
+(`module_list.0.Conv2d.weight`, `module_list.0.conv_0.weight`). Their order is that of the blocks, and in a block the
+convolution precedes its batch normalisation. So their tensors are matched by order and shape.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +27,9 @@ from models import Darknet, load_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
-from utils.darknet.network import adapt_classes, same_network
+from utils.darknet.network import adapt_classes, head_convolutions, same_network, tensors
 from utils.errors import WeightsError
 from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256, utf8_path
-from utils.foreign import fitted, numpy_types, state_dict
 from utils.model_files import (
     WAY_OUT,
     ModelFiles,
@@ -45,6 +49,10 @@ PLAIN = (bool, int, float, str, dict, list, tuple)
 """Types of values in a checkpoint, beside tensors and None."""
 MOST_VALUES, MOST_COPIES = 1 << 20, 8
 """Values of a checkpoint, and size of its tensors in sizes of the file: what holds one thing often is bounded so."""
+COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
+"""Ends of names in files of other suites that are no weights; the last two come from thop, which counts operations."""
+ORDER = ("conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+"""Tensors of a convolution in the order in which PyTorch's modules register them."""
 
 
 class CheckpointEntry(NamedTuple):
@@ -226,7 +234,7 @@ def read_checkpoint(path: Path, network: Network | None = None) -> dict[str, Any
     def unreadable(message: str) -> WeightsError:
         return WeightsError(f"{message}; only tensors are read; {WAY_OUT}")
 
-    allowed, quiet = torch.serialization.safe_globals(numpy_types()), warnings.catch_warnings()
+    allowed, quiet = torch.serialization.safe_globals(_numpy_types()), warnings.catch_warnings()
     with foreign_errors(path, "not a checkpoint of tensors", unreadable), allowed, quiet, utf8_path(path) as name:
         warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
         checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -297,12 +305,12 @@ def _finite(tensor: Tensor, what: str) -> Tensor:
 
 def _of_another_suite(contents: Any, network: Network | None, path: Path) -> dict[str, Any]:
     """A checkpoint made of the tensors of another suite, without names."""
-    state = state_dict(contents)
+    state = _foreign_state(contents)
     if state is None:
         raise WeightsError(f"{path}: not a checkpoint of this suite (no format {FORMAT}), and no state dict; {WAY_OUT}")
     if network is None:
         raise WeightsError(f"{path}: tensors of another suite, which do not say their network; give --cfg")
-    model, network = fitted(state, network, path)
+    model, network = _renamed(state, network, path)
     note = f"{path}: {len(model)} tensors of another suite, taken in the order of the blocks in {network.path}"
     text = cfg_file.format_network(network)
     return {"format": FORMAT, "model": model, "ema": None, "cfg": text, "names": [], "notes": (note,)}
@@ -379,3 +387,73 @@ def _save(document: Mapping[str, Any], path: Path) -> None:
 def origin(path: Path) -> dict[str, str]:
     """What a lineage entry says of a file: its path as given and the sha256 of its bytes."""
     return {"path": str(path), "sha256": sha256(path)}
+
+
+def _numpy_types() -> list[Any]:
+    """Return what torch.load needs to read numpy's numbers and arrays; older suites stored `best_fitness` so."""
+    functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
+    old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in functions]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    return [*functions, *old_names, *kinds, np.ndarray, np.dtype]
+
+
+def _foreign_state(contents: Any) -> dict[str, Tensor] | None:
+    """Return the state dict of a loaded file, bare or under a usual key; None where there is none."""
+    if not isinstance(contents, Mapping):
+        return None
+    for inner in (contents.get("model"), contents.get("state_dict"), contents):
+        if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+            return {str(key): value for key, value in inner.items()}
+    return None
+
+
+def _renamed(state: Mapping[str, Tensor], network: Network, path: Path) -> tuple[dict[str, Tensor], Network]:
+    """Give the tensors of another suite the names of ours.
+
+    Args:
+        state: its state dict.
+        network: of `--cfg`.
+        path: of the file, for messages.
+
+    Returns:
+        The state dict, and the network with the class count of its heads.
+
+    Raises:
+        WeightsError: number, order or shapes are not those of the network.
+    """
+    theirs = [(name, tensor) for name, tensor in state.items() if not name.endswith(COUNTERS)]
+    network = _with_classes(network, theirs)
+    specs = _specs(network)
+    for spec, (name, tensor) in zip(specs, theirs, strict=False):
+        if tuple(tensor.shape) != spec.shape or not _same_role(spec.name, name):
+            raise WeightsError(
+                f"{path}: {name} has shape {tuple(tensor.shape)} where {network.path} has {spec.key} with shape "
+                f"{spec.shape}; give the cfg that it was trained with"
+            )
+    if len(theirs) != len(specs):
+        raise WeightsError(
+            f"{path}: {len(theirs)} tensors, but {network.path} has {len(specs)}; give the cfg that it was trained with"
+        )
+    return {spec.key: tensor for spec, (_, tensor) in zip(specs, theirs, strict=True)}, network
+
+
+def _specs(network: Network) -> list[Any]:
+    """Tensors of the network in the order of PyTorch's modules."""
+    rank = {name: number for number, name in enumerate(ORDER)}
+    return sorted(tensors(network), key=lambda spec: (spec.block, rank.get(spec.name, 0)))
+
+
+def _with_classes(network: Network, theirs: list[tuple[str, Tensor]]) -> Network:
+    """The network with the class count that the width of the first head says."""
+    keys = [(spec.block, spec.name) for spec in _specs(network)]
+    head = keys.index((head_convolutions(network)[0], "conv.weight"))
+    if head < len(theirs) and theirs[head][1].ndim:
+        classes, rest = divmod(len(theirs[head][1]), len(network.yolos[0].mask))
+        if not rest and classes > 5:
+            return adapt_classes(network, classes - 5)
+    return network
+
+
+def _same_role(ours: str, theirs: str) -> bool:
+    """Whether the last words of two names agree; shortcuts and gates have words of their own."""
+    return ours not in ORDER or ours.rpartition(".")[2] == theirs.rpartition(".")[2]

@@ -34,7 +34,9 @@ from utils.pruning.surgery import (
     gammas_of,
     masked,
     model_of,
+    most_pictures,
     prune_network,
+    reconstruct,
 )
 from utils.pruning.target import Amount, Plan, PruneTarget, make_plan, plan_for_target, plan_in_rounds
 from utils.report.cost import Cost, Latency, interleaved, network_cost
@@ -96,8 +98,6 @@ class Pruner:
     @cached_property
     def fitting_pictures(self) -> list[Tensor]:
         """The training pictures of --reconstruct, in batches [B, C, H, W]."""
-        from utils.pruning.reconstruct import most_pictures
-
         wanted, at_once = self.settings.fitted, self.settings.batch_size
         most = min(wanted, most_pictures(self.network, self.size))
         batches = self.training_batches(self.network, None, math.ceil(most / at_once))
@@ -196,8 +196,6 @@ class Pruner:
     def compensated(self, removal: Removal) -> Arrays:
         """The tensors of the network before, in which readers make up for what goes."""
         if self.settings.fitted and not removal.nothing:
-            from utils.pruning.reconstruct import reconstruct
-
             pictures, seed = self.fitting_pictures, self.settings.seed
             return reconstruct(self.graph, self.arrays, removal, pictures, self.device, seed)
         return fold_constants(self.graph, self.arrays, removal) if self.settings.absorb else self.arrays

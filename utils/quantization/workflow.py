@@ -35,8 +35,7 @@ from utils.quantization.calibration import (
     whole_noise,
 )
 from utils.quantization.quantizers import Phase, quantize, set_phase
-from utils.quantization.scheme import QuantSettings, notes, rounded_convolutions
-from utils.quantization.settings import AUTO, PICTURES, QuantRequest
+from utils.quantization.scheme import AUTO, PICTURES, QuantRequest, QuantSettings, notes, rounded_convolutions
 from utils.report.plots import plot_noise
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import Column, csv_table, text_table

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from utils.cli import (
     LARGEST_SIDE,
+    OLD_FLAGS,
     flag,
     fraction,
     image_side,
@@ -32,10 +33,8 @@ from utils.errors import CheckpointError, InputError
 from utils.files import read_yaml
 from utils.flags import device_name, worker_count
 from utils.model_files import ModelFiles
-from utils.old_flags import OLD_FLAGS
 from utils.pruning.policy import SETS
-from utils.quantization.scheme import SCHEMES, QuantSettings, notes
-from utils.quantization.settings import SchemeFlags
+from utils.quantization.scheme import SCHEMES, QuantSettings, SchemeFlags, notes
 from utils.training.hyperparameters import Hyperparameters
 
 TRIALS = 30
