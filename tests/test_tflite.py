@@ -43,7 +43,7 @@ INTEGRAL = {
     "relu6": (),
     "mish": ("CAST", "ADD", "GATHER"),
     "swish": ("LOGISTIC", "MUL"),
-    "logistic": ("CAST", "ADD", "GATHER"),
+    "logistic": ("LOGISTIC",),
     "h_swish": ("HARD_SWISH",),
     "hardsigmoid": ("CAST", "ADD", "GATHER"),
 }

@@ -95,7 +95,7 @@ def _but(*names: str, **bounds: Bounds) -> dict[str, Bounds]:
 COMMON = "convolution, depthwise, maxpool, avgpool, upsample, concat, split, sum, scale_channels, sam, relu, relu6"
 ONNXRUNTIME = "docs/quantization.md, The int8 file"
 FLOAT_MISH = _lacks("mish", "is computed between two roundings")
-TABLE = _lacks("mish, logistic, hardsigmoid", "is a table, by CAST and GATHER, which are not in the list")
+TABLE = _lacks("mish, hardsigmoid", "is a table, by CAST and GATHER, which are not in the list")
 FLOATS = _lacks("se, weighted sum", "is float32 in the file")
 CURVES = _lacks("mish, swish, logistic, h_swish, hardsigmoid, se, avgpool, weighted sum", "needs more than shifts")
 NO_ODD_PADDING = "a [maxpool] with an odd padding above 1 is refused"
@@ -107,7 +107,7 @@ HARDWARE = {
     "edgetpu": Hardware(
         "Coral Edge TPU",
         "coral.ai/docs/edgetpu/models-intro, Supported operations; github.com/google-coral/edgetpu, issue 272, 2020",
-        _runs(f"{COMMON}, dilation, swish"),
+        _runs(f"{COMMON}, dilation, swish, logistic"),
         TABLE | FLOATS | _lacks("leaky, h_swish", "is not in the list"),
         ON_CPU,
         "what comes after the first operation on the CPU runs there, too",

@@ -19,7 +19,7 @@ from torch import Tensor
 from models import Darknet
 from utils.errors import InfeasibleError
 from utils.layers import Computing, ConvBlock, normalisation
-from utils.quantization.quantizers import ActivationQuantizer
+from utils.quantization.quantizers import ActivationQuantizer, Scale
 from utils.quantization.quantizers import codes as round_to_codes
 from utils.quantization.scheme import passes
 from utils.runtime.exported import IMAGE, TOLERANCES, compare
@@ -146,15 +146,15 @@ def layer_gaps(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]]
         linear, name = f"block{index}/linear/codes", f"block{index}/codes"
         pairs = []
         if isinstance(layer, ConvBlock) and linear in tensors:
-            pairs.append((layer.sums(inputs[0]), linear))
-            pairs.append((layer.activation(_dequantized(tensors[linear], codes.slots[index])), name))
+            before = codes.slots[index].scale_before()
+            pairs.append((layer.sums(inputs[0]), linear, before))
+            pairs.append((layer.activation(_dequantized(tensors[linear], before)), name, codes.slots[index].scale()))
         elif name in tensors:
-            pairs.append((layer(*inputs), name))
+            pairs.append((layer(*inputs), name, codes.slots[index].scale()))
         elif isinstance(layer, ConvBlock):
             _check_float(layer(*inputs), tensors[f"block{index}"], model.network.where(index))
-        for values, tensor in pairs:
-            slot = codes.slots[index]
-            want = round_to_codes(values, slot.scale(), slot.grid)
+        for values, tensor, scale in pairs:
+            want = round_to_codes(values, scale, codes.slots[index].grid)
             apart = (want - torch.from_numpy(tensors[tensor]).to(want.dtype)).abs()
             worst = int(apart.max())
             if worst > MOST_STEPS:
@@ -180,12 +180,11 @@ def _values(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]], b
     """The output of a block as the file has it; of a picture with −1."""
     name = f"block{block}/codes" if block >= 0 else f"{IMAGE}/codes"
     if name in tensors:
-        return _dequantized(tensors[name], codes.slots[block])
+        return _dequantized(tensors[name], codes.slots[block].scale())
     if f"block{block}" in tensors:
         return torch.from_numpy(tensors[f"block{block}"])
     return _values(model, codes, tensors, model.blocks[block].reads(block)[0])
 
 
-def _dequantized(values: NDArray[np.integer], slot: ActivationQuantizer) -> Tensor:
-    scale, zero = slot.scale()
-    return (torch.from_numpy(values).float() - zero) * scale
+def _dequantized(values: NDArray[np.integer], scale: Scale) -> Tensor:
+    return (torch.from_numpy(values).float() - scale.zero) * scale.scale

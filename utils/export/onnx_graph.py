@@ -74,9 +74,12 @@ class Graph:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
-    def round(self, tensor: str, slot: ActivationQuantizer) -> str:
-        """Append the rounding of a tensor to integers and back; returns the name of what comes back."""
-        scale, zero = (value.numpy() for value in slot.scale())
+    def round(self, tensor: str, slot: ActivationQuantizer, *, before: bool = False) -> str:
+        """Append the rounding of a tensor to integers and back; returns the name of what comes back.
+
+        `before`: the tensor is what an activation function gets, and not what the block puts out.
+        """
+        scale, zero = (value.numpy() for value in (slot.scale_before() if before else slot.scale()))
         kind = np.int8 if slot.grid.signed else np.uint8
         scales = [self.constant(f"{tensor}/scale", scale, np.float32), self.constant(f"{tensor}/zero", zero, kind)]
         codes = self.add("QuantizeLinear", [tensor, *scales], f"{tensor}/codes")
@@ -207,7 +210,7 @@ class Site:
         """Add the activation of the block behind its tensor `linear`, which may be rounded first."""
         linear = self.linear
         if self.number in self.codes.before:
-            linear = self.graph.round(linear, self.codes.slots[self.number])
+            linear = self.graph.round(linear, self.codes.slots[self.number], before=True)
         return activate(self.graph, self.block.activation, linear, self.name)
 
     def weights(self) -> list[str]:

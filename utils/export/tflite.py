@@ -36,8 +36,6 @@ LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 AXIS = (0, 3, 1, 2)
 """Of a map with channels last, for each axis of one with channels first."""
 KINDS = {np.dtype(kind): getattr(schema.TensorType, kind.upper()) for kind in ("float32", "float16", "int32", "int8")}
-LOGISTIC_SCALE = 1 / 256
-"""Of the codes that TFLite's LOGISTIC puts out; their zero point is LOW."""
 OPTIONS = {
     "CONV_2D": "Conv2D",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
@@ -57,6 +55,10 @@ class Affine(NamedTuple):
     """Of all, or for each entry of an axis."""
     zero: int = 0
     axis: int = 0
+
+
+LOGISTIC = Affine(1 / 256, LOW)
+"""Codes that TFLite's LOGISTIC puts out."""
 
 
 class Value(NamedTuple):
@@ -445,12 +447,12 @@ def _elementwise(low: Lowering, node: NodeProto) -> None:
 
 
 def _sigmoid(low: Lowering, node: NodeProto) -> None:
-    """On codes by a table, or for the product of swish as codes of TFLite's own."""
+    """Its codes are TFLite's own: so `ActivationQuantizer` rounds it, and the product of swish reads them."""
     x, product = low.value(node.input[0]), low.reader(node.output[0], "Mul")
     if x.codes and product is not None and low.reader(product.output[0], "QuantizeLinear"):
-        made = low.make(node.output[0], Affine(LOGISTIC_SCALE, LOW))
+        made = low.make(node.output[0], LOGISTIC)
         low.values[node.output[0]] = low.writer.operator("LOGISTIC", [x], made)
-    elif not _table(low, node, "logistic"):
+    else:
         low.compute("LOGISTIC", [x], node)
 
 

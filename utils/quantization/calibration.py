@@ -34,7 +34,7 @@ from models import Darknet
 from utils.cli import ProgressBar
 from utils.errors import NumericsError
 from utils.layers import Computing, ConvBlock
-from utils.quantization.quantizers import ActivationQuantizer, Phase, fake_quantize, scale_of, set_phase
+from utils.quantization.quantizers import ActivationQuantizer, Phase, fake_quantize, gate_scale, scale_of, set_phase
 from utils.quantization.scheme import Grid
 
 BINS = 2048
@@ -62,7 +62,9 @@ class Curve(NamedTuple):
 
     function: Callable[[Tensor], Tensor]
     again: bool
-    """Its result is rounded to the same grid."""
+    """Its result is rounded, too."""
+    gate: bool = False
+    """To codes of its own and not to the same."""
 
 
 class Range(NamedTuple):
@@ -157,7 +159,8 @@ def _outcomes(
     if curve is None:
         return x, rounded
     result = curve.function(rounded)
-    return curve.function(x.clone()), fake_quantize(result, scale, each) if curve.again else result
+    after = gate_scale(low, each) if curve.gate else scale
+    return curve.function(x.clone()), fake_quantize(result, after, each) if curve.again else result
 
 
 def quantizers(model: Darknet) -> Iterator[tuple[Point, ActivationQuantizer]]:
@@ -190,7 +193,7 @@ def curve_behind(model: Darknet, point: Point) -> Curve | None:
     """The activation function behind a point, or the logistic function that the decoding of a head begins with."""
     layer = model.layers[point.block]
     if point.before and isinstance(layer, ConvBlock):
-        return Curve(layer.activation, again=True)
+        return Curve(layer.activation, again=True, gate=layer.quantize_output.gate)
     head = model.blocks[point.block + 1] if point.block + 1 in model.network.heads else None
     return None if getattr(head, "new_coords", True) else Curve(torch.sigmoid, again=False)
 

@@ -7,6 +7,7 @@ The gradient passes where x lies inside the range and is 0 outside (straight-thr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from models import Darknet
 from utils.darknet.blocks import Network
 from utils.darknet.targets import check
 from utils.layers import Computing, ConvBlock, normalisation
-from utils.quantization.scheme import Grid, QuantSettings, conv_grids, passes
+from utils.quantization.scheme import GATES, Grid, QuantSettings, conv_grids, passes
 
 MOST_SHIFT = 15
 """Most places that a bias is shifted to the left: with 16 bits it then leaves half of 32 to the sum of products."""
@@ -62,6 +63,12 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
         return Scale(scale, torch.zeros_like(scale, dtype=torch.int32))
     zero = grid.low - rounded(low / scale, grid.half_even)
     return Scale(scale, zero.clamp(grid.low, grid.high).int())
+
+
+def gate_scale(like: Tensor, grid: Grid) -> Scale:
+    """Scale and zero point of values 0…1, on the device of `like`; the topmost is clipped by a step of 2^-bits."""
+    zero = torch.zeros_like(like)
+    return scale_of(zero, zero + (1 - 2.0**-grid.bits), grid)
 
 
 def power_above(x: Tensor) -> Tensor:
@@ -207,22 +214,28 @@ class ActivationQuantizer(nn.Module):
         momentum: share of a batch in the bounds.
         twice: round what an activation function gets, with the same codes, and not only what it gives; the bounds are
             then those of what it gets. Integer kernels work so where the function is one of its own.
+        gate: the function is one of GATES, whose values may lie outside the bounds of what it gets: they have codes of
+            their own. Those of 8 bits are the codes of TensorFlow Lite's LOGISTIC.
     """
 
     low: Tensor
     high: Tensor
     seen: Tensor
 
-    def __init__(self, grid: Grid, momentum: float = 0.05, twice: bool = False) -> None:
+    def __init__(self, grid: Grid, momentum: float = 0.05, twice: bool = False, gate: bool = False) -> None:
         super().__init__()
-        self.grid, self.momentum, self.twice = grid, momentum, twice
+        self.grid, self.momentum, self.twice, self.gate = grid, momentum, twice, twice and gate
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.observing, self.rounding = False, False
 
     def scale(self) -> Scale:
-        """Scale and zero point of the bounds."""
+        """Scale and zero point of what is put out."""
+        return gate_scale(self.low, self.grid) if self.gate else self.scale_before()
+
+    def scale_before(self) -> Scale:
+        """Scale and zero point of the bounds: with `twice`, of what the activation function gets."""
         return scale_of(self.low, self.high, self.grid)
 
     def before(self, x: Tensor) -> Tensor:
@@ -231,15 +244,15 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, or x̂ while `rounding`."""
-        return self._rounded(x) if self.twice else self._seen(x)
+        return self._rounded(x, self.scale) if self.twice else self._seen(x)
 
     def _seen(self, x: Tensor) -> Tensor:
         if self.observing and self.training:
             self.observe(x.detach())
-        return self._rounded(x)
+        return self._rounded(x, self.scale_before)
 
-    def _rounded(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.scale(), self.grid) if self.rounding else x
+    def _rounded(self, x: Tensor, scale: Callable[[], Scale]) -> Tensor:
+        return fake_quantize(x, scale(), self.grid) if self.rounding else x
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -416,7 +429,8 @@ def _fill(
     """Fill the slots of the convolution of block `index`, whose input `source` rounds."""
     grids = conv_grids(network, index, settings)
     if grids.output is not None:
-        layer.quantize_output = ActivationQuantizer(grids.output, twice=grids.before)
+        gate = getattr(network.blocks[index], "activation", "") in GATES
+        layer.quantize_output = ActivationQuantizer(grids.output, twice=grids.before, gate=gate)
     if grids.weights is None:
         return
     if settings.scheme == "dorefa":

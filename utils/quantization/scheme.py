@@ -27,6 +27,8 @@ from utils.model_files import ModelFiles
 LEAST_BITS, MOST_BITS = 2, 16
 RELUS = ("linear", "relu", "relu6")
 """Activations that integer kernels take into the convolution."""
+GATES = ("logistic", "hardsigmoid")
+"""Activations with values of 0…1, whatever they read: their codes have the bounds 0 and 1 − 2^-bits."""
 SHIFT_FACTOR, SHIFT_PLACES = 13, 7
 SHIFT_SLOPE = SHIFT_FACTOR / 2**SHIFT_PLACES
 """Slope of leaky there: 0.1015625 in place of 0.1."""
