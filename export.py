@@ -1,10 +1,10 @@
-"""Write a trained detector as a file for other programs, and prove that it computes the same there.
+"""Write a trained detector as a file for other programs, and check that it computes the same there.
 
-onnx is emitted from the cfg's blocks, with batch normalisations folded in; it carries class names, anchors and cfg, so
-test.py and detect.py take it as --weights with nothing beside it. With --int8 a quantized network becomes a file that
-runs in integers; tensorrt is that for trtexec. ncnn, openvino and tflite are the same network as files of ncnn,
-OpenVINO and TensorFlow Lite. torchscript is for libtorch. darknet and pt convert between Darknet's files and this
-suite's. A file that differs from PyTorch is not written.
+An onnx file has batch normalisation folded in. It holds class names, anchors and cfg, so test.py and detect.py need
+nothing but the file, as --weights. --int8 writes a quantized network as a file that runs in integers. tensorrt is such
+a file for trtexec. ncnn, openvino and tflite are files of ncnn, OpenVINO and TensorFlow Lite. torchscript is for
+libtorch. darknet and pt convert between Darknet's files and this suite's. A file that differs from PyTorch is not
+written.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_flags(args: argparse.Namespace, flags: Collection[str]) -> None:
     if args.multi_label and not args.nms:
         raise InputError("--multi-label: goes with --nms")
     if args.decode and args.nms:
-        raise InputError("--decode: --nms puts out detections, which rows were made to already; leave one of them out")
+        raise InputError("--decode: --nms puts out detections, which are decoded already; leave one of them out")
     if args.mish == "op" and args.opset < MISH_OPSET:
         raise InputError(f"--mish op: needs --opset {MISH_OPSET} or more")
     check_output(args)

@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     features: Mapping[int, Tensor]
     """Outputs [B, C, H, W] of the blocks that were asked for."""
     maps: Mapping[int, Tensor] = MappingProxyType({})
-    """Attention maps [B, H, W] of the blocks whose were asked for; see `attended`."""
+    """Attention maps [B, H, W] of the requested blocks; see `attended`."""
 
 
 class Darknet(nn.Module):
@@ -61,7 +61,7 @@ class Darknet(nn.Module):
         self.quantize_image: Any = None
         """Slot of a quantized network: maps pictures to the values they may take."""
         self.input_type: torch.dtype | None = None
-        """Type that pictures are given, of a network with weights of 16 bits (`reduced`); None: they stay."""
+        """Type that pictures are cast to if the weights have 16 bits, see `reduced`; None: they are not cast."""
         self._inputs = inputs
         self._before_heads = {inputs[head][0] for head in network.heads}
         self._last_reader = {source: i for i, reads in enumerate(inputs) for source in reads}
@@ -75,7 +75,7 @@ class Darknet(nn.Module):
         return self.network.blocks
 
     def _computes_gradient(self, source: int) -> bool:
-        """Whether all that reads a block computes the gradient it gives back, and none hands on the one it got."""
+        """Whether every reader of a block returns a new gradient; a sum returns the one it got, which others hold."""
         readers = [block for block, reads in zip(self.blocks, self._inputs, strict=True) if source in reads]
         return all(isinstance(block, Convolutional | Maxpool | Upsample) for block in readers)
 
@@ -109,7 +109,7 @@ class Darknet(nn.Module):
         """Output of block i, which reads `sources`; in float32 in front of a head."""
         if i in self._before_heads:
             return _in_float32(self.layers[i], *sources)
-        if self.input_type is not None and not isinstance(self.blocks[i], Yolo):  # what heads read others may read, too
+        if self.input_type is not None and not isinstance(self.blocks[i], Yolo):  # others may read what a head reads
             sources = [source.to(self.input_type) for source in sources]
         return self.layers[i](*sources)
 
@@ -147,13 +147,12 @@ def _logit(probability: float) -> float:
 def attended(features: Tensor, fresh: bool = False) -> tuple[Tensor, Tensor]:
     """The features [B, C, H, W], to go on with, and their map Σ_c F_c² [B, H, W], in float32 at least.
 
-    The map is F_sum with p = 2 of Zagoruyko & Komodakis (arXiv:1612.03928, section 3.1). Its gradient joins that of the
-    features in one pass, while both are at hand; a map that is taken later costs several over memory.
+    The map is F_sum with p = 2 of Zagoruyko & Komodakis (arXiv:1612.03928, section 3.1). Its gradient is added to that
+    of the features in one pass over memory. Plain operations of autograd would take several.
 
     Args:
         features: F.
-        fresh: nobody else holds the gradient that comes back for the features, so it may be written into. True if all
-            that reads them computes one; an addition hands on the one that it gets, to everything it adds.
+        fresh: the gradient of the features is not shared, so it may be overwritten; see `Darknet._computes_gradient`.
     """
     return _Attended.apply(features, fresh)
 
@@ -168,17 +167,17 @@ class _Attended(torch.autograd.Function):
         return features, torch.linalg.vector_norm(features, dim=1, dtype=precision).square_()
 
     @staticmethod
-    def backward(ctx: Any, passed: Tensor | None, slope: Tensor | None) -> tuple[Tensor | None, None]:
-        """The gradient that comes back for the features, and 2 F_c times that of the map."""
-        if slope is None:
-            return passed, None
+    def backward(ctx: Any, of_features: Tensor | None, of_map: Tensor | None) -> tuple[Tensor | None, None]:
+        """Sum of the gradient of the features and 2 F_c times the gradient of the map; None stands for 0."""
+        if of_map is None:
+            return of_features, None
         (features,) = ctx.saved_tensors
-        slope = (2 * slope)[:, None]
-        if passed is None:
-            return (features * slope).to(features.dtype), None
-        if passed.dtype != slope.dtype:
-            return (passed + features * slope).to(passed.dtype), None  # the product in float32
-        return torch.addcmul(passed, features, slope, out=passed if ctx.fresh else None), None
+        twice = (2 * of_map)[:, None]
+        if of_features is None:
+            return (features * twice).to(features.dtype), None
+        if of_features.dtype != twice.dtype:
+            return (of_features + features * twice).to(of_features.dtype), None  # the product in float32
+        return torch.addcmul(of_features, features, twice, out=of_features if ctx.fresh else None), None
 
 
 def load_arrays(
@@ -209,7 +208,7 @@ def load_arrays(
 def fuse(model: Darknet) -> Darknet:
     """The same function for inference: every batch normalisation folded into its convolution (`ConvBlock.fused`).
 
-    A quantized model has the same values; its weights are rounded for good, its outputs by the same modules.
+    The weights of a quantized model are replaced by the rounded ones. Copies of its quantizers round its outputs.
 
     Returns:
         A new model on the blocks without batch_normalize, in evaluation mode; `model` is left as it is.
@@ -245,7 +244,7 @@ def oversized(model: Darknet, dtype: torch.dtype) -> str | None:
 
 
 def reduced(model: Darknet, dtype: torch.dtype) -> Darknet:
-    """The model, which is changed, with weights and feature maps of 16 bits, for inference.
+    """Give a model weights and feature maps of 16 bits, for inference; returns the model itself.
 
     The convolutions in front of heads stay in float32, as under autocast.
 

@@ -1,8 +1,8 @@
-"""Remove the weakest channels; of what a shortcut ties together, those that no convolution of the chain keeps.
+"""Remove the weakest channels. Channels tied by a shortcut are removed if no convolution of the chain keeps them.
 
-Every layer keeps a share of its channels (SlimYOLOv3, arXiv:1907.11093, which keeps 10 %; Network Slimming,
-arXiv:1708.06519, for one ranking of all). What removed channels added is given to all convolutions that read them; the
-suites before this one give it to the next block only.
+All channels are ranked together (Network Slimming, arXiv:1708.06519), and every layer keeps a share of its own
+(SlimYOLOv3, arXiv:1907.11093, which keeps 10 %). The constants that removed channels put out are added to all
+convolutions that read them. The suites before this one add them to the next block only.
 """
 
 from __future__ import annotations

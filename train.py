@@ -1,8 +1,8 @@
 """Train the detector of a Darknet cfg on your images.
 
-One cfg serves every data set: its heads are adapted to the data's class count. The run is kept in runs/train/exp:
-best.pt and best.weights (fitness 0.1 · AP50 + 0.9 · AP50-95, of the averaged weights), last.pt, which --resume goes on
-from, results.csv and images.
+One cfg serves every data set: its heads are adapted to the number of classes. Results are in runs/train/exp.
+best.pt and best.weights have the averaged weights of the best fitness, 0.1 · AP50 + 0.9 · AP50-95.
+--resume continues from last.pt. results.csv and images show the progress.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the flags, checked as far as they say it themselves."""
+    """Return the flags, after the checks that need no file."""
     parser = make_parser()
     args = parser.parse_args(argv)
     check_run(Path(args.project), args.name)

@@ -58,7 +58,7 @@ def main(model, path, names=None):
     likely = scores.max(axis=1) > CONFIDENCE
     low, extent, scores = boxes[likely, :2] - boxes[likely, 2:] / 2, boxes[likely, 2:], scores[likely]
     confidence, label = scores.max(axis=1).tolist(), scores.argmax(axis=1).tolist()
-    sides = np.hstack((low, extent)).tolist()  # left, top, width, height
+    sides = np.hstack((low - low.min(initial=0), extent)).tolist()  # OpenCV mixes classes where one is below 0
     for number in list(cv2.dnn.NMSBoxesBatched(sides, confidence, label, CONFIDENCE, OVERLAP))[:300]:
         corners = (np.stack((low[number], low[number] + extent[number])) - offset) / scale
         box = np.clip(corners, 0, picture.shape[1::-1]).ravel()

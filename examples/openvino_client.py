@@ -42,8 +42,8 @@ def suppress(rows, conf, iou):
     scores = rows[:, 5:] * rows[:, 4:5]
     rows, scores = rows[scores.max(axis=1) > conf], scores[scores.max(axis=1) > conf]
     low, confidence, label = rows[:, :2] - rows[:, 2:4] / 2, scores.max(axis=1), scores.argmax(axis=1)
-    boxes = np.hstack((low, rows[:, 2:4])).tolist()  # left, top, width, height
-    kept = cv2.dnn.NMSBoxesBatched(boxes, confidence.tolist(), label.tolist(), conf, iou)
+    sides = np.hstack((low - low.min(initial=0), rows[:, 2:4]))  # OpenCV mixes classes where one is below 0
+    kept = cv2.dnn.NMSBoxesBatched(sides.tolist(), confidence.tolist(), label.tolist(), conf, iou)
     return np.column_stack((low, low + rows[:, 2:4], confidence, label))[list(kept)][:300]
 
 

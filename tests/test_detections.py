@@ -164,6 +164,12 @@ def test_agnostic_suppression_crosses_classes():
     assert len(run(rows, agnostic=True)) == 1
 
 
+def test_boxes_outside_of_the_picture_suppress_no_other_class():
+    """In opposite corners, the second one as far outside as torchvision's offset of its class moves it."""
+    rows = torch.tensor([[[400, 400, 40, 40, 0.9, 1, 0], [-16, -16, 50, 50, 0.8, 0, 1]]])
+    assert len(run(rows, iou=0.6)) == 2
+
+
 def test_only_the_wanted_classes_come_out():
     assert run(classes=[1])[:, 5].tolist() == [1]
     assert len(run(classes=[7])) == 0

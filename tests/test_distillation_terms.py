@@ -295,7 +295,7 @@ def test_objects_of_all_processes_count():
     targets[:, 0] = 0
     terms = ("objectness", "classes", "class_softmax", "box", "box_bounded", "attention")
     whole = batch_of(student, teacher, targets)
-    totals = [whole.attended, len(whole.boxes.objects), len(whole.boxes.objects)] * 2
+    totals = [whole.objects_seen, len(whole.boxes.objects), len(whole.boxes.objects)] * 2
     sums = dict.fromkeys(terms, 0.0)
     for picture in (0, 1):
         parts = [changed(given, lambda value, i=picture: value[i : i + 1]) for given in (student, teacher)]

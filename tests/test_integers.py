@@ -301,7 +301,7 @@ def test_tensorrt_names_the_command(call):
         (of_target("cpu"), ("--format", "torchscript"), r"would be float; take --format onnx --int8"),
         (of_target("cpu"), ("--format", "tensorrt"), r"--target cpu; take --format onnx --int8, or .*tensorrt"),
         (of_target("tensorrt"), ("--int8",), r"--target tensorrt; take --format tensorrt, or .*--target cpu"),
-        (QuantSettings("dorefa", published=True), ("--int8",), "without --dorefa-grid"),
+        (QuantSettings("dorefa", published=True), ("--int8",), "train it again"),
         (of_target("cpu", activation_bits=6), ("--int8",), "activations of 6 bits and weights of 7; ONNX's kernels"),
         (of_target("cpu", weight_bits=12), ("--int8",), "activations of 8 bits and weights of 12; ONNX's kernels"),
         (of_target("cpu", half_even=False), ("--int8",), "rounds halves away from 0.*--round-half even"),

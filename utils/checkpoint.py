@@ -48,7 +48,8 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int6
 PLAIN = (bool, int, float, str, dict, list, tuple)
 """Types of values in a checkpoint, beside tensors and None."""
 MOST_VALUES, MOST_COPIES = 1 << 20, 8
-"""Values of a checkpoint, and size of its tensors in sizes of the file: what holds one thing often is bounded so."""
+"""Most values in a checkpoint, and largest size of its tensors as a multiple of the file size. A pickle may refer to
+one object many times; this bounds what such a file can expand to."""
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Ends of names in files of other suites that are no weights; the last two come from thop, which counts operations."""
 ORDER = ("conv.weight", "conv.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
@@ -92,7 +93,7 @@ class LoadedModel:
     ancestors: tuple[Mapping[str, Any], ...] = ()
     """What that file was made from, oldest first."""
     notes: tuple[str, ...] = ()
-    """What was adapted, to be said."""
+    """What was adapted, for the log."""
     kept: Mapping[str, Any] | None = None
     """Of a pruned network: where its channels come from, as `pruning.report.kept` writes it."""
     quantization: QuantSettings | None = None

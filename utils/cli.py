@@ -65,7 +65,7 @@ REQUIREMENTS = {
 EPOCHS_AFTER = "COMPRESS_EPOCHS_AFTER"
 """Environment variable of a stage of compress.py."""
 MADE = "\n  `make demo` makes runs/demo; `python -m utils.data.toy --output runs/demo/data` only its images"
-"""Behind examples with such files, which a fresh clone has not got."""
+"""Appended to examples whose files a fresh clone does not have."""
 SILENCE = 30.0
 """Seconds after which a log file gets a line about the work in progress."""
 DELAY = 2.0
@@ -131,7 +131,7 @@ Names are in lower case, without dashes and with underscores."""
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose flags take `-` for `_` and any case, and whose errors are one line.
+    """ArgumentParser whose long flags take `-` for `_` and any case, and whose errors are one line.
 
     Args:
         description: docstring of the script; its first paragraph opens the help.
@@ -244,7 +244,7 @@ def flag_names(setting: Field) -> tuple[str, ...]:
 
 
 def settings_from(args: argparse.Namespace, kind: type[Settings], **others: Any) -> Settings:
-    """Return the dataclass filled from the flags that have the names of its fields; `others` come before flags."""
+    """Return the dataclass filled from the flags that have the names of its fields; `others` override flags."""
     values = {setting.name: getattr(args, setting.name) for setting in fields(kind) if hasattr(args, setting.name)}
     return kind(**{**values, **others})
 
@@ -506,7 +506,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be no text
     for number in STOPS:
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has a closed terminal ignored
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored, and must stay so
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         from utils.memory import keep_freed_memory  # not at the head: it imports numpy, which may fail

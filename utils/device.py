@@ -71,7 +71,8 @@ def select_device(text: str) -> torch.device:
 def training_type(amp: str, device: torch.device) -> torch.dtype | None:
     """Type of 16 bits that the network of a training computes in, by --amp; None: float32.
 
-    A CPU computes in bfloat16 only where it is asked to: it pays with AMX or AVX512-BF16 and is slower without.
+    A CPU computes in bfloat16 only with --amp bf16: it is faster with AMX or AVX512-BF16, and slower without. `fp16`
+    is for GPUs; on a CPU it means float32 without a warning, so that a run of a GPU can be resumed there.
 
     Raises:
         InputError: the GPU has no bfloat16 and `amp` is "bf16".

@@ -35,8 +35,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Computing(nn.Module):
     """A layer that computes new values, which a quantized network rounds.
 
-    `quantize_output` is a slot: None, or a module that maps an output to the values it may take. Its class is of
-    `utils.quantization`, which stands above this room.
+    `quantize_output` is a slot: None, or a module that rounds the output. Its class is in `utils.quantization`, which
+    imports this module, so it is not named here.
     """
 
     def __init__(self) -> None:
@@ -90,14 +90,15 @@ class ConvBlock(Computing):
         if self.quantize_weight is None:
             x = self.conv(x)
         else:
+            # The convolution keeps its float weight, which is trained; it computes with the rounded one.
             x = self.conv._conv_forward(x, self.quantize_weight(self.conv.weight), self.conv.bias)
         return x if self.bn is None else self.bn(x)
 
     def fused(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the one convolution that does the same in evaluation mode.
 
-        W' = gain · W and b' = offset of the `normalisation`; a weight that is rounded is rounded before, or behind the
-        folding if that is what `fold` does.
+        W' = gain · W and b' = offset of the `normalisation`. A quantized weight is rounded before folding, or after it
+        if the layer has a `fold`.
         """
         weight, bias = self.conv.weight, self.conv.bias
         if self.fold is not None:

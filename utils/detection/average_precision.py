@@ -329,7 +329,6 @@ class Evaluator:
     """
 
     def __init__(self, names: Sequence[str], *, by_size: bool = True) -> None:
-        """Start without images."""
         self.names = tuple(names)
         self.by_size = by_size
         self._confusion = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)

@@ -154,7 +154,8 @@ def _suppress(candidates: Tensor, iou_thres: float, agnostic: bool, max_nms: int
 
     candidates = candidates[candidates[:, 4].argsort(descending=True, stable=True)[:max_nms]]
     groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]
-    boxes, confidence = candidates[:, :4].float(), candidates[:, 4].float()
-    kept = batched_nms(boxes, confidence, groups, iou_thres)
+    boxes, confidence = candidates[:, :4].double(), candidates[:, 4].double()
+    # torchvision moves each class by the largest coordinate, which keeps classes apart only if none is negative.
+    kept = batched_nms(boxes - boxes.clamp(max=0).sum(), confidence, groups, iou_thres)
     # torchvision takes one of two ways, by the device and the number of boxes; one leaves the order of ties open.
     return candidates[kept.sort().values[:max_det]]

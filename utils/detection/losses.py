@@ -21,8 +21,8 @@ from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
 from utils.device import constant, uploaded
 
 REACH = 0.95
-"""Share of the interval a decoded centre can lie in that a neighbour cell may have to use: at the interval's ends the
-sigmoid is saturated and the gradient gone."""
+"""Share of the range of a cell's decoded centre within which a neighbour cell may answer: at the ends of the range the
+sigmoid is saturated, and its gradient vanishes."""
 LEAST_AWAY = 1e-6
 """Least distance |p − y| whose power is taken: at 0 the slope of a power below 1 is infinite."""
 PAIRS = 1 << 22
@@ -74,10 +74,10 @@ def assign(
 def _chosen(shapes: Tensor, yolo: Yolo, yolos: Sequence[Yolo], rule: Assignment) -> Tensor:
     """Mask [N, A] of the objects and the anchors of a head that answer for them; shapes [N, 2] in pixels.
 
-    As in AlexeyAB/darknet `process_batch` the best anchor is a number in the list of all anchors, and every head whose
-    mask holds the number answers: yolov4-tiny's number 3 is in both masks. Heads with lists of their own are asked one
-    by one. Unlike there, a number that is in no mask does not compete: its objects would have no positive at all, such
-    as those of number 0 in yolov4-tiny, whose masks are 3, 4, 5 and 1, 2, 3.
+    As in AlexeyAB/darknet `process_batch`, the best anchor is a number in the list of all anchors. Every head whose
+    mask has the number answers: number 3 of yolov4-tiny is in both masks. Heads with different lists are treated
+    separately. Unlike in Darknet, a number that is in no mask does not compete, as its objects would have no positive.
+    An example is number 0 of yolov4-tiny, whose masks are 3, 4, 5 and 1, 2, 3.
     """
     mask = torch.tensor(yolo.mask, device=shapes.device)
     scores = _similarity(shapes, shapes.new_tensor(yolo.anchors), rule.similarity)
@@ -200,10 +200,10 @@ def _match(
         image, anchor, row, column, boxes, labels = of_head
         number = image * sum(counts) + sum(counts[:head]) + (anchor * height + row) * width + column
         _, first, cell = np.unique(number.numpy(), return_index=True, return_inverse=True)
-        speaker = torch.from_numpy(first[cell])
-        once = (speaker == torch.arange(len(image), device=image.device))[:, None]
+        leader = torch.from_numpy(first[cell])  # the first positive of the same anchor cell
+        once = (leader == torch.arange(len(image), device=image.device))[:, None]
         anchors = boxes.new_tensor(yolo.head_anchors) * boxes.new_tensor((width / size[1], height / size[0]))
-        slot = (sum(len(cells) for cells, _ in parts) + speaker) * yolo.classes + labels
+        slot = (sum(len(cells) for cells, _ in parts) + leader) * yolo.classes + labels
         cells = torch.stack((image, anchor, row, column, number, slot), dim=1)
         parts.append((cells, torch.cat((anchors[anchor], boxes, once), dim=1)))
     return map(torch.cat, zip(*parts, strict=True))

@@ -221,11 +221,11 @@ def _anchor_pairs(
     mine: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
 ) -> tuple[tuple[int, int], ...]:
     """Pair anchors one to one, the most alike first."""
-    overlaps = [(overlap, -i, -j) for (i, j), overlap in np.ndenumerate(shape_ious(np.array(mine), np.array(theirs)))]
+    overlaps = shape_ious(np.array(mine), np.array(theirs))
     pairs: dict[int, int] = {}
-    for overlap, i, j in sorted(overlaps, reverse=True):
-        if overlap >= LEAST_ANCHOR_IOU and -i not in pairs and -j not in pairs.values():
-            pairs[-i] = -j
+    for i, j in sorted(np.ndindex(*overlaps.shape), key=lambda ij: -overlaps[ij]):  # stable: ties by number
+        if overlaps[i, j] >= LEAST_ANCHOR_IOU and i not in pairs and j not in pairs.values():
+            pairs[i] = j
     return tuple(sorted(pairs.items()))
 
 

@@ -110,8 +110,8 @@ def distillation(kd: str | None, at: str | None, weight: float = 1.0) -> Distill
     chosen += [(f"--AT_str {at}", AT[at])] if at else []
     terms: dict[str, float] = {}
     for _, strategy in chosen:
-        for term, share in strategy.terms.items():
-            terms[term] = terms.get(term, 0.0) + weight * share
+        for term, factor in strategy.terms.items():
+            terms[term] = terms.get(term, 0.0) + weight * factor
     flags = [flag for flag, _ in chosen]
     if weight != 1:
         flags.append(f"--kd-weight {weight:g}")

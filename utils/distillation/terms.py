@@ -196,7 +196,7 @@ class DistillationBatch:
         return [teacher[..., 0].sigmoid() for _, teacher in self.logits("objectness")]
 
     @cached_property
-    def attended(self) -> Tensor:
+    def objects_seen(self) -> Tensor:
         """The number of objects that the teacher sees: the sum of its objectness, at least 1."""
         return self.divisor(torch.stack([certainty.sum() for certainty in self.certainty]).sum())
 
@@ -258,17 +258,17 @@ class DistillationBatch:
 def objectness(batch: DistillationBatch) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
     divergences = (binary_kl(*pair, 1.0).sum() for pair in batch.logits("objectness"))
-    return sum(divergences) / batch.attended
+    return sum(divergences) / batch.objects_seen
 
 
 def classes(batch: DistillationBatch) -> Tensor:
     """Σ o^t T² KL of σ(z_c / T) over cells, for each object the teacher sees; mean over classes, o^t its objectness."""
-    return _attended(batch, binary_kl) / max(1, batch.yolos[0][0].classes)
+    return _per_object_seen(batch, binary_kl) / max(1, batch.yolos[0][0].classes)
 
 
 def class_softmax(batch: DistillationBatch) -> Tensor:
     """As `classes`, with one softmax over the classes (Hinton et al., arXiv:1503.02531); 0 for a single class."""
-    return _attended(batch, softmax_kl)
+    return _per_object_seen(batch, softmax_kl)
 
 
 def box(batch: DistillationBatch, bounded: bool = False) -> Tensor:
@@ -429,13 +429,13 @@ def _logits(scores: Tensor, yolo: Yolo) -> Tensor:
     return torch.logit(scores, eps=1e-6) if yolo.new_coords else scores
 
 
-def _attended(batch: DistillationBatch, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
-    """T² times a divergence [B, A, H, W] of class logits over T, weighted with the teacher's objectness."""
+def _per_object_seen(batch: DistillationBatch, divergence: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
+    """T² Σ o^t D over all cells, for each object seen; D [B, A, H, W] is the divergence of class logits over T."""
     total = sum(
         (certainty * divergence(student, teacher, TEMPERATURE)).sum()
         for (student, teacher), certainty in zip(batch.logits("classes"), batch.certainty, strict=True)
     )
-    return TEMPERATURE**2 * total / batch.attended
+    return TEMPERATURE**2 * total / batch.objects_seen
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Networks in integers: codes of weights and biases, roundings of tensors, and the proof layer by layer.
 
-Everything is what the training computed with, so the values of the file are those of the simulation: a convolution
-reads x = s_x (q − z), its weights are s_w[c] · codes with batch normalisation folded in, and its bias has the scale
-s_x · s_w[c], at which integer kernels add it.
+The file has the numbers that training computed with, so its values are those of the simulation. A convolution reads
+x = s_x (q − z). Its weights are s_w[c] · codes, with batch normalisation folded in. Its bias has the scale
+s_x · s_w[c], because integer kernels add it to the sums of products.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
 
 
 @torch.no_grad()
-def kernel(layer: ConvBlock, source: float) -> Kernel:
-    """Codes of a convolution that reads a tensor with the scale `source`.
+def kernel(layer: ConvBlock, input_scale: float) -> Kernel:
+    """Codes of a convolution whose input has the scale `input_scale`.
 
-    Codes of few bits are spread over more, in smaller steps that divide theirs, so that the bias has small ones, too. A
-    channel whose weights are so small that its bias would leave 32 bits gets larger steps for both.
+    The bias has the scale of input times weights. So weights of few bits get smaller steps, a whole fraction of theirs,
+    to give the bias fine steps. A channel with weights so small that its bias exceeds 32 bits gets larger steps.
     """
     weight, gain, bias = layer.conv.weight, None, layer.conv.bias
     if layer.bn is not None:
@@ -95,15 +95,14 @@ def kernel(layer: ConvBlock, source: float) -> Kernel:
     finer = max(1, SPREAD // quantizer.grid.high)
     whole = quantizer.codes(weight) * finer
     scale = steps.scale.expand(len(weight)).double() / finer
-    if gain is not None:
+    if gain is not None:  # scales are above 0, so the sign of γ goes into the codes: a narrow grid has −q for every q
         whole, scale = whole * torch.sign(gain).view(-1, 1, 1, 1), scale * gain.abs().double()
     if bias is not None:
-        wider = torch.maximum(scale, bias.abs().double() / (source * LARGEST_BIAS))
+        wider = torch.maximum(scale, bias.abs().double() / (input_scale * LARGEST_BIAS))
         whole = torch.round(whole * torch.nan_to_num(scale / wider).view(-1, 1, 1, 1))
         scale = wider
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    scale = scale.float()
-    bias_scale = scale * source
+    scale = torch.where(scale > 0, scale, 1.0).float()
+    bias_scale = scale * input_scale
     added = None if bias is None else torch.round(bias.double() / bias_scale.double()).int().numpy()
     return Kernel(whole.to(torch.int8).numpy(), scale.numpy(), added, bias_scale.numpy())
 

@@ -77,7 +77,8 @@ class Graph:
     def round(self, tensor: str, slot: ActivationQuantizer, *, before: bool = False) -> str:
         """Append the rounding of a tensor to integers and back; returns the name of what comes back.
 
-        `before`: the tensor is what an activation function gets, and not what the block puts out.
+        `before`: the tensor is what an activation function gets, and not what the block puts out. `integers.stages` and
+        `layer_gaps` find the codes by their name, TENSOR/codes.
         """
         scale, zero = (value.numpy() for value in (slot.scale_before() if before else slot.scale()))
         kind = np.int8 if slot.grid.signed else np.uint8
@@ -391,7 +392,7 @@ def emit(
         inputs = tuple(tensors[source] for source in reads)
         widths = tuple(shapes[source] for source in reads)
         site = Site(graph, index, block, inputs, widths, stored.get(index, {}), codes)
-        made = EMITTERS[type(block)](site)
+        made = EMITTERS[type(block)](site)  # the input itself if nothing is computed, which has been rounded already
         tensors[index] = made if slot is None or made in site.inputs else graph.round(made, slot)
     return [tensors[head] for head in network.heads]
 
@@ -499,10 +500,9 @@ def _sizes(graph: Graph, size: str, yolo: Yolo, cells: int, name: str) -> str:
 def add_detections(graph: Graph, rows: str, classes: int, metadata: Metadata, settings: ExportSettings) -> str:
     """Add non-maximum suppression: `detections` [K, 7], best first.
 
-    The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. Detections are those of
-    `utils.detection.decode.non_max_suppression` with the same thresholds, with two differences: all candidates enter
-    suppression, not the best 3000 of a picture; and where the batch may vary the best 300 of every class of a picture
-    stay, not the best 300 of a picture.
+    The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. There are two differences
+    to `utils.detection.decode.non_max_suppression` with the same thresholds. All candidates enter suppression, not the
+    best 3000 of a picture. And with a dynamic batch the best 300 of each class are kept, not the best 300 of a picture.
 
     Args:
         graph: what the nodes are added to.

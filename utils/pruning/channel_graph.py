@@ -149,8 +149,8 @@ class Unit:
 def residual_units(network: Network) -> tuple[Unit, ...]:
     """The residual units of any length, in the order of the network.
 
-    A unit is everything between a block and a plain shortcut to it, provided that nothing else reads or is read there,
-    the shape stays, and the unit adds 0 where the γ and β of its last convolution are 0.
+    A unit is everything between a block and a plain shortcut to that block. Its blocks read only that block and each
+    other, and nothing outside reads them. The shape stays. With γ = β = 0 in its last convolution the unit adds 0.
     """
     blocks, shapes = network.blocks, trace(network)
     readers: list[list[int]] = [[] for _ in blocks]

@@ -60,7 +60,7 @@ def group_share(text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removed:
+class RemovalFlags:
     """Flags of what is removed: an amount or a target, and what ranks channels and units."""
 
     strategy: PruneStrategy
@@ -172,7 +172,7 @@ class Removed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneSettings(Removed):
+class PruneSettings(RemovalFlags):
     """Everything that a pruning follows from, checked as far as it can be without torch."""
 
     files: ModelFiles
@@ -198,7 +198,7 @@ class PruneSettings(Removed):
         True, "measure neither accuracy nor time; --data is not needed", "--no-test", action="store_false"
     )
     dry_run: bool = flag(False, "print what would be left and write nothing")
-    seed: int = flag(0, "of everything random", type=random_seed, metavar="N")
+    seed: int = flag(0, "seed of everything random", type=random_seed, metavar="N")
     img_size: Sequence[int] | None = None
     mode: Literal["letterbox", "stretch"] = "letterbox"
     batch_size: int = 16
@@ -286,14 +286,14 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     if channels is None or strategy.units:
         missing |= {"rounds"}
     defaults = _policy_flags(vars(channels)) if channels else {}
-    parser.add_settings("what is removed", Removed, ChannelPolicy, without=missing, **defaults)
+    parser.add_settings("what is removed", RemovalFlags, ChannelPolicy, without=missing, **defaults)
     group = parser.add_argument_group("model and data")
     add_model_flags(group)
     add_picture_flags(group)
     group.add_argument("--data", metavar="FILE", help="data set to measure on: .data or data.yaml")
     size = "images at a time (default: %(default)s)"
     group.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help=size)
-    inherited = {setting.name for setting in fields(Removed)}
+    inherited = {setting.name for setting in fields(RemovalFlags)}
     parser.add_settings("what is made and measured", PruneSettings, without=inherited)
     group = parser.add_argument_group("run")
     add_run_flags(group, PROJECT)
@@ -314,7 +314,7 @@ def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSet
     Raises:
         InputError: flags that exclude each other, files that cannot be used or do not fit.
     """
-    settings_from(args, Removed, strategy=strategy)  # flags are checked before files are read
+    settings_from(args, RemovalFlags, strategy=strategy)  # flags are checked before files are read
     check_run(Path(args.project), args.name)
     data = load_data(args.data) if args.data else None
     network = cfg_file.load(args.cfg) if args.cfg else None

@@ -1,9 +1,9 @@
-"""Importance of channels and residual units: what masking one does to the loss, or |γ|; and for what it saves.
+"""Importance of channels and residual units: the change of the loss by masking one, or |γ|; and that per saved cost.
 
 `taylor` is Taylor-FO-BN of Molchanov et al. ("Importance Estimation for Neural Network Pruning", arXiv:1906.10771) with
-β added, as the constant goes with the channel: I = sqrt(mean over batches of (γ ∂L/∂γ + β ∂L/∂β)²), with the training
-loss L and frozen statistics. For a residual unit the sum runs over all channels of its last convolution before it is
-squared: what masking the unit does. `gamma` is |γ|, which tells something after sparse training only.
+β added, as masking sets both to 0: I = sqrt(mean over batches of (γ ∂L/∂γ + β ∂L/∂β)²). L is the training loss;
+running statistics are frozen. Masking a residual unit masks all channels of its last convolution, so their terms are
+added up before squaring. `gamma` is |γ|, which is meaningful only after sparse training.
 
 To remove a set of channels changes the loss by about Σ I², and a target bounds Σ savings. The set with the least change
 for a bound takes channels by I² / saving (the fractional knapsack), which is the order of I / sqrt(saving).
@@ -62,7 +62,7 @@ def taylor(
         size = (batch.images.shape[-2], batch.images.shape[-1])
         boxes = (batch.targets, network.yolos, size, loss)
         value = detection_loss(outputs.heads, *boxes, ignored=batch.ignored).total
-        # of a convolution that no head reads it is 0; without parameters PyTorch refuses
+        # materialize_grads: 0 for a convolution that no head depends on; autograd.grad refuses an empty list
         gradients = torch.autograd.grad(value, parameters, materialize_grads=True) if parameters else ()
         change = {
             i: (bn.weight * of_gamma + bn.bias * of_beta).detach().double().cpu().numpy()
@@ -87,6 +87,7 @@ def savings(graph: ChannelGraph, counted: Counted, size: tuple[int, int]) -> NDA
             np.add.at(saved, graph.labels[i], getattr(costs[i], counted) / len(graph.labels[i]))
             if graph.makes(i, block):
                 read, cells = graph.reads(i), shapes[i].height * shapes[i].width
+                # A reader saves kernel weights only, which are its multiply-adds for one cell: no γ, β or bias.
                 np.add.at(saved, read, costs[i].macs / (cells if counted == "parameters" else 1) / len(read))
     return saved
 

@@ -5,9 +5,9 @@ values and zeros need no rule of their own. All candidates are ranked together, 
 pruning script is one `ChannelPolicy` given to `choose`.
 
 The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
-channel graph. They differ in two places: a depthwise convolution passes its channels through, so the convolution before
-it is a candidate like any other; and of convolutions that go together, as in a residual chain, all are candidates or
-none is, gates apart.
+channel graph. They differ in two places. A depthwise convolution passes its channels through, so the convolution before
+it is a candidate like any other. And of convolutions that share channels, as in a residual chain, either all are
+candidates or none is; convolutions that compute a gate are not counted there.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Nothing is changed in place: new blocks and new arrays are returned, which can b
 A removed channel with γ = 0 still puts out a constant, f(β), whatever the picture. So does a removed residual unit:
 with γ = 0 in its last convolution it adds f(β) to what goes round it. The constants are carried through every block to
 all the convolutions that read them. There they are added to the bias, or subtracted from the running mean of the batch
-normalisation (Ye et al., arXiv:1802.00124; the suites before this one reach only the next block). This is exact for
-1 × 1 kernels and away from the zero-padded border. Where a constant meets a gate that depends on the picture
-(squeeze-excite, scale_channels, sam), it counts as 0.
+normalisation (Ye et al., arXiv:1802.00124). The suites before this one reach only the next block. The result is exact
+for 1 × 1 kernels and away from the zero-padded border. A constant that is multiplied by a gate, which depends on the
+picture (squeeze-excite, scale_channels, sam), counts as 0.
 
 Convolutions that read removed channels can be fitted to put out what they did before: feature-map reconstruction by
 least squares (He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, section 3.2).
@@ -51,12 +51,12 @@ Arrays = Mapping[str, NDArray[np.floating]]
 FLOAT32, FLOAT64 = 1e-4, 1e-9
 """Largest difference between a masked network and the pruned one that always passes."""
 ROUNDINGS = 30
-"""Factor on the noise that passes, too, in float64 and up to FLOAT32: on what one unit in the last place of noise after
-every block does to the heads.
+"""A float64 difference passes, too, if it is below FLOAT32 and at most this many times the rounding noise of the heads.
+The noise is measured: every block's output is disturbed by one unit in the last place.
 
-Sums in another order (contiguous or channels-last tensors, one thread or two) move heads by up to 4.6 times that noise:
-measured on csresnext50-panet-spp, yolov4-tiny and yolo-fastest with random weights. A fault changes a layer by far more
-than 30 units in the last place, and a network that enlarges noise enlarges the fault as well.
+Another order of additions (contiguous or channels-last tensors, one thread or two) moves heads by up to 4.6 times that
+noise. This was measured on csresnext50-panet-spp, yolov4-tiny and yolo-fastest with random weights. A fault changes a
+layer by far more than 30 units in the last place, and a network that amplifies noise amplifies the fault as well.
 """
 SMALLEST_SIDE, CELLS = 64, 2
 """The input has this side at least, and this many cells of the coarsest head."""
@@ -65,7 +65,7 @@ RIDGE = 1e-4
 MEMORY = 4 << 30
 """Bytes that the outputs of blocks may take."""
 POSITIONS = 40_000
-"""Of the inputs of a convolution that are used, drawn at random from all pictures; far more than unknowns a channel."""
+"""Positions of a convolution's input that are used, drawn at random from all pictures: many more than it has inputs."""
 
 
 class PrunedNetwork(NamedTuple):
@@ -136,8 +136,9 @@ class Certificate:
     compact_vs_silenced: float
     """Without folded constants, in float32: the pruned network and the one whose removed channels put out 0."""
     compact_vs_silenced_float64: float
-    """The same in float64, and the larger of two: with the networks' own statistics, and with those of the picture
-    (of two, where one has a single value to normalise), which keep the signals of an untrained network alive."""
+    """The same in float64, the larger of two differences: with running statistics, and with those of the picture. The
+    latter keep the signals of an untrained network from vanishing. Two pictures are taken where one gives a single
+    value to normalise."""
     compact_vs_keep_size: float
     """The pruned network that is written and the masked one of full size with the same readers, in float32."""
     border: float | None
@@ -171,7 +172,7 @@ class Certificate:
 def certify(
     graph: ChannelGraph,
     arrays: Arrays,
-    whole: Arrays,
+    compensated: Arrays,
     removal: Removal,
     bare: PrunedNetwork,
     written: PrunedNetwork,
@@ -183,11 +184,11 @@ def certify(
     Args:
         graph: of the network before.
         arrays: its tensors.
-        whole: its tensors, in which readers make up for what goes; the same if they do not.
+        compensated: its tensors, where readers of removed channels make up for them; `arrays` itself if they do not.
         removal: what goes.
         bare: `arrays`, pruned.
-        written: `whole`, pruned.
-        fitted: readers were fitted to pictures, and do not just get the constants.
+        written: `compensated`, pruned.
+        fitted: readers were fitted to pictures; otherwise they only got the constants.
     """
     network = graph.network
     side = max(SMALLEST_SIDE, CELLS * max_stride(network))
@@ -206,7 +207,7 @@ def certify(
         pairs.append(_in_float64(small, large, images))
     float64, allowed = max(pairs, key=lambda pair: np.nan_to_num(pair[0] / pair[1], nan=np.inf))
     final = model_of(*written)(image).heads
-    large = model_of(network, whole)
+    large = model_of(network, compensated)
     with masked(large, graph, removal):
         keep_size = difference(final, large(image).heads)
     border = None
@@ -293,7 +294,7 @@ def reconstruct(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, NDArray[np.floating]]:
-    """The tensors of the network before, with what reads removed channels fitted anew; shapes as before.
+    """The tensors of the network before, with the readers of removed channels fitted again; shapes as before.
 
     Args:
         graph: of the network.
@@ -360,7 +361,7 @@ def _moments(
 def _refit(layer: ConvBlock, square: Tensor, cross: Tensor, kept: Tensor) -> None:
     """Give a convolution the weights and the shift of the solution; see the head of this module."""
     count = len(kept)
-    shifts = layer.bn is not None or layer.conv.bias is not None  # else nothing can take b, and the best A has none
+    shifts = layer.bn is not None or layer.conv.bias is not None  # without a place for b, A is solved for alone
     square, cross = square[: count + shifts, : count + shifts], cross[: count + shifts]
     same = torch.zeros_like(cross)
     same[torch.arange(count), kept] = 1.0

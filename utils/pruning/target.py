@@ -161,7 +161,7 @@ class PruneTarget:
 
 
 def _boundary(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The last number before one for which a condition, which holds for `low` but not for `high`, does not hold."""
+    """A number for which a condition holds, but not for the next one; it must hold for `low` and not for `high`."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)

@@ -174,7 +174,7 @@ class Pruner:
         return taylor(network, arrays, batches, loss, self.device)
 
     def ranking(self, graph: ChannelGraph, importance: Importance) -> Importance:
-        """Importance that channels are ranked by: with a target for what they save, but for γ, which tell no loss."""
+        """Importance to rank by: with a target that of taylor per saved cost; γ stays, as it estimates no loss."""
         target = self.settings.target
         if target is None or self.settings.importance == "gamma":
             return importance
@@ -183,8 +183,8 @@ class Pruner:
         return per_saving(graph, importance, target.counted or "macs", self.size)
 
     def importance_after(self, keep: Keep) -> Importance:
-        """The ranking of the network without some channels, for those of the network before; 0 for what is gone."""
-        network, arrays = self.cut(Removal(keep))
+        """The ranking of the cut network, by the channels of the network before; 0 for removed ones."""
+        network, arrays = self.cut(Removal(keep))  # without units, so block numbers stay the same
         ranking = self.ranking(channel_graph(network), self.importance(network, arrays))
         whole = {}
         for i, labels in enumerate(self.graph.labels):
@@ -305,7 +305,7 @@ def with_importance(settings: PruneSettings, loaded: LoadedModel) -> PruneSettin
 
 
 def advised(settings: PruneSettings, plan: Plan) -> float | None:
-    """The percentage that costs little; None where not γ rank the channels."""
+    """The percentage that costs little; None unless γ ranks the channels."""
     return plan.choice.advised if settings.importance == "gamma" and plan.choice is not None else None
 
 

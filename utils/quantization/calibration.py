@@ -3,8 +3,8 @@
 Values are looked at in the float network, in two passes: one for the range of every tensor that is rounded, one for its
 histogram. Everything else follows from the histograms, so that grids and kept blocks may change afterwards.
 
-An observer clips a range so that the rest is rounded the more finely. Ranges are tried on a histogram of the values,
-and the one that costs least is taken; with h_i values near x_i in bin i, and x̂_i what the grid makes of x_i:
+An observer clips a range, so that what is left gets smaller steps. It tries ranges on a histogram of the values and
+takes the one of least cost. Bin i has h_i values near x_i, which the grid rounds to x̂_i:
 
     minmax        the whole range
     mse           Σ h_i (x_i − x̂_i)² / Σ h_i

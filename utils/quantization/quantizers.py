@@ -45,8 +45,8 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> Scale:
     """Scale and zero point for values between `low` and `high`.
 
     The range is first extended to contain 0, which is always represented exactly: padding with zeros stays exact.
-    A scale that is to be a power of two is the least whose 2^bits steps are as long as the range. The topmost value may
-    then be clipped by a step; the next power, which clips nothing, errs by as much in its middle.
+    A power-of-two scale is the smallest one whose 2^bits steps cover the range. It may clip the largest value by one
+    step. The next power clips nothing, but its rounding error, half of a doubled step, is as large for all values.
 
     Args:
         low: smallest values, float.
@@ -92,7 +92,7 @@ def codes(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
-    """x̂ for x; float of the same shape, float32 for fewer bits, which have no room for the codes."""
+    """x̂ for x, of the same shape and type; float32 for a 16-bit x, which cannot represent all codes."""
     if torch.finfo(x.dtype).bits < 32:
         x = x.float()
     step, zero = _spread(scale, x, grid)
@@ -157,9 +157,9 @@ class DorefaQuantizer(WeightQuantizer):
 
         t = tanh(w) / max|tanh w|,   ŵ = max|w| · (t on the grid of −1 … 1)
 
-    The paper leaves out max|w|, which a batch normalisation behind makes no difference to; with one folded in front it
-    must be there. Its grid 2 ⌊(2^k − 1)(t/2 + ½)⌉ / (2^k − 1) − 1 has 2^k levels and none at 0 (`published`); integer
-    arithmetic needs the 0, so the default has the 2^k − 1 levels of a symmetric grid.
+    The paper leaves out max|w|, which a batch normalisation after the convolution cancels. With one folded into the
+    weights it is needed. The paper's grid 2 ⌊(2^k − 1)(t/2 + ½)⌉ / (2^k − 1) − 1 has 2^k levels, none at 0; only old
+    checkpoints have it (`published`). Integer arithmetic needs the 0: the default is the symmetric grid of 2^k − 1.
     """
 
     def __init__(self, grid: Grid, published: bool = False) -> None:

@@ -8,17 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from utils.cli import bounded, command_of, flag, integer, points, positive_int, random_seed
-from utils.darknet.blocks import (
-    Avgpool,
-    Block,
-    Convolutional,
-    Network,
-    Route,
-    Sam,
-    ScaleChannels,
-    Se,
-    Shortcut,
-)
+from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Network, Reorg, Route, Upsample, Yolo
 from utils.darknet.data_file import DataConfig
 from utils.darknet.targets import HARDWARE
 from utils.errors import DataError, InputError
@@ -83,7 +73,7 @@ class Target:
     activations: Grid
     """Bits are replaced by those of the settings."""
     rounds_before: bool = True
-    """An activation function that does not melt into the convolution is a kernel of its own, between two roundings."""
+    """An activation that is not fused into the convolution is a separate kernel, whose input and output are rounded."""
     leaky_slope: float | None = None
     """Slope of leaky in place of the float network's."""
     head_bits: int = 8
@@ -201,7 +191,7 @@ def rounded_convolutions(network: Network, settings: QuantSettings) -> tuple[int
 def simulated_only(settings: QuantSettings) -> str:
     """Reason why no int8 file can hold a network so quantized; empty if one can."""
     if settings.published:
-        return "has DoReFa's own levels, none of them 0; train it without --dorefa-grid"
+        return "has DoReFa's own levels, none of them 0; train it again, as --quantized 2 has a level at 0 now"
     if settings.activation_bits != FILE_BITS or settings.weight_bits > FILE_BITS:
         return (
             f"has activations of {settings.activation_bits} bits and weights of {settings.weight_bits}; ONNX's kernels "
@@ -233,9 +223,12 @@ def notes(settings: QuantSettings) -> tuple[str, ...]:
 
 
 def passes(block: Block) -> bool:
-    """Tell whether a block puts out values that it reads, so that they keep their grid."""
-    computes = (Convolutional, Se, Avgpool, Shortcut, ScaleChannels, Sam)
-    return not isinstance(block, computes) and not (isinstance(block, Route) and len(block.layers) > 1)
+    """Tell whether a block only selects or moves values that it reads, so that they keep their grid.
+
+    A kind that is not listed counts as one that computes: its output gets a quantizer.
+    """
+    moves = (Dropout, Maxpool, Reorg, Upsample, Yolo)
+    return isinstance(block, moves) or (isinstance(block, Route) and len(block.layers) == 1)
 
 
 BITS = f"{LEAST_BITS} to {MOST_BITS}"
@@ -329,7 +322,7 @@ class QuantRequest:
         type=positive_int,
         metavar="N",
     )
-    seed: int = flag(0, "of their choice (default: 0)", type=random_seed, metavar="N")
+    seed: int = flag(0, "seed that chooses these images (default: 0)", type=random_seed, metavar="N")
     observer: str = flag(
         AUTO, f"end of a range; {ENDS}; {AUTO}: the one that leaves least noise in the heads", choices=(*OBSERVED, AUTO)
     )
@@ -342,7 +335,7 @@ class QuantRequest:
     )
     max_drop: float | None = flag(
         None,
-        "let one after the other be float, until no more than P points of AP50 are lost, 0 < P <= 100",
+        "keep convolutions float, one after the other, until at most P points of AP50 are lost, 0 < P <= 100",
         type=points,
         metavar="P",
     )

@@ -327,7 +327,7 @@ def write(run: RunDirectory, checkpoint: Mapping[str, Any], document: Mapping[st
 
 def lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the document for people."""
-    worst = sorted((entry for entry in document["layers"] if entry["sqnr_db"]), key=lambda entry: entry["sqnr_db"])
+    worst = sorted((row for row in document["layers"] if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])
     columns: list[Column | str] = ["worst layers", "weights", "outputs", Column("SQNR, dB", ".1f")]
     keys = ["name", "bits", "activation_bits", "sqnr_db"]
     if any(entry["alone_db"] is not None for entry in worst):

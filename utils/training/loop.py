@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, an evaluation after each, checkpoints that an exact resume starts from.
 
-What is random in a step is drawn from (seed, epoch, position) and never from a generator that runs on, so a step is
-the same whether or not the run was interrupted before it.
+The random numbers of a step depend on (seed, epoch, position) only, not on the steps before. So a step is the same in a
+resumed run.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ SIZE_PERIOD = 10
 """Batches that a multi-scale run trains at one size, as Darknet's `random=1`."""
 MOST_SKIPPED = 20
 """Steps in a row that a gradient scaler may skip for infinite gradients before the run ends."""
-DELAY, FREEZE = 0.1, 0.5
-"""Share of the steps in which a quantization finds the bounds of activations before these are rounded, and after which
-bounds and folded statistics stay."""
-BITS_MORE = 4
-"""Bits more at the begin of --bit-warmup; one bit less in each of that many equal parts."""
+ROUND_FROM, FREEZE_FROM = 0.1, 0.5
+"""Shares of the steps of a quantization-aware training. Before the first, bounds of activations are observed, but not
+applied. From the second on, bounds and folded statistics are frozen."""
+EXTRA_BITS = 4
+"""Extra bits at the start of --bit-warmup, which is divided into as many equal parts; each part has one bit less."""
 
 
 class Objective:
     """The loss of a batch and its terms.
 
     Args:
-        model: on the team's device; what is frozen of it is frozen already, as processes exchange the rest only.
+        model: on the team's device. Freeze parameters before: DDP decides here which gradients are exchanged.
         settings: of the detection loss.
         dtype: of 16 bits, that autocast computes in; None: float32 throughout.
         team: the processes that train together.
@@ -77,13 +77,13 @@ class Objective:
         distiller: Distiller | None = None,
     ) -> None:
         self.yolos, self.settings, self.dtype, self.team = model.network.yolos, settings, dtype, team
-        # Bounds of activations, and folded statistics, are read: with its own each process would train another network.
+        # A quantized forward pass reads bounds and running statistics, so all processes must have the same ones.
         self._model = team.parallel(model, buffers=model.quantize_image is not None)
         self._distiller = distiller
-        self._distil: nn.Module | None = distiller
-        """The distiller; it exchanges the gradients of its adapters."""
+        self._parallel_distiller: nn.Module | None = distiller
+        """The distiller, wrapped by DDP if it has adapters, whose gradients the processes exchange."""
         if distiller is not None and len(distiller.adapters):
-            self._distil = team.parallel(distiller)
+            self._parallel_distiller = team.parallel(distiller)
         terms = () if distiller is None else distiller.distillation.terms
         self.columns: Mapping[str, str] = LOSS_COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
         """Column of results.csv for every term."""
@@ -97,24 +97,25 @@ class Objective:
             ignored: the same of the ignored boxes, see `detection_loss`. Boxes are on the CPU.
         """
         images = images.contiguous(memory_format=torch.channels_last)
-        teacher, wanted = None, tuple[tuple[int, ...], ...]()
-        if self._distiller is not None:
-            teacher, wanted = self._distiller.teach(images), self._distiller.wanted
+        distiller = self._distiller
+        teacher = None if distiller is None else distiller.teach(images)
+        wanted = () if distiller is None else distiller.wanted
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self._model(images, *wanted)
         size = (images.shape[-2], images.shape[-1])
         options = (self.settings, self.team.positives, ignored)
         terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
-        if self._distil is not None:
-            learnt = self._distil(teacher, outputs, targets, size)
+        if self._parallel_distiller is not None:
+            learnt = self._parallel_distiller(teacher, outputs, targets, size)
             terms["total"] = terms["total"] + sum(learnt.values())
             terms |= {f"kd_{term}": value for term, value in learnt.items()}
         return terms
 
     @contextmanager
-    def unsynchronised(self, alone: bool) -> Iterator[None]:
-        """A context for a batch whose gradient is only added up (`alone`); the last of a step exchanges them."""
-        with self.team.unsynchronised(self._model, alone), self.team.unsynchronised(self._distil, alone):
+    def unsynchronised(self, accumulates: bool) -> Iterator[None]:
+        """A context for a batch that only accumulates gradients; the last batch of a step exchanges them."""
+        modules = self._model, self._parallel_distiller
+        with self.team.unsynchronised(modules[0], accumulates), self.team.unsynchronised(modules[1], accumulates):
             yield
 
 
@@ -229,8 +230,8 @@ class Trainer:
 
     def _measure_start(self) -> None:
         """Evaluate before the first step: a fine-tuning can end below its weights, and s = auto compares with them."""
-        learnt = any(entry.get("teacher") is None for entry in self.source.lineage) and not self.settings.notest
-        if self.val_loader is not None and (learnt or self.progress.control is not None):
+        trained = any(entry.get("teacher") is None for entry in self.source.lineage) and not self.settings.notest
+        if self.val_loader is not None and (trained or self.progress.control is not None):
             metrics = self._evaluate(self.dtype)
             self.progress.start_map50 = metrics.map50
             self._steer(metrics)
@@ -238,7 +239,7 @@ class Trainer:
                 log(f"before the first step: AP50 {metrics.map50:.4f}, AP50-95 {metrics.map50_95:.4f}")
 
     def _steer(self, metrics: Metrics) -> None:
-        """Show AP50 to s = auto, but not while a quantization is still finding its bounds: it falls by itself then."""
+        """Report AP50 to `--s auto`; not before a quantization has its final bits, as AP50 drops anyway until then."""
         if self.progress.control is not None and (self.rounding is None or self.rounding.complete):
             self.progress.control.see_ap50(metrics.map50, self.settings.s_drop)
 
@@ -280,15 +281,15 @@ class Trainer:
     def train_batch(self, batch: Batch, position: int) -> list[dict[str, float]]:
         """Add the gradient of one batch; if it closes a step, take it and return the loss terms of all its batches."""
         done = self.progress
-        number = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position
-        torch.manual_seed(number % 2**64)  # it takes no more bits
+        seed = (self.settings.seed * 1_000_003 + done.epoch) * 1_000_003 + position
+        torch.manual_seed(seed % 2**64)  # PyTorch takes 64 bits
         images = network_input(batch.images, self.team.device)
         if self.settings.sizes is not None:
             images = rescaled(images, self.settings, self.stride, done.epoch, position)
         closes = self._closes_step(position)
         if self.rounding is not None:
             self.rounding.begin(done.step)
-        with self.objective.unsynchronised(alone=not closes):
+        with self.objective.unsynchronised(accumulates=not closes):
             terms = self.objective(images, batch.targets, batch.ignored)
             self._terms.append((position, batch.positions, torch.stack([value.detach() for value in terms.values()])))
             first = position - position % self.settings.accumulate
@@ -467,6 +468,7 @@ class Trainer:
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics.map50, metrics.map50_95)
             counts = self.rounding is None or self.rounding.complete
+            # The last epoch is best with --nosave, which keeps no earlier one, and with -sr, whose γ shrink to the end.
             if counts and (value > done.best_fitness or self.settings.nosave or self.settings.sr):
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
@@ -499,8 +501,8 @@ class Trainer:
 def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, position: int) -> Tensor:
     """Return a batch at the size that a multi-scale run drew for this stretch of batches.
 
-    The run begins with the largest size, so that it runs out of memory at once or not at all. It stays until a batch
-    follows the first optimizer step, which makes the optimizer's state.
+    The run begins with the largest size, so that it runs out of memory at once or not at all. That size stays for at
+    least one batch after the first optimizer step, because this step allocates the optimizer's state.
 
     Args:
         images: [B, C, H, W].
@@ -533,12 +535,9 @@ class Rounding:
 
     def __init__(self, models: Sequence[Darknet], steps: int, warmup: float = 0.0) -> None:
         self._models, self._steps, self._warmup = models, steps, warmup
-        self._starts = (round(DELAY * steps), round(FREEZE * steps))
-        self._grids = []
-        for model in models:
-            for module in model.modules():
-                if isinstance(module, ActivationQuantizer | WeightQuantizer):
-                    self._grids.append((module, module.grid))
+        self._starts = (round(ROUND_FROM * steps), round(FREEZE_FROM * steps))
+        modules = (module for model in models for module in model.modules())
+        self._grids = [(m, m.grid) for m in modules if isinstance(m, ActivationQuantizer | WeightQuantizer)]
         self._now: tuple[Phase, int] | None = None
 
     @property
@@ -564,7 +563,7 @@ class Rounding:
 def surplus_bits(warmup: float, step: int, steps: int) -> int:
     """Return the bits beyond the final ones at a step of a run of `steps`; none in its last step."""
     parts = min(round(warmup * steps), steps - 1)
-    return 0 if step >= parts else math.ceil(BITS_MORE * (parts - step) / parts)
+    return 0 if step >= parts else math.ceil(EXTRA_BITS * (parts - step) / parts)
 
 
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:

@@ -52,7 +52,7 @@ from utils.report.run_dir import RunDirectory, last_epochs, read_results
 from utils.training.checkpointing import Progress, Source, Start, initial_model, resumable
 from utils.training.distributed import Team, joined
 from utils.training.hyperparameters import unused_keys
-from utils.training.loop import DELAY, FREEZE, Trainer
+from utils.training.loop import FREEZE_FROM, ROUND_FROM, Trainer
 from utils.training.optimizer import LEAST_STEPS, accumulation
 from utils.training.settings import AUTO, ScheduleFlags, TrainPlan, TrainSettings
 from utils.training.sparsity import SparseRecord
@@ -60,7 +60,7 @@ from utils.training.sparsity import SparseRecord
 DRAWN_CONFIDENCE = 0.25
 """Least confidence of the boxes in val_batch0_pred.jpg."""
 MEMORY_SHARE = 0.8
-"""Of a GPU's memory, that --batch-size auto uses; the rest is for what trial steps do not need, as DDP's buckets."""
+"""Share of a GPU's memory that --batch-size auto may use; trial steps lack some of what a run needs: DDP's buckets."""
 TAGS = {
     "box_loss": "loss/box",
     "objectness_loss": "loss/objectness",
@@ -445,7 +445,7 @@ def _fits(plan: TrainPlan, train: Index, start: Start, distiller: Distiller | No
             trainer = Trainer(model, loader, None, plan.hyp, plan.settings, run, source, alone, distiller)
             trainer.state.scaler = torch.amp.GradScaler(enabled=False)  # it would skip the first steps
             batch = next(iter(loader))
-            for share in (0, (DELAY + FREEZE) / 2):  # a quantization rounds in its second phase, not in its first
+            for share in (0, (ROUND_FROM + FREEZE_FROM) / 2):  # the second phase of a quantization rounds activations
                 trainer.progress.step = round(share * trainer.schedule.steps)
                 with suppress(NumericsError):
                     trainer.train_batch(batch, 0)
@@ -517,6 +517,8 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
     log(*loaded.notes)
     _check_sizes(start.model, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
+    # It is not checked that the student was pruned from this teacher. Of another one with the same cfg, cwd and pkd
+    # compare channels that have nothing in common.
     kept = start.kept
     if kept is not None and loaded.kept is not None:
         kept = rebased(kept, loaded.kept)
