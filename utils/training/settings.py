@@ -287,9 +287,9 @@ class RunFlags:
     sync_bn: bool = flag(False, "batch normalisation over the images of all processes, with torchrun on GPUs")
     amp: str = flag(
         "auto",
-        "type that the network computes in: auto is bf16 where a GPU has it, else fp16, and float32 on a CPU. bf16 "
-        "works on a CPU, too, in half the time where it has AMX. off is float32 (TF32 in steps of a GPU), as always, "
-        "without TF32, with --quantized and in front of heads",
+        "type that the network computes in: auto is bf16 where a GPU has it, else fp16. On a CPU auto and fp16 are "
+        "float32, and bf16 takes half the time where it has AMX. off is float32 (TF32 in steps of a GPU). --quantized "
+        "and what heads read are always float32 without TF32",
         choices=AMP,
     )
     compiled: bool = flag(False, "torch.compile of the network: minutes at first, then faster steps", "--compile")
