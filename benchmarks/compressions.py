@@ -49,9 +49,9 @@ ROWS = {
     ),
     "bccd-yolov4-tiny-dynamic": Compression("dynamic s", BCCD, 192, "dynamic", "bccd-yolov4-tiny"),
     "bccd-yolov4-tiny-constant": Compression("constant s", BCCD, 192, "constant", "bccd-yolov4-tiny"),
-    PAPER: Compression("groups by taylor", ROADSIGNS, 224, "groups", "benchmarks/cfg/yolov4-quarter.cfg"),
+    PAPER: Compression("groups by taylor", ROADSIGNS, 160, "groups", "benchmarks/cfg/yolov4-quarter.cfg"),
     f"{PAPER}-dynamic": Compression(
-        "groups by γ after sparse training", ROADSIGNS, 224, "groups-sparse", f"{PAPER}/base"
+        "groups by γ after sparse training", ROADSIGNS, 160, "groups-sparse", f"{PAPER}/base"
     ),
 }
 
