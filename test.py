@@ -1,9 +1,9 @@
 """Measure a detector on labelled images: average precision by COCO's protocol, precision, recall, F1, and the time.
 
 AP50 and AP50-95 equal pycocotools' to the last digit. P, R and F1 are means over the classes at IoU 0.5 and at the
-confidence where the mean F1 is highest. Boxes are compared in pixels of the original images, so small, medium and
-large are COCO's. Only --save-json makes a run directory; without it nothing is left behind but verdicts in the user's
-image cache.
+confidence where the mean F1 is highest. Boxes are compared in pixels of the original images. Small, medium and large
+have COCO's limits, but the area is that of the box. Only --save-json makes a run directory. Without it nothing is
+written but what was found out about the images, in the user's cache folder.
 """
 
 from __future__ import annotations

@@ -196,6 +196,12 @@ def test_words_of_other_forks_mean_the_same(theirs, ours):
     assert theirs == ours
 
 
+def test_a_repeated_key_of_a_bad_value_is_named():
+    text = NANO.replace("[net]\n", "[net]\nwidth=8\nwidth=wide\n", 1)
+    with pytest.raises(CfgError, match=r"^<text>:3: \[net\] width=wide, but line 2 says 8; keep one of them"):
+        parse(text)
+
+
 def test_of_a_repeated_key_without_use_the_first_value_counts():
     notes = []
     network = parse(NANO.replace("[net]\n", "[net]\nbatch=1\nbatch=64\n"), warn=notes.append)

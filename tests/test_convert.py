@@ -324,6 +324,29 @@ def test_pictures_are_found_where_archives_and_exporters_put_them(folder, conver
     assert list(rows(converted("coco", "--train", path)[0], "train")) == ["images/val2017/a.jpg"]
 
 
+def test_a_split_of_the_name_of_an_image_folder_keeps_its_labels(converted, tmp_path):
+    coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20)))
+    path = tmp_path / "coco" / "images" / "_annotations.coco.json"
+    path.write_text(json.dumps(coco_document((8, 0, 32, 20))))
+    output, _ = converted("coco", "--train", path)
+    assert list(rows(output, "train")) == ["images/train/a.jpg"]
+    assert len(index(output / "train.txt", ("dog", "cat"), cache_dir=None).labels.rows) == 1
+
+
+@pytest.mark.parametrize("linked", ["the folder is reached by a link", "the set has a link to the folder"])
+def test_annotations_may_lie_behind_a_link(linked, converted, tmp_path):
+    """In the first case the images lie beside the real folder, in the second beside the link."""
+    path = coco_file(tmp_path / "real", coco_document((8, 0, 32, 20)))
+    place = tmp_path / ("elsewhere" if "reached" in linked else "coco")
+    place.mkdir()
+    (place / "annotations").symlink_to(path.parent)
+    if "the set has" in linked:
+        (tmp_path / "real" / "images").rename(place / "images")
+    output, document = converted("coco", "--train", place / "annotations" / path.name)
+    assert document["notes"] == {} and flaws(output) == {}
+    assert index(output / "train.txt", ("dog", "cat"), cache_dir=None).totals()["usable"] == 1
+
+
 OUTSIDE = "outside of"
 BAD_NAMES = {
     "x" * 300 + ".jpg": "not found",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,14 @@ def test_a_size_is_height_and_width_of_the_input(patient, examine):
     document, _ = examine(patient / "toy.data", "--img_size", "64", "200")
     assert {problem["kind"] for problem in document["problems"]} == {"many boxes smaller than a cell"}
     assert document["splits"]["val"]["smaller_than_a_cell"] == 1
+
+
+def test_boxes_that_are_points_in_float32_are_no_twins(patient, examine):
+    (patient / "labels" / "train_00001.txt").write_text("3 0.5 0.5 1e-9 1e-9\n3 0.5 0.5 2e-9 1e-9\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        document, _ = examine(patient / "toy.data")
+    assert "object labelled twice" not in {problem["kind"] for problem in document["problems"]}
 
 
 def test_the_report_for_people_has_a_line_a_kind_with_what_to_do(patient, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from utils.data.images import check_image
 from utils.data.index import list_images
 from utils.data.sources import find, frames
 from utils.errors import InputError, SuiteError
-from utils.files import atomic_path, atomic_write_bytes, atomic_write_text, read_text, regular_file
+from utils.files import atomic_path, atomic_write_bytes, atomic_write_text, read_text, regular_file, utf8_path
 
 
 def test_written_is_read_and_nothing_else_is_left(tmp_path):
@@ -57,6 +58,28 @@ def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
     assert (tmp_path / name).read_text() == "x"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_utf8_gets_another_one_and_an_address_stays_as_it_is(tmp_path):
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe9.mp4", b"caf\xe9.cut.mp4")]
+    for name in names:
+        (tmp_path / name).write_bytes(os.fsencode(name))
+    for name in names:
+        with utf8_path(tmp_path / name) as path:
+            assert path.isascii() and Path(path).read_bytes() == os.fsencode(name)
+    for address in ("rtsp://camera:554//live", "http://camera/mjpeg/?next=http://x//y"):
+        with utf8_path(address) as path:
+            assert path == address
+
+
+def test_two_writers_with_one_process_number_do_not_meet(tmp_path):
+    """Containers count processes each from 1, and may share a folder."""
+    with atomic_path(tmp_path / "a") as slow:
+        slow.write_text("slow")
+        atomic_write_text(tmp_path / "a", "fast")
+    assert (tmp_path / "a").read_text() == "slow"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_folder_may_be_meant_for_the_file_in_it_and_no_name_has_a_zero_byte(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy.data").touch()
@@ -94,7 +117,12 @@ def test_every_reader_refuses_what_is_no_regular_file_or_too_large(read, tmp_pat
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"\xff\xfeu\0", r":1: byte 0xff is not UTF-8"), (b"a\nb\xe9", r":2: byte 0xe9"), (b"x" * 99, "99 bytes")],
+    [
+        (b"\xff\xfeu\0", r":1: byte 0xff is not UTF-8"),
+        (b"a\nb\xe9", r":2: byte 0xe9"),
+        (b"\xef\xbb\xbfa\nb\xe9", r":2: byte 0xe9"),
+        (b"x" * 99, "99 bytes"),
+    ],
 )
 def test_text_that_is_none_is_refused_with_its_line(tmp_path, data, reason):
     (tmp_path / "a").write_bytes(data)

@@ -12,7 +12,7 @@ import pytest
 import compress
 from tests.nets import one_head, tiny
 from utils.darknet import cfg, info, rewrite
-from utils.darknet.blocks import SECTIONS
+from utils.darknet.blocks import SECTIONS, Convolutional
 from utils.darknet.targets import (
     HARDWARE,
     IN_FLOAT,
@@ -46,9 +46,15 @@ def test_a_row_names_its_source_and_only_operations_there_are(name):
 @pytest.mark.parametrize("path", sorted((ROOT / "cfg").glob("*.cfg")), ids=lambda path: path.stem)
 def test_every_block_of_cfg_that_computes_has_operations(path):
     for block in cfg.load(path).blocks:
-        names = {operation.name for operation in operations(block, head=False)}
+        names = {operation.name for operation in operations(block, 1, head=False)}
         assert names <= set(OPERATIONS)
         assert names or block.SECTION in ("yolo", "route", "dropout", "shortcut")
+
+
+@pytest.mark.parametrize(("channels", "name"), [(4, "depthwise"), (8, "grouped")])
+def test_a_filter_that_reads_two_channels_is_not_depthwise(channels, name):
+    (operation,) = operations(Convolutional(filters=4, groups=4, activation="linear"), channels, head=False)
+    assert operation.name == name
 
 
 def test_every_kind_of_section_is_known():

@@ -101,6 +101,11 @@ def test_an_exif_orientation_is_applied_and_the_size_is_that_of_the_turned_pictu
     assert read_image(path, shrink=2).shape[:2] == ((15, 25) if orientation < 5 else (25, 15))
 
 
+def test_an_orientation_that_exif_does_not_know_means_nothing(picture, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(picture, 9))
+    assert shown_size(tmp_path / "a.jpg") == check_image(tmp_path / "a.jpg") == (30, 50)
+
+
 def test_other_forms_of_whole_pictures_and_bytes_behind_their_end_do_no_harm(picture, tmp_path):
     lossy, progressive = [cv2.IMWRITE_WEBP_QUALITY, 50], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     for suffix, options in ((".webp", lossy), (".jpg", progressive), (".jpg", []), (".png", [])):

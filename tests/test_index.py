@@ -148,6 +148,12 @@ def test_labels_beside_their_pictures_are_not_ignored_boxes(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded())
     (tmp_path / "a.txt").write_text(GOOD)
     assert index(tmp_path / "a.png", NAMES, cache_dir=None).totals()["ignored"] == 0
+    for name in ("images", "ignored"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(GOOD)
+    (tmp_path / "images" / "a.png").write_bytes(encoded())
+    totals = index(tmp_path / "images", NAMES, cache_dir=None).totals()
+    assert (totals["boxes"], totals["ignored"]) == (1, 0)
 
 
 def test_an_index_is_a_few_buffers(data_set):
@@ -201,6 +207,14 @@ def test_a_list_is_relative_to_its_folder_and_expands_nothing(tmp_path, monkeypa
     (tmp_path / "b.txt").write_text("a.png\n", encoding="utf-16")
     with pytest.raises(DataError, match=r"b\.txt: holds zero bytes"):
         list_images("b.txt")
+
+
+def test_a_list_may_lie_in_a_folder_that_is_a_link(data_set, tmp_path):
+    data_set("a.png", encoded())
+    (data_set.root / "lists").mkdir()
+    (data_set.root / "lists" / "a.txt").write_text("../images/a.png\n")
+    (tmp_path / "link").symlink_to(data_set.root / "lists")
+    assert index(tmp_path / "link" / "a.txt", NAMES, cache_dir=None).totals()["boxes"] == 1
 
 
 @pytest.mark.parametrize(
@@ -258,6 +272,13 @@ def test_an_edited_label_or_picture_of_the_same_size_and_time_is_seen(data_set, 
     assert len(index(source, NAMES[:2], cache_dir=cache, require=False)) == 0
     same_times(data_set.root / "images" / "a.png", bytes(len(encoded())))
     assert index(source, NAMES, cache_dir=cache, require=False).counts() == {"unknown image format": 1}
+
+
+def test_a_picture_of_the_far_future_is_kept(data_set, tmp_path):
+    source = data_set("a.png", encoded())
+    os.utime(data_set.root / "images" / "a.png", ns=(0, (1 << 63) + 5))
+    found = [index(source, NAMES, cache_dir=tmp_path / "cache").totals() for _ in range(2)]
+    assert found[0] == found[1] and found[0]["usable"] == 1
 
 
 def test_added_removed_and_renamed_pictures_are_seen(data_set, tmp_path):

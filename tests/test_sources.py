@@ -18,8 +18,10 @@ import pytest
 
 from tests.media import write_video
 from utils.data.images import write_image
-from utils.data.sources import FrameSource, Limits, find, frames, read_streams, without_password
+from utils.data.sources import Frame, FrameSource, Limits, find, frames, opened, read_streams, without_password
+from utils.detection.settings import Times
 from utils.errors import InputError
+from utils.report.detections import DetectionReport
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -331,6 +333,26 @@ def test_a_stream_that_stays_away_ends_the_reading(capfd):
     assert "no frame for 0.6 s" in capfd.readouterr().err
 
 
+def test_a_server_gets_the_path_of_the_address_as_given():
+    asked = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args) -> None:
+            pass
+
+    path = "/cam//live/?next=http://x//y"
+    with (
+        serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)) as server,
+        opened(f"http://127.0.0.1:{server.server_port}{path}", timeout=5) as capture,
+    ):
+        assert not capture.isOpened()
+    assert set(asked) == {path}
+
+
 def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
     """A source with an end waits for a slow consumer, and its end is not a loss."""
     pictures = (np.frombuffer(numbered(number), np.uint8) for number in range(12))
@@ -344,6 +366,11 @@ def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
     assert received == list(range(12))
 
 
-def test_passwords_are_not_shown():
+def test_passwords_are_not_shown(capsys):
     assert without_password("rtsp://user:secret@camera.local/1") == "rtsp://camera.local/1"
+    assert without_password("rtsp://user:sec@ret@camera.local/1") == "rtsp://camera.local/1"
     assert without_password("http://camera.local/@home") == "http://camera.local/@home"
+    assert without_password("http://camera.local?to=a@home") == "http://camera.local?to=a@home"
+    frame = Frame("rtsp://user:sec@ret@camera.local/1", 0, np.zeros((4, 6, 3), np.uint8), "stream")
+    DetectionReport((), "text").add(frame, np.zeros((0, 6)), Times(1, 1, 1))
+    assert capsys.readouterr().out == "rtsp://camera.local/1 frame 0 6x4: nothing (3.0 ms)\n"

@@ -201,8 +201,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of argparse's usage block and exit."""
-        match = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
-        raise InputError(f"{match[1].split('/')[-1]}: {match[2]}" if match else message)
+        match = re.match(r"argument (?:-[^-/]+/)?([^:/]+)[^:]*: (.*)", message, re.DOTALL)  # the first long spelling
+        raise InputError(f"{match[1]}: {match[2]}" if match else message)
 
     def _spelled(self, token: str) -> str:
         if not token.startswith("-") or token in self._option_string_actions or _NUMBER.match(token):

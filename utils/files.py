@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import glob
 import hashlib
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -94,7 +96,7 @@ def regular_file(path: Path | str, error: type[SuiteError] = InputError, max_byt
 
 @contextmanager
 def foreign_errors(path: Path | str, problem: str, error: Callable[[str], Exception] = InputError) -> Iterator[None]:
-    """Context of another project's parser or program, in which whatever it raises becomes one line.
+    """Context in which whatever another project's parser or program raises becomes an error of one line.
 
     Damaged and hostile files provoke exceptions that its documentation does not name, so all kinds are taken.
 
@@ -149,9 +151,9 @@ def read_text(path: Path | str, error: type[SuiteError] = InputError, max_bytes:
     Raises:
         InputError: (or the class given) as `read_bytes`, or not UTF-8.
     """
-    data = read_bytes(path, error, max_bytes)
+    data = read_bytes(path, error, max_bytes).removeprefix(codecs.BOM_UTF8)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as failure:
         line = data.count(b"\n", 0, failure.start) + 1
         raise error(f"{path}:{line}: byte 0x{data[failure.start]:02x} is not UTF-8; save the file as UTF-8") from None
@@ -192,7 +194,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         ResourceError: the disk is full or broken; `path` is as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.tmp")
+    # Containers that share a folder may have the same process number, so that alone is not unique.
+    writer = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{writer}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -224,14 +228,18 @@ def utf8(text: str) -> str:
 
 @contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Name under which a program that takes only UTF-8 can open a file, and those of its stem, inside the context."""
-    path = Path(path)
-    if utf8(str(path)) == str(path):
-        yield str(path)
+    """Name under which a program that takes only UTF-8 can open a file, and those of its stem, inside the context.
+
+    An address of a stream is handed on as it is.
+    """
+    text, path = str(path), Path(path)  # a Path would merge the slashes of an address
+    if utf8(text) == text:
+        yield text
         return
     with tempfile.TemporaryDirectory() as folder:
-        for file in path.parent.glob(f"{glob.escape(path.stem)}.*"):
-            os.symlink(file.absolute(), Path(folder, f"file{file.suffix}"))
+        for file in {path, *path.parent.glob(f"{glob.escape(path.stem)}.*")}:
+            if file.stem == path.stem:  # the pattern finds NAME.more.SUFFIX, too
+                os.symlink(file.absolute(), Path(folder, f"file{file.suffix}"))
         yield os.path.join(folder, f"file{path.suffix}")
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from utils.cli import log, one_line
 from utils.darknet.blocks import ALIASES, SECTIONS, UNSUPPORTED, Block, Net, Network, Shape
 from utils.darknet.blocks.block import IMAGE, REQUIRED, Key, Position, Trail
-from utils.darknet.blocks.values import Number, SectionError, nearest, shown
+from utils.darknet.blocks.values import Kind, Number, SectionError, nearest, shown
 from utils.darknet.network import check_network, trace
 from utils.errors import CfgError
 from utils.files import read_text
@@ -179,6 +179,14 @@ def _key_value(line: str, where: str) -> tuple[str, str]:
     return key, value
 
 
+def _same_value(kind: Kind, text: str, other: str) -> bool:
+    """Whether two texts mean the same value; False if one of them means none."""
+    try:
+        return kind.read(text) == kind.read(other)
+    except SectionError:
+        return False
+
+
 class _Reader:
     """Reads one cfg: knows its name and collects what to warn of.
 
@@ -248,7 +256,7 @@ class _Reader:
         where = f"{self.path}:{entry.line}: [{shown(section.name)}] {shown(name)}"
         if entry.text == first.text:
             self.warn(f"{where} is repeated (line {first.line} says the same)")
-        elif name in kind.KEYS and kind.KEYS[name].kind.read(entry.text) != kind.KEYS[name].kind.read(first.text):
+        elif name in kind.KEYS and not _same_value(kind.KEYS[name].kind, entry.text, first.text):
             said = f"{where}={shown(entry.text)}, but line {first.line} says {shown(first.text)}"
             raise CfgError(f"{said}; keep one of them")
         else:

@@ -1,7 +1,7 @@
 """Descriptions of data sets: Darknet's .data and .names, and a data.yaml as Ultralytics writes it.
 
-A path in any of them is relative to the file that names it. Where there is nothing, it is relative to the working
-directory, as in Darknet, or to a folder above the file. Whether pictures are there is checked by who reads them.
+A path in any of them is relative to the file that names it. If nothing is there, it is taken as relative to the working
+directory, as in Darknet, or to a folder above the file. Whoever reads the pictures checks whether they are there.
 """
 
 from __future__ import annotations

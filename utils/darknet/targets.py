@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, ScaleChannels, Se, Shortcut, Upsample
 from utils.darknet.blocks.block import ACTIVATIONS
+from utils.darknet.network import trace
 from utils.errors import InputError
 
 VERDICTS = ("does not run", "runs on the CPU", "runs in float", "not documented", "runs")
@@ -166,12 +167,18 @@ def chainable(pool: Maxpool) -> bool:
     return pool.step() == (1, 1) and pool.size % 2 == 1 and pool.padding + 1 == pool.size
 
 
-def operations(block: Block, *, head: bool) -> Iterator[Operation]:
-    """Operations of a block; `head`: a [yolo] follows, so that no rewrite changes its activation."""
+def operations(block: Block, channels: int, *, head: bool) -> Iterator[Operation]:
+    """Operations of a block.
+
+    Args:
+        block: of a network.
+        channels: of its input.
+        head: a [yolo] follows, so that no rewrite changes its activation.
+    """
     match block:
         case Convolutional():
-            kind = "convolution" if block.groups == 1 else "depthwise" if block.groups == block.filters else "grouped"
-            yield Operation(kind, block.size, max(block.step()))
+            grouped = "depthwise" if block.depthwise(channels) else "grouped"
+            yield Operation("convolution" if block.groups == 1 else grouped, block.size, max(block.step()))
             if block.dilation > 1:
                 yield Operation("dilation", block.dilation)
         case Maxpool():
@@ -204,8 +211,9 @@ def support_of(network: Network, target: str) -> list[Support]:
     """What hardware makes of a network, equal operations together; what does not run comes first."""
     row = HARDWARE[target]
     blocks: dict[Operation, list[int]] = {}
-    for index, block in enumerate(network.blocks):
-        for operation in operations(block, head=index + 1 in network.heads):
+    shapes = (network.image, *trace(network))  # what block N reads unless it names its sources is shapes[N]
+    for index, (block, before) in enumerate(zip(network.blocks, shapes, strict=False)):
+        for operation in operations(block, before.channels, head=index + 1 in network.heads):
             blocks.setdefault(operation, []).append(index)
     result = []
     for operation, numbers in blocks.items():

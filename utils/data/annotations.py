@@ -81,8 +81,9 @@ class VocReader:
     """Reader of Pascal VOC (Everingham et al. 2010): Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages.
 
     VOC counts pixels from 1 and names the first and the last one that a box covers. As Darknet's own voc_label.py does,
-    1 is subtracted from both, so a box ends half a pixel of its centre and one of its size short of the covered pixels;
-    the weights published for VOC were trained with such labels. Tools that count from 0 need `first_pixel` 0.
+    1 is subtracted from both. So a box is one pixel smaller than the covered pixels, and its centre lies half a pixel
+    too far to the left and top. The weights published for VOC were trained with such labels. Tools that count from 0
+    need `first_pixel` 0.
     """
 
     images: Path | None
@@ -300,7 +301,7 @@ class CocoFile:
                     raise DataError(f"{where}: {kind} {number} is not in the file")
             x, y, width, height = _bbox(where, item)
             boxes[owner].append(Box(categories[category], x, y, x + width, y + height, bool(item.get("iscrowd"))))
-        folder, within = images or self._folder(names), images or self.path.parent / ".."
+        folder, within = (images, images) if images else self._folders(names)
         pictures = []
         for name, item in zip(names, self.lists["images"], strict=True):
             sides = item.get("height", 0), item.get("width", 0)
@@ -313,16 +314,24 @@ class CocoFile:
         for at, item in enumerate(self.lists[key]):
             yield f"{self.path}: {key}[{at}]", item
 
-    def _folder(self, names: Sequence[str]) -> Path:
-        """Folder of the first picture that is there: ../train2017, ../images/train2017, ../images, beside the file."""
-        here, split = self.path.parent, self.split()
-        above = here / ".."
-        folders = [above / split, above / "images" / split, above / "images", here / split, here / "images", here]
+    def _folders(self, names: Sequence[str]) -> tuple[Path, Path]:
+        """Folder of the first picture that is there, and the one that all must lie in, which is above the file's.
+
+        Looked at are ../train2017, ../images/train2017, ../images and beside the file. The file's folder may be a link:
+        `..` is what the path says, and then what the link leads to.
+        """
+        split = Path(self.split())
+        places = [
+            (base / part, here.parent)
+            for here in dict.fromkeys((Path(os.path.abspath(self.path)).parent, self.path.resolve().parent))
+            for base in (here.parent, here)
+            for part in (split, "images" / split, Path("images"), *([Path()] if base == here else []))
+        ]
         for name in names[:100]:
-            for folder in folders:
+            for folder, above in places:
                 if os.path.isfile(folder / name) and not os.path.isabs(name):
-                    return folder
-        return folders[0]
+                    return folder, above
+        return places[0]
 
 
 def _value(where: str, item: dict[str, Any], name: str, kind: type) -> Any:

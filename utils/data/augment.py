@@ -1,7 +1,7 @@
 """Augmentation: colours, flips, mosaic, mixup, hiding; scaling, rotation, shear and shift of pictures with their boxes.
 
-Every function draws from the generator of the sample, which comes from (seed, epoch, position) alone:
-the same sample is the same bytes in whatever process it is made, and another epoch makes another sample.
+Every function draws from the generator of the sample, which depends on (seed, epoch, position) alone. So every process
+makes the same bytes of a sample, and each epoch makes another sample.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def jitter_colours(
 ) -> None:
     """Turn the hue and scale saturation and value at random; of a grey picture only the value.
 
-    With V = max(R, G, B), scaling saturation by s and value by v takes each channel c to v (s c + (1 - s) V), which is
-    what a round trip through HSV does, without its rounding to 180 hues. The hue is turned first, by a rotation of the
-    colour space about the axis of greys. Results are clipped to 0..255.
+    With V = max(R, G, B), scaling saturation by s and value by v turns each channel c into v (s c + (1 - s) V). A round
+    trip through HSV does the same, but rounds to 180 hues. The hue is turned first, by a rotation of the colour space
+    about the axis of greys. Results are clipped to 0..255.
 
     Args:
         rng: generator of the sample.

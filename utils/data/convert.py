@@ -22,7 +22,7 @@ from utils.darknet.data_file import load_names, write_data_file
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocReader, read_coco, read_oxford
 from utils.data.findings import first_places
 from utils.data.images import PictureError, shown_size
-from utils.data.index import DIGITS, IGNORED, label_line
+from utils.data.index import DIGITS, IGNORED, IMAGE_FOLDERS, label_line
 from utils.errors import DataError, InputError
 from utils.files import new_folder
 
@@ -232,9 +232,14 @@ def write_set(
         if not text.strip() or text != text.strip() or _CONTROL.search(text):
             raise DataError(f"class name {text!r}: a name is not empty, on one line and without blanks at its ends")
     writer = _Writer(folder, {old: number for number, old in enumerate(classes)}, copy, annotated.notes)
-    splits = {"train": writer.split("train", annotated.folders[0], annotated.train)}
+    # The label of images/images/a.jpg would be looked for in images/labels/a.txt.
+    train, val = (
+        split if part in IMAGE_FOLDERS else part
+        for split, part in zip(("train", "val"), annotated.folders, strict=True)
+    )
+    splits = {"train": writer.split("train", train, annotated.train)}
     if annotated.val is not None:
-        splits["val"] = writer.split("val", annotated.folders[1], annotated.val)
+        splits["val"] = writer.split("val", val, annotated.val)
     if not splits["train"]["pictures"]:
         first = next((f"; the first: {places[0]}: {kind}" for kind, places in annotated.notes.items()), "")
         raise DataError(f"none of {len(annotated.train)} training images can be used{first}")

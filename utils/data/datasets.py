@@ -51,7 +51,7 @@ class Request(NamedTuple):
 def cut_batches(positions: list[int], batch_size: int, *, least: int = 1) -> list[list[int]]:
     """Consecutive positions as batches; nothing is dropped.
 
-    A last batch of fewer than `least` pictures joins the batch before it: batch normalisation has no statistics of a
+    A last batch of fewer than `least` pictures joins the batch before it. Batch normalisation has no statistics of a
     single value per channel, and one picture would weigh as much as a batch.
     """
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
@@ -342,8 +342,9 @@ def make_loader(
         batch_size: pictures a batch.
         workers: processes that make samples; 0: the calling one. They live as long as the loader.
         shuffle: in an order that follows from the seed and the epoch.
-        share: rank and number of processes that work together. When shuffled each gets `batch_size` pictures of every
-            common batch, otherwise every so many-th batch of those that one process would have.
+        share: rank and number of processes that work together. When shuffled, each gets `batch_size` pictures of every
+            common batch. Otherwise rank r of n gets the batches r, r + n, r + 2 n … of those that one process would
+            have.
         device: where the batches go; those for a GPU are pinned.
     """
     return Loader(

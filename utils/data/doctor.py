@@ -1,7 +1,7 @@
 """Examine a data set before a training.
 
-Finds wrong paths, damaged images, bad labels, images that are in both splits, classes without boxes, objects too
-small for the network, anchors that do not fit, and says what to do.
+It finds wrong paths, damaged images, bad labels, images in both splits, and classes without boxes. It also finds
+objects too small for the network and anchors that do not fit. For each problem it says what to do.
 
 Exit status 2 if something fatal is found: the training could not run, would leave images out, or be measured wrongly.
 """
@@ -260,8 +260,8 @@ def _twins(labels: NDArray[np.float32], low: NDArray[np.floating], high: NDArray
     for at in range(1, len(labels)):
         sides = np.minimum(high[:at], high[at]) - np.maximum(low[:at], low[at])
         overlap = np.clip(sides, 0, None).prod(axis=1)
-        ious = overlap / (areas[:at] + areas[at] - overlap)
-        count += bool((ious[labels[:at] == labels[at]] > TWIN_IOU).any())
+        union = areas[:at] + areas[at] - overlap  # 0 of boxes that are points in float32, so nothing is divided by it
+        count += bool((overlap > TWIN_IOU * union)[labels[:at] == labels[at]].any())
     return count
 
 

@@ -44,13 +44,13 @@ MAX_PIXELS = 100_000_000
 SPARE = 1 << 24
 """Bytes of a file beside its pixels."""
 JPEG_SCAN, MAX_SCANNED = b"\xff\xda", 15 * MAX_PIXELS
-"""Head of a scan, and how many pixels all scans of a JPEG may have together; a progressive one has about 10 scans.
+"""Marker of a scan, and how many pixels all scans of a JPEG may have together. A progressive JPEG has about 10 scans.
 
-2000 scans of 4096 × 4096 pixels are a file of 132 kB."""
+A file of 132 kB can have 2000 scans of 4096 × 4096 pixels."""
 SAMPLE_FORMAT, SAMPLES = 0x0153, {2: "signed integers", 3: "floating-point numbers"}
 """Tag of TIFF, and its values that no decoder here makes a picture of."""
-ORIENTATION, FIRST_TURNED = 0x0112, 5
-"""Exif tag, and its smallest value for a picture whose sides are swapped when it is shown."""
+ORIENTATION, TURNED = 0x0112, range(5, 9)
+"""Exif tag, and its values for a picture whose sides are swapped when it is shown. OpenCV ignores unknown values."""
 
 
 class PictureError(DataError):
@@ -122,7 +122,7 @@ def shown_size(path: Path | str) -> Size:
     """
     with _header(path) as (_, picture):
         width, height = picture.size
-        turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
+        turned = "exif" in picture.info and picture.getexif().get(ORIENTATION) in TURNED
     return (width, height) if turned else (height, width)
 
 

@@ -1,9 +1,10 @@
 """Pictures and labels of a data set, each checked once; nothing of the data set is written or changed.
 
-What is known of a picture and its label files is kept, so that a large data set is decoded once and not at every start,
-whatever ends a script: sizes, boxes and what is wrong, under the path, sizes, times and inode numbers. The file holds
-arrays of NumPy, lies in the user's cache folder and never in the data set. One that is missing, damaged or made by
-another version counts as empty, and a folder that cannot be written is no error.
+Sizes, boxes and flaws of every picture are cached, so that a large data set is decoded once and not at every start,
+even if a script was killed. An entry is valid as long as path, size, times and inode number of the picture and of its
+label files stay the same. The cache file holds NumPy arrays, and lies in the user's cache folder, never in the data
+set. A file that is missing, damaged or made by another version counts as empty. A folder that cannot be written is no
+error.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LARGEST_LIST = 1 << 28
 """Largest list file read, in bytes."""
 CACHE_FOLDER = "darknet-compression"
 CACHE_KEY = [3, cv2.__version__, MAX_PIXELS]
-"""Version of the format, and what is known depends on beside the files."""
+"""Version of the format, and what else a cached verdict on a picture depends on."""
 STORED_EVERY = 20.0
 """Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
 LARGEST_CACHE = 1 << 30
@@ -66,7 +67,7 @@ DIGITS = 6
 ROUNDING = 1e-3
 """Label values this far outside 0..1 come from rounding, and are clipped."""
 SAMPLE = 20
-"""Entries of a list from which it is told what they are relative to."""
+"""Entries of a list that are tried to find out which folder its paths start from."""
 
 
 def totals_text(counts: Mapping[str, Any]) -> str:
@@ -287,7 +288,15 @@ def _read_list(path: str) -> Iterator[str]:
         entry = os.path.join(folder, stripped)
         if line != stripped and os.path.exists(os.path.join(folder, line)):
             entry = os.path.join(folder, line)
-        yield os.path.normpath(entry)
+        yield _normal(entry)
+
+
+def _normal(path: str) -> str:
+    """The path without `.` and `..`; as it is where that would be another file, since a folder in it is a link."""
+    normal = os.path.normpath(path)
+    if ".." not in path or not os.path.exists(path):
+        return normal
+    return normal if os.path.exists(normal) and os.path.samefile(path, normal) else path
 
 
 def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
@@ -321,7 +330,8 @@ def stamp(path: str) -> Stamp | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    limit = 1 << 63  # the cache has int64: inode numbers may be unsigned, and times may be after the year 2262
+    return status.st_size, status.st_mtime_ns % limit, status.st_ctime_ns % limit, status.st_ino % limit
 
 
 def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Source]) -> Path | None:
@@ -348,7 +358,7 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
                 stored = monotonic()
         for path in changed:
             boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
-            ignored, ignored_flaws = _read_ignored(path, classes)
+            ignored, ignored_flaws = _read_ignored(path, classes, beside)
             known[path] = stamps[path], Record(*known[path][1][:4], boxes, ignored, flaws + ignored_flaws)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -365,7 +375,7 @@ def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
         if folder not in folders:
             ignored = _label_folder(folder, IGNORED)
             labels = folder if beside else _label_folder(folder, "labels")
-            folders[folder] = labels, ignored if os.path.isdir(ignored) else ""
+            folders[folder] = labels, ignored if not beside and os.path.isdir(ignored) else ""
         labels, ignored = folders[folder]
         name = os.path.splitext(name)[0] + ".txt"
         label = stamp(os.path.join(labels, name)) or NO_FILE
@@ -432,10 +442,10 @@ def _check(path: str) -> Record:
         return Record(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
 
 
-def _read_ignored(image: str, classes: int) -> tuple[Boxes, list[Finding]]:
-    """Ignored boxes of a picture, and what is wrong with them; a picture without a file has none."""
+def _read_ignored(image: str, classes: int, beside: bool) -> tuple[Boxes, list[Finding]]:
+    """Ignored boxes of a picture, and what is wrong with them; none without a file, or if labels lie beside it."""
     path = label_path(image, IGNORED)
-    if path == label_path(image):  # labels lie beside the pictures
+    if beside or path == label_path(image):  # the latter: no folder `images`
         return NO_BOXES, []
     boxes, findings = read_labels(path, classes)
     return boxes, [finding for finding in findings if finding.severity != "note"]

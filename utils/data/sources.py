@@ -38,9 +38,9 @@ SHORTEST_WAIT, LONGEST_WAIT = 0.25, 4.0
 LONGEST_READ = 5.0
 """Seconds after which opening a stream, or waiting for its next frame, is given up."""
 LONGEST_JOIN = 2 * LONGEST_READ
-"""Seconds that the end waits for a thread that is opening or reading; a process that ends under it would abort."""
+"""Seconds that the end waits for a thread that opens or reads: a process that ends meanwhile would abort."""
 POLL = 0.1
-"""Seconds between looks at whether the other side has ended, which notifies nobody."""
+"""Seconds between checks whether the other thread has ended: a thread that ends notifies nobody."""
 
 
 @dataclass(frozen=True)
@@ -258,14 +258,14 @@ def _promised_frames(capture: cv2.VideoCapture) -> int:
 
 def without_password(source: str) -> str:
     """An address as it may be shown: without user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", source)  # up to the last @, as FFmpeg reads it
 
 
 class StreamReader(threading.Thread):
     """Reads one stream until it is stopped.
 
-    A live stream is read as fast as it comes and only its newest frame is kept. An address with an end (a video file on
-    a server) waits for its frames to be taken, so that none is dropped, and is not opened again after its end.
+    A live stream is read as fast as it comes, and only its newest frame is kept. A stream with an end (a video file on
+    a server) waits until each frame is taken, so that none is dropped. It is not opened again after its end.
 
     Args:
         source: an address or a webcam number, as given.

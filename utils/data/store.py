@@ -45,7 +45,7 @@ BLOCK = 1 << 24
 FREE_SHARE = 0.9
 """Share of the free memory or disk that pictures may take."""
 STALE = 3600.0
-"""Seconds after which an unfinished file was left by a process that was killed: one at work writes all the time."""
+"""Age in seconds at which an unfinished file counts as left by a killed process; one at work writes all the time."""
 
 
 class PixelLayout(NamedTuple):
@@ -124,7 +124,7 @@ class PictureStore:
         try:
             self._kept = self._in_memory(layout) if kind == "ram" else self._on_disk(layout, folder)
         except OSError as error:
-            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             log(f"--cache {kind}: {why}; images are decoded each time they are needed")
 
     @property

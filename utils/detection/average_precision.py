@@ -1,11 +1,11 @@
 """Average precision by COCO's protocol in numpy, for all images at once, and precision, recall and F1 beside it.
 
 The rules are pycocotools' (Lin et al., "Microsoft COCO: Common Objects in Context", arXiv:1405.0312), and so are the
-numbers, ties included; pycocotools itself is the oracle in the tests. There are 101 recall points under the precision
-envelope, IoU 0.50:0.05:0.95, at most 100 detections of a class an image, small < 32², medium 32²..96², large > 96²
-pixels of the original picture. A class without ground truth enters no mean. Ignored boxes, COCO's crowds, are no
-objects, and a detection that lies in one of its class is neither hit nor miss. Every value is a fraction, 0..1; what
-has nothing to be measured on is 0.
+numbers, ties included; the tests compare both. AP is the mean of 101 recall points under the precision envelope, at ten
+IoUs, 0.50:0.05:0.95. At most the 100 best detections of a class count in an image. By the area of the box in pixels of
+the original picture an object is small (< 32²), medium (32²..96²) or large (> 96²). A class without ground truth enters
+no mean. Ignored boxes, COCO's crowds, are not objects, and a detection that lies in one of its class is neither hit nor
+miss. Every value is a fraction, 0..1; it is 0 where there is nothing to measure.
 
 Three things make it fast. Only pairs of a detection and an object that overlap by the lowest threshold at least can
 match. The k-th such detection of every image and class is matched in one step for all images, classes and thresholds.
@@ -138,7 +138,8 @@ def interpolated(true: Floats, counted: Floats | Integers, objects: Floats) -> F
         counted: [..., U], those detections.
         objects: [...].
     """
-    envelope = np.maximum.accumulate((true / (counted + np.spacing(1)))[..., ::-1], axis=-1)[..., ::-1]
+    precision = true / (counted + np.spacing(1))  # pycocotools adds this, too: results equal it to the last digit
+    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
     envelope = np.concatenate([envelope, np.zeros((*envelope.shape[:-1], 1))], axis=-1)
     reached = np.searchsorted(RECALLS, true / objects[..., None], side="right")
     repeats = np.diff(reached, prepend=0, append=len(RECALLS))
@@ -227,7 +228,7 @@ def match_pairs(pairs: PossibleMatches, count: int, crowd: Bools, ignored: Bools
     Returns:
         [T, N] whether a detection is matched, and whether its object is ignored.
     """
-    limits = np.minimum(IOUS, 1 - 1e-10)[:, None]
+    limits = np.minimum(IOUS, 1 - 1e-10)[:, None]  # as in pycocotools' evaluateImg
     free = np.ones((len(IOUS), len(ignored)), np.bool_)
     matched, left_out = np.zeros((2, len(IOUS), count), np.bool_)
     for start, end in zip(pairs.rounds[:-1], pairs.rounds[1:], strict=True):
@@ -247,7 +248,10 @@ def match_pairs(pairs: PossibleMatches, count: int, crowd: Bools, ignored: Bools
 
 
 def _last_best(values: Floats, first: Integers) -> Integers:
-    """[T, D]: in each segment of [T, P] that starts at `first`, the last place of its largest value; -1 if negative."""
+    """[T, D]: in each segment of [T, P] that starts at `first`, the last place of its largest value; -1 if negative.
+
+    The last, since in pycocotools an object of equal IoU takes the place of the one before.
+    """
     largest = np.maximum.reduceat(values, first, axis=1)
     spread = np.repeat(largest, np.diff(first, append=values.shape[1]), axis=1)
     places = np.where((values == spread) & (values >= 0), np.arange(values.shape[1]), -1)

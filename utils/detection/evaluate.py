@@ -120,10 +120,11 @@ def evaluate(
         device: where the pictures go.
         by_size: measure small, medium and large objects too.
         keep_detections: return them, and the objects they were compared with.
-        warm: times are wanted: blank batches are passed through before, as the first batch of each length is slow, and
-            a GPU is waited for after each stage.
-        on_batch: called with the number of a batch, the batch, and what `suppressed` leaves of it.
-        gather: what it is given in each of the processes that share the pictures; all of them return the same.
+        warm: measure times: pass blank batches first, since the first batch of each length is slow, and wait for a GPU
+            after each stage.
+        on_batch: called with the number of a batch, the batch, and its detections as `suppressed` returns them.
+        gather: takes the list of this process and returns those of all processes that share the pictures, so that all
+            return the same evaluation.
         options: fields of EvaluationSettings.
     """
     settings, clock = EvaluationSettings(**options), _Clock(device, exact=warm)

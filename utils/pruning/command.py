@@ -77,8 +77,8 @@ class RemovalFlags:
         None,
         "share of the candidate channels (in group_prune.py of every group) to remove, the least important first, "
         "0 <= P < 1; several with --dry-run",
-        "--global_percent",
         "--percent",
+        "--global_percent",
         type=fraction,
         nargs="+",
         metavar="P",

@@ -102,7 +102,8 @@ class DetectionReport:
         position = "" if frame.kind == "picture" else f" frame {frame.index}"
         counts = sorted(Counter(detections[:, 5].astype(int).tolist()).items())
         objects = ", ".join(f"{count} {self._names[label]}" for label, count in counts) or "nothing"
-        return f"{frame.source}{position} {width}x{height}: {objects} ({sum(times):.1f} ms)"
+        source = without_password(frame.source) if frame.kind == "stream" else frame.source
+        return f"{source}{position} {width}x{height}: {objects} ({sum(times):.1f} ms)"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Key(NamedTuple):
     optional: bool = False
     """Not written when the value is the default."""
     told: bool = False
-    """Missing, it was probably forgotten: its default is told in a warning."""
+    """If the key is missing, it was probably forgotten, so a warning names its default."""
 
 
 def key(
@@ -124,9 +124,9 @@ class Block:
     KEYS: ClassVar[Mapping[str, Key]] = {}
     """In the order they are written."""
     SILENT: ClassVar[str] = ""
-    """Keys Darknet knows and this suite does not use: kept without a word."""
+    """Keys that Darknet knows and this suite does not use: kept without a warning."""
     FIXED: ClassVar[str] = ""
-    """Keys with the one value that is supported; without one where the key itself is not."""
+    """`key=value` with the one value that is supported; `key` alone where no value is."""
 
     def __init_subclass__(cls) -> None:
         """Name the section, and take its keys from the class body."""
@@ -142,12 +142,12 @@ class Block:
 
     @classmethod
     def silent(cls) -> frozenset[str]:
-        """Keys that are kept without a word."""
+        """Keys that are kept without a warning."""
         return words(EVERYWHERE) | words(cls.SILENT)
 
     @classmethod
     def fixed(cls) -> Mapping[str, float | None]:
-        """Keys that may have one value; None where they may have none."""
+        """Keys and the one value that is supported; None where no value is."""
         pairs = (word.partition("=") for word in words(FIXED_EVERYWHERE) | words(cls.FIXED))
         return {name: float(value) if value else None for name, _, value in pairs}
 
@@ -174,7 +174,7 @@ class Block:
         return self.reads(index)[0]
 
     def step(self) -> tuple[Fraction | int, Fraction | int]:
-        """Cells of the input for one of the output, x and y. Global pooling is passed over."""
+        """Cells of the input for one of the output, x and y; 1 for global pooling, which has no fixed ratio."""
         return 1, 1
 
     def shape(self, trail: Trail) -> Shape:
@@ -231,7 +231,7 @@ class Block:
         return np.zeros(width)
 
     def hands_on(self) -> bool:
-        """Whether a constant that it reads adds to its output, whatever else it reads."""
+        """Whether a constant channel that it reads adds a constant to its output, whatever its other channels are."""
         return getattr(self, "activation", "linear") == "linear"
 
     def take_up(self, arrays: Arrays, read: Vector) -> Arrays:
