@@ -13,6 +13,7 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ from utils.model_files import choose_model
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run
-from utils.runtime.choice import KINDS, runtime_of
+from utils.runtime.choice import KINDS, check_device, runtime_of
 
 EXAMPLE = "python compress.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --recipe data/recipes/demo.yaml"
 PROJECT = "runs/compress"
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     journey = Journey(recipe, place, args.data, args.cfg, args.weights, args.img_size, args.pretrained)
     check_stages(journey, network)
     if args.dry_run:
-        print("\n".join(f"python {' '.join(command)}" for command in journey.planned()))
+        print("\n".join(shlex.join(["python", *command]) for command in journey.planned()))
         epochs = {stage.name: stage.epochs for stage in recipe.stages if stage.epochs}
         log(f"epochs: {', '.join(f'{name} {count}' for name, count in epochs.items())}; {sum(epochs.values())} in all")
         return
@@ -225,7 +226,7 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
         require(f"--format {args.format}", *PACKAGES.get(args.format, ()))
         module.check_files(args)
     elif Path(args.weights).suffix in KINDS:
-        runtime_of(Path(args.weights), args.runtime)
+        check_device(runtime_of(Path(args.weights), args.runtime), args.device)
     else:
         module.load_inputs(args)
 

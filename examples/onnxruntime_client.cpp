@@ -18,7 +18,9 @@
 
 void detect(const char* model, const char* path) {
     Ort::Env env;
-    Ort::Session session(env, model, Ort::SessionOptions());
+    Ort::SessionOptions options;  // in an int8 file the weights of layers that were kept float stay float
+    options.AddConfigEntry("optimization.disable_specified_optimizers", "WeightBiasQuantization");
+    Ort::Session session(env, model, options);
     std::vector<int64_t> shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
     shape[0] = 1;  // -1 in a file with --dynamic-batch
     const int height = shape[2], width = shape[3];

@@ -205,6 +205,7 @@ def test_a_network_may_have_a_name_and_a_size_and_a_file_any_name(tmp_path):
     path = tmp_path / "a=b@32.pt"
     path.touch()
     assert named(str(path)) == (str(path), str(path), None)
+    assert named(f"small @64={path}@64") == ("small @64", str(path), 64)
 
 
 @pytest.mark.parametrize(

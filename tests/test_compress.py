@@ -138,12 +138,13 @@ NO_STAGES = {
     "a: {script: train, teacher: a}": "teacher: a is no stage before it .* there are none",
     "a: {script: test}, b: {script: train}": "stage b: there is no network to begin with",
     f"{FLOAT}, c: {{script: test, from: b}}": r"c: b makes a file of format torchscript, which test\.py does not run",
-    f"{WITH_NMS}, c: {{script: test, from: b}}": r"c: b makes a file with NMS, which test\.py does not run",
+    f"{WITH_NMS}, c: {{script: test, from: b}}": "c: b makes a file with NMS, whose confidence threshold lowers AP",
     "a: {script: train}, b: {script: export, int8: true}": "b: makes integers of a, which is float",
     f"{INTEGERS}, c: {{script: slim_prune}}": "b, which is quantized",
     f"{INTEGERS}, c: {{script: export}}": "add `int8: true`",
     f"{INTEGERS}, c: {{script: export, format: fpga}}": "b is quantized with target cpu; this file takes fpga",
     f"{FPGA}, c: {{script: export, int8: true}}": "b is quantized with target fpga; this file takes cpu, cpu-vnni, arm",
+    f"{FPGA.lower()}, c: {{script: export, int8: true}}": "b is quantized with target fpga; this file takes cpu",
 }
 
 
@@ -323,8 +324,9 @@ def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_pat
     public = ["--pretrained", start_file(tmp_path, ".weights", classes=3)]
     flags = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--recipe", "r.yaml", "--json"]
     flags += ["--device", "cpu", "--workers", "0"]
-    compress.main([*flags, *public, "--dry-run"])
+    compress.main([*flags, *public, "--dry-run", "--project", "a b"])
     output = capsys.readouterr()
+    assert all("--project 'a b/r-d' --name" in line for line in output.out.splitlines())
     assert "epochs: train 2, tune 2; 4 in all" in output.err and "--device 7" not in output.out
     commands = [line.split() for line in output.out.splitlines()]
     assert ["-pt" in command for command in commands] == [True, *[False] * 4]
@@ -470,8 +472,13 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
         "--workers": "train sparse tune measure",
     }
     assert value(commands["sparse"], "--batch_size") == "8"
+    no_test = recipe_of(tmp_path, FROM_OTHERS.replace("no-test", "no_test"), [("prune", "no-test", False)])
+    assert not any("test" in flag for flag in no_test.stages[1].flags)
     recipe = recipe_of(tmp_path, text, [("all", "batch-size", 2), ("all", "device", "cpu")])
     assert recipe.stages[0].value("--batch-size") == "2"
+    text = "stages: {a: {script: train}, b: {script: export}, c: {script: test, from: b}, d: {script: test, from: a}}"
+    commands = planned(recipe_of(tmp_path, text, [("all", "device", 1)]))
+    assert [value(command, "--device") for command in commands] == ["1", None, None, "1"]
     accuracy = recipe.started().stages[1]
     assert (accuracy.name, accuracy.script, accuracy.source) == ("original-accuracy", "test", "original")
     assert accuracy.flags == ("--batch-size", "2", "--workers", "1", "--device", "cpu")

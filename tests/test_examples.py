@@ -190,6 +190,7 @@ HEADER = "onnxruntime_cxx_api.h"
 
 @pytest.mark.parametrize("flags", [("--nms",), ("--nms", "--dynamic-batch")], ids=" ".join)
 def test_the_client_in_cpp_finds_what_detect_finds(flags, cpp_client, folder, detections):
+    assert "WeightBiasQuantization" in (EXAMPLES / "onnxruntime_client.cpp").read_text(encoding="utf-8")
     path = exported(folder, "plain", f"{'any' if len(flags) > 1 else 'nms'}.onnx", flags)
     for picture, rows in detections("plain").items():
         command = [str(cpp_client), str(path), str(folder / "images" / f"{picture}.png")]

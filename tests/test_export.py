@@ -31,7 +31,7 @@ from utils.darknet.network import opencv_warning
 from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.export.onnx_graph import onnx_model
 from utils.export.settings import MISH_FORMS, ExportSettings
-from utils.export.verify import Agreement
+from utils.export.verify import Agreement, _check_detections
 from utils.model_files import choose_model
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.exported import Metadata, compare, read_metadata, read_onnx
@@ -231,6 +231,17 @@ def test_every_kind_of_file_is_proved_and_written(call, tmp_path, flags):
     assert document["error"] <= document["tolerance"]
     files = [document["path"], *document.get("files", ())]
     assert sum((tmp_path / file).stat().st_size for file in files) == document["bytes"]
+
+
+def test_of_equal_confidences_the_limit_may_keep_any():
+    """400 boxes apart, the first 10 more sure than the others, of which each program keeps 290."""
+    rows = torch.tensor([[[20.0 * i, 8, 10, 10, 0.9 if i < 10 else 0.5, 1, 0] for i in range(400)]])
+    boxes = [[0, 20 * i - 5, 3, 20 * i + 5, 13, 0.9 if i < 10 else 0.5, 0] for i in range(400)]
+    metadata, settings = Metadata(tiny(), ("a", "b")), ExportSettings(nms=True)
+    for kept in (boxes[:300], [*boxes[:10], *boxes[110:]]):
+        _check_detections(rows, np.array(kept), metadata, settings)
+    with pytest.raises(InfeasibleError, match="10 of 10 detections are missing"):
+        _check_detections(rows, np.array(boxes[100:]), metadata, settings)
 
 
 def test_torchscript_computes_the_same_and_carries_metadata(call, tmp_path):

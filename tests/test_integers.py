@@ -294,7 +294,7 @@ def test_tensorrt_names_the_command(call):
 @pytest.mark.parametrize(
     ("settings", "flags", "message"),
     [
-        (None, ("--int8",), r"--int8: q\.pt is float; `quantize\.py --weights q\.pt --target cpu`"),
+        (None, ("--int8",), r"q\.pt is float; `python quantize\.py --weights q\.pt --data DATA\.data --target cpu`"),
         (None, ("--format", "tensorrt"), r"--format tensorrt: q\.pt is float; .*--target tensorrt`"),
         (of_target("cpu"), (), r"q\.pt: is quantized, and this file would be float; take --format onnx --int8"),
         pytest.param(of_target("arm"), ("--format", "tflite"), "take --format tflite --int8", marks=NEEDS_LITERT),
@@ -310,8 +310,8 @@ def test_tensorrt_names_the_command(call):
         pytest.param(
             of_target("cpu"), ("--format", "tflite", "--int8", "--sample", "none.jpg"), "none.jpg", marks=NEEDS_LITERT
         ),
-        (None, ("--format", "fpga"), r"--format fpga: q\.pt is float; `quantize\.py --weights q\.pt --target fpga` or"),
-        (QuantSettings(), ("--format", "fpga"), "quantized with --target cpu; take --format onnx --int8, or `quantize"),
+        (None, ("--format", "fpga"), r"--format fpga: q\.pt is float; `python quantize\.py .* --target fpga` or"),
+        (QuantSettings(), ("--format", "fpga"), "--target cpu; take --format onnx --int8, or `python quantize"),
         (SHIFTS, (), "is quantized, and this file would be float; take --format fpga"),
         (SHIFTS, ("--int8",), "take --format fpga"),
         (SHIFTS, ("--format", "fpga", "--decode"), "--decode: goes with"),

@@ -18,8 +18,9 @@ import export
 from models import Darknet
 from tests.nets import TINY, refused
 from utils.checkpoint import load_model, model_document, origin, write_checkpoint, write_darknet
+from utils.compress import page as page_module
 from utils.compress.measure import compare_picture, panels
-from utils.compress.page import MeasureSettings, deployment, gather, parent_of, with_time_of, write_report
+from utils.compress.page import MeasureSettings, deployment, gather, parent_of, render, with_time_of, write_report
 from utils.darknet.cfg import format_network, parse
 from utils.data.draw import GAINED, GAP, LOST, STRIP
 from utils.detection.average_precision import detected
@@ -227,7 +228,7 @@ def test_page_markdown_and_json_tell_the_same(report):
         ["2", "0.562", "0.281", "2", "0.531", "0.266"],
     ]
     assert "+6.2 points, 0.562 from 0.500" in page.text and "* AP50: +6.2 (points, 0.562 from 0.500)" in text
-    assert "AP50 0.500 → 0.562: nothing is lost." in page.text
+    assert "AP50 0.500 → 0.562: +6.2 points, each figure from its own run, so without an interval." in page.text
 
 
 def parents(runs) -> list[str | None]:
@@ -245,6 +246,15 @@ def test_stages_are_ordered_and_proved_by_their_digests(chain):
     assert journey["goal"] == "tuned"
     assert [run["best_epoch"] for run in runs[:2]] == [2, 3]  # of a sparse training the last
     assert runs[1]["figures"]["ms"] == {"PyTorch, CPU, threads: 1": 5.0}
+
+
+def test_the_epoch_kept_is_that_of_the_file_and_not_the_fittest_row(tmp_path):
+    """As in a training with --quantized, whose first epochs are not rounded."""
+    run, document = training(tmp_path / "qat", values=(0.5, 0.25, 0.375), quantized=1), Darknet(NETWORK).state_dict()
+    document = model_document(document, NETWORK, ["a", "b"], (), progress={"epoch": 3})
+    write_checkpoint(run / "weights" / "best.pt", document)
+    (told,) = gather([run])["runs"]
+    assert (told["kind"], told["best_epoch"], told["figures"]["map50"]) == ("qat", 3, 0.375)
 
 
 def test_a_file_that_was_changed_since_is_named(chain, tmp_path):
@@ -359,6 +369,9 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, short_tim
     assert document["baselines"][0]["size"] == [32, 32]
     assert "+0.0 [+0.0, +0.0]" in text
     assert "no loss that 3 images can show" in page.text
+    first = dict(document["runs"][0], measured=None)  # its file has gone, and differences are to another network
+    text = render({**document, "runs": [first, document["runs"][1]]}, (), (), markdown=True)
+    assert "can show" not in text and "points, each figure from its own run" in text
     (image,) = [image for image in page.all("img") if image.get("class") != "plot"]
     kind, _, data = image["src"].partition(",")
     assert kind == "data:image/jpeg;base64" and "ground truth: " in image["alt"]
@@ -433,7 +446,9 @@ def stage(name, kind, parent, ms, size=1, lost=0.0, precision=None):
 @pytest.mark.parametrize(
     ("ms", "lost", "chosen", "words"),
     [
-        ((10, 9), (0, 0), "int8", "Of 2 files that lose no AP50 that can be seen and are as fast as any here"),
+        ((10, 9.5), (0, 0), "int8", "Of 2 files that lose no AP50 that can be seen and are as fast as any here"),
+        ((10, 5), (0, 0), "int8", "It is the fastest of 2 files that lose no AP50 that can be seen."),
+        ((10, 5), (0, 0.05), "float", "It is the only file that loses no AP50 that can be seen."),
         ((10, 10.5), (0, 0), "int8", "int8 is slower than float here: 10.50 ms, tune in float 10.00 ms (onnxrun"),
         ((10, 12), (0, 0), "float", "int8 is slower than float here: 12.00 ms"),
         ((10, 5), (0, 0.05), "float", "int8 loses AP50."),
@@ -451,6 +466,11 @@ def test_the_file_to_deploy_is_small_fast_and_loses_nothing(ms, lost, chosen, wo
     assert words in " ".join(deploy["why"])
     assert deployment({"runs": runs[:1]}) is None
     assert deployment({"runs": runs[:2]})["run"] == "first"
+    assert deployment({"runs": runs[:2]})["why"] == ["It is the only .torchscript file."]
+    lite = dict(quantized, weights="int8/model.tflite")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "exported", lambda weights: None)
+        assert deployment({"runs": [*runs, lite]})["why"][0] == "It is the only .tflite file of a compressed network."
 
 
 @pytest.mark.parametrize(

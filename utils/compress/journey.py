@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ class Journey:
             self._check(stage, command, entry)
             where = f"stage {number + 1} of {len(self.recipe.stages)}, {stage.name}"
             if entry["document"] is None:
-                log(f"{where}: python {' '.join(command)}")
+                log(f"{where}: {shlex.join(['python', *command])}")
                 self._keep([*done, entry])
                 entry = {**entry, **self._run(stage, command, call)}
                 self._keep([*done, entry])
@@ -160,8 +161,8 @@ class Journey:
     def _check(self, stage: Stage, command: Sequence[str], entry: Mapping[str, Any]) -> None:
         if entry["name"] != stage.name or entry["command"] != list(command):
             raise InputError(
-                f"{self.folder}: holds another journey, whose stage {entry['name']} is `python "
-                f"{' '.join(entry['command'])}`; choose another --name"
+                f"{self.folder}: holds another journey, whose stage {entry['name']} is "
+                f"`{shlex.join(['python', *entry['command']])}`; choose another --name"
             )
         files = {**entry["files"], **({entry["made"]: entry["sha256"]} if entry["made"] else {})}
         for path, digest in files.items():
@@ -263,8 +264,9 @@ def made_by(stage: Stage, run: Path) -> Path | None:
 def python(arguments: Sequence[str]) -> str:
     """Run one of the suite's scripts from where the user stands; its progress goes to stderr.
 
-    A stop of the journey is handed on, once, and the script has time to save: it is in a session of its own, so that
-    Ctrl-C does not reach it from the terminal as well. If the journey is killed, so is the script, on Linux.
+    A stop of the journey is handed on once, and the script gets PATIENCE seconds to save. It runs in a session of its
+    own, so Ctrl-C in the terminal does not reach it a second time. If the journey is killed, so is the script, on
+    Linux.
 
     Raises:
         StageError: it failed, with its exit status.

@@ -92,8 +92,8 @@ def measure(
     times = program_times(networks, chosen)
     spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
     ran = [network.loaded.runtime for network in networks[: len(runs)] if network.files and network.files.exported]
-    main = ran[-1] if ran else networks[0].loaded.runtime
-    rows = [_measured(*values, main) for values in zip(networks, spreads, times, strict=True)]
+    program = ran[-1] if ran else networks[0].loaded.runtime
+    rows = [_measured(*values, program) for values in zip(networks, spreads, times, strict=True)]
     for run, row in zip(runs, rows, strict=False):
         run |= {"measured": row["measured"], "figures": run["figures"] | row["figures"]}
     document["baselines"] += map(_baseline, networks[len(runs) :], rows[len(runs) :])
@@ -248,9 +248,12 @@ def matched(evaluation: Evaluation) -> Matches:
     return matches(boxes, evaluation.truth)
 
 
-def _measured(network: LoadedNetwork, spread: Spread, laps: Mapping[str, Latency], main: str) -> dict[str, Any]:
-    """Return accuracy, with differences to the first network and intervals, [value, low, high], times and costs."""
-    time, cost = laps.get(main), network_cost(network.loaded.network, *network.size)
+def _measured(network: LoadedNetwork, spread: Spread, laps: Mapping[str, Latency], program: str) -> dict[str, Any]:
+    """Return accuracy, with differences to the first network and intervals, [value, low, high], times and costs.
+
+    `ms` is the time in one program; `figures` has those in all.
+    """
+    time, cost = laps.get(program), network_cost(network.loaded.network, *network.size)
     measured = {
         "map50": list(spread.ap50),
         "map50_95": list(spread.ap50_95),
@@ -258,7 +261,7 @@ def _measured(network: LoadedNetwork, spread: Spread, laps: Mapping[str, Latency
         "map50_95_difference": list(spread.gain50_95),
         "ms": time and time.median,
         "ms_p90": time and time.p90,
-        "runtime": main if time else network.loaded.runtime,
+        "runtime": program if time else network.loaded.runtime,
         "size": list(network.size),
     }
     figures = {"map50": spread.ap50.value, "map50_95": spread.ap50_95.value, "size": list(network.size)}

@@ -132,12 +132,12 @@ def read_run(path: Path) -> Run:
     kind = _kind(path, args, plan, document)
     results = read_results(path / "results.csv") if kind in TRAININGS and (path / "results.csv").is_file() else {}
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    best = best_epoch(results, sparse=bool(args.get("sr")))
+    digest, lineage, kept = _origin(weights)
+    best = best_epoch(results, kept, sparse=bool(args.get("sr")))
     figures = _figures(path, kind, weights, args, plan or document)
     if best is not None:
         row = results["epoch"].index(best)
         figures |= {key: results[key][row] for key in ("map50", "map50_95")}
-    digest, lineage = _lineage(weights)
     return {
         "kind": kind,
         "title": f"{plan['strategy']} pruning" if kind == "prune" else TITLES[kind],
@@ -229,12 +229,15 @@ def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
     }
 
 
-def best_epoch(results: Mapping[str, Sequence[float]], *, sparse: bool) -> int | None:
-    """Return the epoch that train.py keeps as best.pt: the fittest, or of a sparse training the last evaluated."""
+def best_epoch(results: Mapping[str, Sequence[float]], kept: int | None, *, sparse: bool) -> int | None:
+    """Return the epoch of best.pt, `kept` where the file has it: else the fittest, or the last of a sparse training.
+
+    The fittest row need not be it: --nosave keeps the last epoch, and --quantized none before all is rounded.
+    """
     scores = zip(*(results.get(key, ()) for key in ("epoch", "map50", "map50_95")), strict=True)
     known = {int(epoch): fitness(*pair) for epoch, *pair in scores if all(map(math.isfinite, pair))}
-    if not known:
-        return None
+    if not known or kept in known:
+        return kept if known else None
     return list(known)[-1] if sparse else max(known, key=known.__getitem__)
 
 
@@ -249,22 +252,28 @@ def exported(weights: Path | str | None) -> ExportedFile | None:
     return None if kind is None or weights is None else kind.read(Path(weights))
 
 
-def _lineage(weights: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
-    """Return the sha256 of a file and the lineage inside it; a .weights or .torchscript file has none."""
+def _origin(weights: Path | None) -> tuple[str | None, list[dict[str, Any]], int | None]:
+    """Return the sha256 of a file, the lineage inside it, and the epochs that it was trained for; None: not known.
+
+    A .weights or .torchscript file has no lineage.
+    """
     if weights is None:
-        return None, []
+        return None, [], None
+    epoch = None
     if weights.suffix == ".pt":
         from utils.checkpoint import read_checkpoint  # torch
 
-        entries = read_checkpoint(weights).get("lineage") or ()
+        checkpoint = read_checkpoint(weights)
+        entries, epoch = checkpoint.get("lineage") or (), (checkpoint.get("progress") or {}).get("epoch")
     else:
         file = exported(weights)
         entries = () if file is None else file.metadata.lineage
-    return sha256(weights), [
+    lineage = [
         {"path": str(entry["path"]), "sha256": str(entry["sha256"]), "teacher": entry.get("teacher")}
         for entry in entries
         if {"path", "sha256"} <= set(entry)
     ]
+    return sha256(weights), lineage, epoch
 
 
 def _ordered(runs: Sequence[Run]) -> list[Run]:
@@ -316,28 +325,40 @@ def ancestors(run: Run) -> set[str]:
 def deployment(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the file to deploy, how it is run, and why it; None if no run has exported one.
 
-    It is the smallest of the fastest, among those of a smaller network, of the format of the last, and whose AP50 is
-    not lower as far as the measurement shows.
+    Candidates are the files of all networks but the first, in the format of the last file, without those whose AP50 is
+    lower as far as the measurement shows. The smallest of the fastest candidates is chosen.
     """
     runs = report["runs"]
     files = [run for run in runs if run["kind"] == "export" and run["weights"]]
-    files = [run for run in files if (parent_of(run) or {}).get("run") != runs[0]["name"]] or files
+    others = [run for run in files if (parent_of(run) or {}).get("run") != runs[0]["name"]]
+    files = others or files
     if not files:
         return None
-    files = [run for run in files if Path(run["weights"]).suffix == Path(files[-1]["weights"]).suffix]
+    suffix = Path(files[-1]["weights"]).suffix
+    files = [run for run in files if Path(run["weights"]).suffix == suffix]
     kept = [run for run in files if not _loses(run)] or files
     limit = NEAR * min(map(_time, kept))
-    best = min((run for run in kept if _time(run) <= limit), key=lambda run: run["figures"]["bytes"])
-    why = ["It is the only file of the smaller network."]
+    fast = [run for run in kept if _time(run) <= limit]
+    best = min(fast, key=lambda run: run["figures"]["bytes"])
+    why = [f"It is the only {suffix} file{' of a compressed network' if others else ''}."]
     if len(files) > 1 and best["measured"]:
-        seen = "" if _loses(best) else " lose no AP50 that can be seen and"
-        why = [f"Of {len(kept)} files that{seen} are as fast as any here, up to 10 %, it is the smallest."]
+        why = [_choice(len(fast), len(kept), loses=_loses(best))]
     elif len(files) > 1:
         why = [f"It is the smallest of {len(files)} files, which were not measured."]
     why += [f"{run['name']} loses AP50." for run in files if _loses(run)]
     facts = {"run": best["name"], "file": best["weights"], "bytes": best["figures"]["bytes"]}
     facts |= usage(best["weights"], exported(best["weights"]))
     return facts | {"why": [*why, *filter(None, (slower(run, runs) for run in files))]}
+
+
+def _choice(fast: int, kept: int, *, loses: bool) -> str:
+    """Return why a measured file was chosen: the smallest of `fast` files, of `kept` that lose no AP50 or all lose."""
+    if fast > 1:
+        seen = "" if loses else " lose no AP50 that can be seen and"
+        return f"Of {fast} files that{seen} are as fast as any here, up to 10 %, it is the smallest."
+    if kept > 1:
+        return f"It is the fastest of {kept} files{'' if loses else ' that lose no AP50 that can be seen'}."
+    return "It is the only file that loses no AP50 that can be seen."
 
 
 def _loses(run: Run) -> bool:

@@ -28,7 +28,7 @@ import yaml
 
 from utils.cli import dashed, flag_words
 from utils.errors import InputError
-from utils.export.settings import UNMEASURED
+from utils.export.settings import ALIASES, PAIRS, UNMEASURED
 from utils.files import ROOT, foreign_errors, read_text
 from utils.quantization.scheme import TARGETS
 from utils.training.settings import ScheduleFlags
@@ -97,9 +97,15 @@ class Stage:
         return self.script == "quantize" or self.value("--quantized") not in (None, "0", "-1")
 
     @property
+    def foreign(self) -> bool:
+        """Return whether it makes a file that PyTorch does not run."""
+        kind = self.value("--format") or "onnx"
+        return self.script == "export" and ALIASES.get(kind, kind) not in PAIRS
+
+    @property
     def target(self) -> str:
         """Whose integers a quantized network has: `--target`."""
-        return "fpga" if "--FPGA" in self.flags else self.value("--target") or "cpu"
+        return "fpga" if "--fpga" in map(str.lower, self.flags) else self.value("--target") or "cpu"
 
     @property
     def epochs(self) -> int:
@@ -195,6 +201,9 @@ def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], e
     for name, flag, value in changes:
         if not isinstance(parts.get(name), dict):
             raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, parts))}")
+        for key in list(parts[name]):
+            if key != flag and str(key).replace("_", "-") == flag.replace("_", "-"):
+                del parts[name][key]  # `no_test: true` would stay beside `no-test: false`, which writes no word
         parts[name][flag] = value
     for flag, value in everywhere.items():
         for values in filter(lambda part: isinstance(part, dict), parts.values()):
@@ -242,9 +251,12 @@ def _stage(
         _check_flag(where, key, value)
     spelled = {key.replace("_", "-") for key in flags}
     others = {key: value for key, value in shared(values["script"]).items() if key.replace("_", "-") not in spelled}
+    begins = next((other for other in before if other.name == source), None)
+    if values["script"] == "test" and begins and begins.foreign and others.get("device") != "cpu":
+        others.pop("device", None)  # runtimes of exported files take the CPU only, and test.py refuses a GPU
     allow = _allow(where, values["script"], values.get("allow"))
     stage = Stage(name, values["script"], tuple(_tokens(where, others | flags)), source, values.get("teacher"), allow)
-    _check_source(where, stage, next((other for other in before if other.name == source), None))
+    _check_source(where, stage, begins)
     return stage
 
 
@@ -293,10 +305,10 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
     if stage.script == "test" and source is not None and source.script == "export":
         made = source.value("--format")
         if made in UNMEASURED or "--nms" in source.flags:
-            what = "with NMS" if "--nms" in source.flags else f"of format {made}"
-            raise InputError(
-                f"{where}: {source.name} makes a file {what}, which test.py does not run; name another stage by `from`"
-            )
+            what = f"of format {made}, which test.py does not run"
+            if "--nms" in source.flags:
+                what = "with NMS, whose confidence threshold lowers AP"
+            raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
     if source is not None and quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 

@@ -286,8 +286,9 @@ def prove(made: Program, model: Darknet, image: Tensor) -> tuple[Mapping[int, Co
         image: [1, C, H, W], 0…1.
 
     Returns:
-        The codes of all blocks, and of the picture as −1; the bits of the accumulators of each block, for any picture;
-        facts for --json: how many codes were compared, and how far float32 is from them, in heads and in all codes.
+        The codes of all blocks, and of the picture as −1.
+        The bits of the accumulators of each block, for any picture.
+        Facts for --json: how many codes were compared, and how far float32 is from them, in heads and in all codes.
 
     Raises:
         InfeasibleError: a code differs, or an accumulator may leave what float64 computes exactly; names the block.

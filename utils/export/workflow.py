@@ -40,7 +40,7 @@ from utils.export.integers import codes_of
 from utils.export.settings import COMPANIONS, GOES_WITH, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, prove_tflite, verify
 from utils.files import atomic_path, foreign_errors
-from utils.model_files import ModelFiles
+from utils.model_files import ModelFiles, cfg_of
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
 from utils.runtime.engines import Engine, ncnn_engine, on_cpu, openvino_engine
@@ -139,10 +139,12 @@ def check_quantization(quantization: QuantSettings | None, settings: ExportSetti
     else:
         state = f"is quantized with --target {target}; take {way}, or" if quantization else "is float;"
         weights = "FLOAT" if quantization else path
-        raise InputError(
-            f"{flag}: {path} {state} `quantize.py --weights {weights} --target {wanted}` or `train.py --weights "
-            f"{weights} --quantized 1 --target {wanted}` makes one of the float network"
-        )
+        inputs = {"cfg": None if quantization or path is None else cfg_of(path), "data": "DATA.data"}
+        ways = [
+            command_of(script, weights=weights, **inputs, **more, target=wanted)
+            for script, more in (("quantize.py", {}), ("train.py", {"quantized": 1}))
+        ]
+        raise InputError(f"{flag}: {path} {state} `{ways[0]}` or `{ways[1]}` makes one of the float network")
 
 
 def publish(folder: Path, path: Path) -> int:
@@ -198,7 +200,7 @@ def text(document: Mapping[str, Any]) -> str:
     lines = [
         f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}",
         f"its outputs for a random image differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
-        f"{100 * document['error']:.2g} % of the largest value ({document['runtime']})",
+        f"{100 * document['error']:.2g} % of the largest value, or of 1 if that is larger ({document['runtime']})",
     ]
     if "layers" in document:
         lines.append(

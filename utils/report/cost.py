@@ -1,7 +1,7 @@
 """Costs of a network: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone, and its time.
 
-BFLOPs are counted as AlexeyAB/darknet prints them: two for each multiply-add of a convolution, one for each cell a max
-pooling looks at, one for each value a shortcut adds. pjreddie/darknet printed the convolutions only (`2 · macs / 1e9`).
+BFLOPs are those that AlexeyAB/darknet prints. A multiply-add of a convolution counts two, a cell that a max pooling
+looks at one, a value that a shortcut adds one. pjreddie/darknet printed the convolutions only (`2 · macs / 1e9`).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def interleaved(
         rounds: most rounds, at least 1.
         warm: rounds before, which do not count.
         seconds: no round begins after this time, but the first `LEAST_ROUNDS` do.
-        pause: seconds of rest before every turn, and then a run that does not count: for libraries with threads of
-            their own, which go on waiting for work when a run is over and would take the cores from the next one.
+        pause: seconds of rest before every turn, and then a run that does not count. It is for libraries whose threads
+            wait for work in a loop when a run is over: they would take the cores from the next one.
     """
     import numpy as np  # utils.darknet.info answers without it
 

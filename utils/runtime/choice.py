@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,8 +60,12 @@ class Named(NamedTuple):
 
 def named(text: str) -> Named:
     """Return a network of the command line; an existing path is a path whatever its characters. Argparse type."""
-    name, _, rest = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+    starts = [0, *(sign.end() for sign in re.finditer("=", text))]
+    for start in starts:  # a path may have a =, as runs/lr=0.1/best.pt
+        name, rest = text[: max(0, start - 1)], text[start:]
+        file, at, side = ("", "", rest) if Path(rest).exists() else rest.rpartition("@")
+        if Path(file if at else rest).exists():
+            break
     return Named(name or rest, file, image_side(side)) if at else Named(name or rest, rest, None)
 
 
@@ -181,9 +186,18 @@ def choose_runtime(
     if files.runtime != "torch":
         if half and files.runtime != "ncnn":
             raise InputError(f"--half: {files.runtime} computes as the file says; leave it out, or export with --half")
-        if device not in ("", "cpu"):
-            raise InputError(f"--device {device}: {files.runtime} runs on the CPU here; leave it out")
+        check_device(files.runtime, device)
     return replace(files, half=half)
+
+
+def check_device(runtime: str, device: str) -> None:
+    """Refuse a GPU for a runtime that takes the CPU only.
+
+    Raises:
+        InputError: `device`, of --device, is a GPU.
+    """
+    if device not in ("", "cpu"):
+        raise InputError(f"--device {device}: {runtime} runs on the CPU here; leave it out")
 
 
 def _exported(network: Network | None, path: Path, runtime: str | None) -> RuntimeFiles:

@@ -2,8 +2,8 @@
 
 The study, `study.db` in the run directory, is optuna's and holds every trial. A trial that something interrupted is
 there in the state RUNNING when the search goes on. It is marked as failed, and a new one with the same values and the
-same folder takes its place. What is random in the choice of a trial's values follows from the seed and the number of
-trials before it, so an interrupted search chooses what it would have chosen without.
+same folder takes its place. The random part of a trial's values follows from the seed and the number of trials before
+it. So a resumed search chooses the same values as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ def search_summary(document: Mapping[str, Any]) -> str:
     """Return the result in words."""
     start = document["start_fitness"]
     states = ", ".join(f"{document[word]} {word.replace('_', ' ')}" for word in STATES.values())
+    first = "the first trial failed" if start is None else f"that of the first trial is {start:.4f}"
     return (
         f"best of {document['trials']} trials ({states}) is {document['best_trial']}: fitness "
-        f"{document['fitness']:.4f}, the first one's {'none' if start is None else f'{start:.4f}'}\n"
-        f"{document['run_dir']}/hyp.yaml\n{document['best']}"
+        f"{document['fitness']:.4f}; {first}\n{document['run_dir']}/hyp.yaml\n{document['best']}"
     )
 
 
@@ -207,6 +207,7 @@ class Search:
             raise Interrupted(stop.exit_status - 128, message) from None
         with _study_errors(path):
             if reason:
+                # Before `tell`: by the reason `ended` tells a trial that failed from one that was interrupted.
                 trial.set_user_attr("reason", reason)
                 study.tell(trial, state=TrialState.FAIL)
                 log(f"trial {number}: failed: {reason}")

@@ -60,7 +60,7 @@ class OptimizerSettings:
     lr0: float = 0.03
     """Largest learning rate, for SGD; Adam takes a thirtieth."""
     lrf: float = 0.01
-    """Last learning rate as a share of lr0; the way down is a half cosine."""
+    """Learning rate that the half cosine falls to, as a share of lr0; see `Schedule.rate`."""
     momentum: float = 0.937
     """Of SGD (Nesterov); β₁ of Adam."""
     weight_decay: float = 5e-4

@@ -190,7 +190,7 @@ class SparseFlags:
         "constant; global: all a hundredth after half of the epochs",
         choices=tuple(SCHEDULES),
     )
-    s_share: float = flag(0.5, f"share of the channels that --s {AUTO} makes weak; 0.01 takes 20 steps", type=threshold)
+    s_share: float = flag(0.5, f"share of channels that {AUTO} makes weak; each 0.01 takes 20 steps", type=threshold)
     s_drop: float = flag(3.0, f"points of AP50 below the best at which --s {AUTO} lets go", type=points, metavar="P")
 
 

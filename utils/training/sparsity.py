@@ -48,14 +48,15 @@ DECAY = 0.01
 PLAN_END = 0.8
 """Share of the optimizer steps after which `auto` penalises no further channel; the network recovers in the rest."""
 STRIDE = 0.1
-"""Share of the wanted channels that `auto` takes to zero at a time. On all of them, γ fall side by side: on bccd
-(yolov4-tiny, 285 steps) AP50 fell by 7 points when the median |γ| was 0.6 of what it was, and no channel was weak."""
+"""Share of the wanted channels that `auto` takes to zero at a time. With a penalty on all of them, their γ fall side by
+side. On bccd (yolov4-tiny, 285 steps) AP50 had then lost 7 points when the median |γ| was 0.6 of what it was before the
+training, and no channel was weak."""
 START, CEILING = 1 / 8, 4.0
 """First and largest s of `auto`, in multiples of the s that takes an average γ to zero in that share of the plan,
 against no loss. It begins with too little. A channel that resists the largest is one that the detector needs."""
 FEEBLE, FIERCE = 0.1, 4.0
-"""A training in which γ can travel less than this share of their median does next to nothing; in which they can travel
-more than so many times the largest of them, it may leave nothing."""
+"""Limits of how far γ can travel in a training. Below FEEBLE times the median |γ| the training does next to nothing.
+Above FIERCE times the largest |γ| it may leave nothing."""
 RULE = "!" * 80
 NOTHING = "prune: nothing yet; no channel is weak enough: a larger s, or more epochs"
 QUANTILES = {"min": 0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1}
@@ -63,7 +64,7 @@ BELOW = (0.1, 0.01, 0.001)
 """Thresholds for which gamma.csv has the share of |γ| below."""
 CONTROLLED = ("s", "plan", "weak", "rested")
 """Columns of pressure.csv: s of the epoch's last step, the planned and the actual share of weak channels, and the
-optimizer steps so far without pressure because of AP50 or the loss."""
+optimizer steps so far without a penalty because of AP50."""
 EVERY = -1
 """`block` of the rows of gamma.csv for all candidates."""
 SCRIPTS = {0: "normal_prune.py", 1: "slim_prune.py", 2: "layer_prune.py"}
@@ -75,9 +76,9 @@ class Control:
     """What `--s auto` knows; a checkpoint holds all of it.
 
     The plan: the share of weak channels rises with the travel of γ, Σ paces of the steps, to the wanted share. s is for
-    the weakest channels only: `STRIDE` of the wanted ones more than are weak, or are to be weak by now. It rises while
-    the share is behind its plan, by at most a factor of two in an epoch: between two looks at AP50 no s is more than
-    twice one that was borne. While the share is not behind, s stays.
+    the weakest channels only: `STRIDE` of the wanted ones more than are weak, or are to be weak by now. s rises while
+    the share is behind its plan, and at most doubles in an epoch. So between two evaluations of AP50 no s is more than
+    twice one that AP50 has borne. While the share is not behind, s stays.
 
     s is 0 while AP50 is too far below its best. Afterwards it goes on from half of what it was, or from the first s. It
     is also 0 once the wanted share is weak, and after the plan.
@@ -122,7 +123,7 @@ class Control:
         """Return the s of a step for channels that are not weak, and the share of all channels that feel it.
 
         Args:
-            weak: share of the channels that are.
+            weak: share of the channels that are weak.
             left: how far a γ travels in the rest of the plan with s = 1.
             share: of the channels that is to be weak.
             steps_per_epoch: in which s may double.
@@ -370,9 +371,10 @@ class SparseRecord:
         gammas = read_results(self._table.path)
         every = np.array(gammas["block"]) == EVERY
         shares = {name: np.array(gammas[name])[every] for name in gammas if name == "epoch" or "below" in name}
+        auto = self.trainer.progress.control is not None  # else pressure.csv is of an earlier run, with --exist-ok
         paths = (self.run.file("results.csv"), self._pressure.path)
         results, pressure = (read_results(path) if path.exists() else {} for path in paths)
-        plots.plot_sparse_course(results, shares, pressure, folder / "course.png", turn)
+        plots.plot_sparse_course(results, shares, pressure if auto else {}, folder / "course.png", turn)
 
 
 def _gamma_row(block: int, values: NDArray[np.float64]) -> dict[str, float | int]:
