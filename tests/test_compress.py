@@ -538,7 +538,11 @@ def test_a_training_that_loses_too_much_ends_the_journey_and_a_higher_allow_goes
         refused_at("stage sparse", SPARSE)
         assert finish(TUNED) == []
     refused_at("stage sparse", SPARSE)
-    assert len(finish(("sparse", "epochs", 9), TUNED)) == 6
+    longer = ("sparse", "epochs", 9)
+    assert len(finish(longer, TUNED)) == 6
+    refused_at("stage measure", longer, TUNED, ("measure", "allow", 1))
+    assert finish(longer, TUNED, ("measure", "allow", 100)) == []
+    assert not any(entry["refused"] for entry in json.loads((tmp_path / "j" / "journey.json").read_text())["stages"])
     refused = sorted(path.name for path in (tmp_path / "j").glob("*.refused*"))
     stages = ("int8.1", "prune.1", "sparse.1", "tune.1", "tune.2", "tune.3", "whole.1")
     assert refused == [name.replace(".", ".refused") for name in stages]

@@ -19,7 +19,7 @@ from models import Darknet
 from tests.nets import TINY, refused
 from utils.checkpoint import load_model, model_document, origin, write_checkpoint, write_darknet
 from utils.compress import page as page_module
-from utils.compress.measure import compare_picture, panels
+from utils.compress.measure import LoadedNetwork, compare_picture, forward, panels
 from utils.compress.page import MeasureSettings, deployment, gather, parent_of, render, with_time_of, write_report
 from utils.darknet.cfg import format_network, parse
 from utils.data.draw import GAINED, GAP, LOST, STRIP
@@ -29,6 +29,7 @@ from utils.export.settings import usage
 from utils.model_files import ModelFiles
 from utils.report import __main__ as script
 from utils.report.cost import network_cost
+from utils.runtime.engines import Engine, ForeignModel, Loaded
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect", "image"}
 EVIL = '<script>alert("&")</script>'
@@ -420,6 +421,13 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
     assert [len(row["ms"]) for row in figures] == [2, 1, 1, 0]
     assert figures[0]["ms"] == figures[1]["ms"] | figures[2]["ms"]  # a float network is timed as its files
     assert parents(gather(runs)["runs"]) == [None, *[document["runs"][0]["name"]] * 3]
+
+
+def test_a_program_on_the_cpu_is_timed_without_a_copy_from_another_device():
+    heads = [np.zeros((1, 1), np.float32)] * len(NETWORK.heads)
+    model = ForeignModel(NETWORK, Engine(lambda images: heads, 1, "onnxruntime 1"))
+    network = LoadedNetwork("int8", Loaded(model, NETWORK, None, "onnxruntime 1"), (64, 64), "letterbox")
+    forward(network, torch.device("meta"))()  # what is on this device cannot be copied
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ class Journey:
                 self._keep([*done, {**entry, "refused": True}, *kept[number + 1 :]])
                 raise InfeasibleError(refusal)
             done.append({**entry, "refused": False})
+            if entry["refused"]:  # `allow` is higher now; other flags would else put the stage aside
+                self._keep([*done, *kept[number + 1 :]])
             if entry["made"]:
                 made[stage.name] = Path(entry["made"])
         return done

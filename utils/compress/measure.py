@@ -231,6 +231,8 @@ def network_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
 def forward(network: LoadedNetwork, device: torch.device) -> Callable[[], None]:
     """Return a function that runs a network on one picture and waits for the result."""
     loaded, model = network.loaded, network.loaded.model
+    if isinstance(model, ForeignModel):  # a picture on a GPU would be copied to the CPU in every run that is timed
+        device = torch.device("cpu")
     image = torch.rand(1, loaded.network.net.channels, *network.size).to(device, memory_format=torch.channels_last)
     call = model.rows if isinstance(model, ForeignModel) and model.decodes else model
 
