@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.mutations import mutated
 from tests.bad_cfgs import EVERY, NANO, ODDITIES, RICH, Bad
-from tests.nets import PUBLIC_MODELS
+from tests.nets import PUBLIC_MODELS, conv, one_head
 from utils.darknet.blocks import (
     SECTIONS,
     Convolutional,
@@ -303,6 +303,15 @@ def test_strides_come_from_the_blocks_in_cfg_order(shared):
     assert strides(load(shared / "darknet_cfg/yolov3.cfg")) == (32, 16, 8)
     assert strides(load(shared / "data/weights/yoloface-50k.cfg")) == (8,)
     assert max_stride(parse(RICH)) == 4
+
+
+def test_the_largest_stride_is_that_of_what_is_upsampled_for_a_finer_head():
+    """Otherwise a multi-scale training gets maps that cannot be concatenated."""
+    coarse = conv(4, 2, stride=2) + conv(4, 4, stride=4)
+    network = one_head(coarse, "[upsample]\nstride=4\n[route]\nlayers=-1,0\n")
+    assert (strides(network), max_stride(network)) == ((2,), 8)
+    assert all(trace(network, side, side)[-1].height == side // 2 for side in (8, 16, 24))
+    assert max_stride(one_head("[upsample]\n")) == 1
 
 
 def test_a_size_off_the_stride_is_refused(shared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from functools import reduce
 from importlib.util import find_spec
 
@@ -117,6 +118,8 @@ def test_the_compiler_of_ethos_u_agrees(section, tmp_path):
 def test_the_command_mends_what_it_is_offered_for(name, target):
     network = cfg.load(ROOT / "cfg" / f"{name}.cfg")
     problems = [support for support in support_of(network, target) if support.rewrite]
+    stored = rewrite_command(replace(network, path="a b.pt!cfg"), problems)
+    assert not stored or stored.startswith("python -m utils.darknet.rewrite CFG --weights 'a b.pt' --")
     command = rewrite_command(network, problems)
     assert bool(command) == bool(problems)
     if problems:

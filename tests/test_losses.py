@@ -130,6 +130,8 @@ def test_new_coords_takes_probabilities(fill, gamma):
         assert torch.isfinite(head.grad).all()
         if len(targets) == 0:
             assert terms.objectness.item() == pytest.approx(64 * math.log(2) if fill else 0, rel=1e-5, abs=1e-4)
+        broken = torch.full((1, 6, 8, 8), torch.nan, requires_grad=True)  # the training says what it means
+        assert detection_loss([broken], targets, [yolo], SIZE, LossSettings()).total.isnan()
 
 
 @pytest.mark.parametrize(

@@ -292,9 +292,16 @@ def test_the_end_of_a_run_tells_how_to_go_on(files, folder, tmp_path, capsys):
     assert lines[8].startswith("advised: ") and "train.py -sr" in lines[9]
     run = tmp_path / "a b" / "exp"
     assert lines[10] == (
-        f"next: python train.py --cfg '{run / 'model.cfg'}' --weights '{run / 'model.weights'}' "
-        f"--data {folder / 'd.data'} --img_size 32 --t_cfg {files[1]} --t_weights {files[3]} --epochs 50"
+        f"next: python train.py --weights '{run / 'model.pt'}' --data {folder / 'd.data'} --img_size 32 "
+        f"--t_cfg {files[1]} --t_weights {files[3]} --epochs 50"
     )
+
+
+@pytest.mark.parametrize(("sides", "side"), [(("64", "32"), None), (("64", "64"), "64")])
+def test_two_sides_are_no_range_of_sizes_in_the_next_command(prune, sides, side):
+    words = prune("slim", "--percent", "0.2", "--no-test", "--img_size", *sides)["next"].split()
+    assert ("--img_size" in words) == (side is not None)
+    assert side is None or words[words.index("--img_size") + 1 :][:2] == [side, "--t_cfg"]
 
 
 @pytest.mark.parametrize(("percent", "warned"), [(0.3, False), (0.47, False), (0.5, True), (None, False)])

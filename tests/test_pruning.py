@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models import Darknet
-from tests.nets import PUBLIC_MODELS
+from tests.nets import PUBLIC_MODELS, one_head
 from tests.pruning import (
     GATE,
     assert_compact_equals_silenced,
@@ -144,6 +144,14 @@ class TestCertificate:
         assert certificate.compact_vs_silenced_float64 < 1e-12
         assert certificate.compact_vs_keep_size < 1e-5
         assert certificate.border > 1e-3
+
+    def test_its_picture_fits_any_stride(self):
+        sections = conv(4, 3, stride=6), conv(4, 3, stride=2), "[upsample]\n", "[route]\nlayers=-1,0\n"
+        graph = channel_graph(one_head(*sections, width=72))
+        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
+        removal = Removal(np.ones(graph.count, np.bool_))
+        bare = prune_network(graph, arrays, removal)
+        assert certify(graph, arrays, arrays, removal, bare, bare).side == 72
 
     def test_an_untrained_network_proves_something_too(self, root):
         """Its signals die out on the way to the heads, and any two networks would seem equal."""

@@ -305,6 +305,12 @@ def test_more_bits_are_in_force_while_they_are_warmed_up():
     assert seen == [(6, 16, False), (5, 16, False), (4, 16, False), (3, 15, False), *[(2, 14, True)] * 4]
 
 
+def test_a_run_of_one_step_finds_bounds(run, leaky):
+    model = model_in(run("--epochs", "1", *leaky, "--quantized", "1", "--batch-size", "16")["best"])
+    found = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    assert all(module.seen > 0 and module.high > module.low for module in found)
+
+
 def test_frozen_blocks_have_bounds_and_keep_all_else(run, leaky):
     document = run("--epochs", "2", *leaky, "--quantized", "1", "--freeze", "2")
     model = model_in(document["best"])

@@ -185,6 +185,7 @@ def test_files_fit_each_other_and_the_next_command_trains_what_is_not_equal(sour
         (["--upsample", "late"], "--upsample late: changes nothing"),
         (["--drop-se"], "--drop-se: changes nothing"),
         (["--activation", "mish"], "is not OLD=NEW, such as mish=leaky"),
+        (["--activation", "mish=leaky", "leaky=mish"], "--activation: leaky is replaced and takes another one's place"),
         (["--activation", "mish=lkeay"], "did you mean leaky"),
     ],
 )

@@ -119,6 +119,9 @@ def test_only_weights_of_convolutions_decay():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
     set_step(optimizer, TestSchedule.schedule, 11)
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.03 * TestSchedule.schedule.rate(11))
+    for momentum in (0.0, 0.9):
+        (group, _) = build_optimizer(model, OptimizerSettings(momentum=momentum), adam=False).param_groups
+        assert (group["momentum"], group["nesterov"]) == (momentum, momentum > 0)
 
 
 def test_the_average_moves_by_its_decay_and_copies_counters():
@@ -300,13 +303,26 @@ class TestRun:
         assert load_model(choose_model(None, document["best"])).model.network.net.width == 96
 
     def test_weights_of_another_class_count_need_pt(self, run, tmp_path):
-        single = run("--epochs", "1", "--single-cls")["best"]
+        document = run("--epochs", "1", "--single-cls")
+        single = document["best"]
+        assert document["next"] == f"python slim_prune.py --weights {single} --target-macs 0.5 --no-test"
         for path in (single, single.replace(".pt", ".weights")):
             with pytest.raises(WeightsError, match="made for 1 classes, 2 are wanted; add -pt"):
                 run("--epochs", "1", "--weights", path)
             document = run("--epochs", "1", "--weights", path, "-pt")
             lineage = read_checkpoint(Path(document["best"]))["lineage"]
             assert [entry["path"] for entry in lineage] == [path]
+
+    def test_a_pruned_network_of_other_classes_can_be_pruned_again(self, run, tmp_path):
+        """Its heads are wider than those it was pruned with."""
+        best = run("--epochs", "1", "--single-cls")["best"]
+        for name in ("once", "again"):
+            flags = ("--percent", "0.2", "--no-test", "--project", str(tmp_path), "--name", name)
+            importlib.import_module("slim_prune").main(["--weights", best, *flags])
+            files = ("--cfg", str(tmp_path / name / "model.cfg"), "--weights", str(tmp_path / name / "model.pt"))
+            best = run("--epochs", "1", *files, "-pt")["best"]
+            kept = read_checkpoint(Path(best))["kept"]
+            assert [len(kept[str(head)]["channels"]) for head in (8, 14)] == [21, 21]
 
     def test_frozen_blocks_stay_as_they_were(self, run):
         first = run("--epochs", "1")
@@ -320,6 +336,7 @@ class TestRun:
         (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
         document = run("--epochs", "2", "--nosave", "--data", str(folder / "t.data"))
         assert (document["best_epoch"], document["map50"]) == (2, None)
+        assert document["next"].endswith("--target-macs 0.5 --no-test") and "t.data" in document["next"]
         last = read_checkpoint(Path(document["last"]))["ema"]
         assert all(torch.equal(value, last[key]) for key, value in tensors(document["best"]).items())
 

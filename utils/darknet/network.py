@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, Literal, NamedTuple
 
-from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut, Yolo
+from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Route, Se, Shape, Shortcut, Upsample, Yolo
 from utils.darknet.blocks.block import IMAGE, Trail, steps
 from utils.darknet.blocks.values import SectionError
 from utils.errors import CfgError
@@ -66,8 +66,10 @@ def normalised_cell(network: Network, height: int, width: int) -> int | None:
 
 
 def max_stride(network: Network) -> int:
-    """Stride of the coarsest head; input sizes are multiples of it."""
-    return max(strides(network))
+    """Stride of the coarsest head or of a coarser map that is upsampled; input sizes are multiples of it."""
+    every = steps(network.blocks)
+    read = [block.basis(index) for index, block in enumerate(network.blocks) if isinstance(block, Upsample)]
+    return max(*strides(network), *(round(max(every[index])) for index in read if index != IMAGE), 1)
 
 
 def picture_channels(network: Network) -> Literal[1, 3]:

@@ -65,6 +65,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.pools or args.upsample or args.activation or args.drop_se):
         raise InputError("nothing to rewrite; give --activation, --pools, --upsample or --drop-se")
+    olds = [old for old, _ in args.activation]
+    if both := sorted({new for old, new in args.activation if new != old} & set(olds)):
+        raise InputError(
+            f"--activation: {both[0]} is replaced and takes another one's place; rewrite one after the other"
+        )
     if args.output.suffix != ".cfg" or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: give a name that ends in .cfg, in a folder that is there")
     return args

@@ -231,7 +231,8 @@ def rewrite_command(network: Network, problems: Iterable[Support]) -> str:
     flags = dict.fromkeys(problem.rewrite for problem in problems if problem.rewrite)
     swaps = [flag.split()[1] for flag in flags if "=" in flag]
     words = [*(["--activation", *swaps] if swaps else []), *(flag for flag in flags if "=" not in flag)]
-    cfg = shlex.quote(network.path or "CFG")
+    path, inside, _ = (network.path or "CFG").partition("!cfg")
+    cfg = f"CFG --weights {shlex.quote(path)}" if inside else shlex.quote(path)  # a .pt has its cfg inside
     return f"python -m utils.darknet.rewrite {cfg} {' '.join(words)} -o OUT.cfg" if words else ""
 
 

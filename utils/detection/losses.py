@@ -326,5 +326,8 @@ def _negative_weight(
 def _cross_entropy(values: Tensor, wanted: Tensor, yolo: Yolo) -> Tensor:
     """Elementwise binary cross-entropy of logits, or of probabilities where the network ends in a sigmoid."""
     if yolo.new_coords:
-        return F.binary_cross_entropy(values.clamp(0, 1), wanted, reduction="none")
+        # It refuses NaN: with an error of PyTorch, or on a GPU with an assertion that no later call survives.
+        broken = (values + wanted).isnan()
+        values, wanted = values.clamp(0, 1).masked_fill(broken, 0.5), wanted.masked_fill(broken, 0.5)
+        return F.binary_cross_entropy(values, wanted, reduction="none").masked_fill(broken, torch.nan)
     return F.binary_cross_entropy_with_logits(values, wanted, reduction="none")

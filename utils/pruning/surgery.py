@@ -191,7 +191,8 @@ def certify(
         fitted: readers were fitted to pictures; otherwise they only got the constants.
     """
     network = graph.network
-    side = max(SMALLEST_SIDE, CELLS * max_stride(network))
+    stride = max_stride(network)
+    side = stride * max(CELLS, math.ceil(SMALLEST_SIDE / stride))
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, network.net.channels, side, side, generator=generator)
     images = image.double()

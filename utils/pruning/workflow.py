@@ -397,11 +397,16 @@ def write(
 
 
 def next_step(settings: PruneSettings, document: Mapping[str, Any]) -> str:
-    """The training that comes next, in which the network before is the teacher."""
-    files = settings.files
-    flags = {"cfg": document["cfg"], "weights": document["weights"], "data": document["data"] or "DATA.data"}
+    """The training that comes next, in which the network before is the teacher.
+
+    It starts from model.pt, as a .weights file says nothing of mirrored images and of the channels that were kept. Two
+    numbers of --img_size, H W, would be MIN MAX there: with different ones it takes the cfg's size.
+    """
+    files, sides = settings.files, set(settings.img_size or ())
+    flags = {"weights": f"{document['run_dir']}/model.pt", "data": document["data"] or "DATA.data"}
     t_cfg = files.network.path if files.network and not files.is_checkpoint else None
-    flags |= {"img_size": settings.img_size, "t_cfg": t_cfg, "t_weights": files.weights, "epochs": 50}
+    side = sides.pop() if len(sides) == 1 else None
+    flags |= {"img_size": side, "t_cfg": t_cfg, "t_weights": files.weights, "epochs": 50}
     return command_of("train.py", **flags)
 
 

@@ -203,7 +203,7 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
     loaded = load_model(files)
     assert loaded.path is not None  # it is a checkpoint
-    state, network = loaded.model.state_dict(), loaded.model.network
+    state, network, kept = loaded.model.state_dict(), loaded.model.network, loaded.kept
     note = f"{files.weights}: all {len(network.blocks)} layers loaded"
     if network.classes != model.network.classes:
         if not pretrained:
@@ -211,12 +211,15 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         heads = head_convolutions(network)
         state = {key: value for key, value in state.items() if int(key.split(".")[1]) not in heads}  # layers.BLOCK.…
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
+        if kept is not None:
+            widths = ((str(head), model.network.yolos[number].channels) for number, head in enumerate(heads))
+            kept = {**kept, **{key: {**kept[key], "channels": list(range(width))} for key, width in widths}}
     if loaded.quantization is not None:
         target = loaded.quantization.target
         note += f"; it was quantized with --target {target}: its weights before rounding are taken, and nothing else"
     _copy(model, state)
     log(note)
-    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), loaded.kept)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), kept)
 
 
 def _copy(model: Darknet, state: Mapping[str, Tensor]) -> None:

@@ -535,7 +535,8 @@ class Rounding:
 
     def __init__(self, models: Sequence[Darknet], steps: int, warmup: float = 0.0) -> None:
         self._models, self._steps, self._warmup = models, steps, warmup
-        self._starts = (round(ROUND_FROM * steps), round(FREEZE_FROM * steps))
+        # A single step finds bounds, too: frozen at 0 they would clip all that is negative or above 1.
+        self._starts = (round(ROUND_FROM * steps), max(1, round(FREEZE_FROM * steps)))
         modules = (module for model in models for module in model.modules())
         self._grids = [(m, m.grid) for m in modules if isinstance(m, ActivationQuantizer | WeightQuantizer)]
         self._now: tuple[Phase, int] | None = None

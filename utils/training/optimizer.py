@@ -108,7 +108,8 @@ def build_optimizer(
     if adam:
         betas = (settings.momentum, 0.999)
         return torch.optim.AdamW(groups, lr=settings.lr0 * ADAM_SHARE, betas=betas, fused=True)
-    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=True, fused=True)
+    nesterov = settings.momentum > 0  # PyTorch refuses it without a momentum
+    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
 
 def set_step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:

@@ -333,8 +333,10 @@ class SparseRecord:
             weak = float((every < control.limit).mean())
             log(_outcome(control, settings.s_share, weak, self.sparsity.schedule.steps))
         flags = _advised_flags(self.sparsity.graph, gammas, settings.prune)
-        files = ["--weights", str(self.run.weights / "best.pt"), "--data", str(self.trainer.source.args["data"])]
-        words = [SCRIPTS[settings.prune], *files, *flags]
+        words = [SCRIPTS[settings.prune], "--weights", str(self.run.weights / "best.pt")]
+        words += [] if settings.single_cls else ["--data", str(self.trainer.source.args["data"])]
+        words += ["--no-test"] if settings.single_cls or self.trainer.val_loader is None else []
+        words += flags
         log(f"prune: python {shlex.join(words)}" if flags else NOTHING)
 
     def _gammas(self) -> Importance:

@@ -159,13 +159,17 @@ def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | No
 
 def next_step(plan: TrainPlan, best: str, *, pruned: bool) -> str:
     """Return the command that comes next: a network is pruned, then quantized, then exported."""
-    settings, data = plan.settings, plan.data.path
+    settings = plan.settings
+    data = None if settings.single_cls else plan.data.path  # other scripts count the classes of --data
+    unmeasured = data is None or plan.data.valid is None
     if settings.quant is not None:
-        return export_command(settings.quant, data, best)
+        return export_command(settings.quant, plan.data.path, best)
     if pruned and not settings.sr:
-        return command_of("quantize.py", data=data, weights=best)
+        if data is None:
+            return command_of("export.py", weights=best)
+        return command_of("quantize.py", data=data, weights=best, **{"no-test": unmeasured})
     script = ("normal_prune.py", "slim_prune.py", "layer_prune.py")[settings.prune if settings.sr else 1]
-    return command_of(script, data=data, weights=best, **{"target-macs": 0.5})
+    return command_of(script, data=data, weights=best, **{"target-macs": 0.5, "no-test": unmeasured})
 
 
 def _fitted(plan: TrainPlan, train: Index) -> TrainPlan:
