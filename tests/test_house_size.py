@@ -19,7 +19,7 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_453,
+    "code lines of scripts, models.py, utils/": 18_458,
     "modules in utils/": 101,
     "code lines of benchmarks/": 1_862,
     "code lines of tests/": 17_499,

@@ -282,21 +282,26 @@ def _read_list(path: str) -> Iterator[str]:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
     lines = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
     folder, slashes = _base(path, [line.strip() for line in lines[:SAMPLE]])
+    folders: dict[str, str] = {}
     for line in lines:
         line = line.replace("\\", "/") if slashes else line
         stripped = line.strip()
         entry = os.path.join(folder, stripped)
         if line != stripped and os.path.exists(os.path.join(folder, line)):
             entry = os.path.join(folder, line)
-        yield _normal(entry)
+        place, name = os.path.split(entry)
+        if place not in folders:  # a folder is looked at once, however many images it has
+            folders[place] = _normal(place)
+        yield os.path.join(folders[place], name)
 
 
-def _normal(path: str) -> str:
-    """The path without `.` and `..`; as it is where that would be another file, since a folder in it is a link."""
-    normal = os.path.normpath(path)
-    if ".." not in path or not os.path.exists(path):
+def _normal(folder: str) -> str:
+    """The folder without `.` and `..`; as it is where that would be another one, since a part of it is a link."""
+    normal = os.path.normpath(os.path.join(folder, "_"))[:-1]  # "" for the working directory
+    if ".." not in folder or not os.path.exists(folder):
         return normal
-    return normal if os.path.exists(normal) and os.path.samefile(path, normal) else path
+    same = os.path.exists(normal or ".") and os.path.samefile(folder, normal or ".")
+    return normal if same else folder
 
 
 def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
