@@ -115,7 +115,7 @@ def newest_best(network: Network | None, runs: Path, classes: int | None = None)
         stored = _readable(cfg)
         if stored and classes in (None, stored.classes) and (network is None or same_network(stored, network)):
             return path
-    wanted = f"fits {network.path}" if network else "exists"
+    wanted = f"fits {network.path}" if network else "has a best.pt"
     wanted += "" if classes is None else f" with {classes} classes"
     raise InputError(f"--weights left out, and no run in {runs} {wanted}; train first or give --weights")
 
