@@ -236,8 +236,10 @@ def best_epoch(results: Mapping[str, Sequence[float]], kept: int | None, *, spar
     """
     scores = zip(*(results.get(key, ()) for key in ("epoch", "map50", "map50_95")), strict=True)
     known = {int(epoch): fitness(*pair) for epoch, *pair in scores if all(map(math.isfinite, pair))}
-    if not known or kept in known:
-        return kept if known else None
+    if kept in known:
+        return kept
+    if not known:
+        return None
     return list(known)[-1] if sparse else max(known, key=known.__getitem__)
 
 

@@ -122,7 +122,7 @@ def angle(counts: Tensor, x: Tensor, rounded: Tensor) -> Tensor:
 
 
 COSTS: Mapping[str, Cost | None] = {"minmax": None, "mse": squared_error, "cosine": angle}
-"""--observer; `settings.OBSERVED` says what they are. None: nothing is clipped."""
+"""--observer; `scheme.OBSERVED` says what they are. None: nothing is clipped."""
 
 
 def best_range(histogram: Histogram, grid: Grid, cost: Cost | None, curve: Curve | None = None) -> Range:
