@@ -93,13 +93,11 @@ class Graph:
 
         `explicit`: what is stored are the values, which the file rounds to these integers.
         """
-        scales = [
-            self.constant(f"{name}/scale", scale, np.float32),
-            self.constant(f"{name}/zero", np.zeros(len(scale)), codes.dtype),
-        ]
+        scales = [self.constant(f"{name}/scale", scale, np.float32)]
         if explicit:
             values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
             stored = self.constant(f"{name}/values", values)
+            scales.append(self.constant(f"{name}/zero", np.zeros(len(scale)), codes.dtype))  # it says the type
             whole = self.add("QuantizeLinear", [stored, *scales], f"{name}/codes", axis=0)
         else:
             whole = self.constant(f"{name}/codes", codes, codes.dtype)

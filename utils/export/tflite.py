@@ -323,7 +323,7 @@ class Lowering:
         """A weight or bias, and the scales of its codes; None where it is float."""
         if name in self.constants:
             return self.constants[name], None
-        codes, scale, _ = self.producers[name].input
+        codes, scale, *_ = self.producers[name].input
         return self.constants[codes], self.constants[scale]
 
 
