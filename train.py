@@ -177,8 +177,9 @@ def _interrupted(args: argparse.Namespace) -> Path | None:
 
 def _resumed(folder: Path, given: Mapping[str, Any]) -> TrainPlan:
     """Return the plan that an interrupted run had, from its args.yaml, hyp.yaml and model.cfg."""
-    defaults = vars(make_parser().parse_args([]))
-    flags = defaults | stored_flags(folder, defaults)
+    parser = make_parser()
+    defaults = vars(parser.parse_args([]))
+    flags = defaults | stored_flags(folder, defaults, parser.refusal)
     flags |= changed_flags(folder, flags, given)
     changes = {"resume": None, "cfg": f"{folder}/model.cfg", "hyp": f"{folder}/hyp.yaml", "flip": True}
     if is_search(folder):

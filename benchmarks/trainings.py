@@ -82,7 +82,6 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "plain": (),
     **{f"kd{name}": ("--KDstr", name) for name in ("1", "2", "3", "4", "5")},
     **{f"at{name}": ("--AT_str", name) for name in ("1", "2", "3")},
-    **{name: ("--KDstr", name) for name in ("cwd", "pkd")},
     "at2x10": ("--AT_str", "2", "--kd-weight", "10"),
 }
 

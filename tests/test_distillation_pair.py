@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,18 +17,16 @@ from utils.darknet.blocks import Network, Shortcut
 from utils.darknet.cfg import parse
 from utils.darknet.network import adapt_classes, trace
 from utils.detection.settings import ASSIGNMENTS
-from utils.distillation.matching import LEAST_ANCHOR_IOU, Kept, comparable, features, pair, rebased
+from utils.distillation.matching import LEAST_ANCHOR_IOU, comparable, features, pair
 from utils.distillation.strategies import AT, KD, Quantity, distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
 from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import ChannelPolicy
-from utils.pruning.report import kept as kept_of
 from utils.pruning.surgery import gammas_of, prune_network
 from utils.pruning.target import Amount, make_plan
 
-OUTPUTS, EVERYTHING = distillation("3", None), distillation("cwd", "3")
-CHANNELS, ATTENTION = distillation("cwd", None), distillation(None, "1")
+OUTPUTS, EVERYTHING, ATTENTION = distillation("3", None), distillation(None, "3"), distillation(None, "1")
 RULE = ASSIGNMENTS["darknet"]
 YOLOV3 = ("yolov3", "yolov3-spp", "yolov3-tiny")
 YOLOV4 = ("yolov4-csp", "yolov4-leaky", "yolov4-tiny", "yolov4")
@@ -93,8 +90,7 @@ def test_every_network_pairs_with_itself_whole(root, name):
         heads = range(len(network.yolos)) if chosen.compares(Quantity.SCORES | Quantity.BOXES) else ()
         assert [(p.student, p.teacher) for p in pairing.heads] == [(i, i) for i in heads]
         assert all(a == b for p in pairing.heads for a, b in p.anchors)
-        assert all(f.student == f.teacher and not f.needs_adapter for f in pairing.features)
-        assert bool(pairing.features) == chosen.compares(Quantity.MAPS | Quantity.CHANNELS)
+        assert all(f.student == f.teacher for f in pairing.features)
         assert any(f.group == "backbone" for f in pairing.features) == chosen.compares(Quantity.MAPS)
 
 
@@ -114,13 +110,10 @@ def test_a_small_student_takes_what_it_can_and_the_rest_is_said(root):
         "head at stride 16: 1 of 3 anchors are like one of the teacher's; the others learn from the data",
         "the teacher's head at stride 8 has none in the student and teaches nothing",
     )
-    stages = [f"stage at {stride}" for stride in (2, 4, 8, 16)]
-    assert [f.name for f in pairing.features] == [*stages, "head at 32", "upsampled at 32", "head at 16"]
-    assert [f.needs_adapter for f in pairing.features] == [False] * 4 + [True] * 3
+    assert [f.group for f in pairing.features] == ["backbone"] * 4 + ["deep"] * 2 + ["neck"]
     shapes = trace(student), trace(teacher)
     for f in pairing.features:
         mine, theirs = shapes[0][f.student], shapes[1][f.teacher]
-        assert (mine.channels, theirs.channels) == f.widths
         assert student.net.height / mine.height == teacher.net.height / theirs.height
     pairing = pair(teacher, student, EVERYTHING)
     assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 0), (1, 1)]
@@ -154,8 +147,7 @@ def test_several_heads_at_one_stride_are_paired_in_their_order():
     for student, teacher in ((two, other), (other, two)):
         pairing = pair(student, teacher, EVERYTHING)
         assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 0), (1, 1)]
-        heads = {f.name: (f.student, f.teacher) for f in pairing.features if f.name.startswith("head")}
-        assert heads == {"head at 8": (7, 7), "head at 8 #2": (11, 11)}
+        assert [(f.student, f.teacher) for f in pairing.features[-2:]] == [(7, 7), (11, 11)]
     assert pair(two, other, EVERYTHING).notes == (
         "the teacher's head at stride 8 has none in the student and teaches nothing",
     )
@@ -175,7 +167,7 @@ GREY = replace(tiny(), net=replace(tiny().net, channels=1))
         (GREY, ATTENTION, "takes images of 1 channels"),
         (adapt_classes(one_head(width=64), 2), OUTPUTS, "no head of the student has stride and anchors"),
         (with_heads(tiny(), anchors=((400, 1),) * 6), OUTPUTS, "no head of the student has stride and anchors"),
-        (one_head(width=64), CHANNELS, "the student has no features at the strides of the teacher's"),
+        (one_head(width=64), ATTENTION, "the student has no features at the strides of the teacher's"),
     ],
     ids=["channels", "channels of features", "strides", "anchors", "features"],
 )
@@ -186,7 +178,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(teacher, chosen, match):
 
 def test_a_teacher_of_other_classes_teaches_boxes_and_features():
     other = adapt_classes(tiny(), 7)
-    for chosen in (ATTENTION, distillation(None, "2"), CHANNELS, distillation("pkd", "1")):
+    for chosen in (ATTENTION, distillation(None, "2")):
         pairing = pair(tiny(), other, chosen)
         assert pairing.heads == () == pairing.notes and pairing.features
     left, notes = comparable(EVERYTHING, tiny(), other)
@@ -195,136 +187,50 @@ def test_a_teacher_of_other_classes_teaches_boxes_and_features():
     assert comparable(EVERYTHING, tiny(), tiny()) == (EVERYTHING, ())
 
 
-def terms_of(student: Darknet, teacher: Darknet, kept: Kept | None, chosen) -> dict[str, float]:
+def terms_of(student: Darknet, teacher: Darknet, chosen) -> dict[str, float]:
     """The weighted terms for two pictures with an object each."""
-    distiller = Distiller(student, Teacher(teacher, torch.device("cpu")), chosen, RULE, kept)
+    distiller = Distiller(student, Teacher(teacher, torch.device("cpu")), chosen, RULE)
     torch.manual_seed(0)
     images = torch.rand(2, 3, student.network.net.height, student.network.net.width)
     targets = torch.tensor([[0, 0, 0.31, 0.42, 0.2, 0.25], [1, 0, 0.71, 0.66, 0.5, 0.4]])
-    terms = distiller(distiller.teach(images), student(images, *distiller.wanted), targets, tuple(images.shape[2:]))
+    outputs = student(images, maps=distiller.wanted)
+    terms = distiller(distiller.teach(images), outputs, targets, tuple(images.shape[2:]))
     return {term: value.item() for term, value in terms.items()}
 
 
-class Pruned(NamedTuple):
-    """A network with channels that put out 0 always, and one without them."""
-
-    network: Network
-    kept: Kept
-    teacher: Darknet
-    student: Darknet
-    weights: dict[str, np.ndarray]
-    """Of the student."""
-
-
-def pruned(given: Network, arrays: dict, percent: float, units: int | None, seed: int = 1, kept=None) -> Pruned:
-    """Silence a share of the channels and remove just those; `kept` is where those of `given` come from."""
-    generator = np.random.default_rng(seed)
-    gammas = {i: generator.random(len(g)) + 0.1 for i, g in gammas_of(given, arrays).items()}
+def pruned(network: Network, percent: float, units: int | None) -> tuple[Darknet, Darknet]:
+    """A network with a share of its channels silenced, and one without them."""
+    arrays, generator = varied_arrays(network), np.random.default_rng(1)
+    gammas = {i: generator.random(len(g)) + 0.1 for i, g in gammas_of(network, arrays).items()}
     policy = ChannelPolicy(percent, layer_keep=0.2, all_convs=True)
-    plan = make_plan(channel_graph(given), gammas, policy, Amount(None, units))
-    arrays = {name: array.copy() for name, array in arrays.items()}
+    plan = make_plan(channel_graph(network), gammas, policy, Amount(None, units))
     for i in gammas:
         silent = ~plan.removal.stays(plan.graph, i)
         for name in ("weight", "bias"):
             arrays[f"layers.{i}.bn.{name}"][silent] = 0
-    network, weights = prune_network(plan.graph, arrays, plan.removal)
-    teacher, student = model_of(given, arrays).float(), model_of(network, weights).float()
-    return Pruned(network, kept_of(plan, kept), teacher, student, weights)
+    return model_of(network, arrays).float(), model_of(*prune_network(plan.graph, arrays, plan.removal)).float()
 
 
-class TestPruned:
-    """A student that was pruned of silent channels does what its origin does, and has nothing to learn from it."""
-
-    STRATEGIES = (distillation("cwd", "3"), distillation("pkd", "2"), distillation("5", None), distillation("1", None))
-
-    @pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
-    def test_it_pairs_with_its_origin_channel_by_channel(self, root, units):
-        network = adapt_classes(load(root, "demo"), 1)
-        cut, kept, teacher, student, _ = pruned(network, varied_arrays(network), 0.5, units)
-        pairing = pair(cut, network, EVERYTHING, kept)
-        assert pairing.notes == ()
-        assert len(pairing.features) == len(pair(network, network, EVERYTHING).features)
-        compared = [f for f in pairing.features if f.compares_channels]
-        assert any(f.widths[0] < f.widths[1] for f in compared)
-        assert all(f.channels is not None and not f.needs_adapter for f in compared)
-        assert any(f.student != f.teacher for f in pairing.features) == bool(units)
-        for chosen in self.STRATEGIES:
-            learnt = terms_of(student, teacher, kept, chosen)
-            assert max(map(abs, learnt.values())) < 1e-4, (chosen.name, learnt)
-        torch.manual_seed(0)
-        assert terms_of(student, teacher, None, CHANNELS)["cwd"] > 0.1  # through adapters that know nothing
-
-    def test_a_pool_and_a_route_before_a_head_have_adapters(self):
-        """Only convolutions have origins; attention has nothing to learn all the same."""
-        cut, kept, teacher, student, _ = pruned(tiny(), varied_arrays(tiny()), 0.5, None)
-        known = {f.name: f.channels is not None for f in pair(cut, tiny(), CHANNELS, kept).features}
-        assert known == {"head at 8": False, "upsampled at 8": True, "head at 4": False}
-        for chosen in (distillation("3", "2"), distillation("5", None)):
-            assert max(map(abs, terms_of(student, teacher, kept, chosen).values())) < 1e-4
-
-    def test_pruned_twice_it_pairs_with_what_was_pruned_once(self, root):
-        network = adapt_classes(load(root, "demo"), 1)
-        once = pruned(network, varied_arrays(network), 0.4, 1)
-        twice = pruned(once.network, once.weights, 0.4, 1, seed=2, kept=once.kept)
-        between = rebased(twice.kept, once.kept)
-        assert len(between) == len(twice.kept)
-        for chosen in (distillation("cwd", None), distillation("pkd", None)):
-            assert max(terms_of(twice.student, twice.teacher, between, chosen).values()) < 1e-4
-        assert all(f.channels is not None for f in pair(twice.network, once.network, CHANNELS, between).features)
-
-    def test_rebased_leaves_out_what_the_teacher_has_not(self):
-        teacher = {"3": {"block": 4, "channels": [1, 5, 7]}, "5": {"block": 6, "channels": [0, 2]}}
-        student = {
-            "0": {"block": 0, "channels": [0]},
-            "2": {"block": 4, "channels": [7, 1]},
-            "4": {"block": 6, "channels": [1]},
-        }
-        assert rebased(student, teacher) == {"2": {"block": 3, "channels": [2, 0]}}
-
-    def test_a_wrong_teacher_is_reached_through_an_adapter(self):
-        """Narrower than the channels say, or with blocks of other numbers."""
-        cut, kept, *_ = pruned(tiny(), varied_arrays(tiny()), 0.5, None)
-        assert max(kept["11"]["channels"]) >= 2
-        longer = TINY.replace("[maxpool]", "[dropout]\nprobability=.5\n\n[maxpool]", 1)
-        for text in (TINY.replace("filters=6\n", "filters=2\n"), longer.replace("layers=7", "layers=8")):
-            compared = pair(cut, parse(text, "other.cfg"), CHANNELS, kept).features
-            upsampled = next(f for f in compared if f.name == "upsampled at 8")
-            assert upsampled.channels is None and upsampled.needs_adapter
+@pytest.mark.parametrize("units", [None, 1], ids=["channels", "channels and layers"])
+def test_a_student_that_was_pruned_of_silent_channels_has_nothing_to_learn(root, units):
+    """It does what its origin does, and all its heads and features have partners there."""
+    network = adapt_classes(load(root, "demo"), 1)
+    teacher, student = pruned(network, 0.5, units)
+    pairing = pair(student.network, network, EVERYTHING)
+    assert pairing.notes == ()
+    assert len(pairing.features) == len(pair(network, network, EVERYTHING).features)
+    assert any(f.student != f.teacher for f in pairing.features) == bool(units)
+    for chosen in (distillation("3", "2"), distillation("5", None), distillation("1", None)):
+        learnt = terms_of(student, teacher, chosen)
+        assert max(map(abs, learnt.values())) < 1e-4, (chosen.name, learnt)
 
 
-def distiller_of(student: Network, teacher: Network, chosen=CHANNELS) -> Distiller:
-    return Distiller(Darknet(student), Teacher(Darknet(teacher), torch.device("cpu")), chosen, RULE)
-
-
-def test_there_is_an_adapter_where_widths_differ_and_channels_are_compared():
-    """Nothing of the teacher is a parameter or a buffer of the distiller."""
-    wide = parse(TINY.replace("filters=12", "filters=20"), "wide.cfg")
-    distiller = distiller_of(tiny(), wide)
-    shapes = {name: tuple(parameter.shape) for name, parameter in distiller.named_parameters()}
-    assert shapes == {"adapters.head at 8.weight": (20, 12, 1, 1)} and not list(distiller.buffers())
-    assert not distiller_of(tiny(), wide, distillation(None, "3")).adapters
-    assert not distiller_of(tiny(), tiny()).adapters
-
-
-def test_a_stride_need_not_be_a_whole_number():
-    """A convolution without padding leaves 62 of 64 cells; a module's name takes no point."""
-    nets = [one_head(f"[convolutional]\nfilters={width}\nsize=3\n", width=64) for width in (4, 6)]
-    distiller, images = distiller_of(*nets), torch.rand(1, 3, 64, 64)
-    outputs = Darknet(nets[0])(images, *distiller.wanted)
-    distiller(distiller.teach(images), outputs, torch.zeros(0, 6), (64, 64))["cwd"].backward()
-    assert distiller.adapters["head at 1_03226"].weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("chosen", "features", "maps"),
-    [(OUTPUTS, 0, 0), (distillation("4", None), 0, 5), (CHANNELS, 3, 0), (distillation("cwd", "1"), 3, 5)],
-    ids=["outputs", "attention", "channels", "both"],
-)
-def test_networks_are_asked_for_what_is_compared_and_no_more(chosen, features, maps):
-    distiller = distiller_of(tiny(), tiny(), chosen)
-    assert [len(blocks) for blocks in distiller.wanted] == [features, maps]
+@pytest.mark.parametrize(("chosen", "maps"), [(OUTPUTS, 0), (ATTENTION, 5)], ids=["outputs", "attention"])
+def test_networks_are_asked_for_what_is_compared_and_no_more(chosen, maps):
+    distiller = Distiller(Darknet(tiny()), Teacher(Darknet(tiny()), torch.device("cpu")), chosen, RULE)
     outputs = distiller.teach(torch.rand(1, 3, 64, 64))
-    assert (outputs.features.keys(), outputs.maps.keys()) == tuple(map(set, distiller.wanted))
+    assert len(distiller.wanted) == maps and not outputs.features
+    assert outputs.maps.keys() == set(distiller.wanted)
 
 
 def test_a_teacher_computes_what_its_model_computes_and_leaves_it_as_it_is():
@@ -335,10 +241,10 @@ def test_a_teacher_computes_what_its_model_computes_and_leaves_it_as_it_is():
     taught = Teacher(model, torch.device("cpu"))(images, (7, 11))
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    wanted = model.eval()(images, (7, 11))
+    wanted = model.eval()(images, maps=(7, 11))
     pairs = [
         *zip(taught.heads, wanted.heads, strict=True),
-        *((taught.features[b], wanted.features[b]) for b in (7, 11)),
+        *((taught.maps[b], wanted.maps[b]) for b in (7, 11)),
     ]
     for mine, theirs in pairs:
         assert not mine.requires_grad

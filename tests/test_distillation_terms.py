@@ -39,10 +39,8 @@ SMALL = torch.tensor(
     [[0, 0, 0.3, 0.3, 4 / 64, 4 / 64], [1, 1, 0.6, 0.7, 8 / 64, 8 / 64], [1, 1, 0.2, 0.7, 12 / 64, 10 / 64]]
 )
 """Each of the size of an anchor of the second head."""
-SEVERAL = distillation("cwd", "3")
-"""Heads, attention and channels."""
-CHANNELS = (7, 11, 13)
-"""Blocks whose channels are compared."""
+SEVERAL = distillation(None, "3")
+"""Heads and attention."""
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -167,21 +165,8 @@ def attention(batch: DistillationBatch, group: str | None, masked: bool) -> Iter
 
 
 def from_features(batch: DistillationBatch) -> dict[str, Tensor]:
-    """Terms of attention maps and channels, one channel after the other."""
+    """Terms of attention maps."""
     terms = {name: list(attention(batch, ATTENTION[name], name.endswith("masked"))) for name in ATTENTION}
-    terms |= {"cwd": [], "pkd": []}
-    for features in batch.pairing.features:
-        if features.student in CHANNELS:
-            student, teacher = batch.student.features[features.student], batch.teacher.features[features.teacher]
-            teacher = teacher if features.channels is None else teacher[:, list(features.channels)]
-            divergences, distances = [], []
-            for channel in range(student.shape[1]):
-                mine, theirs = student[:, channel].flatten(1), teacher[:, channel].flatten(1)
-                q, p = mine.softmax(1), theirs.softmax(1)
-                divergences.append((p * (p / q).log()).sum(1).mean())
-                distances.append(1 - torch.corrcoef(torch.stack((mine.flatten(), theirs.flatten())))[0, 1])
-            terms["cwd"].append(torch.stack(divergences).mean())
-            terms["pkd"].append(torch.stack(distances).mean())
     zero = torch.zeros(()).double()
     return {name: torch.stack(values).mean() if values else zero for name, values in terms.items()}
 
@@ -194,18 +179,6 @@ def reversed_heads() -> tuple[Network, Pairing]:
     pairing = pair(NETWORK, NETWORK, SEVERAL)
     heads = tuple(dataclasses.replace(p, teacher=1 - p.teacher) for p in pairing.heads)
     return dataclasses.replace(NETWORK, blocks=tuple(blocks)), dataclasses.replace(pairing, heads=heads)
-
-
-def kept_channels(*channels: int) -> dict:
-    """A student whose features have these channels of the teacher's, which are known."""
-    pairing = pair(NETWORK, NETWORK, SEVERAL)
-    features = [dataclasses.replace(f, channels=channels if f.compares_channels else None) for f in pairing.features]
-    student = outputs()
-    narrow = {b: f[:, : len(channels)] if b in CHANNELS else f for b, f in student.features.items()}
-    return {
-        "student": Outputs(student.heads, narrow),
-        "pairing": dataclasses.replace(pairing, features=tuple(features)),
-    }
 
 
 REVERSED = reversed_heads()
@@ -222,7 +195,6 @@ CASES = {
         "targets": SMALL,
         "pairing": Pairing((HeadPair(1, 1, ((0, 2), (2, 1))),), pair(NETWORK, NETWORK, SEVERAL).features, ()),
     },
-    "channels that were kept": kept_channels(4, 0, 2),
     "probabilities": {
         "student": changed(outputs(), torch.sigmoid),
         "teacher": changed(outputs(1), torch.sigmoid),
@@ -271,20 +243,6 @@ def test_binary_kl_of_all_kinds_of_logits(t):
     wanted = (sure[0] - sure[1] - theirs.sigmoid() * (mine - theirs))[:, 0]
     bound = EPSILON * (1 + 2 * (mine - theirs).abs()[:, 0])
     assert bool(((binary_kl(student, teacher, t) - wanted).abs() <= bound).all())
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.3, 777.7, -6e4])
-def test_a_constant_channel_has_no_correlation_and_gets_no_gradient(constant):
-    """A channel whose γ is 0, on either side; its standard deviation would divide by next to nothing."""
-    for dead, other in ((outputs(), outputs(1)), (outputs(1), outputs())):
-        for feature in dead.features.values():
-            feature[:, 0] = constant
-        student, parts = leaves(dead)
-        apart = TERMS["pkd"](batch_of(student, other))
-        apart.backward()
-        assert max(part.grad.abs().max().item() for part in parts if part.grad is not None) < 1
-        assert all(student.features[block].grad[:, 0].abs().max() == 0 for block in CHANNELS)
-        assert apart.item() == pytest.approx(TERMS["pkd"](batch_of(other, dead)).item(), rel=1e-4)
 
 
 def test_objects_of_all_processes_count():

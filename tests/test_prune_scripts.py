@@ -26,7 +26,6 @@ from tests.nets import tiny
 from utils.checkpoint import load_model, read_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional
 from utils.data.draw import GAP, SHORTEST, STRIP
 from utils.data.images import read_image
 from utils.detection.evaluate import Accuracy
@@ -136,28 +135,6 @@ def test_plan_and_table_say_what_went(prune, files):
     measured = (document["silenced"], document["absorbed"], document["latency"], document["efficiency"])
     assert {*measured, document["after"]["map50"]} == {None}
     assert not (run / "detections.jpg").exists()
-
-
-def test_kept_leads_every_channel_back_to_its_origin(prune, arrays):
-    """Also after a second pruning."""
-    once = prune("layer_channel", *AMOUNTS["layer_channel"], "--no-test", "--no-absorb")
-    model = str(Path(once["run_dir"]) / "model.pt")
-    again = ("--cfg", once["cfg"], "--weights", model, "--percent", "0.2", "--no-test", "--no-absorb")
-    for document in (once, prune("slim", *again)):
-        check_origins(document, arrays)
-
-
-def check_origins(document: dict, arrays: dict[str, np.ndarray]) -> None:
-    network, now = written(document)
-    checkpoint = read_checkpoint(Path(document["run_dir"]) / "model.pt")
-    kept = checkpoint["kept"]
-    assert set(kept) == {str(i) for i, block in enumerate(network.blocks) if isinstance(block, Convolutional)}
-    for block, origin in kept.items():
-        for name in ("bn.weight", "bn.running_mean", "conv.bias"):
-            if f"layers.{block}.{name}" in now:
-                old = arrays[f"layers.{origin['block']}.{name}"][origin["channels"]]
-                assert np.array_equal(now[f"layers.{block}.{name}"], old)
-    assert checkpoint["lineage"][-1]["sha256"]
 
 
 def test_a_network_pruned_in_its_own_folder_knows_what_it_was(prune):

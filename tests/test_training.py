@@ -195,8 +195,8 @@ class TestRun:
     def test_it_learns(self, run, tmp_path):
         (tmp_path / "hyp.yaml").write_text("lr0: 0.03\nmosaic: 0\nscale: 0\ntranslate: 0\n")
         document = run("--epochs", "25", "--no-flip", "--notest", "--hyp", str(tmp_path / "hyp.yaml"))
-        rows = table(document)
-        assert float(rows[-1]["box_loss"]) < 0.8 * float(rows[0]["box_loss"])
+        first, *_, last = [float(row["box_loss"]) + float(row["class_loss"]) for row in table(document)]
+        assert last < 0.8 * first
 
     def test_a_network_that_saw_no_mirrored_pictures_is_not_fine_tuned_with_them(self, run, folder, tmp_path, capsys):
         """From a training, through a pruning and a .pt of export.py; unless --flip or -pt is given."""
@@ -321,8 +321,7 @@ class TestRun:
             importlib.import_module("slim_prune").main(["--weights", best, *flags])
             files = ("--cfg", str(tmp_path / name / "model.cfg"), "--weights", str(tmp_path / name / "model.pt"))
             best = run("--epochs", "1", *files, "-pt")["best"]
-            kept = read_checkpoint(Path(best))["kept"]
-            assert [len(kept[str(head)]["channels"]) for head in (8, 14)] == [21, 21]
+            assert load_model(choose_model(None, best)).model.network.classes == 2
 
     def test_frozen_blocks_stay_as_they_were(self, run):
         first = run("--epochs", "1")
@@ -491,7 +490,7 @@ class TestResume:
             with pytest.raises(InputError, match=match):
                 run("--resume", str(done), *flags.split())
 
-    def test_a_run_that_used_a_flag_which_is_gone_is_refused(self, run, done):
+    def test_a_run_that_used_a_flag_or_value_which_is_gone_is_refused(self, run, done):
         """Where the flag was left out, the run is resumed."""
         with (done / "args.yaml").open("a") as file:
             file.write("s_coach: null\nevaluator: numpy\n")
@@ -499,6 +498,10 @@ class TestResume:
         with (done / "args.yaml").open("a") as file:
             file.write("s_coach: 0.5\n")
         with pytest.raises(CheckpointError, match=r"unknown flag 's_coach'; it is of another version"):
+            run("--resume", str(done))
+        args = (done / "args.yaml").read_text()
+        (done / "args.yaml").write_text(args.replace("s_coach: 0.5", "KDstr: cwd"))
+        with pytest.raises(CheckpointError, match=r"--KDstr: invalid choice: 'cwd'.* 1, 2, 3, 4, 5"):
             run("--resume", str(done))
 
     def test_flags_that_equal_the_runs_are_fine_and_some_may_change(self, run, done, folder, monkeypatch, tmp_path):

@@ -71,11 +71,8 @@ SCHEMA = {
     "cfg": CheckpointEntry(str, needed=True),
     "names": CheckpointEntry(list, str, needed=True),
     "ema": CheckpointEntry(dict, Tensor),
-    "adapters": CheckpointEntry(dict, Tensor),
     "lineage": CheckpointEntry(list, dict),
-    **dict.fromkeys(
-        ("kept", "quantization", "args", "hyp", "plan", "progress", "optimizer", "scaler"), CheckpointEntry(dict)
-    ),
+    **dict.fromkeys(("quantization", "args", "hyp", "plan", "progress", "optimizer", "scaler"), CheckpointEntry(dict)),
     "ema_updates": CheckpointEntry(int),
 }
 """Entries of a checkpoint; `check_state` says which tensors a state dict has. Newer versions may have more entries."""
@@ -94,8 +91,6 @@ class LoadedModel:
     """What that file was made from, oldest first."""
     notes: tuple[str, ...] = ()
     """What was adapted, for the log."""
-    kept: Mapping[str, Any] | None = None
-    """Of a pruned network: where its channels come from, as `pruning.report.kept` writes it."""
     quantization: QuantSettings | None = None
     """How its quantizers round; None for a float network."""
     no_flip: bool = False
@@ -130,11 +125,11 @@ def load_model(files: ModelFiles) -> LoadedModel:
     state = checkpoint["model"] if checkpoint.get("ema") is None else checkpoint["ema"]
     ancestors = tuple(checkpoint.get("lineage") or ())
     model, settings = _with_slots(network, state, checkpoint.get("quantization"), files.weights)
-    names, kept = tuple(checkpoint["names"]) or None, checkpoint.get("kept")
+    names = tuple(checkpoint["names"]) or None
     if names is not None and len(names) != network.classes:
         raise WeightsError(f"{files.weights}: {len(names)} names for {network.classes} classes; take another copy")
     made = {key: checkpoint.get(key) or {} for key in ("args", "hyp")}
-    return LoadedModel(model, names, files.weights, ancestors, notes, kept, settings, without_flips(checkpoint), **made)
+    return LoadedModel(model, names, files.weights, ancestors, notes, settings, without_flips(checkpoint), **made)
 
 
 def without_flips(checkpoint: Mapping[str, Any]) -> bool:
@@ -340,7 +335,6 @@ def model_document(
     names: Sequence[str],
     lineage: Iterable[Mapping[str, Any]],
     *,
-    kept: Mapping[str, Any] | None = None,
     quantization: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -351,13 +345,12 @@ def model_document(
         network: of the model.
         names: of its classes.
         lineage: what it was made from, oldest first.
-        kept: of a pruned network: where its channels come from, as `pruning.report.kept` writes it.
         quantization: of a quantized network: `QuantSettings.document`.
         more: other entries.
     """
     entries = [dict(entry) for entry in lineage]
     parts = {"model": dict(state), "ema": None, "cfg": cfg_file.format_network(network), "names": list(names)}
-    return {**parts, "lineage": entries, "kept": kept, "quantization": quantization, **more}
+    return {**parts, "lineage": entries, "quantization": quantization, **more}
 
 
 def write_darknet(path: Path, model: Darknet, seen: int = 0) -> None:

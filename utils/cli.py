@@ -195,6 +195,16 @@ class Parser(argparse.ArgumentParser):
         parsed = vars(self.parse_args(args, argparse.Namespace(**names)))
         return {name: value for name, value in parsed.items() if value is not unset}
 
+    def refusal(self, name: str, value: Any) -> str:
+        """Reason why a flag does not take a value that was stored for it, as args.yaml has it; empty if it does."""
+        action = next(action for action in self._actions if action.dest == name)
+        try:
+            for one in value if isinstance(value, list) else [value]:
+                self._check_value(action, self._get_value(action, str(one)))
+        except argparse.ArgumentError as error:
+            return error.message
+        return ""
+
     def knows(self, flag: str) -> bool:
         """Whether a flag, with its dashes, is one of this script."""
         return self._spelled(flag) in self._option_string_actions

@@ -296,11 +296,8 @@ def write(loaded: LoadedModel, final: Graph, cfg: Path, weights: Path | None) ->
     content = cfg_file.format_network(network)
     model = model_of(cfg_file.parse(content, str(cfg), warn=lambda _: None), arrays)
     if weights and weights.suffix == ".pt":
-        _, keys = lay_out(loaded.model.network, final)
-        origins = loaded.kept or {}
-        kept = {str(number): origins[str(key)] for number, key in keys.items() if str(key) in origins} or None
         names = loaded.names or tuple(map(str, range(network.classes)))
-        write_checkpoint(weights, model_document(model.state_dict(), network, names, loaded.lineage(), kept=kept))
+        write_checkpoint(weights, model_document(model.state_dict(), network, names, loaded.lineage()))
     elif weights:
         write_darknet(weights, model)
     atomic_write_text(cfg, content)

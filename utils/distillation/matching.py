@@ -6,13 +6,13 @@ Here the roles are told from the cfg, so that pruned, layer-pruned and quite dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from utils.darknet.blocks import Avgpool, Convolutional, Network, Reorg, Upsample
+from utils.darknet.blocks import Avgpool, Network, Reorg, Upsample
 from utils.darknet.network import trace
 from utils.data.anchors import shape_ious
 from utils.distillation.strategies import QUANTITIES, Distillation, Quantity
@@ -23,8 +23,6 @@ LEAST_ANCHOR_IOU = 0.5
 BACKBONE, DEEP, NECK = "backbone", "deep", "neck"
 """Groups of features: Chu et al. (arXiv:2306.01526) weight the backbone, what is at the largest stride, and the rest
 before the heads apart."""
-Kept = Mapping[str, Mapping[str, Any]]
-"""Where the convolutions of a pruned network come from; see `pruning.report.kept`."""
 
 
 class Feature(NamedTuple):
@@ -42,30 +40,10 @@ class Feature(NamedTuple):
 class FeaturePair:
     """A feature of the student and the teacher's."""
 
-    name: str
     group: str
     student: int
     """Its block."""
     teacher: int
-    widths: tuple[int, int]
-    """Channels of both."""
-    channels: tuple[int, ...] | None
-    """The teacher's channels that the student's were made from, in its order; None: not known."""
-
-    @property
-    def key(self) -> str:
-        """Name of the adapter. A module's name has no points, and not every stride is a whole number."""
-        return self.name.replace(".", "_")
-
-    @property
-    def compares_channels(self) -> bool:
-        """Whether channels can be compared one by one: those of the backbone are concatenations and sums."""
-        return self.group != BACKBONE
-
-    @property
-    def needs_adapter(self) -> bool:
-        """Whether the student's channels must be mapped onto the teacher's first."""
-        return self.compares_channels and self.channels is None and self.widths[0] != self.widths[1]
 
 
 @dataclass(frozen=True)
@@ -86,26 +64,6 @@ class Pairing:
     features: tuple[FeaturePair, ...]
     notes: tuple[str, ...]
     """What could not be paired, for the log."""
-
-
-def rebased(kept: Kept, teacher: Kept) -> Kept:
-    """Return where a pruned student comes from in a teacher that was pruned from the same network.
-
-    Args:
-        kept: of the student.
-        teacher: of the teacher.
-
-    Returns:
-        `kept` by the teacher's numbers of blocks and channels, without convolutions that have what the teacher lacks.
-    """
-    blocks = {origin["block"]: (int(number), origin["channels"]) for number, origin in teacher.items()}
-    result = {}
-    for number, origin in kept.items():
-        block, channels = blocks.get(origin["block"], (None, ()))
-        numbers = {channel: i for i, channel in enumerate(channels)}
-        if numbers.keys() >= set(origin["channels"]):
-            result[number] = {"block": block, "channels": [numbers[channel] for channel in origin["channels"]]}
-    return result
 
 
 def features(network: Network) -> tuple[Feature, ...]:
@@ -148,20 +106,19 @@ def comparable(distillation: Distillation, student: Network, teacher: Network) -
     if not terms:
         raise InputError(
             f"{distillation.name}: compares scores, but {counts}; boxes and features can be learnt from it: "
-            "--KDstr 3, 4 or 5, cwd or pkd, or --AT_str"
+            "--KDstr 3, 4 or 5, or --AT_str"
         )
     gone = ", ".join(term for term in distillation.terms if term not in terms)
     return replace(distillation, terms=terms), (f"{counts}: {gone} left out",) if gone else ()
 
 
-def pair(student: Network, teacher: Network, distillation: Distillation, kept: Kept | None = None) -> Pairing:
+def pair(student: Network, teacher: Network, distillation: Distillation) -> Pairing:
     """Return what a distillation can compare.
 
     Args:
         student: network that is trained.
         teacher: network it learns from.
         distillation: tells whether heads, features or both are compared.
-        kept: of a student that was pruned.
 
     Raises:
         InputError: the inputs differ, or nothing can be compared.
@@ -180,8 +137,8 @@ def pair(student: Network, teacher: Network, distillation: Distillation, kept: K
             raise InputError(
                 f"{distillation.name}: no head of the student has stride and anchors like one of the teacher"
             )
-    if distillation.compares(Quantity.MAPS | Quantity.CHANNELS):
-        pairs = _feature_pairs(student, teacher, kept, notes, backbone=distillation.compares(Quantity.MAPS))
+    if distillation.compares(Quantity.MAPS):
+        pairs = _feature_pairs(student, teacher, notes)
         if not pairs:
             raise InputError(f"{distillation.name}: the student has no features at the strides of the teacher's")
     return Pairing(heads, pairs, tuple(notes))
@@ -229,22 +186,13 @@ def _anchor_pairs(
     return tuple(sorted(pairs.items()))
 
 
-def _feature_pairs(
-    student: Network, teacher: Network, kept: Kept | None, notes: list[str], *, backbone: bool
-) -> tuple[FeaturePair, ...]:
-    partners = _named(teacher)
-    shapes = trace(student), trace(teacher)
-    pairs, missing = [], []
+def _feature_pairs(student: Network, teacher: Network, notes: list[str]) -> tuple[FeaturePair, ...]:
+    partners, pairs, missing = _named(teacher), [], []
     for name, feature in _named(student).items():
-        if feature.group == BACKBONE and not backbone:
-            continue
-        if name not in partners:
+        if name in partners:
+            pairs.append(FeaturePair(feature.group, feature.block, partners[name].block))
+        else:
             missing.append(name)
-            continue
-        block = partners[name].block
-        widths = shapes[0][feature.block].channels, shapes[1][block].channels
-        channels = None if kept is None else _kept_channels(teacher, kept.get(str(feature.block)), block, widths)
-        pairs.append(FeaturePair(name, feature.group, feature.block, block, widths, channels))
     if missing and pairs:
         notes.append(f"the teacher has no features like the student's {', '.join(missing)}")
     return tuple(pairs)
@@ -258,13 +206,3 @@ def _named(network: Network) -> dict[str, Feature]:
         stem = f"{feature.role} at {feature.stride:g}"
         named[f"{stem} #{count + 1}" if count else stem] = feature
     return named
-
-
-def _kept_channels(
-    teacher: Network, origin: Mapping[str, Any] | None, block: int, widths: tuple[int, int]
-) -> tuple[int, ...] | None:
-    """Return the teacher's channels that a pruned block has; None where it was not pruned from this teacher."""
-    if origin is None or origin["block"] != block or not isinstance(teacher.blocks[block], Convolutional):
-        return None
-    channels = tuple(origin["channels"])
-    return channels if len(channels) == widths[0] and max(channels) < widths[1] else None

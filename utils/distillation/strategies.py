@@ -1,8 +1,8 @@
 """What a student learns from its teacher: every strategy is a table of terms and their weights; no torch.
 
-The numbers are those of the suites this one follows (SpursLipu, chumingqian: `--KDstr`, `--AT_str`); cwd and pkd are
-later methods. The weights are ours: no term depends on the size of a batch, a grid or the number of objects. A term is
-a key of `utils.distillation.terms.TERMS`.
+The numbers are those of the suites this one follows (SpursLipu, chumingqian: `--KDstr`, `--AT_str`). The weights are
+ours: no term depends on the size of a batch, a grid or the number of objects. A term is a key of
+`utils.distillation.terms.TERMS`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ class Quantity(Flag):
     BOXES = auto()
     MAPS = auto()
     """Attention maps, Σ_c F_c² of every feature."""
-    CHANNELS = auto()
-    """Features channel by channel."""
 
 
 ATTENTION = {
@@ -39,7 +37,6 @@ QUANTITIES: Mapping[str, Quantity] = {
     **dict.fromkeys(("objectness", "classes", "class_softmax"), Quantity.SCORES),
     **dict.fromkeys(("box", "box_bounded"), Quantity.BOXES),
     **dict.fromkeys(ATTENTION, Quantity.MAPS),
-    **dict.fromkeys(("cwd", "pkd"), Quantity.CHANNELS),
 }
 """Quantity that each term compares; `terms.TERMS` has the same keys."""
 
@@ -66,8 +63,6 @@ KD = {
     "3": Strategy("boxes and classes apart, both from the teacher", OUTPUTS),
     "4": Strategy("3, and where the features are strong", OUTPUTS | {"attention": 0.4}),
     "5": Strategy("4 with the features near objects only", OUTPUTS | {"attention_masked": 0.4}),
-    "cwd": Strategy("channel-wise distillation of the features before heads and upsamplings", {"cwd": 4.0}),
-    "pkd": Strategy("Pearson correlation with the features before heads and upsamplings", {"pkd": 1.0}),
 }
 """--KDstr."""
 AT = {

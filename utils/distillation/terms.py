@@ -6,14 +6,14 @@ pictures, larger grids nor more objects change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import Darknet, Outputs, fuse, reduced
 from utils.boxes import EPSILON, area, similarity
@@ -22,13 +22,11 @@ from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import AT_LEAST_ONE, Divisor, Positives, assign
 from utils.detection.settings import Assignment
 from utils.device import constant, uploaded
-from utils.distillation.matching import FeaturePair, HeadPair, Kept, Pairing, comparable, pair
-from utils.distillation.strategies import ATTENTION, Distillation, Quantity
+from utils.distillation.matching import HeadPair, Pairing, comparable, pair
+from utils.distillation.strategies import ATTENTION, Distillation
 
 TEMPERATURE = 3.0
 """T of the suites this one follows: class scores are softened by it."""
-CONSTANT = 1e-12
-"""A channel whose variance is not above it is constant."""
 NEARNESS = 0.5
 """ψ: a cell counts whose best anchor overlaps an object by more than this share of the best overlap anywhere."""
 
@@ -51,24 +49,19 @@ class Teacher:
         """The blocks as they were before folding; their numbers are the same."""
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, features: Collection[int] = (), maps: Collection[int] = ()) -> Outputs:
+    def __call__(self, images: Tensor, maps: Collection[int] = ()) -> Outputs:
         """Return what `Darknet.forward` does for images [B, C, H, W], 0…1; its stride divides H and W."""
-        return self._model(images, features, maps)
+        return self._model(images, maps=maps)
 
 
-class Distiller(nn.Module):
-    """The weighted terms of a distillation, and the adapters that some of them train.
-
-    An adapter is a 1 × 1 convolution from a student's feature to the width of the teacher's, where the two differ and
-    the teacher's channels that the student kept are not known. It belongs to the loss: it is trained and saved with the
-    run, and never part of the student.
+class Distiller:
+    """The weighted terms of a distillation.
 
     Args:
         student: network that is trained; only its blocks are read.
         teacher: it learns from.
         distillation: what is compared.
         rule: which predictions answer for which object, as in the loss.
-        kept: where the convolutions of a pruned student come from.
         divisor: what sums over objects are divided by, from their number; of processes that share batches.
 
     Raises:
@@ -81,55 +74,39 @@ class Distiller(nn.Module):
         teacher: Teacher,
         distillation: Distillation,
         rule: Assignment,
-        kept: Kept | None = None,
         divisor: Divisor = AT_LEAST_ONE,
     ) -> None:
-        super().__init__()
         networks = student.network, teacher.network
         self.yolos = student.network.yolos, teacher.network.yolos
         self.distillation, note = comparable(distillation, *networks)
         self.teacher, self.rule, self.divisor = teacher, rule, divisor
-        self.pairing = pair(*networks, self.distillation, kept)
+        self.pairing = pair(*networks, self.distillation)
         self.notes = (*note, *self.pairing.notes)
         """What could not be compared, for the log."""
-        self.adapters = nn.ModuleDict()
-        for feature in self._features(Quantity.CHANNELS):
-            if feature.needs_adapter:
-                self.adapters[feature.key] = nn.Conv2d(*feature.widths, 1, bias=False)
-        self.wanted, self._teacher_blocks = self._blocks("student"), self._blocks("teacher")
-        """Blocks of the student whose outputs `forward` needs, and those whose attention maps."""
+        self.wanted = tuple(features.student for features in self.pairing.features)
+        """Blocks of the student whose attention maps are compared."""
 
     def teach(self, images: Tensor) -> Outputs:
         """Return the teacher's outputs for images [B, C, H, W], without a gradient.
 
         Best called before the student sees them: what the student computes then is still at hand in its backward pass.
         """
-        return self.teacher(images, *self._teacher_blocks)
+        return self.teacher(images, [features.teacher for features in self.pairing.features])
 
-    def forward(self, teacher: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    def __call__(self, teacher: Outputs, student: Outputs, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """Return the weighted terms of a batch, scalars in float32.
 
         Args:
             teacher: from `teach`.
-            student: its outputs for the same images, with the features and maps in `wanted`.
+            student: its outputs for the same images, with the maps in `wanted`.
             targets: [N, 6] picture, class, cx, cy, w, h; boxes as fractions of the network input; on the CPU.
             size: height and width of the network input, in pixels.
         """
-        how = self.rule, self.divisor, self.adapters
         with torch.autocast(student.heads[0].device.type, enabled=False):
-            batch = DistillationBatch(student, teacher, self.yolos, self.pairing, targets, size, *how)
+            batch = DistillationBatch(
+                student, teacher, self.yolos, self.pairing, targets, size, self.rule, self.divisor
+            )
             return {term: weight * TERMS[term](batch) for term, weight in self.distillation.terms.items()}
-
-    def _features(self, quantity: Quantity) -> tuple[FeaturePair, ...]:
-        """Return the features of which the terms compare channels or maps."""
-        if not self.distillation.compares(quantity):
-            return ()
-        features = self.pairing.features
-        return tuple(f for f in features if f.compares_channels) if quantity is Quantity.CHANNELS else features
-
-    def _blocks(self, side: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        features, maps = self._features(Quantity.CHANNELS), self._features(Quantity.MAPS)
-        return tuple(getattr(pair, side) for pair in features), tuple(getattr(pair, side) for pair in maps)
 
 
 class Columns(NamedTuple):
@@ -168,8 +145,6 @@ class DistillationBatch:
     divisor: Divisor = AT_LEAST_ONE
     """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
     the objects of all."""
-    adapters: Mapping[str, nn.Module] | nn.ModuleDict = field(default_factory=dict)
-    """Convolutions from the student's width to the teacher's, by the key of a feature pair."""
 
     @cached_property
     def columns(self) -> list[tuple[Columns, Columns]]:
@@ -241,19 +216,6 @@ class DistillationBatch:
         """Cells near objects, bool [B, H, W] for each head of the student."""
         return object_mask(self.targets, self.yolos[0], self.student.heads, self.size)
 
-    def channels(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield features with equal channels: the teacher's kept ones, or the student's through its adapter."""
-        for features in self.pairing.features:
-            if not features.compares_channels:
-                continue
-            student = self.student.features[features.student].float()
-            teacher = self.teacher.features[features.teacher].float()
-            if features.channels is not None:
-                teacher = teacher[:, constant(features.channels, torch.long, teacher.device)]
-            elif features.needs_adapter:
-                student = self.adapters[features.key](student)
-            yield student, teacher
-
 
 def objectness(batch: DistillationBatch) -> Tensor:
     """Σ KL of σ(z_o) at T = 1, for each object that the teacher sees."""
@@ -302,47 +264,20 @@ def attention(batch: DistillationBatch, group: str | None = None, masked: bool =
     return _mean(distances, batch)
 
 
-def cwd(batch: DistillationBatch) -> Tensor:
-    """Channel-wise distillation (Shu et al., arXiv:2011.13256), τ = 1: KL of the softmax over the cells of a channel.
-
-    Mean over channels, pictures and features.
-    """
-    distances = []
-    for student, teacher in batch.channels():
-        mine, theirs = student.flatten(2).transpose(1, 2), teacher.flatten(2).transpose(1, 2)  # dense: channels-last
-        distances.append(softmax_kl(mine, theirs, 1.0, dim=1).mean())
-    return _mean(distances, batch)
-
-
-def pkd(batch: DistillationBatch) -> Tensor:
-    """1 − Pearson's correlation of the features of a channel (Cao et al., arXiv:2207.02039).
-
-    Over the cells of all pictures of the batch; mean over channels and features. A channel that is constant in one of
-    the networks has no correlation: it counts 0 and gets no gradient, which would be that of a division by its spread.
-    """
-    distances = []
-    for student, teacher in batch.channels():
-        (mine, varies), (theirs, moves) = _standard(student), _standard(teacher)
-        distances.append(((mine - theirs) * (varies & moves)).square().mean() / 2)
-    return _mean(distances, batch)
-
-
 TERMS: dict[str, Callable[[DistillationBatch], Tensor]] = {
     "objectness": objectness,
     "classes": classes,
     "class_softmax": class_softmax,
     "box": box,
     "box_bounded": partial(box, bounded=True),
-    "cwd": cwd,
-    "pkd": pkd,
     **{name: partial(attention, group=group, masked=name.endswith("masked")) for name, group in ATTENTION.items()},
 }
 
 
-def softmax_kl(student: Tensor, teacher: Tensor, t: float, dim: int = -1) -> Tensor:
-    """KL(softmax(z^t / T) ‖ softmax(z^s / T)) over a dimension, which goes."""
-    mine, theirs = (F.log_softmax(logits / t, dim=dim) for logits in (student, teacher))
-    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=dim)
+def softmax_kl(student: Tensor, teacher: Tensor, t: float) -> Tensor:
+    """KL(softmax(z^t / T) ‖ softmax(z^s / T)) over the last dimension, which goes."""
+    mine, theirs = (F.log_softmax(logits / t, dim=-1) for logits in (student, teacher))
+    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=-1)
 
 
 def binary_kl(student: Tensor, teacher: Tensor, t: float) -> Tensor:
@@ -436,12 +371,6 @@ def _per_object_seen(batch: DistillationBatch, divergence: Callable[[Tensor, Ten
         for (student, teacher), certainty in zip(batch.logits("classes"), batch.certainty, strict=True)
     )
     return TEMPERATURE**2 * total / batch.objects_seen
-
-
-def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, C, H, W] with mean 0 and (biased) variance 1 in each channel; and which channels vary [1, C, 1, 1]."""
-    variance, mean = torch.var_mean(values, dim=(0, 2, 3), keepdim=True, correction=0)
-    return (values - mean) * torch.rsqrt(variance + CONSTANT), variance > CONSTANT
 
 
 def _mean(distances: Sequence[Tensor], batch: DistillationBatch) -> Tensor:

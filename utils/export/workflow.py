@@ -423,9 +423,7 @@ def make_checkpoint(subject: Subject, settings: ExportSettings, folder: Path) ->
     """A .pt of this suite, read back and compared value by value."""
     metadata, path = subject.metadata, folder / "model.pt"
     state = {key: value.contiguous() for key, value in subject.model.state_dict().items()}
-    write_checkpoint(
-        path, model_document(state, metadata.network, metadata.names, metadata.lineage, kept=subject.loaded.kept)
-    )
+    write_checkpoint(path, model_document(state, metadata.network, metadata.names, metadata.lineage))
     path.with_suffix(".cfg").write_text(format_network(metadata.network))
     back = load_model(ModelFiles(None, path, True)).model.state_dict()
     arrays = {key: value.numpy() for key, value in state.items()}

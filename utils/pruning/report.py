@@ -15,7 +15,7 @@ import torch
 from utils.checkpoint import model_document, write_checkpoint
 from utils.cli import log
 from utils.darknet import weights as weights_file
-from utils.darknet.blocks import Convolutional, Network
+from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import file_bytes, opencv_warning
 from utils.pruning.channel_graph import Importance, numbers, residual_units, unit_scores
@@ -97,26 +97,6 @@ def _cost(cost: Cost) -> dict[str, int]:
     return {"parameters": cost.parameters, "macs": cost.macs}
 
 
-def kept(plan: Plan, before: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """For every convolution of the pruned network, by its block number: where it and its channels come from.
-
-    Args:
-        plan: what goes.
-        before: the same of the network that is pruned; None if that was not pruned.
-
-    Returns:
-        `block`, its number in the network that was never pruned, and `channels`, the numbers its channels had there.
-    """
-    graph, origins = plan.graph, {}
-    for old, new in numbers(graph.network, plan.removal).items():
-        if isinstance(graph.network.blocks[old], Convolutional):
-            channels = np.flatnonzero(plan.removal.keep[graph.labels[old]]).tolist()
-            origin: Mapping[str, Any] = {"block": old, "channels": range(len(graph.labels[old]))}
-            origin = origin if before is None else before[str(old)]
-            origins[str(new)] = {"block": origin["block"], "channels": [origin["channels"][i] for i in channels]}
-    return origins
-
-
 def plan_document(plan: Plan, policy: Any, importance: Importance, document: Document) -> dict[str, Any]:
     """plan.json: the policy and how it was decided, what goes, and the figures of --json."""
     choice, removal = plan.choice, plan.removal
@@ -160,7 +140,6 @@ def write_network(
     pruned: PrunedNetwork,
     names: Sequence[str],
     lineage: Sequence[Mapping[str, Any]],
-    origins: Mapping[str, Any],
 ) -> None:
     """Write the pruned network for Darknet and for this suite; model.cfg comes last, as it is useless without weights.
 
@@ -169,14 +148,13 @@ def write_network(
         pruned: the network.
         names: of the classes.
         lineage: files that it was made from.
-        origins: of `kept`.
     """
     network, arrays = pruned
     text = format_network(network)
     run.file("model.cfg").unlink(missing_ok=True)  # of an earlier pruning, with --exist-ok
     weights_file.write(run.file("model.weights"), network, arrays)
     state = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    write_checkpoint(run.file("model.pt"), model_document(state, network, names, lineage, kept=origins))
+    write_checkpoint(run.file("model.pt"), model_document(state, network, names, lineage))
     run.write_text("model.cfg", text)
     if warning := opencv_warning(network):
         log(f"{run.path}: {warning}")

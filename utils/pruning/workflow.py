@@ -259,7 +259,8 @@ def prune(settings: PruneSettings) -> None:
         raise InputError(
             f"{settings.files.weights}: is quantized, which comes after pruning; give the weights it was made from"
         )
-    lineage = loaded.lineage()
+    *ancestors, parent = loaded.lineage()
+    lineage = (*ancestors, {**parent, "pruned": True})
     log(*loaded.notes)
     network = loaded.model.network
     settings.check_classes(network)
@@ -392,14 +393,14 @@ def write(
 
             write_image(run.file("detections.jpg"), picture)
         names = loaded.names or (settings.data.names if settings.data else tuple(map(str, range(network.classes))))
-        report.write_network(run, pruned, names, lineage, report.kept(plan, loaded.kept))
+        report.write_network(run, pruned, names, lineage)
     return document
 
 
 def next_step(settings: PruneSettings, document: Mapping[str, Any]) -> str:
     """The training that comes next, in which the network before is the teacher.
 
-    It starts from model.pt, as a .weights file says nothing of mirrored images and of the channels that were kept. Two
+    It starts from model.pt, as a .weights file says nothing of mirrored images. Two
     numbers of --img_size, H W, would be MIN MAX there: with different ones it takes the cfg's size.
     """
     files, sides = settings.files, set(settings.img_size or ())

@@ -180,7 +180,6 @@ def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any
         network,
         loaded.names or request.data.names,
         [*ancestors, {**parent, "command": command}],
-        kept=loaded.kept,
         quantization=float_network.keeping(kept).document(),
         calibration=calibration,
     )

@@ -77,7 +77,6 @@ class Source(NamedTuple):
     plan: Mapping[str, Any]
     """What a resume needs to be the same: `data` (fingerprint), `batch` (pictures of all processes), with a teacher its
     digest."""
-    kept: Mapping[str, Any] | None = None
     quantization: Mapping[str, Any] | None = None
 
 
@@ -90,8 +89,6 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
-    adapters: nn.Module | None = None
-    """What a distillation trains beside the model; it is saved for a resume only."""
     _scale: dict[str, Any] = field(default_factory=dict, init=False)
     """State of the scaler that a resumed run had, kept for the next GPU while it computes without one."""
 
@@ -104,7 +101,7 @@ class State:
         """Continue where a checkpoint of this run stopped.
 
         Raises:
-            ValueError, KeyError, RuntimeError: the state of optimizer, scaler or adapters is of another training.
+            ValueError, KeyError, RuntimeError: the state of optimizer or scaler is of another training.
         """
         self.model.load_state_dict(checkpoint["model"])
         self.average.model.load_state_dict(checkpoint["ema"])
@@ -118,8 +115,6 @@ class State:
         if self.scaler.is_enabled() and self._scale:  # empty where no process before this one had a scaler
             self.scaler.load_state_dict(self._scale)
         self.progress = Progress.restored(checkpoint["progress"])
-        if self.adapters is not None:
-            self.adapters.load_state_dict(checkpoint["adapters"])
 
     def write_last(self, run: RunDirectory, source: Source) -> None:
         """Write `last.pt` with all that a resume needs; the one before it stays as `prev.pt`.
@@ -149,7 +144,6 @@ class State:
             "ema_updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() or self._scale,
-            "adapters": {} if self.adapters is None else _tensors(self.adapters),
         }
 
     def _document(self, model: Darknet, source: Source) -> dict[str, Any]:
@@ -170,8 +164,6 @@ class Start(NamedTuple):
     model: Darknet
     lineage: tuple[Mapping[str, Any], ...] = ()
     """What the weights were made from, oldest first; empty for new ones."""
-    kept: Mapping[str, Any] | None = None
-    """Of a pruned network: where its channels come from."""
     checkpoint: Mapping[str, Any] | None = None
     """Of the run that goes on; None for a new run."""
 
@@ -203,7 +195,7 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
     loaded = load_model(files)
     assert loaded.path is not None  # it is a checkpoint
-    state, network, kept = loaded.model.state_dict(), loaded.model.network, loaded.kept
+    state, network = loaded.model.state_dict(), loaded.model.network
     note = f"{files.weights}: all {len(network.blocks)} layers loaded"
     if network.classes != model.network.classes:
         if not pretrained:
@@ -211,15 +203,12 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
         heads = head_convolutions(network)
         state = {key: value for key, value in state.items() if int(key.split(".")[1]) not in heads}  # layers.BLOCK.…
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
-        if kept is not None:
-            widths = ((str(head), model.network.yolos[number].channels) for number, head in enumerate(heads))
-            kept = {**kept, **{key: {**kept[key], "channels": list(range(width))} for key, width in widths}}
     if loaded.quantization is not None:
         target = loaded.quantization.target
         note += f"; it was quantized with --target {target}: its weights before rounding are taken, and nothing else"
     _copy(model, state)
     log(note)
-    return Start(model, tuple(dict(entry) for entry in loaded.lineage()), kept)
+    return Start(model, tuple(dict(entry) for entry in loaded.lineage()))
 
 
 def _copy(model: Darknet, state: Mapping[str, Tensor]) -> None:

@@ -128,7 +128,7 @@ class Team:
             raise InputError("--sync-bn: PyTorch's SyncBatchNorm works on GPUs only; leave it out")
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-    def unsynchronised(self, model: nn.Module | None, accumulates: bool) -> AbstractContextManager[None]:
+    def unsynchronised(self, model: nn.Module, accumulates: bool) -> AbstractContextManager[None]:
         """A context for a batch that only accumulates gradients; the last batch of a step exchanges them."""
         return model.no_sync() if accumulates and isinstance(model, DistributedDataParallel) else nullcontext()
 

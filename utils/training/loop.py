@@ -11,8 +11,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -80,10 +80,6 @@ class Objective:
         # A quantized forward pass reads bounds and running statistics, so all processes must have the same ones.
         self._model = team.parallel(model, buffers=model.quantize_image is not None)
         self._distiller = distiller
-        self._parallel_distiller: nn.Module | None = distiller
-        """The distiller, wrapped by DDP if it has adapters, whose gradients the processes exchange."""
-        if distiller is not None and len(distiller.adapters):
-            self._parallel_distiller = team.parallel(distiller)
         terms = () if distiller is None else distiller.distillation.terms
         self.columns: Mapping[str, str] = LOSS_COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
         """Column of results.csv for every term."""
@@ -101,22 +97,19 @@ class Objective:
         teacher = None if distiller is None else distiller.teach(images)
         wanted = () if distiller is None else distiller.wanted
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self._model(images, *wanted)
+            outputs = self._model(images, maps=wanted)
         size = (images.shape[-2], images.shape[-1])
         options = (self.settings, self.team.positives, ignored)
         terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
-        if self._parallel_distiller is not None:
-            learnt = self._parallel_distiller(teacher, outputs, targets, size)
+        if distiller is not None and teacher is not None:
+            learnt = distiller(teacher, outputs, targets, size)
             terms["total"] = terms["total"] + sum(learnt.values())
             terms |= {f"kd_{term}": value for term, value in learnt.items()}
         return terms
 
-    @contextmanager
-    def unsynchronised(self, accumulates: bool) -> Iterator[None]:
+    def unsynchronised(self, accumulates: bool) -> AbstractContextManager[None]:
         """A context for a batch that only accumulates gradients; the last batch of a step exchanges them."""
-        modules = self._model, self._parallel_distiller
-        with self.team.unsynchronised(modules[0], accumulates), self.team.unsynchronised(modules[1], accumulates):
-            yield
+        return self.team.unsynchronised(self._model, accumulates)
 
 
 class Trainer:
@@ -157,14 +150,12 @@ class Trainer:
         if settings.compiled:
             model.compile()
         self.objective = Objective(model, hyp.loss, self.dtype, team, distiller)
-        adapters = None if distiller is None else distiller.adapters
         self.state = State(
             model,
             AveragedModel(model, self.schedule.ema_decay),
-            build_optimizer(model, hyp.optimizer, settings.adam, adapters),
+            build_optimizer(model, hyp.optimizer, settings.adam),
             torch.amp.GradScaler(team.device.type, enabled=self.dtype is torch.float16),
             Progress(),
-            adapters,
         )
         self.sparsity = Sparsity(model, settings, self.schedule) if settings.sr else None
         if self.sparsity is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,17 +88,13 @@ class Schedule:
         return min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
-def build_optimizer(
-    model: nn.Module, settings: OptimizerSettings, adam: bool, beside: nn.Module | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, adam: bool) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum, or Adam with decoupled decay, over the parameters that require a gradient.
 
-    Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not. `beside` is a module
-    that is trained in the same way with the model.
+    Only weights of convolutions and linear layers decay; γ, β, biases and shortcut weights do not.
     """
-    modules = [model] if beside is None else [model, beside]
-    decayed = {id(parameter) for module in modules for parameter in _matrices(module)}
-    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
@@ -151,9 +146,3 @@ class AveragedModel:
         if self._copied:
             copies, values = zip(*self._copied, strict=True)
             torch._foreach_copy_(copies, values)
-
-
-def _matrices(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            yield module.weight

@@ -487,15 +487,16 @@ def is_search(folder: Path) -> bool:
     return (folder / STUDY).is_file()
 
 
-def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+def stored_flags(folder: Path, known: Mapping[str, Any], refusal: Callable[[str, Any], str]) -> dict[str, Any]:
     """Return the flags that the run in `folder` was started with, without those that have their default or are gone.
 
     Args:
         folder: of the run.
         known: flags of this version.
+        refusal: reason why one does not take a value, or nothing.
 
     Raises:
-        CheckpointError: a file of the run is missing, or its args.yaml is none, or has a flag that is not in `known`.
+        CheckpointError: a file of the run is missing, or its args.yaml is none, or has an unknown flag or value.
     """
     parts = (START,) if is_search(folder) else ("hyp.yaml", "weights/last.pt")
     for name in ("args.yaml", "model.cfg", *parts):
@@ -510,8 +511,11 @@ def stored_flags(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name not in known:
             raise CheckpointError(f"{folder}/args.yaml: unknown flag {name!r}; it is of another version")
-        if value is not None:  # what older versions have for a default
-            flags[name] = value
+        if value is None:  # what older versions have for a default
+            continue
+        if reason := refusal(name, value):
+            raise CheckpointError(f"{folder}/args.yaml: {flag_name(name)}: {reason}; it is of another version")
+        flags[name] = value
     return flags
 
 

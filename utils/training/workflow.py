@@ -37,8 +37,7 @@ from utils.data.store import PictureStore
 from utils.detection.evaluate import Evaluation, evaluate
 from utils.detection.settings import ASSIGNMENTS
 from utils.device import training_type
-from utils.distillation.matching import rebased
-from utils.distillation.strategies import Quantity, distillation
+from utils.distillation.strategies import distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import CheckpointError, DataError, InputError, NumericsError, ResourceError, SuiteError
 from utils.files import foreign_errors
@@ -111,7 +110,7 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     run = _run_directory(plan, team, ending)
     model = start.model.to(team.device).to(memory_format=torch.channels_last)
     quant = None if settings.quant is None else settings.quant.document()
-    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, start.kept, quant)
+    source = Source(plan.names, lineage, plan.args, plan.hyp.flat, batches, quant)
     trainer = Trainer(model, train_loader, val_loader, plan.hyp, settings, run, source, team, distiller)
     if start.checkpoint is not None:
         with foreign_errors(run.weights, "no state that a training can go on from", CheckpointError):
@@ -125,7 +124,7 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
     if record is not None:
         record.finish()
     document = _document(run, progress, evaluation)
-    document["next"] = next_step(plan, document["best"], pruned=start.kept is not None)
+    document["next"] = next_step(plan, document["best"], pruned=any("pruned" in entry for entry in start.lineage))
     return document | (last_epochs(read_results(run.file("results.csv"))) if team.leads else {})
 
 
@@ -140,7 +139,7 @@ def _start(plan: TrainPlan, team: Team) -> Start:
         return start
     with team.one_by_one():
         checkpoint = resumable(plan.resume / "weights", start.model)
-    return Start(start.model, tuple(checkpoint["lineage"]), checkpoint.get("kept"), checkpoint)
+    return Start(start.model, tuple(checkpoint["lineage"]), checkpoint)
 
 
 def _document(run: RunDirectory, progress: Progress, evaluation: Evaluation | None) -> dict[str, Any]:
@@ -443,7 +442,7 @@ def _fits(plan: TrainPlan, train: Index, start: Start, distiller: Distiller | No
         with memory_for(count), torch.random.fork_rng([device]):
             model = copy.deepcopy(start.model).to(device).to(memory_format=torch.channels_last).train()
             if distiller is not None:
-                distiller = copy.deepcopy(distiller, {id(distiller.teacher): distiller.teacher})
+                distiller = copy.copy(distiller)
                 distiller.divisor = alone.positives
             loader, _ = loaders(plan, train, None, alone)
             trainer = Trainer(model, loader, None, plan.hyp, plan.settings, run, source, alone, distiller)
@@ -505,7 +504,7 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
 
     Args:
         plan: of a run with a teacher.
-        start: the student, and where its convolutions come from if it was pruned.
+        start: the student.
         team: on whose device the teacher runs.
 
     Returns:
@@ -521,14 +520,9 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
     log(*loaded.notes)
     _check_sizes(start.model, loaded.model, settings, str(loaded.path))
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
-    # It is not checked that the student was pruned from this teacher. Of another one with the same cfg, cwd and pkd
-    # compare channels that have nothing in common.
-    kept = start.kept
-    if kept is not None and loaded.kept is not None:
-        kept = rebased(kept, loaded.kept)
     chosen = distillation(settings.KDstr, settings.AT_str, settings.kd_weight)
     rule = ASSIGNMENTS[plan.hyp.loss.assignment]
-    distiller = Distiller(start.model, teacher, chosen, rule, kept, team.positives).to(team.device)
+    distiller = Distiller(start.model, teacher, chosen, rule, team.positives)
     for note in distiller.notes:
         log(f"{loaded.path}: {note}")
     terms = ", ".join(f"{weight:g} · {term}" for term, weight in distiller.distillation.terms.items())
@@ -544,9 +538,6 @@ def _comparison(distiller: Distiller) -> str:
     parts = [f"{len(heads)} heads"] if heads else []
     if features:
         parts.append(f"features of blocks {', '.join(str(feature.student) for feature in features)}")
-    if distiller.distillation.compares(Quantity.CHANNELS):
-        kept = sum(feature.compares_channels and feature.channels is not None for feature in features)
-        parts.append(f"{kept} against the channels that were kept, {len(distiller.adapters)} through an adapter")
     return "; ".join(parts)
 
 
