@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
 import shlex
 from multiprocessing import active_children
@@ -22,7 +23,7 @@ from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
 from utils.model_files import choose_model
 from utils.pruning.channel_graph import channel_graph
-from utils.pruning.policy import advised_percent, candidates
+from utils.pruning.policy import SETS, advised_percent, candidates
 from utils.report.run_dir import read_results
 from utils.training import loop
 from utils.training.checkpointing import Progress
@@ -336,6 +337,14 @@ class TestRun:
         slim_prune.main([*command[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
         pruned = json.loads(capsys.readouterr().out)
         assert pruned["percent"] == pruned["advised_percent"] > 0
+
+    @pytest.mark.parametrize("number", SETS)
+    def test_the_next_command_prunes_it(self, number, run, no_plots, tmp_path):
+        """All residual units of most networks hold less than half of the multiply-adds."""
+        _, script, *flags = shlex.split(run("--epochs", "1", "-sr", "--prune", str(number))["next"])
+        flags += ["--no-test", "--project", str(tmp_path / "pruned")]
+        importlib.import_module(script.removesuffix(".py")).main(flags)
+        assert (tmp_path / "pruned/exp/model.pt").exists()
 
     def test_accuracy_that_falls_ends_the_pressure_and_is_in_the_table(self, run, lines, monkeypatch, no_plots):
         """Before the training, and after each epoch."""

@@ -54,7 +54,7 @@ from utils.training.hyperparameters import unused_keys
 from utils.training.loop import FREEZE_FROM, ROUND_FROM, Trainer
 from utils.training.optimizer import LEAST_STEPS, accumulation
 from utils.training.settings import AUTO, ScheduleFlags, TrainPlan, TrainSettings
-from utils.training.sparsity import SparseRecord
+from utils.training.sparsity import SCRIPTS, SparseRecord
 
 DRAWN_CONFIDENCE = 0.25
 """Least confidence of the boxes in val_batch0_pred.jpg."""
@@ -167,8 +167,10 @@ def next_step(plan: TrainPlan, best: str, *, pruned: bool) -> str:
         if data is None:
             return command_of("export.py", weights=best)
         return command_of("quantize.py", data=data, weights=best, **{"no-test": unmeasured})
-    script = ("normal_prune.py", "slim_prune.py", "layer_prune.py")[settings.prune if settings.sr else 1]
-    return command_of(script, data=data, weights=best, **{"target-macs": 0.5, "no-test": unmeasured})
+    number = settings.prune if settings.sr else 1
+    # All residual units of most networks hold less than half of the multiply-adds.
+    amount: dict[str, Any] = {"shortcuts": 1} if number == 2 else {"target-macs": 0.5}
+    return command_of(SCRIPTS[number], data=data, weights=best, **amount, **{"no-test": unmeasured})
 
 
 def _fitted(plan: TrainPlan, train: Index) -> TrainPlan:
