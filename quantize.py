@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until("model.cfg") as folder:
         folder.describe(args=vars(args))
         flags = {"img_size": args.img_size, "stretch": args.mode == "stretch"}
-        document["next"] = export_command(request.scheme, args.data, str(folder.file("model.pt")), **flags)
+        document["next"] = export_command(request.scheme, request.data, str(folder.file("model.pt")), **flags)
         document = write(folder, checkpoint, document)
     print_json(document) if args.json else print("\n".join(lines(document)))
 

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from functools import reduce
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ import compress
 from tests.nets import one_head, tiny
 from utils.darknet import cfg, info, rewrite
 from utils.darknet.blocks import SECTIONS, Convolutional
+from utils.darknet.data_file import DataConfig
 from utils.darknet.targets import (
     HARDWARE,
     IN_FLOAT,
@@ -142,7 +144,8 @@ def test_integers_of_tflite_targets_are_those_of_arm_and_go_into_its_file():
     for name in ("tflite", "edgetpu", "ethos-u"):
         settings = QuantSettings(target=name, weight_bits=8)
         assert settings.activations() == QuantSettings(target="arm").activations()
-        assert export_command(settings, "d", "m.pt") == "python export.py --weights m.pt --int8 --format tflite"
+        data = DataConfig(Path("d.data"), 1, ("a",), None, None)
+        assert export_command(settings, data, "m.pt") == "python export.py --weights m.pt --int8 --format tflite"
 
 
 def test_info_prints_a_line_for_equal_blocks_and_the_command(capsys):

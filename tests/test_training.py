@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -338,6 +339,15 @@ class TestRun:
         assert document["next"].endswith("--target-macs 0.5 --no-test") and "t.data" in document["next"]
         last = read_checkpoint(Path(document["last"]))["ema"]
         assert all(torch.equal(value, last[key]) for key, value in tensors(document["best"]).items())
+
+    @pytest.mark.parametrize("flag", ["--single-cls", "--nosave"])
+    def test_the_next_command_measures_what_no_file_can_hold(self, flag, run, script, folder, capsys):
+        """With the classes and the images that there are."""
+        (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
+        data = ("--data", str(folder / "t.data"))
+        document = run("--epochs", "1", "--quantized", "1", "--a_bit", "4", flag, *data)
+        script.main([*shlex.split(document["next"])[2:], "--json", "--device", "cpu"])
+        assert json.loads(capsys.readouterr().out)["split"] == "train"
 
     def test_a_loss_that_is_not_finite_stops_before_the_step(self, run, monkeypatch, tmp_path):
         real, calls = loop.detection_loss, []

@@ -202,10 +202,21 @@ def simulated_only(settings: QuantSettings) -> str:
     return ""
 
 
-def export_command(settings: QuantSettings, data: object, weights: str, **flags: Any) -> str:
-    """The command that exports the integers of a network so quantized, or measures it where no file holds them."""
+def export_command(
+    settings: QuantSettings, data: DataConfig, weights: str, *, single_cls: bool = False, **flags: Any
+) -> str:
+    """The command that exports the integers of a network so quantized, or measures it where no file holds them.
+
+    Args:
+        settings: of the network.
+        data: it is measured on its training images if it names no others.
+        weights: the network.
+        single_cls: it was trained with all classes as one.
+        flags: of both commands.
+    """
     if settings.target != "fpga" and simulated_only(settings):
-        return command_of("test.py", data=data, weights=weights, **flags)
+        flags |= {"single-cls": single_cls, "split": None if data.valid else "train"}
+        return command_of("test.py", data=data.path, weights=weights, **flags)
     form: dict[str, Any] = {"int8": True, "format": "tflite" if settings.target in TFLITE else None}
     if settings.target in ("fpga", "tensorrt"):
         form = {"format": settings.target}

@@ -162,7 +162,7 @@ def next_step(plan: TrainPlan, best: str, *, pruned: bool) -> str:
     data = None if settings.single_cls else plan.data.path  # other scripts count the classes of --data
     unmeasured = data is None or plan.data.valid is None
     if settings.quant is not None:
-        return export_command(settings.quant, plan.data.path, best)
+        return export_command(settings.quant, plan.data, best, single_cls=settings.single_cls)
     if pruned and not settings.sr:
         if data is None:
             return command_of("export.py", weights=best)
