@@ -128,7 +128,7 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise InputError(f"{path}: no folder; a run directory is wanted, such as runs/train/exp")
     args, env, plan = (read_mapping(path / name) for name in ("args.yaml", "env.json", "plan.json"))
-    document = read_mapping(path / "quantize.json") or read_mapping(path / "export.json")
+    document = read_mapping(path / "quantize.json")
     kind = _kind(path, args, plan, document)
     results = read_results(path / "results.csv") if kind in TRAININGS and (path / "results.csv").is_file() else {}
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
@@ -216,14 +216,14 @@ def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
     values = document.get(when) or {}
     both = document.get("map50")
     latency = document.get("latency") or {}
-    runtime = latency.get("runtime") or document.get("runtime") or "PyTorch"
+    runtime = latency.get("runtime") or "PyTorch"
     ms = values.get("ms")
     return {
         "map50": values.get("map50", both.get(when) if isinstance(both, Mapping) else None),
         "map50_95": values.get("map50_95"),
         "parameters": values.get("parameters"),
         "macs": values.get("macs"),
-        "bytes": values.get("weights_bytes", document.get("bytes")),
+        "bytes": values.get("weights_bytes"),
         "ms": {} if ms is None else {f"PyTorch, {runtime}" if runtime.startswith("CPU") else runtime: ms},
         "size": [latency["height"], latency["width"]] if latency else None,
     }
