@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models import Darknet
+from tests import nets
 from tests.nets import PUBLIC_MODELS, one_head
 from tests.pruning import (
     GATE,
@@ -19,6 +20,7 @@ from tests.pruning import (
     policy,
     randomised,
     removal_of,
+    varied_arrays,
 )
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Convolutional
@@ -152,6 +154,15 @@ class TestCertificate:
         removal = Removal(np.ones(graph.count, np.bool_))
         bare = prune_network(graph, arrays, removal)
         assert certify(graph, arrays, arrays, removal, bare, bare).side == 72
+
+    def test_its_picture_is_that_of_the_cfg_where_windows_do_not_fit_into_a_smaller_one(self):
+        graph = channel_graph(one_head(*(nets.conv(4, 5, stride=2),) * 5, width=128))
+        arrays = varied_arrays(graph.network)
+        removal = Removal(np.arange(graph.count) != graph.labels[0][0])
+        bare = prune_network(graph, arrays, removal)
+        certificate = certify(graph, arrays, arrays, removal, bare, bare)
+        certificate.check()
+        assert certificate.side == 128
 
     def test_an_untrained_network_proves_something_too(self, root):
         """Its signals die out on the way to the heads, and any two networks would seem equal."""

@@ -42,7 +42,7 @@ from utils.cli import ProgressBar
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.blocks.block import IMAGE, Vector
 from utils.darknet.network import by_block, max_stride, normalised_cell, tensors, trace
-from utils.errors import InfeasibleError, NumericsError
+from utils.errors import CfgError, InfeasibleError, NumericsError
 from utils.layers import ConvBlock
 from utils.pruning.channel_graph import ChannelGraph, Removal, numbers, prune_blocks
 
@@ -59,7 +59,7 @@ noise. This was measured on csresnext50-panet-spp, yolov4-tiny and yolo-fastest 
 layer by far more than 30 units in the last place, and a network that amplifies noise amplifies the fault as well.
 """
 SMALLEST_SIDE, CELLS = 64, 2
-"""The input has this side at least, and this many cells of the coarsest head."""
+"""The input has this side at least, and this many cells of the coarsest head, if the network works on so few."""
 RIDGE = 1e-4
 """Of the mean power of the inputs: enough where channels repeat one another, too little to move other solutions."""
 MEMORY = 4 << 30
@@ -145,7 +145,7 @@ class Certificate:
     """The pruned network and the one in which removed channels have γ = 0 and keep β: what zero padding makes of the
     constants, and where a gate depends on the picture. None where readers were fitted, who get more than constants."""
     side: int
-    """Side of the input, in pixels."""
+    """Longer side of the input, in pixels."""
     allowed_float64: float = FLOAT64
     """Largest difference in float64 that rounding explains in this network."""
 
@@ -191,12 +191,11 @@ def certify(
         fitted: readers were fitted to pictures; otherwise they only got the constants.
     """
     network = graph.network
-    stride = max_stride(network)
-    side = stride * max(CELLS, math.ceil(SMALLEST_SIDE / stride))
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, network.net.channels, side, side, generator=generator)
+    height, width = _picture_size(network)
+    image = torch.rand(1, network.net.channels, height, width, generator=generator)
     images = image.double()
-    if normalised_cell(network, side, side) is not None:
+    if normalised_cell(network, height, width) is not None:
         images = torch.cat([images, torch.rand(image.shape, generator=generator).double()])
     small, large = model_of(*bare), model_of(network, arrays)
     with masked(large, graph, removal):
@@ -215,7 +214,18 @@ def certify(
     if not fitted:
         constant = model_of(network, without_gamma(graph, arrays, removal))
         border = difference(final, constant(image).heads)
-    return Certificate(float32, float64, keep_size, border, side, allowed)
+    return Certificate(float32, float64, keep_size, border, max(height, width), allowed)
+
+
+def _picture_size(network: Network) -> tuple[int, int]:
+    """Height and width of the random picture: small, or those of the cfg where windows do not fit into a small one."""
+    stride = max_stride(network)
+    side = stride * max(CELLS, math.ceil(SMALLEST_SIDE / stride))
+    try:
+        trace(network, side, side)
+    except CfgError:
+        return network.net.height, network.net.width
+    return side, side
 
 
 def _in_float64(pruned: Darknet, full: Darknet, images: Tensor) -> tuple[float, float]:
