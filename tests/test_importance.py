@@ -94,6 +94,13 @@ def test_what_no_head_reads_does_not_matter():
     assert found[0].all() and not found[1].any()
 
 
+def test_no_head_need_read_a_batch_normalisation():
+    plain = CONV.replace("batch_normalize=1\n", "")
+    network = one_head(plain, CONV, "[route]\nlayers=0\n")
+    batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
+    assert not importance.taylor(network, varied_arrays(network), [batch], LossSettings())[1].any()
+
+
 def test_a_network_without_batch_normalisation_has_nothing_to_rank():
     network = one_head(CONV.replace("batch_normalize=1\n", ""))
     batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))

@@ -62,8 +62,11 @@ def taylor(
         size = (batch.images.shape[-2], batch.images.shape[-1])
         boxes = (batch.targets, network.yolos, size, loss)
         value = detection_loss(outputs.heads, *boxes, ignored=batch.ignored).total
-        # materialize_grads: 0 for a convolution that no head depends on; autograd.grad refuses an empty list
-        gradients = torch.autograd.grad(value, parameters, materialize_grads=True) if parameters else ()
+        if value.requires_grad:
+            # materialize_grads: 0 for a convolution that no head depends on
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+        else:
+            gradients = tuple(map(torch.zeros_like, parameters))
         change = {
             i: (bn.weight * of_gamma + bn.bias * of_beta).detach().double().cpu().numpy()
             for (i, bn), of_gamma, of_beta in zip(scaled.items(), gradients[::2], gradients[1::2], strict=True)
