@@ -105,7 +105,8 @@ class TestPressure:
         gamma = model.layers[0].bn.weight
         optimizer = torch.optim.SGD([gamma], 0.03, momentum=0.9, nesterov=True)
         for step in range(schedule.steps):
-            gamma.grad = torch.zeros_like(gamma)
+            for scale in press.gammas():
+                scale.grad = torch.zeros_like(scale)
             set_step(optimizer, schedule, step)
             press.add_gradient(Progress())
             optimizer.step()

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from benchmarks import step
 from models import Darknet, fuse
-from tests.nets import TINY, tiny
+from tests.nets import TINY, conv, tiny
 from tests.test_resume import assert_same, state
 from utils.checkpoint import load_model, read_checkpoint
 from utils.data.datasets import DetectionDataset, cut_batches, make_loader
@@ -97,9 +97,11 @@ def torchrun(
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_plots):
     """Without batch normalisation, whose statistics are those of a process's own pictures, to rounding.
 
-    Two steps, with frozen blocks: an exchange that waits for gradients that never come fails at the second.
+    Two steps, with frozen blocks and one that no head reads: an exchange that waits for gradients that never come fails
+    at the second.
     """
-    (tmp_path / "plain.cfg").write_text(TINY.replace("batch_normalize=1\n", ""))
+    route = "[route]\nlayers=7\n"
+    (tmp_path / "plain.cfg").write_text(TINY.replace(route, route + conv(6) + route).replace("batch_normalize=1\n", ""))
     files = ["--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data"), "--freeze", "2"]
     done = torchrun(*files, *FLAGS, "--batch-size", "2", "--cache", "ram", "--project", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr

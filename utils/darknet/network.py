@@ -65,6 +65,15 @@ def normalised_cell(network: Network, height: int, width: int) -> int | None:
     )
 
 
+def unread(network: Network) -> set[int]:
+    """Numbers of the blocks that no head depends on."""
+    read = set(network.heads)
+    for index, block in reversed(list(enumerate(network.blocks))):
+        if index in read:
+            read.update(block.reads(index))
+    return set(range(len(network.blocks))) - read
+
+
 def max_stride(network: Network) -> int:
     """Stride of the coarsest head or of a coarser map that is upsampled; input sizes are multiples of it."""
     every = steps(network.blocks)

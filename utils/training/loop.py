@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models import Darknet, fuse, network_input, reduced
 from utils.cli import EPOCHS_AFTER, ProgressBar, duration, log
-from utils.darknet.network import max_stride
+from utils.darknet.network import max_stride, unread
 from utils.data.datasets import Batch, Loader
 from utils.detection.average_precision import Metrics
 from utils.detection.evaluate import evaluate
@@ -564,8 +564,9 @@ def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
 
 
 def _freeze(model: Darknet, blocks: int) -> None:
-    for layer in model.layers[:blocks]:
-        layer.requires_grad_(False)
+    """Leave the first blocks as they are, and those that no head reads: processes would wait for their gradients."""
+    for block in unread(model.network).union(range(blocks)):
+        model.layers[block].requires_grad_(False)
 
 
 def _freeze_statistics(model: Darknet, blocks: int) -> None:

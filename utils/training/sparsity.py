@@ -193,10 +193,10 @@ class Sparsity:
     def add_gradient(self, progress: Progress) -> None:
         """Add the sub-gradient s · sign(γ) to the gradients of γ, for the sub-gradient solver."""
         if not self.proximal:
-            pairs = zip(self.gammas(), self._rates(progress), strict=True)
-            gammas, rates = zip(*((gamma, rate) for gamma, rate in pairs if gamma.grad is not None), strict=True)
-            slopes = torch._foreach_mul(torch._foreach_sign(gammas), rates)
-            torch._foreach_add_([gamma.grad for gamma in gammas], slopes)
+            gammas = self.gammas()
+            slopes = torch._foreach_mul(torch._foreach_sign(gammas), self._rates(progress))
+            gradients: Any = [gamma.grad for gamma in gammas]  # no candidate is without, but by its type it might be
+            torch._foreach_add_(gradients, slopes)
 
     @torch.no_grad()
     def shrink(self, progress: Progress) -> None:
