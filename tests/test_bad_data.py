@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.nets import TINY, tiny
-from utils.errors import DataError, InputError
+from tests.nets import TINY, conv, one_head, tiny
+from utils.errors import CfgError, DataError, InputError
 from utils.training.settings import TrainSettings
 from utils.training.workflow import check_batches
 
@@ -145,3 +145,12 @@ def test_the_pictures_of_one_process_count():
     check_batches(tiny(), small, np.repeat(shapes, 2, 0))
     with pytest.raises(InputError, match="block 6"):
         check_batches(tiny(), small, np.repeat(shapes, 3, 0), processes=2)
+
+
+@pytest.mark.parametrize("flags", [{"sizes": (16, 64)}, {"rect": True}])
+def test_inputs_that_are_smaller_than_a_window_are_refused_before_the_training(flags):
+    """A window of 5 cells at stride 4: 64 x 64 gives 16 x 16 cells, 64 x 16 only 16 x 4."""
+    network = one_head(conv(4, 5, stride=4, pad=1), conv(4, 5), width=64)
+    settings = TrainSettings(size=(64, 64), test_size=(64, 64), **flags)
+    with pytest.raises(CfgError, match=r"block 1 .*the window reaches over 5 cells, but the input has 4"):
+        check_batches(network, settings, np.array([[64, 64], [16, 64]]))

@@ -508,9 +508,14 @@ def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, p
     side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
     if epoch == 0 and position < max(SIZE_PERIOD, settings.accumulate + 1):
         side = high // stride * stride
-    longest = max(images.shape[2:])
-    size = [max(stride, round(old * side / longest / stride) * stride) for old in images.shape[2:]]
+    size = rescaled_size((images.shape[2], images.shape[3]), side, stride)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def rescaled_size(size: tuple[int, int], longest: int, stride: int) -> tuple[int, int]:
+    """Return height and width in about the same ratio, the longer side `longest`, in multiples of a stride."""
+    height, width = (max(stride, round(side * longest / max(size) / stride) * stride) for side in size)
+    return height, width
 
 
 class Rounding:

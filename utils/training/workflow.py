@@ -51,7 +51,7 @@ from utils.report.run_dir import RunDirectory, last_epochs, read_results
 from utils.training.checkpointing import Progress, Source, Start, initial_model, resumable
 from utils.training.distributed import Team, joined
 from utils.training.hyperparameters import unused_keys
-from utils.training.loop import FREEZE_FROM, ROUND_FROM, Trainer
+from utils.training.loop import FREEZE_FROM, ROUND_FROM, Trainer, rescaled_size
 from utils.training.optimizer import LEAST_STEPS, accumulation
 from utils.training.settings import AUTO, ScheduleFlags, TrainPlan, TrainSettings
 from utils.training.sparsity import SCRIPTS, SparseRecord
@@ -470,7 +470,9 @@ def share_pictures(store: PictureStore, team: Team) -> None:
 
 
 def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.int64], processes: int = 1) -> None:
-    """Refuse batches of one picture where a normalised map has a single cell: one value has no variance.
+    """Refuse inputs on which the network cannot work, and batches of one picture where a normalised map is one cell.
+
+    One value has no variance.
 
     Args:
         network: what is trained.
@@ -479,26 +481,27 @@ def check_batches(network: Network, settings: TrainSettings, shapes: NDArray[np.
         processes: that train together.
 
     Raises:
+        CfgError: a window does not fit into a map of an input, or maps that go together have other sizes.
         InputError: names the block and the size of the input.
     """
     # A last batch of one picture joins the one before it.
-    if int(settings.batch_size) > 1 and len(shapes) >= 2 * processes:
-        return
-    for height, width in sorted(_smallest_inputs(network, settings, shapes)):
-        if (number := normalised_cell(network, height, width)) is not None:
+    alone = int(settings.batch_size) == 1 or len(shapes) < 2 * processes
+    for height, width in sorted(_inputs(network, settings, shapes)):
+        number = normalised_cell(network, height, width)
+        if alone and number is not None:
             raise InputError(
                 f"{network.path}: block {number} has 1 x 1 cells at {width} x {height}, and a batch has one "
                 "image; batch normalisation needs two values: use a larger --img_size or more images"
             )
 
 
-def _smallest_inputs(network: Network, settings: TrainSettings, shapes: NDArray[np.int64]) -> set[Size]:
+def _inputs(network: Network, settings: TrainSettings, shapes: NDArray[np.int64]) -> set[Size]:
+    """Height and width of all inputs of a run."""
     stride, longest = max_stride(network), max(settings.size)
     if settings.rect:
         return {rectangle(shape[None], longest, stride) for shape in np.unique(shapes, axis=0)}
-    low = settings.sizes[0] if settings.sizes else longest
-    height, width = (max(stride, round(side * low / longest / stride) * stride) for side in settings.size)
-    return {(height, width)}
+    low, high = settings.sizes or (longest, longest)
+    return {rescaled_size(settings.size, side, stride) for side in range(low, high + 1, stride)}
 
 
 def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, dict[str, str], str]:
