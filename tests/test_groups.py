@@ -186,7 +186,7 @@ class TestPercents:
         """With depthwise convolutions, too."""
         graph = graph_of_cfg(root, "mobilenetv2-yolov3")
         plan = make_plan(graph, random_gammas(graph, 4), POLICY, Amount(0.4, None))
-        rows = group_figures(plan, (416, 416))
+        rows = group_figures(plan, (416, 416), by_gamma=True)
         for when, network in (("before", graph.network), ("after", plan.after())):
             cost = network_cost(network, 416, 416)
             assert sum(row[when]["parameters"] for row in rows) == cost.parameters
@@ -195,7 +195,7 @@ class TestPercents:
         assert all(row["kept"] < row["candidates"] for row in rows)
         assert plan.choice.advised == min(row["advised_percent"] for row in rows)
         slim = make_plan(graph, random_gammas(graph, 4), replace(POLICY, groups=False), Amount(0.4, None))
-        assert group_figures(slim, (416, 416)) is None
+        assert group_figures(slim, (416, 416), by_gamma=True) is None
 
 
 class TestMerges:
@@ -288,6 +288,12 @@ class TestScript:
         grid = prune("group", "--percent", "0.1", "0.9", "--dry-run")["grid"]
         assert [group["percent"] for row in grid for group in row["groups"]] == [0.1, 0.1, 0.9, 0.9]
         assert not (tmp_path / "runs").exists()
+
+    def test_a_share_is_advised_only_by_gamma(self, prune, folder):
+        document = prune(*self.FLAGS, "--no-test", "--data", str(folder / "d.data"))
+        assert document["importance"] == "taylor"
+        assert [group["advised_percent"] for group in document["groups"]] == [None, None]
+        assert "advised:" not in (Path(document["run_dir"]) / "report.md").read_text()
 
     def test_a_group_without_candidates_takes_any_percentage(self, prune):
         document = prune("group", "--group-percent", "0.3", "0.9", "--dry-run")

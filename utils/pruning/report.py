@@ -57,8 +57,10 @@ def figures(network: Network, size: Size) -> dict[str, Any]:
     }
 
 
-def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
+def group_figures(plan: Plan, size: Size, *, by_gamma: bool) -> list[dict[str, Any]] | None:
     """Channels that go from every group and its cost before and after, by the keys of --json; None without groups.
+
+    A share is advised only where γ ranked the channels.
 
     A block that is no convolution, or a depthwise one, is counted with the convolution before it, so that the groups
     add up to the network. Blocks before the first convolution are in that one's group.
@@ -82,7 +84,7 @@ def group_figures(plan: Plan, size: Size) -> list[dict[str, Any]] | None:
             "convolutions": list(group.layers),
             "candidates": part.ranked,
             "percent": part.percent,
-            "advised_percent": advised_percent(part.scores, choice.max_percent) if part.ranked else None,
+            "advised_percent": advised_percent(part.scores, choice.max_percent) if by_gamma and part.ranked else None,
             "removed": part.removed,
             "threshold": part.threshold,
             "kept": sum(int(plan.removal.keep[plan.graph.labels[layer]].sum()) for layer in part.ranks),
@@ -255,17 +257,17 @@ def target_remark(document: Document) -> Iterator[str]:
 
 def advice(document: Document) -> Iterator[str]:
     """Percentages that cost little, if γ ranked the channels; a larger one is a warning."""
+    if document["advised_percent"] is None:
+        return
     if groups := document.get("groups"):
         name, subject = "--group-percent", "so many of a group's weakest"
         advised = [group["advised_percent"] or 0.0 for group in groups]
         more = [str(number) for number, group in enumerate(groups, 1) if group["percent"] > advised[number - 1]]
         warning = f"more goes from group {', '.join(more)}" if more else ""
-    elif document["advised_percent"] is not None:
+    else:
         advised, percent = [document["advised_percent"]], document.get("percent") or 0.0
         name, subject = "--percent", f"the weakest {100 * advised[0]:.0f} % of the channels"
         warning = f"--percent {percent:g} is more" if percent > advised[0] else ""
-    else:
-        return
     free = f"{100 * FREE_SHARE:.0f} % of"
     if any(advised):
         percents = " ".join(f"{value:g}" for value in advised)

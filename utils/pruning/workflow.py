@@ -310,6 +310,11 @@ def advised(settings: PruneSettings, plan: Plan) -> float | None:
     return plan.choice.advised if settings.importance == "gamma" and plan.choice is not None else None
 
 
+def groups_of(pruner: Pruner, plan: Plan) -> list[dict[str, Any]] | None:
+    """The part of the document on the groups; None without groups."""
+    return report.group_figures(plan, pruner.size, by_gamma=pruner.settings.importance == "gamma")
+
+
 def preview(pruner: Pruner, ranking: Importance, amounts: Sequence[Amount]) -> dict[str, Any]:
     """The document of a dry run: figures of the network that is left, for one amount or for several.
 
@@ -323,7 +328,7 @@ def preview(pruner: Pruner, ranking: Importance, amounts: Sequence[Amount]) -> d
         after = groups = infeasible = None
         try:
             plan = make_plan(graph, ranking, settings.channels, amount)
-            after, groups = report.figures(plan.after(), pruner.size), report.group_figures(plan, pruner.size)
+            after, groups = report.figures(plan.after(), pruner.size), groups_of(pruner, plan)
         except InfeasibleError as failure:
             if len(amounts) == 1:
                 raise
@@ -368,7 +373,7 @@ def write(
         "before": report.figures(network, size),
         "max_percent": plan.max_percent,
         "advised_percent": advised(settings, plan),
-        "groups": report.group_figures(plan, size),
+        "groups": groups_of(pruner, plan),
         "after": report.figures(plan.after(), size),
     }
     pruned, figures = carry_out(pruner, plan.removal)
