@@ -141,6 +141,9 @@ class Bench:
             (self.base / name).write_text(text)
         for command in rules()["made"]:
             check(command, self.base)
+        for command in {command: file for file in rules()["read"].values() for command in file["by"]}:
+            with self.trial() as folder:  # what ends badly anyway would hide what damage does
+                check(command, folder)
 
     @contextmanager
     def trial(self) -> Iterator[Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from random import Random
 
 import cv2
@@ -161,6 +163,13 @@ def test_the_rules_apply_to_their_files_and_change_them():
     assert sum(mutated(text, rng) != text for _ in range(100)) > 80
     assert sum(damaged(text.encode(), rng) != text.encode() for _ in range(100)) > 80
     assert sum(hostile_bytes(text.encode(), "cfg", rng) != text.encode() for _ in range(100)) > 80
+
+
+@pytest.mark.slow
+def test_every_script_that_gets_a_damaged_file_takes_the_sound_one(root):
+    """The program tries all commands before it damages anything."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--hours", "0", "--only", "random"]
+    assert not subprocess.run(command, cwd=root, check=False, timeout=300).returncode
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a/" * 5000, "a\0b", "."], ids=["long", "deep", "zero", "folder"])
