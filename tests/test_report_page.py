@@ -275,6 +275,16 @@ def test_what_is_not_there_is_left_out(tmp_path):
         assert word not in page.text + text
 
 
+def test_a_column_that_no_certificate_has_is_not_told_of(report):
+    """A pruning whose readers were fitted measures no border."""
+    _, text, document, _ = report
+    pruned = {**document["runs"][2], "certificate": {**CERTIFICATE, "border": None}}
+    fitted = render({**document, "goal": "pruned", "runs": [pruned]}, (), (), markdown=True)
+    for told, last in ((text, "| border |"), (fitted, "| pruned and full size |")):
+        titles = told.partition("Largest relative differences:\n\n")[2].partition("\n")[0]
+        assert titles.endswith(last) and ("The last column is" in told) == ("border" in last)
+
+
 def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
     layers = [
         {"block": n, "name": f"{n} convolutional", "bits": bits, "activation_bits": bits, "sqnr_db": noise}
@@ -368,7 +378,8 @@ def test_everything_is_measured_on_the_same_pictures(folder, tmp_path, short_tim
     assert document["measurement"]["images"] == 3
     assert [baseline["name"] for baseline in document["baselines"]] == ["low"]
     assert document["baselines"][0]["size"] == [32, 32]
-    assert "+0.0 [+0.0, +0.0]" in text
+    assert "+0.0 [+0.0, +0.0]" in text and "timed as the file" not in text
+    assert "Shown are the images" in page.text and "Shown are" not in text
     assert "no loss that 3 images can show" in page.text
     first = dict(document["runs"][0], measured=None)  # its file has gone, and differences are to another network
     text = render({**document, "runs": [first, document["runs"][1]]}, (), (), markdown=True)
@@ -413,7 +424,8 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
     for name, more in (("ncnn", ["--format", "ncnn"]), ("onnx", []), ("nms", ["--nms"])):
         export.main([*flags, "--name", name, *more])
     runs = [base["run_dir"], *(tmp_path / "export" / name for name in ("ncnn", "onnx", "nms"))]
-    _, _, document = written(tmp_path, runs, folder / "d.data", settings=MeasureSettings(draws=10))
+    _, text, document = written(tmp_path, runs, folder / "d.data", settings=MeasureSettings(draws=10))
+    assert "A float network was timed as the file that export.py makes of it." in text
     assert [told["kind"] for told in document["runs"]] == ["train", "export", "export", "export"]
     figures = [told["figures"] for told in document["runs"]]
     assert len({row["parameters"] for row in figures}) == 1
