@@ -488,6 +488,11 @@ def test_the_file_to_deploy_is_small_fast_and_loses_nothing(ms, lost, chosen, wo
     assert deployment({"runs": runs[:1]}) is None
     assert deployment({"runs": runs[:2]})["run"] == "first"
     assert deployment({"runs": runs[:2]})["why"] == ["It is the only .torchscript file."]
+    suppressed = dict(stage("nms", "export", "tune", None, 1, precision="int8"), measured=None)
+    if ms[0]:  # what ends in NMS is not measured
+        assert deployment({"runs": [*runs, quantized, suppressed]}) == deploy
+        alone = deployment({"runs": [*runs[:3], quantized, suppressed]})
+        assert alone["why"][0] == "It is the only .torchscript file of a compressed network that was measured."
     lite = dict(quantized, weights="int8/model.tflite")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "exported", lambda weights: None)

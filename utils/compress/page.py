@@ -327,8 +327,9 @@ def ancestors(run: Run) -> set[str]:
 def deployment(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the file to deploy, how it is run, and why it; None if no run has exported one.
 
-    Candidates are the files of all networks but the first, in the format of the last file, without those whose AP50 is
-    lower as far as the measurement shows. The smallest of the fastest candidates is chosen.
+    Candidates are the files of all networks but the first, in the format of the last file, without those that were not
+    measured where others were, and those whose AP50 is lower as far as the measurement shows. The smallest of the
+    fastest candidates is chosen.
     """
     runs = report["runs"]
     files = [run for run in runs if run["kind"] == "export" and run["weights"]]
@@ -338,12 +339,16 @@ def deployment(report: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     suffix = Path(files[-1]["weights"]).suffix
     files = [run for run in files if Path(run["weights"]).suffix == suffix]
+    measured = [run for run in files if run["measured"]]
+    only = f"{suffix} file{' of a compressed network' if others else ''}"
+    only += " that was measured" if 0 < len(measured) < len(files) else ""
+    files = measured or files
     kept = [run for run in files if not _loses(run)] or files
     limit = NEAR * min(map(_time, kept))
     fast = [run for run in kept if _time(run) <= limit]
     best = min(fast, key=lambda run: run["figures"]["bytes"])
-    why = [f"It is the only {suffix} file{' of a compressed network' if others else ''}."]
-    if len(files) > 1 and best["measured"]:
+    why = [f"It is the only {only}."]
+    if len(files) > 1 and measured:
         why = [_choice(len(fast), len(kept), loses=_loses(best))]
     elif len(files) > 1:
         why = [f"It is the smallest of {len(files)} files, which were not measured."]
