@@ -457,6 +457,28 @@ def test_a_training_that_was_begun_is_gone_on_with_as_it_was_begun(tmp_path):
     assert calls[0] == ["train.py", "--resume", str(tmp_path / "j/sparse"), "--json"]
 
 
+def test_a_training_that_was_begun_at_another_place_is_not_gone_on_with(tmp_path):
+    """A stage was put before it since, so it begins with another network. Nothing runs before this is refused."""
+    text = "stages: {train: {script: train}, tune: {script: train}}"
+
+    def killed(command: list[str]) -> str:
+        output = Scripts()(command)
+        if value(command, "--name") == "tune":
+            (tmp_path / "j/tune/weights/best.pt").rename(tmp_path / "j/tune/weights/last.pt")
+            raise Interrupted
+        return output
+
+    with pytest.raises(Interrupted):
+        journey_of(tmp_path, text).finish(killed)
+    journey, scripts = journey_of(tmp_path, text.replace("tune", "cut: {script: slim_prune}, tune")), Scripts()
+    with pytest.raises(InputError, match="j/tune: is there, but this stage has not begun; move it away, or choose"):
+        journey.finish(scripts)
+    assert not scripts.calls
+    (tmp_path / "j/tune").rename(tmp_path / "tune")
+    journey.finish(scripts)
+    assert scripts.calls == ["slim_prune.py", "train.py"]
+
+
 def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_the_last_word(tmp_path):
     text = CHAIN.replace("stages:", "all: {batch-size: 4, workers: 1, no-flip: true}\nstages:").replace(
         "sr: true", "sr: true, batch_size: 8, no-flip: false"

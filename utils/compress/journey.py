@@ -107,7 +107,8 @@ class Journey:
             For each stage what ENTRY says.
 
         Raises:
-            InputError: the folder holds another journey, another process works in it, or one of its files was changed.
+            InputError: the folder holds another journey or a run of another one, another process works in it, or one of
+                its files was changed.
             StageError: a stage failed.
             InfeasibleError: a stage lost more AP50 than it may.
         """
@@ -118,6 +119,10 @@ class Journey:
 
     def _finish(self, call: Call) -> list[dict[str, Any]]:
         kept = self._kept()
+        for folder in (self.folder / stage.name for stage in self.recipe.stages[len(kept) :]):
+            if folder.exists():
+                way_out = "move it away, or choose another --name"
+                raise InputError(f"{folder}: is there, but this stage has not begun; {way_out}")
         done: list[dict[str, Any]] = []
         made: dict[str, Path] = {}
         for number, stage in enumerate(self.recipe.stages):
