@@ -22,11 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from utils.cli import Parser, image_side, input_size, log, print_json, require, run
 from utils.compress.journey import Journey, made_by, python
-from utils.compress.recipe import ALL, Recipe, read_recipe
+from utils.compress.recipe import ALL, Recipe, RecipeLoader, read_recipe
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
@@ -85,7 +83,7 @@ def change_of(text: str) -> tuple[str, str, Any]:
     place, equals, value = text.partition("=")
     stage, dot, flag = place.partition(".")
     with foreign_errors(text, "the value is not valid YAML", argparse.ArgumentTypeError):
-        content = yaml.safe_load(value)
+        content = RecipeLoader(value).get_single_data()
     if not (equals and dot and stage and flag) or content is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.FLAG=VALUE")
     return stage, flag, content

@@ -506,6 +506,14 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
     assert accuracy.flags == ("--batch-size", "2", "--workers", "1", "--device", "cpu")
 
 
+def test_off_is_a_value_as_any_other(tmp_path):
+    """YAML 1.1 takes it for false, which removes a flag."""
+    assert compress.change_of("all.amp=off") == ("all", "amp", "off")
+    assert compress.change_of("a.no-flip=false")[2] is False and compress.change_of("a.no-flip=true")[2] is True
+    recipe = recipe_of(tmp_path, "all: {amp: off}\nstages: {a: {script: train, no-flip: false}}")
+    assert recipe.stages[0].value("--amp") == "off" and "--no-flip" not in recipe.stages[0].flags
+
+
 @pytest.mark.parametrize(
     ("stages", "measured"),
     [

@@ -169,7 +169,7 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
     """
     text = read_text(path, max_bytes=LARGEST_FILE)
     with foreign_errors(path, "not valid YAML"):
-        document = UniqueLoader(text).get_single_data()
+        document = RecipeLoader(text).get_single_data()
     stages, shared = (document.get("stages"), document.get(ALL, {})) if isinstance(document, dict) else (None, None)
     if not (isinstance(stages, dict) and stages and isinstance(shared, dict)) or set(document) - {"stages", ALL}:
         raise InputError(
@@ -211,8 +211,8 @@ def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], e
         parts[ALL][flag] = value
 
 
-class UniqueLoader(yaml.SafeLoader):
-    """PyYAML's loader, which otherwise takes the last of two values that stand under one name."""
+class RecipeLoader(yaml.SafeLoader):
+    """PyYAML's loader, but no name stands there twice, and the `off` of `amp: off` is a text, as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping whose names differ."""
@@ -223,6 +223,12 @@ class UniqueLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             names.append(key.value)
         return super().construct_mapping(node, deep)
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    start: [(tag, form) for tag, form in forms if start in "tTfF" or not tag.endswith(":bool")]
+    for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _stage(
