@@ -283,7 +283,7 @@ def text(document: dict[str, Any]) -> str:
     lines = [f"{entry['name']}: {entry['made']}" for entry in document["stages"] if entry["made"]]
     page = Path(document["report"])
     start = page.with_suffix(".md").read_text(encoding="utf-8").partition("\n\n## Every stage")[0]
-    top = re.sub(r"\\(.)|^#+ ", r"\1", start, flags=re.MULTILINE)
+    top = re.sub(r"^(    .*)|\\(.)|^#+ ", r"\1\2", start, flags=re.MULTILINE)  # a command is as it is
     return "\n".join([*lines, "", top, "", f"all of it on one page: {page}"])
 
 

@@ -282,10 +282,11 @@ def test_the_first_row_of_the_page_is_the_file_that_was_given(folder, tmp_path, 
     recipe_of(tmp_path, WHOLE)
     data, weights = str(folder / "d.data"), start_file(tmp_path, ".weights")
     flags = ["--cfg", str(folder / "n.cfg"), "--data", data, "--weights", weights]
-    compress.main([*flags, "--recipe", "r.yaml"])
+    compress.main([*flags, "--recipe", "r.yaml", "--project", r"ru\ns"])
     printed = capsys.readouterr().out
-    assert "\nDeploy\n" in printed and "    python examples/onnxruntime_client.py runs/compress/r-d/f" in printed
-    run = tmp_path / "runs/compress/r-d"
+    assert "\nDeploy\n" in printed and r"    python examples/onnxruntime_client.py 'ru\ns/r-d/f" in printed
+    assert r"* file: ru\ns/r-d/f" in printed
+    run = tmp_path / r"ru\ns/r-d"
     document = json.loads((run / "report/report.json").read_text())
     first, *others = document["runs"]
     alone = json.loads(in_process(["test.py", *flags, "--json"]))
