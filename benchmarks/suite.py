@@ -105,9 +105,9 @@ def python(*command: str) -> str:
 
 
 def once(product: Path, *command: str) -> None:
-    """Run a script unless its product is there."""
+    """Run a script unless its product is there; a folder that a killed one has left is taken."""
     if not product.exists():
-        python(*command)
+        python(*command, *["--exist-ok"] * ("--name" in command))
 
 
 def train(folder: Path, *command: str) -> None:
@@ -121,7 +121,7 @@ def train(folder: Path, *command: str) -> None:
     done = len(read_results(table)["epoch"]) if table.exists() else 0
     if done < int(command[command.index("--epochs") + 1]):
         begun = (folder / "weights" / "last.pt").exists()
-        python("train.py", "--resume", str(folder)) if begun else python(*command)
+        python("train.py", "--resume", str(folder)) if begun else python(*command, "--exist-ok")
 
 
 def compare(common: Sequence[str], files: Mapping[str, object], *flags: str) -> dict[str, Any]:

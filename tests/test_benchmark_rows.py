@@ -178,6 +178,17 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
     assert [command[0] for command in commands] == ["train.py", "-m"]
 
 
+def test_a_stage_that_was_killed_before_its_first_result_makes_it_where_it_is_looked_for(runs, monkeypatch):
+    called = []
+    monkeypatch.setattr(suite, "python", lambda *command: called.append(command))
+    suite.once(runs / "a/model.pt", "quantize.py", "--name", "a")
+    suite.once(runs / "a.onnx", "export.py", "--output", "a.onnx")
+    suite.train(runs / "b", "train.py", "--epochs", "3", "--name", "b")
+    make(runs / "b/weights/last.pt")
+    suite.train(runs / "b", "train.py", "--epochs", "3", "--name", "b")
+    assert [command[-1] for command in called] == ["--exist-ok", "a.onnx", "--exist-ok", str(runs / "b")]
+
+
 def test_recipes_of_rows_can_be_run(root):
     import compress
     from utils.compress.recipe import read_recipe
