@@ -348,10 +348,9 @@ def deployment(report: Mapping[str, Any]) -> dict[str, Any] | None:
     fast = [run for run in kept if _time(run) <= limit]
     best = min(fast, key=lambda run: run["figures"]["bytes"])
     why = [f"It is the only {only}."]
-    if len(files) > 1 and measured:
-        why = [_choice(len(fast), len(kept), loses=_loses(best))]
-    elif len(files) > 1:
-        why = [f"It is the smallest of {len(files)} files, which were not measured."]
+    if len(files) > 1:
+        unmeasured = f"It is the smallest of {len(files)} files, which were not measured."
+        why = [_choice(len(fast), len(kept), loses=_loses(best)) if measured else unmeasured]
     why += [f"{run['name']} loses AP50." for run in files if _loses(run)]
     facts = {"run": best["name"], "file": best["weights"], "bytes": best["figures"]["bytes"]}
     facts |= usage(best["weights"], exported(best["weights"]))

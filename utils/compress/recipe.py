@@ -214,6 +214,11 @@ def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], e
 class RecipeLoader(yaml.SafeLoader):
     """PyYAML's loader, but no name stands there twice, and the `off` of `amp: off` is a text, as in YAML 1.2."""
 
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of this class, as PyYAML has it
+        start: [(tag, form) for tag, form in forms if start in "tTfF" or not tag.endswith(":bool")]
+        for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping whose names differ."""
         names: list[Any] = []
@@ -223,12 +228,6 @@ class RecipeLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             names.append(key.value)
         return super().construct_mapping(node, deep)
-
-
-RecipeLoader.yaml_implicit_resolvers = {
-    start: [(tag, form) for tag, form in forms if start in "tTfF" or not tag.endswith(":bool")]
-    for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def _stage(
