@@ -209,7 +209,8 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         )
     for name in [name for name in SPEEDS if name in stored]:
         what = f"{SPEEDS[name].goal.network} before and after pruning in every runtime at 416 × 416."
-        yield PageSection(name, what, *latency.table(stored[name]), note=f"{latency.measured(stored[name])}.")
+        command, note = f"python -m benchmarks.results --rows {name}", f"{latency.measured(stored[name])}."
+        yield PageSection(name, what, *latency.table(stored[name]), [command], note)
 
 
 def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:
@@ -235,7 +236,7 @@ def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:
         ("", "AP50", "to the original", "AP50-95", "to the original", *ratios),
         lines,
         commands=[first["command"]],
-        note=f"{first['images']} images, {first['draws']} draws. {suite.place(first)}",
+        note=f"{first['images']} images, {first['draws']} draws. {suite.place(*documents)}",
         picture=("detections before and after pruning", f"{goal.name}_detections.jpg"),
     )
 

@@ -172,8 +172,10 @@ def machine(where: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {"machine": where["cpu"], "gpus": where["gpus"], "threads": where["threads"], **packages}
 
 
-def place(document: Document) -> str:
-    """Machine, threads, version and commit in words."""
-    commit = (document["commit"] or "unknown")[:9]
-    where = ", ".join([*document.get("gpus", [])[:1], document["machine"]])
-    return f"{where}, {document['threads']} threads, PyTorch {document['torch']}, commit {commit}."
+def place(*documents: Document) -> str:
+    """Machines, threads, versions and commits in words."""
+    machines = [", ".join([*document.get("gpus", [])[:1], document["machine"]]) for document in documents]
+    commits = [(document["commit"] or "unknown")[:9] for document in documents]
+    threads, versions = ([document[key] for document in documents] for key in ("threads", "torch"))
+    parts = (("", machines), ("threads: ", threads), ("PyTorch ", versions), ("commit ", commits))
+    return ", ".join(name + " or ".join(dict.fromkeys(map(str, values))) for name, values in parts) + "."

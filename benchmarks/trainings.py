@@ -123,25 +123,26 @@ ROWS = {**ALONE, **DISTILLED["bccd"], **DISTILLED["roadsigns"]}
 
 def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """The trainings in one table, the distillations in another."""
-    lines = []
-    for name in [name for name in ALONE if name in stored]:
+    lines, rows = [], [name for name in ALONE if name in stored]
+    for name in rows:
         row, document = ALONE[name], stored[name]
         accuracy = [document[key] for key in ("map50", "map50_95", "precision", "recall", "parameters")]
-        costs = (document["macs"] / 1e9, document["train_minutes"])
+        costs = (document["macs"] / 1e9, document["train_minutes"], document["threads"])
         lines.append([name, row.what, row.epochs, *accuracy, *costs])
-    columns = ("row", "what", "epochs", "AP50", "AP50-95", "P", "R", "parameters", "GMACs", Column("train min", ".1f"))
+    columns = ["row", "what", "epochs", "AP50", "AP50-95", "P", "R", "parameters", "GMACs"]
     yield PageSection(
         "Trainings",
-        "Best epoch, averaged weights; minutes are those of the training steps.",
-        columns,
+        "Best epoch, of the sparse training the last one, averaged weights; minutes are those of the training steps.",
+        [*columns, Column("train min", ".1f"), "threads"],
         lines,
-        commands=[stored[name]["command"] for name in BEGUN],
-        note=f"Other seeds alike, with --seed. {suite.place(stored[PICTURED])}",
+        commands=[stored[name]["command"] for name in rows if not stored[name]["seed"]],
+        note=f"Other seeds alike, with --seed. {suite.place(*(stored[name] for name in rows))}",
         picture=("boxes found in validation images", f"{PICTURED}_val_batch0_pred.jpg"),
     )
     lines = [_strategy(name, stored) for name in STRATEGIES]
     columns = ("", "flags", *(f"{key} {figure}" for key in DISTILLED for figure in ("seeds", "AP50", "AP50-95")))
     plain = [stored[f"{key}-plain"] for key in DISTILLED]
+    all_of_it = [stored[name] for rows in DISTILLED.values() for name in rows if name in stored]
     yield PageSection(
         "Distillation",
         "A pruned network, fine-tuned without a teacher and with the network before. ± is the standard deviation over "
@@ -149,7 +150,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         (*columns, "mean AP50", "AP50-95"),
         lines,
         commands=[document["command"] for document in plain],
-        note=f"The others with the flags of the table and --t_weights. {suite.place(plain[0])}",
+        note=f"The others with the flags of the table and --t_weights. {suite.place(*all_of_it)}",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 import export
-from benchmarks import criteria, goals, peers, results, runtimes, suite
+from benchmarks import criteria, goals, peers, results, runtimes, suite, trainings
 from models import Darknet
 from tests.nets import tiny
 from tests.test_checkpoint import contents
@@ -74,6 +74,20 @@ def value(command, flag):
 
 def test_the_page_is_what_the_stored_rows_give():
     assert results.page() == results.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_section_of_several_rows_tells_where_each_was_run():
+    """Some trainings ran with 1 thread, others with 2, and at different commits."""
+    one = {"machine": "M", "gpus": [], "threads": 2, "torch": "2", "commit": "a" * 40}
+    other = {**one, "threads": 1, "commit": None}
+    assert suite.place(one) == "M, threads: 2, PyTorch 2, commit aaaaaaaaa."
+    assert suite.place(one, other, one) == "M, threads: 2 or 1, PyTorch 2, commit aaaaaaaaa or unknown."
+    text = results.PAGE.read_text(encoding="utf-8")
+    for name in trainings.ALONE:
+        document = json.loads(results.stored_file(name).read_text())
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+        assert line.split()[-2] == str(document["threads"]) and document["commit"][:9] in text
+        assert document["command"] in text or document["seed"]
 
 
 SOURCES = {
