@@ -174,9 +174,8 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
             lines.append(line + (accuracies(network["trained"]) if trained else []))
         distilled = f", then distilled for {document['epochs']} epochs, ± over seeds" if trained else ""
         what = f"{ROWS[name].source}, cut by our criteria of importance and torch-pruning's{distilled}."
-        command = f"python -m benchmarks.results --rows {name}"
         note = f"{document['images']} images. {suite.place(document)}"
-        yield PageSection(name, what, columns + after, lines, [command], note)
+        yield PageSection(name, what, columns + after, lines, note=note)
 
 
 def _figures(network: Mapping[str, Any]) -> list[Any]:

@@ -209,8 +209,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         )
     for name in [name for name in SPEEDS if name in stored]:
         what = f"{SPEEDS[name].goal.network} before and after pruning in every runtime at 416 × 416."
-        command, note = f"python -m benchmarks.results --rows {name}", f"{latency.measured(stored[name])}."
-        yield PageSection(name, what, *latency.table(stored[name]), [command], note)
+        yield PageSection(name, what, *latency.table(stored[name]), note=f"{latency.measured(stored[name])}.")
 
 
 def _goal_section(goal: Goal, documents: Sequence[Document]) -> PageSection:

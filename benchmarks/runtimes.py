@@ -68,5 +68,4 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
             lines.append([file, network["runtime"], network["map50"], change, network["bytes"] / 1e6])
         what = f"{row.data.what} @{row.size}: the pruned network of {row.goal} as files of export.py."
         columns = ("file", "runtime", "AP50", "change", "MB")
-        command = f"python -m benchmarks.results --rows {name}"
-        yield PageSection(name, what, columns, lines, [command], suite.place(stored[name]))
+        yield PageSection(name, what, columns, lines, note=suite.place(stored[name]))

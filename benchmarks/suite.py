@@ -57,7 +57,7 @@ class Finished(NamedTuple):
 
 
 class PageSection(NamedTuple):
-    """A section of docs/results.md."""
+    """A section of docs/results.md; its title begins with its row, or it has commands."""
 
     title: str
     text: str
@@ -70,9 +70,9 @@ class PageSection(NamedTuple):
 
     def markdown(self) -> str:
         """The section as it stands on the page."""
+        commands = self.commands or [f"python -m benchmarks.results --rows {self.title.partition(',')[0]}"]
         parts = [f"## {self.title}", self.text, markdown_table(self.columns, self.lines)]
-        if self.commands:
-            parts.append("\n".join(f"    {command}" for command in self.commands))
+        parts.append("\n".join(f"    {command}" for command in commands))
         if self.note:
             parts.append(self.note)
         if self.picture:
