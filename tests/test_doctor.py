@@ -177,6 +177,12 @@ FAULTS = (
     ),
     Fault("identical images in train and val", "", VAL_ONE, copy(ONE, VAL_ONE)),
     Fault("identical images in one split", "train", TWO, copy(ONE, TWO)),
+    Fault(
+        "identical images in one split",
+        "train",
+        "images/link.jpg",
+        together(link_one, copy("labels/train_00001.txt", "labels/link.txt"), append("train.txt", "images/link.jpg")),
+    ),
     Fault("wrong path", "val", "val.txt: no such file or directory", move("val.txt")),
     Fault("no images", "val", "", write("val.txt", ""), 0),
     Fault("nothing usable", "train", "", move("images"), 0),

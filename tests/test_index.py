@@ -95,6 +95,15 @@ def test_flawed_pictures_and_rows_are_left_out_and_the_rest_is_used(data_set, tm
     assert tree_hash(data_set.root) == before
 
 
+@pytest.mark.parametrize("folder", ["", "elsewhere"])
+def test_a_picture_listed_by_its_absolute_path_too_is_used_once_wherever_the_script_runs(data_set, monkeypatch, folder):
+    source = data_set("a.png", encoded())
+    source.write_text(f"images/a.png\n{data_set.root}/images/a.png\n")
+    (data_set.root / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(data_set.root / folder)
+    assert index(os.path.relpath(source), NAMES, cache_dir=None).totals()["usable"] == 1
+
+
 def test_strict_accepts_backgrounds_refuses_flaws_and_names_the_first(data_set, tmp_path):
     (tmp_path / "a.png").write_bytes(encoded())
     assert index(tmp_path / "a.png", NAMES, strict=True, cache_dir=None).counts() == {"no label file": 1}

@@ -281,40 +281,43 @@ def _small_boxes(split: str, pictures: Index, setting: Setting) -> Iterator[Prob
 
 def _shared_pictures(splits: Mapping[str, Index]) -> Iterator[Problem]:
     """Pictures that are in both splits, or twice in one: the same file, or another one with the same bytes."""
-    owners: dict[str, dict[str, str]] = defaultdict(dict)
-    """Real path → split → path in that split."""
+    owners: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    """Real path → split → paths in that split."""
     for split, pictures in splits.items():
         for path in pictures.images:
-            owners[os.path.realpath(path)][split] = str(path)
-    both = [" = ".join(dict.fromkeys(paths.values())) for paths in owners.values() if len(paths) > 1]
+            owners[os.path.realpath(path)][split].append(str(path))
+    both = [_first_of_each(by_split) for by_split in owners.values() if len(by_split) > 1]
     if both:
         yield _problem("same file in train and val", "", both)
     across: list[str] = []
     within: dict[str, list[str]] = defaultdict(list)
     for group in _same_bytes(owners):
-        by_split = {split: [owners[real][split] for real in group if split in owners[real]] for split in splits}
+        by_split = {split: [path for real in group for path in owners[real][split]] for split in splits}
         for split, paths in by_split.items():
             if len(paths) > 1:
                 within[split].append(" = ".join(paths))
         if all(by_split.values()) and len(by_split) > 1:
-            across.append(" = ".join(paths[0] for paths in by_split.values()))
+            across.append(_first_of_each(by_split))
     if across := [text for text in across if text not in both]:
         yield _problem("identical images in train and val", "", across)
     for split, texts in within.items():
         yield _problem("identical images in one split", split, texts)
 
 
+def _first_of_each(by_split: Mapping[str, Sequence[str]]) -> str:
+    return " = ".join(dict.fromkeys(paths[0] for paths in by_split.values()))
+
+
 def _same_bytes(paths: Iterable[str]) -> Iterator[list[str]]:
-    """Groups of different files with the same contents; only files of one size are read."""
+    """Files in groups of the same contents; only those that are not alone with their size are read."""
     sizes: dict[int, list[str]] = defaultdict(list)
     for path in paths:
         sizes[os.stat(path).st_size].append(path)
     for candidates in sizes.values():
-        if len(candidates) > 1:
-            digests: dict[str, list[str]] = defaultdict(list)
-            for path in candidates:
-                digests[sha256(Path(path))].append(path)
-            yield from (group for group in digests.values() if len(group) > 1)
+        digests: dict[str, list[str]] = defaultdict(list)
+        for path in candidates:
+            digests[sha256(Path(path)) if len(candidates) > 1 else ""].append(path)
+        yield from digests.values()
 
 
 if __name__ == "__main__":

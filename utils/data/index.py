@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -193,8 +193,8 @@ def index(
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     listed = [path for one in sources for path in list_images(one)]
-    paths = list(dict.fromkeys(listed))
-    findings = [Finding("listed twice", path, "used once") for path in _repeated(listed)]
+    paths, repeated = _different(listed)
+    findings = [Finding("listed twice", path, "used once") for path in repeated]
     images, labels, ignored, shapes = [], [], [], []
     records = _records(paths, _labels_lie_beside(paths), len(names), _cache_file(cache_dir, sources))
     for path, record in zip(paths, records, strict=True):
@@ -214,12 +214,18 @@ def index(
     return pictures
 
 
-def _repeated(listed: Sequence[str]) -> Iterator[str]:
-    earlier = set()
+def _different(listed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths, and those that name the file of an earlier one; a folder may have several names, as `.` has."""
+    real_folder = cache(os.path.realpath)
+    first: dict[tuple[str, str], str] = {}
+    repeated = []
     for path in listed:
-        if path in earlier:
-            yield path
-        earlier.add(path)
+        folder, name = os.path.split(path)
+        key = real_folder(folder), name
+        if key in first:
+            repeated.append(path)
+        first.setdefault(key, path)
+    return list(first.values()), repeated
 
 
 def list_images(source: Source) -> list[str]:
