@@ -206,6 +206,24 @@ def test_a_folder_a_glob_a_list_and_a_picture_name_the_same_pictures(data_set):
     assert [str(path) for path in index([source, *expected], NAMES, cache_dir=None).images] == expected
 
 
+def test_subfolders_that_are_links_are_searched_once(data_set, tmp_path):
+    """As a glob searches them. A second `ln -s` of the same folder makes a link inside of it, to itself."""
+    data_set("a.png", encoded())
+    images = data_set.root / "images"
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.png").write_bytes(encoded())
+    (images / "more").symlink_to(tmp_path / "more")
+    (images / "images").symlink_to(images)
+    assert list_images(images) == [str(images / name) for name in ("a.png", "more/b.png")]
+
+
+@pytest.mark.parametrize(("folder", "source"), [("", "images"), ("images", "."), ("images", "a.png")])
+def test_labels_are_found_from_inside_of_the_images(data_set, monkeypatch, folder, source):
+    data_set("a.png", encoded())
+    monkeypatch.chdir(data_set.root / folder)
+    assert index(source, NAMES, cache_dir=None).totals()["boxes"] == 1
+
+
 def test_a_list_is_relative_to_its_folder_and_expands_nothing(tmp_path, monkeypatch):
     (tmp_path / "lists").mkdir()
     lines = b"\xef\xbb\xbf../x/1.png\r\n/abs/2.png\n~/3.png\n$(touch 4).png\n `5`.png\n"

@@ -236,7 +236,7 @@ def list_images(source: Source) -> list[str]:
     """
     text = os.fspath(source)
     if os.path.isdir(text):
-        return sorted(_walk(text))
+        return sorted(_walk(text, set()))
     if not os.path.lexists(text) and glob.has_magic(text):
         return sorted(path for path in glob.iglob(text, recursive=True) if lower_suffix(path) in SUFFIXES)
     regular_file(text, DataError)
@@ -276,9 +276,18 @@ def _labels_lie_beside(images: Sequence[str]) -> bool:
     return first is not None
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
+def _walk(folder: str, searched: set[str]) -> Iterator[str]:
+    """Pictures below a folder, each folder once: by a link only if it is in none that was searched before."""
+    links = []
+    for parent, folders, names in os.walk(folder):
+        if (real := os.path.realpath(parent)) in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        links += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
         yield from (os.path.join(parent, name) for name in names if lower_suffix(name) in SUFFIXES)
+    for link in sorted(links):
+        yield from _walk(link, searched)
 
 
 def _read_list(path: str) -> Iterator[str]:
