@@ -246,20 +246,26 @@ def list_images(source: Source) -> list[str]:
 def label_path(image: str, kind: str = "labels") -> str:
     """The label file of a picture: the same path with the suffix .txt and `kind` for the last folder `images`.
 
-    `JPEGImages` counts as `images`. Where the path has neither, the label file lies beside the picture.
+    `JPEGImages` counts as `images`. Where the absolute path has neither, the label file lies beside the picture.
     """
     folder, name = os.path.split(image)
     return os.path.join(_label_folder(folder, kind), os.path.splitext(name)[0] + ".txt")
 
 
-@lru_cache(1 << 16)
 def _label_folder(folder: str, kind: str) -> str:
+    """The folder of labels; the absolute path is looked at where a script runs in the folder `images` or below."""
+    return _replaced(folder, kind) or _replaced(os.path.abspath(folder), kind) or folder
+
+
+@lru_cache(1 << 16)
+def _replaced(folder: str, kind: str) -> str:
+    """The path with `kind` for the last folder `images`; empty if there is none."""
     parts = folder.split(os.sep)
     for position in reversed(range(len(parts))):
         if parts[position] in IMAGE_FOLDERS:
             parts[position] = kind
-            break
-    return os.sep.join(parts)
+            return os.sep.join(parts)
+    return ""
 
 
 def _beside(image: str) -> str:
