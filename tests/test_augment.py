@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -248,6 +249,12 @@ def test_hue_saturation_and_value_together_are_those_of_float_arithmetic(number)
     expected = (1 + value) * ((1 + saturation) * turned - saturation * turned.max(2, keepdims=True))
     got = jittered(rng(number), Augmentation(), image).transpose(1, 2, 0)
     assert np.abs(got - expected.clip(0, 255)).max() <= 2.5
+
+
+def test_a_picture_of_almost_no_saturation_keeps_its_brightness():
+    image = rng().integers(0, 255, (16, 16, 3), np.uint8)
+    draws = SimpleNamespace(uniform=lambda *_: np.array([0.01, -0.99, 0]))
+    assert np.abs(jittered(draws, Augmentation(hsv_s=1), image) - image.max(2).astype(float)).max() <= 6
 
 
 def test_a_grey_picture_only_changes_its_value():

@@ -87,7 +87,8 @@ def jitter_colours(
     turn, saturation, value = (rng.uniform(-1, 1, 3) * ranges).tolist()
     channel_weight, brightest_weight = (1 + value) * (1 + saturation), (1 + value) * -saturation
     if turn and image.shape[2] == 3:
-        early = min(channel_weight, 1.0)  # a larger one would clip before the brightest channel is subtracted
+        # A larger one would clip before the brightest channel is subtracted, a smaller one leave few levels of it.
+        early = min(max(channel_weight, 1 / 8), 1.0)
         cv2.transform(image, early * _hue_rotation(2 * math.pi * turn), dst=scratch)
         image, channel_weight, brightest_weight = scratch, channel_weight / early, brightest_weight / early
     cv2.split(image, list(planes))
