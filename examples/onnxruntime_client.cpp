@@ -22,6 +22,7 @@ void detect(const char* model, const char* path) {
     options.AddConfigEntry("optimization.disable_specified_optimizers", "WeightBiasQuantization");
     Ort::Session session(env, model, options);
     std::vector<int64_t> shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
+    if (shape[1] != 3) throw std::runtime_error("the network takes grey images, and this program has colours");
     shape[0] = 1;  // -1 in a file with --dynamic-batch
     const int height = shape[2], width = shape[3];
     const cv::Mat picture = cv::imread(path);

@@ -15,20 +15,23 @@ import numpy as np
 CONFIDENCE, OVERLAP = 0.3, 0.6
 
 
-def network_input(picture, size):
-    """Return images [1, 3, H, W], RGB in 0…1, and where the picture is in them: input = picture * scale + offset."""
+def network_input(picture, size, channels):
+    """Return images [1, C, H, W], RGB in 0…1, and where the picture is in them: input = picture * scale + offset."""
     original = np.array(picture.shape[1::-1])
     inner = np.maximum(np.round(original * (size / original).min()), 1).astype(int)
     left, top = offset = (size - inner) // 2
-    canvas = np.full((*size[::-1], 3), 114, np.uint8)
+    if channels == 1:
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    canvas = np.full((*size[::-1], *picture.shape[2:]), 114, np.uint8)
     canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner.tolist())
     return cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True), inner / original, offset
 
 
-def input_size(model):
-    """Return width and height of the network's input, from its cfg, which an ONNX file of export.py has inside."""
+def input_shape(model):
+    """Return the network's input, (width, height) and channels: from its cfg, which an ONNX file has inside."""
     text = Path(model).read_bytes()
-    return np.array([int(re.search(rb"\n%s *= *(\d+)" % side, text)[1]) for side in (b"width", b"height")])
+    sides = [int(re.search(rb"\n%s *= *(\d+)" % side, text)[1]) for side in (b"width", b"height", b"channels")]
+    return np.array(sides[:2]), sides[2]
 
 
 def detect(model, images, size):
@@ -49,11 +52,12 @@ def detect(model, images, size):
 def main(model, path, names=None):
     """Print confidence, x1, y1, x2, y2 in pixels of the picture, and the class of every object, the best one first."""
     model = Path(model).with_suffix(".cfg") if model.endswith(".weights") else Path(model)
-    names, size = names and Path(names).read_text(encoding="utf-8").splitlines(), input_size(model)
+    names = names and Path(names).read_text(encoding="utf-8").splitlines()
+    size, channels = input_shape(model)
     picture = cv2.imread(path)
     if picture is None:
         sys.exit(f"{path}: cannot be read as an image")
-    images, scale, offset = network_input(picture, size)
+    images, scale, offset = network_input(picture, size, channels)
     boxes, scores = detect(model, images, size)
     likely = scores.max(axis=1) > CONFIDENCE
     low, extent, scores = boxes[likely, :2] - boxes[likely, 2:] / 2, boxes[likely, 2:], scores[likely]

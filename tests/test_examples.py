@@ -142,7 +142,6 @@ CASES = [
     pytest.param(network, *case, id=f"{client}, {network}", marks=marks(client))
     for client, case in RUNTIMES.items()
     for network in NETWORKS
-    if network != "grey" or case[0] != "opencv_client"
 ]
 CASES.append(pytest.param("plain", "onnxruntime_client", "told.onnx", FILE_FLAGS, id="onnxruntime, --stretch"))
 
