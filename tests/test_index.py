@@ -329,6 +329,17 @@ def test_added_removed_and_renamed_pictures_are_seen(data_set, tmp_path):
     agree()
 
 
+def test_a_missing_label_file_is_named_where_it_is_looked_for_now(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "images" / f"{name}.png").write_bytes(encoded())
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "a.txt").write_text(GOOD)
+        found = index(tmp_path / "images", NAMES, cache_dir=tmp_path / "cache")
+        assert found.places("no label file") == (str(tmp_path / folder / "b.txt"),)
+
+
 def test_of_known_files_no_picture_is_decoded_and_no_label_read(data_set, tmp_path, monkeypatch):
     source = data_set("a.png", encoded())
     data_set("b.png", b"nothing")

@@ -369,7 +369,8 @@ def _cache_file(folder: Path | Literal["default"] | None, sources: Sequence[Sour
 
 def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | None) -> list[Record]:
     """What is known of each picture: from the cache where no file has changed, else by decoding and reading."""
-    kept = _load_records(cache, classes) if cache else {}
+    how = [classes, beside]  # labels were read
+    kept = _load_records(cache, how) if cache else {}
     stamps = dict(zip(paths, _stamps(paths, beside), strict=True))
     known = {path: kept[path] for path in paths if path in kept and kept[path][0][:4] == stamps[path][:4]}
     unknown, stored = [path for path in paths if path not in known], monotonic()
@@ -380,7 +381,7 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
         for path, record in zip(unknown, progress, strict=True):
             known[path] = stamps[path][:4] + UNREAD, record
             if cache and monotonic() > stored + STORED_EVERY:
-                _store_records(cache, classes, known)
+                _store_records(cache, how, known)
                 stored = monotonic()
         for path in changed:
             boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
@@ -389,7 +390,7 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
     finally:
         pool.shutdown(cancel_futures=True)
         if changed and cache:
-            _store_records(cache, classes, known)
+            _store_records(cache, how, known)
     return [known[path][1] for path in paths]
 
 
@@ -409,18 +410,18 @@ def _stamps(paths: Sequence[str], beside: bool) -> Iterator[tuple[int, ...]]:
         yield picture + label + ((ignored and stamp(os.path.join(ignored, name))) or NO_FILE) if picture else ()
 
 
-def _load_records(cache: Path, classes: int) -> dict[str, tuple[tuple[int, ...], Record]]:
+def _load_records(cache: Path, how: list[int]) -> dict[str, tuple[tuple[int, ...], Record]]:
     """Stamps and record of each path. Empty if there is nothing usable."""
     if not os.path.isfile(cache) or os.path.getsize(cache) > LARGEST_CACHE:
         return {}
     with suppress(DataError), foreign_errors(cache, "nothing that is known", DataError), np.load(cache) as arrays:
-        key, named, kinds, flaws = json.loads(arrays["text"].tobytes())
+        key, earlier, kinds, flaws = json.loads(arrays["text"].tobytes())
         if key == CACHE_KEY:
             by_picture: dict[int, list[Finding]] = defaultdict(list)
             for number, *flaw in flaws:
                 by_picture[number].append(Finding(*flaw))
             stamps = arrays["stamps"].astype(np.int64, casting="safe")
-            if named != classes:
+            if earlier != how:
                 stamps[:, 4:] = UNREAD
             boxes = [_parts(arrays[name], arrays[f"{name} bounds"]) for name in ("boxes", "ignored")]
             reasons = {number: (0, 0, *reason) for number, *reason in kinds}
@@ -437,14 +438,14 @@ def _parts(rows: Boxes, bounds: NDArray[np.int64]) -> list[Boxes]:
     return [rows[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def _store_records(cache: Path, classes: int, known: Mapping[str, tuple[tuple[int, ...], Record]]) -> None:
+def _store_records(cache: Path, how: list[int], known: Mapping[str, tuple[tuple[int, ...], Record]]) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
     paths = [path for path, (marks, _) in known.items() if len(marks) == 12]
     records = [known[path][1] for path in paths]
     kinds = [[number, record.kind, record.detail] for number, record in enumerate(records) if record.kind]
     flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
     boxes, ignored = PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
-    text = json.dumps([CACHE_KEY, classes, kinds, flaws]).encode("ascii")
+    text = json.dumps([CACHE_KEY, how, kinds, flaws]).encode("ascii")
     arrays = {
         "paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8),
         "stamps": np.array([known[path][0] for path in paths], np.int64),
