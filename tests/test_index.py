@@ -16,7 +16,7 @@ import pytest
 
 from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
-from utils.data.index import index, label_path, list_images, parse_labels
+from utils.data.index import SAMPLE, index, label_path, list_images, parse_labels
 from utils.errors import DataError
 
 NAMES = ("cat", "dog", "cow")
@@ -234,6 +234,16 @@ def test_a_list_is_relative_to_its_folder_and_expands_nothing(tmp_path, monkeypa
     (tmp_path / "b.txt").write_text("a.png\n", encoding="utf-16")
     with pytest.raises(DataError, match=r"b\.txt: holds zero bytes"):
         list_images("b.txt")
+
+
+def test_absolute_paths_do_not_say_where_relative_ones_start(data_set, tmp_path, monkeypatch):
+    """Two lists joined into one, that of VOC with absolute paths before Darknet's, from the working directory."""
+    data_set("a.png", encoded())
+    (tmp_path / "lists").mkdir()
+    joined = tmp_path / "lists" / "joined.txt"
+    joined.write_text(f"{data_set.root}/images/a.png\n" * SAMPLE + "images/a.png\n")
+    monkeypatch.chdir(data_set.root)
+    assert list_images(joined)[-1] == "images/a.png"
 
 
 def test_a_list_may_lie_in_a_folder_that_is_a_link(data_set, tmp_path):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -67,7 +67,7 @@ DIGITS = 6
 ROUNDING = 1e-3
 """Label values this far outside 0..1 come from rounding, and are clipped."""
 SAMPLE = 20
-"""Entries of a list that are tried to find out which folder its paths start from."""
+"""Relative entries of a list that are tried to find out which folder its paths start from."""
 
 
 def totals_text(counts: Mapping[str, Any]) -> str:
@@ -302,7 +302,8 @@ def _read_list(path: str) -> Iterator[str]:
     if b"\0" in data:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
     lines = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
-    folder, slashes = _base(path, [line.strip() for line in lines[:SAMPLE]])
+    relative = (entry for entry in map(str.strip, lines) if not os.path.isabs(entry))
+    folder, slashes = _base(path, list(islice(relative, SAMPLE)))
     folders: dict[str, str] = {}
     for line in lines:
         line = line.replace("\\", "/") if slashes else line
