@@ -196,6 +196,8 @@ def test_the_summary_counts_and_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{tmp_path}/out/out.data: train 1 images (0 without a box), 1 boxes; val 0 images" in out
     assert f"box without an area, left out: 5: {root}/Annotations/a.xml: cat" in out and "and 2 more" in out
+    assert "  no validation images: training evaluates nothing" in out
+    assert load_data(tmp_path / "out/out.data").valid is None  # train.py refuses an empty list
 
 
 def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):
@@ -221,7 +223,7 @@ def test_names_choose_and_order_the_classes(voc, tmp_path):
     output, document = voc(text, "--names", tmp_path / "my.names", "--name", "pets")
     assert [row[0] for row in rows(output, "train")["images/train/a.jpg"]] == [1, 0]
     assert document["notes"] == {"class not in --names, box left out": 1}
-    assert (output / "pets.data").read_text() == "classes=2\ntrain=train.txt\nvalid=val.txt\nnames=pets.names\n"
+    assert (output / "pets.data").read_text() == "classes=2\ntrain=train.txt\nnames=pets.names\n"
     assert (output / "pets.names").read_text() == "dog\ncat\n"
 
 

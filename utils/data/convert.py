@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{data}: {'; '.join(parts)}; {len(names)} classes")
     for kind, places in annotated.notes.items():
         print(f"  {kind}: {len(places)}: {first_places(places)}")
-    if "val" not in splits:
+    if not _has_val(splits):
         print("  no validation images: training evaluates nothing; --val-share 0.1 draws some")
 
 
@@ -243,8 +243,13 @@ def write_set(
     if not splits["train"]["pictures"]:
         first = next((f"; the first: {places[0]}: {kind}" for kind, places in annotated.notes.items()), "")
         raise DataError(f"none of {len(annotated.train)} training images can be used{first}")
-    write_data_file(folder, name, list(classes.values()), valid="val" in splits)
+    write_data_file(folder, name, list(classes.values()), valid=_has_val(splits))
     return splits
+
+
+def _has_val(splits: Mapping[str, Mapping[str, int]]) -> bool:
+    """Whether there are validation pictures: train.py refuses an empty list, and trains without one."""
+    return "val" in splits and splits["val"]["pictures"] > 0
 
 
 class _Writer:
