@@ -106,6 +106,13 @@ def test_an_orientation_that_exif_does_not_know_means_nothing(picture, tmp_path)
     assert shown_size(tmp_path / "a.jpg") == check_image(tmp_path / "a.jpg") == (30, 50)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_damaged_exif_data_are_no_damage_to_the_picture(suffix, picture, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    PIL.Image.fromarray(picture).save(path, exif=b"Exif\0\0neither II nor MM")
+    assert shown_size(path) == check_image(path) == (30, 50)
+
+
 def test_other_forms_of_whole_pictures_and_bytes_behind_their_end_do_no_harm(picture, tmp_path):
     lossy, progressive = [cv2.IMWRITE_WEBP_QUALITY, 50], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     for suffix, options in ((".webp", lossy), (".jpg", progressive), (".jpg", []), (".png", [])):

@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
@@ -122,7 +122,9 @@ def shown_size(path: Path | str) -> Size:
     """
     with _header(path) as (_, picture):
         width, height = picture.size
-        turned = "exif" in picture.info and picture.getexif().get(ORIENTATION) in TURNED
+        turned = False
+        with suppress(Exception):  # damaged Exif data, of which Pillow raises many kinds and OpenCV none
+            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION) in TURNED
     return (width, height) if turned else (height, width)
 
 
