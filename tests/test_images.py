@@ -113,6 +113,15 @@ def test_damaged_exif_data_are_no_damage_to_the_picture(suffix, picture, tmp_pat
     assert shown_size(path) == check_image(path) == (30, 50)
 
 
+def test_an_orientation_in_xmp_alone_turns_nothing(picture, tmp_path):
+    """Pillow reads it beside Exif data without an orientation, and OpenCV does not."""
+    make = PIL.Image.Exif()
+    make[0x10F] = "maker"
+    path, xmp = tmp_path / "a.jpg", b'<rdf:Description tiff:Orientation="6"/>'
+    PIL.Image.fromarray(picture).save(path, exif=make, xmp=xmp)
+    assert shown_size(path) == check_image(path) == (30, 50)
+
+
 def test_other_forms_of_whole_pictures_and_bytes_behind_their_end_do_no_harm(picture, tmp_path):
     lossy, progressive = [cv2.IMWRITE_WEBP_QUALITY, 50], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     for suffix, options in ((".webp", lossy), (".jpg", progressive), (".jpg", []), (".png", [])):

@@ -122,9 +122,10 @@ def shown_size(path: Path | str) -> Size:
     """
     with _header(path) as (_, picture):
         width, height = picture.size
-        turned = False
+        turned, exif = False, PIL.Image.Exif()  # getexif() would look into XMP, too, where OpenCV does not
         with suppress(Exception):  # damaged Exif data, of which Pillow raises many kinds and OpenCV none
-            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION) in TURNED
+            exif.load(picture.info.get("exif", b""))
+            turned = exif.get(ORIENTATION) in TURNED
     return (width, height) if turned else (height, width)
 
 
