@@ -17,6 +17,7 @@ import pytest
 from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
 from utils.data.index import SAMPLE, index, label_path, list_images, parse_labels
+from utils.data.sources import find
 from utils.errors import DataError
 
 NAMES = ("cat", "dog", "cow")
@@ -204,6 +205,14 @@ def test_a_folder_a_glob_a_list_and_a_picture_name_the_same_pictures(data_set):
     assert list_images(str(data_set.root / "im*" / "*")) == expected
     assert list_images(expected[0]) == expected[:1]
     assert [str(path) for path in index([source, *expected], NAMES, cache_dir=None).images] == expected
+
+
+def test_a_folder_that_exists_is_no_pattern(data_set, tmp_path):
+    data_set("a.png", encoded())
+    folder = data_set.root.rename(tmp_path / "set[1]")
+    found = [str(folder / "images" / "a.png")]
+    assert list_images(folder / "images" / "*.png") == found
+    assert find(f"{folder}/im*/*").files == tuple(found)
 
 
 def test_subfolders_that_are_links_are_searched_once(data_set, tmp_path):

@@ -45,6 +45,15 @@ def starting_points(folder: Path) -> tuple[Path, ...]:
     return (folder, Path(), *folder.resolve().parents[:2])
 
 
+def matches(pattern: str) -> list[str]:
+    """Paths that a glob matches; a folder in it that exists is not a pattern, such as `set[1]`."""
+    folder, rest = os.path.split(pattern)
+    while folder and not os.path.isdir(folder):
+        folder, part = os.path.split(folder)
+        rest = os.path.join(part, rest)
+    return glob.glob(os.path.join(glob.escape(folder), rest), recursive=True)
+
+
 def suggestion(path: Path) -> str:
     """Return `; did you mean FILE?` for a missing file, from places where files of its name usually lie, or nothing."""
     if path.suffix.lower() not in HINTED:

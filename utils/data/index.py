@@ -33,7 +33,7 @@ from utils.cli import ProgressBar, log
 from utils.data.findings import EFFECTS, KINDS, Finding, first_places
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
 from utils.errors import DataError
-from utils.files import atomic_path, foreign_errors, read_bytes, regular_file, starting_points
+from utils.files import atomic_path, foreign_errors, matches, read_bytes, regular_file, starting_points
 from utils.memory import PackedBoxes, PackedPaths
 
 Source = str | Path
@@ -238,7 +238,7 @@ def list_images(source: Source) -> list[str]:
     if os.path.isdir(text):
         return sorted(_walk(text, set()))
     if not os.path.lexists(text) and glob.has_magic(text):
-        return sorted(path for path in glob.iglob(text, recursive=True) if lower_suffix(path) in SUFFIXES)
+        return sorted(path for path in matches(text) if lower_suffix(path) in SUFFIXES)
     regular_file(text, DataError)
     return list(_read_list(text)) if text.lower().endswith(".txt") else [text]
 

@@ -24,7 +24,7 @@ from utils.cli import log
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, lower_suffix, read_image, silence_decoders
 from utils.data.index import list_images
 from utils.errors import DataError, InputError
-from utils.files import foreign_errors, read_text, regular_file, utf8_path
+from utils.files import foreign_errors, matches, read_text, regular_file, utf8_path
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 """Suffixes that a folder is searched for, beside those of pictures; a file that is named itself may have any suffix."""
@@ -100,9 +100,9 @@ def find(text: str) -> FrameSource:
         files = _readable(os.path.join(text, name) for name in os.listdir(text))
         missing = f"{text}: no images or videos in this folder (looked for {READABLE_TEXT})"
     elif not os.path.lexists(text) and glob.has_magic(text):
-        matches = glob.glob(text, recursive=True)
-        files = _readable(matches)
-        words = f"matches {len(matches)} files, none of them" if matches else "matches nothing; expected"
+        paths = matches(text)
+        files = _readable(paths)
+        words = f"matches {len(paths)} files, none of them" if paths else "matches nothing; expected"
         missing = f"--source {text}: {words} an image or video ({READABLE_TEXT})"
     elif lower_suffix(text) == ".streams":
         return FrameSource(streams=_listed_streams(text))
