@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.darknet.data_file import load_data
 from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
 from utils.data.index import SAMPLE, index, label_path, list_images, parse_labels
@@ -207,12 +208,16 @@ def test_a_folder_a_glob_a_list_and_a_picture_name_the_same_pictures(data_set):
     assert [str(path) for path in index([source, *expected], NAMES, cache_dir=None).images] == expected
 
 
-def test_a_folder_that_exists_is_no_pattern(data_set, tmp_path):
+def test_a_folder_that_exists_is_no_pattern(data_set, tmp_path, capsys):
     data_set("a.png", encoded())
     folder = data_set.root.rename(tmp_path / "set[1]")
     found = [str(folder / "images" / "a.png")]
     assert list_images(folder / "images" / "*.png") == found
     assert find(f"{folder}/im*/*").files == tuple(found)
+    (folder / "d.names").write_text("cat\n")
+    (folder / "d.data").write_text("classes=1\ntrain=images/*.png\nnames=d.names\n")
+    assert str(load_data(folder / "d.data").train) == str(folder / "images" / "*.png")
+    assert capsys.readouterr().err == ""
 
 
 def test_subfolders_that_are_links_are_searched_once(data_set, tmp_path):

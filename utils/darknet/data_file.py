@@ -6,7 +6,6 @@ directory, as in Darknet, or to a folder above the file. Whoever reads the pictu
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import yaml
 from utils.cli import log
 from utils.darknet.blocks import Network
 from utils.errors import DataError
-from utils.files import foreign_errors, read_text, starting_points
+from utils.files import foreign_errors, matches, read_text, starting_points
 
 Source = Path | tuple[Path, ...]
 """A list file, folder or glob, or several of them."""
@@ -237,7 +236,7 @@ def located(path: Path, text: str, where: str) -> Path:
     readings = [base / words for words in (text, slashes) for base in starting_points(folder)]
     readings.append(folder / slashes.removeprefix("../"))
     for reading in readings:
-        if os.path.lexists(reading) or next(glob.iglob(str(reading)), None):
+        if os.path.lexists(reading) or matches(str(reading)):
             if reading not in (first, folder / slashes):
                 log(f"{where} = {text}: taken as {reading}; there is no {first}")
             return reading
