@@ -153,9 +153,11 @@ def test_what_is_always_zero_or_turned_round_keeps_its_bias(kind, fold):
     assert proved(model, settings).layers == 3
 
 
-def test_a_rounded_convolution_may_read_a_float_head():
+@pytest.mark.parametrize("passed", ["", "[upsample]\nstride=2\n", "[maxpool]\nsize=2\nstride=2\n"])
+def test_a_rounded_convolution_may_read_a_float_head(passed):
+    """Also through what only moves values."""
     settings, conv = of_target("cpu", heads="float"), CONV.format(4, "leaky")
-    model = quantized(lively(one_head(conv, HEAD, "[route]\nlayers=-2\n", conv)), settings)
+    model = quantized(lively(one_head(conv, HEAD, "[route]\nlayers=-2\n", passed, conv)), settings)
     assert proved(model, settings).layers > 0
 
 

@@ -176,13 +176,14 @@ def _check_float(want: Tensor, head: NDArray[np.floating], where: str) -> None:
 
 
 def _values(model: Darknet, codes: Codes, tensors: Mapping[str, NDArray[Any]], block: int) -> Tensor:
-    """The output of a block as the file has it; of a picture with −1."""
+    """The output of a block as the file has it, or as it hands on what it reads there; of a picture with −1."""
     name = f"block{block}/codes" if block >= 0 else f"{IMAGE}/codes"
     if name in tensors:
         return _dequantized(tensors[name], codes.slots[block].scale())
     if f"block{block}" in tensors:
         return torch.from_numpy(tensors[f"block{block}"])
-    return _values(model, codes, tensors, model.blocks[block].reads(block)[0])
+    (source,) = model.blocks[block].reads(block)
+    return model.layers[block](_values(model, codes, tensors, source))
 
 
 def _dequantized(values: NDArray[np.integer], scale: Scale) -> Tensor:
