@@ -76,6 +76,8 @@ def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
         (["--epochs", "1_0"], "--epochs: '1_0' is not an integer"),
         (["--conf-thres", "nan"], "--conf-thres: 'nan' is not a number"),
         (["--conf-thres", "1.5"], "--conf-thres: 1.5 is outside 0 <= value <= 1"),
+        (["--conf-thres", "-1e-3"], "--conf-thres: -1e-3 is outside 0 <= value <= 1"),
+        (["-help"], "unknown flag -help; did you mean --help?"),
         (["--img_size", "9999"], "--img_size: 9999 is outside 1..8192 pixels"),
     ],
 )

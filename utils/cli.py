@@ -155,6 +155,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+        self._negative_number_matcher = _NUMBER  # argparse's own takes -1e-3 for a flag
         self.add_argument("--version", action="version", version=__version__, help="print the version and exit")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -204,6 +205,10 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             return error.message
         return ""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """None: argparse would take `-hyp` for `-h` with a value."""
+        return []
 
     def knows(self, flag: str) -> bool:
         """Whether a flag, with its dashes, is one of this script."""
