@@ -147,6 +147,11 @@ class TestHyperparameters:
         assert (hyp.optimizer.lr0, hyp.loss.assignment, hyp.augmentation.mosaic) == (0.02, "darknet", 0.0)
         assert len(hyp.flat) == sum(len(vars(part)) for part in (hyp.optimizer, hyp.loss, hyp.augmentation))
 
+    def test_a_number_needs_no_point_before_its_exponent(self, tmp_path):
+        """As 1e-3, which is a text for PyYAML."""
+        (tmp_path / "hyp.yaml").write_text("lr0: 1e-3\nbox_gain: 1E+1\n")
+        assert load_hyperparameters(tmp_path / "hyp.yaml") == hyperparameters({"lr0": 0.001, "box_gain": 10})
+
     @pytest.mark.parametrize(
         ("text", "match"),
         [

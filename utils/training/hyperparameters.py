@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,17 +112,18 @@ def hyperparameters(
         InputError: an unknown key, a value of the wrong type or outside its range; `where` names the place.
     """
     base = base or Hyperparameters()
-    known = base.flat
+    known, changes = base.flat, {}
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             raise InputError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if not _same_kind(value, known[key]):
+        changes[key] = _cast(value, known[key])
+        if changes[key] is None:
             raise InputError(f"{where}: {key} is {value!r}; a {type(known[key]).__name__} is needed")
     parts = {}
     for part in dataclasses.fields(base):
         section = getattr(base, part.name)
-        changed = {key: _cast(value, known[key]) for key, value in values.items() if hasattr(section, key)}
+        changed = {key: value for key, value in changes.items() if hasattr(section, key)}
         try:
             parts[part.name] = dataclasses.replace(section, **changed)
         except ValueError as failure:
@@ -142,11 +143,12 @@ def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) 
     return hyperparameters(values, str(path), base)
 
 
-def _same_kind(value: Any, like: Any) -> bool:
-    if isinstance(like, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(value, type(like))
-
-
 def _cast(value: Any, like: Any) -> Any:
-    return float(value) if isinstance(like, float) else value
+    """A value in the type of `like`; None if it has another. PyYAML reads 1e-3, without a point, as a text."""
+    if not isinstance(like, float):
+        return value if isinstance(value, type(like)) else None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
