@@ -69,6 +69,8 @@ def check_flags(args: argparse.Namespace, flags: Collection[str]) -> None:
             raise InputError(f"--{flag.replace('_', '-')}: goes with --format {listed}")
     if args.half and (args.int8 or args.format == "tensorrt"):
         raise InputError("--half: a file has float16 or integers; leave --half or the integers out")
+    if args.sample and args.format == "tflite" and not args.int8:
+        raise InputError("--sample: goes with --format tflite --int8; a float file is checked on a random image")
     if args.multi_label and not args.nms:
         raise InputError("--multi-label: goes with --nms")
     if args.decode and args.nms:

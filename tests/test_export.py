@@ -309,6 +309,7 @@ def test_weights_that_opencv_misreads_come_with_a_warning(call, tmp_path, capsys
         (("--format", "ncnn", "--output", "a.param"), "a file of --format ncnn ends in .ncnn.param"),
         (("--format", "ncnn", "--output", "c.ncnn.param"), "--output c.ncnn.bin: exists"),
         (("--format", "weights", "--decode"), "--decode: goes with --format onnx, openvino, tensorrt, tflite or torch"),
+        (("--format", "tflite", "--sample", "none.png"), "--sample: goes with --format tflite --int8"),
         (("--format", "pt", "--opset", "17"), "--opset: goes with --format onnx"),
         (("--multi-label",), "--multi-label: goes with --nms"),
         (("--nms", "--decode"), "--decode: --nms puts out detections"),

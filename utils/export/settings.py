@@ -84,7 +84,7 @@ class ExportSettings:
     target: str | None = flag(None, "hardware that the network is checked for (default: none)", choices=tuple(HARDWARE))
     int8: bool = flag(False, "the integers that a quantized network was trained or calibrated with")
     sample: Path | None = flag(
-        None, "image that fpga and tflite are checked on (default: random)", type=Path, metavar="FILE"
+        None, "image that fpga and tflite --int8 are checked on (default: random)", type=Path, metavar="FILE"
     )
     decode: bool = flag(False, "put out rows (cx, cy, w, h, objectness, classes), not raw heads")
     nms: bool = flag(False, "put out detections (image, x1, y1, x2, y2, confidence, class)")
