@@ -33,6 +33,9 @@ def parser() -> cli.Parser:
     made.add_argument("--conf-thres", type=cli.threshold)
     made.add_argument("-pt", "--pretrain", action="store_true")
     made.add_argument("--epochs", type=cli.positive_int)
+    made.add_argument("--data")
+    made.add_argument("--device", default="")
+    made.add_argument("--resume", nargs="?", const="")
     return made
 
 
@@ -40,7 +43,7 @@ def parser() -> cli.Parser:
 def test_underscore_and_hyphen_are_the_same(flag):
     assert parser().parse_args([flag, "320", "416"]).img_size == [320, 416]
     assert parser().parse_args(["--conf_thres=0.5"]).conf_thres == 0.5
-    assert parser().parse_args(["-pt"]).pretrain
+    assert parser().parse_args(["-pt", "--device", "", "--resume"]).pretrain
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
         (["--conf-thres", "nan"], "--conf-thres: 'nan' is not a number"),
         (["--conf-thres", "1.5"], "--conf-thres: 1.5 is outside 0 <= value <= 1"),
         (["--conf-thres", "-1e-3"], "--conf-thres: -1e-3 is outside 0 <= value <= 1"),
+        (["--data", ""], "--data: is empty; give a value, or leave the flag out"),
+        (["--data="], "--data: is empty; give a value, or leave the flag out"),
         (["-help"], "unknown flag -help; did you mean --help?"),
         (["--img_size", "9999"], "--img_size: 9999 is outside 1..8192 pixels"),
     ],

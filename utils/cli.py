@@ -165,6 +165,9 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args([self._spelled(token) for token in given], namespace)
         if unknown:
             self.error(self._unknown(unknown[0]))
+        for action in self._actions:  # --weights "$W" with a W that is not set names the working folder
+            if "" not in (action.default, action.const) and getattr(parsed, action.dest, None) == "":
+                self.error(str(argparse.ArgumentError(action, "is empty; give a value, or leave the flag out")))
         return parsed, unknown
 
     def add_settings(self, title: str, *classes: type, without: Collection[str] = (), **defaults: Any) -> None:
