@@ -214,6 +214,18 @@ def test_text_has_the_same_codes(folder):
         assert values == arrays[name].ravel().tolist()
 
 
+def test_text_of_a_network_that_was_there_before_goes(tmp_path, monkeypatch):
+    """It had more blocks."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.pt", SHIFTS)
+    call, text = ["--weights", "a.pt", "--format", "fpga", "--exist-ok"], Path("runs/export/exp/model.fpga/hex")
+    export.main(call)
+    names = sorted(text.iterdir())
+    (text / "block099.weight.hex").write_text("00\n")
+    export.main(call)
+    assert sorted(text.iterdir()) == names
+
+
 def test_a_sample_picture_is_the_one_that_is_written(tmp_path, capsys):
     from utils.data.images import write_image
 

@@ -150,6 +150,9 @@ def check_quantization(quantization: QuantSettings | None, settings: ExportSetti
 def publish(folder: Path, path: Path) -> int:
     """Copy what was made as model.* in a folder to `path` and its companions; returns the bytes, without a cfg."""
     size = 0
+    if path.is_dir():  # with --exist-ok; a network that was there before may have had more blocks
+        for old in (path / "layout.json", *path.glob("hex/*.hex")):
+            old.unlink(missing_ok=True)
     for file in sorted(folder.rglob("*"), key=lambda file: (file.suffix == path.suffix, file.name == "layout.json")):
         if file.is_dir():
             continue
