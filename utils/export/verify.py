@@ -18,7 +18,7 @@ from utils.checkpoint import LoadedModel
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
 from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
-from utils.errors import InfeasibleError, NumericsError
+from utils.errors import InfeasibleError, NumericsError, WeightsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
 from utils.files import foreign_errors
@@ -161,7 +161,7 @@ def prove_onnx(
         codes: the integers of the model; None: it is float.
 
     Raises:
-        InfeasibleError: it differs, or the checker of ONNX refuses it.
+        InfeasibleError: it differs, or the checker of ONNX or onnxruntime refuses it.
     """
     import onnx
 
@@ -171,9 +171,11 @@ def prove_onnx(
     heads = [f"head{number}" for number in range(len(metadata.network.heads))]
     inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})
     names = list(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
-    engine = onnxruntime_engine(
-        with_outputs(made.SerializeToString(), names), names, settings.batch, wide=metadata.wide
-    )
+    try:
+        file = with_outputs(made.SerializeToString(), names)
+        engine = onnxruntime_engine(file, names, settings.batch, wide=metadata.wide)
+    except WeightsError as failure:
+        raise InfeasibleError(f"--opset {settings.opset}: {failure}; take another one; nothing is written") from None
     tensors = dict(zip(names, engine.run(images.numpy()), strict=True))
     gap = None if codes is None else layer_gaps(model, codes, tensors)
     want, outputs = raw_heads(model, images), [tensors[head] for head in heads]
