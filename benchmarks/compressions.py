@@ -9,7 +9,7 @@ from benchmarks import suite
 from benchmarks.compare import table
 from benchmarks.suite import BCCD, ROADSIGNS, RUNS, DataSet, Document, Finished, PageSection
 
-STAGES = ("base", "original", "sparse", "pruned", "tuned")
+STAGES = ("base", "original", "sparse", "pruned", "tuned", "trained-on")
 """Of the recipes; `original` is the network of another row."""
 
 
