@@ -6,112 +6,35 @@ import io
 import random
 import struct
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.nets import TINY
+from tests.nets import TINY, lined
 
 NANO = TINY.lstrip()
 """The legal cfg; its heads have strides 8 and 4."""
 
-RICH = """\
-[network]
-width=64
-height=32
-channels=1
-learning_rate=0.001
-steps=400,450
-
-[convolutional]
-filters=8
-size=3
-stride_x=2
-stride_y=1
-padding=1
-activation=relu6
-
-[depthwise]
-batch_normalize=1
-filters=8
-size=5
-stride=1
-pad=1
-activation=h_swish
-
-[se]
-filters=8
-reduction=3
-
-[convolutional]
-filters=8
-size=3
-dilation=2
-pad=1
-stride=1
-bias=0
-activation=hardsigmoid
-
-[shortcut]
-from=-2,-4
-weights_type=per_channel
-weights_normalization=softmax
-activation=swish
-
-[sam]
-from=-2
-activation=logistic
-
-[avgpool]
-
-[convolutional]
-filters=8
-activation=logistic
-
-[scale_channels]
-from=-3
-
-[dropout]
-probability=.1
-
-[shortcut]
-from=-2
-activation=linear
-weights_type=per_feature
-
-[reorg]
-stride=2
-
-[maxpool]
-size=3
-stride_x=1
-stride_y=2
-
-[convolutional]
-filters=14
-activation=linear
-learning_rate=0.1
-
-[yolo]
-mask=0,2
-anchors=1.5,2.25, 3,4, 1e1,12.125
-classes=2
-num=3
-scale_x_y=1.05
-new_coords=1
-iou_loss=ciou
-iou_thresh=0.213
-ignore_thresh=.7
-iou_normalizer=0.07
-cls_normalizer=0.5
-obj_normalizer=0.4
-label_smooth_eps=0.1
-max_delta=5
-nms_kind=diounms
-beta_nms=0.5
-jitter=.3
-random=1
-"""
+RICH = lined(
+    """
+    [network] width=64 height=32 channels=1 learning_rate=0.001 steps=400,450
+    [convolutional] filters=8 size=3 stride_x=2 stride_y=1 padding=1 activation=relu6
+    [depthwise] batch_normalize=1 filters=8 size=5 stride=1 pad=1 activation=h_swish
+    [se] filters=8 reduction=3
+    [convolutional] filters=8 size=3 dilation=2 pad=1 stride=1 bias=0 activation=hardsigmoid
+    [shortcut] from=-2,-4 weights_type=per_channel weights_normalization=softmax activation=swish
+    [sam] from=-2 activation=logistic
+    [avgpool]
+    [convolutional] filters=8 activation=logistic
+    [scale_channels] from=-3
+    [dropout] probability=.1
+    [shortcut] from=-2 activation=linear weights_type=per_feature
+    [reorg] stride=2
+    [maxpool] size=3 stride_x=1 stride_y=2
+    [convolutional] filters=14 activation=linear learning_rate=0.1
+    [yolo] mask=0,2 anchors=1.5,2.25,3,4,1e1,12.125 classes=2 num=3 scale_x_y=1.05 new_coords=1 iou_loss=ciou
+      iou_thresh=0.213 ignore_thresh=.7 iou_normalizer=0.07 cls_normalizer=0.5 obj_normalizer=0.4
+      label_smooth_eps=0.1 max_delta=5 nms_kind=diounms beta_nms=0.5 jitter=.3 random=1
+    """
+)
 """Every section and key, but for what NANO has."""
 
 LINES = NANO.splitlines()
@@ -140,15 +63,14 @@ class Bad:
     """Line the message names."""
     says: str
     """Regular expression that the message matches."""
-    make: Callable[[Path], None]
-    """Makes the file."""
+    data: bytes
+    """Content of the file."""
 
 
 def whole(name: str, line: int, says: str, content: bytes | str | list[str]) -> Bad:
     """A file of this content, or of these lines."""
     text = "\n".join(content) + "\n" if isinstance(content, list) else content
-    data = text.encode() if isinstance(text, str) else text
-    return Bad(name, line, says, lambda path: path.write_bytes(data) and None)
+    return Bad(name, line, says, text.encode() if isinstance(text, str) else text)
 
 
 def small(content: str, line: int, says: str, name: str = "") -> Bad:

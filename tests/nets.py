@@ -69,6 +69,11 @@ TINY = "\n" + "\n".join(
 """Two heads at strides 8 and 4; a residual unit, a grouped route, a max pool of stride 1, an upsampled route."""
 
 
+def lined(words: str) -> str:
+    """Cfg text whose words are a line each, so that a section can be written in one."""
+    return "\n".join(words.split()) + "\n"
+
+
 def tiny() -> Network:
     """The network of TINY."""
     return parse(TINY, "tiny.cfg")

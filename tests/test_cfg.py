@@ -40,7 +40,7 @@ def quiet(text: str) -> None:
 @pytest.mark.parametrize("bad", EVERY, ids=lambda bad: re.sub(r"[^\x20-\x7e]", "?", bad.name))
 def test_a_bad_cfg_is_refused_in_one_line_that_names_file_and_line(bad: Bad, tmp_path):
     path = tmp_path / "bad.cfg"
-    bad.make(path)
+    path.write_bytes(bad.data)
     with pytest.raises(CfgError) as caught:
         load(path, warn=quiet)
     place, _, what = str(caught.value).partition(": ")
@@ -54,7 +54,7 @@ def test_distinct_causes_have_distinct_messages(tmp_path):
     messages = set()
     for number, bad in enumerate(EVERY):
         path = tmp_path / str(number)
-        bad.make(path)
+        path.write_bytes(bad.data)
         with pytest.raises(CfgError) as caught:
             load(path, warn=quiet)
         messages.add(str(caught.value).partition(": ")[2])

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 import detect
 from tests.media import write_video
-from tests.nets import PUBLIC_MODELS, opencv_epsilon
+from tests.nets import PUBLIC_MODELS, lined, opencv_epsilon
 from tests.test_evaluation import STAGES, FirstUse
 from utils.checkpoint import model_document, write_checkpoint
 from utils.darknet import cfg, weights
@@ -25,22 +25,13 @@ from utils.errors import SuiteError
 PICTURES = ("dog.jpg", "horses.jpg", "person.jpg")
 
 
-CFG = """
-[net]
-width=32
-height=32
-channels={channels}
-[convolutional]
-filters=7
-size=16
-stride=16
-activation=linear
-[yolo]
-mask=0
-anchors=16,16
-classes=2
-num=1
-"""
+CFG = lined(
+    """
+    [net] width=32 height=32 channels={channels}
+    [convolutional] filters=7 size=16 stride=16 activation=linear
+    [yolo] mask=0 anchors=16,16 classes=2 num=1
+    """
+)
 """A net whose four cells are the quarters of the picture."""
 SURE = 5.0
 """Logit of the objectness and of the first class in every cell; the second class has the opposite."""
