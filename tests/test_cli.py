@@ -17,6 +17,7 @@ import termios
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -149,11 +150,8 @@ def test_control_characters_are_escaped():
     ],
 )
 def test_every_failure_has_its_exit_status_and_one_line(failure, status, capsys):
-    def main():
-        raise failure
-
     with pytest.raises(SystemExit) as caught:
-        cli.run(main)
+        cli.run(Mock(side_effect=failure))
     assert caught.value.code == status
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -178,11 +176,8 @@ def test_a_lack_of_memory_names_the_batch_and_the_next_smaller_one(failure):
 
 
 def test_scripts_that_lack_memory_name_their_batch(run, prune, monkeypatch):
-    def full(*_):
-        raise RuntimeError("CUDA out of memory")
-
-    monkeypatch.setattr("utils.training.workflow.loaders", full)
-    monkeypatch.setattr("utils.pruning.workflow.prune", full)
+    for name in ("training.workflow.loaders", "pruning.workflow.prune"):
+        monkeypatch.setattr(f"utils.{name}", Mock(side_effect=RuntimeError("CUDA out of memory")))
     calls = (partial(run, "--epochs", "1"), partial(prune, "slim", "--percent", "0", "--no-test", "--batch-size", "4"))
     for call in calls:
         with pytest.raises(ResourceError, match="with --batch-size 4; try --batch-size 2 "):
@@ -190,13 +185,10 @@ def test_scripts_that_lack_memory_name_their_batch(run, prune, monkeypatch):
 
 
 def test_what_is_no_lack_of_memory_passes_as_it_is_and_a_bug_keeps_its_traceback():
-    def main():
-        raise KeyError("bug")
-
     with pytest.raises(InputError, match="--name 'out of memory'"), cli.memory_for(2):
         raise InputError("--name 'out of memory'")
     with pytest.raises(KeyError), cli.memory_for(2):
-        cli.run(main)
+        cli.run(Mock(side_effect=KeyError("bug")))
 
 
 def test_json_is_one_document_with_its_schema(capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import cv2
 import numpy as np
@@ -215,14 +216,8 @@ def test_every_video_of_a_folder_gets_its_own_file(net, capsys):
 
 
 def test_an_interrupted_run_leaves_a_whole_array_and_a_whole_video(net, capsys, monkeypatch):
-    draw, calls = detect.draw_detections, iter(range(100))
-
-    def interrupted(*args):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return draw(*args)
-
-    monkeypatch.setattr(detect, "draw_detections", interrupted)
+    draw = Mock(wraps=detect.draw_detections, side_effect=[*[DEFAULT] * 3, KeyboardInterrupt])
+    monkeypatch.setattr(detect, "draw_detections", draw)
     with pytest.raises(KeyboardInterrupt):
         detect.main([*net, "--source", video("a.avi"), "--output", "out", "--json"])
     assert len(json.loads(capsys.readouterr().out)) == 3

@@ -8,6 +8,7 @@ import os
 import re
 import time
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -300,16 +301,8 @@ def test_the_shared_checkpoints_load_or_end_in_one_line(shared):
 # Caches
 
 
-def failing(number: int):
-    """A function of the system that fails so, as on a full or read-only disk."""
-
-    def fail(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return fail
-
-
 NO_ROOM = [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG]
+"""Errors of a system whose disk is full, read-only or broken."""
 
 
 def assert_read_without_cache(folder, cache) -> None:
@@ -323,7 +316,7 @@ def assert_read_without_cache(folder, cache) -> None:
 @pytest.mark.parametrize("number", NO_ROOM, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["mkdir", "replace", "fsync"])
 def test_a_cache_that_cannot_be_written_ends_nothing(folder, tmp_path, monkeypatch, number, call):
-    monkeypatch.setattr(os, call, failing(number))
+    monkeypatch.setattr(os, call, Mock(side_effect=OSError(number, os.strerror(number))))
     assert_read_without_cache(folder, tmp_path / "cache" / "deep")
 
 

@@ -29,14 +29,9 @@ def test_written_is_read_and_nothing_else_is_left(tmp_path):
 def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-
-    def broken():
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise OSError("disk")
-
-    with pytest.raises(OSError, match="disk"):
-        broken()
+    with pytest.raises(OSError, match="disk"), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk")
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 

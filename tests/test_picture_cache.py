@@ -9,6 +9,7 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -85,10 +86,7 @@ def assert_same(one: DetectionDataset, other: DetectionDataset) -> None:
 @pytest.fixture
 def no_decoding(monkeypatch):
     """A function; after it was called, a picture that is decoded is an error."""
-
-    def refuse(*_, **__):
-        raise AssertionError("an image was decoded")
-
+    refuse = Mock(side_effect=AssertionError("an image was decoded"))
     return lambda: monkeypatch.setattr(store, "read_image", refuse)
 
 
@@ -128,16 +126,10 @@ def test_nothing_is_kept_larger_than_it_is_fitted(root):
 @pytest.mark.parametrize(("size", "shrink"), [(512, 1), (257, 1), (256, 2), (129, 2), (128, 4), (65, 4), (64, 8)])
 def test_a_jpeg_is_decoded_at_a_fraction_only_for_training(root, monkeypatch, size, shrink):
     add(root, "big.jpg", cv2.GaussianBlur(picture(9, (512, 512)), (0, 0), 20) * 3)
-    asked = []
-
-    def recorded(*arguments, shrink):
-        asked.append(shrink)
-        return read_image(*arguments, shrink=shrink)
-
-    monkeypatch.setattr(store, "read_image", recorded)
+    monkeypatch.setattr(store, "read_image", Mock(wraps=read_image))
     position = [path.name for path in found(root).images].index("big.jpg")
     images = [PictureStore(found(root), 3, (size, size), exact=exact).read(position) for exact in (True, False)]
-    assert asked == [1, shrink]
+    assert [call.kwargs["shrink"] for call in store.read_image.call_args_list] == [1, shrink]
     assert images[0].shape == images[1].shape == (size, size, 3)
     assert np.abs(images[0].astype(int) - images[1])[4:-4, 4:-4].max() <= 4
 
@@ -274,9 +266,7 @@ def test_what_does_not_fit_is_said_and_not_kept(root, monkeypatch, capsys, cache
 
 
 def test_a_disk_that_fills_up_leaves_nothing(root, monkeypatch, capsys, cache):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(store.PixelLayout, "header", full)
     kept = data_set(root, cache=cache)
     assert_said(capsys, "No space left on device")

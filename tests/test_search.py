@@ -13,6 +13,7 @@ import re
 import signal
 import sqlite3
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -187,11 +188,8 @@ class TestStudy:
     @pytest.mark.parametrize("call", ["Trial.suggest_float", "Study.tell", "Study.get_trials", "Study.ask"])
     def test_whatever_optuna_raises_is_one_line(self, search, monkeypatch, call):
         """As where a page of the study is zero."""
-
-        def fail(*_, **__):
-            raise IndexError("list index out of range")
-
-        monkeypatch.setattr(f"optuna.{call.split('.')[0].lower()}.{call}", fail)
+        fault = Mock(side_effect=IndexError("list index out of range"))
+        monkeypatch.setattr(f"optuna.{call.split('.')[0].lower()}.{call}", fault)
         with refused(CheckpointError, r"study\.db: no sound study: IndexError list index out of range; choose"):
             search(call, Trainer(), 1)
 

@@ -10,6 +10,7 @@ import shlex
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -367,10 +368,7 @@ class TestRun:
         assert "--importance taylor, which needs no sparse training" in line
 
     def test_a_table_that_cannot_be_written_does_not_end_the_training(self, run, monkeypatch, no_plots):
-        def full(*_) -> None:
-            raise OSError(28, "full")
-
-        monkeypatch.setattr("utils.training.sparsity.SparseRecord._write", full)
+        monkeypatch.setattr("utils.training.sparsity.SparseRecord._write", Mock(side_effect=OSError(28, "full")))
         monkeypatch.setattr("utils.training.sparsity.SparseRecord._draw", lambda *_: None)
         assert run(*self.FLAGS, "--s", "auto")["epochs"] == 3
 

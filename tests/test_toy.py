@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -88,10 +89,7 @@ def test_another_or_a_changed_set_is_refused(tmp_path):
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("utils.data.toy._write_picture", interrupt)
+    monkeypatch.setattr("utils.data.toy._write_picture", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "set", SMALL)
     assert list(tmp_path.iterdir()) == []
