@@ -56,6 +56,14 @@ def oriented_jpeg(image: np.ndarray, orientation: int) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
 
 
+def assert_refused(path: Path, kind: str, match: str = "", reads=(check_image,)) -> None:
+    """Each way to read a file says what kind of flaw it has."""
+    for read in reads:
+        with pytest.raises(PictureError, match=match) as caught:
+            read(path)
+        assert caught.value.kind == kind
+
+
 @pytest.mark.parametrize("suffix", EXACT)
 def test_reading_undoes_writing(suffix, picture, tmp_path):
     write_image(tmp_path / f"a{suffix}", picture)
@@ -138,9 +146,7 @@ def test_a_cut_off_file_is_found(suffix, kept, picture, tmp_path):
     write_image(path, picture)
     data = path.read_bytes()
     path.write_bytes(data[: min(int(len(data) * kept), len(data) - 1)])
-    with pytest.raises(PictureError) as caught:
-        check_image(path)
-    assert caught.value.kind == "damaged image"
+    assert_refused(path, "damaged image")
 
 
 def test_a_thumbnail_does_not_end_a_jpeg(picture, tmp_path):
@@ -220,19 +226,15 @@ def test_a_picture_over_the_pixel_cap_is_refused_by_its_header(data, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = tmp_path / "bomb"
     path.write_bytes(data)
-    for use in (read_image, check_image):
-        with pytest.raises(PictureError, match="at most 100000000 pixels are decoded") as caught:
-            use(path)
-        assert caught.value.kind == "oversized image"
+    assert_refused(path, "oversized image", "at most 100000000 pixels are decoded", (read_image, check_image))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 @pytest.mark.parametrize("data", [b"a text", b"\x00\x00\x00\x18ftypheic", b"P6 2 2 255 " + b"0" * 12, b"\xff\xd8"])
 def test_a_format_without_a_known_header_is_not_decoded(data, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
-    with pytest.raises(PictureError, match="not a PNG, JPEG, BMP, WebP, GIF or TIFF file") as caught:
-        read_image(tmp_path / "a.jpg")
-    assert caught.value.kind == "unknown image format"
+    message = "not a PNG, JPEG, BMP, WebP, GIF or TIFF file"
+    assert_refused(tmp_path / "a.jpg", "unknown image format", message, [read_image])
 
 
 @pytest.mark.parametrize(
@@ -243,10 +245,9 @@ def test_a_tiff_of_values_without_a_known_range_is_named(kind, grey, picture, tm
     """It is valid: to call it damaged would be wrong."""
     values = "signed integers" if issubclass(kind, np.integer) else "floating-point numbers"
     cv2.imwrite(str(tmp_path / "a.tiff"), (picture[..., 0] if grey else picture).astype(kind))
-    for read in (read_image, check_image, shown_size):
-        with pytest.raises(PictureError, match=f"a TIFF of {values}; unsigned 8 or 16 bits can be read") as caught:
-            read(tmp_path / "a.tiff")
-        assert caught.value.kind == "unsupported pixel values"  # detect.py tries a file of unknown format as a video
+    message = f"a TIFF of {values}; unsigned 8 or 16 bits can be read"
+    kind = "unsupported pixel values"  # detect.py tries a file of unknown format as a video
+    assert_refused(tmp_path / "a.tiff", kind, message, (read_image, check_image, shown_size))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -288,9 +289,7 @@ def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, root):
 )
 def test_what_is_no_regular_file_is_never_opened(name, make, kind, tmp_path):
     make(tmp_path / name)
-    with pytest.raises(PictureError) as caught:
-        read_image(tmp_path / name)
-    assert caught.value.kind == kind
+    assert_refused(tmp_path / name, kind, reads=[read_image])
     with pytest.raises(PictureError, match="not a regular file"):
         read_image("/dev/zero")
 
@@ -308,11 +307,8 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path, monkeypa
     (tmp_path / "a.jpg").write_bytes(data.tobytes())
     assert check_image(tmp_path / "a.jpg") == (64, 64)
     monkeypatch.setattr(images, "MAX_SCANNED", 64 * 64 * 5)
-    for read in (read_image, check_image):
-        message = r"\d+ scans of 64x64 pixels; at most 20480 pixels are scanned"
-        with pytest.raises(PictureError, match=message) as caught:
-            read(tmp_path / "a.jpg")
-        assert caught.value.kind == "oversized image"
+    message = r"\d+ scans of 64x64 pixels; at most 20480 pixels are scanned"
+    assert_refused(tmp_path / "a.jpg", "oversized image", message, (read_image, check_image))
 
 
 def test_the_shared_jpeg_of_2000_scans_is_refused_at_once(shared):
@@ -325,9 +321,7 @@ def test_the_shared_jpeg_of_2000_scans_is_refused_at_once(shared):
 def test_a_png_with_data_for_many_more_pixels_is_refused(tmp_path):
     """libpng unpacks all of it: 2 MB that stand for 2 GB took 2.6 s."""
     (tmp_path / "a.png").write_bytes(png(1, 1, bytes(images.SPARE + 9)))
-    with pytest.raises(PictureError, match=r"\d+ bytes for 1x1 pixels") as caught:
-        check_image(tmp_path / "a.png")
-    assert caught.value.kind == "oversized image"
+    assert_refused(tmp_path / "a.png", "oversized image", r"\d+ bytes for 1x1 pixels")
 
 
 def test_data_of_another_size_than_the_header_are_damage(tmp_path, monkeypatch):

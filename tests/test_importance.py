@@ -23,7 +23,7 @@ from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError, NumericsError
 from utils.pruning import importance, workflow
 from utils.pruning import surgery as module
-from utils.pruning.channel_graph import Removal, channel_graph, residual_units
+from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, residual_units
 from utils.pruning.importance import per_saving, savings
 from utils.pruning.surgery import fold_constants, masked, model_of, most_pictures, prune_network, reconstruct
 from utils.pruning.target import Amount, Plan
@@ -87,24 +87,19 @@ def test_taylor_is_the_root_mean_square_of_what_scaling_does(smooth):
         assert value == pytest.approx(np.sqrt(np.mean(np.square(changes))), rel=1e-3)
 
 
-def test_what_no_head_reads_does_not_matter():
-    network = one_head(CONV, CONV, "[route]\nlayers=0\n")
+def ranked(*sections: str) -> dict[int, np.ndarray]:
+    """Importance in a network of one head, by a batch without an object."""
+    network = one_head(*sections)
     batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
-    found = importance.taylor(network, varied_arrays(network), [batch], LossSettings())
-    assert found[0].all() and not found[1].any()
+    return importance.taylor(network, varied_arrays(network), [batch], LossSettings())
 
 
-def test_no_head_need_read_a_batch_normalisation():
-    plain = CONV.replace("batch_normalize=1\n", "")
-    network = one_head(plain, CONV, "[route]\nlayers=0\n")
-    batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
-    assert not importance.taylor(network, varied_arrays(network), [batch], LossSettings())[1].any()
-
-
-def test_a_network_without_batch_normalisation_has_nothing_to_rank():
-    network = one_head(CONV.replace("batch_normalize=1\n", ""))
-    batch = batches(1)[0]._replace(targets=torch.zeros(0, 6))
-    assert importance.taylor(network, varied_arrays(network), [batch], LossSettings()) == {}
+def test_what_no_head_reads_does_not_matter_and_a_head_need_read_no_batch_normalisation():
+    plain, unread = CONV.replace("batch_normalize=1\n", ""), (CONV, "[route]\nlayers=0\n")
+    both = ranked(CONV, *unread)
+    assert both[0].all() and not both[1].any()
+    assert not ranked(plain, *unread)[1].any()
+    assert ranked(plain) == {}  # nothing to rank
 
 
 def test_damaged_weights_are_refused():
@@ -272,20 +267,20 @@ def fitted_and_constant(graph, arrays, removal, images) -> list[list[torch.Tenso
     return [heads(*prune_network(graph, made, removal), images) for made in ways]
 
 
-def removal_of(graph, *gone: tuple[int, int]) -> Removal:
-    """Without some channels, each given by its block and its number there."""
+def without(network, *gone: tuple[int, int]) -> tuple[ChannelGraph, dict[str, np.ndarray], Removal]:
+    """The graph of a network, its tensors, and some channels that go, each given by its block and its number there."""
+    graph = channel_graph(network)
     keep = np.ones(graph.count, np.bool_)
     for block, channel in gone:
         keep[graph.labels[block][channel]] = False
-    return Removal(keep)
+    return graph, varied_arrays(network), Removal(keep)
 
 
 def test_a_channel_that_another_one_repeats_is_not_missed():
     network = one_head(CONV, CONV)
-    graph, arrays = channel_graph(network), varied_arrays(network)
+    graph, arrays, removal = without(network, (0, 3))
     for name in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
         arrays[f"layers.0.{name}"][3] = arrays[f"layers.0.{name}"][5]
-    removal = removal_of(graph, (0, 3))
     before, images = heads(network, arrays, pictures(side=16)), pictures(side=16)
     ways = fitted_and_constant(graph, arrays, removal, images)
     errors = [max(float((a - b).abs().max()) for a, b in zip(before, of, strict=True)) for of in ways]
@@ -296,8 +291,7 @@ def test_the_fit_is_the_least_squares_solution(monkeypatch):
     """Of one reader, a head: against numpy's lstsq without ridge, over all positions of all pictures."""
     monkeypatch.setattr(module, "RIDGE", 0.0)
     network = one_head(CONV)
-    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
-    removal = removal_of(graph, (0, 1), (0, 6))
+    (graph, arrays, removal), images = without(network, (0, 1), (0, 6)), pictures(side=16)
     found = heads(*prune_network(graph, reconstruct(graph, arrays, removal, images), removal), images)
     z = features(network, arrays, images)
     y, got = (
@@ -310,9 +304,8 @@ def test_the_fit_is_the_least_squares_solution(monkeypatch):
 
 
 def test_what_is_written_is_the_silenced_network_of_full_size():
-    network = tiny()
-    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures()
-    removal = removal_of(graph, (0, 1), (2, 0), (5, 2))
+    network, images = tiny(), pictures()
+    graph, arrays, removal = without(network, (0, 1), (2, 0), (5, 2))
     fitted = reconstruct(graph, arrays, removal, images)
     assert {name: array.shape for name, array in fitted.items()} == {name: a.shape for name, a in arrays.items()}
     large = model_of(network, fitted)
@@ -332,17 +325,15 @@ def test_units_that_go_are_made_up_for_as_well():
 
 
 def test_nothing_gone_changes_nothing():
-    network = tiny()
-    graph, arrays = channel_graph(network), varied_arrays(network)
-    found = reconstruct(graph, arrays, removal_of(graph), pictures())
+    graph, arrays, removal = without(tiny())
+    found = reconstruct(graph, arrays, removal, pictures())
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkeypatch):
     monkeypatch.setattr(module, "POSITIONS", 64)
-    network = tiny()
-    graph, arrays = channel_graph(network), varied_arrays(network)
-    before, removal = {name: array.copy() for name, array in arrays.items()}, removal_of(graph, (0, 1), (2, 0))
+    graph, arrays, removal = without(tiny(), (0, 1), (2, 0))
+    before = {name: array.copy() for name, array in arrays.items()}
     one, same, other = (reconstruct(graph, arrays, removal, pictures(), seed=seed) for seed in (1, 1, 2))
     assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
     assert all(np.array_equal(one[name], same[name]) for name in one)
@@ -352,8 +343,8 @@ def test_the_same_seed_gives_the_same_weights_and_the_tensors_before_stay(monkey
 def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
     monkeypatch.setattr(module, "RIDGE", 1e-9)
     network = one_head(CONV, "[convolutional]\nfilters=8\nsize=1\nbias=0\nactivation=linear\n")
-    graph, arrays, images = channel_graph(network), varied_arrays(network), pictures(side=16)
-    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), images)["layers.1.conv.weight"]
+    (graph, arrays, removal), images = without(network, (0, 3)), pictures(side=16)
+    fitted = reconstruct(graph, arrays, removal, images)["layers.1.conv.weight"]
     x = features(network, arrays, images).astype(np.float64)
     kept = np.delete(np.arange(8), 3)
     best = np.linalg.lstsq(x[:, kept], x, rcond=None)[0]
@@ -362,21 +353,19 @@ def test_a_reader_that_takes_no_shift_is_fitted_without_one(monkeypatch):
 
 
 def test_a_reader_of_nothing_but_zeros_keeps_its_weights():
-    network = one_head(CONV, CONV)
-    graph, arrays = channel_graph(network), varied_arrays(network)
+    graph, arrays, removal = without(one_head(CONV, CONV), (0, 3))
     for name in ("weight", "bias"):
         arrays[f"layers.0.bn.{name}"][:] = 0
-    fitted = reconstruct(graph, arrays, removal_of(graph, (0, 3)), pictures(side=16))
+    fitted = reconstruct(graph, arrays, removal, pictures(side=16))
     kept = np.delete(np.arange(8), 3)
     np.testing.assert_allclose(fitted["layers.1.conv.weight"][:, kept], arrays["layers.1.conv.weight"][:, kept])
 
 
 def test_damaged_weights_are_not_fitted():
-    network = tiny()
-    graph, arrays = channel_graph(network), varied_arrays(network)
+    graph, arrays, removal = without(tiny(), (0, 1))
     arrays["layers.0.conv.weight"][:] = 1e38
     with pytest.raises(NumericsError, match="--reconstruct: a fitted weight is not finite"):
-        reconstruct(graph, arrays, removal_of(graph, (0, 1)), pictures())
+        reconstruct(graph, arrays, removal, pictures())
 
 
 def test_pictures_are_as_many_as_fit_into_memory(monkeypatch):

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from models import Darknet
 from tests import nets
@@ -126,18 +127,34 @@ class TestChoice:
         assert keep[graph.labels[0]].tolist() == [False, False, True, True]
 
 
+def float32(graph) -> dict[str, np.ndarray]:
+    """Tensors of a network whose channels all matter."""
+    return arrays_of(randomised(graph.network, torch.float32))
+
+
+def weakest(graph, arrays, percent: float = 0.3) -> Removal:
+    """By γ, of every layer at most nine in ten channels."""
+    return Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(percent, layer_keep=0.1)).keep)
+
+
+def certified(graph, arrays, removal: Removal, **changes: np.ndarray) -> Certificate:
+    """The proof of a surgery without constants, some of whose tensors may have been changed."""
+    bare = prune_network(graph, arrays, removal)
+    return certify(graph, arrays, arrays, removal, bare._replace(arrays={**bare.arrays, **changes}), bare)
+
+
 class TestCertificate:
     """The proof of a pruned network."""
 
     def made(self, spoil: bool = False):
         graph = graph_of(conv(8), conv(8, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6, 3))
-        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
-        keep = choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.5, layer_keep=0.1)).keep
-        absorbed = fold_constants(graph, arrays, Removal(keep))
-        bare, written = prune_network(graph, arrays, Removal(keep)), prune_network(graph, absorbed, Removal(keep))
+        arrays = float32(graph)
+        removal = weakest(graph, arrays, 0.5)
+        absorbed = fold_constants(graph, arrays, removal)
+        bare, written = prune_network(graph, arrays, removal), prune_network(graph, absorbed, removal)
         if spoil:
             bare.arrays["layers.1.conv.weight"][0, 0] += 1
-        return certify(graph, arrays, absorbed, Removal(keep), bare, written)
+        return certify(graph, arrays, absorbed, removal, bare, written)
 
     def test_a_right_surgery_passes_and_the_border_is_measured(self):
         certificate = self.made()
@@ -150,17 +167,12 @@ class TestCertificate:
     def test_its_picture_fits_any_stride(self):
         sections = conv(4, 3, stride=6), conv(4, 3, stride=2), "[upsample]\n", "[route]\nlayers=-1,0\n"
         graph = channel_graph(one_head(*sections, width=72))
-        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
-        removal = Removal(np.ones(graph.count, np.bool_))
-        bare = prune_network(graph, arrays, removal)
-        assert certify(graph, arrays, arrays, removal, bare, bare).side == 72
+        assert certified(graph, float32(graph), Removal(np.ones(graph.count, np.bool_))).side == 72
 
     def test_its_picture_is_that_of_the_cfg_where_windows_do_not_fit_into_a_smaller_one(self):
         graph = channel_graph(one_head(*(nets.conv(4, 5, stride=2),) * 5, width=128))
-        arrays = varied_arrays(graph.network)
         removal = Removal(np.arange(graph.count) != graph.labels[0][0])
-        bare = prune_network(graph, arrays, removal)
-        certificate = certify(graph, arrays, arrays, removal, bare, bare)
+        certificate = certified(graph, varied_arrays(graph.network), removal)
         certificate.check()
         assert certificate.side == 128
 
@@ -168,23 +180,20 @@ class TestCertificate:
         """Its signals die out on the way to the heads, and any two networks would seem equal."""
         graph = channel_graph(cfg_file.load(root / "cfg" / "yolov4-tiny.cfg"))
         arrays = {name: value.numpy() for name, value in Darknet(graph.network).state_dict().items()}
-        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
-        bare = prune_network(graph, arrays, removal)
-        certify(graph, arrays, arrays, removal, bare, bare).check()
-        wrong = {
-            name: array[::-1].copy() if name.endswith("conv.weight") else array for name, array in bare.arrays.items()
-        }
+        removal = weakest(graph, arrays)
+        certified(graph, arrays, removal).check()
+        pruned = prune_network(graph, arrays, removal).arrays
+        wrong = {name: pruned[name][::-1].copy() for name in pruned if name.endswith("conv.weight")}
         with pytest.raises(InfeasibleError, match="certificate"):
-            certify(graph, arrays, arrays, removal, bare._replace(arrays=wrong), bare).check()
+            certified(graph, arrays, removal, **wrong).check()
 
     def test_a_gate_with_batch_normalisation_is_proved(self):
         """One cell a picture: a single value, which has no variance."""
         graph = graph_of(conv(8), *GATE, conv(6, 3))
-        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
-        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
+        arrays = float32(graph)
+        removal = weakest(graph, arrays)
         assert not all(removal.stays(graph, index).all() for index in (2, 3))
-        bare = prune_network(graph, arrays, removal)
-        certificate = certify(graph, arrays, arrays, removal, bare, bare)
+        certificate = certified(graph, arrays, removal)
         certificate.check()
         assert certificate.compact_vs_silenced_float64 < 1e-12
 
@@ -206,27 +215,22 @@ class TestRounding:
     @pytest.fixture
     def made(self):
         graph = graph_of(conv(24), conv(24), conv(24))
-        arrays = {name: array.astype(np.float32) for name, array in arrays_of(randomised(graph.network)).items()}
+        arrays = float32(graph)
         arrays["layers.0.bn.bias"] += 1e8
         arrays["layers.1.bn.running_var"][:] = 1e16
-        removal = Removal(choose(graph, gammas_of(graph.network, arrays), ChannelPolicy(0.3, layer_keep=0.1)).keep)
-        return graph, arrays, removal, prune_network(graph, arrays, removal)
-
-    def certified(self, made, **changes):
-        graph, arrays, removal, bare = made
-        return certify(graph, arrays, arrays, removal, bare._replace(arrays={**bare.arrays, **changes}), bare)
+        return graph, arrays, weakest(graph, arrays)
 
     def test_another_order_of_summation_passes(self, made):
-        pruned = made[3].arrays
+        pruned = prune_network(*made).arrays
         turned = {name: pruned[name][::-1].copy() for name in pruned if name.startswith("layers.0.")}
         turned["layers.1.conv.weight"] = pruned["layers.1.conv.weight"][:, ::-1].copy()
-        certificate = self.certified(made, **turned)
+        certificate = certified(*made, **turned)
         certificate.check()
         assert 1e-9 < certificate.compact_vs_silenced_float64 < certificate.allowed_float64 < 1e-4
 
     @pytest.mark.parametrize("fault", ["a wrong channel", "a missing constant", "a wrong weight"])
     def test_faults_are_refused(self, made, fault):
-        pruned = {name: array.copy() for name, array in made[3].arrays.items()}
+        pruned = {name: array.copy() for name, array in prune_network(*made).arrays.items()}
         if fault == "a wrong channel":
             pruned["layers.2.conv.weight"][:, :2] = pruned["layers.2.conv.weight"][:, 1::-1]
         elif fault == "a missing constant":
@@ -234,7 +238,7 @@ class TestRounding:
         else:
             pruned["layers.1.conv.weight"][0, 0] *= 1 + 1e-4
         with pytest.raises(InfeasibleError, match="certificate: compact_vs_silenced"):
-            self.certified(made, **pruned).check()
+            certified(*made, **pruned).check()
 
 
 class TestUnits:
