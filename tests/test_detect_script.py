@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 
 import detect
 from tests.media import write_video
-from tests.nets import PUBLIC_MODELS, lined, opencv_epsilon
+from tests.nets import PUBLIC_MODELS, lined, opencv_epsilon, printed
 from tests.test_evaluation import STAGES, FirstUse
 from utils.checkpoint import model_document, write_checkpoint
 from utils.darknet import cfg, weights
@@ -83,6 +83,17 @@ def net(tmp_path, monkeypatch):
     return quarters(tmp_path)
 
 
+@pytest.fixture
+def detected(net, capsys):
+    """Call detect.py, which writes nothing; returns what it finds in one image."""
+
+    def call(*flags: str) -> dict:
+        (document,) = printed(capsys, detect.main, *net, "--nosave", *flags)
+        return document
+
+    return call
+
+
 def quarters(folder: Path, channels: int = 3) -> list[str]:
     (folder / "net.cfg").write_text(CFG.format(channels=channels))
     network = cfg.load(folder / "net.cfg")
@@ -118,10 +129,9 @@ def test_first_uses_are_in_no_time(net, capsys, monkeypatch):
     assert summary == "1 frame, 3.0 ms each (preprocess 1.0, inference 1.0, nms 1.0)"
 
 
-def test_boxes_are_in_pixels_of_the_picture(net, capsys):
+def test_boxes_are_in_pixels_of_the_picture(detected):
     """64 × 64 in an input of 32 × 32: each cell of 16 is a quarter, 32 pixels wide."""
-    detect.main([*net, "--source", picture("a.png"), "--json", "--nosave"])
-    (document,) = json.loads(capsys.readouterr().out)
+    document = detected("--source", picture("a.png"))
     assert (document["source"], document["frame"]) == ("a.png", 0)
     boxes = sorted(found["box"] for found in document["detections"])
     np.testing.assert_allclose(boxes, [[0, 0, 32, 32], [0, 32, 32, 64], [32, 0, 64, 32], [32, 32, 64, 64]], atol=1e-3)
@@ -132,20 +142,16 @@ def test_boxes_are_in_pixels_of_the_picture(net, capsys):
 
 
 @pytest.mark.parametrize("mode", ["--letterbox", "--stretch"])
-def test_boxes_are_clipped_to_a_wide_picture(net, capsys, mode):
+def test_boxes_are_clipped_to_a_wide_picture(detected, mode):
     """64 × 32 letterboxed lies in rows 8…24 of the input; the cells' other halves are outside the picture."""
     expected = [[0, 0, 32, 16], [0, 16, 32, 32], [32, 0, 64, 16], [32, 16, 64, 32]]
-    detect.main([*net, mode, "--source", picture("a.png", 32, 64), "--json", "--nosave"])
-    (document,) = json.loads(capsys.readouterr().out)
+    document = detected(mode, "--source", picture("a.png", 32, 64))
     np.testing.assert_allclose(sorted(found["box"] for found in document["detections"]), expected, atol=1e-3)
 
 
-def test_a_larger_input_has_more_cells_and_a_grey_net_reads_colour(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = quarters(tmp_path, channels=1)
-    detect.main([*flags, "--source", picture("a.png"), "--img-size", "64", "32", "--json", "--nosave"])
-    (document,) = json.loads(capsys.readouterr().out)
-    assert len(document["detections"]) == 8
+def test_a_larger_input_has_more_cells_and_a_grey_net_reads_colour(detected):
+    quarters(Path(), channels=1)
+    assert len(detected("--source", picture("a.png"), "--img-size", "64", "32")["detections"]) == 8
 
 
 def test_everything_that_can_be_written_is_written(net, capsys):

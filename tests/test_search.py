@@ -19,6 +19,7 @@ import pytest
 
 import train
 from tests.nets import refused
+from tests.test_resume import at_call
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
@@ -228,20 +229,14 @@ class TestScript:
         monkeypatch.setattr(optimizer, "NOMINAL_BATCH", 2)
         flags = (*self.FLAGS[:-1], "cut", "--batch-size", "2", "--evolve", "2")
         expected = run(*flags, "--name", "straight")
-        real, calls = loop.detection_loss, []
-
-        def loss(*args):
-            calls.append(1)
-            if len(calls) == 14:
-                signal.raise_signal(signal.SIGTERM)
-            return real(*args)
-
+        loss = Mock(wraps=loop.detection_loss)
         monkeypatch.setattr(loop, "detection_loss", loss)
+        at_call(monkeypatch, 14, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted, match="in trial 2 of 2"):
             run(*flags)
-        trained = len(calls)
+        trained = loss.call_count
         document = run("--resume", str(tmp_path / "runs" / "cut"))
-        assert len(calls) == 16 > trained
+        assert loss.call_count == 16 > trained
         same = ("trials", "best_trial", "fitness", "start_fitness", "hyp")
         assert {key: document[key] for key in same} == {key: expected[key] for key in same}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from pycocotools.coco import COCO
 
 from models import Darknet
-from tests.nets import TINY, tiny
+from tests.nets import TINY, printed, tiny
 from tests.test_evaluation import STAGES, FirstUse
 from utils.checkpoint import model_document, write_checkpoint
 from utils.darknet import weights
@@ -47,16 +48,21 @@ def folder(tmp_path, monkeypatch):
 FLAGS = ("--data", "set.data", "--cfg", "a.cfg", "--weights", "a.weights")
 
 
+@pytest.fixture
+def measured(folder, script, capsys):
+    """Call test.py; returns its document."""
+    return partial(printed, capsys, script.main, *FLAGS)
+
+
 def tree():
     """Every file below the current folder, without the picture cache."""
     return sorted(str(path) for path in Path().rglob("*") if path.is_file() and path.parts[0] != "cache")
 
 
-def test_first_uses_are_in_no_time(folder, script, capsys, monkeypatch):
+def test_first_uses_are_in_no_time(measured, monkeypatch):
     """Such as the import of torchvision, in the first batches."""
     FirstUse(monkeypatch, *(f"utils.detection.evaluate.{name}" for name in STAGES))
-    script.main([*FLAGS, "--json", "--batch-size", "2"])
-    assert max(json.loads(capsys.readouterr().out)["ms"].values()) <= 1
+    assert max(measured("--batch-size", "2")["ms"].values()) <= 1
 
 
 def test_the_table_has_a_row_for_all_classes_and_sizes(folder, script, capsys):
@@ -78,9 +84,8 @@ def test_verbose_adds_a_row_for_every_class(folder, script, capsys):
     assert "3 of 3 images usable" in err
 
 
-def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
-    script.main([*FLAGS, "--json", "--img-size", "64", "96"])
-    document = json.loads(capsys.readouterr().out)
+def test_json_is_one_document_with_the_agreed_keys(measured):
+    document = measured("--img-size", "64", "96")
     assert (document["schema"], document["images"], document["size"]) == (1, 3, [64, 96])
     for key in ("map50", "map50_95", "precision", "recall", "f1"):
         assert 0 <= document[key] <= 1
@@ -92,20 +97,15 @@ def test_json_is_one_document_with_the_agreed_keys(folder, script, capsys):
     assert "PyTorch" in document["runtime"]
 
 
-def test_kept_pictures_give_the_same_figures(folder, script, capsys):
-    rows = []
-    for flags in ((), ("--cache", "disk")):
-        script.main(
-            [*FLAGS, "--task", "benchmark", "--img_size", "32", "64", "--conf-thres", "0.0001", "--json", *flags]
-        )
-        rows.append([{**row, "ms": None} for row in json.loads(capsys.readouterr().out)["benchmark"]])
-    assert rows[0] == rows[1]
+def test_kept_pictures_give_the_same_figures(folder, measured):
+    flags = ("--task", "benchmark", "--img_size", "32", "64", "--conf-thres", "0.0001")
+    plain, kept = (measured(*flags, *more)["benchmark"] for more in ((), ("--cache", "disk")))
+    assert [{**row, "ms": None} for row in plain] == [{**row, "ms": None} for row in kept]
     assert len(list((folder / "cache" / "darknet-compression").glob("pixels-*"))) == 2
 
 
-def test_benchmark_is_a_list_of_sizes_by_thresholds(folder, script, capsys):
-    script.main([*FLAGS, "--task", "benchmark", "--json"])
-    rows = json.loads(capsys.readouterr().out)["benchmark"]
+def test_benchmark_is_a_list_of_sizes_by_thresholds(measured, script, capsys):
+    rows = measured("--task", "benchmark")["benchmark"]
     want = [([side, side], iou) for side in (48, 64, 80) for iou in (0.5, 0.6, 0.7)]
     assert [(row["size"], row["iou_thres"]) for row in rows] == want
     script.main([*FLAGS, "--task", "benchmark", "--img_size", "32", "64", "32"])
@@ -122,10 +122,9 @@ def test_nothing_is_written_unless_it_is_asked_for(folder, script, capsys, flags
     assert tree() == before
 
 
-def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, script, capsys):
+def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(measured):
     for name in ("exp", "exp2"):
-        script.main([*FLAGS, "--save-json", "--json"])
-        document = json.loads(capsys.readouterr().out)
+        document = measured("--save-json")
         assert Path(document["detections"]) == Path("runs/test", name, "detections.json")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -141,12 +140,11 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(folder, s
     assert files == ["args.yaml", "data.yaml", "detections.json", "env.json", "model.cfg"]
 
 
-def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, capsys):
+def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(measured, script, capsys):
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("a.weights", tiny()).items()}
     full = Darknet(tiny()).state_dict() | state
     write_checkpoint(Path("best.pt"), model_document(full, tiny(), ("dog", "cat"), ()))
-    script.main([*FLAGS, "--json"])
-    want = json.loads(capsys.readouterr().out)
+    want = measured()
     for flags in ((), ("--cfg", "a.cfg")):
         script.main(["--data", "set.data", "--weights", "best.pt", *flags, "--json"])
         out, err = capsys.readouterr()
@@ -155,21 +153,17 @@ def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(folder, script, cap
         assert "trained with other class names" in err
 
 
-def test_workers_batches_and_threads_change_nothing_but_the_time(folder, script, capsys):
-    documents = []
-    for flags in ((), ("--workers", "1", "--batch-size", "2", "--threads", "1")):
-        script.main([*FLAGS, "--json", *flags])
-        documents.append(json.loads(capsys.readouterr().out))
-    assert documents[0]["map50"] == pytest.approx(documents[1]["map50"], abs=1e-6)
+def test_workers_batches_and_threads_change_nothing_but_the_time(measured):
+    plain, other = measured(), measured("--workers", "1", "--batch-size", "2", "--threads", "1")
+    assert plain["map50"] == pytest.approx(other["map50"], abs=1e-6)
 
 
-def test_one_class_takes_a_network_of_any_class_count(folder, script, capsys):
+def test_one_class_takes_a_network_of_any_class_count(measured):
     Path("set.names").write_text("cat\ndog\nfox\n")
     Path("set.data").write_text("valid = val.txt\nnames = set.names\n")
     with pytest.raises(InputError, match=r"a\.weights: a network of 2 classes, but set\.data has 3"):
-        script.main(FLAGS)
-    script.main([*FLAGS, "--single-cls", "--json", "--save-json"])
-    document = json.loads(capsys.readouterr().out)
+        measured()
+    document = measured("--single-cls", "--save-json")
     assert [(row["name"], row["objects"]) for row in document["per_class"]] == [("object", 3)]
     assert {row["category_id"] for row in json.loads(Path(document["detections"]).read_text())} == {0}
 
