@@ -217,7 +217,8 @@ class Camera(http.server.ThreadingHTTPServer):
     def __init__(self, script: list[int | str]) -> None:
         super().__init__(("127.0.0.1", 0), Connection)
         self.script = script
-        self.connections = itertools.count()
+        self.paths: list[str] = []
+        """What each connection asked for."""
         self.numbers = itertools.count()
         self.closing = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_port}/"
@@ -232,7 +233,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         camera = self.server
-        entry = camera.script[min(next(camera.connections), len(camera.script) - 1)]
+        camera.paths.append(self.path)
+        entry = camera.script[min(len(camera.paths), len(camera.script)) - 1]
         if entry == "refuse":
             return
         self.send_response(200)
@@ -270,12 +272,18 @@ def camera(*script: int | str) -> Iterator[Camera]:
             server.closing.set()
 
 
+def received(server: Camera, **limits: float) -> list[Frame]:
+    """Frames of a stream, each of which comes once and after those before it."""
+    got = list(frames(FrameSource(streams=(server.address,)), Limits(**limits)))
+    numbers = [number_in(frame.image) for frame in got]
+    assert numbers == sorted(set(numbers))
+    return got
+
+
 def test_frames_come_in_order_each_once_and_end_with_the_count():
     with camera(1000) as server:
-        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_frames=10)))
-    numbers = [number_in(frame.image) for frame in got]
-    assert len(numbers) == 10
-    assert numbers == sorted(set(numbers))
+        got = received(server, max_frames=10)
+    assert len(got) == 10
     assert all(a.index < b.index for a, b in itertools.pairwise(got))
     assert {(frame.source, frame.kind) for frame in got} == {(server.address, "stream")}
 
@@ -290,9 +298,8 @@ def test_a_slow_consumer_gets_the_newest_frame_and_the_index_tells_what_was_drop
 
 def test_a_lost_stream_is_reported_and_comes_back_without_a_stale_or_black_frame(capfd):
     with camera(8, "refuse", 1000) as server:
-        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_frames=20, stream_timeout=5)))
+        got = received(server, max_frames=20, stream_timeout=5)
     numbers = [number_in(frame.image) for frame in got]
-    assert numbers == sorted(set(numbers))
     assert numbers[-1] > 8
     assert [frame.index for frame in got] == numbers
     messages = capfd.readouterr().err
@@ -302,10 +309,8 @@ def test_a_lost_stream_is_reported_and_comes_back_without_a_stale_or_black_frame
 
 def test_a_stream_that_changes_its_size_goes_on():
     with camera("grow") as server:
-        got = list(frames(FrameSource(streams=(server.address,)), Limits(max_seconds=0.6, stream_timeout=5)))
-    numbers = [number_in(frame.image) for frame in got]
-    assert numbers == sorted(set(numbers))
-    assert numbers[-1] > 12
+        got = received(server, max_seconds=0.6, stream_timeout=5)
+    assert number_in(got[-1].image) > 12
 
 
 def test_a_dead_stream_does_not_stop_the_others(capfd):
@@ -322,35 +327,22 @@ def test_a_dead_stream_does_not_stop_the_others(capfd):
 def test_a_stream_that_never_gives_a_frame_is_an_error_in_bounded_time(entry):
     start = time.monotonic()
     with camera(entry) as server, pytest.raises(InputError, match=r"--source .*: no frame within 0.6 s"):
-        list(frames(FrameSource(streams=(server.address,)), Limits(stream_timeout=0.6)))
+        received(server, stream_timeout=0.6)
     assert time.monotonic() - start < 6
 
 
 def test_a_stream_that_stays_away_ends_the_reading(capfd):
     with camera(3, "refuse") as server:
-        got = list(frames(FrameSource(streams=(server.address,)), Limits(stream_timeout=0.6)))
+        got = received(server, stream_timeout=0.6)
     assert got[-1].index == 2
     assert "no frame for 0.6 s" in capfd.readouterr().err
 
 
 def test_a_server_gets_the_path_of_the_address_as_given():
-    asked = []
-
-    class Refusing(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *args) -> None:
-            pass
-
-    path = "/cam//live/?next=http://x//y"
-    with (
-        serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)) as server,
-        opened(f"http://127.0.0.1:{server.server_port}{path}", timeout=5) as capture,
-    ):
+    path = "cam//live/?next=http://x//y"
+    with camera("refuse") as server, opened(f"{server.address}{path}", timeout=5) as capture:
         assert not capture.isOpened()
-    assert set(asked) == {path}
+    assert set(server.paths) == {f"/{path}"}
 
 
 def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
@@ -358,12 +350,12 @@ def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
     pictures = (np.frombuffer(numbered(number), np.uint8) for number in range(12))
     write_video(tmp_path / "clip.avi", (cv2.imdecode(picture, cv2.IMREAD_COLOR) for picture in pictures))
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    received = []
+    numbers = []
     with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         for frame in read_streams([f"http://127.0.0.1:{server.server_port}/clip.avi"], timeout=5):
-            received.append(number_in(frame.image))
+            numbers.append(number_in(frame.image))
             time.sleep(0.01)
-    assert received == list(range(12))
+    assert numbers == list(range(12))
 
 
 def test_passwords_are_not_shown(capsys):
