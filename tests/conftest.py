@@ -19,7 +19,6 @@ import pytest
 import compress
 import train
 from tests.nets import TINY, tiny
-from utils.data.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,9 +118,9 @@ def _source(path: Path) -> Source:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A cfg, and a data set of nine pictures with one or two boxes each: bright blocks (a) and bars (b)."""
+    from tests.media import labelled
+
     folder = tmp_path_factory.mktemp("data")
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
     rng = np.random.default_rng(0)
     for number in range(9):
         image = rng.integers(0, 60, (64, 64, 3)).astype(np.uint8)
@@ -130,8 +129,7 @@ def folder(tmp_path_factory):
             x, y = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
             image[y : y + height, x : x + width] = (220, 220 * kind, 90)
             rows.append(f"{kind} {(x + width / 2) / 64} {(y + height / 2) / 64} {width / 64} {height / 64}")
-        write_image(folder / "images" / f"{number}.png", image)
-        (folder / "labels" / f"{number}.txt").write_text("\n".join(rows) + "\n")
+        labelled(folder, f"{number}.png", image, "\n".join(rows) + "\n")
     names = [f"images/{number}.png\n" for number in range(9)]
     (folder / "train.txt").write_text("".join(names))
     (folder / "val.txt").write_text("".join(names[:3]))
@@ -164,6 +162,15 @@ def short_timings(monkeypatch):
 
     for name in ("SECONDS", "LEAST_SECONDS"):
         monkeypatch.setattr(measure, name, 0.1)
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    """What a training says beside its epochs."""
+    said: list[str] = []
+    for module in ("train", *(f"utils.training.{name}" for name in ("checkpointing", "sparsity", "workflow"))):
+        monkeypatch.setattr(f"{module}.log", lambda *texts: said.extend(texts))
+    return said
 
 
 @pytest.fixture

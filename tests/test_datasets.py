@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.media import sample
+from tests.media import labelled, sample
 from tests.nets import tiny
 from utils.data import datasets
 from utils.data.anchors import auto_anchors, box_sizes, cluster, fit_quality, shape_ious, used_anchors, with_anchors
@@ -34,15 +34,13 @@ def found(tmp_path_factory):
     The even ones have an ignored box of class 2 - number % 3 in the same place.
     """
     root = tmp_path_factory.mktemp("data")
-    for folder in ("images", "labels", "ignored"):
-        (root / folder).mkdir()
+    (root / "ignored").mkdir()
     for number in range(9):
         height, width = 40 + 8 * (number % 4), 48 + 8 * (number % 3)
         image = np.full((height, width, 3), 20 * number, np.uint8)
         image[8:24, 16:40] = 255
-        write_image(root / "images" / f"{number}.png", image)
         box = f"{28 / width} {16 / height} {24 / width} {16 / height}"
-        (root / "labels" / f"{number}.txt").write_text(f"{number % 3} {box}")
+        labelled(root, f"{number}.png", image, f"{number % 3} {box}")
         if number % 2 == 0:
             (root / "ignored" / f"{number}.txt").write_text(f"{2 - number % 3} {box}")
     return index(root / "images", "abc", cache_dir=None)

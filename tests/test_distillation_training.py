@@ -59,15 +59,6 @@ def wide(tmp_path) -> str:
     return checkpoint(tmp_path / "wide.pt", WIDE)
 
 
-@pytest.fixture
-def lines(monkeypatch) -> list[str]:
-    """What is said of the teacher."""
-    said: list[str] = []
-    for module in ("utils.training.workflow", "train"):
-        monkeypatch.setattr(f"{module}.log", lambda *texts: said.extend(texts))
-    return said
-
-
 def columns(document: dict) -> dict[str, list[float]]:
     """Those of results.csv that tell of the distillation."""
     with open(Path(document["run_dir"]) / "results.csv", newline="") as file:

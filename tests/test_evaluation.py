@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from models import Darknet, Outputs
+from tests.media import labelled
 from tests.nets import tiny
 from utils.data.datasets import DetectionDataset, make_loader
-from utils.data.images import write_image
 from utils.data.index import index
 from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
@@ -33,12 +33,9 @@ BOXES = (
 @pytest.fixture
 def pictures(tmp_path):
     """Index of three pictures whose labels are BOXES."""
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
     for number, (shape, rows) in enumerate(zip(SHAPES, BOXES, strict=True)):
-        write_image(tmp_path / f"images/{number}.png", np.full((*shape, 3), 40 * number, np.uint8))
         text = "".join(" ".join(map(str, row)) + "\n" for row in rows)
-        (tmp_path / f"labels/{number}.txt").write_text(text)
+        labelled(tmp_path, f"{number}.png", np.full((*shape, 3), 40 * number, np.uint8), text)
     return index(tmp_path / "images", NAMES, cache_dir=None)
 
 

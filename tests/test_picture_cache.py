@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.media import sample
+from tests.media import labelled, sample
 from utils.checkpoint import read_checkpoint
 from utils.data import store
 from utils.data.augment import Augmentation
@@ -38,15 +38,12 @@ def picture(number: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def add(root: Path, name: str, image: np.ndarray) -> None:
-    write_image(root / "images" / name, image)
-    (root / "labels" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.4 0.6\n")
+    labelled(root, name, image, "0 0.5 0.5 0.4 0.6\n")
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A data set of five pictures, PNG and JPEG."""
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
     for number, shape in enumerate(SHAPES):
         add(tmp_path, f"{number}.{'jpg' if number == 4 else 'png'}", picture(number, shape))
     return tmp_path

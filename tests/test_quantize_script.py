@@ -31,7 +31,6 @@ from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import read_results
 from utils.runtime.choice import choose_runtime
 from utils.runtime.engines import load
-from utils.training import checkpointing
 from utils.training.loop import Rounding
 from utils.training.settings import quantization
 
@@ -342,14 +341,12 @@ def load_gamma(path: str) -> float:
     return float(sum(layer.bn.weight.detach().abs().sum() for layer in layers))
 
 
-def test_float_and_quantized_weights_start_one_another(run, monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(checkpointing, "log", said.append)
+def test_float_and_quantized_weights_start_one_another(run, lines):
     quantized = run("--epochs", "1", "--quantized", "1", "--target", "arm")["best"]
-    assert not any("was quantized" in line for line in said)
+    assert not any("was quantized" in line for line in lines)
     again = run("--epochs", "1", "--weights", run("--epochs", "1", "--weights", quantized)["best"], "--quantized", "1")
     assert read_checkpoint(Path(again["best"]))["quantization"] is not None
-    assert sum("was quantized with --target arm: its weights before rounding are taken" in line for line in said) == 1
+    assert sum("was quantized with --target arm: its weights before rounding are taken" in line for line in lines) == 1
 
 
 def test_bounds_of_the_averaged_network_are_those_of_the_trained_one(run):

@@ -21,6 +21,7 @@ import detect
 import export
 from benchmarks import latency
 from benchmarks.compare import network_files
+from tests.media import small_set
 from tests.nets import NEEDS_IMPORTER, TINY, one_head, printed, refused, tiny
 from tests.test_examples import EXAMPLES
 from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_OPENVINO, eager
@@ -29,7 +30,6 @@ from utils.checkpoint import load_model, write_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
-from utils.data.images import write_image
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
 from utils.export.settings import CLIENTS, SUFFIXES
 from utils.model_files import EXPORTED
@@ -40,7 +40,6 @@ from utils.runtime.engines import ENGINES, Engine, ForeignModel, load, onnxrunti
 from utils.runtime.exported import read_onnx, reference
 
 NAMES = ("cat", "dog")
-COUNT = 5
 CPU = torch.device("cpu")
 DARKNET = ("--cfg", "a.cfg", "--weights", "a.weights")
 FILES = {
@@ -77,15 +76,8 @@ def made(tmp_path_factory):
         Path("a.cfg").write_text(TINY)
         for name, flags in FILES.items():
             export.main(["--weights", "a.pt", "--output", name, *flags])
-        rng = np.random.default_rng(0)
-        for place in ("images", "labels"):
-            Path(place).mkdir()
-        for number in range(COUNT):
-            write_image(Path(f"images/{number}.png"), rng.integers(0, 255, (60, 90, 3), dtype=np.uint8))
+        small_set([""] * 5)
         label_with_detections()
-        Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(COUNT)))
-        Path("set.names").write_text("cat\ndog\n")
-        Path("set.data").write_text("classes = 2\nvalid = val.txt\nnames = set.names\n")
         Path("three.data").write_text("classes = 3\nvalid = val.txt\nnames = three.names\n")
         Path("three.names").write_text("a\nb\nc\n")
     return folder

@@ -281,13 +281,6 @@ class TestRun:
 
     FLAGS = ("-sr", "--prune", "1", "--epochs", "3")
 
-    @pytest.fixture
-    def lines(self, monkeypatch) -> list[str]:
-        """What is said of the sparse training."""
-        said: list[str] = []
-        monkeypatch.setattr("utils.training.sparsity.log", said.append)
-        return said
-
     def test_the_pressure_acts_once_a_step_on_the_finished_gradient_and_no_worker_outlives_it(
         self, run, monkeypatch, no_plots
     ):
@@ -334,7 +327,7 @@ class TestRun:
         with (directory / "gamma_histogram.csv").open() as file:
             counts = list(csv.reader(file))[1:]
         assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
-        command = shlex.split(lines[-1])
+        command = shlex.split(next(line for line in lines if line.startswith("prune: ")))
         assert command[:3] == ["prune:", "python", "slim_prune.py"]
         slim_prune.main([*command[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
         pruned = json.loads(capsys.readouterr().out)

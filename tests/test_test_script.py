@@ -14,12 +14,12 @@ import torch
 from pycocotools.coco import COCO
 
 from models import Darknet
+from tests.media import small_set
 from tests.nets import TINY, printed, tiny
 from tests.test_evaluation import STAGES, FirstUse
 from utils.checkpoint import model_document, write_checkpoint
 from utils.darknet import weights
 from utils.darknet.network import parameter_count
-from utils.data.images import write_image
 from utils.errors import InputError, SuiteError
 
 LABELS = ("0 0.3 0.4 0.2 0.3\n1 0.7 0.6 0.3 0.5\n", "1 0.5 0.5 0.6 0.4\n", "")
@@ -30,15 +30,7 @@ def folder(tmp_path, monkeypatch):
     """The current folder, with three pictures, their description set.data, a.cfg and a.weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    for name in ("images", "labels"):
-        Path(name).mkdir()
-    for number, rows in enumerate(LABELS):
-        write_image(Path(f"images/{number}.png"), rng.integers(0, 255, (60, 90, 3), dtype=np.uint8))
-        Path(f"labels/{number}.txt").write_text(rows)
-    Path("val.txt").write_text("".join(f"images/{number}.png\n" for number in range(len(LABELS))))
-    Path("set.names").write_text("cat\ndog\n")
-    Path("set.data").write_text("classes = 2\nvalid = val.txt\nnames = set.names\n")
+    small_set(LABELS)
     Path("a.cfg").write_text(TINY)
     torch.manual_seed(0)
     weights.write("a.weights", tiny(), {key: value.numpy() for key, value in Darknet(tiny()).state_dict().items()})

@@ -532,9 +532,8 @@ class TestResume:
         settings = [plan.settings for plan in plans]
         assert [(one.workers, one.device, one.epochs) for one in settings] == [(1, "cpu", 2), (0, "cpu", 2)]
 
-    def test_a_finished_run_says_so_and_trains_nothing(self, run, done, capsys, monkeypatch):
-        before, lines = (done / "weights" / "last.pt").read_bytes(), []
-        monkeypatch.setattr("utils.training.workflow.log", lambda *texts: lines.extend(texts))
+    def test_a_finished_run_says_so_and_trains_nothing(self, run, done, lines):
+        before = (done / "weights" / "last.pt").read_bytes()
         assert run("--resume", str(done))["epochs"] == 2
         assert f"{done}: is finished, after epoch 2 of 2; its best weights are evaluated again" in lines
         assert (done / "weights" / "last.pt").read_bytes() == before
@@ -547,18 +546,16 @@ class TestResume:
         assert read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"] == 2
 
 
-def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tmp_path, monkeypatch, no_plots):
+def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tmp_path, lines, no_plots):
     """Only those that differ from Darknet's defaults, with what --hyp has in their place."""
-    told: list[str] = []
-    monkeypatch.setattr("utils.training.workflow.log", lambda *texts: told.extend(texts))
     run("--epochs", "1")
-    assert not [line for line in told if "does not use" in line]
+    assert not [line for line in lines if "does not use" in line]
     more = "iou_loss=giou\niou_normalizer=0.07\ncls_normalizer=1.0\nmax_delta=5\nnms_kind=greedynms\n"
     (tmp_path / "k.cfg").write_text((folder / "n.cfg").read_text().replace("[yolo]\n", f"[yolo]\n{more}"))
     run("--epochs", "1", "--cfg", str(tmp_path / "k.cfg"))
     keys = "iou_loss=giou, iou_normalizer=0.07, max_delta=5.0, nms_kind=greedynms"
     way = "in their place --hyp has iou_loss, box_gain, clip_norm"
-    assert [line for line in told if "does not use" in line] == [
+    assert [line for line in lines if "does not use" in line] == [
         f"{tmp_path}/k.cfg: training does not use {keys}; {way}"
     ]
 
