@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import Darknet, attended
-from tests.nets import TINY, one_head, refused, tiny, with_heads
+from tests.nets import TINY, TINY_HEAD, lined, one_head, refused, tiny, with_heads
 from tests.pruning import CONV, SHORTCUT, model_of, varied_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network, Shortcut
@@ -33,27 +33,8 @@ YOLOV4 = ("yolov4-csp", "yolov4-leaky", "yolov4-tiny", "yolov4")
 CFGS = ("demo", "mobilenetv2-yolov3", "yolo-fastest", *YOLOV3, *YOLOV4)
 SEVERAL_HEADS = TINY[: TINY.index("[route]\nlayers=7")]
 """The tiny network as far as its first head, which is at stride 8."""
-SECOND = """
-[route]
-layers=7
-
-[convolutional]
-batch_normalize=1
-filters={}
-size=1
-activation=relu
-
-[convolutional]
-filters=21
-size=1
-activation=linear
-
-[yolo]
-mask=0,1,2
-anchors=4,4, 8,8, 12,10, 20,16, 24,30, 40,44
-classes=2
-num=6
-"""
+SECOND = lined("[route] layers=7 [convolutional] batch_normalize=1 filters={} activation=relu")
+SECOND += TINY_HEAD.format("0,1,2")
 """Another head at that stride."""
 
 

@@ -35,9 +35,7 @@ BOUNDARIES = {
 }
 """First and last convolution of every group."""
 TWO_HEADS = (
-    conv(8, 3, stride=2),
-    conv(8, 3, stride=2),
-    conv(8, 3, stride=2),
+    *[conv(8, 3, stride=2)] * 3,
     conv(12, 3, stride=2),
     conv(12, 3),
     SHORTCUT,
