@@ -30,40 +30,23 @@ TIERS = (
 SCRIPTS = ("utils.darknet.info", "utils.darknet.rewrite", "utils.report.__main__")
 """Command lines that live in a room; nobody imports them."""
 
-TORCH_FREE = (
-    "utils.darknet",
-    "utils.cli",
-    "utils.errors",
-    "utils.compress.journey",
-    "utils.compress.recipe",
-    "utils.distillation.matching",
-    "utils.distillation.strategies",
-    "utils.export.settings",
-    "utils.files",
-    "utils.flags",
-    "utils.memory",
-    "utils.model_files",
-    "utils.pruning.channel_graph",
-    "utils.pruning.command",
-    "utils.pruning.policy",
-    "utils.pruning.target",
-    "utils.quantization.scheme",
-    "utils.report.cost",
-    "utils.compress.page",
-    "utils.report.plots",
-    "utils.report.run_dir",
-    "utils.runtime.choice",
-    "utils.runtime.exported",
-    "utils.training.evolve",
-    "utils.training.hyperparameters",
-    "utils.report.run_dir",
-    "utils.training.settings",
-    "utils.detection.average_precision",
-    "utils.detection.bootstrap",
-    "utils.detection.settings",
-    "utils.data.annotations",
-    "utils.data.convert",
-    "utils.data.doctor",
+FREE_IN = {
+    "compress": ("journey", "page", "recipe"),
+    "data": ("annotations", "convert", "doctor"),
+    "detection": ("average_precision", "bootstrap", "settings"),
+    "distillation": ("matching", "strategies"),
+    "export": ("settings",),
+    "pruning": ("channel_graph", "command", "policy", "target"),
+    "quantization": ("scheme",),
+    "report": ("cost", "plots", "run_dir"),
+    "runtime": ("choice", "exported"),
+    "training": ("evolve", "hyperparameters", "settings"),
+}
+"""Room → its modules that never import torch."""
+FREE = ("darknet", "cli", "errors", "files", "flags", "memory", "model_files")
+"""Modules of utils/, and a whole room, that never do."""
+TORCH_FREE = tuple(
+    f"utils.{name}" for name in (*FREE, *(f"{room}.{name}" for room, names in FREE_IN.items() for name in names))
 )
 
 TORCH = {"torch", "torchvision"}

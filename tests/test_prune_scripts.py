@@ -43,17 +43,8 @@ AMOUNTS = {
 }
 """What each script removes of the tiny network, which has one residual unit: blocks 2 to 4."""
 FILES = {
-    "args.yaml",
-    "channels.csv",
-    "channels.png",
-    "detections.jpg",
-    "env.json",
-    "importance.png",
-    "model.cfg",
-    "model.pt",
-    "model.weights",
-    "plan.json",
-    "report.md",
+    *("args.yaml", "env.json", "model.cfg", "model.pt", "model.weights", "plan.json", "report.md"),
+    *("channels.csv", "channels.png", "detections.jpg", "importance.png"),
 }
 FIGURES = {"map50", "map50_95", "parameters", "macs", "weights_bytes", "ms"}
 

@@ -29,14 +29,7 @@ from utils.darknet.network import max_stride
 from utils.errors import InfeasibleError, NumericsError
 from utils.pruning.channel_graph import Removal, channel_graph, choose_units, residual_units
 from utils.pruning.policy import POWERS, ChannelPolicy, candidates, choose
-from utils.pruning.surgery import (
-    Certificate,
-    arrays_of,
-    certify,
-    fold_constants,
-    gammas_of,
-    prune_network,
-)
+from utils.pruning.surgery import Certificate, arrays_of, certify, fold_constants, gammas_of, prune_network
 
 STRATEGIES = {
     "normal": (0.3, 0),

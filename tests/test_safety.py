@@ -14,24 +14,8 @@ import pytest
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {
-    "urllib",
-    "urllib3",
-    "requests",
-    "httpx",
-    "aiohttp",
-    "http",
-    "socket",
-    "socketserver",
-    "ssl",
-    "ftplib",
-    "smtplib",
-    "telnetlib",
-    "xmlrpc",
-    "asyncio",
-    "torch.hub",
-    "wget",
-    "gdown",
-    "huggingface_hub",
+    *("socket", "socketserver", "ssl", "asyncio", "http", "ftplib", "smtplib", "telnetlib", "xmlrpc"),
+    *("urllib", "urllib3", "requests", "httpx", "aiohttp", "wget", "gdown", "torch.hub", "huggingface_hub"),
 }
 ATTRIBUTES = {
     "os": {"system", "popen", "execv", "execve", "execvp", "execl", "execlp", "spawnl", "spawnv", "removedirs"},
