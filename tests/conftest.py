@@ -90,6 +90,17 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def python(root):
+    """Run Python in the folder of the project, with the given arguments; returns the process that ended."""
+
+    def call(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, **{"cwd": root, "capture_output": True, "text": True, "check": False, **more})
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data, weights and reference cfgs: $DARKNET_SHARED, or `shared` beside the project."""
     folder = Path(os.environ.get("DARKNET_SHARED") or ROOT.parent / "shared")

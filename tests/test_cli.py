@@ -11,8 +11,6 @@ import os
 import re
 import shlex
 import struct
-import subprocess
-import sys
 import termios
 from dataclasses import dataclass
 from functools import partial
@@ -217,10 +215,9 @@ cli.run(main)
 """
 
 
-def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(root):
+def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(python):
     """None of a part that speaks for itself; a bar needs no lines."""
-    command = [sys.executable, "-c", WORK]
-    lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stderr.splitlines()
+    lines = python("-c", WORK, check=True).stderr.splitlines()
     titles = [title for title, _ in itertools.groupby(line.partition(":")[0] for line in lines)]
     assert titles == ["at work", "importance", "certificate"]
     counted = [line for line in lines if line.startswith("importance")]
@@ -228,7 +225,7 @@ def test_a_log_file_has_lines_of_what_is_under_way_and_a_terminal_a_bar(root):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # lines and columns
     os.set_blocking(ours, False)
-    subprocess.run(command, cwd=root, stderr=theirs, check=True)
+    python("-c", WORK, capture_output=False, stderr=theirs, check=True)
     shown = os.read(ours, 1 << 16).decode()
     assert "importance:  71%" in shown and "loss 3" in shown and "at work" not in shown and "certificate" not in shown
 
@@ -285,9 +282,8 @@ for script in sys.argv[1:]:
 """
 
 
-def test_help_imports_no_torch(root):
-    command = [sys.executable, "-c", HELP, *SCRIPTS]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+def test_help_imports_no_torch(python):
+    done = python("-c", HELP, *SCRIPTS, check=True)
     assert all(f"example:\n  python {script} " in done.stdout for script in SCRIPTS)
 
 
@@ -303,21 +299,21 @@ def test_help_imports_no_torch(root):
         ("-m utils.data.convert voc none --output x", "error: none: no such folder"),
     ],
 )
-def test_a_missing_file_is_one_line_and_status_2(root, command, message):
+def test_a_missing_file_is_one_line_and_status_2(root, python, command, message):
     before = sorted(root.iterdir())
-    done = subprocess.run([sys.executable, *command.split()], cwd=root, capture_output=True, text=True, check=False)
+    done = python(*command.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert sorted(root.iterdir()) == before
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_closed_terminal_ends_a_script_tidily_unless_nohup_has_it_ignored(root, ignored):
+def test_a_closed_terminal_ends_a_script_tidily_unless_nohup_has_it_ignored(python, ignored):
     code = (
         "import os, signal\nfrom utils import cli\n"
         f"signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
         "def main():\n    try: os.kill(os.getpid(), signal.SIGHUP)\n    finally: print('tidied')\n"
         "cli.run(main)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert (done.returncode, done.stdout) == (0 if ignored else 129, "tidied\n")

@@ -25,7 +25,7 @@ import compress
 from models import Darknet
 from tests.nets import one_head, tiny
 from utils.checkpoint import model_document, read_checkpoint, write_checkpoint, write_darknet
-from utils.compress.journey import STATE, Journey, StageError, python
+from utils.compress.journey import STATE, Journey, StageError
 from utils.compress.recipe import Recipe, read_recipe
 from utils.darknet.network import adapt_classes
 from utils.errors import InfeasibleError, InputError
@@ -568,7 +568,7 @@ def test_an_accuracy_that_is_not_known_is_no_loss(tmp_path, capsys):
     assert "stage tune: AP50 before or after it is not known, so `allow` is not checked" in capsys.readouterr().err
 
 
-def test_a_script_ends_with_its_journey_and_the_same_command_goes_on(tmp_path, root):
+def test_a_script_ends_with_its_journey_and_the_same_command_goes_on(tmp_path, python):
     """A journey is killed by kill -9 in its second stage; what the first one made is kept.
 
     A script that outlives it keeps the pipe of stderr open, so that the call runs into its time limit.
@@ -584,8 +584,7 @@ def test_a_script_ends_with_its_journey_and_the_same_command_goes_on(tmp_path, r
         "journey_of(folder).finish(call)\n"
     )
     (tmp_path / "s.py").write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(90)\n")
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60)
+    done = python("-c", code, tmp_path, timeout=60)
     assert done.returncode == -signal.SIGKILL
     scripts = Scripts()
     assert len(journey_of(tmp_path).finish(scripts)) == 1 + len(scripts.calls)
@@ -626,12 +625,12 @@ def test_a_stage_that_fails_ends_the_journey_with_its_status(folder, tmp_path):
     text = "stages: {train: {script: train, epochs: 1, hyp: none.yaml}}"
     journey = Journey(recipe_of(tmp_path, text), tmp_path / "j", str(folder / "d.data"), str(folder / "n.cfg"), None)
     with pytest.raises(StageError, match=r"train\.py ended with status 2") as failure:
-        journey.finish(python)
+        journey.finish(compress.python)
     assert failure.value.exit_status == 2
     for number, status in ((signal.SIGKILL, 5), (signal.SIGSEGV, 139)):
         (tmp_path / "dies.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
         with pytest.raises(StageError, match=r"dies\.py ended by ") as failure:
-            python([str(tmp_path / "dies.py")])
+            compress.python([str(tmp_path / "dies.py")])
         assert failure.value.exit_status == status
     mended = replace(journey, recipe=recipe_of(tmp_path, "stages: {train: {script: train, epochs: 1}}"))
     assert mended.finish(Scripts())[0]["document"]["script"] == "train.py"

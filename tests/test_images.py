@@ -6,8 +6,6 @@ import os
 import random
 import resource
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from contextlib import suppress
@@ -260,7 +258,7 @@ def test_a_header_cut_anywhere_raises_nothing_but_a_picture_error(suffix, pictur
                 use(tmp_path / "a")
 
 
-def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, root):
+def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, python):
     """Not that a TIFF ends early, nor that a picture of 90 million pixels could be a decompression bomb."""
     data = cv2.imencode(".tif", picture)[1].tobytes()
     (tmp_path / "cut.tif").write_bytes(data[: len(data) // 2])
@@ -272,7 +270,7 @@ def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, root):
         "except PictureError as failure:\n    print(failure)\n"
     )
     paths = [str(tmp_path / name) for name in ("cut.tif", "large.png")]
-    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=root, capture_output=True, text=True, timeout=60)
+    done = python("-c", code, *paths)
     assert done.stdout == f"{paths[0]}: the header is cut off or contradicts itself\n" and done.stderr == ""
 
 

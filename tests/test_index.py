@@ -6,8 +6,6 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import cv2
@@ -396,12 +394,12 @@ index.index(sys.argv[1], ["cat", "dog", "cow"], cache_dir=Path(sys.argv[2]))
 
 @pytest.mark.parametrize(("end", "stored_every", "left"), [("SIGKILL", "-1", 8), ("SIGTERM", "inf", 3)])
 def test_what_was_checked_before_a_kill_is_not_checked_again(
-    end, stored_every, left, data_set, tmp_path, monkeypatch, root
+    end, stored_every, left, data_set, tmp_path, monkeypatch, python
 ):
     for number in range(12):
         source = data_set(f"{number:02}.png", encoded())
-    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "cache"), end, stored_every]
-    assert subprocess.run(command, cwd=root, check=False).returncode in (143, -signal.SIGKILL)
+    done = python("-c", KILLED, source, tmp_path / "cache", end, stored_every)
+    assert done.returncode in (143, -signal.SIGKILL)
     checked = []
     monkeypatch.setattr("utils.data.index.check_image", lambda path: (checked.append(path), check_image(path))[1])
     assert len(index(source, NAMES, cache_dir=tmp_path / "cache")) == 12

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
@@ -132,7 +130,7 @@ def test_torch_free_rooms_never_import_torch(sources):
     assert not wrong, "\n".join(wrong)
 
 
-def test_loading_a_script_loads_no_torch(sources, root):
+def test_loading_a_script_loads_no_torch(sources, python):
     """Flags, cfg, data files and sizes of weights are checked before the seconds that torch costs are spent."""
     scripts = [source.path for source in sources if "/" not in source.path and source.path != "models.py"]
     scripts += [source.path for source in sources if source.module.startswith(TORCH_FREE)]
@@ -144,7 +142,7 @@ def test_loading_a_script_loads_no_torch(sources, root):
         "    spec.loader.exec_module(module)\n"
         "    assert 'torch' not in sys.modules, path\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *scripts], cwd=root, capture_output=True, text=True, timeout=60)
+    done = python("-c", code, *scripts)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
-import sys
 from functools import partial
 
 import cv2
@@ -33,7 +31,7 @@ def texts(parts) -> list[str]:
     return [text.get_text() for text in (parts.get_texts() if hasattr(parts, "get_texts") else parts)]
 
 
-def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_path):
+def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(python, tmp_path):
     program = (
         "import sys, numpy, pathlib\n"
         "from utils.report import plots\n"
@@ -41,7 +39,7 @@ def test_importing_the_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_pat
         f"plots.plot_labels(numpy.zeros((0, 5)), ['a'], pathlib.Path({str(tmp_path / 'a.png')!r}))\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert python("-c", program).returncode == 0
 
 
 def evaluated(objects: int):

@@ -224,11 +224,11 @@ def test_what_a_script_lacks_is_one_line_or_nothing(name, root, tmp_path):
         assert done.stderr.splitlines()[-1].startswith("error: out of memory; a library takes more (")
 
 
-def test_a_machine_without_a_folder_for_temporary_files_is_told_of_tmpdir(root):
+def test_a_machine_without_a_folder_for_temporary_files_is_told_of_tmpdir(python):
     """As in a container whose disk is read-only."""
     code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/none']\n"
     code += "from utils import cli; cli.run(tempfile.TemporaryDirectory)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = python("-c", code)
     message = r"error: no room .*; set TMPDIR to .* \(.*No usable temporary directory.*\)\n"
     assert done.returncode == 5 and re.fullmatch(message, done.stderr)
 
@@ -334,26 +334,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """Page faults of ten arrays of 64 MiB, one after the other."""
 
 
-def page_faults(root, **environment: str) -> tuple[str, int]:
+def page_faults(python, **environment: str) -> tuple[str, int]:
     kept = {k: v for k, v in os.environ.items() if k != LARGE_PAGES and not k.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", PAGE_FAULTS],
-        cwd=root,
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = python("-c", PAGE_FAULTS, env={**kept, **environment})
     assert done.returncode == 0, done.stderr
     answer, count = done.stdout.split()
     return answer, int(count)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is done with glibc only")
-def test_memory_is_paid_for_once_unless_the_user_has_his_own_way(root):
-    answer, count = page_faults(root)
+def test_memory_is_paid_for_once_unless_the_user_has_his_own_way(python):
+    answer, count = page_faults(python)
     assert answer == "True"
     assert count < 100
-    answer, usual = page_faults(root, MALLOC_PERTURB_="0")
+    answer, usual = page_faults(python, MALLOC_PERTURB_="0")
     assert answer == "False"
     assert usual > 10 * max(1, count)

@@ -8,8 +8,6 @@ import hashlib
 import importlib
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -312,10 +310,9 @@ def test_explain_says_why_channels_are_tied(files, capsys):
     assert "in group 2 of group_prune.py, top-down, to the first upsampled head" in "\n".join(document["explanation"])
 
 
-def test_explain_needs_no_torch(files, root):
+def test_explain_needs_no_torch(files, python):
     code = "import sys, layer_prune; layer_prune.main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", code, *files[:2], "--explain", "0"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    done = python("-c", code, *files[:2], "--explain", "0")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("block 0 (")
 
