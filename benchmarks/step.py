@@ -189,7 +189,7 @@ def distil(settings: Settings) -> Iterator[tuple[str, Laps]]:
         training, teacher = TimedTraining(student.model, settings.img_size, settings.batch_size), Teacher(model, cpu)
         loss = LossSettings()
         for strategy in [distillation(key, None) for key in KD] + [distillation(None, key) for key in AT]:
-            distiller = Distiller(training.net, teacher, strategy, ASSIGNMENTS[loss.assignment], student.kept)
+            distiller = Distiller(training.net, teacher, strategy, ASSIGNMENTS[loss.assignment])
             works = {
                 "step + teacher": partial(training.apart, teacher),
                 strategy.name: partial(
