@@ -31,9 +31,9 @@ class Compression:
             InputError: the row to begin with is missing.
         """
         common, cfg = self.data.flags(self.size), self.source.endswith(".cfg")
-        start = ["--cfg", self.source] if cfg else ["--weights", str(suite.weights_of(self.source))]
+        start = ["--cfg", self.source] if cfg else ["--weights", suite.weights_of(self.source)]
         recipe = f"benchmarks/recipes/{self.recipe}.yaml"
-        command = ["compress.py", *common, *start, "--recipe", recipe, "--project", str(RUNS), "--name", name]
+        command = ["compress.py", *common, *start, "--recipe", recipe, "--project", RUNS, "--name", name]
         suite.python(*command)
         paths = [(stage, RUNS / name / stage / file) for stage in STAGES for file in ("model.pt", "weights/best.pt")]
         files = {stage: path for stage, path in paths if path.exists()}

@@ -7,6 +7,7 @@ scoring and cutting: of slim_prune.py from starting Python to the written file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, suite
-from benchmarks.suite import BCCD, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, PageSection
+from benchmarks.suite import BCCD, BF16, CHESS, ROADSIGNS, RUNS, SEEDS, TRAIN, DataSet, Document, Finished, PageSection
 from benchmarks.trainings import accuracies
 from utils.checkpoint import load_model, write_darknet
 from utils.cli import require
@@ -72,27 +73,23 @@ class Criteria:
         require(name, "torch_pruning")
         weights, folder = suite.weights_of(self.source), RUNS / name.partition("-tuned")[0]
         files: dict[str, object] = {"before": weights}
-        networks: list[dict[str, Any]] = []
-        for share in self.shares:
-            for criterion in self.criteria:
-                network = self.cut(weights, folder, criterion, share)
-                networks.append(network)
-                files[network["name"]] = f"{network['cfg']}:{network['weights']}"
-                for seed in self.seeds:
-                    run_dir = self.distil(folder, network, seed)
-                    files[run_dir.name] = run_dir / "weights" / "best.pt"
+        trained: dict[str, list[str]] = {}
+        networks = []
+        for share, criterion in itertools.product(self.shares, self.criteria):
+            network = self.cut(weights, folder, criterion, share)
+            networks.append(network)
+            files[network["name"]] = f"{network['cfg']}:{network['weights']}"
+            runs = [self.distil(folder, network, seed) for seed in self.seeds]
+            files |= {run.name: run / "weights" / "best.pt" for run in runs}
+            trained[network["name"]] = [run.name for run in runs]
         document = suite.compare(self.data.flags(self.size), files)
-        figures = document.pop("networks")
-        document |= {"epochs": self.epochs if self.seeds else 0, "seeds": self.seeds, "before": figures[0]}
-        each = 1 + len(self.seeds)
-        document["networks"] = [
-            {
-                **figures[1 + each * number],
-                **{key: network[key] for key in ("criterion", "share", "seconds")},
-                "trained": figures[2 + each * number : 1 + each * (number + 1)],
-            }
-            for number, network in enumerate(networks)
-        ]
+        figures = {network["network"]: network for network in document.pop("networks")}
+        document |= {"epochs": self.epochs if self.seeds else 0, "seeds": self.seeds, "before": figures["before"]}
+        document["networks"] = []
+        for network in networks:
+            facts = {key: network[key] for key in ("criterion", "share", "seconds")}
+            after = [figures[name] for name in trained[network["name"]]]
+            document["networks"].append({**figures[network["name"]], **facts, "trained": after})
         return Finished(document)
 
     def cut(self, weights: Path, folder: Path, criterion: str, share: float) -> dict[str, Any]:
@@ -113,8 +110,8 @@ class Criteria:
         program, *flags = criterion.split()
         started = time.perf_counter()
         if program == "slim_prune.py":
-            command = [program, "--weights", str(weights), *self.data.flags(self.size), "--target-macs", str(share)]
-            command += ["--multiple-of", "8", "--no-test", *flags, "--project", str(folder), "--name", name]
+            command = [program, "--weights", weights, *self.data.flags(self.size), "--target-macs", share]
+            command += ["--multiple-of", 8, "--no-test", *flags, "--project", folder, "--name", name]
             pruned = json.loads(suite.python(*command, "--json"))
             files = {key: pruned[key] for key in ("cfg", "weights")}
         else:
@@ -139,12 +136,10 @@ class Criteria:
 
     def distil(self, folder: Path, network: Mapping[str, Any], seed: int) -> Path:
         """Run directory of a distillation that is finished."""
-        weights = suite.weights_of(self.teacher or self.source)
-        run_dir = folder / f"{network['name']}-{self.epochs}-seed{seed}"
+        run_dir, teacher = folder / f"{network['name']}-{self.epochs}-seed{seed}", self.teacher or self.source
         command = ["train.py", "--cfg", network["cfg"], "--weights", network["weights"], *self.data.flags(self.size)]
-        command += ["--t_weights", str(weights), "--KDstr", "4", "--epochs", str(self.epochs), "--seed", str(seed)]
-        command += [*TRAIN, "--amp", "bf16", *self.flags]
-        suite.train(run_dir, *command, "--project", str(folder), "--name", run_dir.name)
+        command += ["--t_weights", suite.weights_of(teacher), "--KDstr", 4, "--epochs", self.epochs, "--seed", seed]
+        suite.train(run_dir, *command, *TRAIN, *BF16, *self.flags, "--project", folder, "--name", run_dir.name)
         return run_dir
 
 

@@ -54,23 +54,23 @@ class Goal:
             InputError: the row of the finished network is missing.
         """
         source, folder = suite.weights_of(self.source), RUNS / name
-        start, project = [*self.data.flags(self.size), "--weights", str(source)], ["--project", str(folder), "--name"]
+        start, project = [*self.data.flags(self.size), "--weights", source], ["--project", folder, "--name"]
         changes = ["all.amp=bf16", "all.workers=1", "all.cache-images=true", f"all.seed={self.seed}"]
-        commands, epochs = [], 0
+        commands, epochs = {}, 0
         for recipe in RECIPES:
             file = f"data/recipes/{recipe}.yaml"
-            commands.append(["compress.py", *start, "--recipe", file, *project, recipe, "--set", *changes])
-            suite.python(*commands[-1])
+            commands[recipe] = ["compress.py", *start, "--recipe", file, *project, recipe, "--set", *changes]
+            suite.python(*commands[recipe])
             stages = json.loads(read_text(folder / recipe / "journey.json"))["stages"]
             trainings = [stage["document"] for stage in stages if "best_epoch" in (stage["document"] or {})]
             epochs = max(epochs, sum(training["epochs"] for training in trainings))
-        trained_on = ["--epochs", str(epochs), "--seed", str(self.seed), *TRAIN, *BF16]
+        trained_on = ["--epochs", epochs, "--seed", self.seed, *TRAIN, *BF16]
         suite.train(folder / "on", "train.py", *start, *trained_on, *project, "on")
-        half = ("--target-macs", "0.5", "--multiple-of", "8", "--no-test")
+        half = ("--target-macs", 0.5, "--multiple-of", 8, "--no-test")
         suite.once(folder / "half", "slim_prune.py", *start, *half, *project, "half")
         suite.once(folder / "rounded", "quantize.py", *start, *project, "rounded")
-        rounded = str(folder / "rounded/model.pt")
-        suite.once(folder / "plain", "export.py", "--weights", rounded, "--int8", *project, "plain")
+        rounded = ("--weights", folder / "rounded/model.pt", "--int8")
+        suite.once(folder / "plain", "export.py", *rounded, *project, "plain")
         plan = json.loads(read_text(folder / "balanced/prune/plan.json"))
         # The side whose share of the multiply-adds comes next to that of the pruned network; 32 is the largest stride.
         side = round(self.size * math.sqrt(plan["after"]["macs"] / plan["before"]["macs"]) / 32) * 32
@@ -86,7 +86,7 @@ class Goal:
             files[f"{recipe}, 8 bits"] = folder / recipe / "int8/model.onnx"
         document = {
             **suite.compare(self.data.flags(self.size), files),
-            "command": suite.shown(commands[0]),
+            "command": suite.shown(commands["balanced"]),
             "epochs": epochs,
             "original_epochs": int(read_checkpoint(source)["args"]["epochs"]),
         }
@@ -124,26 +124,24 @@ class Quantization:
         require(name, "onnx", "onnxruntime", "nncf")
         goal, folder, weights = self.goal, RUNS / name, suite.tuned(self.goal.name)
         common, networks, commands = goal.data.flags(goal.size), {"float": weights}, []
-        start = [*common, "--weights", str(weights), "--project", str(folder), "--name"]
+        start = [*common, "--weights", weights, "--project", folder, "--name"]
         for label, flags in CALIBRATED.items():
             networks[label] = folder / _slug(label) / "model.pt"
-            commands.append(["quantize.py", *start, _slug(label), *flags])
-            suite.once(networks[label], *commands[-1])
-        teacher = ["--t_weights", str(suite.weights_of(goal.source))]
-        commands.append(["train.py", *start, _slug(TRAINED), *teacher, *AWARE, *TRAIN])
-        suite.train(folder / _slug(TRAINED), *commands[-1])
+            commands.append(suite.once(networks[label], "quantize.py", *start, _slug(label), *flags))
+        aware = [_slug(TRAINED), "--t_weights", suite.weights_of(goal.source), *AWARE, *TRAIN]
+        commands.append(suite.train(folder / _slug(TRAINED), "train.py", *start, *aware))
         networks[TRAINED] = folder / _slug(TRAINED) / "weights" / "best.pt"
         files = {label: folder / f"{_slug(label)}.onnx" for label in (*networks, *peers.QUANTIZERS)}
         for label, path in networks.items():
-            flags = ["--output", str(files[label]), *([] if label == "float" else ["--int8"])]
-            suite.once(files[label], "export.py", "--weights", str(path), *common, *flags)
+            flags = ["--output", files[label], *["--int8"] * (label != "float")]
+            suite.once(files[label], "export.py", "--weights", path, *common, *flags)
         if missing := [label for label in peers.QUANTIZERS if not files[label].exists()]:
             images = peers.calibration_images(suite.shared(goal.data.file), weights, goal.size)
             for label in missing:
                 model = peers.QUANTIZERS[label](files["float"], images)
                 atomic_write_bytes(files[label], peers.with_metadata(model, files["float"]))
         document = {
-            "commands": [suite.shown(command) for command in commands],
+            "commands": commands,
             **suite.compare(common, files, "--time"),
             "peers": {package: version(package) for package in ("onnxruntime", "nncf")},
             "vnni": peers.has_vnni(),
@@ -172,7 +170,7 @@ class Speeds:
         size = ("--img_size", "416")
         for network, weights in quantized.items():
             path, source = RUNS / name / f"{network}-int8.onnx", RUNS / self.goal.name / weights
-            suite.once(path, "export.py", "--weights", str(source), "--int8", *size, "--output", str(path))
+            suite.once(path, "export.py", "--weights", source, "--int8", *size, "--output", path)
             files[f"{network}, int8"] = path
         named = [f"{network}={path}" for network, path in files.items()]
         return Finished(json.loads(suite.python("-m", "benchmarks.latency", *named, *size, "--json")))

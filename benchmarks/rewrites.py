@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks import compare, latency, suite
 from benchmarks.suite import BCCD, BF16, RUNS, TRAIN, DataSet, Document, Finished, PageSection
@@ -33,17 +34,15 @@ class Swap:
         folder, flags, commands = RUNS / name, self.data.flags(self.size), []
         old, new = self.activation
 
-        def train(stage: str, epochs: int, *start: str) -> str:
-            command = ["train.py", *flags, *start, "--epochs", str(epochs), *TRAIN, *BF16]
-            commands.append([*command, "--project", str(folder), "--name", stage])
-            suite.train(folder / stage, *commands[-1])
-            return str(folder / stage / "weights" / "best.pt")
+        def train(stage: str, epochs: int, *start: object) -> Path:
+            words = [*flags, *start, "--epochs", epochs, *TRAIN, *BF16, "--project", folder, "--name", stage]
+            commands.append(suite.train(folder / stage, "train.py", *words))
+            return folder / stage / "weights" / "best.pt"
 
         first, cfg = train("original", self.epochs, "--cfg", self.cfg), folder / f"{new}.cfg"
-        rewrite = ["-m", "utils.darknet.rewrite", str(folder / "original/model.cfg"), "--weights", first]
-        commands.append([*rewrite, "--activation", f"{old}={new}", "--output", str(cfg)])
-        suite.once(cfg, *commands[-1])
-        swapped = str(cfg.with_suffix(".pt"))
+        rewrite = ["-m", "utils.darknet.rewrite", folder / "original/model.cfg", "--weights", first]
+        commands.append(suite.once(cfg, *rewrite, "--activation", f"{old}={new}", "--output", cfg))
+        swapped = cfg.with_suffix(".pt")
         networks = {
             old: train("on", self.recovery, "--weights", first),
             new: train("recovered", self.recovery, "--weights", swapped, "--t_weights", first, "--KDstr", "4"),
@@ -53,15 +52,15 @@ class Swap:
         timed = dict(networks)
         for key, weights in networks.items():
             quantized = folder / f"{key}-int8" / "model.pt"
-            project = ["--project", str(folder), "--name", quantized.parent.name]
+            project = ["--project", folder, "--name", quantized.parent.name]
             suite.once(quantized, "quantize.py", *flags, "--weights", weights, *project)
-            for kind, suffix in (("onnx", ".onnx"), ("tflite", ".tflite")):
-                path = timed[f"{key}, int8 {kind}"] = str(quantized.with_suffix(suffix))
+            for kind in ("onnx", "tflite"):
+                path = timed[f"{key}, int8 {kind}"] = quantized.with_suffix(f".{kind}")
                 export = ["--format", kind, "--int8", "--output", path]
-                suite.once(quantized.with_suffix(suffix), "export.py", "--weights", str(quantized), *export)
+                suite.once(path, "export.py", "--weights", quantized, *export)
             files[f"{key}, int8"] = timed[f"{key}, int8 onnx"]
         speeds = [f"{key}={file}" for key, file in timed.items()]
-        document = {"commands": [suite.shown(command) for command in commands], **suite.compare(flags, files)}
+        document = {"commands": commands, **suite.compare(flags, files)}
         speeds += ["--runtimes", *(name for name in RUNTIMES if importlib.util.find_spec(PACKAGES[name]))]
         return Finished(document | {"speeds": json.loads(suite.python("-m", "benchmarks.latency", *speeds, "--json"))})
 

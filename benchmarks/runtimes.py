@@ -42,12 +42,12 @@ class InRuntimes:
         folder, common = RUNS / name, self.data.flags(self.size)
         sources = {"": suite.tuned(self.goal), **{target: folder / target / "model.pt" for target in TARGETS}}
         for target in TARGETS:
-            out = ("--target", target, "--project", str(folder), "--name", target)
-            suite.once(sources[target], "quantize.py", *common, "--weights", str(sources[""]), *out)
+            out = ("--target", target, "--project", folder, "--name", target)
+            suite.once(sources[target], "quantize.py", *common, "--weights", sources[""], *out)
         files = {key: folder / file for key, (_, file, _) in FILES.items()}
         for key, (target, _, flags) in FILES.items():
-            size = ("--img_size", str(self.size), "--output", str(files[key]))
-            suite.once(files[key], "export.py", "--weights", str(sources[target]), *flags.split(), *size)
+            size = ("--img_size", self.size, "--output", files[key])
+            suite.once(files[key], "export.py", "--weights", sources[target], *flags.split(), *size)
         return Finished(suite.compare(common, files, "--runtimes", *RUNTIMES))
 
 

@@ -85,18 +85,18 @@ def shared(text: str) -> str:
     return text.replace("{shared}", os.environ.get("DARKNET_SHARED", "../shared"))
 
 
-def shown(command: Sequence[str]) -> str:
+def shown(command: Sequence[object]) -> str:
     """A command as the page shows it."""
-    return " ".join(["python", *command]).replace("{shared}", "../shared")
+    return " ".join(map(str, ["python", *command])).replace("{shared}", "../shared")
 
 
-def python(*command: str) -> str:
+def python(*command: object) -> str:
     """Run one of the suite's scripts and return its output; its progress goes to stderr.
 
     Raises:
         InputError: it failed.
     """
-    arguments = [shared(argument) for argument in command]
+    arguments = [shared(str(word)) for word in command]
     log(f"python {' '.join(arguments)}")
     process = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
@@ -104,14 +104,18 @@ def python(*command: str) -> str:
     return process.stdout
 
 
-def once(product: Path, *command: str) -> None:
-    """Run a script unless its product is there; a folder that a killed one has left is taken."""
+def once(product: Path, *command: object) -> str:
+    """Run a script unless its product is there, and return its `shown` command.
+
+    A folder that a killed one has left is taken.
+    """
     if not product.exists():
         python(*command, *["--exist-ok"] * ("--name" in command))
+    return shown(command)
 
 
-def train(folder: Path, *command: str) -> None:
-    """Run a training with --epochs, or what is left of it.
+def train(folder: Path, *command: Any) -> str:
+    """Run a training with --epochs, or what is left of it, and return its `shown` command.
 
     Args:
         folder: its run directory.
@@ -121,7 +125,8 @@ def train(folder: Path, *command: str) -> None:
     done = len(read_results(table)["epoch"]) if table.exists() else 0
     if done < int(command[command.index("--epochs") + 1]):
         begun = (folder / "weights" / "last.pt").exists()
-        python("train.py", "--resume", str(folder)) if begun else python(*command, "--exist-ok")
+        python("train.py", "--resume", folder) if begun else python(*command, "--exist-ok")
+    return shown(command)
 
 
 def compare(common: Sequence[str], files: Mapping[str, object], *flags: str) -> dict[str, Any]:

@@ -30,20 +30,15 @@ class Training:
     flags: tuple[str, ...] = ()
     """Of train.py, beside the above."""
 
-    def command(self, name: str) -> list[str]:
-        """Arguments of python."""
-        command = ["train.py", "--cfg", self.cfg, "--data", self.data.file, *self.flags]
-        command += ["--img_size", str(self.size), "--epochs", str(self.epochs), "--seed", str(self.seed), *TRAIN]
-        return [*command, "--project", str(RUNS), "--name", name]
-
     def finish(self, name: str) -> Finished:
         """Train, or go on, and measure the best weights."""
-        folder, command = RUNS / name, self.command(name)
-        suite.train(folder, *command)
-        weights = str(folder / "weights" / "best.pt")
-        figures = json.loads(suite.python("test.py", *self.data.flags(self.size), "--json", "--weights", weights))
+        folder, start = RUNS / name, ["--cfg", self.cfg, "--data", self.data.file, *self.flags, "--img_size", self.size]
+        lasts = ["--epochs", self.epochs, "--seed", self.seed, *TRAIN, "--project", RUNS, "--name", name]
+        command = suite.train(folder, "train.py", *start, *lasts)
+        tested = [*self.data.flags(self.size), "--json", "--weights", folder / "weights" / "best.pt"]
+        figures = json.loads(suite.python("test.py", *tested))
         document = {
-            "command": suite.shown(command),
+            "command": command,
             "seed": self.seed,
             **suite.machine(json.loads(read_text(folder / "env.json"))),
             "train_minutes": round(sum(read_results(folder / "results.csv")["seconds"]) / 60, 1),

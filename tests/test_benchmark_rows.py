@@ -41,8 +41,9 @@ def commands(runs, monkeypatch):
     """Commands of the suite's scripts, which are stand-ins that leave the files they are asked for."""
     called = []
 
-    def python(*command):
-        called.append(list(command))
+    def python(*words):
+        command = [str(word) for word in words]
+        called.append(command)
         flags = dict(itertools.pairwise(command))
         if command[0] == "export.py":
             (runs.parent.parent / flags["--output"]).touch()
@@ -51,12 +52,13 @@ def commands(runs, monkeypatch):
         elif command[0] == "slim_prune.py":
             return json.dumps({"cfg": "p.cfg", "weights": "p.weights"})
         files = [word for word in command if "=" in word]
-        networks = [{"network": file, "map50": 0.9 - 0.1 * number, **FIGURES} for number, file in enumerate(files)]
+        names = [file.partition("=")[0] for file in files]
+        networks = [{"network": name, "map50": 0.9 - 0.1 * number, **FIGURES} for number, name in enumerate(names)]
         place = {"images": 3, "machine": "M", "threads": 1, "torch": "2", "commit": None}
         return json.dumps({**place, "networks": networks})
 
     monkeypatch.setattr(suite, "python", python)
-    monkeypatch.setattr(suite, "train", lambda folder, *command: called.append(list(command)))
+    monkeypatch.setattr(suite, "train", lambda folder, *command: called.append([str(word) for word in command]))
     return called
 
 
@@ -177,7 +179,7 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
     monkeypatch.setattr(peers, "with_metadata", lambda made, source: f"{made}".encode())
     monkeypatch.setattr(goals, "version", lambda package: "1")
     document = results.ROWS["chess-int8"].finish("chess-int8").document
-    labels = [network["network"].partition("=")[0] for network in document["networks"]]
+    labels = [network["network"] for network in document["networks"]]
     assert labels == ["float", *goals.CALIBRATED, goals.TRAINED, *peers.QUANTIZERS]
     starts = [command for command in commands if command[0] in ("quantize.py", "train.py")]
     assert len(starts) == 4
@@ -194,7 +196,7 @@ def test_all_ways_to_8_bits_begin_with_the_float_file_and_are_not_taken_twice(ru
 
 def test_a_stage_that_was_killed_before_its_first_result_makes_it_where_it_is_looked_for(runs, monkeypatch):
     called = []
-    monkeypatch.setattr(suite, "python", lambda *command: called.append(command))
+    monkeypatch.setattr(suite, "python", lambda *command: called.append([str(word) for word in command]))
     suite.once(runs / "a/model.pt", "quantize.py", "--name", "a")
     suite.once(runs / "a.onnx", "export.py", "--output", "a.onnx")
     suite.train(runs / "b", "train.py", "--epochs", "3", "--name", "b")
@@ -222,8 +224,7 @@ def test_runtimes_are_given_files_of_the_network_that_each_is_made_from(runs, co
     assert sources["arm.tflite"].endswith("arm/model.pt") and sources["cpu.onnx"].endswith("cpu/model.pt")
     assert compared[compared.index("--runtimes") + 1 :][: len(runtimes.RUNTIMES)] == list(runtimes.RUNTIMES)
     for network in document["networks"]:
-        name = network["network"].split("=")[0]
-        network |= {"network": f"{name}, R", "runtime": "R 1", "map50_difference": [0, -1, 1]}
+        network |= {"network": f"{network['network']}, R", "runtime": "R 1", "map50_difference": [0, -1, 1]}
     (section,) = runtimes.sections({"runtimes-bccd": document})
     assert [line[0] for line in section.lines] == list(runtimes.FILES) and section.lines[0][3] is None
 
