@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         networks.append(load_network(network.name, file, side, data, device))
     hits = [matched(evaluate_network(network, pictures, data.names, device)) for network in networks]
     spreads = bootstrap(hits, args.draws, args.seed)
-    lines = [entry(*measured) for measured in zip(networks, (files for _, files in pairs), spreads, strict=True)]
+    lines = [entry(*measured) for measured in zip(networks, spreads, strict=True)]
     if args.time:
         for line, latency in zip(lines, network_times(networks, device), strict=True):
             line["ms"] = latency.median
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_json(document) if args.json else print(text(document))
 
 
-def entry(network: LoadedNetwork, files: RuntimeFiles, spread: Spread) -> dict[str, Any]:
+def entry(network: LoadedNetwork, spread: Spread) -> dict[str, Any]:
     """A network in the document of --json; intervals are [low, high], differences [value, low, high]."""
     from utils.report.cost import network_cost
 
@@ -105,7 +105,7 @@ def entry(network: LoadedNetwork, files: RuntimeFiles, spread: Spread) -> dict[s
         "map50_95_difference": list(spread.gain50_95),
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "bytes": total_bytes(files),
+        "bytes": total_bytes(network.files),
         "runtime": network.loaded.runtime.split(",")[0],
     }
 

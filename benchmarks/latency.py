@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for network in args.networks:
             for files, size in prepared(network, network.side or args.img_size, args.runtimes, Path(folder)):
                 loaded = load(files, cpu, size)
-                calls[f"{network.name} {files.runtime}"] = forward(LoadedNetwork(network.name, loaded, size, ""), cpu)
+                calls[f"{network.name} {files.runtime}"] = forward(
+                    LoadedNetwork(network.name, loaded, size, files), cpu
+                )
                 line = {"network": network.name, "runtime": files.runtime, "engine": loaded.runtime}
                 line |= {"height": size[0], "width": size[1], "threads": args.threads}
                 lines.append(line | {"macs": network_cost(loaded.network, *size).macs, "bytes": total_bytes(files)})
@@ -142,7 +143,7 @@ def export(
     settings = ExportSettings(format_, sides=(side,) if side else None, path=path)
     size = workflow.load_subject(files, settings).metadata.size
     if runtime == "torch":
-        return RuntimeFiles(*(getattr(files, field.name) for field in fields(ModelFiles))), size
+        return RuntimeFiles(**vars(files)), size
     workflow.export(files, settings)
     cfg = cfg_file.load(path.with_suffix(".cfg")) if format_ == "darknet" else None
     return choose_runtime(cfg, str(path), runtime), size

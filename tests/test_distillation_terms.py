@@ -177,8 +177,8 @@ def reversed_heads() -> tuple[Network, Pairing]:
     blocks = list(NETWORK.blocks)
     blocks[first], blocks[second] = blocks[second], blocks[first]
     pairing = pair(NETWORK, NETWORK, SEVERAL)
-    heads = tuple(dataclasses.replace(p, teacher=1 - p.teacher) for p in pairing.heads)
-    return dataclasses.replace(NETWORK, blocks=tuple(blocks)), dataclasses.replace(pairing, heads=heads)
+    heads = tuple(p._replace(teacher=1 - p.teacher) for p in pairing.heads)
+    return dataclasses.replace(NETWORK, blocks=tuple(blocks)), pairing._replace(heads=heads)
 
 
 REVERSED = reversed_heads()

@@ -29,6 +29,7 @@ from utils.export.settings import usage
 from utils.model_files import ModelFiles
 from utils.report import __main__ as script
 from utils.report.cost import network_cost
+from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import Engine, ForeignModel, Loaded
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect", "image"}
@@ -438,7 +439,8 @@ def test_what_the_scripts_leave_is_told_for_what_it_is(run, folder, tmp_path, no
 def test_a_program_on_the_cpu_is_timed_without_a_copy_from_another_device():
     heads, seen = [np.zeros((1, 1), np.float32)] * len(NETWORK.heads), []
     model = ForeignModel(NETWORK, Engine(lambda images: seen.append(images.shape) or heads, 1, "onnxruntime 1"))
-    network = LoadedNetwork("int8", Loaded(model, NETWORK, None, "onnxruntime 1"), (64, 64), "letterbox")
+    loaded = Loaded(model, NETWORK, None, "onnxruntime 1")
+    network = LoadedNetwork("int8", loaded, (64, 64), RuntimeFiles(NETWORK, Path("int8.onnx")))
     forward(network, torch.device("meta"))()  # what is on this device cannot be copied
     assert seen == [(1, 3, 64, 64)]
 

@@ -19,7 +19,7 @@ from utils.darknet.data_file import DataConfig
 from utils.darknet.network import max_stride, picture_channels
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.draw import GAINED, LOST, Image, draw_grid
-from utils.data.images import FitMode, read_image
+from utils.data.images import read_image
 from utils.data.index import Index, index
 from utils.detection.average_precision import detected
 from utils.detection.bootstrap import SHARE, Matches, Spread, bootstrap, matches
@@ -51,9 +51,7 @@ class LoadedNetwork(NamedTuple):
     name: str
     loaded: Loaded
     size: tuple[int, int]
-    mode: FitMode
-    """Fit of pictures: `letterbox` or `stretch`."""
-    files: RuntimeFiles | None = None
+    files: RuntimeFiles
 
 
 def measure(
@@ -91,7 +89,7 @@ def measure(
     evaluations = [evaluate_network(network, images, data.names, chosen, settings.batch_size) for network in networks]
     times = program_times(networks, chosen)
     spreads = bootstrap([matched(evaluation) for evaluation in evaluations], settings.draws, settings.seed)
-    ran = [network.loaded.runtime for network in networks[: len(runs)] if network.files and network.files.exported]
+    ran = [network.loaded.runtime for network in networks[: len(runs)] if network.files.exported]
     program = ran[-1] if ran else networks[0].loaded.runtime
     rows = [_measured(*values, program) for values in zip(networks, spreads, times, strict=True)]
     for run, row in zip(runs, rows, strict=False):
@@ -136,7 +134,7 @@ def _files(file: str) -> RuntimeFiles:
 def load_network(
     name: str, files: RuntimeFiles, side: int | Sequence[int] | None, data: DataConfig, device: torch.device
 ) -> LoadedNetwork:
-    """Return a network, its input size and how pictures are fitted.
+    """Return a network and its input size.
 
     Raises:
         InputError: it has another number of classes than the data set, or cannot work at that side.
@@ -148,10 +146,10 @@ def load_network(
             f"--data {data.path}: has {data.classes} classes, but {files.weights} is a network of {network.classes}"
         )
     if files.exported:
-        return LoadedNetwork(name, loaded, files.exported.metadata.size, files.mode or "letterbox", files)
+        return LoadedNetwork(name, loaded, files.exported.metadata.size, files)
     sides = [side] if isinstance(side, int) else side
     size = input_size(sides, max_stride(network), (network.net.height, network.net.width))
-    return LoadedNetwork(name, loaded, size, "letterbox", files)
+    return LoadedNetwork(name, loaded, size, files)
 
 
 def evaluate_network(
@@ -159,7 +157,8 @@ def evaluate_network(
 ) -> Evaluation:
     """Return what a network detects in the pictures."""
     channels = picture_channels(network.loaded.network)
-    dataset = DetectionDataset(images, size=network.size, mode=network.mode, channels=channels)
+    mode = network.files.mode or "letterbox"
+    dataset = DetectionDataset(images, size=network.size, mode=mode, channels=channels)
     loader = make_loader(dataset, batch_size, device=device)
     log(f"{network.name}: {len(images)} images at {network.size[0]} × {network.size[1]}")
     return evaluate(network.loaded.model, loader, names, device=device, by_size=False, keep_detections=True)
@@ -172,12 +171,11 @@ def program_times(networks: Sequence[LoadedNetwork], device: torch.device) -> li
     programs as well, to a temporary folder, unless one of the files is its export. PyTorch is timed where there are no
     such files, or on a GPU. A simulation of integers has no time.
     """
-    files = [network.files for network in networks if network.files and network.files.exported]
-    formats = list(dict.fromkeys(KINDS[file.weights.suffix.lower()].format for file in files))
+    files = [network.files.weights for network in networks if network.files.exported]
+    formats = list(dict.fromkeys(KINDS[file.suffix.lower()].format for file in files))
     timed: list[tuple[int, LoadedNetwork]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, network in enumerate(networks):
-            assert network.files is not None  # of `load_network`
             if network.files.exported or not (network.loaded.simulates or (formats and device.type == "cpu")):
                 timed.append((number, network))
             if not (network.files.exported or network.loaded.simulates):
@@ -195,10 +193,9 @@ def _in_format(
     network: LoadedNetwork, kind: str, networks: Sequence[LoadedNetwork], folder: Path
 ) -> LoadedNetwork | None:
     """Return a float network as a file of a format: one of `networks`, or written to a folder; None: it cannot be."""
-    assert network.files is not None  # of `load_network`
     digest = sha256(network.files.weights)
     for other in networks:
-        if (file := other.files and other.files.exported) and other.size == network.size:
+        if (file := other.files.exported) and other.size == network.size:
             makers = [entry["sha256"] for entry in file.metadata.lineage if entry.get("teacher") is None]
             facts = KINDS[file.path.suffix.lower()].format, file.metadata.precision, makers[-1:]
             if facts == (kind, "float32", [digest]):

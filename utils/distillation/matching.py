@@ -7,7 +7,7 @@ Here the roles are told from the cfg, so that pruned, layer-pruned and quite dif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from utils.errors import InputError
 
 LEAST_ANCHOR_IOU = 0.5
 """Two anchors whose shapes overlap less say nothing of each other's boxes."""
+Anchors = Sequence[tuple[float, float]]
+"""Width and height of each."""
 BACKBONE, DEEP, NECK = "backbone", "deep", "neck"
 """Groups of features: Chu et al. (arXiv:2306.01526) weight the backbone, what is at the largest stride, and the rest
 before the heads apart."""
@@ -36,8 +38,7 @@ class Feature(NamedTuple):
     group: str
 
 
-@dataclass(frozen=True)
-class FeaturePair:
+class FeaturePair(NamedTuple):
     """A feature of the student and the teacher's."""
 
     group: str
@@ -46,8 +47,7 @@ class FeaturePair:
     teacher: int
 
 
-@dataclass(frozen=True)
-class HeadPair:
+class HeadPair(NamedTuple):
     """A head of the student and the teacher's, by their numbers among the heads."""
 
     student: int
@@ -56,8 +56,7 @@ class HeadPair:
     """Number of an anchor in the student's head and of the one in the teacher's that is most like it."""
 
 
-@dataclass(frozen=True)
-class Pairing:
+class Pairing(NamedTuple):
     """All that a distillation compares."""
 
     heads: tuple[HeadPair, ...]
@@ -129,8 +128,8 @@ def pair(student: Network, teacher: Network, distillation: Distillation) -> Pair
             f"{student.net.channels}"
         )
     notes: list[str] = []
-    heads: tuple[HeadPair, ...] = ()
-    pairs: tuple[FeaturePair, ...] = ()
+    heads: list[HeadPair] = []
+    pairs: list[FeaturePair] = []
     if distillation.compares(Quantity.SCORES | Quantity.BOXES):
         heads = _head_pairs(student, teacher, notes)
         if not heads:
@@ -141,12 +140,12 @@ def pair(student: Network, teacher: Network, distillation: Distillation) -> Pair
         pairs = _feature_pairs(student, teacher, notes)
         if not pairs:
             raise InputError(f"{distillation.name}: the student has no features at the strides of the teacher's")
-    return Pairing(heads, pairs, tuple(notes))
+    return Pairing(tuple(heads), tuple(pairs), tuple(notes))
 
 
-def _head_pairs(student: Network, teacher: Network, notes: list[str]) -> tuple[HeadPair, ...]:
+def _head_pairs(student: Network, teacher: Network, notes: list[str]) -> list[HeadPair]:
     mine, theirs = _head_strides(student), _head_strides(teacher)
-    pairs = []
+    pairs: list[HeadPair] = []
     for number, stride in enumerate(mine):
         partners = [i for i, other in enumerate(theirs) if other == stride]
         earlier = mine[:number].count(stride)
@@ -166,7 +165,7 @@ def _head_pairs(student: Network, teacher: Network, notes: list[str]) -> tuple[H
     for number, stride in enumerate(theirs):
         if number not in used:
             notes.append(f"the teacher's head at stride {stride:g} has none in the student and teaches nothing")
-    return tuple(pairs)
+    return pairs
 
 
 def _head_strides(network: Network) -> list[float]:
@@ -174,9 +173,7 @@ def _head_strides(network: Network) -> list[float]:
     return [network.net.height / shapes[i].height for i in network.heads]
 
 
-def _anchor_pairs(
-    mine: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
-) -> tuple[tuple[int, int], ...]:
+def _anchor_pairs(mine: Anchors, theirs: Anchors) -> tuple[tuple[int, int], ...]:
     """Pair anchors one to one, the most alike first."""
     overlaps = shape_ious(np.array(mine), np.array(theirs))
     pairs: dict[int, int] = {}
@@ -186,16 +183,12 @@ def _anchor_pairs(
     return tuple(sorted(pairs.items()))
 
 
-def _feature_pairs(student: Network, teacher: Network, notes: list[str]) -> tuple[FeaturePair, ...]:
-    partners, pairs, missing = _named(teacher), [], []
-    for name, feature in _named(student).items():
-        if name in partners:
-            pairs.append(FeaturePair(feature.group, feature.block, partners[name].block))
-        else:
-            missing.append(name)
-    if missing and pairs:
+def _feature_pairs(student: Network, teacher: Network, notes: list[str]) -> list[FeaturePair]:
+    mine, theirs = _named(student), _named(teacher)
+    common = [name for name in mine if name in theirs]
+    if common and (missing := [name for name in mine if name not in theirs]):
         notes.append(f"the teacher has no features like the student's {', '.join(missing)}")
-    return tuple(pairs)
+    return [FeaturePair(mine[name].group, mine[name].block, theirs[name].block) for name in common]
 
 
 def _named(network: Network) -> dict[str, Feature]:
