@@ -288,33 +288,34 @@ def _allow(where: str, script: str, value: Any) -> float | None:
 
 def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
     """Refuse integers of a float network, what cannot begin with a quantized one, and files that nothing here runs."""
-    quantized = source is not None and source.quantizes
-    if stage.script == "export" and source is not None:
+    if source is None:
+        return
+    if stage.script == "export":
         kind = stage.value("--format") or "onnx"
         wants = "--int8" in stage.flags or kind in INTEGRAL
-        if wants and not quantized:
+        if wants and not source.quantizes:
             raise InputError(
                 f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
                 "quantize`, or train with `quantized: 1`, before it"
             )
-        if quantized and not wants:
+        if source.quantizes and not wants:
             raise InputError(
                 f"{where}: makes a float file of {source.name}, which is quantized; add `int8: true`, or "
                 "begin with a float network by `from`"
             )
         targets = INTEGRAL.get(kind, INTEGERS)
-        if quantized and source.target not in targets:
+        if source.quantizes and source.target not in targets:
             raise InputError(
                 f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
             )
-    if stage.script == "test" and source is not None and source.script == "export":
+    if stage.script == "test" and source.script == "export":
         made = source.value("--format")
         if made in UNMEASURED or "--nms" in source.flags:
             what = f"of format {made}, which test.py does not run"
             if "--nms" in source.flags:
                 what = "with NMS, whose confidence threshold lowers AP"
             raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
-    if source is not None and quantized and (stage.script.endswith("_prune") or stage.script == "quantize"):
+    if source.quantizes and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 
 

@@ -15,10 +15,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import cv2
@@ -43,7 +43,7 @@ Layout = Literal["text", "array", "lines"]
 """Form of stdout: lines for people, one JSON array, or a JSON object a line; with JSON the lines go to stderr."""
 
 
-class DetectionReport:
+class DetectionReport(AbstractContextManager["DetectionReport"]):
     """Prints frames as they come. A context, since an array is closed when the run is interrupted, too.
 
     Args:
@@ -56,12 +56,7 @@ class DetectionReport:
         self._layout = layout
         self._times: list[Times] = []
 
-    def __enter__(self) -> DetectionReport:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._layout == "array" and (kind is None or self._times):
             print("\n]" if self._times else "[]", flush=True)
 

@@ -21,17 +21,8 @@ from torch import Tensor
 from models import Darknet
 from utils.cli import log
 from utils.errors import InputError
+from utils.pruning import policy
 from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, residual_units, unit_scores
-from utils.pruning.policy import (
-    FREE_SHARE,
-    SETS,
-    ChannelPolicy,
-    advised_percent,
-    candidates,
-    channel_scores,
-    choose,
-    voters,
-)
 from utils.pruning.surgery import arrays_of, gammas_of
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
@@ -113,7 +104,7 @@ class Control:
         """Return the state before the first step, from |γ| of the candidates and their reach within the plan."""
         mean = float(scores.mean())
         fair = min(mean / (STRIDE * reach), LARGEST_S / CEILING) if reach else 0.0
-        return cls(FREE_SHARE * mean, reach, fair, START * fair, START * fair)
+        return cls(policy.FREE_SHARE * mean, reach, fair, START * fair, START * fair)
 
     def planned(self, share: float, left: float) -> float:
         """Return the share of channels that the plan wants weak when a γ can still travel `left` with s = 1."""
@@ -169,13 +160,13 @@ class Sparsity:
         self.graph = channel_graph(model.network)
         self.voters: dict[int, tuple[int, ...]] = {}
         """For each candidate the blocks whose γ [C] speak for its channels: itself, and depthwise ones behind it."""
-        for layer, blocks in voters(self.graph, candidates(self.graph, settings.prune)).items():
+        for layer, blocks in policy.voters(self.graph, policy.candidates(self.graph, settings.prune)).items():
             if all(_gamma(model, block).requires_grad for block in blocks):
                 self.voters[layer] = blocks
         if not self.voters:
             raise InputError(
                 f"--prune {settings.prune}: {model.network.path or 'the network'} has no such convolutions to train "
-                f"({SETS[settings.prune]}); another --prune, or a smaller --freeze"
+                f"({policy.SETS[settings.prune]}); another --prune, or a smaller --freeze"
             )
         widths = [len(_gamma(model, layer)) for layer in self.voters]
         numbers = torch.arange(sum(widths), device=self.gammas()[0].device).split(widths)
@@ -306,7 +297,7 @@ class SparseRecord:
         if self.trainer.progress.step:
             return
         text, warning = outlook(self.sparsity, self.trainer.progress.control)
-        log(f"{text}; {len(self.sparsity.voters)} convolutions ({SETS[self.sparsity.settings.prune]})")
+        log(f"{text}; {len(self.sparsity.voters)} convolutions ({policy.SETS[self.sparsity.settings.prune]})")
         if warning:
             log(f"{RULE}\nwarning: {warning}\n{RULE}")
         self.append(0, {})
@@ -344,7 +335,7 @@ class SparseRecord:
 
     def _scores(self, gammas: Importance) -> dict[int, NDArray[np.float64]]:
         """Return |γ| of all candidates together, and of each."""
-        scores = channel_scores(self.sparsity.graph, gammas, tuple(self.sparsity.voters))
+        scores = policy.channel_scores(self.sparsity.graph, gammas, tuple(self.sparsity.voters))
         return {EVERY: np.concatenate(list(scores.values())), **scores}
 
     def _write(self, epoch: int, scores: Mapping[int, NDArray[np.float64]]) -> None:
@@ -438,8 +429,10 @@ def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1,
     """Return the flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
     if prune == 2:
         scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), residual_units(graph.network))
-        weak = int((scores < FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
+        weak = int((scores < policy.FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
         return ["--shortcut", str(weak)] if weak else []
-    choice = choose(graph, gammas, ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None))
-    percent = advised_percent(choice.scores, choice.max_percent)
+    choice = policy.choose(
+        graph, gammas, policy.ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None)
+    )
+    percent = policy.advised_percent(choice.scores, choice.max_percent)
     return ["--percent", f"{percent:g}"] if percent else []
