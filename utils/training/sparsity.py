@@ -7,7 +7,6 @@ can do without fade away before pruning removes them.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Darknet
-from utils.cli import log
+from utils.cli import command_of, log
 from utils.errors import InputError
 from utils.pruning import policy
 from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, residual_units, unit_scores
@@ -323,12 +322,11 @@ class SparseRecord:
         if (control := self.trainer.progress.control) is not None:
             weak = float((every < control.limit).mean())
             log(_outcome(control, settings.s_share, weak, self.sparsity.schedule.steps))
+        data = None if settings.single_cls else self.trainer.source.args["data"]
+        place = {"weights": self.run.weights / "best.pt", "data": data}
+        place |= {"no-test": data is None or self.trainer.val_loader is None}
         flags = _advised_flags(self.sparsity.graph, gammas, settings.prune)
-        words = [SCRIPTS[settings.prune], "--weights", str(self.run.weights / "best.pt")]
-        words += [] if settings.single_cls else ["--data", str(self.trainer.source.args["data"])]
-        words += ["--no-test"] if settings.single_cls or self.trainer.val_loader is None else []
-        words += flags
-        log(f"prune: python {shlex.join(words)}" if flags else NOTHING)
+        log(f"prune: {command_of(SCRIPTS[settings.prune], **place, **flags)}" if flags else NOTHING)
 
     def _gammas(self) -> Importance:
         return gammas_of(self.sparsity.graph.network, arrays_of(self.trainer.state.kept))
@@ -425,14 +423,14 @@ def _outcome(control: Control, share: float, weak: float, steps: int) -> str:
     )
 
 
-def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1, 2]) -> list[str]:
+def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1, 2]) -> dict[str, Any]:
     """Return the flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
     if prune == 2:
         scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), residual_units(graph.network))
         weak = int((scores < policy.FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
-        return ["--shortcut", str(weak)] if weak else []
+        return {"shortcut": weak} if weak else {}
     choice = policy.choose(
         graph, gammas, policy.ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None)
     )
     percent = policy.advised_percent(choice.scores, choice.max_percent)
-    return ["--percent", f"{percent:g}"] if percent else []
+    return {"percent": f"{percent:g}"} if percent else {}
