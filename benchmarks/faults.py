@@ -209,14 +209,14 @@ def disk(folder: Path, room: int) -> Iterator[Callable[[], object]]:
     mounted = room and not subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room if room and not mounted else most[0], most[1]))
+
+    def enlarge() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True)
+
     try:
-        yield (
-            lambda: (
-                subprocess.run([*mount[:1], "-o", "remount,size=1g", folder], check=True)
-                if mounted
-                else resource.setrlimit(resource.RLIMIT_FSIZE, most)
-            )
-        )
+        yield enlarge
     finally:
         if mounted:
             subprocess.run(["umount", "-l", folder], check=True)

@@ -248,9 +248,7 @@ def _joined(differences: Sequence[Sequence[float]]) -> tuple[float, float, float
 
 
 def _peers(document: Document) -> str:
-    """Versions and settings of the peers; rows of older code had none."""
-    if "peers" not in document:
-        return ""
+    """Versions and settings of the peers."""
     bits = "8-bit weights, as the processor has VNNI" if document["vnni"] else "7-bit weights, without VNNI"
     names = " and ".join(f"{package} {number}" for package, number in document["peers"].items())
     return f"{names}: the same float file and calibration images; {bits}. "

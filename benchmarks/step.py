@@ -147,18 +147,16 @@ def memory(settings: Settings) -> Iterator[tuple[str, Laps]]:
     environments = {"given back": {"MALLOC_PERTURB_": "0"}, "kept": {}}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
     for path in settings.cfg:
-        arguments = [path, *map(str, (settings.img_size, settings.batch_size, settings.rounds))]
-        steps: dict[str, list[float]] = {name: [] for name in environments}
-        peaks: dict[str, list[float]] = {name: [] for name in environments}
+        numbers = map(str, (settings.img_size, settings.batch_size, settings.rounds))
+        command = [sys.executable, "-c", CHILD, path, *numbers]
+        figures: dict[str, list[list[float]]] = {name: [] for name in environments}
         for _ in range(3):
             for name, variables in environments.items():
-                command = [sys.executable, "-c", CHILD, *arguments]
                 text = subprocess.run(command, env=inherited | variables, check=True, stdout=subprocess.PIPE).stdout
-                milliseconds, peak = json.loads(text)
-                steps[name].append(milliseconds)
-                peaks[name].append(peak)
-        yield f"{path} at {settings.img_size}, batch {settings.batch_size}, a step", steps
-        yield f"{path}, peak in MiB", peaks
+                figures[name].append(json.loads(text))
+        measured = f"{path} at {settings.img_size}, batch {settings.batch_size}, a step", f"{path}, peak in MiB"
+        for number, what in enumerate(measured):
+            yield what, {name: [pair[number] for pair in pairs] for name, pairs in figures.items()}
 
 
 def measure(path: str, side: int, count: int, rounds: int) -> None:
@@ -180,8 +178,8 @@ def distil(settings: Settings) -> Iterator[tuple[str, Laps]]:
             if name.endswith("bn.weight"):
                 value.uniform_()
         with tempfile.TemporaryDirectory() as folder:
-            weights = str(Path(folder) / "teacher.weights")
-            write_darknet(Path(weights), model)
+            weights = Path(folder, "teacher.weights")
+            write_darknet(weights, model)
             amount = ("--percent", "0.5", "--importance", "gamma", "--no-test")
             files = ("--cfg", path, "--weights", weights, "--project", folder, "--name", "student")
             suite.python("slim_prune.py", *files, *amount)
@@ -190,12 +188,8 @@ def distil(settings: Settings) -> Iterator[tuple[str, Laps]]:
         loss = LossSettings()
         for strategy in [distillation(key, None) for key in KD] + [distillation(None, key) for key in AT]:
             distiller = Distiller(training.net, teacher, strategy, ASSIGNMENTS[loss.assignment])
-            works = {
-                "step + teacher": partial(training.apart, teacher),
-                strategy.name: partial(
-                    training.model_and_loss, Objective(training.net, loss, None, Team(cpu), distiller)
-                ),
-            }
+            distilled = partial(training.model_and_loss, Objective(training.net, loss, None, Team(cpu), distiller))
+            works = {"step + teacher": partial(training.apart, teacher), strategy.name: distilled}
             yield f"half of {path} at {settings.img_size}, batch {settings.batch_size}", paired(works, settings.rounds)
 
 
