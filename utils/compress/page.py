@@ -220,9 +220,7 @@ def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
     ms = values.get("ms")
     return {
         "map50": values.get("map50", both.get(when) if isinstance(both, Mapping) else None),
-        "map50_95": values.get("map50_95"),
-        "parameters": values.get("parameters"),
-        "macs": values.get("macs"),
+        **{key: values.get(key) for key in ("map50_95", "parameters", "macs")},
         "bytes": values.get("weights_bytes"),
         "ms": {} if ms is None else {f"PyTorch, {runtime}" if runtime.startswith("CPU") else runtime: ms},
         "size": [latency["height"], latency["width"]] if latency else None,

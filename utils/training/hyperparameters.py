@@ -131,7 +131,7 @@ def hyperparameters(
     return Hyperparameters(**parts)
 
 
-def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) -> Hyperparameters:
+def load_hyperparameters(path: str | Path) -> Hyperparameters:
     """Hyper-parameters of a YAML file; keys it leaves out keep their defaults.
 
     Raises:
@@ -140,7 +140,7 @@ def load_hyperparameters(path: str | Path, base: Hyperparameters | None = None) 
     values = read_yaml(path, max_bytes=LARGEST_HYP)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a mapping 'key: value' is needed, found {type(values).__name__}")
-    return hyperparameters(values, str(path), base)
+    return hyperparameters(values, str(path))
 
 
 def _cast(value: Any, like: Any) -> Any:

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -78,7 +77,8 @@ class Objective:
     ) -> None:
         self.yolos, self.settings, self.dtype, self.team = model.network.yolos, settings, dtype, team
         # A quantized forward pass reads bounds and running statistics, so all processes must have the same ones.
-        self._model = team.parallel(model, buffers=model.quantize_image is not None)
+        self.model = team.parallel(model, buffers=model.quantize_image is not None)
+        """The model, which averages gradients over the processes."""
         self._distiller = distiller
         terms = () if distiller is None else distiller.distillation.terms
         self.columns: Mapping[str, str] = LOSS_COLUMNS | {f"kd_{term}": f"kd_{term}_loss" for term in terms}
@@ -97,7 +97,7 @@ class Objective:
         teacher = None if distiller is None else distiller.teach(images)
         wanted = () if distiller is None else distiller.wanted
         with torch.autocast(self.team.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self._model(images, maps=wanted)
+            outputs = self.model(images, maps=wanted)
         size = (images.shape[-2], images.shape[-1])
         options = (self.settings, self.team.positives, ignored)
         terms = detection_loss(outputs.heads, targets, self.yolos, size, *options)._asdict()
@@ -106,10 +106,6 @@ class Objective:
             terms["total"] = terms["total"] + sum(learnt.values())
             terms |= {f"kd_{term}": value for term, value in learnt.items()}
         return terms
-
-    def unsynchronised(self, accumulates: bool) -> AbstractContextManager[None]:
-        """A context for a batch that only accumulates gradients; the last batch of a step exchanges them."""
-        return self.team.unsynchronised(self._model, accumulates)
 
 
 class Trainer:
@@ -280,7 +276,7 @@ class Trainer:
         closes = self._closes_step(position)
         if self.rounding is not None:
             self.rounding.begin(done.step)
-        with self.objective.unsynchronised(accumulates=not closes):
+        with self.team.unsynchronised(self.objective.model, accumulates=not closes):
             terms = self.objective(images, batch.targets, batch.ignored)
             self._terms.append((position, batch.positions, torch.stack([value.detach() for value in terms.values()])))
             first = position - position % self.settings.accumulate
