@@ -178,15 +178,8 @@ class Speeds:
 
 QUANTIZED = {f"{goal.data.key}-int8": Quantization(goal) for goal in GOALS}
 SPEEDS = {f"speeds-{goal.network}": Speeds(goal) for goal in GOALS[:2]}
-ROWS = {
-    **{
-        seeded(goal.name, seed): replace(goal, source=seeded(goal.source, seed), seed=seed)
-        for goal in GOALS
-        for seed in SEEDS
-    },
-    **QUANTIZED,
-    **SPEEDS,
-}
+SEEDED = [replace(goal, source=seeded(goal.source, seed), seed=seed) for goal in GOALS for seed in SEEDS]
+ROWS = {**{goal.name: goal for goal in SEEDED}, **QUANTIZED, **SPEEDS}
 
 
 def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
