@@ -118,25 +118,23 @@ ROWS = {**ALONE, **DISTILLED["bccd"], **DISTILLED["roadsigns"]}
 
 def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
     """The trainings in one table, the distillations in another."""
-    lines, rows = [], [name for name in ALONE if name in stored]
-    for name in rows:
-        row, document = ALONE[name], stored[name]
+    lines, alone = [], {name: stored[name] for name in ALONE if name in stored}
+    for name, document in alone.items():
         accuracy = [document[key] for key in ("map50", "map50_95", "precision", "recall", "parameters")]
         costs = (document["macs"] / 1e9, document["train_minutes"], document["threads"])
-        lines.append([name, row.what, row.epochs, *accuracy, *costs])
+        lines.append([name, ALONE[name].what, ALONE[name].epochs, *accuracy, *costs])
     columns = ["row", "what", "epochs", "AP50", "AP50-95", "P", "R", "parameters", "GMACs"]
     yield PageSection(
         "Trainings",
         "Best epoch, of the sparse training the last one, averaged weights; minutes are those of the training steps.",
         [*columns, Column("train min", ".1f"), "threads"],
         lines,
-        commands=[stored[name]["command"] for name in rows if not stored[name]["seed"]],
-        note=f"Other seeds alike, with --seed. {suite.place(*(stored[name] for name in rows))}",
+        commands=[document["command"] for document in alone.values() if not document["seed"]],
+        note=f"Other seeds alike, with --seed. {suite.place(*alone.values())}",
         picture=("boxes found in validation images", f"{PICTURED}_val_batch0_pred.jpg"),
     )
     lines = [_strategy(name, stored) for name in STRATEGIES]
     columns = ("", "flags", *(f"{key} {figure}" for key in DISTILLED for figure in ("seeds", "AP50", "AP50-95")))
-    plain = [stored[f"{key}-plain"] for key in DISTILLED]
     all_of_it = [stored[name] for rows in DISTILLED.values() for name in rows if name in stored]
     yield PageSection(
         "Distillation",
@@ -144,7 +142,7 @@ def sections(stored: Mapping[str, Document]) -> Iterator[PageSection]:
         "the seeds; the mean is over both data sets.",
         (*columns, "mean AP50", "AP50-95"),
         lines,
-        commands=[document["command"] for document in plain],
+        commands=[stored[f"{key}-plain"]["command"] for key in DISTILLED],
         note=f"The others with the flags of the table and --t_weights. {suite.place(*all_of_it)}",
     )
 
