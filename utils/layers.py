@@ -152,24 +152,9 @@ class MaxPool(nn.Module):
 class GlobalAveragePool(Computing):
     """Mean over all cells."""
 
-    def __init__(self, block: blocks.Avgpool, channels: int) -> None:
-        super().__init__()
-
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 1, 1]."""
         return self.put_out(x.mean(dim=(2, 3), keepdim=True))
-
-
-class Upsampling(nn.Module):
-    """Nearest-neighbour upsampling."""
-
-    def __init__(self, block: blocks.Upsample, channels: int) -> None:
-        super().__init__()
-        self.stride = float(block.stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, stride · H, stride · W]."""
-        return F.interpolate(x, scale_factor=self.stride, mode="nearest")
 
 
 class Concatenation(Computing):
@@ -203,10 +188,13 @@ class Addition(Computing):
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         """[B, C, H, W] and others [B, C_i, H, W] to [B, C, H, W]."""
-        scales = [None] * (1 + len(others)) if self.weights is None else list(self._scales(self.weights))
-        total = first if scales[0] is None else first * scales[0]
-        for other, scale in zip(others, scales[1:], strict=True):
-            total = _add_common(total, other, scale)
+        scales = None if self.weights is None else self._scales(self.weights)
+        total = first if scales is None else first * scales[0]
+        for number, other in enumerate(others, 1):
+            common = other[:, : total.shape[1]]
+            if scales is not None:
+                common = common * scales[number, : common.shape[1]]
+            total = _add_common(total, common)
         return self.put_out(self.activation(total))
 
     def _scales(self, weights: Tensor) -> Tensor:
@@ -221,15 +209,12 @@ class Addition(Computing):
         return weights / (weights.sum(dim=0, keepdim=True) + SHORTCUT_EPSILON)
 
 
-def _add_common(total: Tensor, other: Tensor, scale: Tensor | None) -> Tensor:
-    """`total` plus `scale · other` on the channels both have; the width is that of `total`."""
-    common = min(total.shape[1], other.shape[1])
-    other = other[:, :common]
-    if scale is not None:
-        other = other * (scale if len(scale) == 1 else scale[:common])
-    if common == total.shape[1]:
-        return total + other
-    return torch.cat((total[:, :common] + other, total[:, common:]), dim=1)
+def _add_common(total: Tensor, common: Tensor) -> Tensor:
+    """`total` plus what is added to its first channels; the width is that of `total`."""
+    width = common.shape[1]
+    if width == total.shape[1]:
+        return total + common
+    return torch.cat((total[:, :width] + common, total[:, width:]), dim=1)
 
 
 class Product(Computing):
@@ -259,31 +244,21 @@ class SpaceToDepth(nn.Module):
         return cells.reshape(batch, channels * s**2, height // s, width // s)
 
 
-class Drop(nn.Dropout):
-    """`[dropout]`: the identity outside training."""
-
-    def __init__(self, block: blocks.Dropout, channels: int) -> None:
-        super().__init__(block.probability)
-
-
-class Head(nn.Identity):
-    """`[yolo]`: hands the raw output of the convolution before it on; decoding is `utils.detection.decode`."""
-
-
 LAYERS: dict[type[Block], Callable[[Any, int], nn.Module]] = {
     blocks.Convolutional: ConvBlock,
     blocks.Se: SqueezeExcite,
     blocks.Maxpool: MaxPool,
-    blocks.Avgpool: GlobalAveragePool,
-    blocks.Upsample: Upsampling,
+    blocks.Avgpool: lambda block, channels: GlobalAveragePool(),
+    blocks.Upsample: lambda block, channels: nn.Upsample(scale_factor=block.stride, mode="nearest"),
     blocks.Route: Concatenation,
     blocks.Shortcut: Addition,
     blocks.ScaleChannels: Product,
     blocks.Sam: Product,
-    blocks.Dropout: Drop,
+    blocks.Dropout: lambda block, channels: nn.Dropout(block.probability),
     blocks.Reorg: SpaceToDepth,
-    blocks.Yolo: Head,
+    blocks.Yolo: nn.Identity,  # hands on its input; `utils.detection.decode` decodes it
 }
+"""Makers of the modules, from a block and the channels that it reads."""
 
 
 def build_layer(block: Block, shape: Shape) -> nn.Module:
