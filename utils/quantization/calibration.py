@@ -28,7 +28,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import Darknet
 from utils.cli import ProgressBar
@@ -229,19 +229,13 @@ def observe(model: Darknet, batches: Iterable[Tensor]) -> Statistics:
 def _watch(model: Darknet, batches: Iterable[Tensor], see: Callable[[Point, Tensor], None]) -> int:
     """Call `see` with all that is rounded, or would be if a block were kept float; returns the number of pictures."""
     pictures = 0
-
-    def output(point: Point, _: nn.Module, __: tuple[Tensor, ...], x: Tensor) -> None:
-        see(point, x)
-
-    def entry(point: Point, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        see(point, inputs[0])
-
     with ExitStack() as hooks:
         for point, _ in quantizers(model):
-            layer = model.layers[point.block]
-            hooks.enter_context(layer.register_forward_hook(partial(output, Point(point.block))))
+            layer, output = model.layers[point.block], Point(point.block)
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, x, point=output: see(point, x)))
             if point.before and isinstance(layer, ConvBlock):
-                hooks.enter_context(layer.activation.register_forward_pre_hook(partial(entry, point)))
+                entry = layer.activation.register_forward_pre_hook(lambda _, inputs, point=point: see(point, inputs[0]))
+                hooks.enter_context(entry)
         for images in ProgressBar("calibration", batches, unit="batches"):
             model(images)
             pictures += len(images)
