@@ -327,7 +327,8 @@ points = bounded(number, lambda value: 0 < value <= 100, " is outside 0 < value 
 """Of AP."""
 METAVARS: dict[Callable[[str], float] | None, str] = {
     None: "FILE",
-    **dict.fromkeys((threshold, fraction), "P"),
+    **dict.fromkeys((threshold, fraction, points), "P"),
+    share: "S",
     **dict.fromkeys((positive_int, non_negative_int, random_seed, integer), "N"),
 }
 """How --help calls the value of a flag, by its type; a flag without a type is a file."""

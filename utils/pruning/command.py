@@ -71,7 +71,6 @@ class RemovalFlags:
         "--shortcut",
         type=non_negative_int,
         nargs="+",
-        metavar="N",
     )
     percent: Sequence[float] | None = flag(
         None,
@@ -81,7 +80,6 @@ class RemovalFlags:
         "--global_percent",
         type=fraction,
         nargs="+",
-        metavar="P",
     )
     group_percent: Sequence[float] | None = flag(
         None,
@@ -91,22 +89,14 @@ class RemovalFlags:
         metavar="P",
     )
     target_params: float | None = flag(
-        None,
-        "find how much has to go until at most this share of the parameters is left, 0 < S < 1",
-        type=share,
-        metavar="S",
+        None, "find how much has to go until at most this share of the parameters is left, 0 < S < 1", type=share
     )
-    target_macs: float | None = flag(
-        None, "the same of the multiply-adds, at the size of --img_size", type=share, metavar="S"
-    )
+    target_macs: float | None = flag(None, "the same of the multiply-adds, at the size of --img_size", type=share)
     target_latency: float | None = flag(
-        None, "the same of the median time of a forward pass, measured on --device", type=share, metavar="S"
+        None, "the same of the median time of a forward pass, measured on --device", type=share
     )
     max_drop: float | None = flag(
-        None,
-        "find how much can go without losing more than P points of AP50 on --data, 0 < P <= 100",
-        type=points,
-        metavar="P",
+        None, "find how much can go without losing more than P points of AP50 on --data, 0 < P <= 100", type=points
     )
     importance: Literal["taylor", "gamma"] | None = flag(
         None,
@@ -114,15 +104,12 @@ class RemovalFlags:
         "networks of sparse training (default: gamma after train.py -sr, else taylor)",
         choices=("taylor", "gamma"),
     )
-    importance_batches: int = flag(
-        32, "batches of training images that taylor is computed from", type=positive_int, metavar="N"
-    )
+    importance_batches: int = flag(32, "batches of training images that taylor is computed from", type=positive_int)
     rounds: int | None = flag(
         None,
         "reach the amount in N cuts, with importance computed again after each (default: 4 where taylor ranks channels "
         "for --target-macs or --target-params, else 1)",
         type=positive_int,
-        metavar="N",
     )
     explain: int | None = flag(
         None,
@@ -192,13 +179,12 @@ class PruneSettings(RemovalFlags):
         "fit the convolutions that read removed channels to their former output, by least squares on N training "
         f"images; 0: only fold the constants (default: {FITTED} where --data has train images)",
         type=non_negative_int,
-        metavar="N",
     )
     test: bool = flag(
         True, "measure neither accuracy nor time; --data is not needed", "--no-test", action="store_false"
     )
     dry_run: bool = flag(False, "print what would be left and write nothing")
-    seed: int = flag(0, "seed of everything random", type=random_seed, metavar="N")
+    seed: int = flag(0, "seed of everything random", type=random_seed)
     img_size: Sequence[int] | None = None
     mode: Literal["letterbox", "stretch"] = "letterbox"
     batch_size: int = 16

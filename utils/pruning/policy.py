@@ -96,7 +96,6 @@ class ChannelPolicy:
         "least share of a layer's channels that stays; one channel always does (default: %(default)s)",
         "--layer_keep",
         type=fraction,
-        metavar="P",
     )
     """None: a layer that would lose all its channels is refused."""
     multiple_of: int = flag(

@@ -331,9 +331,8 @@ class QuantRequest:
         None,
         f"train images that the bounds come from (default: {PICTURES}, or all if there are fewer)",
         type=positive_int,
-        metavar="N",
     )
-    seed: int = flag(0, "seed that chooses these images (default: 0)", type=random_seed, metavar="N")
+    seed: int = flag(0, "seed that chooses these images (default: 0)", type=random_seed)
     observer: str = flag(
         AUTO, f"end of a range; {ENDS}; {AUTO}: the one that leaves least noise in the heads", choices=(*OBSERVED, AUTO)
     )
@@ -348,9 +347,8 @@ class QuantRequest:
         None,
         "keep convolutions float, one after the other, until at most P points of AP50 are lost, 0 < P <= 100",
         type=points,
-        metavar="P",
     )
-    batch_size: int = flag(16, "images at a time", type=positive_int, metavar="N")
+    batch_size: int = flag(16, "images at a time", type=positive_int)
     test: bool = flag(True, "do not measure accuracy (default: measure it)", "--no-test", action="store_false")
 
     def __post_init__(self) -> None:
