@@ -164,13 +164,8 @@ class Part:
     def ranks(self) -> dict[int, NDArray[np.int64]]:
         """Of each candidate's channels [C] under the order (score, layer, channel), the weakest 0."""
         order = np.argsort(np.concatenate([np.zeros(0), *self.scores.values()]), kind="stable")
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order))
-        ranks, start = {}, 0
-        for layer, values in self.scores.items():
-            ranks[layer] = places[start : start + len(values)]
-            start += len(values)
-        return ranks
+        ends = np.cumsum([len(values) for values in self.scores.values()], dtype=np.int64)
+        return dict(zip(self.scores, np.split(np.argsort(order), ends), strict=False))  # behind the last end is nothing
 
     @cached_property
     def families(self) -> list[Family]:
@@ -503,9 +498,7 @@ def voters(graph: ChannelGraph, layers: Sequence[int]) -> dict[int, tuple[int, .
     followers: dict[int, list[int]] = {layer: [layer] for layer in layers}
     blocks = graph.network.blocks
     for i, block in enumerate(blocks):
-        if not (isinstance(block, Convolutional) and block.batch_normalize):
-            continue
-        if not block.depthwise(len(graph.output(i - 1))):
+        if not isinstance(block, Convolutional) or not block.batch_normalize or graph.makes(i, block):
             continue
         source = i - 1
         while source >= 0 and (
