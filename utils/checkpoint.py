@@ -30,15 +30,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, head_convolutions, same_network, tensors
 from utils.errors import WeightsError
 from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256, utf8_path
-from utils.model_files import (
-    WAY_OUT,
-    ModelFiles,
-    adaptation,
-    check_archive,
-    is_legacy,
-    other_network,
-    with_anchors_of,
-)
+from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, is_legacy, other_network, with_anchors_of
 from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 
@@ -100,11 +92,11 @@ class LoadedModel:
     hyp: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters of that training."""
 
-    def lineage(self) -> tuple[Mapping[str, Any], ...]:
-        """The ancestors and the file itself, which is read once more for its sha256."""
+    def lineage(self, **more: Any) -> tuple[Mapping[str, Any], ...]:
+        """The ancestors and the file itself, which is read once more for its sha256; `more` is noted of it."""
         if self.path is None:
             return ()
-        return (*self.ancestors, origin(self.path) | ({"no_flip": True} if self.no_flip else {}))
+        return (*self.ancestors, origin(self.path) | ({"no_flip": True} if self.no_flip else {}) | more)
 
 
 def load_model(files: ModelFiles) -> LoadedModel:
@@ -378,7 +370,7 @@ def _save(document: Mapping[str, Any], path: Path) -> None:
         raise
 
 
-def origin(path: Path) -> dict[str, str]:
+def origin(path: Path) -> dict[str, Any]:
     """What a lineage entry says of a file: its path as given and the sha256 of its bytes."""
     return {"path": str(path), "sha256": sha256(path)}
 

@@ -16,13 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.darknet.blocks import BN_EPSILON, Network
-from utils.darknet.network import (
-    TensorSpec,
-    adapt_classes,
-    grouped,
-    head_convolutions,
-    tensors,
-)
+from utils.darknet.network import TensorSpec, adapt_classes, grouped, head_convolutions, tensors
 from utils.errors import NumericsError, WeightsError
 from utils.files import atomic_path, regular_file
 

@@ -138,10 +138,7 @@ def channel_table(plan: Plan, bars: Sequence[LayerBar], importance: Importance) 
 
 
 def write_network(
-    run: RunDirectory,
-    pruned: PrunedNetwork,
-    names: Sequence[str],
-    lineage: Sequence[Mapping[str, Any]],
+    run: RunDirectory, pruned: PrunedNetwork, names: Sequence[str], lineage: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write the pruned network for Darknet and for this suite; model.cfg comes last, as it is useless without weights.
 

@@ -65,8 +65,10 @@ class Pruner:
     """Of the network input."""
     graph: ChannelGraph
     arrays: Arrays
-    hyp: Mapping[str, Any]
-    """Hyper-parameters that the network was trained with; the defaults where they are not known."""
+    loaded: LoadedModel
+    """The network before and what its file says of it."""
+    lineage: Sequence[Mapping[str, Any]]
+    """Files that it was made from."""
 
     @property
     def network(self) -> Network:
@@ -169,7 +171,8 @@ class Pruner:
         from utils.detection.settings import LossSettings
         from utils.pruning.importance import taylor  # with the loss, which a ranking by γ need not import
 
-        augment, loss = (_chosen(kind, self.hyp) for kind in (Augmentation, LossSettings))
+        hyp = self.loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if self.loaded.no_flip else {})
+        augment, loss = (_chosen(kind, hyp) for kind in (Augmentation, LossSettings))
         batches = self.training_batches(network, augment, self.settings.importance_batches)
         return taylor(network, arrays, batches, loss, self.device)
 
@@ -259,15 +262,13 @@ def prune(settings: PruneSettings) -> None:
         raise InputError(
             f"{settings.files.weights}: is quantized, which comes after pruning; give the weights it was made from"
         )
-    *ancestors, parent = loaded.lineage()
-    lineage = (*ancestors, {**parent, "pruned": True})
+    lineage = loaded.lineage(pruned=True)
     log(*loaded.notes)
     network = loaded.model.network
     settings.check_classes(network)
     size = input_size(settings.img_size, max_stride(network), (network.net.height, network.net.width))
-    hyp = loaded.hyp or ({"flip_lr": 0.0, "flip_ud": 0.0} if loaded.no_flip else {})
     settings = with_importance(settings, loaded)
-    pruner = Pruner(settings, device, size, channel_graph(network), arrays_of(loaded.model), hyp)
+    pruner = Pruner(settings, device, size, channel_graph(network), arrays_of(loaded.model), loaded, lineage)
     importance = pruner.importance(network, pruner.arrays)
     ranking = pruner.ranking(pruner.graph, importance)
     plan, target, amounts = None, None, settings.amounts
@@ -281,7 +282,7 @@ def prune(settings: PruneSettings) -> None:
         print_json(document) if settings.json else print(report.grid_text(document))
         return
     plan = plan or make_plan(pruner.graph, ranking, settings.channels, amounts[0])
-    document = write(pruner, plan, target, importance, loaded, lineage)
+    document = write(pruner, plan, target, importance)
     print_json(document) if settings.json else print(report.text(document))
 
 
@@ -345,14 +346,7 @@ def preview(pruner: Pruner, ranking: Importance, amounts: Sequence[Amount]) -> d
     return document | ({key: grid[0][key] for key in ("after", "groups")} if len(grid) == 1 else {})
 
 
-def write(
-    pruner: Pruner,
-    plan: Plan,
-    target: Mapping[str, Any] | None,
-    importance: Importance,
-    loaded: LoadedModel,
-    lineage: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+def write(pruner: Pruner, plan: Plan, target: Mapping[str, Any] | None, importance: Importance) -> dict[str, Any]:
     """Carry out a plan and write all files of the run; returns the document of --json.
 
     Args:
@@ -360,8 +354,6 @@ def write(
         plan: what goes.
         target: the part of the document that says how it was found.
         importance: of the network before.
-        loaded: the network before and what its file says of it.
-        lineage: files that it was made from.
 
     Raises:
         InfeasibleError: the certificate fails.
@@ -397,8 +389,9 @@ def write(
             from utils.data.images import write_image
 
             write_image(run.file("detections.jpg"), picture)
-        names = loaded.names or (settings.data.names if settings.data else tuple(map(str, range(network.classes))))
-        report.write_network(run, pruned, names, lineage)
+        names = pruner.loaded.names or (settings.data and settings.data.names)
+        names = names or tuple(map(str, range(network.classes)))
+        report.write_network(run, pruned, names, pruner.lineage)
     return document
 
 

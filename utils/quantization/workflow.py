@@ -142,7 +142,7 @@ def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any
     """
     device = select_device(request.device)
     loaded = load_float(request)
-    *ancestors, parent = loaded.lineage()
+    lineage = loaded.lineage(command=command)
     network = loaded.model.network
     size = input_size(request.sides, max_stride(network), (network.net.height, network.net.width))
     pictures = calibration_pictures(request, network, size, device)
@@ -179,7 +179,7 @@ def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any
         {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
         network,
         loaded.names or request.data.names,
-        [*ancestors, {**parent, "command": command}],
+        lineage,
         quantization=float_network.keeping(kept).document(),
         calibration=calibration,
     )
