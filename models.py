@@ -216,12 +216,10 @@ def fuse(model: Darknet) -> Darknet:
     state = {key: value.detach() for key, value in model.state_dict().items() if not _SPECIAL.search(key)}
     blocks = []
     for i, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
-        if isinstance(block, Convolutional) and isinstance(layer, ConvBlock) and layer.bn is not None:
-            state[f"layers.{i}.conv.weight"], state[f"layers.{i}.conv.bias"] = layer.fused()
-            block = dataclasses.replace(block, batch_normalize=False, bias=True)
-        elif isinstance(layer, ConvBlock) and layer.quantize_weight is not None:
+        if isinstance(block, Convolutional) and isinstance(layer, ConvBlock):
             tensors = zip(("weight", "bias"), layer.fused(), strict=True)
             state |= {f"layers.{i}.conv.{name}": value for name, value in tensors if value is not None}
+            block = dataclasses.replace(block, batch_normalize=False, bias=block.bias or block.batch_normalize)
         blocks.append(block)
     fused = load_arrays(dataclasses.replace(model.network, blocks=tuple(blocks)), state)
     fused.quantize_image = copy.deepcopy(model.quantize_image)

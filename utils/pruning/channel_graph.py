@@ -153,19 +153,13 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
     other, and nothing outside reads them. The shape stays. With γ = β = 0 in its last convolution the unit adds 0.
     """
     blocks, shapes = network.blocks, trace(network)
-    readers: list[list[int]] = [[] for _ in blocks]
-    for i, block in enumerate(blocks):
-        for source in block.reads(i):
-            if source >= 0:
-                readers[source].append(i)
+    last_reader = {source: i for i, block in enumerate(blocks) for source in block.reads(i)}
     units = []
     for i, block in enumerate(blocks):
         if not isinstance(block, Shortcut) or len(block.sources) != 1:
             continue
         source, inside = block.sources[0], range(block.sources[0] + 1, i)
-        last = i - 1
-        while isinstance(blocks[last], Dropout):
-            last -= 1
+        last = computed_before(blocks, i)
         final = blocks[last]
         if (
             (block.activation, block.weights_type) == ("linear", "none")
@@ -176,10 +170,18 @@ def residual_units(network: Network) -> tuple[Unit, ...]:
             and not activated(final.activation, np.zeros(1)).any()
             and not any(isinstance(blocks[j], Yolo) for j in inside)
             and all(source <= read for j in inside for read in blocks[j].reads(j))
-            and all(reader <= i for j in inside for reader in readers[j])
+            and all(last_reader.get(j, j) <= i for j in inside)
         ):
             units.append(Unit(source, last, i))
     return tuple(units)
+
+
+def computed_before(blocks: Sequence[Block], i: int) -> int:
+    """The block before another one, dropouts apart."""
+    i -= 1
+    while isinstance(blocks[i], Dropout):
+        i -= 1
+    return i
 
 
 def check_units(network: Network) -> None:

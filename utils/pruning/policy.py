@@ -28,7 +28,7 @@ from utils.cli import flag, fraction, integer
 from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
 from utils.darknet.blocks.block import steps
 from utils.errors import InfeasibleError, InputError, NumericsError
-from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, residual_units
+from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, computed_before, residual_units
 
 Scores = Mapping[int, NDArray[np.float64]]
 """Of each candidate's channels [C], by block number."""
@@ -326,7 +326,7 @@ def candidates(graph: ChannelGraph, prune: int, all_convs: bool = False) -> tupl
         return tuple(unit.last for unit in residual_units(graph.network))
     blocks = graph.network.blocks
     # a gate scales the channels of another convolution, which decides for both
-    gates = {_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
+    gates = {computed_before(blocks, i) for i, block in enumerate(blocks) if isinstance(block, ScaleChannels | Sam)}
     allowed = {
         i
         for i in graph.makers()
@@ -347,14 +347,6 @@ def _free(graph: ChannelGraph, family: Family, allowed: set[int], gates: set[int
     return all(
         i in allowed or (i in gates and any(np.isin(labels, graph.labels[i]).all() for labels in sure)) for i in family
     )
-
-
-def _before(blocks: tuple[Block, ...], i: int) -> int:
-    """The block before another one, dropouts apart."""
-    i -= 1
-    while isinstance(blocks[i], Dropout):
-        i -= 1
-    return i
 
 
 def _left_out(blocks: tuple[Block, ...], i: int) -> bool:
