@@ -75,22 +75,12 @@ def table(network: Network, height: int, width: int) -> list[str]:
     costs = block_costs(network, height, width)
     lines = [_COLUMNS]
     for index, (block, cost) in enumerate(zip(network.blocks, costs, strict=True)):
-        reads = block.reads(index)
-        lines.append(
-            (
-                str(index),
-                block.SECTION,
-                str(getattr(block, "filters", "")),
-                _kernel(block),
-                " + ".join(_shape(shapes[source + 1]) for source in reads)
-                if len(reads) < 3
-                else f"{len(reads)} blocks",
-                _shape(shapes[index + 1]),
-                grouped(cost.parameters) if cost.parameters else "",
-                f"{cost.bflops:.3f}" if cost.flops else "",
-                _references(block, index),
-            )
-        )
+        reads = [_shape(shapes[source + 1]) for source in block.reads(index)]
+        read = " + ".join(reads) if len(reads) < 3 else f"{len(reads)} blocks"
+        parameters = grouped(cost.parameters) if cost.parameters else ""
+        bflops = f"{cost.bflops:.3f}" if cost.flops else ""
+        made = (str(getattr(block, "filters", "")), _kernel(block), read, _shape(shapes[index + 1]))
+        lines.append((str(index), block.SECTION, *made, parameters, bflops, _references(block, index)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(_aligned, row, _COLUMNS, widths)).rstrip() for row in lines]
 

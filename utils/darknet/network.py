@@ -55,14 +55,10 @@ def strides(network: Network) -> tuple[int, ...]:
 
 def normalised_cell(network: Network, height: int, width: int) -> int | None:
     """The first block with batch normalisation whose map is a single cell: one picture gives it no variance."""
-    return next(
-        (
-            number
-            for number, (block, shape) in enumerate(zip(network.blocks, trace(network, height, width), strict=True))
-            if getattr(block, "batch_normalize", False) and (shape.height, shape.width) == (1, 1)
-        ),
-        None,
-    )
+    for number, (block, shape) in enumerate(zip(network.blocks, trace(network, height, width), strict=True)):
+        if getattr(block, "batch_normalize", False) and (shape.height, shape.width) == (1, 1):
+            return number
+    return None
 
 
 def unread(network: Network) -> set[int]:
