@@ -139,13 +139,7 @@ class Parser(argparse.ArgumentParser):
         program: how the help calls the script; the file's name by default.
     """
 
-    def __init__(
-        self,
-        description: str | None,
-        example: str = "",
-        program: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, description: str | None, example: str = "", program: str | None = None) -> None:
         made = MADE if re.search("runs/demo/(data|journey)/", example) else ""
         super().__init__(
             prog=program,
@@ -153,7 +147,6 @@ class Parser(argparse.ArgumentParser):
             epilog=f"example:\n  {example}{made}" if example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **options,
         )
         self._negative_number_matcher = _NUMBER  # argparse's own takes -1e-3 for a flag
         self.add_argument("--version", action="version", version=__version__, help="print the version and exit")

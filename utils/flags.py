@@ -57,13 +57,12 @@ def cache_choice(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: --cache-dir without --cache disk, or it is no folder.
     """
-    if args.cache_dir is None:
-        return {"cache": args.cache, "cache_dir": None}
-    if args.cache != "disk":
+    folder = args.cache_dir
+    if folder is not None and args.cache != "disk":
         raise InputError("--cache-dir: goes with --cache disk")
-    if os.path.exists(args.cache_dir) and not os.path.isdir(args.cache_dir):
-        raise InputError(f"--cache-dir {args.cache_dir}: is a file; name a folder")
-    return {"cache": args.cache, "cache_dir": Path(args.cache_dir)}
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"--cache-dir {folder}: is a file; name a folder")
+    return {"cache": args.cache, "cache_dir": None if folder is None else Path(folder)}
 
 
 def add_device_flags(group: Group, *, half: bool = True) -> None:

@@ -57,10 +57,11 @@ class ChannelGraph:
 
     def makers(self) -> tuple[int, ...]:
         """The convolutions that make labels."""
-        return tuple(i for i, block in enumerate(self.network.blocks) if self.makes(i, block))
+        return tuple(i for i in range(len(self.labels)) if self.makes(i))
 
-    def makes(self, index: int, block: Block) -> bool:
+    def makes(self, index: int) -> bool:
         """Whether a block makes labels: a convolution that is not depthwise."""
+        block = self.network.blocks[index]
         return isinstance(block, Convolutional) and not block.depthwise(len(self.output(index - 1)))
 
     def widths(self, keep: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ def savings(graph: ChannelGraph, counted: Counted, size: tuple[int, int]) -> NDA
     for i, block in enumerate(network.blocks):
         if isinstance(block, Convolutional):
             np.add.at(saved, graph.labels[i], getattr(costs[i], counted) / len(graph.labels[i]))
-            if graph.makes(i, block):
+            if graph.makes(i):
                 read, cells = graph.reads(i), shapes[i].height * shapes[i].width
                 # A reader saves kernel weights only, which are its multiply-adds for one cell: no γ, β or bias.
                 np.add.at(saved, read, costs[i].macs / (cells if counted == "parameters" else 1) / len(read))

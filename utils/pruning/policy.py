@@ -490,7 +490,7 @@ def voters(graph: ChannelGraph, layers: Sequence[int]) -> dict[int, tuple[int, .
     followers: dict[int, list[int]] = {layer: [layer] for layer in layers}
     blocks = graph.network.blocks
     for i, block in enumerate(blocks):
-        if not isinstance(block, Convolutional) or not block.batch_normalize or graph.makes(i, block):
+        if not isinstance(block, Convolutional) or not block.batch_normalize or graph.makes(i):
             continue
         source = i - 1
         while source >= 0 and (
