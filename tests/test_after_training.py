@@ -40,7 +40,7 @@ def pictures(model: Darknet, count: int = 4) -> torch.Tensor:
 def recipe(model: Darknet, observer: str = "minmax", *, correct: bool = False, **how: object) -> FloatNetwork:
     chosen = QuantSettings(**{"target": "cpu-vnni", "weight_bits": 8, "fold": True, **how})
     images = pictures(model)
-    return prepare(model, chosen, images.split(2), COSTS[observer], images if correct else None)
+    return replace(prepare(model, chosen, images.split(2), images if correct else None), cost=COSTS[observer])
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, database=None)

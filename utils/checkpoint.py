@@ -326,8 +326,6 @@ def model_document(
     network: Network,
     names: Sequence[str],
     lineage: Iterable[Mapping[str, Any]],
-    *,
-    quantization: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Return the dict that a checkpoint holds.
@@ -337,12 +335,11 @@ def model_document(
         network: of the model.
         names: of its classes.
         lineage: what it was made from, oldest first.
-        quantization: of a quantized network: `QuantSettings.document`.
-        more: other entries.
+        more: other entries, such as `quantization` of a quantized network: `QuantSettings.document`.
     """
     entries = [dict(entry) for entry in lineage]
     parts = {"model": dict(state), "ema": None, "cfg": cfg_file.format_network(network), "names": list(names)}
-    return {**parts, "lineage": entries, "quantization": quantization, **more}
+    return {**parts, "lineage": entries, "quantization": None, **more}
 
 
 def write_darknet(path: Path, model: Darknet, seen: int = 0) -> None:

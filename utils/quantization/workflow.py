@@ -78,7 +78,7 @@ class FloatNetwork:
     """In evaluation mode; left as it is."""
     settings: QuantSettings
     statistics: Statistics
-    cost: Cost | None
+    cost: Cost | None = None
     """A value of COSTS."""
     corrected_with: Tensor | None = None
     """Pictures [B, C, H, W], 0…1, for the correction of biases; None: they are not corrected."""
@@ -104,11 +104,7 @@ def attached(model: Darknet, settings: QuantSettings) -> Darknet:
 
 
 def prepare(
-    model: Darknet,
-    settings: QuantSettings,
-    batches: Iterable[Tensor],
-    cost: Cost | None = None,
-    corrected_with: Tensor | None = None,
+    model: Darknet, settings: QuantSettings, batches: Iterable[Tensor], corrected_with: Tensor | None = None
 ) -> FloatNetwork:
     """Look at a float model's activations.
 
@@ -116,7 +112,6 @@ def prepare(
         model: left as it is.
         settings: how it will be quantized.
         batches: calibration pictures as of `calibration.observe`.
-        cost: of `FloatNetwork`.
         corrected_with: of `FloatNetwork`.
 
     Raises:
@@ -124,7 +119,7 @@ def prepare(
         NumericsError: an activation is not finite.
     """
     model = copy.deepcopy(model).eval()
-    return FloatNetwork(model, settings, observe(attached(model, settings), batches), cost, corrected_with)
+    return FloatNetwork(model, settings, observe(attached(model, settings), batches), corrected_with=corrected_with)
 
 
 def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,7 +145,7 @@ def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any
     before = measure("float", loaded.model) if measure else None
     model = copy.deepcopy(loaded.model).to(device).to(memory_format=torch.channels_last)
     corrected_with = torch.cat(pictures.first(LOOKED_AT, LOOKED_AT)) if request.bias_correction else None
-    float_network = prepare(model, request.scheme, pictures, corrected_with=corrected_with)
+    float_network = prepare(model, request.scheme, pictures, corrected_with)
     observer, float_network = choose_observer(request.observer, float_network, pictures.first(LOOKED_AT, LOOKED_AT))
     alone: dict[int, float | None] = {}
     if request.ranks:
