@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +121,8 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
     header = read_header(path)
     layout = tensors(network)
     size = regular_file(path, WeightsError).st_size - header.size
-    count = len(network.blocks)
-    if size == sum(spec.bytes for spec in layout):
+    count, expected = len(network.blocks), sum(spec.bytes for spec in layout)
+    if size == expected:
         return Contents(header, count, count, network.classes)
     classes = _fitting_classes(network, layout, size)
     if partial and classes is not None:
@@ -130,7 +130,6 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
     blocks = _backbone(layout, size)
     if partial and blocks:
         return Contents(header, blocks, count, network.classes, partial=True)
-    expected = sum(spec.bytes for spec in layout)
     raise WeightsError(
         f"{path}: {_problem(network, layout, size, blocks)}; expected {grouped(header.size + expected)} bytes, "
         f"found {grouped(header.size + size)}; {_cause(network, size < expected, classes)}"
@@ -203,11 +202,8 @@ def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], 
 
 def _fitting_classes(network: Network, layout: Sequence[TensorSpec], size: int) -> int | None:
     """Class count for which the tensors take `size` bytes; the size is linear in it."""
-    yolos = dict(zip(head_convolutions(network), network.yolos, strict=True))
-    of_one_class = 0
-    for spec in layout:
-        if spec.block in yolos:
-            of_one_class += spec.bytes // spec.shape[0] * len(yolos[spec.block].mask)
+    anchors = {head - 1: len(yolo.mask) for head, yolo in zip(network.heads, network.yolos, strict=True)}
+    of_one_class = sum(spec.bytes // spec.shape[0] * anchors.get(spec.block, 0) for spec in layout)
     more, rest = divmod(size - sum(spec.bytes for spec in layout), of_one_class)
     classes = network.classes + more
     return classes if rest == 0 and classes >= 1 else None
@@ -215,9 +211,8 @@ def _fitting_classes(network: Network, layout: Sequence[TensorSpec], size: int) 
 
 def _backbone(layout: Sequence[TensorSpec], size: int) -> int:
     """Number of blocks in a file of `size` bytes of tensors that ends where a block ends; 0 for any other file."""
-    end = 0
-    for spec, following in pairwise(layout):
-        end += spec.bytes
+    ends = accumulate(spec.bytes for spec in layout)
+    for end, (spec, following) in zip(ends, pairwise(layout), strict=False):
         if end == size and spec.block != following.block:
             return spec.block + 1
     return 0
