@@ -198,6 +198,19 @@ def check_units(network: Network) -> None:
         )
 
 
+def magnitudes(graph: ChannelGraph, importance: Importance, block: int) -> NDArray[np.float64]:
+    """Importance of the channels of a block, without signs.
+
+    Raises:
+        NumericsError: one is NaN or infinite.
+    """
+    values = np.abs(np.asarray(importance[block], np.float64))
+    if not np.isfinite(values).all():
+        where = graph.network.where(block)
+        raise NumericsError(f"{where}: an importance is not finite; take an earlier checkpoint")
+    return values
+
+
 def unit_scores(graph: ChannelGraph, importance: Importance, keep: Keep, units: Sequence[Unit]) -> NDArray[np.float64]:
     """Importance of each unit: its own, or else the mean over those channels of its last convolution that stay.
 
@@ -207,12 +220,9 @@ def unit_scores(graph: ChannelGraph, importance: Importance, keep: Keep, units: 
     scores = np.zeros(len(units))
     for number, unit in enumerate(units):
         if unit.shortcut in importance:
-            values = np.abs(np.asarray(importance[unit.shortcut], np.float64))
+            values = magnitudes(graph, importance, unit.shortcut)
         else:
-            values = np.abs(np.asarray(importance[unit.last], np.float64))[keep[graph.labels[unit.last]]]
-        if not np.isfinite(values).all():
-            where = graph.network.where(unit.last)
-            raise NumericsError(f"{where}: an importance is not finite; take an earlier checkpoint")
+            values = magnitudes(graph, importance, unit.last)[keep[graph.labels[unit.last]]]
         scores[number] = values.mean() if len(values) else 0.0
     return scores
 

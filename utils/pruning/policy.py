@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from utils.cli import flag, fraction, integer
 from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Route, Sam, ScaleChannels, Upsample
 from utils.darknet.blocks.block import steps
-from utils.errors import InfeasibleError, InputError, NumericsError
-from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, computed_before, residual_units
+from utils.errors import InfeasibleError, InputError
+from utils.pruning.channel_graph import ChannelGraph, Importance, Keep, computed_before, magnitudes, residual_units
 
 Scores = Mapping[int, NDArray[np.float64]]
 """Of each candidate's channels [C], by block number."""
@@ -475,13 +475,8 @@ def channel_scores(
     """
     scores = {}
     for layer, blocks in voters(graph, layers).items():
-        known = [i for i in blocks if i in importance]
-        votes = np.abs(np.stack([np.asarray(importance[i], np.float64) for i in known]))
-        for block, values in zip(known, votes, strict=True):
-            if not np.isfinite(values).all():
-                where = graph.network.where(block)
-                raise NumericsError(f"{where}: an importance is not finite; take an earlier checkpoint")
-        scores[layer] = votes.mean(0)
+        votes = [magnitudes(graph, importance, i) for i in blocks if i in importance]
+        scores[layer] = np.stack(votes).mean(0)
     return scores
 
 
