@@ -51,12 +51,10 @@ class Darknet(nn.Module):
     def __init__(self, network: Network, *, initialize: bool = True) -> None:
         super().__init__()
         self.network = network
-        shapes = trace(network)
+        shapes = (*trace(network), network.image)  # the image is at -1, the number that stands for it
         inputs = [block.reads(i) for i, block in enumerate(network.blocks)]
-        image = network.image
         self.layers = nn.ModuleList(
-            build_layer(block, image if reads[0] < 0 else shapes[reads[0]])
-            for block, reads in zip(network.blocks, inputs, strict=True)
+            build_layer(block, shapes[reads[0]]) for block, reads in zip(network.blocks, inputs, strict=True)
         )
         self.quantize_image: Any = None
         """Slot of a quantized network: maps pictures to the values they may take."""
