@@ -25,6 +25,11 @@ from utils.report.run_dir import RunDirectory, check_run
 EXAMPLE = "python quantize.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --calib 32"
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    return make_parser().parse_args(argv)
+
+
 def make_parser() -> Parser:
     """The flags that the script takes."""
     parser = Parser(__doc__, EXAMPLE)
@@ -44,7 +49,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked without torch, then calibrate, measure and write."""
-    args = make_parser().parse_args(argv)
+    args = parse_args(argv)
     request = make_request(args)
     log(*request.files.notes)
     from utils.quantization.workflow import lines, quantize_network, write

@@ -56,9 +56,7 @@ LARGEST_SIDE = 8192
 REQUIREMENTS = {
     "openvino": "requirements-openvino.txt",
     "ai_edge_litert": "requirements-tflite.txt",
-    "torch_pruning": "requirements-dev.txt",
-    "nncf": "requirements-dev.txt",
-    "tensorboard": "requirements-dev.txt",
+    **dict.fromkeys(("torch_pruning", "nncf", "tensorboard"), "requirements-dev.txt"),
     "optuna": "requirements-search.txt",
 }
 """Files that list optional packages; requirements-export.txt has the others."""
