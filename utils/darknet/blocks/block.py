@@ -8,7 +8,7 @@ Semantics follow AlexeyAB/darknet, `src/parser.c`; only the SpursLipu suite has 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
@@ -322,11 +322,14 @@ def activated(activation: str, x: Vector) -> Vector:
     return functions[activation](x)
 
 
-def windows(cells: int, reach: int, stride: int) -> int:
-    """Positions of a window that reaches over `reach` of the padded cells."""
-    if cells < reach:
-        raise SectionError(f"the window reaches over {reach} cells, but the input has {cells} with its padding", "size")
-    return (cells - reach) // stride + 1
+def windows(block: Any, image: Shape, padding: int, reach: int) -> Iterator[int]:
+    """Positions, down and across, of a window that reaches over `reach` of the cells with `padding` more."""
+    for side, stride in ((image.height, block.stride_y), (image.width, block.stride_x)):
+        cells = side + padding
+        if cells < reach:
+            text = f"the window reaches over {reach} cells, but the input has {cells} with its padding"
+            raise SectionError(text, "size")
+        yield (cells - reach) // stride + 1
 
 
 def written_strides(block: Any) -> Values:

@@ -83,17 +83,11 @@ class Convolutional(Block):
 
     def shape(self, trail: Trail) -> Shape:
         """Windows that fit into the padded input."""
-        channels, height, width = trail.before
-        for count, what in ((channels, "input channels"), (self.filters, "filters")):
+        for count, what in ((trail.before.channels, "input channels"), (self.filters, "filters")):
             if count % self.groups:
                 raise SectionError(f"the {count} {what} cannot be split into {self.groups} equal groups", "groups")
         reach = self.dilation * (self.size - 1) + 1
-        padding = 2 * self.padding * self.dilation
-        return Shape(
-            self.filters,
-            windows(height + padding, reach, self.stride_y),
-            windows(width + padding, reach, self.stride_x),
-        )
+        return Shape(self.filters, *windows(self, trail.before, 2 * self.padding * self.dilation, reach))
 
     def tensors(self, channels: int) -> list[tuple[str, tuple[int, ...]]]:
         """β, γ, μ, σ² or the bias, then the kernel [filters, inputs / groups, k, k]."""

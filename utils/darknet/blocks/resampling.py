@@ -66,17 +66,12 @@ class Maxpool(ChannelWise):
 
     def shape(self, trail: Trail) -> Shape:
         """Windows that fit into the padded input."""
-        channels, height, width = trail.before
         largest = 2 * (self.size - 1)
         if self.padding > largest:
             raise SectionError(
                 f"at most {largest} is allowed for size {self.size}; some windows would see padding only", "padding"
             )
-        return Shape(
-            channels,
-            windows(height + self.padding, self.size, self.stride_y),
-            windows(width + self.padding, self.size, self.stride_x),
-        )
+        return Shape(trail.before.channels, *windows(self, trail.before, self.padding, self.size))
 
     def operations(self, output: Shape) -> int:
         """One for each cell it looks at."""
