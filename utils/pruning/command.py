@@ -271,7 +271,7 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
         missing |= {"group_percent", "merge"}
     if channels is None or strategy.units:
         missing |= {"rounds"}
-    defaults = _policy_flags(vars(channels)) if channels else {}
+    defaults = vars(channels) | {"percent": None} if channels else {}  # there is no percentage that suits all networks
     parser.add_settings("what is removed", RemovalFlags, ChannelPolicy, without=missing, **defaults)
     group = parser.add_argument_group("model and data")
     add_model_flags(group)
@@ -288,12 +288,6 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     return parser
 
 
-def _policy_flags(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some values that are flags of a policy."""
-    names = [setting.name for setting in fields(ChannelPolicy) if "flags" in setting.metadata]
-    return {name: values[name] for name in names if name in values}
-
-
 def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSettings:
     """Check flags and files.
 
@@ -308,7 +302,8 @@ def make_settings(strategy: PruneStrategy, args: argparse.Namespace) -> PruneSet
         check_units(network)
     channels = strategy.channels
     if channels is not None:
-        channels = replace(channels, **_policy_flags(vars(args)))
+        flags = (setting.name for setting in fields(channels) if "flags" in setting.metadata)
+        channels = replace(channels, **{name: getattr(args, name) for name in flags if hasattr(args, name)})
         if channels.groups and args.group_percent:
             channels = replace(channels, group_percents=tuple(args.group_percent))
             if network is not None:
