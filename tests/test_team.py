@@ -25,6 +25,7 @@ from utils.data.index import index
 from utils.detection.evaluate import evaluate
 from utils.errors import InputError
 from utils.model_files import ModelFiles
+from utils.report.run_dir import read_results
 from utils.training.distributed import Team, joined
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +117,7 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, no_pl
 
 @pytest.mark.slow
 def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy, folder, tmp_path, run, no_plots):
-    """One gets Ctrl-C; the weights are bit for bit those of a run without. The last score is that of one process.
+    """One gets Ctrl-C; weights and results.csv are those of a run without. The last score is that of one process.
 
     Running statistics are not exchanged. γ go as they go in one process. A thread of the process group that lets go of
     a tensor while the interpreter ends aborts the process, now and then: none may be left.
@@ -137,6 +138,9 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy,
     resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
+    ours, theirs = (read_results(tmp_path / "two" / name / "results.csv") for name in ("stopped", "exp"))
+    clocks = {"seconds", "loading", "test_seconds"}
+    assert {key: ours[key] for key in ours.keys() - clocks} == {key: theirs[key] for key in theirs.keys() - clocks}
 
     environment = {**os.environ, "SIGNAL": "SIGKILL"}
     killed = torchrun(*flags, "--name", "killed", script=tmp_path / "stopped.py", environment=environment)

@@ -47,7 +47,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Loss terms and seconds, summed over those batches."""
+    """Loss terms and seconds, summed over those batches; in a file the mean of all processes."""
     best_fitness: float = -1.0
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

@@ -432,6 +432,8 @@ class Trainer:
         """Save and stop, all processes at the same step, if any of them got a signal; None: they are asked."""
         if not (self.team.any(bool(self.stop)) if signalled is None else signalled):
             return
+        sums = self.team.gather(self.progress.sums)  # each goes on with what the first one saves, the mean
+        self.progress.sums = {name: sum(part[name] for part in sums) / len(sums) for name in sums[0]}
         if self.team.leads:
             self.state.write_last(self.run, self.source)
         # Behind the save, for which all wait: as soon as one process ends, torchrun sends the others a signal.
