@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -544,6 +545,17 @@ class TestResume:
         assert read_results(directory / "results.csv")["epoch"] == [1, 2]
         assert run("--resume", str(directory))["epochs"] == 2
         assert read_checkpoint(directory / "weights" / "last.pt")["progress"]["epoch"] == 2
+
+    def test_a_new_run_in_its_folder_is_never_gone_on_with_from_its_state_or_table(self, run, done, monkeypatch):
+        """With --exist-ok; stopped before it has a state, it cannot be resumed. Its table may have other columns."""
+        anew = ("--epochs", "3", "--exist-ok", "--t_weights", str(done / "weights" / "best.pt"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("utils.training.workflow._draw_start", Mock(side_effect=KeyboardInterrupt))
+            run(*anew)
+        with pytest.raises(CheckpointError, match=r"weights/last\.pt is missing"):
+            run("--resume", str(done))
+        assert run(*anew)["epochs"] == 3
+        assert read_results(done / "results.csv")["epoch"] == [1, 2, 3]
 
 
 def test_keys_of_heads_that_training_does_not_use_are_named_once(run, folder, tmp_path, lines, no_plots):

@@ -289,6 +289,8 @@ def _run_directory(plan: TrainPlan, team: Team, ending: ExitStack) -> RunDirecto
     if run is None:
         return RunDirectory(path)
     ending.enter_context(run.until("results.csv", "weights/last.pt"))
+    for name in ("results.csv", "weights/last.pt", "weights/prev.pt"):  # of an earlier run, with --exist-ok
+        run.file(name).unlink(missing_ok=True)  # with the new flags a resume would go on from them
     run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(plan.network), data=_data_yaml(plan))
     if warning := opencv_warning(plan.network):
         log(f"{run.path}: {warning}")
