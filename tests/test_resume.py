@@ -147,6 +147,13 @@ def test_a_signal_during_an_evaluation_leaves_it_and_it_is_made_again(run, strai
     assert scores[0] == scores[1]
 
 
+def test_a_signal_while_the_last_epoch_is_saved_is_heeded(run, straight, tmp_path, monkeypatch):
+    at_call(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM), "fitness")
+    with pytest.raises(Interrupted, match="SIGTERM after epoch 4, batch 0: saved"):
+        run(*FLAGS, "--name", "cut")
+    assert_same(state(Path(run("--resume", str(tmp_path / "runs" / "cut"))["last"])), state(straight))
+
+
 def test_a_terminal_that_nohup_outlives_stops_no_training(run, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -214,6 +214,7 @@ class Trainer:
             row = self._train_epoch()
             torch.backends.cudnn.allow_tf32 = False
             ends = self._close_epoch(row)
+        self._leave_if_asked()  # a signal came while the last epoch was saved
 
     def _measure_start(self) -> None:
         """Evaluate before the first step: a fine-tuning can end below its weights, and s = auto compares with them."""
