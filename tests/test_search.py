@@ -173,6 +173,16 @@ class TestStudy:
         with pytest.raises(IndexError):
             search("bug", Trainer(at1=IndexError()), 1)
 
+    def test_killed_before_the_study_knows_of_a_failed_trial_it_is_not_made_again(self, search, straight, monkeypatch):
+        from optuna.study import Study
+
+        cut = Trainer(at1=NumericsError("loss"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Study, "tell", Mock(side_effect=KeyboardInterrupt))
+            search("failed", cut, 2)
+        assert search("failed", cut, 2)["failed"] == 1
+        assert cut.taken == straight[1].taken[:2]
+
     def test_a_study_that_is_none_or_damaged_is_one_line(self, search, tmp_path):
         """The second one SQLite reads, and optuna cannot."""
         (tmp_path / STUDY).write_bytes(b"x" * 5000)
@@ -244,3 +254,9 @@ class TestScript:
         run(*self.FLAGS, "--evolve", "1")
         with pytest.raises(InputError, match="--epochs is 3 here and 2 in the run"):
             run(*self.FLAGS, "--evolve", "1", "--exist-ok", "--epochs", "3")
+
+    def test_a_training_in_the_folder_of_a_search_is_refused(self, run):
+        """--resume would go on with the search."""
+        folder = run(*self.FLAGS, "--evolve", "1")["run_dir"]
+        with pytest.raises(InputError, match=rf"--exist-ok: {folder} has a search; choose another --name"):
+            run(*self.FLAGS, "--exist-ok")

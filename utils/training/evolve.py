@@ -286,7 +286,7 @@ def _replace_interrupted(study: Study, count: int) -> None:
     waits = any(trial.state == TrialState.WAITING for trial in trials)
     for trial in trials:
         if trial.state == TrialState.RUNNING:
-            if not waits:
+            if not waits and "reason" not in trial.user_attrs:  # else it failed, and counts
                 chosen = len(trial.params) == count
                 study.enqueue_trial(trial.params if chosen else trial.system_attrs.get("fixed_params", {}))
             study.tell(trial.number, state=TrialState.FAIL)
