@@ -172,7 +172,11 @@ def _interrupted(args: argparse.Namespace) -> Path | None:
     if args.resume is not None:
         return Path(args.resume) if args.resume else newest_run(Path(args.project))
     folder = Path(args.project) / args.name
-    return folder if args.evolve and args.exist_ok and is_search(folder) else None
+    if not (args.exist_ok and is_search(folder)):
+        return None
+    if not args.evolve:
+        raise InputError(f"--exist-ok: {folder} has a search; choose another --name")
+    return folder
 
 
 def _resumed(folder: Path, given: Mapping[str, Any]) -> TrainPlan:
