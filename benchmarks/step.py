@@ -71,8 +71,7 @@ class TimedTraining:
         settings = TrainSettings(epochs=100, size=(side, side), test_size=(side, side), **options)
         if teaches_itself:
             teacher = Teacher(model, team.device, training_type(settings.precision, team.device))
-            how = distillation("4", None), ASSIGNMENTS["darknet"], None, team.positives
-            distiller = Distiller(model, teacher, *how)
+            distiller = Distiller(model, teacher, distillation("4", None), ASSIGNMENTS["darknet"], team.positives)
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder))
             how = Hyperparameters(), settings, run, Source((), (), {}, {}, {}), team, distiller

@@ -384,7 +384,7 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(gpu, toy, tmp_path, memory)
         (250_000, 1, ()),
         (1_100_000, 4, ("--amp", "fp16")),
         (700_000, 4, ("--amp", "fp16", "-sr", "--prune", "1", "--s", "auto", "--adam")),
-        (900_000, 4, ("--multi-scale", "--KDstr", "5")),
+        (1_000_000, 4, ("--multi-scale", "--KDstr", "5")),
         (700_000, 4, ("--quantized", "1", "--BN_Fold")),
         (1 << 30, 16, ()),
     ],

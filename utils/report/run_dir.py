@@ -1,9 +1,9 @@
 """The folder of one run, `runs/<stage>/<name>/`, and the table of its epochs.
 
 A run gets a folder nobody else has: `exp`, `exp2`, `exp3` …, made in one step, so that two runs started at once never
-share one. Nothing that was there is deleted, and nothing outside the folder is written. A run that fails before its
-first result removes its new folder. While a process works in a folder it is locked: another one, with --exist-ok or
---resume, is refused.
+share one. Nothing outside the folder is written. Nothing that was there is deleted, but with --exist-ok what a new run
+would otherwise go on from. A run that fails before its first result removes its new folder. While a process works in a
+folder it is locked: another one, with --exist-ok or --resume, is refused.
 """
 
 from __future__ import annotations
