@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import signal
+import socket
 from dataclasses import replace
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, resource_sharer
 
 import numpy as np
 import pytest
@@ -314,6 +316,24 @@ def test_a_worker_survives_a_signal_to_the_group_that_comes_before_it_has_left(f
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="batches go through sockets")
+def test_a_worker_is_silent_when_the_main_process_dies_while_it_takes_a_batch(capfd):
+    """kill -9: the thread that hands over the memory of a batch would print a traceback after the end of the script."""
+
+    def worker():
+        datasets._start_worker(0)
+        address, _ = resource_sharer._resource_sharer.register(None, lambda: None)
+        with socket.socket(socket.AF_UNIX) as main:
+            main.connect(address)
+            select.select([main], [], [], 60)  # what is not read resets the connection
+        resource_sharer.stop(60)
+
+    process = get_context("fork").Process(target=worker)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and capfd.readouterr().err == ""
 
 
 # Anchors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from functools import partial
 from itertools import accumulate, chain, islice
 from multiprocessing import get_all_start_methods
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import cv2
@@ -385,3 +387,10 @@ def _start_worker(_: int) -> None:
             signal.signal(number, signal.SIG_IGN)  # also those that came before and wait
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's wish to save first
+    sys.excepthook = _report  # the thread that hands over the memory of batches calls it
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error, but not that of a main process that was killed while it took a batch."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
