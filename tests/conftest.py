@@ -15,12 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 import compress
 import train
 from tests.nets import TINY, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("same")  # the same examples in every run, however slow the machine is
 
 
 class Source(NamedTuple):

@@ -43,7 +43,7 @@ def recipe(model: Darknet, observer: str = "minmax", *, correct: bool = False, *
     return replace(prepare(model, chosen, images.split(2), images if correct else None), cost=COSTS[observer])
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10)
 @given(network=networks())
 def test_sixteen_bits_are_nearly_float_and_nothing_else_changes(network):
     """Whatever blocks there are; neither batch statistics nor weights move, also when biases are corrected."""

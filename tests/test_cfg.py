@@ -248,7 +248,7 @@ def test_far_routes_are_written_absolute_and_keys_of_no_use_kept_in_order(shared
     assert network.yolos[0].extra[:2] == (("jitter", ".3"), ("truth_thresh", "1"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(1e-6, 65536), min_size=2, max_size=2))
 def test_anchors_keep_every_bit(anchor):
     network = parse(f"{HEADER}{HEAD}")

@@ -68,7 +68,7 @@ def test_no_box_crosses_a_label():
     size=st.tuples(st.integers(120, 1200), st.integers(120, 1200)),
     corners=st.tuples(*[st.floats(0, 1)] * 4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_label_is_inside_the_picture_and_touches_its_box(size, corners):
     height, width = size
     (x1, x2), (y1, y2) = sorted(corners[:2]), sorted(corners[2:])

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.nets import HEAD, NEEDS_IMPORTER, branches, conv, one_head, refused, tiny
@@ -30,7 +30,6 @@ from tests.test_export import (
 )
 from tests.test_models import lively
 from tests.test_oracle_opencv import difference
-from tests.test_random_networks import examples
 from utils.checkpoint import write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import ACTIVATIONS, Network
@@ -152,7 +151,7 @@ def test_engines_agree_on_the_networks_of_cfg(name, root, folder):
 
 
 @pytest.mark.parametrize("run", EVERY)
-@examples(15)
+@settings(max_examples=15)
 @given(network=networks(), seed=st.integers(0, 99))
 def test_engines_agree_on_random_networks(folder, run, network, seed):
     model, images = lively(network, seed), pictures(network)
@@ -188,7 +187,7 @@ def test_kernels_in_float16_take_half_the_room_and_stay_near(run, root, tmp_path
 
 
 @NEEDS_IMPORTER
-@examples(60)
+@settings(max_examples=60)
 @given(networks(), st.integers(0, 99))
 def test_opencv_agrees_on_random_networks_it_is_not_warned_of(folder, network, seed):
     if opencv_warning(network) is None:

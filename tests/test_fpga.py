@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,7 +22,6 @@ from tests.test_export import pictures
 from tests.test_integers import SHIFTS, write
 from tests.test_models import CONV, lively
 from tests.test_quantized_networks import calibrated
-from tests.test_random_networks import examples
 from utils.checkpoint import load_model
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
@@ -44,7 +43,7 @@ def shifting(network: Network, found: QuantSettings = SHIFTS) -> tuple[Darknet, 
     return calibrated(lively(network), images, found), images
 
 
-@examples(30)
+@settings(max_examples=30)
 @given(
     network=networks(shifts=True),
     bits=st.tuples(*[st.integers(2, 16)] * 3),
@@ -70,7 +69,7 @@ def test_a_changed_integer_is_found():
 
 
 @given(a=st.integers(-(2**40), 2**40), places=st.integers(-10, 70), even=st.booleans())
-@examples(300)
+@settings(max_examples=300)
 def test_a_shift_rounds_as_fractions_do(a, places, even):
     exact = Fraction(a) / Fraction(2) ** places
     whole, rest = divmod(abs(exact), 1)

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import group_prune
 from tests.pruning import GATE, POLICIES, SHORTCUT, conv, emptied, graph_of, random_gammas
 from tests.random_nets import networks
-from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.errors import InfeasibleError, InputError
 from utils.pruning import report
@@ -94,7 +93,7 @@ class TestGroups:
         )
         assert [group.layers for group in pruning_groups(graph)] == [(0, 4), (1,), (2, 6)]
 
-    @examples(300)
+    @settings(max_examples=300)
     @given(networks())
     def test_every_convolution_is_in_one_group_and_no_family_in_two(self, network):
         graph = channel_graph(network)
@@ -145,7 +144,7 @@ class TestPercents:
         assert np.array_equal(one.keep, each.keep)
         assert not np.array_equal(one.keep, choose(graph, gammas, replace(POLICY, percent=0.3, groups=False)).keep)
 
-    @examples(200)
+    @settings(max_examples=200)
     @given(networks(), st.floats(0, 0.99), st.sampled_from(tuple(MERGES)), st.integers(0, 99))
     def test_a_network_of_one_group_is_pruned_as_by_slim(self, network, percent, merge, seed):
         graph = channel_graph(network)

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from onnx import numpy_helper
 
 import export
@@ -23,7 +23,6 @@ from tests.random_nets import networks
 from tests.test_export import NEEDS_LITERT, pictures
 from tests.test_models import CONV, lively
 from tests.test_quantized_networks import calibrated
-from tests.test_random_networks import examples
 from utils.checkpoint import write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.darknet.cfg import parse
@@ -92,7 +91,7 @@ def convolutions(model: Darknet) -> int:
         *(pytest.param("tflite", target, marks=NEEDS_LITERT) for target in INTEGRAL if target != "tensorrt"),
     ],
 )
-@examples(8)
+@settings(max_examples=8)
 @given(network=networks())
 def test_each_layer_of_any_network_differs_by_a_step_at_most(form, target, network):
     """TensorFlow Lite's in the reference kernels and in those of XNNPACK."""

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import slim_prune
@@ -23,7 +23,6 @@ from tests.pruning import POLICIES as SCRIPT_POLICIES
 from tests.pruning import SCRIPTS, conv, emptied, graph_of, normalised, random_gammas
 from tests.random_nets import networks
 from tests.test_random_networks import POLICIES as ANY_POLICY
-from tests.test_random_networks import examples
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.detection.evaluate import Accuracy
@@ -124,7 +123,7 @@ def _stays(graph, gammas, policy, count: int) -> bool:
     return all(any(kept(label, leader) for label in graph.labels[i].tolist()) for i in layers for leader in leaders)
 
 
-@examples(600)
+@settings(max_examples=600)
 @given(networks(), ANY_POLICY, st.integers(0, 99), st.sampled_from((0, 1, 2, 5)))
 def test_the_limit_is_that_of_the_definition(network, policy, seed, levels):
     """Feasible exactly if no more channels go than the definition allows, for any network and any γ."""
@@ -142,7 +141,7 @@ def test_the_limit_is_that_of_the_definition(network, policy, seed, levels):
         assert works(graph, gammas, replace(strict, percent=count / total)) == _stays(graph, gammas, strict, count)
 
 
-@examples(600)
+@settings(max_examples=600)
 @given(networks(), ANY_POLICY, st.integers(0, 99))
 def test_a_floor_holds_whatever_is_merged(network, policy, seed):
     graph = channel_graph(network)
@@ -268,7 +267,7 @@ def test_a_target_is_kept_one_step_from_where_it_is_not(figures, bound, first):
             assert figures[replace(drop, bound=works).reach(steps, figure, first)] <= works
 
 
-@examples(80)
+@settings(max_examples=80)
 @given(
     network=networks(),
     seed=st.integers(0, 9),

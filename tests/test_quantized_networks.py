@@ -42,7 +42,7 @@ def distance(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> float:
     return max(float((x - y).abs().amax() / max(1, float(x.abs().amax()))) for x, y in pairs)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25)
 @given(network=networks())
 def test_fine_grids_change_next_to_nothing_and_fusing_nothing(network):
     """Whatever blocks there are: 16 bits are nearly float, and folding batch normalisation keeps the values."""

@@ -69,7 +69,7 @@ def test_dorefa_has_a_zero_and_keeps_the_largest_weight():
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15)
 @given(values=VALUES)
 def test_laws_of_every_grid(grid, values):
     """0 is exact, the error is at most half a step, rounding twice changes nothing, order is kept.

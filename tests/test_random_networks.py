@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pruning import assert_compact_equals_silenced, conv, graph_of, heads, model_of, removal_of
@@ -39,13 +39,6 @@ POLICIES = st.builds(
 SEEDS = st.integers(0, 2**32 - 1)
 COUNTS = st.sampled_from((0, 1, 2, 9))
 SIDE = 32
-
-
-def examples(count: int):
-    """The same examples in every run."""
-    return settings(
-        max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
 
 
 def random_arrays(network: Network, seed: int, dtype: type = np.float64) -> dict[str, np.ndarray]:
@@ -96,7 +89,7 @@ def test_the_networks_have_every_block_and_every_case(exact):
     """Otherwise the laws below would hold of nothing."""
     seen: set[str] = set()
 
-    @examples(400)
+    @settings(max_examples=400)
     @given(networks(exact))
     def look(network):
         seen.update(features(network))
@@ -112,13 +105,13 @@ def test_the_networks_have_every_block_and_every_case(exact):
     assert sorted(wanted - seen) == []
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(networks())
 def test_text_and_back(network):
     assert parse(format_network(network), warn=lambda text: None) == network
 
 
-@examples(600)
+@settings(max_examples=600)
 @given(networks(), st.booleans())
 def test_candidates_are_free_and_sets_lie_within_each_other(network, all_convs):
     """No candidate has a pinned label, none of set 0 a tied one; set 0 lies in set 1; of layers that share a label, all
@@ -141,7 +134,7 @@ def test_candidates_are_free_and_sets_lie_within_each_other(network, all_convs):
             assert set(family) <= {*some, *before} or not set(family) & set(some)
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(networks())
 def test_every_block_can_be_explained(network):
     graph = channel_graph(network)
@@ -154,7 +147,7 @@ def test_every_block_can_be_explained(network):
             assert any("added by the shortcut" in line for line in lines)
 
 
-@examples(600)
+@settings(max_examples=600)
 @given(networks(), POLICIES, COUNTS, SEEDS)
 def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, units, seed):
     """Widths commute; at every pixel, in float64, with and without the constants; whatever goes."""
@@ -164,7 +157,7 @@ def test_compact_equals_silenced_and_absorbed_equals_keep_size(network, policy, 
     assert_compact_equals_silenced(graph, arrays, removal, SIDE)
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(networks(), SEEDS)
 def test_everything_kept_is_the_same_bit_for_bit(network, seed):
     graph, arrays = channel_graph(network), random_arrays(network, seed)
@@ -176,7 +169,7 @@ def test_everything_kept_is_the_same_bit_for_bit(network, seed):
     assert all(np.array_equal(sliced[name], arrays[name]) for name in arrays)
 
 
-@examples(300)
+@settings(max_examples=300)
 @given(networks(exact=True), POLICIES, COUNTS, SEEDS)
 def test_constants_are_taken_up_exactly_where_nothing_is_padded(network, policy, units, seed):
     """γ = 0 in what goes: the network says the same without it."""
@@ -212,7 +205,7 @@ def test_constants_are_taken_up_exactly_through_sums_halves_and_activations(sect
     assert difference(heads(model_of(*prune_network(graph, arrays, removal)), SIDE), want) > 1e-3
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(networks(), POLICIES, COUNTS, SEEDS)
 def test_a_pruned_network_is_written_read_and_pruned_again(tmp_path_factory, network, policy, units, seed):
     folder = tmp_path_factory.getbasetemp()

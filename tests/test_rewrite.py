@@ -77,7 +77,7 @@ def test_every_network_is_laid_out_as_it_was_and_rewritten_right(narrow):
     assert not {Se, ScaleChannels} & set(map(type, check(narrow, rewrite.drop_se, *GATES).blocks))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(networks())
 def test_random_networks_are_laid_out_as_they_were_and_rewritten_right(network):
     assert rewrite.lay_out(network, rewrite.graph_of(network))[0] == network
