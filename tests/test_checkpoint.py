@@ -195,9 +195,12 @@ def test_new_weights_are_drawn_without_a_file():
     assert load_model(ModelFiles(tiny(), None)).names is None
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".param", ".xml", ".torchscript"])
-def test_an_exported_file_is_no_weights(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "readers"),
+    [*((suffix, "test.py and detect.py run") for suffix in (".onnx", ".param")), (".torchscript", "libtorch runs")],
+)
+def test_an_exported_file_is_no_weights(tmp_path, suffix, readers):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match=r"is an exported file, which test\.py and detect\.py run; give the \.pt"):
+    with pytest.raises(WeightsError, match=f"is an exported file, which {readers}; give the .pt"):
         is_checkpoint(path)

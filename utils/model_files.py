@@ -157,9 +157,9 @@ def is_checkpoint(path: Path) -> bool:
     """
     regular_file(path, WeightsError, LARGEST_MODEL)
     if path.suffix.lower() in EXPORTED:
+        readers = "libtorch runs" if path.suffix.lower() == ".torchscript" else "test.py and detect.py run"
         raise WeightsError(
-            f"{path}: is an exported file, which test.py and detect.py run; give the .pt or .weights "
-            "file it was made from"
+            f"{path}: is an exported file, which {readers}; give the .pt or .weights file it was made from"
         )
     with path.open("rb") as file:
         head = file.read(512)
