@@ -316,6 +316,14 @@ def test_names_choose_categories_or_call_them_otherwise_or_are_refused(names, ex
     assert (document["names"][int(label)], label) == expected
 
 
+def test_a_name_that_is_no_class_is_answered_with_all_classes(converted, tmp_path):
+    (tmp_path / "my.names").write_text("dogg\n")
+    categories = [{"id": number, "name": f"class number {number}"} for number in range(80)]
+    path = coco_file(tmp_path, coco_document(categories=categories))
+    with pytest.raises(DataError, match="which has: class number 0, .*, class number 79$"):
+        converted("coco", "--train", path, "--names", tmp_path / "my.names")
+
+
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017", "images", "annotations"])
 def test_pictures_are_found_where_archives_and_exporters_put_them(folder, converted, tmp_path):
     path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20)), "instances_val2017.json")

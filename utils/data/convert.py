@@ -207,7 +207,7 @@ def class_names(annotated: Annotated, wanted: Sequence[str] | None, path: Path |
     renamed = dict(zip(names, wanted, strict=False))
     if len(names) == len(wanted) and all(new == name or new not in names for name, new in renamed.items()):
         return renamed
-    raise DataError(f"{path}: {strange[0]!r} is no class of the data set, which has: {', '.join(names)[:300]}")
+    raise DataError(f"{path}: {strange[0]!r} is no class of the data set, which has: {', '.join(names)}")
 
 
 def write_set(
