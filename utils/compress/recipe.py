@@ -249,8 +249,6 @@ def _stage(
                 f"{where}: {key}: {other} is no stage before it that makes a network; "
                 f"there are {', '.join(allowed) or 'none'}"
             )
-    if before and source is None:
-        raise InputError(f"{where}: there is no network to begin with")
     flags = {str(key): value for key, value in values.items() if key not in OWN}
     for key, value in flags.items():
         _check_flag(where, key, value)
