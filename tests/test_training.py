@@ -373,8 +373,8 @@ class TestRun:
 def test_resuming_without_a_run_is_a_checkpoint_error(run, tmp_path):
     with pytest.raises(CheckpointError, match="no run in"):
         run("--resume")
-    with pytest.raises(CheckpointError, match=r"args\.yaml is missing"):
-        run("--resume", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"args\.yaml is missing; give the folder of a run, as runs/train/exp"):
+        run("--resume", str(tmp_path / "weights" / "last.pt"))
 
 
 NOBODY = "there is nobody to learn from"

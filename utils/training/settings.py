@@ -501,7 +501,7 @@ def stored_flags(folder: Path, known: Mapping[str, Any], refusal: Callable[[str,
     parts = (START,) if is_search(folder) else ("hyp.yaml", "weights/last.pt")
     for name in ("args.yaml", "model.cfg", *parts):
         if not (folder / name).is_file():
-            raise CheckpointError(f"--resume {folder}: {name} is missing; it is no run that can go on")
+            raise CheckpointError(f"--resume {folder}: {name} is missing; give the folder of a run, as runs/train/exp")
     stored = read_yaml(folder / "args.yaml", CheckpointError)
     if not isinstance(stored, dict):
         raise CheckpointError(f"{folder}/args.yaml: not a mapping of flags; it is no run that can go on")
