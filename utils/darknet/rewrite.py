@@ -319,7 +319,7 @@ def text(document: Mapping[str, Any]) -> str:
     if document["difference"] is not None:
         lines.append(f"exact rewrites: heads differ by {document['difference']:.1e} in float64")
     if not document["exact"]:
-        lines.append("the others change what the network computes: it must be trained again")
+        lines.append("a rewrite that is not exact changes what the network computes: it must be trained again")
     return "\n".join([*lines, f"next: {document['next']}"])
 
 
