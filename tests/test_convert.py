@@ -320,7 +320,7 @@ def test_a_name_that_is_no_class_is_answered_with_all_classes(converted, tmp_pat
     (tmp_path / "my.names").write_text("dogg\n")
     categories = [{"id": number, "name": f"class number {number}"} for number in range(80)]
     path = coco_file(tmp_path, coco_document(categories=categories))
-    with pytest.raises(DataError, match="which has: class number 0, .*, class number 79$"):
+    with pytest.raises(DataError, match=r"which has: class number 0, .*, class number 79$"):
         converted("coco", "--train", path, "--names", tmp_path / "my.names")
 
 
