@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join(shlex.join(["python", *command]) for command in journey.planned()))
         epochs = {stage.name: stage.epochs for stage in recipe.stages if stage.epochs}
-        log(f"epochs: {', '.join(f'{name} {count}' for name, count in epochs.items())}; {sum(epochs.values())} in all")
+        each = ", ".join(f"{name} {count}" for name, count in epochs.items()) or "none"
+        log(f"epochs: {each}; {sum(epochs.values())} in all")
         return
     done = journey.finish(python)
     page = write_page(journey, done, args.device)

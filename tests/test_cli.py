@@ -62,7 +62,7 @@ def test_a_settings_dataclass_makes_its_flags_and_is_filled_from_them():
     args = made.parse_args(["--img_size", "64", "32", "--batch-size", "4", "--rect"])
     assert cli.settings_from(args, Settings, classes=3) == Settings([64, 32], 4, True, 3)
     assert "images (default: 16)" in made.format_help() and "(default: None)" not in made.format_help()
-    with pytest.raises(InputError, match="--Nms-Thres: is gone; it is --iou-thres"):
+    with pytest.raises(InputError, match="--Nms-Thres: is no flag here; it is --iou-thres"):
         made.parse_args(["--Nms-Thres", "3"])
     with pytest.raises(InputError, match="--batch-size: 0 is below 1"):
         made.parse_args(["--batch-size", "0"])

@@ -116,6 +116,14 @@ def test_stages_that_make_no_network_may_come_first_where_there_is_one(tmp_path)
     assert [stage.source for stage in recipe.stages] == [None, "original", "original", "original", "c"]
 
 
+def test_the_network_of_weights_may_teach_where_no_stage_trains_it(tmp_path):
+    text = "stages: {a: {script: slim_prune}, b: {script: train, teacher: original}, c: {script: test, from: original}}"
+    recipe = recipe_of(tmp_path, text).started()
+    assert (recipe.stages[2].teacher, recipe.stages[3].source) == ("original", "original")
+    with pytest.raises(InputError, match=r"teacher: original is no stage before it .* are a"):
+        recipe_of(tmp_path, "stages: {a: {script: train}, b: {script: train, teacher: original}}")
+
+
 NO_RECIPES = {
     "stages: [": "not valid YAML",
     "stages: {a: {script: train},\n a: {script: test}}": r"r\.yaml:2: not valid YAML: a stands there twice",
@@ -139,6 +147,7 @@ NO_STAGES = {
     "a: {script: train, single-cls: true}": "with single-cls no network is made that",
     "a: {script: train}, b: {script: slim_prune, dry-run: true}": "with dry-run no network is made",
     "a: {script: train, 'weights=x.pt': true}": "'weights=x.pt' is no flag",
+    "a: {script: train, no-flip: Yes}": "stage a: no-flip: Yes; write true or false",
     "a: {script: train, epochs: {x: 1}}": "epochs: .* a flag is true, a number, a text",
     "a: {script: train}, b: {script: train, from: c}": "from: c is no stage before it .* are a",
     "a: {script: train, teacher: a}": "teacher: a is no stage before it .* there are none",

@@ -107,6 +107,7 @@ def test_yaml_names_are_a_list_or_a_numbered_mapping(names, write):
         ("names=a.names\n\nnames=b.names\n", "a.data:3: names = b.names, but line 1 says names = a.names"),
         ("names=a.names\nnames\n", "a.data:2: 'names' is not of the form key = value"),
         ("names=\n", "a.data:1: 'names=' is not"),
+        ('{"images": []}', r"a.json:1: .* is not of the form key = value; python -m utils\.data\.convert coco reads"),
         ("\nnames=b.names\n", r"a.data:2: names = b.names: .*b.names: no such file"),
         ("names=$(touch CANARY)\n", r"a.data:1: names = \$\(touch CANARY\): .*no such file"),
         ("names=.\n", "a.data:1: names = .: .*not a regular file"),
@@ -135,7 +136,7 @@ def test_yaml_names_are_a_list_or_a_numbered_mapping(names, write):
 )
 def test_a_bad_description_is_refused_with_its_line(text, message, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name = "a.data" if "a.data" in message else "a.yaml"
+    name = next(name for name in ("a.data", "a.json", "a.yaml") if name in message)
     refused(write(a_names="cat\ndog", **{name: text}), message)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.names", name])
 

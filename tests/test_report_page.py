@@ -229,7 +229,7 @@ def test_page_markdown_and_json_tell_the_same(report):
         ["3", "0.438", "0.219", "3", "0.438", "0.219"],
         ["2", "0.562", "0.281", "2", "0.531", "0.266"],
     ]
-    assert "+6.2 points, 0.562 from 0.500" in page.text and "* AP50: +6.2 (points, 0.562 from 0.500)" in text
+    assert "+6.2 points 0.562 from 0.500" in page.text and "* AP50: +6.2 points (0.562 from 0.500)" in text
     assert "AP50 0.500 → 0.562: +6.2 points, each figure from its own run, so without an interval." in page.text
 
 

@@ -186,7 +186,7 @@ BAD = (
     ((*FLAGS, "--threads", "100000"), "--threads: 100000 is above 256"),
     ((*FLAGS, "--save-json", "--task", "benchmark"), "--save-json"),
     ((*FLAGS, "--letterbox", "--stretch"), "--stretch"),
-    ((*FLAGS, "--evaluator", "numpy"), "--evaluator: is gone; AP equals pycocotools' to the last digit"),
+    ((*FLAGS, "--evaluator", "numpy"), "--evaluator: is no flag here; AP equals pycocotools' to the last digit"),
     ((*FLAGS, "--max-nms", "0"), "--max-nms: 0 is below 1"),
 )
 """Flags, and a piece of what is said of them."""

@@ -466,7 +466,7 @@ def test_flags_of_older_suites_and_versions_are_answered_in_any_spelling():
     for script, known in scripts.items():
         for name in OLD_FLAGS.keys() - known:
             for flag in (f"--{name}", f"--{name.replace('_', '-').title()}"):
-                with pytest.raises(InputError, match=re.escape(f"{flag}: is gone; {OLD_FLAGS[name]}")):
+                with pytest.raises(InputError, match=re.escape(f"{flag}: is no flag here; {OLD_FLAGS[name]}")):
                     script.main([f"{flag}=2", "--weights", "no.pt", "--data", "no.data"])
 
 

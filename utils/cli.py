@@ -85,7 +85,7 @@ OLD_FLAGS: Mapping[str, str] = {
     "prebias": "biases of the heads start where few objects are expected",
     "img_weights": "name images of rare classes several times in the list of train images",
     **dict.fromkeys(("maxabsscaler", "mas"), "images are scaled to 0…1, always"),
-    "percent": "layer_prune.py removes residual units, --shortcuts N of them",
+    "percent": "the pruners of channels have it; layer_prune.py removes --shortcuts N residual units",
     "truncated_layer": "the groups of a network are found in its cfg",
     "delta": "--target-macs finds the amount",
     "number": "--target-macs finds the amount without trials",
@@ -225,7 +225,7 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected argument {token!r}; see --help"
         flag = token.partition("=")[0]
         if reason := OLD_FLAGS.get(flag.lstrip("-").replace("-", "_").lower()):
-            return f"{flag}: is gone; {reason}"
+            return f"{flag}: is no flag here; {reason}"
         near = difflib.get_close_matches(flag.replace("_", "-"), list(self._option_string_actions), n=1)
         return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 

@@ -147,7 +147,7 @@ class Recipe:
         )
         start = [Stage(ORIGINAL, "export", ("--format", "pt"), None)]
         for stage in stages:
-            if stage.compares and stage.source == ORIGINAL:
+            if (stage.compares or stage.script == "test") and stage.source == ORIGINAL:
                 break
             if stage.gate is not None:
                 start.append(Stage(ACCURACY, "test", self.test_flags, ORIGINAL))
@@ -241,9 +241,11 @@ def _stage(
         raise InputError(f"{where}: needs `script:` and one of {', '.join(SCRIPTS)}")
     makers = [stage.name for stage in before if stage.script in MAKERS]
     source = values.get("from", makers[-1] if makers else None)
+    trains_first = (before[0].script if before else values["script"]) == "train"
+    given = [] if trains_first else [ORIGINAL]  # the recipe needs --weights
     for key, other in (("from", source), ("teacher", values.get("teacher"))):
         files = [stage.name for stage in before if stage.script != "test"]
-        allowed = files if key == "from" and values["script"] == "test" else makers
+        allowed = given + (files if key == "from" and values["script"] == "test" else makers)
         if other is not None and other not in allowed:
             raise InputError(
                 f"{where}: {key}: {other} is no stage before it that makes a network; "
@@ -271,6 +273,8 @@ def _check_flag(where: str, key: Any, value: Any) -> None:
         raise InputError(f"{where}: {key} is set by compress.py; leave it out")
     if key.replace("-", "_") in ELSEWHERE and value is not False:
         raise InputError(f"{where}: with {key} no network is made that the next stages can take; leave it out")
+    if str(value).lower() in ("yes", "no"):  # texts in YAML 1.2
+        raise InputError(f"{where}: {key}: {value}; write true or false")
 
 
 def _allow(where: str, script: str, value: Any) -> float | None:

@@ -170,7 +170,8 @@ def _assignments(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not (key and equals and value):
-            raise DataError(f"{path}:{number}: {line[:80]!r} is not of the form key = value")
+            way_out = "; python -m utils.data.convert coco reads COCO's annotations" * (path.suffix.lower() == ".json")
+            raise DataError(f"{path}:{number}: {line[:80]!r} is not of the form key = value{way_out}")
         yield number, key, value
 
 

@@ -326,6 +326,10 @@ def _normal(folder: str) -> str:
     return normal if same else folder
 
 
+_log_once = cache(log)
+"""A list is read once for every stage of a script."""
+
+
 def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
     """The folder that entries of a list are relative to, and whether their backslashes stand for slashes.
 
@@ -337,7 +341,7 @@ def _base(path: str, sample: Sequence[str]) -> tuple[str, bool]:
         for base in starting_points(folder):
             if any(os.path.exists(base / entry) for entry in entries):
                 if base != folder:
-                    log(f"{path}: its paths are relative to {base.absolute()}, not to the list")
+                    _log_once(f"{path}: its paths are relative to {base.absolute()}, not to the list")
                 return str(base), slashes
     return str(folder), False
 
