@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
@@ -47,7 +47,7 @@ IGNORED = "ignored"
 LARGEST_LIST = 1 << 28
 """Largest list file read, in bytes."""
 CACHE_FOLDER = "darknet-compression"
-CACHE_KEY = [3, cv2.__version__, MAX_PIXELS]
+CACHE_KEY = [4, cv2.__version__, MAX_PIXELS]
 """Version of the format, and what else a cached verdict on a picture depends on."""
 STORED_EVERY = 20.0
 """Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
@@ -82,15 +82,13 @@ def totals_text(counts: Mapping[str, Any]) -> str:
 class Record(NamedTuple):
     """What is known of one picture and its label files."""
 
-    height: int
-    width: int
-    kind: str = ""
-    """What is wrong with the picture, a key of `KINDS`; empty if it is good."""
-    detail: str = ""
+    height: int = 0
+    """0 if the picture cannot be used."""
+    width: int = 0
     boxes: Boxes = NO_BOXES
     ignored: Boxes = NO_BOXES
     flaws: Sequence[Finding] = ()
-    """Of its label files."""
+    """What is wrong with the picture, or else with its label files."""
 
 
 @dataclass(frozen=True)
@@ -195,21 +193,14 @@ def index(
     listed = [path for one in sources for path in list_images(one)]
     paths, repeated = _different(listed)
     findings = [Finding("listed twice", path, "used once") for path in repeated]
-    images, labels, ignored, shapes = [], [], [], []
+    usable: dict[str, Record] = {}
     records = _records(paths, _labels_lie_beside(paths), len(names), _cache_file(cache_dir, sources))
     for path, record in zip(paths, records, strict=True):
-        if record.kind:
-            findings.append(Finding(record.kind, path, record.detail))
-            continue
         findings += record.flaws
         if all(finding.severity != "fatal" for finding in record.flaws):
-            images.append(path)
-            labels.append(record.boxes)
-            ignored.append(record.ignored)
-            shapes.append((record.height, record.width))
-    sizes = np.array(shapes, np.int64).reshape(-1, 2)
-    packed = PackedPaths(images), PackedBoxes(labels), PackedBoxes(ignored)
-    pictures = Index(*packed, sizes, len(listed), tuple(findings))
+            usable[path] = record
+    sizes = np.array([record[:2] for record in usable.values()], np.int64).reshape(-1, 2)
+    pictures = Index(PackedPaths(usable), *_packed(usable.values()), sizes, len(listed), tuple(findings))
     _refuse(pictures, sources, strict=strict, require=require)
     return pictures
 
@@ -389,9 +380,12 @@ def _records(paths: Sequence[str], beside: bool, classes: int, cache: Path | Non
                 _store_records(cache, how, known)
                 stored = monotonic()
         for path in changed:
-            boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
-            ignored, ignored_flaws = _read_ignored(path, classes, beside)
-            known[path] = stamps[path], Record(*known[path][1][:4], boxes, ignored, flaws + ignored_flaws)
+            record = known[path][1]
+            if record.height:
+                boxes, flaws = read_labels(_beside(path) if beside else label_path(path), classes)
+                ignored, ignored_flaws = _read_ignored(path, classes, beside)
+                record = Record(*record[:2], boxes, ignored, flaws + ignored_flaws)
+            known[path] = stamps[path], record
     finally:
         pool.shutdown(cancel_futures=True)
         if changed and cache:
@@ -420,7 +414,7 @@ def _load_records(cache: Path, how: list[int]) -> dict[str, tuple[tuple[int, ...
     if not os.path.isfile(cache) or os.path.getsize(cache) > LARGEST_CACHE:
         return {}
     with suppress(DataError), foreign_errors(cache, "nothing that is known", DataError), np.load(cache) as arrays:
-        key, earlier, kinds, flaws = json.loads(arrays["text"].tobytes())
+        key, earlier, flaws = json.loads(arrays["text"].tobytes())
         if key == CACHE_KEY:
             by_picture: dict[int, list[Finding]] = defaultdict(list)
             for number, *flaw in flaws:
@@ -429,11 +423,9 @@ def _load_records(cache: Path, how: list[int]) -> dict[str, tuple[tuple[int, ...
             if earlier != how:
                 stamps[:, 4:] = UNREAD
             boxes = [_parts(arrays[name], arrays[f"{name} bounds"]) for name in ("boxes", "ignored")]
-            reasons = {number: (0, 0, *reason) for number, *reason in kinds}
             records = []
             for number, (size, *of_labels) in enumerate(zip(arrays["sizes"].tolist(), *boxes, strict=True)):
-                of_picture = reasons.get(number, (*size, "", ""))
-                records.append(Record._make((*of_picture, *of_labels, by_picture.get(number, ()))))
+                records.append(Record._make((*size, *of_labels, by_picture.get(number, ()))))
             paths = os.fsdecode(arrays["paths"].tobytes()).split("\0")
             return dict(zip(paths, zip(map(tuple, stamps.tolist()), records, strict=True), strict=True))
     return {}
@@ -447,10 +439,9 @@ def _store_records(cache: Path, how: list[int], known: Mapping[str, tuple[tuple[
     """Replace the file atomically; silently does nothing where that is impossible."""
     paths = [path for path, (marks, _) in known.items() if len(marks) == 12]
     records = [known[path][1] for path in paths]
-    kinds = [[number, record.kind, record.detail] for number, record in enumerate(records) if record.kind]
     flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
-    boxes, ignored = PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
-    text = json.dumps([CACHE_KEY, how, kinds, flaws]).encode("ascii")
+    boxes, ignored = _packed(records)
+    text = json.dumps([CACHE_KEY, how, flaws]).encode("ascii")
     arrays = {
         "paths": np.frombuffer(os.fsencode("\0".join(paths)), np.uint8),
         "stamps": np.array([known[path][0] for path in paths], np.int64),
@@ -467,11 +458,16 @@ def _store_records(cache: Path, how: list[int], known: Mapping[str, tuple[tuple[
             np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
+def _packed(records: Collection[Record]) -> tuple[PackedBoxes, PackedBoxes]:
+    """The boxes of all pictures, and the ignored ones."""
+    return PackedBoxes(record.boxes for record in records), PackedBoxes(record.ignored for record in records)
+
+
 def _check(path: str) -> Record:
     try:
         return Record(*check_image(path))
     except PictureError as failure:
-        return Record(0, 0, failure.kind, str(failure).removeprefix(f"{path}: "))
+        return Record(flaws=[Finding(failure.kind, path, str(failure).removeprefix(f"{path}: "))])
 
 
 def _read_ignored(image: str, classes: int, beside: bool) -> tuple[Boxes, list[Finding]]:
