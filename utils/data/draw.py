@@ -266,16 +266,14 @@ def _place(
     outside = style.line // 2
     left, right = x1 - outside, x2 + outside - width + 1
     corners = ((left, y1 - height), (left, y1), (left, y2), (right, y1 - height), (right, y2), (left, y2 - height))
-    best, least = None, math.inf
+    places: dict[int, Label] = {}  # pixels that a label there would hide or lie off → the first such label
     for x, y in corners:
         x = max(0, min(x, size[1] - width))
         inside = max(0, min(y, size[0] - height))
         label = Label(x, inside, x + width, inside + height, inside + style.margin + text_height)
         hidden = sum(_overlap(label, other) for other in taken) + abs(inside - y) * width
-        if hidden < least:
-            best, least = label, hidden
-    assert best is not None  # every label hides less than infinity
-    return best
+        places.setdefault(hidden, label)
+    return places[min(places)]
 
 
 def _overlap(a: Label, b: Label) -> int:
