@@ -269,7 +269,7 @@ def test_rectangular_batches_lose_no_resolution_and_waste_less(found):
         assert all(side % 8 == 0 and side <= 64 for side in batch.images.shape[2:])
         for position, fit in zip(batch.positions.tolist(), batch.fits, strict=True):
             assert fit.size == tuple(batch.images.shape[2:])
-            assert fit.scale_x == pytest.approx(squares[position].scale_x, rel=0.03)
+            assert fit.inner == pytest.approx(squares[position].inner, rel=0.03)
     ratios = [found.shapes[int(p), 0] / found.shapes[int(p), 1] for batch in batches for p in batch.positions]
     assert ratios == sorted(ratios)
     assert min(batch.images.shape[2] * batch.images.shape[3] for batch in batches) < 64 * 64

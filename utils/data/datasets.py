@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.cli import SIGNALS
 from utils.data import augment as variation
 from utils.data.augment import Augmentation, Tile
-from utils.data.images import Channels, Fit, FitMode, Size, fitted_sizes, inner_size, paste, place
+from utils.data.images import Channels, Fit, FitMode, Size, fitted_sizes, paste, place
 from utils.data.index import Boxes, Index
 from utils.data.store import CacheKind, PictureStore
 from utils.errors import SuiteError
@@ -180,7 +180,7 @@ class DetectionDataset(Dataset[Batch]):
             cv2.split(paste(self.store.read(position), fit), list(planes))
         boxes, owners = self._boxes(positions)
         # In pixels of the input, then as shares of it.
-        boxes[:, 1:] *= np.array([inner_size(fit)[::-1] * 2 for fit in fits])[owners]
+        boxes[:, 1:] *= np.array([fit.inner[::-1] * 2 for fit in fits])[owners]
         boxes[:, 1:3] += np.array([(fit.left, fit.top) for fit in fits])[owners]
         boxes[:, 1:] /= size[::-1] * 2
         return boxes, owners, tuple(fits)

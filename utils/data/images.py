@@ -283,14 +283,14 @@ GREY = 114
 
 
 class Fit(NamedTuple):
-    """Position of a picture in the input of the network: x_input = x * scale_x + left, y_input = y * scale_y + top."""
+    """Position of a picture in the input of the network."""
 
     original: tuple[int, int]
     """Height and width of the picture."""
     size: tuple[int, int]
     """Height and width of the input."""
-    scale_x: float
-    scale_y: float
+    inner: tuple[int, int]
+    """Height and width of the picture in the input."""
     left: int
     top: int
 
@@ -298,13 +298,10 @@ class Fit(NamedTuple):
 def place(original: tuple[int, int], size: tuple[int, int], mode: FitMode = "letterbox") -> Fit:
     """Position that `fit` gives a picture of `original` height and width in an input of `size` height and width.
 
-    "letterbox" keeps the aspect ratio and centres the picture, "stretch" fills the input. The scales are those of the
-    whole pixels that the picture covers, so boxes follow exactly.
+    "letterbox" keeps the aspect ratio and centres the picture, "stretch" fills the input.
     """
-    (height, width), (input_height, input_width) = original, size
-    inner_height, inner_width = fitted_sizes(np.array([original]), size, mode)[0].tolist()
-    left, top = (input_width - inner_width) // 2, (input_height - inner_height) // 2
-    return Fit(original, size, inner_width / width, inner_height / height, left, top)
+    height, width = fitted_sizes(np.array([original]), size, mode)[0].tolist()
+    return Fit(original, size, (height, width), (size[1] - width) // 2, (size[0] - height) // 2)
 
 
 def fitted_sizes(shapes: NDArray[np.int64], size: Size, mode: FitMode = "letterbox") -> NDArray[np.int64]:
@@ -351,7 +348,7 @@ def paste(image: NDArray[np.uint8], placed: Fit) -> NDArray[np.uint8]:
     Returns:
         uint8 [h, w, C]; the picture itself if it needs no change.
     """
-    channels, inner = image.shape[2], inner_size(placed)
+    channels, inner = image.shape[2], placed.inner
     if inner != image.shape[:2]:
         resized = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_LINEAR)
         image = cast("Image", resized.reshape(*inner, channels))  # OpenCV drops a single channel
@@ -360,11 +357,6 @@ def paste(image: NDArray[np.uint8], placed: Fit) -> NDArray[np.uint8]:
     canvas = np.full((*placed.size, channels), GREY, np.uint8)
     canvas[placed.top : placed.top + inner[0], placed.left : placed.left + inner[1]] = image
     return canvas
-
-
-def inner_size(placed: Fit) -> tuple[int, int]:
-    """Height and width of the picture inside the input."""
-    return round(placed.original[0] * placed.scale_y), round(placed.original[1] * placed.scale_x)
 
 
 def unfit(boxes: NDArray[np.floating], fit: Fit) -> NDArray[np.floating]:
@@ -377,6 +369,7 @@ def unfit(boxes: NDArray[np.floating], fit: Fit) -> NDArray[np.floating]:
     Returns:
         [n, 4], same format and type.
     """
-    height, width = fit.original
-    moved = (boxes - (fit.left, fit.top) * 2) / ((fit.scale_x, fit.scale_y) * 2)
+    (height, width), inner = fit.original, fit.inner
+    scales = inner[1] / width, inner[0] / height  # of whole pixels, so boxes follow exactly
+    moved = (boxes - (fit.left, fit.top) * 2) / (scales * 2)
     return np.clip(moved, 0, (width, height) * 2).astype(boxes.dtype)
