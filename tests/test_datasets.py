@@ -349,7 +349,6 @@ def test_box_sizes_are_pixels_of_the_fitted_picture():
     """A picture of 200 × 100 is halved to fit 100 × 100: 0.2 of its width are 20 pixels."""
     rows = np.array([[0, 0.5, 0.5, 0.2, 0.4]], np.float32)
     np.testing.assert_allclose(box_sizes(index_of(rows), (100, 100)), [[20, 20]], rtol=1e-6)
-    np.testing.assert_allclose(box_sizes(index_of(rows), (100, 100), "stretch"), [[20, 40]], rtol=1e-6)
 
 
 def test_clusters_find_the_groups_they_were_made_of():
@@ -380,7 +379,7 @@ def test_only_the_anchors_that_heads_use_are_replaced():
 def test_auto_anchors_fit_better_and_say_so():
     rng = np.random.default_rng(1)
     rows = np.concatenate([np.zeros((60, 1)), rng.uniform(0.3, 0.9, (60, 4))], 1).astype(np.float32)
-    network, text = auto_anchors(tiny(), index_of(rows), (64, 64), "letterbox", seed=0)
+    network, text = auto_anchors(tiny(), index_of(rows), (64, 64), seed=0)
     sizes = box_sizes(index_of(rows), (64, 64))
     before, after = (fit_quality(sizes, np.array(n.yolos[0].anchors))[1] for n in (tiny(), network))
     assert after > before

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.darknet.blocks import Network, Yolo
-from utils.data.images import FitMode, fitted_sizes
+from utils.data.images import fitted_sizes
 from utils.data.index import Index
 from utils.errors import DataError
 
@@ -19,9 +19,9 @@ RATIO = 4.0
 """A box can be learnt from an anchor whose sides are within this factor of its own (`ASSIGNMENTS["ratio"]`)."""
 
 
-def box_sizes(index: Index, size: tuple[int, int], mode: FitMode = "letterbox") -> NDArray[np.float64]:
-    """[N, 2]: width and height of every labelled box in pixels of the network input of `size` (height, width)."""
-    widths_heights = fitted_sizes(index.shapes, size, mode)[:, ::-1]
+def box_sizes(index: Index, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[N, 2]: width and height of every labelled box in pixels of a letterbox of `size` (height, width)."""
+    widths_heights = fitted_sizes(index.shapes, size)[:, ::-1]
     return index.labels.rows[:, 3:] * np.repeat(widths_heights, index.labels.counts, 0)
 
 
@@ -78,22 +78,15 @@ def used_anchors(network: Network) -> tuple[int, ...]:
 
 
 def with_anchors(network: Network, anchors: Sequence[Sequence[float]] | NDArray[np.float64]) -> Network:
-    """The network with new values for the anchors its heads use, in the order of `used_anchors`."""
-    numbers = used_anchors(network)
-    blocks = []
-    for block in network.blocks:
-        if isinstance(block, Yolo):
-            values = list(block.anchors)
-            for number, (width, height) in zip(numbers, anchors, strict=True):
-                values[number] = (round(float(width), 1), round(float(height), 1))
-            block = replace(block, anchors=tuple(values))
-        blocks.append(block)
+    """The network with new values in its heads' one list, for the anchors they use in the order of `used_anchors`."""
+    values = list(network.yolos[0].anchors)
+    for number, (width, height) in zip(used_anchors(network), anchors, strict=True):
+        values[number] = (round(float(width), 1), round(float(height), 1))
+    blocks = (replace(block, anchors=tuple(values)) if isinstance(block, Yolo) else block for block in network.blocks)
     return replace(network, blocks=tuple(blocks))
 
 
-def auto_anchors(
-    network: Network, index: Index, size: tuple[int, int], mode: FitMode, seed: int
-) -> tuple[Network, str]:
+def auto_anchors(network: Network, index: Index, size: tuple[int, int], seed: int) -> tuple[Network, str]:
     """The network with anchors clustered again from a data set, and a line that compares them.
 
     Raises:
@@ -101,7 +94,7 @@ def auto_anchors(
     """
     if len({yolo.anchors for yolo in network.yolos}) > 1:
         raise DataError(f"--auto-anchors: the heads of {network.path} have different lists of anchors")
-    sizes = box_sizes(index, size, mode)
+    sizes = box_sizes(index, size)
     sizes = sizes[(sizes >= 1).all(axis=1)]
     numbers = used_anchors(network)
     before = np.array([network.yolos[0].anchors[number] for number in numbers])

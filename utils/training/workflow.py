@@ -177,7 +177,7 @@ def _fitted(plan: TrainPlan, train: Index) -> TrainPlan:
     """Return the plan with the input size of the run, and with new anchors where --auto-anchors wants them."""
     network, settings = plan.network, plan.settings
     if settings.auto_anchors and plan.resume is None:
-        network, text = auto_anchors(network, train, settings.size, "letterbox", settings.seed)
+        network, text = auto_anchors(network, train, settings.size, settings.seed)
         log(text)
     height, width = settings.test_size
     network = dataclasses.replace(network, net=dataclasses.replace(network.net, height=height, width=width))
