@@ -403,6 +403,18 @@ def test_names_lose_line_ends_and_what_is_too_long(converted, tmp_path):
     assert flaws(output) == {}
 
 
+def test_labels_are_found_whatever_an_image_is_called(converted, tmp_path):
+    """The suffix of `a.` is a dot, and `..jpg` has none, so labels lie in a.txt and ..jpg.txt."""
+    names = ["a.", "a", "..jpg", " ..jpg", ".jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [{"image_id": number, "category_id": 9, "bbox": [8, 0, 32, 20]} for number in range(len(names))]
+    path = coco_file(tmp_path / "coco", coco_document(images=images, annotations=annotations))
+    for name in names:
+        (tmp_path / "coco" / "images" / name).write_bytes((tmp_path / "coco" / "images" / "a.jpg").read_bytes())
+    output, _ = converted("coco", "--train", path)
+    assert index(output / "train.txt", ("dog", "cat"), cache_dir=None).labels.counts.tolist() == [1] * len(names)
+
+
 def changed(key: str, **values) -> dict:
     document = coco_document((8, 0, 32, 20))
     document[key][0] |= values

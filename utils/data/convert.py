@@ -22,7 +22,7 @@ from utils.darknet.data_file import load_names, write_data_file
 from utils.data.annotations import Annotated, Box, Notes, Picture, VocReader, read_coco, read_oxford
 from utils.data.findings import first_places
 from utils.data.images import PictureError, shown_size
-from utils.data.index import DIGITS, IGNORED, IMAGE_FOLDERS, label_line
+from utils.data.index import DIGITS, IGNORED, IMAGE_FOLDERS, label_line, label_path
 from utils.errors import DataError, InputError
 from utils.files import new_folder
 
@@ -257,8 +257,8 @@ class _Writer:
 
     def __init__(self, folder: Path, classes: Mapping[str, int], copy: bool, notes: Notes) -> None:
         self.folder, self.classes, self.copy, self.notes = folder, classes, copy, notes
-        self.taken: set[tuple[str, str]] = set()
-        """Split folders and lower-case stems that are in use: a.jpg and a.png would share a label file."""
+        self.taken: set[str] = set()
+        """Label files in lower case: those of a.jpg and a.png would be one."""
 
     def split(self, name: str, part: str, pictures: Sequence[Picture]) -> dict[str, int]:
         """Write one split into images/PART, labels/PART and, where boxes are ignored, ignored/PART; and its list."""
@@ -279,11 +279,11 @@ class _Writer:
                 continue
             labels, ignored = (self._labels(picture, size, ignored=kind) for kind in (False, True))
             target = self._target(part, picture.path)
-            self._write_labels(f"labels/{part}/{target.stem}.txt", labels)
+            self._write_labels(label_path(target), labels)
             if ignored:
-                self._write_labels(f"{IGNORED}/{part}/{target.stem}.txt", ignored)
-            self._add_picture(source, self.folder / "images" / part / target)
-            entries.append(f"images/{part}/{target}\n")
+                self._write_labels(label_path(target, IGNORED), ignored)
+            self._add_picture(source, self.folder / target)
+            entries.append(f"{target}\n")
             counts["pictures"] += 1
             counts["boxes"] += len(labels)
             counts["backgrounds"] += not labels
@@ -326,16 +326,16 @@ class _Writer:
             lines[line] = None
         return list(lines)
 
-    def _target(self, part: str, source: Path) -> Path:
-        """File name of a picture in the set: without control characters, and numbered where it is taken."""
-        stem, suffix = (_CONTROL.sub("_", text).replace("\\", "_") for text in (source.stem, source.suffix))
-        stem = name = stem.strip().encode()[:LONGEST_STEM].decode(errors="ignore") or "picture"
-        number = 1
-        while (part, name.lower()) in self.taken:
+    def _target(self, part: str, source: Path) -> str:
+        """Path of a picture in the set: without control characters, and numbered where its label file is taken."""
+        stem, suffix = (_CONTROL.sub("_", text).replace("\\", "_") for text in os.path.splitext(source.name))
+        stem = stem.strip().encode()[:LONGEST_STEM].decode(errors="ignore") or "picture"
+        target, number = f"images/{part}/{stem}{suffix}", 1
+        while (label := label_path(target).lower()) in self.taken:
             number += 1
-            name = f"{stem}-{number}"
-        self.taken.add((part, name.lower()))
-        return Path(name + suffix)
+            target = f"images/{part}/{stem}-{number}{suffix}"
+        self.taken.add(label)
+        return target
 
     def _write_labels(self, name: str, lines: Sequence[str]) -> None:
         path = self.folder / name
