@@ -217,6 +217,15 @@ def test_a_set_without_lists_is_split_by_share_and_seed(converted, tmp_path):
     assert flaws(output) == {}
 
 
+def test_an_image_listed_twice_is_in_one_part_of_a_split_by_share(voc):
+    stems = list("abcdefgh")
+    output, document = voc(
+        dict.fromkeys(stems, xml(CAT)), "--val-share", "0.25", "--seed", "1", trainval=" ".join(stems * 2)
+    )
+    assert sorted(Path(name).stem for split in ("train", "val") for name in rows(output, split)) == stems
+    assert document["notes"] == {"image listed twice, used once": 8} and len(rows(output, "val")) == 2
+
+
 def test_names_choose_and_order_the_classes(voc, tmp_path):
     (tmp_path / "my.names").write_text("dog\ncat\n")
     text = xml(CAT, thing("dog", 1, 1, 8, 9), thing("cow", 1, 1, 7, 9))

@@ -154,7 +154,7 @@ def _read(args: argparse.Namespace) -> Annotated:
 
 
 def with_split(annotated: Annotated, share: float, seed: int) -> Annotated:
-    """A share of the training pictures, drawn at random, as the validation pictures.
+    """A share of the training pictures, drawn at random, as the validation pictures; one that is listed twice is one.
 
     Args:
         annotated: without validation pictures.
@@ -164,14 +164,17 @@ def with_split(annotated: Annotated, share: float, seed: int) -> Annotated:
     Raises:
         InputError: there are fewer than two pictures.
     """
-    count = len(annotated.train)
+    paths = [os.path.abspath(picture.path) for picture in annotated.train]
+    different = list(dict.fromkeys(paths))
+    count = len(different)
     if count < 2:
         raise InputError(f"--val-share {share}: {count} images cannot be split; at least 2 are needed")
     order = np.random.default_rng(seed).permutation(count).tolist()
-    drawn = set(order[: min(count - 1, max(1, round(count * share)))])
-    train = [picture for position, picture in enumerate(annotated.train) if position not in drawn]
-    val = [annotated.train[position] for position in sorted(drawn)]
-    return replace(annotated, train=train, val=val, folders=(annotated.folders[0], "val"))
+    drawn = {different[position] for position in order[: min(count - 1, max(1, round(count * share)))]}
+    parts: tuple[list[Picture], list[Picture]] = [], []
+    for path, picture in zip(paths, annotated.train, strict=True):
+        parts[path in drawn].append(picture)
+    return replace(annotated, train=parts[0], val=parts[1], folders=(annotated.folders[0], "val"))
 
 
 def class_names(annotated: Annotated, wanted: Sequence[str] | None, path: Path | None) -> dict[str, str]:
