@@ -124,7 +124,9 @@ def test_targets_become_corners_of_their_picture():
     np.testing.assert_array_equal(one, [[20, 0, 60, 20, np.nan, 3]])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 1, 32, 64), (20, 3, 16, 16), (2, 3, 1500, 900), (5, 3, 8, 4000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 32, 32), (3, 1, 32, 64), (20, 3, 16, 16), (2, 3, 1500, 900), (5, 3, 8, 4000), (1, 3, 8192, 32)]
+)
 def test_a_grid_is_rgb_and_not_larger_than_allowed(shape):
     images = np.full(shape, 7, np.uint8)
     grid = draw_grid(images, [np.zeros((0, 6))] * len(images), NAMES)

@@ -176,7 +176,7 @@ def draw_grid(
     heading = [_strip([title], cell_width + GAP) for title in titles]
     parts = [np.hstack(heading)[:, : grid.shape[1]]] if heading else []
     legend = "    ".join(f"{number}={label_text(number, names)}" for number in sorted(numbered))
-    lines = textwrap.wrap(legend, grid.shape[1] // LETTER, break_on_hyphens=False)
+    lines = textwrap.wrap(legend, max(1, grid.shape[1] // LETTER), break_on_hyphens=False)
     return np.vstack([*parts, grid, _strip(lines, grid.shape[1])])
 
 
