@@ -215,7 +215,7 @@ def _split_problems(split: str, pictures: Index, names: Sequence[str], setting: 
     if missing and any(counts):
         yield _problem(f"class without a box in {split}", split, missing, f"{len(missing)} of {len(names)}")
     yield from _odd_boxes(split, pictures)
-    ratio = pictures.shapes.max(axis=1, initial=1) / pictures.shapes.min(axis=1, initial=1 << 30)
+    ratio = pictures.shapes.max(axis=1) / pictures.shapes.min(axis=1)
     if long := [str(pictures.images[position]) for position in np.flatnonzero(ratio > LONG).tolist()]:
         yield _problem("very long image", split, long)
     yield from _small_boxes(split, pictures, setting)
