@@ -142,6 +142,14 @@ def test_unreadable_files_are_skipped_and_named_in_one_warning(tmp_path, capsys)
     assert all(name in line for name in ("b.png", "c.mp4", "d.png"))
 
 
+def test_what_was_skipped_is_named_where_a_limit_ends_the_reading(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "c.png")
+    assert read(tmp_path, max_frames=1) == [("b.png", 0)]
+    assert "warning: 1 of 3 files cannot be read and were skipped: " in capsys.readouterr().err
+
+
 def test_when_no_file_can_be_read_that_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").write_bytes(b"no image")

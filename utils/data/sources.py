@@ -165,14 +165,19 @@ def frames(source: FrameSource, limits: Limits | None = None) -> Generator[Frame
 
 
 def _read_files(files: tuple[str, ...]) -> Generator[Frame]:
-    unreadable = []
-    for path in files:
-        try:
-            yield from _read_file(path)
-        except DataError as failure:
-            unreadable.append(str(failure))
-    if not unreadable:
-        return
+    unreadable: list[str] = []
+    try:
+        for path in files:
+            try:
+                yield from _read_file(path)
+            except DataError as failure:
+                unreadable.append(str(failure))
+    finally:  # a limit ends the reading before the last file
+        if unreadable:
+            _report_unreadable(unreadable, files)
+
+
+def _report_unreadable(unreadable: Sequence[str], files: Sequence[str]) -> None:
     shown = "; ".join(unreadable[:NAMED]) + (f"; and {len(unreadable) - NAMED} more" if unreadable[NAMED:] else "")
     if len(files) == 1:
         raise InputError(shown)
