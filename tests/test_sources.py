@@ -353,8 +353,8 @@ def test_a_server_gets_the_path_of_the_address_as_given():
     assert set(server.paths) == {f"/{path}"}
 
 
-def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
-    """A source with an end waits for a slow consumer, and its end is not a loss."""
+def test_a_video_on_a_server_is_read_whole_and_once(tmp_path, capsys):
+    """A source with an end waits for a slow consumer, and its end is not a loss, but what a cut has lost is named."""
     pictures = (np.frombuffer(numbered(number), np.uint8) for number in range(12))
     write_video(tmp_path / "clip.avi", (cv2.imdecode(picture, cv2.IMREAD_COLOR) for picture in pictures))
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -363,7 +363,11 @@ def test_a_video_on_a_server_is_read_whole_and_once(tmp_path):
         for frame in read_streams([f"http://127.0.0.1:{server.server_port}/clip.avi"], timeout=5):
             numbers.append(number_in(frame.image))
             time.sleep(0.01)
-    assert numbers == list(range(12))
+        assert numbers == list(range(12)) and "only" not in capsys.readouterr().err
+        data = (tmp_path / "clip.avi").read_bytes()
+        (tmp_path / "clip.avi").write_bytes(data[: (data.index(b"movi") + len(data)) // 2])
+        left = len(list(read_streams([f"http://127.0.0.1:{server.server_port}/clip.avi"], timeout=5)))
+    assert f"warning: stream 1: only {left} of the 12 frames it promises can be decoded" in capsys.readouterr().err
 
 
 def test_passwords_are_not_shown(capsys):

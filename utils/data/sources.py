@@ -204,13 +204,11 @@ def _read_file(path: str) -> Generator[Frame]:
         width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         if width * height > MAX_PIXELS:
             raise DataError(f"{path}: frames of {width:g}x{height:g} pixels; at most {MAX_PIXELS} pixels are decoded")
-        promised, fps, count = _promised_frames(capture), _promised_fps(capture), 0
-        for count, image in enumerate(_pictures(capture), 1):
+        fps, count = _promised_fps(capture), 0
+        for count, image in enumerate(_pictures(capture, path), 1):
             yield Frame(path, count - 1, image, "video", fps)
     if count == 0:
         raise DataError(f"{path}: neither an image nor a video that can be decoded")
-    if count < promised:
-        log(f"warning: {path}: only {count} of the {promised} frames it promises can be decoded")
 
 
 @contextmanager
@@ -240,13 +238,17 @@ def opened(source: str | int, timeout: float | None = None) -> Iterator[cv2.Vide
             capture.release()
 
 
-def _pictures(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """The pictures of an open capture, uint8 [H, W, 3] RGB, until none comes."""
+def _pictures(capture: cv2.VideoCapture, name: str) -> Iterator[np.ndarray]:
+    """The pictures of an open capture, uint8 [H, W, 3] RGB, until none comes; a line says where some are missing."""
+    promised, count = _promised_frames(capture), 0
     while True:
         came, image = capture.read()
         if not came or image is None:
-            return
+            break
+        count += 1
         yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    if 0 < count < promised:
+        log(f"warning: {name}: only {count} of the {promised} frames it promises can be decoded")
 
 
 def _promised_fps(capture: cv2.VideoCapture) -> float:
@@ -325,7 +327,7 @@ class StreamReader(threading.Thread):
         with opened(int(self.source) if self.source.isdecimal() else self.source, self._timeout) as capture:
             has_end = _promised_frames(capture) > 0
             fps = _promised_fps(capture)
-            for image in _pictures(capture):
+            for image in _pictures(capture, self.name):
                 if self._stopping.is_set():
                     return has_end
                 if self.received == before > 0:
