@@ -177,9 +177,8 @@ def _all_visible(owner: NDArray[np.uint8], areas: Sequence[int]) -> bool:
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """Centre x, centre y, width and height in pixels of the box around the pixels that are True."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return left + width / 2, top + height / 2, width, height
 
 
 def _ground(rng: Generator, size: int) -> NDArray[np.float32]:
