@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
 import signal
 import time
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -370,6 +372,16 @@ def test_of_known_files_no_picture_is_decoded_and_no_label_read(data_set, tmp_pa
         monkeypatch.setattr(f"utils.data.index.{name}", None)
     again = index(source, NAMES, cache_dir=tmp_path / "cache")
     assert (again.findings, again.fingerprint()) == (first.findings, first.fingerprint())
+
+
+@pytest.mark.parametrize("function", ["images.open", "index.read_bytes"])
+def test_a_file_that_could_not_be_read_is_tried_again(function, data_set, tmp_path, monkeypatch):
+    source = data_set("a.png", encoded(), GOOD).parent / "images"
+    with monkeypatch.context() as patch:
+        error = DataError("not now") if "bytes" in function else OSError(errno.EMFILE, "too many open files")
+        patch.setattr(f"utils.data.{function}", Mock(side_effect=error), raising=False)
+        (kind,) = index(source, NAMES, cache_dir=tmp_path, require=False).counts()
+    assert kind.startswith("unreadable") and not index(source, NAMES, cache_dir=tmp_path).findings
 
 
 KILLED = """

@@ -2,9 +2,9 @@
 
 Sizes, boxes and flaws of every picture are cached, so that a large data set is decoded once and not at every start,
 even if a script was killed. An entry is valid as long as path, size, times and inode number of the picture and of its
-label files stay the same. The cache file holds NumPy arrays, and lies in the user's cache folder, never in the data
-set. A file that is missing, damaged or made by another version counts as empty. A folder that cannot be written is no
-error.
+label files stay the same. A file that could not be read is tried again. The cache file holds NumPy arrays, and lies in
+the user's cache folder, never in the data set. A file that is missing, damaged or made by another version counts as
+empty. A folder that cannot be written is no error.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ LARGEST_LIST = 1 << 28
 CACHE_FOLDER = "darknet-compression"
 CACHE_KEY = [4, cv2.__version__, MAX_PIXELS]
 """Version of the format, and what else a cached verdict on a picture depends on."""
+UNCERTAIN = frozenset({"unreadable image", "unreadable label file"})
+"""Findings that are not cached: who reads the files, and when, decides, and not the files alone."""
 STORED_EVERY = 20.0
 """Seconds of checking that a kill may cost; storing what is known of 118 000 pictures takes a second."""
 LARGEST_CACHE = 1 << 30
@@ -437,7 +439,11 @@ def _parts(rows: Boxes, bounds: NDArray[np.int64]) -> list[Boxes]:
 
 def _store_records(cache: Path, how: list[int], known: Mapping[str, tuple[tuple[int, ...], Record]]) -> None:
     """Replace the file atomically; silently does nothing where that is impossible."""
-    paths = [path for path, (marks, _) in known.items() if len(marks) == 12]
+    paths = [
+        path
+        for path, (marks, record) in known.items()
+        if len(marks) == 12 and UNCERTAIN.isdisjoint(flaw.kind for flaw in record.flaws)
+    ]
     records = [known[path][1] for path in paths]
     flaws = [[number, *astuple(flaw)] for number, record in enumerate(records) for flaw in record.flaws]
     boxes, ignored = _packed(records)
