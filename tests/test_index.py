@@ -12,12 +12,13 @@ from unittest.mock import Mock
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 
 from utils.darknet.data_file import load_data
 from utils.data.findings import EXAMPLES
 from utils.data.images import check_image
-from utils.data.index import SAMPLE, index, label_path, list_images, parse_labels
+from utils.data.index import CACHE_KEY, SAMPLE, index, label_path, list_images, parse_labels
 from utils.data.sources import find
 from utils.errors import DataError
 
@@ -448,6 +449,10 @@ def test_a_cache_with_a_flipped_bit_counts_as_empty(data_set, tmp_path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         again = index(source, NAMES, cache_dir=tmp_path / "cache")
         assert (again.findings, again.fingerprint()) == (first.findings, first.fingerprint())
+
+
+def test_a_cache_is_of_the_versions_of_both_decoders():
+    assert {cv2.__version__, PIL.__version__} <= set(CACHE_KEY)
 
 
 def test_what_was_kept_for_other_names_is_read_again_and_no_picture_decoded(data_set, tmp_path, monkeypatch):

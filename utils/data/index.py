@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from utils.cli import ProgressBar, log
@@ -47,7 +48,7 @@ IGNORED = "ignored"
 LARGEST_LIST = 1 << 28
 """Largest list file read, in bytes."""
 CACHE_FOLDER = "darknet-compression"
-CACHE_KEY = [4, cv2.__version__, MAX_PIXELS]
+CACHE_KEY = [4, cv2.__version__, PIL.__version__, MAX_PIXELS]
 """Version of the format, and what else a cached verdict on a picture depends on."""
 UNCERTAIN = frozenset({"unreadable image", "unreadable label file"})
 """Findings that are not cached: who reads the files, and when, decides, and not the files alone."""
