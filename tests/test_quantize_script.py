@@ -31,6 +31,7 @@ from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import read_results
 from utils.runtime.choice import choose_runtime
 from utils.runtime.engines import load
+from utils.training import loop
 from utils.training.loop import Rounding
 from utils.training.settings import quantization
 
@@ -308,6 +309,19 @@ def test_a_run_of_one_step_finds_bounds(run, leaky):
     model = model_in(run("--epochs", "1", *leaky, "--quantized", "1", "--batch-size", "16")["best"])
     found = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
     assert all(module.seen > 0 and module.high > module.low for module in found)
+
+
+def test_a_run_of_one_step_measures_its_weights_before_activations_are_rounded(run, leaky, monkeypatch):
+    """Before the first batch all bounds are 0, so little would be left of the activations."""
+    weights, evaluate, rounds = run("--epochs", "1", *leaky)["best"], loop.evaluate, []
+
+    def watched(model, *args, **more):
+        rounds.append(model.quantize_image.rounding)
+        return evaluate(model, *args, **more)
+
+    monkeypatch.setattr(loop, "evaluate", watched)
+    run("--epochs", "1", *leaky, "--weights", weights, "--quantized", "1", "--batch-size", "16")
+    assert rounds == [False, True]
 
 
 def test_frozen_blocks_have_bounds_and_keep_all_else(run, leaky):

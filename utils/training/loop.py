@@ -193,8 +193,8 @@ class Trainer:
         with self.stop:
             if not self.settings.nosave and self.progress == Progress(control=self.progress.control):
                 self._save()
-            if self.rounding is not None:  # a resumed run may begin with an evaluation
-                self.rounding.begin(max(0, self.progress.step - 1))
+            if self.rounding is not None:  # a run may begin with an evaluation
+                self.rounding.begin(self.progress.step - 1)
             try:
                 self._train_epochs()
             except Interrupted:
@@ -542,10 +542,10 @@ class Rounding:
         return self._now in ((Phase.ROUNDING, 0), (Phase.FROZEN, 0))
 
     def begin(self, step: int) -> None:
-        """Enter the phase of a step, 0 for the first one."""
+        """Enter the phase of a step, 0 for the first one; -1: no bounds are found yet."""
         begins, freezes = self._starts
         phase = Phase.OBSERVING if step < begins else Phase.ROUNDING if step < freezes else Phase.FROZEN
-        surplus = surplus_bits(self._warmup, step, self._steps)
+        surplus = surplus_bits(self._warmup, max(0, step), self._steps)
         if (phase, surplus) == self._now:
             return
         self._now = (phase, surplus)
