@@ -66,11 +66,12 @@ def test_a_multi_scale_run_begins_with_its_largest_size_and_then_varies(accumula
     """Until a batch follows the first optimizer step; all follows from the seed, the epoch and the position."""
     settings = TrainSettings(size=(96, 64), sizes=(60, 130), seed=1, accumulate=accumulate)
 
-    def heights(epoch, positions):
+    def heights(epoch, positions, batches=200):
         images = torch.zeros(1, 3, 96, 64)
-        return [rescaled(images, settings, 32, epoch, position).shape[2] for position in positions]
+        return [rescaled(images, settings, 32, epoch, position, batches).shape[2] for position in positions]
 
     assert heights(0, range(first)) == [128] * first
+    assert [heights(epoch, [0], batches=1) for epoch in range(first)] == [[128]] * first, "epochs of a batch each"
     later = heights(0, range(first, 200)) + heights(1, range(200))
     assert set(later) == {64, 96, 128}
     assert heights(0, [3, 40]) == [128, heights(0, range(41))[40]]

@@ -273,7 +273,7 @@ class Trainer:
         torch.manual_seed(seed % 2**64)  # PyTorch takes 64 bits
         images = network_input(batch.images, self.team.device)
         if self.settings.sizes is not None:
-            images = rescaled(images, self.settings, self.stride, done.epoch, position)
+            images = rescaled(images, self.settings, self.stride, done.epoch, position, self.batches)
         closes = self._closes_step(position)
         if self.rounding is not None:
             self.rounding.begin(done.step)
@@ -488,7 +488,7 @@ class Trainer:
         self.state.write_last(self.run, self.source)
 
 
-def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, position: int) -> Tensor:
+def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, position: int, batches: int) -> Tensor:
     """Return a batch at the size that a multi-scale run drew for this stretch of batches.
 
     The run begins with the largest size, so that it runs out of memory at once or not at all. That size stays for at
@@ -500,12 +500,13 @@ def rescaled(images: Tensor, settings: TrainSettings, stride: int, epoch: int, p
         stride: the sides are multiples of it.
         epoch: epochs done.
         position: of the batch in its epoch.
+        batches: of an epoch.
     """
     assert settings.sizes is not None  # it is a multi-scale run
     low, high = settings.sizes
     rng = np.random.default_rng([settings.seed, epoch, position // SIZE_PERIOD])
     side = stride * int(rng.integers(-(-low // stride), high // stride + 1))
-    if epoch == 0 and position < max(SIZE_PERIOD, settings.accumulate + 1):
+    if epoch * batches + position < max(SIZE_PERIOD, settings.accumulate + 1):
         side = high // stride * stride
     size = rescaled_size((images.shape[2], images.shape[3]), side, stride)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
