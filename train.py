@@ -18,10 +18,10 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
-from utils.darknet.network import adapt_classes, max_stride, picture_channels, tensors
+from utils.darknet.network import adapt_classes, max_stride, picture_channels, same_network, tensors
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError
-from utils.model_files import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes
+from utils.model_files import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes, with_own_anchors
 from utils.report.run_dir import check_run
 from utils.training.evolve import run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
@@ -121,12 +121,17 @@ def _model_files(args: argparse.Namespace, network: Network | None, classes: int
     """Return the network adapted to the data, and the weights, as far as their size tells."""
     weights = Path(args.weights) if args.weights else None
     checkpoint = weights is not None and is_checkpoint(weights)
-    if network is None:
-        if weights is None or not checkpoint:
-            raise InputError("--cfg: is needed; only a .pt brings its network with it")
+    if network is None and not checkpoint:
+        raise InputError("--cfg: is needed; only a .pt brings its network with it")
+    if weights is not None and checkpoint:
         from utils.checkpoint import stored_network
 
-        network = stored_network(weights)
+        stored = stored_network(weights, network)
+        network = network or stored
+        if stored.classes == classes and same_network(stored, network):  # else its heads are not loaded
+            network, notes = with_own_anchors(network, stored, weights)
+            log(*notes)
+    assert network is not None  # of --cfg or in the .pt
     adapted = adapt_classes(network, classes)
     log(*adaptation(network, adapted, f"the classes in {data.path}"))
     if weights is not None and not checkpoint:

@@ -302,7 +302,10 @@ class TestRun:
         loaded = load_model(choose_model(str(folder / "n.cfg"), document["best"]))
         assert loaded.model.network.yolos == own != tiny().yolos
         assert "its own anchors" in loaded.notes[0]
-        run("--epochs", "1", "--auto-anchors", "--weights", document["best"])
+        for flags, expected in (((), own), (("--single-cls", "-pt"), tiny().yolos), (("--auto-anchors",), own)):
+            other = run("--epochs", "1", *flags, "--weights", document["best"])
+            yolos = cfg_file.load(f"{other['run_dir']}/model.cfg").yolos
+            assert [yolo.anchors for yolo in yolos] == [yolo.anchors for yolo in expected]
 
     def test_the_network_of_a_run_has_the_classes_and_the_size_that_it_was_tested_with(self, run, tmp_path):
         (tmp_path / "five.cfg").write_text(TINY.replace("filters=21", "filters=30").replace("classes=2", "classes=5"))

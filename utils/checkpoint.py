@@ -30,7 +30,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, head_convolutions, same_network, tensors
 from utils.errors import WeightsError
 from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256, utf8_path
-from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, is_legacy, other_network, with_anchors_of
+from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, is_legacy, other_network, with_own_anchors
 from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 
@@ -154,9 +154,9 @@ def _with_slots(
     return model, settings
 
 
-def stored_network(path: Path) -> Network:
-    """The network inside a checkpoint."""
-    return cfg_file.parse(read_checkpoint(path)["cfg"], f"{path}!cfg")
+def stored_network(path: Path, network: Network | None = None) -> Network:
+    """The network inside a checkpoint, see `read_checkpoint`."""
+    return cfg_file.parse(read_checkpoint(path, network)["cfg"], f"{path}!cfg")
 
 
 def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Network, tuple[str, ...]]:
@@ -164,14 +164,13 @@ def _network_of(checkpoint: Mapping[str, Any], files: ModelFiles) -> tuple[Netwo
     stored = cfg_file.parse(checkpoint["cfg"], f"{files.weights}!cfg")
     if files.network is None:
         return stored, ()
+    assert files.weights is not None  # the checkpoint
     if not same_network(stored, files.network):
-        assert files.weights is not None  # the checkpoint
         raise other_network(files.weights, stored, files.network)
-    network = adapt_classes(with_anchors_of(files.network, stored), stored.classes)
-    notes = [*checkpoint.get("notes", ())]
-    notes += adaptation(files.network, network, f"the classes in {files.weights}")
-    if network.yolos != adapt_classes(files.network, stored.classes).yolos:
-        notes.append(f"{files.weights}: its own anchors are taken in place of those in {files.network.path}")
+    network, anchors = with_own_anchors(files.network, stored, files.weights)
+    network = adapt_classes(network, stored.classes)
+    adapted = adaptation(files.network, network, f"the classes in {files.weights}")
+    notes = [*checkpoint.get("notes", ()), *adapted, *anchors]
     trained, given = (f"{n.net.height} × {n.net.width}" for n in (stored, files.network))
     if trained != given:
         notes.append(

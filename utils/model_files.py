@@ -140,13 +140,22 @@ def _size(network: Network) -> str:
     return f"{len(network.blocks)} blocks, {parameter_count(network)} parameters"
 
 
-def with_anchors_of(network: Network, other: Network) -> Network:
-    """The network with the anchors that the heads of another network of as many blocks have."""
+def with_own_anchors(network: Network, stored: Network, weights: Path) -> tuple[Network, tuple[str, ...]]:
+    """The network of --cfg with the anchors that its weights were trained with, and the note that says so.
+
+    Args:
+        network: of --cfg.
+        stored: of as many blocks, in the file of the weights.
+        weights: that file.
+    """
     blocks = tuple(
         replace(block, anchors=theirs.anchors) if isinstance(block, Yolo) and isinstance(theirs, Yolo) else block
-        for block, theirs in zip(network.blocks, other.blocks, strict=True)
+        for block, theirs in zip(network.blocks, stored.blocks, strict=True)
     )
-    return replace(network, blocks=blocks)
+    if blocks == network.blocks:
+        return network, ()
+    note = f"{weights}: its own anchors are taken in place of those in {network.path}"
+    return replace(network, blocks=blocks), (note,)
 
 
 def is_checkpoint(path: Path) -> bool:
