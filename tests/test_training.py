@@ -396,6 +396,8 @@ REFUSED = [
     ("--sync-bn", "--sync-bn: goes with several processes; start train.py with torchrun"),
     ("--weights no.pt", r"no\.pt: no such file"),
     ("--hyp no.yaml", r"no\.yaml"),
+    ("--patience 3 --nosave", "--patience: needs the best weights kept; leave out --nosave"),
+    ("--patience 3 --notest", "--patience: needs a fitness of every epoch; leave out --notest"),
     ("--evolve --data t.data", "names no valid images"),
     # Sparse training
     ("--prune 1", "--prune: says how to train sparse; add -sr"),

@@ -400,6 +400,8 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
             raise InputError(f"{flag_name(names[0])}: {reason}")
     if args.nosave and args.patience:
         raise InputError("--patience: needs the best weights kept; leave out --nosave")
+    if args.notest and args.patience:
+        raise InputError("--patience: needs a fitness of every epoch; leave out --notest")
     if args.pretrain and args.weights is None:
         raise InputError("-pt: goes with --weights, whose heads may start with new weights")
     if args.t_cfg and not args.t_weights:
