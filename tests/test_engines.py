@@ -195,13 +195,30 @@ def test_opencv_agrees_on_random_networks_it_is_not_warned_of(folder, network, s
         assert_same(heads_of(model, images), darknet_in_opencv(model, images, folder))
 
 
+GATE = "[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n"
+READ = {
+    "reorg": one_head(conv(8), "[reorg]\nstride=2\n"),
+    "pool1": one_head(conv(8), "[maxpool]\nsize=2\nstride=1\n"),
+    "pool2": one_head(conv(8), "[maxpool]\nsize=2\nstride=2\n"),
+    "group": one_head(conv(8), "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n"),
+    "upsample": one_head(conv(8), "[upsample]\nstride=2\n", conv(4, 3, "mish", pad=1)),
+    "shortcut": one_head(conv(8), conv(6, 3, "swish", pad=1), "[shortcut]\nfrom=-2\nactivation=leaky\n"),
+    "scale_channels": one_head(conv(8), "[avgpool]\n", GATE, "[scale_channels]\nfrom=-3\n"),
+    "sam": one_head(conv(8), GATE, "[sam]\nfrom=-2\n"),
+    **{
+        f"a head behind {curve}": cfg_file.parse(
+            f"[net]\nwidth=16\nheight=16\n{conv(4)}{HEAD.replace('=linear', f'={curve}')}", "n.cfg"
+        )
+        for curve in ("logistic", "leaky", "mish")
+    },
+}
+"""As in yolov4-csp are the last ones: OpenCV's reader makes a layer of its own of an activation."""
+
+
 @NEEDS_IMPORTER
-@pytest.mark.parametrize("curve", ["logistic", "leaky", "mish"])
-def test_heads_behind_an_activation_come_out_of_opencv(folder, curve):
-    """As in yolov4-csp; OpenCV's reader makes a layer of its own of an activation."""
-    head = HEAD.replace("activation=linear", f"activation={curve}")
-    model = lively(cfg_file.parse(f"[net]\nwidth=16\nheight=16\n{conv(4)}{head}", "n.cfg"))
-    images = pictures(model.network)
+@pytest.mark.parametrize("name", READ)
+def test_opencv_computes_the_same(folder, name):
+    model, images = lively(READ[name]), pictures(READ[name])
     assert_same(heads_of(model, images), darknet_in_opencv(model, images, folder), 1e-5)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from models import Darknet, fuse, load_arrays
 from tests.nets import one_head, tiny
 from utils.darknet import weights
 from utils.darknet.blocks import Maxpool, Network, Shortcut
-from utils.darknet.cfg import format_network
 from utils.darknet.network import opencv_warning
 from utils.layers import ACTIVATIONS, Addition, ConvBlock, MaxPool
 
@@ -127,46 +124,6 @@ def test_maxpool_pads_as_darknet(size, stride, padding):
             top, left = row * stride - padding // 2, column * stride - padding // 2
             window = image[0, :, max(0, top) : top + size, max(0, left) : left + size]
             assert torch.equal(got[0, :, row, column], window.amax(dim=(1, 2)))
-
-
-@pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer")
-@pytest.mark.parametrize(
-    "sections",
-    [
-        ("[reorg]\nstride=2\n",),
-        ("[maxpool]\nsize=2\nstride=1\n",),
-        ("[maxpool]\nsize=2\nstride=2\n",),
-        ("[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",),
-        ("[upsample]\nstride=2\n", CONV.format(4, "mish")),
-        (CONV.format(6, "swish"), "[shortcut]\nfrom=-2\nactivation=leaky\n"),
-        ("[avgpool]\n", "[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n", "[scale_channels]\nfrom=-3\n"),
-        ("[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n", "[sam]\nfrom=-2\n"),
-    ],
-    ids=["reorg", "pool1", "pool2", "group", "upsample", "shortcut", "scale_channels", "sam"],
-)
-def test_opencv_computes_the_same(tmp_path, sections):
-    network = one_head(CONV.format(8, "leaky"), *sections)
-    model = lively(network)
-    (tmp_path / "n.cfg").write_text(format_network(network))
-    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
-    weights.write(tmp_path / "n.weights", network, arrays)
-    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "n.cfg"), str(tmp_path / "n.weights"))
-    image = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
-    net.setInput(image)
-    want = net.forward(f"conv_{network.heads[0] - 1}")
-    got = model(torch.from_numpy(image)).heads[0].detach().numpy()
-    assert np.abs(got - want).max() <= 1e-4 * max(1, np.abs(want).max())
-
-
-def test_grey_input_and_depthwise_and_se_blocks_run_and_fuse():
-    network = one_head(
-        CONV.format(4, "h_swish"),
-        "[depthwise]\nbatch_normalize=1\nsize=3\nstride=2\npad=1\nactivation=relu6\n",
-        "[se]\nreduction=2\n",
-        channels=1,
-    )
-    model, image = lively(network), torch.rand(1, 1, 16, 16)
-    torch.testing.assert_close(fuse(model)(image).heads[0], model(image).heads[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
