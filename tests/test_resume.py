@@ -210,6 +210,15 @@ def test_a_failed_write_leaves_the_checkpoint_as_it_was(run, tmp_path, monkeypat
     assert not list(weights.glob(".*"))
 
 
+def test_a_table_that_another_program_has_changed_does_not_end_the_training(run, tmp_path, monkeypatch):
+    """A spreadsheet has saved it with semicolons while the second epoch was under way."""
+    folder = tmp_path / "runs" / "exp"
+    at_call(monkeypatch, 3, lambda: (folder / "results.csv").write_text("epoch;box_loss\n1;2.5\n"))
+    with pytest.raises(InputError, match=r"results\.csv:2: '1;2\.5' is not a number"):
+        run("--epochs", "3")
+    assert read_checkpoint(folder / "weights" / "last.pt")["progress"]["epoch"] == 3
+
+
 def test_a_weight_that_is_not_finite_is_never_written(run, tmp_path, monkeypatch):
     real = loop.AveragedModel.update
 

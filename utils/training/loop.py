@@ -465,8 +465,8 @@ class Trainer:
             done.best_epoch = done.epoch
         try:
             self.results.append(done.epoch, row)
-        except OSError as failure:  # a table is not worth a training
-            log(f"warning: {failure}; epoch {done.epoch} is missing there")
+        except (OSError, ValueError) as failure:  # a table is not worth a training; another program may have changed it
+            log(f"warning: {self.results.path}: epoch {done.epoch} is missing: {failure}")
         log(f"{line}  {row['seconds']:.1f} s{self._left(row)}")
         for watch in self.watchers:
             watch(done.epoch, row)

@@ -306,8 +306,8 @@ class SparseRecord:
         scores = self._scores(self._gammas())
         try:
             self._write(epoch, scores)
-        except OSError as failure:  # a table is not worth a training
-            log(f"warning: {failure}; the γ of epoch {epoch} are missing there")
+        except (OSError, ValueError) as failure:  # as `Trainer._record`
+            log(f"warning: {self._table.path}: the γ of epoch {epoch} are missing: {failure}")
         if self.events is not None:
             for block, values in scores.items():
                 self.events.histogram(epoch, f"gamma/{'all' if block == EVERY else block}", values)
