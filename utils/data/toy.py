@@ -322,7 +322,7 @@ def build(output: Path, recipe: ToyRecipe) -> ToySet:
             _write_set(folder, recipe)
     else:
         _check_is_set(output, recipe)
-    boxes = sum(path.read_bytes().count(b"\n") for path in (output / "labels").iterdir())
+    boxes = sum(path.read_bytes().count(b"\n") for path in (output / "labels").glob("*.txt"))
     return ToySet(output / "toy.data", boxes, drawn)
 
 
