@@ -18,6 +18,7 @@ valid  =  lists/val.txt
 names = a.names
 
 backup = backup/
+backup = elsewhere/
 eval=coco
 """
 YAML = """\

@@ -139,7 +139,7 @@ def _from_data(path: Path, text: str) -> DataConfig:
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, key, value in _assignments(path, text):
-        if values.setdefault(key, value) != value:
+        if key in ("classes", "train", "valid", "names") and values.setdefault(key, value) != value:
             raise DataError(f"{path}:{number}: {key} = {value}, but line {lines[key]} says {key} = {values[key]}")
         lines.setdefault(key, number)
     if "names" not in values:
