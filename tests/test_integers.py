@@ -71,11 +71,8 @@ def made_of(model: Darknet, settings: QuantSettings, form: str = "onnx") -> tupl
 def proved(model: Darknet, settings: QuantSettings, form: str = "onnx", nodes: onnx.ModelProto | None = None) -> Gap:
     """The largest difference of a layer, of the given nodes or those of the model."""
     made, codes = made_of(model, settings, form)
-    metadata = described(model, settings)
-    if form == "tflite":
-        proof, gap = prove_tflite(nodes or made, Subject(None, model, metadata), FORMS[form], codes)
-    else:
-        proof, gap = prove_onnx(nodes or made, model, metadata, FORMS[form], codes)
+    prove = prove_tflite if form == "tflite" else prove_onnx
+    proof, gap = prove(nodes or made, Subject(model, described(model, settings)), FORMS[form], codes)
     assert np.isfinite(proof.error)
     return gap
 

@@ -331,7 +331,7 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
         InfeasibleError: the integers are not the simulation.
         DataError, CfgError: the picture of --sample cannot be read, or not as the network takes it.
     """
-    metadata, quantization = subject.metadata, subject.loaded.quantization
+    metadata, quantization = subject.metadata, subject.metadata.quantization
     assert quantization is not None, "check_quantization refuses a float network"
     image = picture(metadata, sample=settings.sample)
     made = program(subject.model)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Darknet, network_input
-from utils.checkpoint import LoadedModel
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
 from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
@@ -37,9 +36,8 @@ EVERYTHING = 10**9
 class Subject(NamedTuple):
     """A network that is exported."""
 
-    loaded: LoadedModel
     model: Darknet
-    """On the network of `metadata`, in evaluation mode."""
+    """On the network of `metadata`, not folded, in evaluation mode."""
     metadata: Metadata
 
 
@@ -143,11 +141,7 @@ def check_same(what: str, written: Mapping[str, NDArray[Any]], read: Mapping[str
 
 
 def prove_onnx(
-    made: onnx.ModelProto,
-    model: Darknet,
-    metadata: Metadata,
-    settings: ExportSettings,
-    codes: Codes | None = None,
+    made: onnx.ModelProto, subject: Subject, settings: ExportSettings, codes: Codes | None
 ) -> tuple[Agreement, Gap | None]:
     """Run a file in onnxruntime and compare it with PyTorch stage by stage: layers, heads, rows, detections.
 
@@ -155,8 +149,7 @@ def prove_onnx(
 
     Args:
         made: the file.
-        model: what it was made of, not folded.
-        metadata: of the file.
+        subject: what it was made of.
         settings: of the file.
         codes: the integers of the model; None: it is float.
 
@@ -165,6 +158,7 @@ def prove_onnx(
     """
     import onnx
 
+    model, metadata = subject.model, subject.metadata
     with foreign_errors("--format onnx", "the checker refuses the file", InfeasibleError):
         onnx.checker.check_model(made, full_check=True)
     images = picture(metadata, settings.batch or 2)

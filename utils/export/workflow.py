@@ -115,7 +115,7 @@ def load_subject(files: ModelFiles, settings: ExportSettings, names: Names | Non
     )
     model = copy.copy(loaded.model)
     model.network = network
-    return Subject(loaded, model.eval().requires_grad_(False), metadata)
+    return Subject(model.eval().requires_grad_(False), metadata)
 
 
 def check_quantization(quantization: QuantSettings | None, settings: ExportSettings, path: Path | None) -> None:
@@ -250,7 +250,7 @@ def emit_onnx(subject: Subject, settings: ExportSettings) -> tuple[bytes, Agreem
     model, metadata = subject.model, subject.metadata
     codes = codes_of(model, explicit=settings.format == "tensorrt") if settings.integers else None
     made = onnx_model(model, metadata, settings, codes)
-    proof, gap = prove_onnx(made, model, metadata, settings, codes)
+    proof, gap = prove_onnx(made, subject, settings, codes)
     metadata = replace(metadata, reference=proof.reference)
     onnx.helper.set_model_props(made, {**metadata.properties(), DIGEST: graph_digest(made)})
     facts = {"opset": settings.opset, "batch": settings.batch, "mish": settings.mish}
