@@ -110,9 +110,8 @@ class Step:
         """Codes of the block for those that it reads."""
         if isinstance(self.block, Convolutional) and self.weight is not None:
             bias = None if self.bias is None else np.ldexp(self.bias, self.up)
-            return self.range.finish(
-                accumulators(sources[0], self.weight, self.block, bias), np.reshape(self.down, (-1, 1, 1))
-            )
+            sums = accumulators(sources[0], self.weight, self.block, bias)
+            return self.range.finish(sums, np.reshape(self.down, (-1, 1, 1)))
         if self.kind == "shortcut":
             sources = [np.ldexp(codes, up) for codes, up in zip(sources, self.up, strict=True)]
         if self.kind == "route" and self.down:
@@ -196,7 +195,7 @@ def exactly(block: Block, sources: Sequence[Codes]) -> Codes:
     return layer(*(torch.from_numpy(codes)[None] for codes in sources))[0].numpy()
 
 
-def accumulators(x: Codes, weight: Codes, block: Convolutional, bias: Codes | None = None) -> Codes:
+def accumulators(x: Codes, weight: Codes, block: Convolutional, bias: Codes | None) -> Codes:
     """Σ w x + b, [O, H', W']; `accumulator_bits` says that they are small enough to be exact."""
     sums = F.conv2d(
         torch.from_numpy(x)[None],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -421,35 +422,33 @@ def onnx_model(
         name = f"head{number}"
         heads.append(graph.cast(head, name, np.float32) if half else graph.add("Identity", [head], name))
     batch = BATCH if settings.dynamic_batch else 1
-    image = Shape(network.net.channels, *metadata.size)
-    shapes = trace(network)
+    every = trace(network)
+    shapes = [every[head] for head in network.heads]
     if metadata.output == "heads":
-        for head, block in zip(heads, network.heads, strict=True):
-            graph.give(head, (batch, *shapes[block]))
+        for head, shape in zip(heads, shapes, strict=True):
+            graph.give(head, (batch, *shape))
     else:
-        rows = add_rows(graph, heads, network.yolos, [shapes[head] for head in network.heads], image)
+        rows = add_rows(graph, heads, network, shapes)
         if metadata.output == "rows":
-            cells = [shapes[head].height * shapes[head].width for head in network.heads]
-            count = sum(len(yolo.mask) * number for yolo, number in zip(network.yolos, cells, strict=True))
-            graph.give(rows, (batch, count, 5 + network.classes))
+            columns = 5 + network.classes
+            graph.give(rows, (batch, sum(map(prod, shapes)) // columns, columns))
         else:
             graph.give(add_detections(graph, rows, network.classes, metadata, settings), ("detections", 7))
-    return graph.model(IMAGE, (batch, *image), metadata.properties())
+    return graph.model(IMAGE, (batch, *network.image), metadata.properties())
 
 
-def add_rows(graph: Graph, heads: Sequence[str], yolos: Sequence[Yolo], shapes: Sequence[Shape], image: Shape) -> str:
+def add_rows(graph: Graph, heads: Sequence[str], network: Network, shapes: Sequence[Shape]) -> str:
     """Add the decoding of all heads: the tensor `rows` [B, N, 5 + C], as `utils.detection.decode.decode` returns it.
 
     Args:
         graph: what the nodes are added to.
         heads: float32 tensors [B, A · (5 + C), H, W].
-        yolos: the head blocks, in the same order.
+        network: whose heads they are.
         shapes: of the heads.
-        image: of the network input.
     """
     parts = [
-        _add_head(graph, head, yolo, shape, image, f"rows{number}")
-        for number, (head, yolo, shape) in enumerate(zip(heads, yolos, shapes, strict=True))
+        _add_head(graph, head, yolo, shape, network.image, f"rows{number}")
+        for number, (head, yolo, shape) in enumerate(zip(heads, network.yolos, shapes, strict=True))
     ]
     return graph.add("Concat", parts, "rows", axis=1)
 

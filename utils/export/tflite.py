@@ -192,7 +192,6 @@ class Lowering:
         self.graph = onnx.shape_inference.infer_shapes(made).graph
         self.outputs, self.half, self.writer = outputs, half, FileBuilder()
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
-        self.producers = {name: node for node in self.graph.node for name in node.output}
         self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
         for node in self.graph.node:
             for name in node.input:
@@ -323,8 +322,7 @@ class Lowering:
         """A weight or bias, and the scales of its codes; None where it is float."""
         if name in self.constants:
             return self.constants[name], None
-        codes, scale, *_ = self.producers[name].input
-        return self.constants[codes], self.constants[scale]
+        return self.constants[f"{name}/codes"], self.constants[f"{name}/scale"]
 
 
 def permuted(sides: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

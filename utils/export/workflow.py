@@ -391,14 +391,13 @@ def _engine(function: nn.Module, runtime: str) -> Engine:
 
 def make_darknet(subject: Subject, settings: ExportSettings, folder: Path) -> tuple[Agreement, dict[str, Any]]:
     """Darknet's files, read back and compared value by value; what is folded is compared in PyTorch, too."""
-    network, model, proof = subject.metadata.network, subject.model, Agreement()
-    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    model, proof, path = subject.model, Agreement(), folder / "model.weights"
     if settings.fold:
         model = fuse(model)
         proof = verify("--fold", subject, _engine(_Traced(model, subject.metadata.size, False), proof.runtime))
-        arrays = {key: value.numpy() for key, value in model.state_dict().items()}
-        network, arrays = with_biases(model.network, arrays)
-    path = folder / "model.weights"
+    network, arrays = model.network, {key: value.numpy() for key, value in model.state_dict().items()}
+    if settings.fold:
+        network, arrays = with_biases(network, arrays)
     weights_file.write(path, network, arrays)
     check_same("--format darknet", arrays, weights_file.read(path, network))
     path.with_suffix(".cfg").write_text(format_network(network))
@@ -413,10 +412,10 @@ def make_darknet(subject: Subject, settings: ExportSettings, folder: Path) -> tu
 
 
 def with_biases(network: Network, arrays: dict[str, np.ndarray]) -> tuple[Network, dict[str, np.ndarray]]:
-    """The same function where every convolution has a bias, as other readers expect without batch normalisation."""
+    """A folded network where every convolution has a bias, as other readers expect without batch normalisation."""
     arrays, blocks = dict(arrays), list(network.blocks)
     for index, block in enumerate(blocks):
-        if isinstance(block, Convolutional) and not block.batch_normalize and not block.bias:
+        if isinstance(block, Convolutional) and not block.bias:
             blocks[index] = replace(block, bias=True)
             arrays[f"layers.{index}.conv.bias"] = np.zeros(block.filters, np.float32)
     return replace(network, blocks=tuple(blocks)), arrays
