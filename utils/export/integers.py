@@ -52,8 +52,6 @@ class Codes:
 
     slots: Mapping[int, ActivationQuantizer]
     """What rounds the outputs of blocks, and the picture (−1). Blocks that only pass values on are there, too."""
-    before: frozenset[int]
-    """Blocks that round before their activation as well, to the same codes."""
     kernels: Mapping[int, Kernel]
     """Of blocks whose weights are rounded; but for those that read a float head, whose weights are floats in a file."""
     explicit: bool = False
@@ -63,19 +61,17 @@ class Codes:
 def codes_of(model: Darknet, *, explicit: bool = False) -> Codes:
     """The integers of a quantized model, whose batch normalisations are not folded yet."""
     slots = {-1: model.quantize_image}
-    before, kernels = set(), {}
+    kernels = {}
     for index, (block, layer) in enumerate(zip(model.blocks, model.layers, strict=True)):
         source = block.reads(index)[0]
         slot = layer.quantize_output if isinstance(layer, Computing) else None
         if slot is not None:
             slots[index] = slot
-            if slot.twice:
-                before.add(index)
         elif passes(block) and source in slots:
             slots[index] = slots[source]
         if isinstance(layer, ConvBlock) and layer.quantize_weight is not None and source in slots:
             kernels[index] = kernel(layer, slots[source].scale().scale.item())
-    return Codes(slots, frozenset(before), kernels, explicit)
+    return Codes(slots, kernels, explicit)
 
 
 @torch.no_grad()

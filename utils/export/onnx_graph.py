@@ -34,7 +34,7 @@ from utils.runtime.exported import IMAGE, PRODUCER, Metadata
 Arrays = Mapping[str, NDArray[np.floating]]
 Sides = Sequence[int | str]
 """Of a tensor that a file takes or returns; a name stands for a side that may vary."""
-FLOAT = Codes({}, frozenset(), {})
+FLOAT = Codes({}, {})
 """No integers."""
 BATCH = "batch"
 """Name of the batch side where it may vary."""
@@ -208,9 +208,9 @@ class Site:
 
     def activate(self) -> str:
         """Add the activation of the block behind its tensor `linear`, which may be rounded first."""
-        linear = self.linear
-        if self.number in self.codes.before:
-            linear = self.graph.round(linear, self.codes.slots[self.number], before=True)
+        linear, slot = self.linear, self.codes.slots.get(self.number)
+        if slot is not None and slot.twice:
+            linear = self.graph.round(linear, slot, before=True)
         return activate(self.graph, self.block.activation, linear, self.name)
 
     def weights(self) -> list[str]:
