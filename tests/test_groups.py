@@ -83,13 +83,9 @@ class TestGroups:
 
     def test_what_is_tied_across_a_boundary_is_in_the_group_of_the_first(self):
         """The sum at stride 8 of a convolution of the top-down path and one of the backbone."""
+        shortcut = "[shortcut]\nfrom=-5\nactivation=linear\n"
         graph = graph_of(
-            conv(8, 3, stride=8),
-            conv(4, 3, stride=2),
-            conv(4),
-            "[upsample]\nstride=2\n",
-            conv(8),
-            "[shortcut]\nfrom=0\nactivation=linear\n".replace("=0", "=-5"),
+            conv(8, 3, stride=8), conv(4, 3, stride=2), conv(4), "[upsample]\nstride=2\n", conv(8), shortcut
         )
         assert [group.layers for group in pruning_groups(graph)] == [(0, 4), (1,), (2, 6)]
 
@@ -175,9 +171,6 @@ class TestPercents:
             ChannelPolicy(0.1, merge="or")
         with pytest.raises(ValueError, match="without groups there is one percent"):
             ChannelPolicy(0.1, group_percents=(0.1,))
-        graph = graph_of(*TWO_HEADS)
-        with pytest.raises(InputError, match=r"--group-percent: 2 values, but test.cfg has 4 groups"):
-            choose(graph, random_gammas(graph, 0), replace(POLICY, group_percents=(0.1, 0.2)))
 
     def test_figures_add_up_to_the_network(self, root):
         """With depthwise convolutions, too."""
@@ -257,10 +250,8 @@ class TestScript:
         document = prune(*self.FLAGS, "--no-test")
         assert max(document["certificate"][key] for key in ("compact_vs_silenced", "compact_vs_keep_size")) < 1e-4
         first, second = document["groups"]
-        assert [(group["percent"], group["candidates"], group["removed"]) for group in (first, second)] == [
-            (0.3, 40, 12),
-            (0.5, 6, 3),
-        ]
+        assert (first["percent"], first["candidates"], first["removed"]) == (0.3, 40, 12)
+        assert (second["percent"], second["candidates"], second["removed"]) == (0.5, 6, 3)
         assert second["convolutions"] == [11, 14] and second["kept"] == 3
         assert document["percent"] is None and document["strategy"] == "group"
         run = Path(document["run_dir"])

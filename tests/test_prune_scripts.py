@@ -20,7 +20,7 @@ import yaml
 import normal_prune
 import slim_prune
 from models import Darknet, load_arrays
-from tests.nets import tiny
+from tests.nets import printed, tiny
 from utils.checkpoint import load_model, read_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
@@ -66,10 +66,9 @@ def written(document: dict) -> tuple:
 
 @pytest.mark.parametrize("name", AMOUNTS)
 def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_path, capsys, name):
-    flags = [*files, *AMOUNTS[name], "--data", str(folder / "d.data"), "--project", str(tmp_path / "runs"), "--json"]
+    project = ("--project", str(tmp_path / "runs"))
     script = importlib.import_module(f"{name}_prune").main
-    script(flags)
-    document = json.loads(capsys.readouterr().out)
+    document = printed(capsys, script, *files, *AMOUNTS[name], "--data", str(folder / "d.data"), *project)
     assert document["strategy"] == name
     assert (document["max_percent"] is None) == (name == "layer")
     assert set(document["before"]) == set(document["after"]) == FIGURES
@@ -92,10 +91,8 @@ def test_a_pruned_network_is_written_proved_and_can_be_used(files, folder, tmp_p
     assert {path.name for path in run.iterdir()} == FILES - ({"importance.png"} if name == "layer" else set())
     height, width, _ = read_image(run / "detections.jpg").shape
     assert width == 2 * SHORTEST + GAP and (height + GAP - STRIP) % (SHORTEST + GAP) < STRIP * 2
-    slim_prune.main(
-        ["--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1", *flags[-3:]]
-    )
-    assert json.loads(capsys.readouterr().out)["run_dir"].endswith("exp2")
+    again = ("--cfg", document["cfg"], "--weights", document["weights"], "--no-test", "--percent", "0.1")
+    assert printed(capsys, slim_prune.main, *again, *project)["run_dir"].endswith("exp2")
 
 
 def test_plan_and_table_say_what_went(prune, files):
@@ -176,13 +173,10 @@ def test_a_network_without_residual_units_is_named(root, prune, tmp_path):
 
 
 def test_a_certificate_that_fails_ends_the_run_before_it_writes(prune, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        workflow,
-        "prune_network",
-        lambda graph, arrays, removal: workflow.PrunedNetwork(
-            graph.network, {name: 2 * array for name, array in arrays.items()}
-        ),
-    )
+    def doubled(graph, arrays, _):
+        return workflow.PrunedNetwork(graph.network, {name: 2 * array for name, array in arrays.items()})
+
+    monkeypatch.setattr(workflow, "prune_network", doubled)
     with pytest.raises(InfeasibleError, match=r"certificate: .* nothing is written"):
         prune("slim", "--percent", "0.2", "--no-test")
     assert not (tmp_path / "runs").exists()
@@ -303,8 +297,7 @@ def test_explain_says_why_channels_are_tied(files, capsys):
     assert "  tied: blocks 3 and 1, added by the shortcut" in "\n".join(lines)
     assert [line.split()[-1] for line in lines if "candidate of set" in line] == ["no", "yes", "yes"]
     assert "blocks 2 to 4" in lines[-1]
-    slim_prune.main([*files[:2], "--explain", "11", "--json"])
-    document = json.loads(capsys.readouterr().out)
+    document = printed(capsys, slim_prune.main, *files[:2], "--explain", "11")
     assert document["schema"] == 1 and document["block"] == 11
     assert any(line.endswith("with --all-convs") for line in document["explanation"])
     assert "in group 2 of group_prune.py, top-down, to the first upsampled head" in "\n".join(document["explanation"])

@@ -13,6 +13,7 @@ from tests import nets
 from tests.nets import PUBLIC_MODELS, one_head
 from tests.pruning import (
     GATE,
+    SHORTCUT,
     assert_compact_equals_silenced,
     conv,
     graph_of,
@@ -91,7 +92,7 @@ def test_the_border_of_3x3_is_all_that_absorption_gets_wrong():
 class TestChoice:
     """Ranks, floors, chains and widths, on γ that are given."""
 
-    graph = graph_of(conv(4), conv(4), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(4))
+    graph = graph_of(conv(4), conv(4), SHORTCUT, conv(4))
     gammas: ClassVar = {
         0: np.array([0.1, 0.9, 0.2, 0.8]),
         1: np.array([0.7, 0.05, 0.15, -0.6]),
@@ -140,7 +141,7 @@ class TestCertificate:
     """The proof of a pruned network."""
 
     def made(self, spoil: bool = False):
-        graph = graph_of(conv(8), conv(8, 3), "[shortcut]\nfrom=-2\nactivation=linear\n", conv(6, 3))
+        graph = graph_of(conv(8), conv(8, 3), SHORTCUT, conv(6, 3))
         arrays = float32(graph)
         removal = weakest(graph, arrays, 0.5)
         absorbed = fold_constants(graph, arrays, removal)
@@ -272,8 +273,7 @@ class TestUnits:
 
     def test_a_wide_unit_is_no_stronger_for_it(self):
         """Means of |γ|: 0.3 in eight channels against 0.5 in four."""
-        shortcut = "[shortcut]\nfrom=-2\nactivation=linear\n"
-        graph = graph_of(conv(8), conv(8), shortcut, conv(4), conv(4), shortcut)
+        graph = graph_of(conv(8), conv(8), SHORTCUT, conv(4), conv(4), SHORTCUT)
         gammas = {i: np.full(len(graph.labels[i]), 1.0) for i in graph.makers()}
         gammas |= {1: np.full(8, 0.3), 4: np.full(4, 0.5)}
         assert [unit.last for unit in choose_units(graph, gammas, np.ones(graph.count, np.bool_), 1)] == [1]
