@@ -79,7 +79,8 @@ def kernel(layer: ConvBlock, input_scale: float) -> Kernel:
     """Codes of a convolution whose input has the scale `input_scale`.
 
     The bias has the scale of input times weights. So weights of few bits get smaller steps, a whole fraction of theirs,
-    to give the bias fine steps. A channel with weights so small that its bias exceeds 32 bits gets larger steps.
+    to give the bias fine steps. A channel with weights so small that its bias exceeds 32 bits gets larger steps, one
+    whose weights are all 0 those of its bias.
     """
     weight, gain, bias = layer.conv.weight, None, layer.conv.bias
     if layer.bn is not None:
@@ -94,7 +95,8 @@ def kernel(layer: ConvBlock, input_scale: float) -> Kernel:
     if gain is not None:  # scales are above 0, so the sign of γ goes into the codes: a narrow grid has −q for every q
         whole, scale = whole * torch.sign(gain).view(-1, 1, 1, 1), scale * gain.abs().double()
     if bias is not None:
-        wider = torch.maximum(scale, bias.abs().double() / (input_scale * LARGEST_BIAS))
+        needed = scale * whole.flatten(1).any(dim=1)
+        wider = torch.maximum(needed, bias.abs().double() / (input_scale * LARGEST_BIAS))
         whole = torch.round(whole * torch.nan_to_num(scale / wider).view(-1, 1, 1, 1))
         scale = wider
     scale = torch.where(scale > 0, scale, 1.0).float()
