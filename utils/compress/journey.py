@@ -28,7 +28,7 @@ from typing import Any
 from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
-from utils.export.settings import ALIASES, SUFFIXES
+from utils.export.settings import SUFFIXES
 from utils.files import ROOT, atomic_write_text, foreign_errors, read_text, sha256
 from utils.model_files import cfg_of
 from utils.report.run_dir import RunDirectory
@@ -262,9 +262,8 @@ def made_by(stage: Stage, run: Path) -> Path | None:
     if stage.script == "test":
         return None
     if stage.script == "export":
-        kind = stage.value("--format") or "onnx"
-        path = run / f"model{SUFFIXES.get(ALIASES.get(kind, kind), '')}"
-        return path / "layout.json" if kind == "fpga" else path
+        path = run / f"model{SUFFIXES.get(stage.format, '')}"
+        return path / "layout.json" if stage.format == "fpga" else path
     return run / ("weights/best.pt" if stage.script == "train" else "model.pt")
 
 

@@ -28,7 +28,7 @@ import yaml
 
 from utils.cli import dashed, flag_words
 from utils.errors import InputError
-from utils.export.settings import ALIASES, PAIRS, UNMEASURED
+from utils.export.settings import ALIASES, PAIRS, UNMEASURED, ExportSettings
 from utils.files import ROOT, foreign_errors, read_text
 from utils.quantization.scheme import TARGETS
 from utils.training.settings import ScheduleFlags
@@ -99,8 +99,13 @@ class Stage:
     @property
     def foreign(self) -> bool:
         """Return whether it makes a file that PyTorch does not run."""
-        kind = self.value("--format") or "onnx"
-        return self.script == "export" and ALIASES.get(kind, kind) not in PAIRS
+        return self.script == "export" and self.format not in PAIRS
+
+    @property
+    def format(self) -> str:
+        """Format of the file that an export makes."""
+        kind = self.value("--format") or ExportSettings.format
+        return ALIASES.get(kind, kind)
 
     @property
     def target(self) -> str:
@@ -293,8 +298,7 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
     if source is None:
         return
     if stage.script == "export":
-        kind = stage.value("--format") or "onnx"
-        wants = "--int8" in stage.flags or kind in INTEGRAL
+        wants = "--int8" in stage.flags or stage.format in INTEGRAL
         if wants and not source.quantizes:
             raise InputError(
                 f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
@@ -305,15 +309,14 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
                 f"{where}: makes a float file of {source.name}, which is quantized; add `int8: true`, or "
                 "begin with a float network by `from`"
             )
-        targets = INTEGRAL.get(kind, INTEGERS)
+        targets = INTEGRAL.get(stage.format, INTEGERS)
         if source.quantizes and source.target not in targets:
             raise InputError(
                 f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
             )
     if stage.script == "test" and source.script == "export":
-        made = source.value("--format")
-        if made in UNMEASURED or "--nms" in source.flags:
-            what = f"of format {made}, which test.py does not run"
+        if source.format in UNMEASURED or "--nms" in source.flags:
+            what = f"of format {source.format}, which test.py does not run"
             if "--nms" in source.flags:
                 what = "with NMS, whose confidence threshold lowers AP"
             raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
