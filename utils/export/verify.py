@@ -164,10 +164,11 @@ def prove_onnx(
     images = picture(metadata, settings.batch or 2)
     heads = [f"head{number}" for number in range(len(metadata.network.heads))]
     inner = [] if codes is None else stages(model, codes, {node.output[0] for node in made.graph.node})
-    names = list(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
+    names = tuple(dict.fromkeys((*heads, *inner, *(() if metadata.output == "heads" else ("rows", metadata.output)))))
     try:
-        file = with_outputs(made.SerializeToString(), names)
-        engine = onnxruntime_engine(file, names, settings.batch, wide=metadata.wide)
+        for wanted in dict.fromkeys((metadata.tensors, names)):  # onnxruntime fuses less where more is put out
+            file = with_outputs(made.SerializeToString(), wanted)
+            engine = onnxruntime_engine(file, wanted, settings.batch, wide=metadata.wide)
     except WeightsError as failure:
         raise InfeasibleError(f"--opset {settings.opset}: {failure}; take another one; nothing is written") from None
     tensors = dict(zip(names, engine.run(images.numpy()), strict=True))
