@@ -293,7 +293,7 @@ def test_openvino_gets_the_integers_and_is_compared_with_the_simulation(call, tm
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_what_is_written_can_be_opened(call, opset):
-    """On x86 onnxruntime 1.32 fails to fuse some signed files of opset 21; with all tensors put out it fuses nothing."""
+    """On x86 onnxruntime 1.32 fails to fuse some signed files of opset 21; it fuses nothing where all is put out."""
     try:
         call(of_target("arm"), "--int8", "--decode", "--opset", str(opset), "--output", "a.onnx")
     except InfeasibleError as refusal:

@@ -314,12 +314,12 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
             raise InputError(
                 f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
             )
-    if stage.script == "test" and source.script == "export":
-        if source.format in UNMEASURED or "--nms" in source.flags:
-            what = f"of format {source.format}, which test.py does not run"
-            if "--nms" in source.flags:
-                what = "with NMS, whose confidence threshold lowers AP"
-            raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
+    filters = "--nms" in source.flags
+    if stage.script == "test" and source.script == "export" and (filters or source.format in UNMEASURED):
+        what = f"of format {source.format}, which test.py does not run"
+        if filters:
+            what = "with NMS, whose confidence threshold lowers AP"
+        raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
     if source.quantizes and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
 
