@@ -6,7 +6,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -149,11 +149,10 @@ def measurement_document(
     """
     means = ("images", "objects", "map50", "map50_95", "precision", "recall", "f1", "confidence")
     of_class = ("name", "images", "objects", "ap50", "ap50_95", "precision", "recall", "f1")
-    of_size = ("name", "objects", "ap50", "ap50_95")
     return {
         **{key: getattr(metrics, key) for key in means},
         "per_class": [{"class": c.index, **{key: getattr(c, key) for key in of_class}} for c in metrics.per_class],
-        "by_size": [{key: getattr(group, key) for key in of_size} for group in metrics.by_size],
+        "by_size": [asdict(group) for group in metrics.by_size],
         "parameters": cost.parameters,
         "macs": cost.macs,
         "ms": dict(ms),
