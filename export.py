@@ -92,8 +92,8 @@ def check_output(args: argparse.Namespace) -> None:
     if (args.project, args.name, args.exist_ok) != (PROJECT, "exp", False):
         raise InputError("--output: is the file itself; leave out --project, --name and --exist-ok")
     suffix = SUFFIXES[args.format]
-    if not args.output.name.endswith(suffix):
-        raise InputError(f"--output {args.output}: a file of --format {args.format} ends in {suffix}")
+    if args.output.name.removesuffix(suffix) in ("", args.output.name):
+        raise InputError(f"--output {args.output}: a file of --format {args.format} is named NAME{suffix}")
     for path in (args.output, *map(args.output.with_suffix, COMPANIONS.get(args.format, ()))):
         if os.path.lexists(path):
             raise InputError(f"--output {path}: exists; choose another name")
