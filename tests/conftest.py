@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 import compress
 import train
-from tests.nets import TINY, tiny
+from tests.nets import TINY, printed, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile(
@@ -213,10 +213,9 @@ def run(toy, tmp_path, capsys):
     """Call train.py in this process with fast settings; returns its JSON document."""
 
     def call(*flags: str):
-        defaults = ["--workers", "0", "--device", "cpu", "--project", str(tmp_path / "runs"), "--json"]
-        capsys.readouterr()
-        train.main([*defaults, *(() if "--resume" in flags else (*toy, "--batch-size", "4")), *flags])
-        return json.loads(capsys.readouterr().out)
+        defaults = ["--workers", "0", "--device", "cpu", "--project", str(tmp_path / "runs")]
+        new = () if "--resume" in flags else (*toy, "--batch-size", "4")
+        return printed(capsys, train.main, *defaults, *new, *flags)
 
     return call
 
@@ -249,9 +248,7 @@ def prune(files, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(report, name, lambda *_: None)
 
     def call(name: str, *flags: str) -> dict:
-        capsys.readouterr()
         main = importlib.import_module(f"{name}_prune").main
-        main([*files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags, "--json"])
-        return json.loads(capsys.readouterr().out)
+        return printed(capsys, main, *files, "--project", str(tmp_path / "runs"), "--device", "cpu", *flags)
 
     return call

@@ -14,7 +14,7 @@ import export
 from benchmarks import faults, latency, ratios, step
 from benchmarks.mutations import damaged, hostile_bytes, mutated, rules
 from models import Darknet
-from tests.nets import TINY
+from tests.nets import TINY, printed
 from utils.checkpoint import write_darknet
 from utils.compress.recipe import read_recipe
 from utils.darknet import cfg as cfg_file
@@ -33,12 +33,7 @@ def call(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(latency, "PAUSE", 0.0)
     (tmp_path / "n.cfg").write_text(TINY)
 
-    def call(*flags: str) -> dict:
-        capsys.readouterr()
-        latency.main([*flags, *QUICK, "--json"])
-        return json.loads(capsys.readouterr().out)
-
-    return call
+    return lambda *flags: printed(capsys, latency.main, *flags, *QUICK)
 
 
 @pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 reads no Darknet files")

@@ -55,11 +55,10 @@ def clipped(xywh, image: np.ndarray) -> list[float]:
 def test_detections_equal_those_of_opencv(model, shared, capsys):
     """Stretched, 0.25, 0.45: the same objects as OpenCV 4.14's, IoU > 0.9 and scores to 0.01; nothing more or less."""
     models, samples = shared / "data/weights", shared / "data/samples"
-    flags = ["--stretch", "--conf-thres", "0.25", "--iou-thres", "0.45", "--json", "--nosave", "--device", "cpu"]
+    flags = ["--stretch", "--conf-thres", "0.25", "--iou-thres", "0.45", "--nosave", "--device", "cpu"]
     flags += ["--cfg", f"{models}/{model}.cfg", "--weights", f"{models}/{model.removesuffix('-mask123')}.weights"]
     with opencv_epsilon():
-        detect.main([*flags, "--source", f"{samples}/*.jpg"])
-    documents = json.loads(capsys.readouterr().out)
+        documents = printed(capsys, detect.main, *flags, "--source", f"{samples}/*.jpg")
     assert [Path(document["source"]).name for document in documents] == list(PICTURES)
     expected = json.loads((models / "expected/cv2_4.14_detections.json").read_text())[model]
     for document in documents:

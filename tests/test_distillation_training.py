@@ -247,7 +247,6 @@ def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, kind,
     files = ("--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "eight.data"), "--t_weights", path)
     flags = (*files, *FLAGS, *strategy)
     done = torchrun(*flags, "--batch-size", "2", "--project", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
     one = run(*flags, "--batch-size", "4")
     ours, theirs = (read_checkpoint(Path(document["last"]))["model"] for document in (one, two))

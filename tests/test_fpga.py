@@ -16,7 +16,7 @@ from torch import nn
 
 import export
 from models import Darknet, fuse, load_arrays
-from tests.nets import TINY, one_head
+from tests.nets import TINY, one_head, printed
 from tests.random_nets import networks
 from tests.test_export import pictures
 from tests.test_integers import SHIFTS, write
@@ -168,8 +168,8 @@ def test_nothing_stays_float(change):
 def folder(tmp_path, capsys):
     """The folder of a network with ties away from 0, and what was said."""
     write(tmp_path / "a.pt", QuantSettings("google", "fpga", 5, 7, fold=True, half_even=False))
-    export.main(["--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga", "--json"])
-    return tmp_path / "a.fpga", json.loads(capsys.readouterr().out)
+    flags = ("--weights", f"{tmp_path}/a.pt", "--format", "fpga", "--output", f"{tmp_path}/a.fpga")
+    return tmp_path / "a.fpga", printed(capsys, export.main, *flags)
 
 
 def read(folder: Path) -> tuple[Program, dict[str, np.ndarray], dict]:

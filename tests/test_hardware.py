@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from functools import reduce
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import compress
-from tests.nets import one_head, tiny
+from tests.nets import one_head, printed, tiny
 from utils.darknet import cfg, info, rewrite
 from utils.darknet.blocks import SECTIONS, Convolutional
 from utils.darknet.data_file import DataConfig
@@ -153,8 +152,7 @@ def test_info_prints_a_line_for_equal_blocks_and_the_command(capsys):
     info.main([path, "--target", "dpu"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["runs", "on", "the", "CPU", "mish", "72", "0", "…", "104"] in [line[:9] for line in lines]
-    info.main([path, "--target", "dpu", "--json"])
-    document = json.loads(capsys.readouterr().out)
+    document = printed(capsys, info.main, path, "--target", "dpu")
     assert document["layers"] == 162 and document["target"]["source"] == HARDWARE["dpu"].source
     assert shlex.join(lines[-1][1:]) == document["target"]["next"]
     assert document["target"]["operations"][0]["blocks"][-1] == 104

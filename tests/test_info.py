@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nets import TINY
+from tests.nets import TINY, printed
 from utils.darknet import info
 from utils.errors import InputError
 
@@ -59,8 +58,7 @@ def test_the_table_is_aligned_and_says_what_each_block_reads(cfg, capsys):
 @pytest.mark.parametrize(("flags", "height", "width"), [([], 64, 64), (["32"], 32, 32), (["96", "32"], 96, 32)])
 def test_json_is_one_document_with_the_agreed_keys(flags, height, width, cfg, capsys):
     """Multiply-adds of a picture's pixel: those of a cell of each convolution, by its stride."""
-    info.main([str(cfg), "--json", *(["--img-size", *flags] if flags else [])])
-    document = json.loads(capsys.readouterr().out)
+    document = printed(capsys, info.main, str(cfg), *(["--img-size", *flags] if flags else []))
     cells = height * width // 64
     macs = cells * (216 * 16 + (576 + 32 + 288) * 4 + 432 + 252 + 72 + 294 * 4)
     assert document == {

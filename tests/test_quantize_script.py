@@ -63,8 +63,7 @@ def test_a_quantized_network_is_written_says_where_it_comes_from_and_can_be_used
 ):
     flags = ["--data", str(folder / "d.data"), "--device", "cpu"]
     how = ["--calib", "8", "--keep-float", "1", "--seed", "3", "--observer", "cosine", "--bias-correction"]
-    quantize.main([*files, *flags, *how, "--project", str(tmp_path / "runs"), "--json"])
-    document = json.loads(capsys.readouterr().out)
+    document = printed(capsys, quantize.main, *files, *flags, *how, "--project", str(tmp_path / "runs"))
     run = Path(document["run_dir"])
     assert {path.name for path in run.iterdir()} == FILES
     assert document == {"schema": 1, **json.loads((run / "quantize.json").read_text())}
@@ -88,8 +87,7 @@ def test_a_quantized_network_is_written_says_where_it_comes_from_and_can_be_used
     assert QuantSettings(**checkpoint["quantization"]) == QuantSettings(fold=True, kept=tuple(document["kept"]))
     network = loaded(document["weights"]).model.network
     assert network == cfg_file.load(document["cfg"]) == cfg_file.parse(TINY)
-    script.main(["--weights", document["weights"], *flags, "--project", str(tmp_path / "tests"), "--json"])
-    found = json.loads(capsys.readouterr().out)
+    found = printed(capsys, script.main, "--weights", document["weights"], *flags, "--project", str(tmp_path / "tests"))
     assert found["map50"] == pytest.approx(document["map50"]["after"], abs=1e-12)
 
 
@@ -158,11 +156,10 @@ def test_a_drop_that_cannot_be_met_is_infeasible_and_nothing_is_written(call, mo
 
 def test_training_goes_on_from_it(call, folder, tmp_path, no_plots, capsys):
     weights = call("--no-test")["weights"]
-    capsys.readouterr()
-    flags = ["--quantized", "1", "--BN_Fold", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--json"]
+    flags = ["--quantized", "1", "--BN_Fold", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
     files = ["--cfg", str(folder / "n.cfg"), "--data", str(folder / "d.data"), "--project", str(tmp_path / "t")]
-    train.main(["--weights", weights, *files, *flags])
-    checkpoint = read_checkpoint(Path(json.loads(capsys.readouterr().out)["best"]))
+    document = printed(capsys, train.main, "--weights", weights, *files, *flags)
+    checkpoint = read_checkpoint(Path(document["best"]))
     assert [Path(entry["path"]).name for entry in checkpoint["lineage"]] == ["n.weights", "model.pt"]
     assert checkpoint["quantization"]["fold"]
 

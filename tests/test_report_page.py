@@ -16,7 +16,7 @@ import yaml
 
 import export
 from models import Darknet
-from tests.nets import TINY, refused
+from tests.nets import TINY, printed, refused
 from utils.checkpoint import load_model, model_document, origin, write_checkpoint, write_darknet
 from utils.compress import page as page_module
 from utils.compress.measure import LoadedNetwork, compare_picture, forward, panels
@@ -343,9 +343,8 @@ def test_a_report_that_is_there_is_kept_unless_told_otherwise(tmp_path, chain, c
     (out / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="--exist-ok"):
         script.main(flags)
-    capsys.readouterr()
-    script.main([*flags, "--exist-ok", "--json", "--title", "Another"])
-    assert json.loads(capsys.readouterr().out)["report"] == str(out / "report.html")
+    report = printed(capsys, script.main, *flags, "--exist-ok", "--title", "Another")["report"]
+    assert report == str(out / "report.html")
     assert "Another" in read(out)[0].text
     assert (out / "mine.txt").read_text() == "mine"
 

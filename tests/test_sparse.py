@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-import json
 import shlex
 from multiprocessing import active_children
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 import slim_prune
 from models import Darknet
-from tests.nets import tiny
+from tests.nets import printed, tiny
 from tests.pruning import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
@@ -329,8 +328,7 @@ class TestRun:
         assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
         command = shlex.split(next(line for line in lines if line.startswith("prune: ")))
         assert command[:3] == ["prune:", "python", "slim_prune.py"]
-        slim_prune.main([*command[3:], "--no-test", "--project", str(tmp_path / "pruned"), "--json"])
-        pruned = json.loads(capsys.readouterr().out)
+        pruned = printed(capsys, slim_prune.main, *command[3:], "--no-test", "--project", str(tmp_path / "pruned"))
         assert pruned["percent"] == pruned["advised_percent"] > 0
 
     @pytest.mark.parametrize("number", SETS)

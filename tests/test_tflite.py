@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 import detect
-from tests.nets import branches, tiny
+from tests.nets import branches, printed, tiny
 from tests.test_engines import LAYOUTS, metadata_of
 from tests.test_examples import assert_same as assert_same_objects
 from tests.test_examples import parsed
@@ -131,8 +130,8 @@ def test_the_client_of_an_int8_file_finds_what_detect_finds(tmp_path, capsys, mo
     write_image(tmp_path / "a.png", pixels)
     litert_client.main(str(path), str(tmp_path / "a.png"))
     rows = parsed(capsys.readouterr().out.splitlines())
-    detect.main(["--weights", str(path), "--source", str(tmp_path / "a.png"), "--nosave", "--json"])
-    (document,) = json.loads(capsys.readouterr().out)
+    flags = ("--weights", str(path), "--source", str(tmp_path / "a.png"), "--nosave")
+    (document,) = printed(capsys, detect.main, *flags)
     want = [[row["class"], row["confidence"], *row["box"]] for row in document["detections"]]
     assert_same_objects(np.array(want), rows)
 

@@ -22,7 +22,7 @@ import yaml
 import quantize
 import train
 from models import Darknet
-from tests.nets import TINY, refused, tiny
+from tests.nets import TINY, printed, refused, tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.cli import OLD_FLAGS
 from utils.darknet import cfg as cfg_file
@@ -356,8 +356,8 @@ class TestRun:
         (folder / "t.data").write_text("classes=2\ntrain=train.txt\nnames=d.names\n")
         data = ("--data", str(folder / "t.data"))
         document = run("--epochs", "1", "--quantized", "1", "--a_bit", "4", flag, *data)
-        script.main([*shlex.split(document["next"])[2:], "--json", "--device", "cpu"])
-        assert json.loads(capsys.readouterr().out)["split"] == "train"
+        command = shlex.split(document["next"])[2:]
+        assert printed(capsys, script.main, *command, "--device", "cpu")["split"] == "train"
 
     def test_a_loss_that_is_not_finite_stops_before_the_step(self, run, monkeypatch, tmp_path):
         real, calls = loop.detection_loss, []
