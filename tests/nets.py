@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -104,6 +106,12 @@ def printed(capsys: pytest.CaptureFixture, main: Callable[[list[str]], None], *f
     capsys.readouterr()
     main([*flags, "--json"])
     return json.loads(capsys.readouterr().out)
+
+
+def csv_rows(path: Path | str) -> list[dict[str, str]]:
+    """Rows of a table that a script has written."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ in one of their own, which imports torch once.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -23,7 +22,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.nets import TINY
+from tests.nets import TINY, csv_rows
 from tests.test_team import torchrun
 from utils.checkpoint import read_checkpoint
 
@@ -147,8 +146,7 @@ def run_training(gpu: Gpu, toy: tuple[str, ...], project: Path, *flags: object) 
     quick = ("--workers", "0", "--project", project, "--json")
     files = (*toy, "--batch-size", "4", "--epochs", "2")
     document = gpu("train.py", *quick, *(() if "--resume" in flags else files), *flags)
-    with (Path(document["run_dir"]) / "results.csv").open() as file:
-        losses = [float(row["box_loss"]) for row in csv.DictReader(file)]
+    losses = [float(row["box_loss"]) for row in csv_rows(f"{document['run_dir']}/results.csv")]
     return Run(document, read_checkpoint(Path(document["last"])), losses)
 
 

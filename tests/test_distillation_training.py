@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from models import Darknet, fuse
-from tests.nets import TINY, refused, tiny
+from tests.nets import TINY, csv_rows, refused, tiny
 from tests.test_resume import assert_same, at_call, state
 from tests.test_team import FLAGS, torchrun
 from utils.checkpoint import load_model, model_document, read_checkpoint, write_checkpoint
@@ -61,8 +60,7 @@ def wide(tmp_path) -> str:
 
 def columns(document: dict) -> dict[str, list[float]]:
     """Those of results.csv that tell of the distillation."""
-    with open(Path(document["run_dir"]) / "results.csv", newline="") as file:
-        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = csv_rows(f"{document['run_dir']}/results.csv")
     return {key: [float(row[key]) for row in rows] for key in rows[0] if key.startswith("kd_")}
 
 

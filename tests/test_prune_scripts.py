@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import importlib
@@ -20,7 +19,7 @@ import yaml
 import normal_prune
 import slim_prune
 from models import Darknet, load_arrays
-from tests.nets import printed, tiny
+from tests.nets import csv_rows, printed, tiny
 from utils.checkpoint import load_model, read_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
@@ -106,8 +105,7 @@ def test_plan_and_table_say_what_went(prune, files):
     assert plan["reconstructed"] == 0
     for key in ("before", "after", "certificate", "max_percent", "advised_percent", "run_dir"):
         assert plan[key] == document[key]
-    with (run / "channels.csv").open() as file:
-        rows = {int(row["block"]): row for row in csv.DictReader(file)}
+    rows = {int(row["block"]): row for row in csv_rows(run / "channels.csv")}
     network = cfg_file.load(document["cfg"])
     assert len(network.blocks) == len(tiny().blocks) - 3
     for block, row in rows.items():
@@ -283,8 +281,8 @@ def test_the_input_size_is_that_of_costs_and_latency(prune, folder):
 
 def test_widths_are_rounded_and_more_convolutions_prune_if_asked_for(prune):
     document = prune("slim", "--percent", "0.6", "--no-test", "--multiple-of", "4", "--all-convs")
-    with (Path(document["run_dir"]) / "channels.csv").open() as file:
-        widths = {row["block"]: int(row["after"]) for row in csv.DictReader(file) if row["candidate"] == "1"}
+    rows = csv_rows(f"{document['run_dir']}/channels.csv")
+    widths = {row["block"]: int(row["after"]) for row in rows if row["candidate"] == "1"}
     assert widths and all(width % 4 == 0 or (block, width) == ("11", 6) for block, width in widths.items())
     classic, every = (prune("slim", "--percent", "0.6", "--dry-run", *flag) for flag in ((), ("--all-convs",)))
     assert every["after"]["parameters"] != classic["after"]["parameters"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ import quantize
 import slim_prune
 import train
 from models import Darknet, fuse
-from tests.nets import TINY, printed, tiny
+from tests.nets import TINY, csv_rows, printed, tiny
 from tests.test_resume import assert_same, at_call, state
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
@@ -72,9 +71,9 @@ def test_a_quantized_network_is_written_says_where_it_comes_from_and_can_be_used
     assert all({"name", "sqnr_db", "bits", "alone_db"} <= set(entry) for entry in document["layers"])
     assert all(entry["sqnr_db"] > 5 and entry["alone_db"] for entry in document["layers"])
     assert sorted(entry["bits"] for entry in document["layers"]) == [7] * 7 + [32]
-    with (run / "layers.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["sqnr_db"]) for row in rows] == [entry["sqnr_db"] for entry in document["layers"]]
+    assert [float(row["sqnr_db"]) for row in csv_rows(run / "layers.csv")] == [
+        entry["sqnr_db"] for entry in document["layers"]
+    ]
     assert read_image(run / "sqnr.png").shape[0] > 300
     assert yaml.safe_load((run / "args.yaml").read_text())["calib"] == 8
     checkpoint = read_checkpoint(Path(document["weights"]))

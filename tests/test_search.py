@@ -5,7 +5,6 @@ Trials are trained by a stub, but for the last tests.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import math
 import os
@@ -18,7 +17,7 @@ from unittest.mock import Mock
 import pytest
 
 import train
-from tests.nets import refused
+from tests.nets import csv_rows, refused
 from tests.test_resume import at_call
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError
 from utils.report import plots
@@ -84,11 +83,6 @@ def straight(search):
     return search("straight", trainer), trainer
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_ranges_are_allowed_and_hold_the_start_and_a_key_without_logarithm_stays():
     for key, interval in SPACE.items():
         assert interval.low <= START.flat[key] <= interval.high
@@ -107,7 +101,7 @@ class TestStudy:
         folder, best = Path(document["run_dir"]), document["best_trial"]
         assert trainer.taken[0] == {key: START.flat[key] for key in FEW}
         assert document["fitness"] > document["start_fitness"]
-        scores = [float(row["fitness"]) for row in rows(folder)]
+        scores = [float(row["fitness"]) for row in csv_rows(folder / "trials.csv")]
         assert document["fitness"] == pytest.approx(max(scores), rel=1e-5)
         assert document["start_fitness"] == pytest.approx(scores[0], rel=1e-5)
         assert document["trials"] == 14 == document["complete"]
@@ -166,7 +160,7 @@ class TestStudy:
     def test_a_trial_without_numbers_fails_and_the_search_goes_on(self, search):
         document = search("nan", Trainer(at1=NumericsError("loss"), at3=NumericsError("loss")), 4)
         assert (document["trials"], document["failed"], document["start_fitness"]) == (4, 2, None)
-        states = [row["state"] for row in rows(Path(document["run_dir"]))]
+        states = [row["state"] for row in csv_rows(f"{document['run_dir']}/trials.csv")]
         assert states == ["failed", "complete", "failed", "complete"]
         with pytest.raises(NumericsError, match="none of 1 trials came to its end"):
             search("none", Trainer(at1=NumericsError("loss")), 1)

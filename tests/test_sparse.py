@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib
 import shlex
@@ -17,7 +16,7 @@ import torch
 
 import slim_prune
 from models import Darknet
-from tests.nets import printed, tiny
+from tests.nets import csv_rows, printed, tiny
 from tests.pruning import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
@@ -314,8 +313,7 @@ class TestRun:
         assert zeros
         assert all(torch.equal(best[name] == 0, last[name] == 0) for name in zeros)
         directory = Path(document["run_dir"])
-        with (directory / "gamma.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        rows = csv_rows(directory / "gamma.csv")
         layers = candidates(channel_graph(tiny()), 1)
         expected = [(str(epoch), str(block)) for epoch in range(4) for block in (-1, *layers)]
         assert [(row["epoch"], row["block"]) for row in rows] == expected
@@ -323,9 +321,8 @@ class TestRun:
         assert medians == sorted(medians, reverse=True)
         assert {path.name for path in (directory / "gamma").iterdir()} == {"histogram.png", "epochs.png", "course.png"}
         assert not (directory / "pressure.csv").exists()
-        with (directory / "gamma_histogram.csv").open() as file:
-            counts = list(csv.reader(file))[1:]
-        assert {sum(map(int, row[1:])) for row in counts} == {int(rows[0]["channels"])}
+        counts = [list(row.values())[1:] for row in csv_rows(directory / "gamma_histogram.csv")]
+        assert {sum(map(int, row)) for row in counts} == {int(rows[0]["channels"])}
         command = shlex.split(next(line for line in lines if line.startswith("prune: ")))
         assert command[:3] == ["prune:", "python", "slim_prune.py"]
         pruned = printed(capsys, slim_prune.main, *command[3:], "--no-test", "--project", str(tmp_path / "pruned"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.util
 import json
@@ -22,7 +21,7 @@ import yaml
 import quantize
 import train
 from models import Darknet
-from tests.nets import TINY, printed, refused, tiny
+from tests.nets import TINY, csv_rows, printed, refused, tiny
 from utils.checkpoint import load_model, read_checkpoint
 from utils.cli import OLD_FLAGS
 from utils.darknet import cfg as cfg_file
@@ -57,8 +56,7 @@ def same(a, b) -> bool:
 
 def table(document: dict) -> list[dict[str, str]]:
     """The rows of a run's results.csv."""
-    with open(f"{document['run_dir']}/results.csv") as file:
-        return list(csv.DictReader(file))
+    return csv_rows(f"{document['run_dir']}/results.csv")
 
 
 @pytest.mark.parametrize(("accumulate", "first"), [(1, 10), (4, 10), (16, 17)])
