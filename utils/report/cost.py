@@ -1,7 +1,8 @@
 """Costs of a network: parameters, multiply-adds and Darknet's BFLOPs, counted from the cfg alone, and its time.
 
 BFLOPs are those that AlexeyAB/darknet prints. A multiply-add of a convolution counts two, a cell that a max pooling
-looks at one, a value that a shortcut adds one. pjreddie/darknet printed the convolutions only (`2 · macs / 1e9`).
+looks at one, a value that a shortcut adds one, or two with weights. pjreddie/darknet printed the convolutions only
+(`2 · macs / 1e9`).
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ class Shortcut(Block):
         return [("weights", shapes[self.weights_type])] if self.weights_type in shapes else []
 
     def operations(self, output: Shape) -> int:
-        """One for each value that is added."""
-        return len(self.sources) * output.channels * output.height * output.width
+        """One for each value that is added, two with weights."""
+        each = 1 if self.weights_type == "none" else 2
+        return each * len(self.sources) * output.channels * output.height * output.width
 
     def label(self, index: int, labels: Labeling) -> list[int]:
         """Those of the previous block, tied to the sources' as far as both have channels."""
