@@ -103,7 +103,9 @@ def test_with_weights_the_first_training_is_left_out(tmp_path):
     assert not any("w.weights" in command or "n.cfg" in command for command in commands[1:])
 
 
-@pytest.mark.parametrize("flags", ["sr: true, prune: 1", "quantized: 1"])
+@pytest.mark.parametrize(
+    "flags", ["sr: true, prune: 1", "sparsity-regularization: true, prune: 1", "quantized: 1", "Quantized: 1"]
+)
 def test_a_recipe_that_begins_with_a_trained_network_keeps_its_first_stage(tmp_path, flags):
     recipe = recipe_of(tmp_path, f"stages: {{a: {{script: train, {flags}}}, b: {{script: test}}}}").started()
     assert [stage.name for stage in recipe.stages] == ["original", "original-accuracy", "a", "b"]
@@ -143,6 +145,7 @@ NO_STAGES = {
     "a: {script: train, allow: 101}": "allow: 101 is outside",
     "a: {script: train}, b: {script: export, allow: 1}": r"allow: export\.py measures no accuracy",
     "a: {script: train, weights: x.pt}": "weights is set by compress.py",
+    "a: {script: train, Data: x.data}": "Data is set by compress.py",
     "a: {script: train, exist-ok: true}": "exist-ok is set by compress.py",
     "a: {script: train, single-cls: true}": "with single-cls no network is made that",
     "a: {script: train}, b: {script: slim_prune, dry-run: true}": "with dry-run no network is made",

@@ -187,7 +187,7 @@ class Journey:
         lost = 100 * (best - after)
         if lost <= stage.gate + 1e-9:  # 0.8 - 0.7 is more than 0.1 in binary
             return None
-        kind = "sparse" if "-sr" in stage.flags else "prune" if stage.script.endswith("_prune") else stage.script
+        kind = "sparse" if stage.sparse else "prune" if stage.script.endswith("_prune") else stage.script
         start = {other["name"]: accuracy(other, ())[1] or 0 for other in done}.get(stage.source or "", 0)
         harm = f"The network that it began with had {start:.3f}. " if after < start < best else ""
         return (

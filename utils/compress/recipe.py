@@ -41,9 +41,9 @@ ALL = "all"
 """Section of the flags that go to every stage whose script has them."""
 OWN = ("script", "from", "teacher", "allow")
 """Keys of a stage that are no flags."""
-GIVEN = ("data", "cfg", "weights", "t_weights", "project", "name", "exist_ok", "json", "resume", "output", "img_size")
+GIVEN = ("data", "cfg", "weights", "t-weights", "project", "name", "exist-ok", "json", "resume", "output", "img-size")
 """Flags that the journey itself sets."""
-ELSEWHERE = ("dry_run", "evolve", "explain", "help", "version", "debug", "nosave", "single_cls")
+ELSEWHERE = ("dry-run", "evolve", "explain", "help", "version", "debug", "nosave", "single-cls")
 """Flags with which a script makes no network, or one of other classes than the data set has."""
 ORIGINAL = "original"
 """Stage that reads the network of --weights, with its cfg and names, into one .pt file for all others."""
@@ -80,6 +80,16 @@ class Stage:
     """Points of AP50 that it may lose to the best network before it; None: as `gate` says."""
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Its flags as names are compared."""
+        return tuple(map(spelling, self.flags))
+
+    @property
+    def sparse(self) -> bool:
+        """Return whether it is a sparse training."""
+        return "-sr" in self.words or "--sparsity-regularization" in self.words
+
+    @property
     def gate(self) -> float | None:
         """Points of AP50 that it may lose: ALLOWED of a training of a trained network; None: as many as it likes."""
         trains = self.script == "train" and self.source is not None
@@ -88,8 +98,7 @@ class Stage:
     @property
     def compares(self) -> bool:
         """Return whether its document has the AP50 of the network that it begins with."""
-        tested = "--no-test" not in (flag.replace("_", "-") for flag in self.flags)
-        return tested and (self.script.endswith("_prune") or self.script == "quantize")
+        return "--no-test" not in self.words and (self.script.endswith("_prune") or self.script == "quantize")
 
     @property
     def quantizes(self) -> bool:
@@ -110,7 +119,7 @@ class Stage:
     @property
     def target(self) -> str:
         """Whose integers a quantized network has: `--target`."""
-        return "fpga" if "--fpga" in map(str.lower, self.flags) else self.value("--target") or "cpu"
+        return "fpga" if "--fpga" in self.words else self.value("--target") or "cpu"
 
     @property
     def epochs(self) -> int:
@@ -119,7 +128,7 @@ class Stage:
 
     def value(self, flag: str) -> str | None:
         """The word behind a flag; None if it has not got the flag."""
-        return self.flags[self.flags.index(flag) + 1] if flag in self.flags[:-1] else None
+        return self.flags[self.words.index(flag) + 1] if flag in self.words[:-1] else None
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Recipe:
         """
         first, others = self.stages[0], self.stages
         names: dict[str | None, str] = {None: ORIGINAL}
-        if first.script == "train" and "-sr" not in first.flags and not first.quantizes:
+        if first.script == "train" and not first.sparse and not first.quantizes:
             names[first.name], others = ORIGINAL, others[1:]
             if not others:
                 raise InputError(f"{self.path}: its only stage is left out where --weights is given")
@@ -207,12 +216,13 @@ def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], e
         if not isinstance(parts.get(name), dict):
             raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, parts))}")
         for key in list(parts[name]):
-            if key != flag and str(key).replace("_", "-") == flag.replace("_", "-"):
+            if key != flag and spelling(str(key)) == spelling(flag):
                 del parts[name][key]  # `no_test: true` would stay beside `no-test: false`, which writes no word
         parts[name][flag] = value
     for flag, value in everywhere.items():
         for values in filter(lambda part: isinstance(part, dict), parts.values()):
-            values.pop(flag, None)
+            for key in [key for key in values if spelling(str(key)) == flag]:
+                del values[key]
         parts[ALL][flag] = value
 
 
@@ -259,8 +269,8 @@ def _stage(
     flags = {str(key): value for key, value in values.items() if key not in OWN}
     for key, value in flags.items():
         _check_flag(where, key, value)
-    spelled = {key.replace("_", "-") for key in flags}
-    others = {key: value for key, value in shared(values["script"]).items() if key.replace("_", "-") not in spelled}
+    spelled = set(map(spelling, flags))
+    others = {key: value for key, value in shared(values["script"]).items() if spelling(key) not in spelled}
     begins = next((other for other in before if other.name == source), None)
     if values["script"] == "test" and begins and begins.foreign and others.get("device") != "cpu":
         others.pop("device", None)  # runtimes of exported files take the CPU only, and test.py refuses a GPU
@@ -274,9 +284,9 @@ def _check_flag(where: str, key: Any, value: Any) -> None:
     """Refuse what is no flag, and flags that a recipe cannot have."""
     if not _is_word(key):
         raise InputError(f"{where}: {key!r} is no flag")
-    if key.replace("-", "_") in GIVEN:
+    if spelling(key) in GIVEN:
         raise InputError(f"{where}: {key} is set by compress.py; leave it out")
-    if key.replace("-", "_") in ELSEWHERE and value is not False:
+    if spelling(key) in ELSEWHERE and value is not False:
         raise InputError(f"{where}: with {key} no network is made that the next stages can take; leave it out")
     if str(value).lower() in ("yes", "no"):  # texts in YAML 1.2
         raise InputError(f"{where}: {key}: {value}; write true or false")
@@ -298,7 +308,7 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
     if source is None:
         return
     if stage.script == "export":
-        wants = "--int8" in stage.flags or stage.format in INTEGRAL
+        wants = "--int8" in stage.words or stage.format in INTEGRAL
         if wants and not source.quantizes:
             raise InputError(
                 f"{where}: makes integers of {source.name}, which is float; put a stage with `script: "
@@ -314,14 +324,19 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
             raise InputError(
                 f"{where}: {source.name} is quantized with target {source.target}; this file takes {', '.join(targets)}"
             )
-    filters = "--nms" in source.flags
-    if stage.script == "test" and source.script == "export" and (filters or source.format in UNMEASURED):
+    suppresses = "--nms" in source.words
+    if stage.script == "test" and source.script == "export" and (suppresses or source.format in UNMEASURED):
         what = f"of format {source.format}, which test.py does not run"
-        if filters:
+        if suppresses:
             what = "with NMS, whose confidence threshold lowers AP"
         raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
     if source.quantizes and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
+
+
+def spelling(name: str) -> str:
+    """Return a flag as scripts compare it: `-` and `_` are the same, and so are `BN_Fold` and `bn-fold`."""
+    return name.replace("_", "-").lower()
 
 
 def _is_word(name: Any) -> bool:
