@@ -20,7 +20,16 @@ from tests.nets import TINY, printed, refused
 from utils.checkpoint import load_model, model_document, origin, write_checkpoint, write_darknet
 from utils.compress import page as page_module
 from utils.compress.measure import LoadedNetwork, compare_picture, forward, panels
-from utils.compress.page import MeasureSettings, deployment, gather, parent_of, render, with_time_of, write_report
+from utils.compress.page import (
+    MeasureSettings,
+    deployment,
+    gather,
+    parent_of,
+    render,
+    slower,
+    with_time_of,
+    write_report,
+)
 from utils.darknet.cfg import format_network, parse
 from utils.data.draw import GAINED, GAP, LOST, STRIP
 from utils.detection.average_precision import detected
@@ -498,6 +507,12 @@ def test_the_file_to_deploy_is_small_fast_and_loses_nothing(ms, lost, chosen, wo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "exported", lambda weights: None)
         assert deployment({"runs": [*runs, lite]})["why"][0] == "It is the only .tflite file of a compressed network."
+
+
+def test_a_time_that_reads_like_another_is_not_called_slower():
+    runs = [stage("tune", "tune", None, 1.001), stage("int8", "export", "tune", 1.004, precision="int8")]
+    assert slower(runs[1], runs) is None
+    assert slower(dict(runs[1], figures={"ms": {"onnxruntime 1": 1.006}}), runs).startswith("int8 is slower")
 
 
 @pytest.mark.parametrize(

@@ -379,8 +379,9 @@ def slower(run: Run, runs: Sequence[Run]) -> str | None:
     """Return that integers are slower than float in one program; None if they are not, or it is not known."""
     for program, ms in run["figures"]["ms"].items():
         others = [other for other in runs if other["name"] in ancestors(run) and program in other["figures"]["ms"]]
-        if run["precision"] == "int8" and others and ms > others[-1]["figures"]["ms"][program]:
-            times = f"{ms:.2f} ms, {others[-1]['name']} in float {others[-1]['figures']['ms'][program]:.2f} ms"
+        before = others[-1]["figures"]["ms"][program] if others else math.inf
+        if run["precision"] == "int8" and round(ms, 2) > round(before, 2):  # as they are shown
+            times = f"{ms:.2f} ms, {others[-1]['name']} in float {before:.2f} ms"
             return f"int8 is slower than float here: {times} ({program}). Its 8 bits make the file smaller."
     return None
 
