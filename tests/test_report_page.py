@@ -247,6 +247,17 @@ def parents(runs) -> list[str | None]:
     return [(parent_of(run) or {}).get("run") for run in runs]
 
 
+def test_no_figure_has_an_exponent(tmp_path):
+    """A large network takes seconds on a CPU."""
+    base = training(tmp_path / "base")
+    pruned = pruning(tmp_path / "pruned", [origin(base / "weights" / "best.pt")])
+    plan = json.loads((pruned / "plan.json").read_text())
+    plan["before"] |= {"ms": 2500.4}
+    (pruned / "plan.json").write_text(json.dumps(plan | {"after": plan["after"] | {"ms": 999.7}}))
+    text = written(tmp_path, [base, pruned])[1]
+    assert "* Time: ÷ 2.5 (1000 ms from 2500 ms)" in text
+
+
 def test_stages_are_ordered_and_proved_by_their_digests(chain):
     base, sparse, pruned, tuned = chain
     journey = gather([tuned, pruned, base, sparse])

@@ -519,6 +519,7 @@ def render(
         finalize=shown,
     )
     environment.filters |= {"drawn": drawn, "panels": shown_panels, "verbatim": lambda text: Markup(one_line(text))}
+    environment.filters["short"] = lambda value: f"{value:.3g}" if value < 999.5 else f"{value:.0f}"  # no exponent
     environment.filters |= {"file": lambda path: Path(path).name, "stem": lambda path: Path(path).stem}
     values = {"version": __version__, "markdown": markdown, "pictures": pictures, "classes": classes}
     values |= {"cells": used_columns, "busy": BUSY}
