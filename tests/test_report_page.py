@@ -319,6 +319,20 @@ def test_noise_of_a_quantization_is_drawn_and_listed(tmp_path):
     assert "31.2" in page.text and "31.2" in text
 
 
+@pytest.mark.parametrize("sides", [[32], [64, 32]])
+def test_a_run_that_worked_on_other_pictures_than_those_of_its_cfg_is_told_at_their_size(tmp_path, sides):
+    """Its cfg says 64 × 64; of a pruning without a test only the flag says more."""
+    for name in ("quantize", "plan"):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "model.cfg").write_text(format_network(NETWORK))
+        (run / "args.yaml").write_text(yaml.safe_dump({"img_size": sides}))
+        (run / f"{name}.json").write_text(json.dumps({"layers": []} if name == "quantize" else {"strategy": "slim"}))
+    quantized, pruned = (row["figures"] for row in gather([tmp_path / "quantize", tmp_path / "plan"])["runs"])
+    assert quantized["size"] == pruned["size"] == [sides[0], 32]
+    assert quantized["macs"] == network_cost(NETWORK, sides[0], 32).macs
+
+
 @pytest.mark.parametrize(
     ("files", "match"),
     [

@@ -190,13 +190,15 @@ def _figures(
 ) -> dict[str, Any]:
     """Return the figures of the network that a run made, as its files have them; None: not known."""
     figures = _figures_of(document, "after")
+    if kind in ("prune", "quantize") and (sides := args.get("img_size")):  # model.cfg keeps the size that it had
+        figures["size"] = [sides[0], sides[-1]]
     if kind == "prune":
         return figures
     if (path / "model.cfg").is_file():
         network = cfg_file.load(path / "model.cfg")
         # Rounded weights are small once they are exported; until then a .weights file says nothing of them.
         size = None if kind in ("quantize", "qat") else file_bytes(network)
-        figures |= _costs(network) | {"bytes": size}
+        figures |= _costs(network, figures["size"]) | {"bytes": size}
     if (file := exported(weights)) is not None:
         figures |= _costs(file.metadata.network)
     if kind == "export":
@@ -206,9 +208,10 @@ def _figures(
     return figures
 
 
-def _costs(network: Network) -> dict[str, Any]:
-    cost = network_cost(network)
-    return {"parameters": cost.parameters, "macs": cost.macs, "size": [network.net.height, network.net.width]}
+def _costs(network: Network, size: Sequence[int] | None = None) -> dict[str, Any]:
+    size = size or [network.net.height, network.net.width]
+    cost = network_cost(network, *size)
+    return {"parameters": cost.parameters, "macs": cost.macs, "size": size}
 
 
 def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
