@@ -198,9 +198,9 @@ def _figures(
         network = cfg_file.load(path / "model.cfg")
         # Rounded weights are small once they are exported; until then a .weights file says nothing of them.
         size = None if kind in ("quantize", "qat") else file_bytes(network)
-        figures |= _costs(network, figures["size"]) | {"bytes": size}
+        figures |= _costs(network, figures["size"] or [network.net.height, network.net.width]) | {"bytes": size}
     if (file := exported(weights)) is not None:
-        figures |= _costs(file.metadata.network)
+        figures |= _costs(file.metadata.network, file.metadata.size)
     if kind == "export":
         companions = () if args["format"] in PAIRS else COMPANIONS.get(args["format"], ())
         files = (path / FPGA).rglob("*") if weights is None else [weights, *map(weights.with_suffix, companions)]
@@ -208,10 +208,9 @@ def _figures(
     return figures
 
 
-def _costs(network: Network, size: Sequence[int] | None = None) -> dict[str, Any]:
-    size = size or [network.net.height, network.net.width]
+def _costs(network: Network, size: Sequence[int]) -> dict[str, Any]:
     cost = network_cost(network, *size)
-    return {"parameters": cost.parameters, "macs": cost.macs, "size": size}
+    return {"parameters": cost.parameters, "macs": cost.macs, "size": list(size)}
 
 
 def _figures_of(document: Mapping[str, Any], when: str) -> dict[str, Any]:
@@ -522,11 +521,9 @@ def render(
         finalize=shown,
     )
     environment.filters |= {"drawn": drawn, "panels": shown_panels, "verbatim": lambda text: Markup(one_line(text))}
-    environment.filters["short"] = lambda value: f"{value:.3g}" if value < 999.5 else f"{value:.0f}"  # no exponent
     environment.filters |= {"file": lambda path: Path(path).name, "stem": lambda path: Path(path).stem}
     values = {"version": __version__, "markdown": markdown, "pictures": pictures, "classes": classes}
-    values |= {"cells": used_columns, "busy": BUSY}
-    text = environment.get_template("page.html").render(values | template_values(report))
+    text = environment.get_template("page.html").render(values | template_values(report), cells=used_columns, busy=BUSY)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
