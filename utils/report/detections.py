@@ -293,7 +293,9 @@ def _numbered(stem: str) -> itertools.chain[str]:
 
 def _cut(stem: str) -> str:
     """Return a stem that leaves room for numbers and a suffix."""
-    return os.fsdecode(os.fsencode(stem)[:LONGEST_STEM])
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def _plain_name(text: str) -> str:
