@@ -19,10 +19,10 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_286,
+    "code lines of scripts, models.py, utils/": 18_288,
     "modules in utils/": 101,
     "code lines of benchmarks/": 1_838,
-    "code lines of tests/": 17_267,
+    "code lines of tests/": 17_271,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
