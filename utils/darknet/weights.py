@@ -11,13 +11,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from math import lcm
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.darknet.blocks import BN_EPSILON, Network
 from utils.darknet.network import TensorSpec, adapt_classes, grouped, head_convolutions, tensors
-from utils.errors import NumericsError, WeightsError
+from utils.errors import CfgError, NumericsError, WeightsError
 from utils.files import atomic_path, regular_file
 
 _VERSION = struct.Struct("<3i")
@@ -62,7 +64,7 @@ class Contents:
     classes: int
     """Class count the file was made for."""
     skipped: tuple[int, ...] = ()
-    """Convolutions before `[yolo]` that are made for another class count, and not read."""
+    """Blocks that are made for another class count, and not read: heads, and what else reads their channels."""
     partial: bool = False
     """Whether the file ends before the network does."""
 
@@ -124,9 +126,11 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
     count, expected = len(network.blocks), sum(spec.bytes for spec in layout)
     if size == expected:
         return Contents(header, count, count, network.classes)
-    classes = _fitting_classes(network, layout, size)
+    classes = _fitting_classes(network, size)
     if partial and classes is not None:
-        return Contents(header, count, count, classes, head_convolutions(network))
+        others = tensors(adapt_classes(network, classes))
+        skipped = dict.fromkeys(spec.block for spec, other in zip(layout, others, strict=True) if spec != other)
+        return Contents(header, count, count, classes, tuple(skipped))
     blocks = _backbone(layout, size)
     if partial and blocks:
         return Contents(header, blocks, count, network.classes, partial=True)
@@ -139,7 +143,7 @@ def check(path: Path | str, network: Network, *, partial: bool = False) -> Conte
 def fitting_classes(path: Path | str, network: Network) -> int | None:
     """Class count for which the file fits `network` as a whole, told by its size; None if there is none."""
     size = regular_file(path, WeightsError).st_size - read_header(path).size
-    return _fitting_classes(network, tensors(network), size)
+    return _fitting_classes(network, size)
 
 
 def read(path: Path | str, network: Network, *, partial: bool = False) -> dict[str, np.ndarray]:
@@ -200,13 +204,20 @@ def write(path: Path | str, network: Network, arrays: Mapping[str, np.ndarray], 
             file.write(array.data)
 
 
-def _fitting_classes(network: Network, layout: Sequence[TensorSpec], size: int) -> int | None:
+def _fitting_classes(network: Network, size: int) -> int | None:
     """Class count for which the tensors take `size` bytes; the size is linear in it."""
-    anchors = {head - 1: len(yolo.mask) for head, yolo in zip(network.heads, network.yolos, strict=True)}
-    of_one_class = sum(spec.bytes // spec.shape[0] * anchors.get(spec.block, 0) for spec in layout)
-    more, rest = divmod(size - sum(spec.bytes for spec in layout), of_one_class)
-    classes = network.classes + more
-    return classes if rest == 0 and classes >= 1 else None
+
+    def size_of(classes: int) -> int:
+        return sum(spec.bytes for spec in tensors(adapt_classes(network, classes)))
+
+    convolutions: Any = [network.blocks[i] for i in head_convolutions(network)]
+    step = lcm(*(block.groups for block in convolutions))  # the groups divide the filters of so many classes more
+    try:
+        here, there = size_of(network.classes), size_of(network.classes + step)
+        classes = network.classes + (size - here) * step // (there - here)
+        return classes if classes >= 1 and size_of(classes) == size else None
+    except CfgError:  # a block cannot read a head of so many classes
+        return None
 
 
 def _backbone(layout: Sequence[TensorSpec], size: int) -> int:
