@@ -144,9 +144,8 @@ class PruneTarget:
         if self.kind != "drop":
             if (least := figure(steps)) > self.bound:
                 works = math.ceil(least * 1e4) / 1e4
-                raise InfeasibleError(
-                    f"{self.flag} {self.bound:g}: is out of reach; the smallest that works is {works:.4f}"
-                )
+                way_out = f"the smallest that works is {works:.4f}" if works < 1 else "less than 0.01 % can be removed"
+                raise InfeasibleError(f"{self.flag} {self.bound:g}: is out of reach; {way_out}")
             return _boundary(-1, steps, lambda step: figure(step) > self.bound) + 1
         last = _boundary(first - 1, max(first, steps + 1), lambda step: figure(step) <= self.bound)
         if last >= first:
