@@ -19,10 +19,10 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_288,
+    "code lines of scripts, models.py, utils/": 18_296,
     "modules in utils/": 101,
     "code lines of benchmarks/": 1_838,
-    "code lines of tests/": 17_271,
+    "code lines of tests/": 17_285,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,
