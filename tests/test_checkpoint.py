@@ -197,7 +197,10 @@ def test_new_weights_are_drawn_without_a_file():
 
 @pytest.mark.parametrize(
     ("suffix", "readers"),
-    [*((suffix, "test.py and detect.py run") for suffix in (".onnx", ".param")), (".torchscript", "libtorch runs")],
+    [
+        *((suffix, "test.py and detect.py run") for suffix in (".onnx", ".param", ".xml")),
+        (".torchscript", "libtorch runs"),
+    ],
 )
 def test_an_exported_file_is_no_weights(tmp_path, suffix, readers):
     path = tmp_path / f"model{suffix}"

@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 18_296,
     "modules in utils/": 101,
     "code lines of benchmarks/": 1_838,
-    "code lines of tests/": 17_285,
+    "code lines of tests/": 17_288,
     "files that run in slim_prune.py --no-test": 29,
     "files that run in one training step": 13,
     "class names used twice": 0,

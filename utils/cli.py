@@ -230,9 +230,14 @@ class Parser(argparse.ArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
+def spelling(name: str) -> str:
+    """A long flag as it is compared: `-` and `_` are the same, and so are `BN_Fold` and `bn-fold`."""
+    return name.replace("_", "-").lower()
+
+
 def _plain(flag: str) -> str:
-    """A flag as it is compared: `-` and `_` are the same, and so are `--BN_Fold` and `--bn-fold`."""
-    return flag.replace("_", "-").lower() if flag.startswith("--") else flag.replace("_", "-")
+    """A flag with its dashes as it is compared."""
+    return spelling(flag) if flag.startswith("--") else flag.replace("_", "-")
 
 
 def flag(default: Any, text: str, *names: str, **options: Any) -> Any:

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from utils.cli import dashed, flag_words
+from utils.cli import dashed, flag_words, spelling
 from utils.errors import InputError
 from utils.export.settings import ALIASES, PAIRS, UNMEASURED, ExportSettings
 from utils.files import ROOT, foreign_errors, read_text
@@ -161,7 +161,7 @@ class Recipe:
         )
         start = [Stage(ORIGINAL, "export", ("--format", "pt"), None)]
         for stage in stages:
-            if (stage.compares or stage.script == "test") and stage.source == ORIGINAL:
+            if stage.compares and stage.source == ORIGINAL:
                 break
             if stage.gate is not None:
                 start.append(Stage(ACCURACY, "test", self.test_flags, ORIGINAL))
@@ -332,11 +332,6 @@ def _check_source(where: str, stage: Stage, source: Stage | None) -> None:
         raise InputError(f"{where}: {source.name} makes a file {what}; name another stage by `from`")
     if source.quantizes and (stage.script.endswith("_prune") or stage.script == "quantize"):
         raise InputError(f"{where}: begins with {source.name}, which is quantized; {stage.script} takes float networks")
-
-
-def spelling(name: str) -> str:
-    """Return a flag as scripts compare it: `-` and `_` are the same, and so are `BN_Fold` and `bn-fold`."""
-    return name.replace("_", "-").lower()
 
 
 def _is_word(name: Any) -> bool:
