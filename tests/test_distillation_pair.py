@@ -17,8 +17,7 @@ from utils.darknet.blocks import Network, Shortcut
 from utils.darknet.cfg import parse
 from utils.darknet.network import adapt_classes, trace
 from utils.detection.settings import ASSIGNMENTS
-from utils.distillation.matching import LEAST_ANCHOR_IOU, comparable, features, pair
-from utils.distillation.strategies import AT, KD, Quantity, distillation
+from utils.distillation.strategies import AT, KD, LEAST_ANCHOR_IOU, Quantity, comparable, distillation, features, pair
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import InputError
 from utils.pruning.channel_graph import channel_graph

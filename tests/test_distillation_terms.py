@@ -18,8 +18,7 @@ from utils.darknet.blocks import Network, Yolo
 from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import assign
 from utils.detection.settings import ASSIGNMENTS
-from utils.distillation.matching import HeadPair, Pairing, pair
-from utils.distillation.strategies import AT, ATTENTION, KD, QUANTITIES, distillation
+from utils.distillation.strategies import AT, ATTENTION, KD, QUANTITIES, HeadPair, Pairing, distillation, pair
 from utils.distillation.terms import NEARNESS, TERMS, DistillationBatch, binary_kl, object_mask, project
 
 NETWORK = tiny()

@@ -32,7 +32,7 @@ FREE_IN = {
     "compress": ("journey", "page", "recipe"),
     "data": ("annotations", "convert", "doctor"),
     "detection": ("average_precision", "bootstrap", "settings"),
-    "distillation": ("matching", "strategies"),
+    "distillation": ("strategies",),
     "export": ("settings",),
     "pruning": ("channel_graph", "command", "policy", "target"),
     "quantization": ("scheme",),

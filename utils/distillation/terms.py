@@ -22,8 +22,7 @@ from utils.detection.decode import box_offsets, split_head
 from utils.detection.losses import AT_LEAST_ONE, Divisor, Positives, assign
 from utils.detection.settings import Assignment
 from utils.device import constant, uploaded
-from utils.distillation.matching import HeadPair, Pairing, comparable, pair
-from utils.distillation.strategies import ATTENTION, Distillation
+from utils.distillation.strategies import ATTENTION, Distillation, HeadPair, Pairing, comparable, pair
 
 TEMPERATURE = 3.0
 """T of the suites this one follows: class scores are softened by it."""
