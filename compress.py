@@ -36,8 +36,7 @@ from utils.data.index import list_images
 from utils.errors import InputError, SuiteError
 from utils.export.settings import PACKAGES
 from utils.files import ROOT, foreign_errors, regular_file
-from utils.flags import add_device_flags, worker_count
-from utils.model_files import choose_model
+from utils.flags import add_device_flags, choose_model, worker_count
 from utils.pruning.command import make_parser as make_prune_parser
 from utils.pruning.command import make_settings as prune_settings
 from utils.report.run_dir import check_run

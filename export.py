@@ -21,8 +21,7 @@ from utils.darknet.network import max_stride, trace
 from utils.darknet.targets import check
 from utils.errors import InputError
 from utils.export.settings import ALIASES, COMPANIONS, GOES_WITH, MISH_OPSET, PACKAGES, SUFFIXES, ExportSettings
-from utils.flags import add_model_flags, add_picture_flags, add_run_flags
-from utils.model_files import ModelFiles, choose_model
+from utils.flags import ModelFiles, add_model_flags, add_picture_flags, add_run_flags, choose_model
 from utils.report.run_dir import check_run
 
 EXAMPLE = "python export.py --cfg cfg/demo.cfg --data runs/demo/data/toy.data --format onnx"

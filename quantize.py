@@ -17,8 +17,7 @@ from utils.cli import Parser, log, memory_for, print_json, run, settings_from
 from utils.darknet import cfg as cfg_file
 from utils.darknet.data_file import load_data
 from utils.darknet.targets import check
-from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
-from utils.model_files import choose_model
+from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags, choose_model
 from utils.quantization.scheme import QuantRequest, SchemeFlags, export_command
 from utils.report.run_dir import RunDirectory, check_run
 

@@ -250,8 +250,7 @@ def describe(
     evaluations: Sequence[Evaluation],
 ) -> dict[str, Any]:
     """The document of --json: one measurement, or the list of them."""
-    from utils.report.cost import network_cost
-    from utils.report.tables import measurement_document
+    from utils.report.tables import measurement_document, network_cost
 
     rows = []
     for (size, iou_thres), evaluation in zip(settings, evaluations, strict=True):

@@ -21,7 +21,7 @@ from utils.darknet.data_file import DataConfig, load_data
 from utils.darknet.network import adapt_classes, max_stride, picture_channels, same_network, tensors
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError
-from utils.model_files import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes, with_own_anchors
+from utils.flags import ModelFiles, adaptation, choose_model, is_checkpoint, other_classes, with_own_anchors
 from utils.report.run_dir import check_run
 from utils.training.evolve import run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters

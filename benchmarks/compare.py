@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def entry(network: LoadedNetwork, spread: Spread) -> dict[str, Any]:
     """A network in the document of --json; intervals are [low, high], differences [value, low, high]."""
-    from utils.report.cost import network_cost
+    from utils.report.tables import network_cost
 
     cost = network_cost(network.loaded.network, *network.size)
     return {

@@ -27,7 +27,7 @@ from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.errors import InputError
 from utils.files import atomic_write_text, read_text, sha256
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.report.tables import Column
 
 OURS = (

@@ -21,7 +21,7 @@ from benchmarks.suite import machine
 from utils.cli import Parser, image_side, log, positive_int, print_json, require, run
 from utils.darknet import cfg as cfg_file
 from utils.errors import InputError
-from utils.model_files import ModelFiles, choose_model
+from utils.flags import ModelFiles, choose_model
 from utils.report.tables import Column, markdown_table
 from utils.runtime.choice import KINDS, PACKAGES, RUNTIMES, Named, RuntimeFiles, choose_runtime, named
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from utils.compress.measure import LoadedNetwork, forward
-    from utils.report.cost import interleaved, network_cost
+    from utils.report.tables import interleaved, network_cost
     from utils.runtime.engines import load
 
     torch.set_num_threads(args.threads)

@@ -27,11 +27,11 @@ from utils.data.datasets import Batch
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import InfeasibleError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.pruning.channel_graph import channel_graph
 from utils.quantization.scheme import QuantRequest, QuantSettings
 from utils.quantization.workflow import calibration_pictures, load_float
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 from utils.runtime.exported import DIGEST, IMAGE, graph_digest
 
 if TYPE_CHECKING:

@@ -26,11 +26,10 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import BN_EPSILON, Convolutional, Maxpool, Route, Upsample, Yolo
 from utils.data.datasets import Batch
 from utils.detection.settings import ASSIGNMENTS, LossSettings
-from utils.device import training_type
+from utils.device import keep_freed_memory, training_type
 from utils.distillation.strategies import AT, KD, distillation
 from utils.distillation.terms import Distiller, Teacher
-from utils.memory import keep_freed_memory
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.report.run_dir import RunDirectory
 from utils.training.checkpointing import Source
 from utils.training.distributed import Team
@@ -142,7 +141,7 @@ def step(settings: Settings) -> Iterator[tuple[str, Laps]]:
 
 def memory(settings: Settings) -> Iterator[tuple[str, Laps]]:
     """A step and the peak of a process where freed memory is kept, beside one with glibc's ways."""
-    # A variable of glibc's allocator, even one that changes nothing, keeps `utils.memory` from doing anything.
+    # A variable of glibc's allocator, even one that changes nothing, keeps `utils.device` from doing anything.
     environments = {"given back": {"MALLOC_PERTURB_": "0"}, "kept": {}}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
     for path in settings.cfg:

@@ -127,5 +127,5 @@ def refused(error: type[Exception], match: str, status: int | None = None) -> It
 def opencv_epsilon() -> Iterator[None]:
     """Models made within add to a variance what OpenCV's reader of Darknet files adds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.layers.BN_EPSILON", OPENCV_EPSILON)
+        patch.setattr("models.BN_EPSILON", OPENCV_EPSILON)
         yield

@@ -21,7 +21,7 @@ from utils.checkpoint import write_checkpoint
 from utils.data.datasets import Batch
 from utils.data.images import read_image
 from utils.errors import InfeasibleError, InputError
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.exported import read_onnx
 

@@ -17,7 +17,7 @@ from utils.checkpoint import load_model, model_document, read_checkpoint, write_
 from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
-from utils.model_files import ModelFiles, choose_model, is_checkpoint
+from utils.flags import ModelFiles, choose_model, is_checkpoint
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from utils.darknet.blocks import Convolutional, Maxpool, Net, Network, Se, Shortcut, Yolo
 from utils.darknet.cfg import load
-from utils.report import cost
-from utils.report.cost import LEAST_ROUNDS, Cost, Latency, block_costs, interleaved, network_cost, total
+from utils.report import tables
+from utils.report.tables import LEAST_ROUNDS, Cost, Latency, block_costs, interleaved, network_cost, total
 
 
 def test_the_size_in_the_cfg_is_the_default(shared):
@@ -67,7 +67,7 @@ def clock(monkeypatch):
             self.now += milliseconds / 1000
 
     clock = Clock()
-    monkeypatch.setattr(cost, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(tables, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -79,7 +79,7 @@ def test_runs_take_turns():
 
 
 def test_before_a_turn_there_may_be_a_rest_and_a_run_that_does_not_count(clock, monkeypatch):
-    monkeypatch.setattr(cost, "sleep", lambda seconds: clock.sleep(1000 * seconds))
+    monkeypatch.setattr(tables, "sleep", lambda seconds: clock.sleep(1000 * seconds))
     times = iter([9, 9, *[50, 1, 70, 2] * 5])
     found = interleaved({name: lambda: clock.sleep(next(times)) for name in "ab"}, rounds=5, warm=1, pause=0.3)
     assert (found["a"].median, found["b"].median) == pytest.approx((1, 2))

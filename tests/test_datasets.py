@@ -20,11 +20,10 @@ from utils.data import datasets
 from utils.data.anchors import auto_anchors, box_sizes, cluster, fit_quality, shape_ious, used_anchors, with_anchors
 from utils.data.augment import Augmentation
 from utils.data.datasets import DetectionDataset, Request, make_loader, partners, rectangle
-from utils.data.images import write_image
+from utils.data.images import PackedBoxes, PackedPaths, write_image
 from utils.data.index import Index, index
 from utils.errors import DataError
 from utils.flags import default_workers
-from utils.memory import PackedBoxes, PackedPaths
 
 EVERYTHING = Augmentation(degrees=10, shear=5, flip_ud=0.5, mixup=0.5, fence=0.5)
 

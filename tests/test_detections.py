@@ -11,9 +11,8 @@ import torch
 import torchvision
 
 from tests.nets import tiny
-from utils.boxes import shape_iou, similarity, to_corners
 from utils.darknet.blocks import Yolo
-from utils.detection.decode import decode, non_max_suppression
+from utils.detection.decode import decode, non_max_suppression, shape_iou, similarity, to_corners
 from utils.detection.evaluate import category_ids, coco_results, image_id
 
 # Boxes

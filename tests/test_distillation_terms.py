@@ -13,9 +13,8 @@ from torch import Tensor
 
 from models import Outputs, attended
 from tests.nets import tiny, with_heads
-from utils.boxes import similarity
 from utils.darknet.blocks import Network, Yolo
-from utils.detection.decode import box_offsets, split_head
+from utils.detection.decode import box_offsets, similarity, split_head
 from utils.detection.losses import assign
 from utils.detection.settings import ASSIGNMENTS
 from utils.distillation.strategies import AT, ATTENTION, KD, QUANTITIES, HeadPair, Pairing, distillation, pair

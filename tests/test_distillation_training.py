@@ -23,7 +23,7 @@ from utils.darknet.network import adapt_classes
 from utils.distillation.strategies import AT, DEFAULT, KD
 from utils.errors import InputError, Interrupted
 from utils.files import sha256
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 from utils.training import workflow
 
 pytestmark = pytest.mark.usefixtures("no_plots")

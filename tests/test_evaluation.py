@@ -15,10 +15,10 @@ from models import Darknet, Outputs
 from tests.media import labelled
 from tests.nets import tiny
 from utils.data.datasets import DetectionDataset, make_loader
+from utils.data.images import PackedBoxes
 from utils.data.index import index
 from utils.detection.evaluate import View, detect, detect_views, evaluate, network_input
 from utils.errors import NumericsError
-from utils.memory import PackedBoxes
 
 NAMES = ("cat", "dog")
 SHAPES = ((40, 100), (90, 60), (64, 64))

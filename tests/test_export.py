@@ -33,7 +33,7 @@ from utils.errors import InfeasibleError, InputError, NumericsError
 from utils.export.onnx_graph import onnx_model
 from utils.export.settings import MISH_FORMS, ExportSettings
 from utils.export.verify import Agreement, _check_detections
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.runtime.engines import onnxruntime_engine
 from utils.runtime.exported import Metadata, compare, read_metadata, read_onnx
 

@@ -21,7 +21,7 @@ from utils.data.index import index
 from utils.data.store import PictureStore
 from utils.errors import CheckpointError, InputError, SuiteError, WeightsError
 from utils.files import foreign_errors, read_json, read_yaml
-from utils.model_files import ModelFiles, choose_model
+from utils.flags import ModelFiles, choose_model
 from utils.runtime.choice import choose_runtime
 from utils.runtime.exported import read_openvino
 from utils.training.checkpointing import resumable

@@ -15,7 +15,7 @@ from utils.checkpoint import load_model, model_document, write_checkpoint
 from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
 from utils.files import regular_file
-from utils.model_files import choose_model
+from utils.flags import choose_model
 
 NAMES = (("conv.", "Conv2d."), ("bn.", "BatchNorm2d.")), (("conv.", "conv_7."), ("bn.", "batch_norm_7."))
 """Words of ultralytics/yolov3 and its descendants, and of earlier suites."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import export
-from models import Darknet, fuse, load_arrays
+from models import ConvBlock, Darknet, fuse, load_arrays
 from tests.nets import TINY, one_head, printed
 from tests.random_nets import networks
 from tests.test_export import pictures
@@ -29,8 +29,7 @@ from utils.darknet.cfg import parse
 from utils.darknet.targets import check
 from utils.errors import InfeasibleError, InputError
 from utils.export.fpga import CodeRange, Program, Step, program, prove, shift
-from utils.layers import ConvBlock
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 from utils.quantization.quantizers import MOST_SHIFT
 from utils.quantization.scheme import SHIFT_SLOPE, QuantSettings
 

@@ -22,7 +22,7 @@ from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, pr
 from utils.pruning.policy import MERGES, ChannelPolicy, candidates, choose, pruning_groups
 from utils.pruning.report import group_figures
 from utils.pruning.target import Amount, make_plan
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 
 BOUNDARIES = {
     "yolov4": [(0, 54), (55, 85), (86, 116), (117, 138), (141, 160)],

@@ -19,11 +19,11 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_296,
-    "modules in utils/": 101,
-    "code lines of benchmarks/": 1_838,
-    "code lines of tests/": 17_288,
-    "files that run in slim_prune.py --no-test": 29,
+    "code lines of scripts, models.py, utils/": 18_263,
+    "modules in utils/": 95,
+    "code lines of benchmarks/": 1_837,
+    "code lines of tests/": 17_276,
+    "files that run in slim_prune.py --no-test": 26,
     "files that run in one training step": 13,
     "class names used twice": 0,
     "folders in a cycle of imports": 0,

@@ -27,7 +27,7 @@ from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, re
 from utils.pruning.importance import per_saving, savings
 from utils.pruning.surgery import fold_constants, masked, model_of, most_pictures, prune_network, reconstruct
 from utils.pruning.target import Amount, Plan
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 
 SIZE = (64, 64)
 DEPTHWISE = CONV + conv(8, 3, groups=8)

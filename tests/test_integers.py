@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from onnx import numpy_helper
 
 import export
-from models import Darknet, fuse
+from models import ConvBlock, Darknet, fuse
 from tests.nets import HEAD, TINY, one_head, printed, tiny
 from tests.random_nets import networks
 from tests.test_export import NEEDS_LITERT, pictures
@@ -31,7 +31,6 @@ from utils.export.integers import LARGEST_BIAS, Codes, Gap, codes_of
 from utils.export.onnx_graph import onnx_model
 from utils.export.settings import OPSETS, ExportSettings
 from utils.export.verify import Subject, prove_onnx, prove_tflite
-from utils.layers import ConvBlock
 from utils.quantization.scheme import TARGETS, TFLITE, QuantSettings
 from utils.runtime.choice import choose_runtime
 from utils.runtime.engines import load

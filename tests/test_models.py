@@ -7,12 +7,11 @@ import re
 import pytest
 import torch
 
-from models import Darknet, fuse, load_arrays
+from models import ACTIVATIONS, Addition, ConvBlock, Darknet, MaxPool, fuse, load_arrays
 from tests.nets import one_head, tiny
 from utils.darknet import weights
 from utils.darknet.blocks import Maxpool, Network, Shortcut
 from utils.darknet.network import opencv_warning
-from utils.layers import ACTIVATIONS, Addition, ConvBlock, MaxPool
 
 CONV = "[convolutional]\nbatch_normalize=1\nfilters={0}\nsize=3\npad=1\nactivation={1}\n"
 

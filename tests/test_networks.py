@@ -10,7 +10,7 @@ import pytest
 from utils.darknet import cfg, weights
 from utils.darknet import network as darknet
 from utils.darknet.blocks import Convolutional, Network
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 
 REFERENCE = {
     "cfg/yolov3": (107, 61_949_149, 248_007_048),

@@ -20,7 +20,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.cfg import format_network
 from utils.darknet.network import file_bytes, opencv_warning
 from utils.detection.decode import decode
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.pruning.channel_graph import channel_graph, residual_units
 from utils.pruning.surgery import fold_constants, prune_network
 

@@ -17,16 +17,15 @@ from torch import nn
 
 from models import Outputs, fuse
 from tests.nets import opencv_epsilon, printed
-from utils.boxes import to_corners
 from utils.checkpoint import load_model
 from utils.darknet.data_file import load_data
 from utils.data import convert
 from utils.data.datasets import DetectionDataset, make_loader
 from utils.data.index import index
 from utils.detection.average_precision import Evaluator
-from utils.detection.decode import non_max_suppression
+from utils.detection.decode import non_max_suppression, to_corners
 from utils.detection.evaluate import category_ids, evaluate, image_id
-from utils.model_files import choose_model
+from utils.flags import choose_model
 
 OPENCV_THRESHOLD = 0.2
 """`thresh` of OpenCV's [yolo] layer when the cfg says nothing (modules/dnn/src/darknet/darknet_io.cpp)."""

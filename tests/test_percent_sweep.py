@@ -32,7 +32,7 @@ from utils.pruning import workflow
 from utils.pruning.channel_graph import ChannelGraph, Removal, channel_graph, prune_blocks
 from utils.pruning.policy import ChannelPolicy, candidates, choose
 from utils.pruning.target import Amount, PruneTarget, make_plan, make_steps
-from utils.report.cost import Latency, network_cost
+from utils.report.tables import Latency, network_cost
 
 REFUSAL = re.compile(
     r"--percent \S+: block (\d+) .*lose all its \d+ channels; the largest percent that works is (0\.\d{4})"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.step import TimedTraining
-from models import Darknet, reduced
+from models import ConvBlock, Darknet, reduced
 from tests.nets import TINY, tiny
 from utils.checkpoint import read_checkpoint
 from utils.darknet.blocks import Convolutional
@@ -19,7 +19,6 @@ from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.errors import InputError, NumericsError
-from utils.layers import ConvBlock
 from utils.quantization.quantizers import Folding, WeightQuantizer
 from utils.quantization.scheme import Grid, QuantSettings
 from utils.training.checkpointing import Progress, State

@@ -23,8 +23,8 @@ import compress
 import train
 from tests.test_compress import Interrupted, Scripts, journey_of
 from tests.test_resume import assert_same, state
+from utils.device import LARGE_PAGES
 from utils.errors import InputError
-from utils.memory import LARGE_PAGES
 from utils.report import run_dir
 from utils.report.run_dir import RunDirectory
 
@@ -285,7 +285,7 @@ CLOCKS = {
     "utils/data/sources.py": "streams: frames that are late, --max-seconds",
     "utils/data/store.py": "age of what a killed process has left",
     "utils/detection/evaluate.py": "milliseconds of an image",
-    "utils/report/cost.py": "latency, which --target-latency prunes to",
+    "utils/report/tables.py": "latency, which --target-latency prunes to",
     "utils/report/run_dir.py": "the start of a run in env.json; how long a lock is waited for",
     "utils/training/loop.py": "seconds of an epoch",
     "utils/training/workflow.py": "TensorBoard's events",
@@ -322,7 +322,7 @@ def test_a_training_on_a_busy_machine_with_a_wild_clock_has_the_same_numbers(run
 
 PAGE_FAULTS = """
 import resource
-from utils.memory import keep_freed_memory
+from utils.device import keep_freed_memory
 print(keep_freed_memory())
 import numpy
 for number in range(12):

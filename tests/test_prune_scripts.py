@@ -27,7 +27,7 @@ from utils.data.draw import GAP, SHORTEST, STRIP
 from utils.data.images import read_image
 from utils.detection.evaluate import Accuracy
 from utils.errors import InfeasibleError, InputError, ResourceError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.pruning import report, workflow
 
 AMOUNTS = {

@@ -15,15 +15,14 @@ import yaml
 import quantize
 import slim_prune
 import train
-from models import Darknet, fuse
+from models import ConvBlock, Darknet, fuse
 from tests.nets import TINY, csv_rows, printed, tiny
 from tests.test_resume import assert_same, at_call, state
 from utils.checkpoint import load_model, read_checkpoint, write_checkpoint
 from utils.darknet import cfg as cfg_file
 from utils.data.images import read_image
 from utils.errors import DataError, InfeasibleError, InputError, Interrupted, WeightsError
-from utils.layers import ConvBlock
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.quantization import quantizers, workflow
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import QuantSettings

@@ -8,11 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from models import Darknet, fuse
+from models import ConvBlock, Darknet, fuse
 from tests.nets import one_head, tiny
 from tests.random_nets import networks
 from tests.test_models import CONV, lively
-from utils.layers import ConvBlock
 from utils.quantization.quantizers import ActivationQuantizer, Phase, quantize, set_phase
 from utils.quantization.scheme import TARGETS, TFLITE, QuantSettings
 

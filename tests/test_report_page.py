@@ -35,9 +35,9 @@ from utils.data.draw import GAINED, GAP, LOST, STRIP
 from utils.detection.average_precision import detected
 from utils.errors import InputError
 from utils.export.settings import usage
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 from utils.report import __main__ as script
-from utils.report.cost import network_cost
+from utils.report.tables import network_cost
 from utils.runtime.choice import RuntimeFiles
 from utils.runtime.engines import Engine, ForeignModel, Loaded
 

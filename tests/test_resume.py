@@ -25,7 +25,7 @@ import train
 from tests.nets import refused
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.training import loop
 
 pytestmark = pytest.mark.usefixtures("no_plots", "accumulating")

@@ -18,7 +18,7 @@ from utils.darknet import cfg, rewrite
 from utils.darknet.blocks import Convolutional, Maxpool, ScaleChannels, Se, Upsample
 from utils.darknet.targets import LINK
 from utils.errors import InfeasibleError, InputError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.pruning.surgery import arrays_of, difference, model_of
 
 FOLDER = Path(__file__).parents[1] / "cfg"

@@ -32,7 +32,7 @@ from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
 from utils.errors import InfeasibleError, InputError, SuiteError, WeightsError
 from utils.export.settings import CLIENTS, SUFFIXES
-from utils.model_files import EXPORTED
+from utils.flags import EXPORTED
 from utils.runtime import engines
 from utils.runtime.choice import KINDS as KINDS_OF
 from utils.runtime.choice import RUNTIMES, Named, choose_runtime

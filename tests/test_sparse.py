@@ -20,7 +20,7 @@ from tests.nets import csv_rows, printed, tiny
 from tests.pruning import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.pruning.channel_graph import channel_graph
 from utils.pruning.policy import SETS, advised_percent, candidates
 from utils.report.run_dir import read_results

@@ -24,7 +24,7 @@ from utils.data.datasets import DetectionDataset, cut_batches, make_loader
 from utils.data.index import index
 from utils.detection.evaluate import evaluate
 from utils.errors import InputError
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 from utils.report.run_dir import read_results
 from utils.training.distributed import Team, joined
 

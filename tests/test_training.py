@@ -28,7 +28,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
 from utils.device import named_device, select_device
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
-from utils.model_files import choose_model
+from utils.flags import choose_model
 from utils.report.run_dir import read_results
 from utils.training import loop, workflow
 from utils.training.checkpointing import Start

@@ -30,7 +30,7 @@ from utils.darknet.blocks import Network
 from utils.darknet.network import adapt_classes, head_convolutions, same_network, tensors
 from utils.errors import WeightsError
 from utils.files import LARGEST_MODEL, atomic_path, foreign_errors, regular_file, sha256, utf8_path
-from utils.model_files import WAY_OUT, ModelFiles, adaptation, check_archive, is_legacy, other_network, with_own_anchors
+from utils.flags import WAY_OUT, ModelFiles, adaptation, check_archive, is_legacy, other_network, with_own_anchors
 from utils.quantization.quantizers import Phase, quantize, set_phase
 from utils.quantization.scheme import QuantSettings
 

@@ -24,6 +24,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO, TypeVar
 
 from utils import __version__
+from utils.device import keep_freed_memory
 from utils.errors import OUT_OF_RESOURCES, InputError, Interrupted, ResourceError, SuiteError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -524,8 +525,6 @@ def run(main: Callable[[], None]) -> NoReturn:
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored, and must stay so
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
-        from utils.memory import keep_freed_memory  # not at the head: it imports numpy, which may fail
-
         keep_freed_memory()
         with progress_in_log("at work"):
             main()

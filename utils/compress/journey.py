@@ -30,7 +30,7 @@ from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import SUFFIXES
 from utils.files import ROOT, atomic_write_text, foreign_errors, read_text, sha256
-from utils.model_files import cfg_of
+from utils.flags import cfg_of
 from utils.report.run_dir import RunDirectory
 
 STATE = "journey.json"

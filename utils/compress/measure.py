@@ -29,9 +29,9 @@ from utils.errors import DataError, InputError, SuiteError
 from utils.export.settings import SUFFIXES, ExportSettings
 from utils.export.workflow import export
 from utils.files import sha256
-from utils.model_files import cfg_of
-from utils.report.cost import Latency, interleaved, network_cost
+from utils.flags import cfg_of
 from utils.report.run_dir import environment
+from utils.report.tables import Latency, interleaved, network_cost
 from utils.runtime.choice import KINDS, Named, RuntimeFiles, choose_runtime
 from utils.runtime.engines import ForeignModel, Loaded, load
 

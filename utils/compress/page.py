@@ -33,10 +33,9 @@ from utils.darknet.network import file_bytes
 from utils.errors import InputError
 from utils.export.settings import COMPANIONS, PAIRS, SUFFIXES, usage
 from utils.files import atomic_write_text, foreign_errors, read_json, read_text, read_yaml, regular_file, sha256
-from utils.report.cost import network_cost
 from utils.report.plots import plot_course, plot_pareto
 from utils.report.run_dir import last_epochs, read_results
-from utils.report.tables import used_columns
+from utils.report.tables import network_cost, used_columns
 from utils.runtime.choice import KINDS, named_file
 from utils.runtime.exported import ExportedFile
 from utils.training.hyperparameters import fitness

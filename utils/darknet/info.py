@@ -1,6 +1,6 @@
 """What a Darknet cfg describes: a table of its layers, then parameters, bytes, multiply-adds and BFLOPs.
 
-Shapes are channels x height x width. BFLOPs are Darknet's count for one image (see utils/report/cost.py).
+Shapes are channels x height x width. BFLOPs are Darknet's count for one image (see utils/report/tables.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from utils.darknet.blocks import Block, Convolutional, Maxpool, Network, Reorg, 
 from utils.darknet.cfg import load
 from utils.darknet.network import file_bytes, grouped, max_stride, strides, trace
 from utils.darknet.targets import HARDWARE, rewrite_command, support_of
-from utils.report.cost import block_costs, network_cost
-from utils.report.tables import text_table
+from utils.report.tables import block_costs, network_cost, text_table
 
 EXAMPLE = "python -m utils.darknet.info cfg/yolov4-tiny.cfg --img_size 416"
 _COLUMNS = ("layer", "type", "filters", "size/stride", "input", "output", "parameters", "BFLOPs", "reads")

@@ -26,7 +26,7 @@ from utils.darknet.network import tensors
 from utils.darknet.targets import LINK, chainable
 from utils.errors import InputError
 from utils.files import atomic_write_text
-from utils.model_files import ModelFiles, choose_model, is_checkpoint
+from utils.flags import ModelFiles, choose_model, is_checkpoint
 
 if TYPE_CHECKING:
     from utils.checkpoint import LoadedModel

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -373,3 +373,58 @@ def unfit(boxes: NDArray[np.floating], fit: Fit) -> NDArray[np.floating]:
     scales = inner[1] / width, inner[0] / height  # of whole pixels, so boxes follow exactly
     moved = (boxes - (fit.left, fit.top) * 2) / (scales * 2)
     return np.clip(moved, 0, (width, height) * 2).astype(boxes.dtype)
+
+
+class Packed(Sequence[Any]):
+    """Arrays of many pictures, one after the other in one array.
+
+    A million Python objects would take more memory than their content, and workers would copy them: who reads an
+    object changes its reference count, and so the page of memory that it lies in.
+    """
+
+    empty: NDArray[Any]
+    """Array without rows, of the shape and type of all others."""
+
+    def __init__(self, parts: Iterable[NDArray[Any]]) -> None:
+        parts = list(parts)
+        self.rows = np.concatenate([self.empty, *parts])
+        """All of them."""
+        self.bounds = np.cumsum([0, *map(len, parts)])
+        """[N + 1]: start of each array in the rows, and the end of the last one."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, position: int) -> Any:  # type: ignore[override]  # no slices
+        start, stop = self.bounds[range(len(self))[position] :][:2].tolist()
+        return self.rows[start:stop]
+
+
+class PackedBoxes(Packed):
+    """Boxes [n, 5] of each picture."""
+
+    empty = np.zeros((0, 5), np.float32)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[N]: number of boxes of each picture."""
+        return np.diff(self.bounds)
+
+    def gather(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Copy of the boxes [n, 5] of some pictures, and for each box the number [n] of its picture among them."""
+        starts = self.bounds[positions]
+        counts = self.bounds[positions + 1] - starts
+        owners = np.repeat(np.arange(len(positions)), counts)
+        return self.rows[np.arange(len(owners)) + (starts + counts - np.cumsum(counts))[owners]], owners
+
+
+class PackedPaths(Packed):
+    """Path of each picture, as bytes."""
+
+    empty = np.zeros(0, np.uint8)
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        super().__init__(np.frombuffer(os.fsencode(path), np.uint8) for path in paths)
+
+    def __getitem__(self, position: int) -> Path:  # type: ignore[override]
+        return Path(os.fsdecode(super().__getitem__(position).tobytes()))

@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 
 from utils.cli import ProgressBar, log
 from utils.data.findings import EFFECTS, KINDS, Finding, first_places
-from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, check_image, lower_suffix
+from utils.data.images import MAX_PIXELS, SUFFIXES, PackedBoxes, PackedPaths, PictureError, check_image, lower_suffix
 from utils.errors import DataError
 from utils.files import atomic_path, foreign_errors, matches, read_bytes, regular_file, starting_points
-from utils.memory import PackedBoxes, PackedPaths
 
 Source = str | Path
 """A picture, a list file (.txt), a folder (searched with its subfolders) or a glob."""

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import network_input
-from utils.boxes import to_corners
 from utils.cli import ProgressBar, log
 from utils.darknet.network import max_stride
 from utils.data.images import GREY, Fit, FitMode, Image, fit, unfit
 from utils.detection.average_precision import Evaluator, Metrics
-from utils.detection.decode import decode, non_max_suppression
+from utils.detection.decode import decode, non_max_suppression, to_corners
 from utils.detection.settings import DetectorSettings, EvaluationSettings, Times
 from utils.device import constant
 from utils.files import ROOT, read_text

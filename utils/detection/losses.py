@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import EPSILON, area, shape_iou, similarities
 from utils.darknet.blocks import Yolo
-from utils.detection.decode import box_offsets, predicted_boxes, split_head
+from utils.detection.decode import EPSILON, area, box_offsets, predicted_boxes, shape_iou, similarities, split_head
 from utils.detection.settings import ASSIGNMENTS, Assignment, LossSettings
 from utils.device import constant, uploaded
 

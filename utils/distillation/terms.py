@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Darknet, Outputs, fuse, reduced
-from utils.boxes import EPSILON, area, similarity
 from utils.darknet.blocks import Network, Yolo
-from utils.detection.decode import box_offsets, split_head
+from utils.detection.decode import EPSILON, area, box_offsets, similarity, split_head
 from utils.detection.losses import AT_LEAST_ONE, Divisor, Positives, assign
 from utils.detection.settings import Assignment
 from utils.device import constant, uploaded

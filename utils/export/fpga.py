@@ -30,13 +30,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import Darknet, fuse
+from models import Computing, ConvBlock, Darknet, build_layer, fuse
 from utils.darknet.blocks import Block, Convolutional, Maxpool, Reorg, Route, Shape, Shortcut, Upsample
 from utils.darknet.cfg import format_network
 from utils.errors import InfeasibleError
 from utils.export.settings import ExportSettings
 from utils.export.verify import Agreement, Subject, picture
-from utils.layers import Computing, ConvBlock, build_layer
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.quantization.scheme import SHIFT_FACTOR, SHIFT_PLACES, passes
 

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Darknet
+from models import Computing, ConvBlock, Darknet, normalisation
 from utils.errors import InfeasibleError
-from utils.layers import Computing, ConvBlock, normalisation
 from utils.quantization.quantizers import ActivationQuantizer, Scale
 from utils.quantization.quantizers import codes as round_to_codes
 from utils.quantization.scheme import passes

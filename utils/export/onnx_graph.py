@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from onnx import helper, numpy_helper
 
-from models import Darknet, fuse, oversized
+from models import LEAKY_SLOPE, Darknet, fuse, oversized
 from utils import __version__
 from utils.darknet import blocks
 from utils.darknet.blocks import Block, Network, Shape, Yolo
@@ -27,7 +27,6 @@ from utils.detection.decode import LARGEST_EXPONENT, MAX_DETECTIONS
 from utils.errors import InfeasibleError
 from utils.export.integers import Codes
 from utils.export.settings import ExportSettings
-from utils.layers import LEAKY_SLOPE
 from utils.quantization.quantizers import ActivationQuantizer
 from utils.runtime.exported import IMAGE, PRODUCER, Metadata
 

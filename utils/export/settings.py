@@ -10,7 +10,7 @@ from typing import Literal
 from utils.cli import bounded, flag, integer, threshold
 from utils.darknet.targets import HARDWARE
 from utils.data.images import GREY
-from utils.model_files import cfg_of
+from utils.flags import cfg_of
 from utils.runtime.choice import KINDS
 from utils.runtime.exported import IMAGE, ExportedFile
 

@@ -40,7 +40,7 @@ from utils.export.integers import codes_of
 from utils.export.settings import COMPANIONS, GOES_WITH, MISH_OPSET, PAIRS, SUFFIXES, UNMEASURED, ExportSettings
 from utils.export.verify import Agreement, Subject, check_same, picture, prove_onnx, prove_tflite, verify
 from utils.files import atomic_path, foreign_errors
-from utils.model_files import ModelFiles, cfg_of
+from utils.flags import ModelFiles, cfg_of
 from utils.quantization.scheme import QuantSettings, simulated_only
 from utils.report.run_dir import RunDirectory
 from utils.runtime.engines import Engine, ncnn_engine, on_cpu, openvino_engine

@@ -27,8 +27,7 @@ from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network
 from utils.darknet.data_file import DataConfig, load_data
 from utils.errors import DataError, InputError
-from utils.flags import add_device_flags, add_model_flags, add_picture_flags, add_run_flags
-from utils.model_files import ModelFiles, choose_model
+from utils.flags import ModelFiles, add_device_flags, add_model_flags, add_picture_flags, add_run_flags, choose_model
 from utils.pruning.channel_graph import channel_graph, check_units, residual_units
 from utils.pruning.policy import SETS, ChannelPolicy, candidates, check_percents, pruning_groups
 from utils.pruning.target import Amount, Bounded, PruneTarget

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import network_input
+from models import ConvBlock, network_input
 from utils.cli import ProgressBar
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.network import trace
@@ -26,10 +26,9 @@ from utils.data.datasets import Batch
 from utils.detection.losses import detection_loss
 from utils.detection.settings import LossSettings
 from utils.errors import NumericsError
-from utils.layers import ConvBlock
 from utils.pruning.channel_graph import ChannelGraph, Importance, residual_units
 from utils.pruning.surgery import Arrays, model_of
-from utils.report.cost import block_costs, total
+from utils.report.tables import block_costs, total
 
 Counted = Literal["parameters", "macs"]
 """Cost that a channel saves."""

@@ -22,10 +22,19 @@ from utils.pruning.channel_graph import Importance, numbers, residual_units, uni
 from utils.pruning.policy import FREE_SHARE, advised_percent
 from utils.pruning.surgery import PrunedNetwork
 from utils.pruning.target import Plan
-from utils.report.cost import Cost, block_costs, network_cost, total
 from utils.report.plots import LayerBar, plot_channels, plot_threshold
 from utils.report.run_dir import RunDirectory
-from utils.report.tables import Cell, Column, csv_table, markdown_table, text_table
+from utils.report.tables import (
+    Cell,
+    Column,
+    Cost,
+    block_costs,
+    csv_table,
+    markdown_table,
+    network_cost,
+    text_table,
+    total,
+)
 
 Document = Mapping[str, Any]
 Size = tuple[int, int]

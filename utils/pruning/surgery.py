@@ -37,13 +37,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import Darknet, load_arrays
+from models import ConvBlock, Darknet, load_arrays
 from utils.cli import ProgressBar
 from utils.darknet.blocks import Convolutional, Network
 from utils.darknet.blocks.block import IMAGE, Vector
 from utils.darknet.network import by_block, max_stride, normalised_cell, tensors, trace
 from utils.errors import CfgError, InfeasibleError, NumericsError
-from utils.layers import ConvBlock
 from utils.pruning.channel_graph import ChannelGraph, Removal, numbers, prune_blocks
 
 Arrays = Mapping[str, NDArray[np.floating]]

@@ -39,8 +39,8 @@ from utils.pruning.surgery import (
     reconstruct,
 )
 from utils.pruning.target import Amount, Plan, PruneTarget, make_plan, plan_for_target, plan_in_rounds
-from utils.report.cost import Cost, Latency, interleaved, network_cost
 from utils.report.run_dir import RunDirectory
+from utils.report.tables import Cost, Latency, interleaved, network_cost
 
 if TYPE_CHECKING:
     from utils.data.augment import Augmentation

@@ -30,10 +30,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models import Darknet
+from models import Computing, ConvBlock, Darknet
 from utils.cli import ProgressBar
 from utils.errors import NumericsError
-from utils.layers import Computing, ConvBlock
 from utils.quantization.quantizers import ActivationQuantizer, Phase, fake_quantize, gate_scale, scale_of, set_phase
 from utils.quantization.scheme import Grid
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from models import Darknet
+from models import Computing, ConvBlock, Darknet, normalisation
 from utils.darknet.blocks import Network
 from utils.darknet.targets import check
-from utils.layers import Computing, ConvBlock, normalisation
 from utils.quantization.scheme import GATES, Grid, QuantSettings, conv_grids, passes
 
 MOST_SHIFT = 15

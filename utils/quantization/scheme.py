@@ -12,7 +12,7 @@ from utils.darknet.blocks import Block, Convolutional, Dropout, Maxpool, Network
 from utils.darknet.data_file import DataConfig
 from utils.darknet.targets import HARDWARE
 from utils.errors import DataError, InputError
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 
 LEAST_BITS, MOST_BITS = 2, 16
 RELUS = ("linear", "relu", "relu6")

@@ -15,8 +15,7 @@ from utils.darknet.network import opencv_warning, same_network
 from utils.detection.settings import DetectionSettings
 from utils.errors import InputError
 from utils.files import regular_file
-from utils.flags import Group
-from utils.model_files import ModelFiles, adaptation, cfg_of, choose_model, other_network
+from utils.flags import Group, ModelFiles, adaptation, cfg_of, choose_model, other_network
 from utils.runtime.exported import ExportedFile, Metadata, read_ncnn, read_onnx, read_openvino, read_tflite
 
 READABLE = ".pt, .weights, .onnx, .tflite, ncnn's .param or OpenVINO's .xml"
@@ -162,7 +161,7 @@ def choose_runtime(
     half: bool = False,
     device: str = "",
 ) -> RuntimeFiles:
-    """The files that --cfg and --weights name, as `model_files.choose_model` finds them, or a file of export.py.
+    """The files that --cfg and --weights name, as `flags.choose_model` finds them, or a file of export.py.
 
     Args:
         network: of --cfg.

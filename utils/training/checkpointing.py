@@ -27,7 +27,7 @@ from utils.darknet import weights as weights_file
 from utils.darknet.network import head_convolutions
 from utils.errors import CheckpointError, NumericsError, WeightsError
 from utils.files import foreign_errors
-from utils.model_files import ModelFiles, other_classes
+from utils.flags import ModelFiles, other_classes
 from utils.report.run_dir import RunDirectory
 from utils.training.optimizer import AveragedModel
 from utils.training.sparsity import Control

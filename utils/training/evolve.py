@@ -22,7 +22,7 @@ from utils.cli import log, processes
 from utils.darknet import cfg as cfg_file
 from utils.errors import CheckpointError, InputError, Interrupted, NumericsError, ResourceError
 from utils.files import foreign_errors
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles
 from utils.report.run_dir import RunDirectory
 from utils.report.tables import csv_table
 from utils.training.hyperparameters import Hyperparameters, fitness, hyperparameters

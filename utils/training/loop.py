@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Darknet, fuse, network_input, reduced
+from models import Computing, Darknet, fuse, network_input, reduced
 from utils.cli import EPOCHS_AFTER, ProgressBar, duration, log
 from utils.darknet.network import max_stride, unread
 from utils.data.datasets import Batch, Loader
@@ -29,7 +29,6 @@ from utils.detection.settings import LossSettings
 from utils.device import training_type
 from utils.distillation.terms import Distiller
 from utils.errors import Interrupted, NumericsError
-from utils.layers import Computing
 from utils.quantization.quantizers import ActivationQuantizer, Phase, WeightQuantizer, set_phase
 from utils.quantization.scheme import MOST_BITS
 from utils.report.run_dir import Results, RunDirectory

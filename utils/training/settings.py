@@ -31,8 +31,7 @@ from utils.device import AMP
 from utils.distillation.strategies import AT, DEFAULT, KD, LARGEST_WEIGHT
 from utils.errors import CheckpointError, InputError
 from utils.files import read_yaml
-from utils.flags import device_name, worker_count
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles, device_name, worker_count
 from utils.pruning.policy import SETS
 from utils.quantization.scheme import SCHEMES, QuantSettings, SchemeFlags, notes
 from utils.training.hyperparameters import Hyperparameters

@@ -41,13 +41,12 @@ from utils.distillation.strategies import distillation
 from utils.distillation.terms import Distiller, Teacher
 from utils.errors import CheckpointError, DataError, InputError, NumericsError, ResourceError, SuiteError
 from utils.files import foreign_errors
-from utils.flags import default_workers
-from utils.model_files import ModelFiles
+from utils.flags import ModelFiles, default_workers
 from utils.quantization.quantizers import quantize
 from utils.quantization.scheme import export_command
 from utils.report import plots
-from utils.report.cost import network_cost
 from utils.report.run_dir import RunDirectory, last_epochs, read_results
+from utils.report.tables import network_cost
 from utils.training.checkpointing import Progress, Source, Start, initial_model, resumable
 from utils.training.distributed import Team, joined
 from utils.training.hyperparameters import unused_keys
