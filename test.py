@@ -234,10 +234,8 @@ def save_detections(
     ids, paths = category_ids(names), pictures.images
     if len({image_id(path) for path in paths}) < len(paths):
         cli.log(f"{DETECTIONS}: images of the same file name have the same image_id")
-    split = {args.split: str(getattr(data, args.split))}
-    description = {"path": str(data.path), **split, "nc": data.classes, "names": data.names}
     with RunDirectory.create(args.project, args.name, exist_ok=args.exist_ok).until() as directory:
-        directory.describe(args=vars(args), cfg=format_network(network), data=description)
+        directory.describe(args=vars(args), cfg=format_network(network), data=data.document())
         rows = [row for image in evaluation.detections for row in coco_results(paths[image.position], *image[1:], ids)]
         return directory.write_text(DETECTIONS, json.dumps(rows))
 

@@ -130,6 +130,7 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(measured)
     assert (boxes[:, :2] + boxes[:, 2:] <= (90.001, 60.001)).all()
     files = sorted(path.name for path in Path("runs/test/exp").iterdir())
     assert files == ["args.yaml", "data.yaml", "detections.json", "env.json", "model.cfg"]
+    assert measured("--data", "runs/test/exp/data.yaml")["map50"] == document["map50"]
 
 
 def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(measured, script, capsys):

@@ -322,6 +322,14 @@ class TestRun:
             lineage = read_checkpoint(Path(document["best"]))["lineage"]
             assert [entry["path"] for entry in lineage] == [path]
 
+    @pytest.mark.parametrize("flags", [(), ("--single-cls",)])
+    def test_the_data_yaml_of_a_run_names_its_data_set(self, flags, run, script, capsys, tmp_path, monkeypatch):
+        """Also where all labels are one class."""
+        document = run("--epochs", "1", *flags)
+        monkeypatch.chdir(tmp_path)
+        command = ("--data", f"{document['run_dir']}/data.yaml", "--weights", document["best"], "--device", "cpu")
+        assert printed(capsys, script.main, *command, *flags)["map50"] == pytest.approx(document["map50"])
+
     def test_a_pruned_network_of_other_classes_can_be_pruned_again(self, run, tmp_path):
         """Its heads are wider than those it was pruned with."""
         best = run("--epochs", "1", "--single-cls")["best"]

@@ -43,6 +43,15 @@ class DataConfig:
     valid: Source | None
     """Pictures to test with; None if the file does not say."""
 
+    def document(self) -> dict[str, Any]:
+        """The data set as a data.yaml that works from any folder."""
+        paths = {}
+        for key, source in (("train", self.train), ("val", self.valid)):
+            if source is not None:
+                several = [str(path.absolute()) for path in ((source,) if isinstance(source, Path) else source)]
+                paths[key] = several[0] if len(several) == 1 else several
+        return {**paths, "nc": self.classes, "names": list(self.names)}
+
 
 def load_data(path: Path | str) -> DataConfig:
     """Read a data set description: YAML if the name ends in .yaml or .yml, Darknet's `key = value` otherwise.

@@ -290,7 +290,7 @@ def _run_directory(plan: TrainPlan, team: Team, ending: ExitStack) -> RunDirecto
     ending.enter_context(run.until("results.csv", "weights/last.pt"))
     for name in ("results.csv", "weights/last.pt", "weights/prev.pt"):  # of an earlier run, with --exist-ok
         run.file(name).unlink(missing_ok=True)  # with the new flags a resume would go on from them
-    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(plan.network), data=_data_yaml(plan))
+    run.describe(args=plan.args, hyp=plan.hyp.flat, cfg=format_network(plan.network), data=plan.data.document())
     if warning := opencv_warning(plan.network):
         log(f"{run.path}: {warning}")
     if warning := unused_keys(plan.network):
@@ -298,16 +298,6 @@ def _run_directory(plan: TrainPlan, team: Team, ending: ExitStack) -> RunDirecto
     cost = network_cost(plan.network, *settings.size)
     log(f"{run.path}: {cost.parameters} parameters, {cost.macs / 1e9:.3f} GMACs at {settings.size}")
     return run
-
-
-def _data_yaml(plan: TrainPlan) -> dict[str, Any]:
-    """Return the data set as a data.yaml that works from any folder."""
-    paths = {}
-    for key, source in (("train", plan.data.train), ("val", plan.data.valid)):
-        if source is not None:
-            several = [str(path.absolute()) for path in ((source,) if isinstance(source, Path) else source)]
-            paths[key] = several[0] if len(several) == 1 else several
-    return {**paths, "nc": len(plan.names), "names": list(plan.names)}
 
 
 def _draw_start(run: RunDirectory, loader: Loader, train: Index, names: Sequence[str]) -> None:
