@@ -402,6 +402,20 @@ def test_a_bad_line_of_a_list_is_counted_and_skipped(line, converted, tmp_path):
     assert document["notes"] == {"no annotation, image left out": 1}
 
 
+@pytest.mark.parametrize("side", [80, 81])
+def test_an_image_with_two_entries_has_the_boxes_of_both_if_both_have_its_size(side, converted, tmp_path):
+    images = [{"id": number, "file_name": name, "width": w} for number, name, w in ((7, "a.jpg", 80), (8, "b.jpg", 80))]
+    images += [{"id": 9, "file_name": "./a.jpg", "width": side, "height": 40}]
+    boxes = [{"image_id": n, "category_id": 9, "bbox": [8 * n, 0, 8, 20]} for n in (7, 8, 9)]
+    picture(tmp_path / "coco" / "images" / "b.jpg")
+    path = coco_file(tmp_path / "coco", coco_document(images=images, annotations=boxes))
+    output, document = converted("coco", "--train", path)
+    counts = {name: len(found) for name, found in rows(output, "train").items()}
+    assert counts == {"images/train/b.jpg": 1} | ({"images/train/a.jpg": 2} if side == 80 else {})
+    assert document["notes"].pop("image listed twice, used once") == 1
+    assert list(document["notes"].values()) == [1] * (side != 80)
+
+
 def test_names_lose_line_ends_and_what_is_too_long(converted, tmp_path):
     names = ["b\n.jpg", "é" * 125 + ".jpg"]
     images = [{"id": number, "file_name": name} for number, name in enumerate(names, 7)]

@@ -268,19 +268,21 @@ class _Writer:
         (self.folder / "images" / part).mkdir(parents=True, exist_ok=True)
         counts = {"pictures": 0, "boxes": 0, "backgrounds": 0, "ignored": 0}
         entries: list[str] = []
-        sources: set[str] = set()
-        for picture in ProgressBar(f"writing {name}", pictures, unit="images"):
-            source = os.path.abspath(picture.path)
-            if source in sources:
+        sources: dict[str, list[Picture]] = {}
+        for picture in pictures:
+            same = sources.setdefault(os.path.abspath(picture.path), [])
+            if same:
                 self.notes["image listed twice, used once"].append(str(picture.path))
-                continue
-            sources.add(source)
+            if picture.location not in (other.location for other in same):  # another annotation has boxes of its own
+                same.append(picture)
+        for source, same in ProgressBar(f"writing {name}", sources.items(), len(sources), "images"):
+            picture = same[0]
             if picture.within is not None and not source.startswith(os.path.join(os.path.abspath(picture.within), "")):
                 self.notes[f"image outside of {picture.within}, left out"].append(picture.location)
                 continue
-            if (size := self._size(picture)) is None:
+            if (size := self._size(same)) is None:
                 continue
-            labels, ignored = (self._labels(picture, size, ignored=kind) for kind in (False, True))
+            labels, ignored = (self._labels(same, size, ignored=kind) for kind in (False, True))
             target = self._target(part, picture.path)
             self._write_labels(label_path(target), labels)
             if ignored:
@@ -294,26 +296,26 @@ class _Writer:
         (self.folder / f"{name}.txt").write_bytes(os.fsencode("".join(entries)))
         return counts
 
-    def _size(self, picture: Picture) -> tuple[int, int] | None:
+    def _size(self, same: Sequence[Picture]) -> tuple[int, int] | None:
         """Size of a picture; None if it cannot be used, which is noted."""
         try:
-            size = shown_size(picture.path)
+            size = shown_size(same[0].path)
         except PictureError as failure:
             kind = "not found" if failure.kind == "missing image" else "cannot be read"
-            self.notes[f"image {kind}, left out"].append(str(picture.path))
+            self.notes[f"image {kind}, left out"].append(str(same[0].path))
             return None
-        if picture.size not in (None, size):
-            self.notes["image of another size than annotated, left out"].append(picture.location)
+        if wrong := [picture.location for picture in same if picture.size not in (None, size)]:
+            self.notes["image of another size than annotated, left out"] += wrong
             return None
         return size
 
-    def _labels(self, picture: Picture, size: tuple[int, int], *, ignored: bool) -> list[str]:
+    def _labels(self, same: Sequence[Picture], size: tuple[int, int], *, ignored: bool) -> list[str]:
         """Lines of the label file, or of the one of ignored boxes; each box is cut to the picture."""
         lines: dict[str, None] = {}
-        for box in picture.boxes:
+        for location, box in ((picture.location, box) for picture in same for box in picture.boxes):
             if box.ignored is not ignored:
                 continue
-            where = f"{picture.location}: {box.name}"
+            where = f"{location}: {box.name}"
             if box.name not in self.classes:
                 self.notes["class not in --names, box left out"].append(where)
                 continue
