@@ -33,7 +33,7 @@ def xml(*objects: str, size: str = "<width>80</width><height>40</height>", filen
     return "\n".join(lines)
 
 
-def thing(name: str, *corners: float, difficult: int = 0) -> str:
+def thing(name: str, *corners: float, difficult: int | str = 0) -> str:
     sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
     tags = "".join(f"<{tag}>{value}</{tag}>" for tag, value in sides)
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{tags}</bndbox></object>"
@@ -158,6 +158,12 @@ def test_difficult_objects_are_ignored_boxes_or_objects(flags, boxes, voc):
     else:
         assert not (output / "ignored").exists() and row in rows(output, "train")["images/train/a.jpg"]
     assert document["notes"] == {} and flaws(output) == {}
+
+
+@pytest.mark.parametrize(("value", "count"), [("0", 0), ("", 0), ("False", 0), ("1", 1), ("true", 1)])
+def test_difficult_is_a_number_or_a_truth_value(value, count, voc):
+    output, _ = voc({"a": xml(thing("cat", 21, 1, 41, 9, difficult=value)), "b": xml(CAT)})
+    assert len(ignored(output)) == count
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(converted, tmp_path):

@@ -136,7 +136,7 @@ class VocReader:
             sides = [int(_number(path, size, tag)) if size.find(tag) is not None else 0 for tag in ("height", "width")]
         boxes = []
         for element in document.findall("object"):
-            ignored = not self.keep_difficult and (_text(element, "difficult") or "0") != "0"
+            ignored = not self.keep_difficult and _text(element, "difficult").lower() not in ("", "0", "false")
             name, box = _text(element, "name"), element.find("bndbox")
             if not name or box is None:
                 raise DataError(f"{path}:{element.get('line')}: an object needs a name and a bndbox")
