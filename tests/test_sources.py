@@ -144,6 +144,19 @@ def test_unreadable_files_are_skipped_and_named_in_one_warning_also_where_a_limi
     assert "warning: 1 of 4 files cannot be read and were skipped: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["\nlost.png\n", "a.png\r\n\r\nlost.png\r\n", "lost.png\nlost.mp4\n"])
+def test_a_path_of_a_list_that_leads_nowhere_is_named_with_its_line(text, tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    (tmp_path / "all.txt").write_bytes(text.encode())
+    try:
+        read(tmp_path / "all.txt")
+        message = capsys.readouterr().err
+    except InputError as failure:
+        message = str(failure)
+    number = text.splitlines().index("lost.png") + 1
+    assert f"{tmp_path}/all.txt:{number}: {tmp_path}/lost.png: no such file" in message
+
+
 def test_when_no_file_can_be_read_that_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").write_bytes(b"no image")

@@ -233,7 +233,7 @@ def list_images(source: Source) -> list[str]:
     if not os.path.lexists(text) and glob.has_magic(text):
         return sorted(path for path in matches(text) if lower_suffix(path) in SUFFIXES)
     regular_file(text, DataError)
-    return list(_read_list(text)) if text.lower().endswith(".txt") else [text]
+    return [path for _, path in read_list(text)] if text.lower().endswith(".txt") else [text]
 
 
 def label_path(image: str, kind: str = "labels") -> str:
@@ -289,16 +289,20 @@ def _walk(folder: str, searched: set[str]) -> Iterator[str]:
         yield from _walk(link, searched)
 
 
-def _read_list(path: str) -> Iterator[str]:
-    """The paths in a list file. They may hold any byte but a line end; nothing in them is expanded."""
+def read_list(path: str) -> Iterator[tuple[int, str]]:
+    """Line number and path of each entry of a list file. A path may hold any byte but a line end; none is expanded.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     data = read_bytes(path, DataError, LARGEST_LIST).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
-    lines = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
-    relative = (entry for entry in map(str.strip, lines) if not os.path.isabs(entry))
+    lines = [(number, os.fsdecode(line)) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+    relative = (entry for _, line in lines if not os.path.isabs(entry := line.strip()))
     folder, slashes = _base(path, list(islice(relative, SAMPLE)))
     folders: dict[str, str] = {}
-    for line in lines:
+    for number, line in lines:
         line = line.replace("\\", "/") if slashes else line
         stripped = line.strip()
         entry = os.path.join(folder, stripped)
@@ -307,7 +311,7 @@ def _read_list(path: str) -> Iterator[str]:
         place, name = os.path.split(entry)
         if place not in folders:  # a folder is looked at once, however many images it has
             folders[place] = _normal(place)
-        yield os.path.join(folders[place], name)
+        yield number, os.path.join(folders[place], name)
 
 
 def _normal(folder: str) -> str:

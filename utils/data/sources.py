@@ -16,13 +16,14 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import cv2
 import numpy as np
 
 from utils.cli import log
 from utils.data.images import MAX_PIXELS, SUFFIXES, PictureError, lower_suffix, read_image, silence_decoders
-from utils.data.index import list_images
+from utils.data.index import read_list
 from utils.errors import DataError, InputError
 from utils.files import foreign_errors, matches, read_text, regular_file, utf8_path
 
@@ -49,6 +50,8 @@ class FrameSource:
 
     files: tuple[str, ...] = ()
     """Pictures and videos."""
+    lines: tuple[str, ...] = ()
+    """`LIST:LINE: ` of each file that a list names; empty where no list does."""
     streams: tuple[str, ...] = ()
     """Addresses and webcam numbers."""
 
@@ -106,12 +109,17 @@ def find(text: str) -> FrameSource:
         missing = f"--source {text}: {words} an image or video ({READABLE_TEXT})"
     elif lower_suffix(text) == ".streams":
         return FrameSource(streams=_listed_streams(text))
+    elif text.lower().endswith(".txt"):
+        listed = list(read_list(text))
+        if not listed:
+            raise InputError(f"{text}: the list is empty; expected the path of an image or video a line")
+        return FrameSource(tuple(path for _, path in listed), tuple(f"{text}:{number}: " for number, _ in listed))
     else:
-        files = tuple(list_images(text))
-        missing = f"{text}: the list is empty; expected the path of an image or video a line"
+        regular_file(text)
+        return FrameSource((text,))
     if not files:
         raise InputError(missing)
-    return FrameSource(files=files)
+    return FrameSource(files)
 
 
 def _readable(paths: Iterable[str]) -> tuple[str, ...]:
@@ -151,10 +159,7 @@ def frames(source: FrameSource, limits: Limits | None = None) -> Generator[Frame
     """
     limits = limits or Limits()
     seconds = math.inf if limits.max_seconds is None else limits.max_seconds
-    if source.streams:
-        reading = read_streams(source.streams, limits.stream_timeout, seconds)
-    else:
-        reading = _read_files(source.files)
+    reading = read_streams(source.streams, limits.stream_timeout, seconds) if source.streams else _read_files(source)
     end = math.inf
     with closing(reading):
         for count, frame in enumerate(reading, 1):
@@ -164,26 +169,26 @@ def frames(source: FrameSource, limits: Limits | None = None) -> Generator[Frame
                 return
 
 
-def _read_files(files: tuple[str, ...]) -> Generator[Frame]:
+def _read_files(source: FrameSource) -> Generator[Frame]:
     unreadable: list[str] = []
     try:
-        for path in files:
+        for path, line in zip_longest(source.files, source.lines, fillvalue=""):
             try:
                 yield from _read_file(path)
             except DataError as failure:
-                unreadable.append(str(failure))
+                unreadable.append(f"{line}{failure}")
     finally:  # a limit ends the reading before the last file
         if unreadable:
-            _report_unreadable(unreadable, files)
+            _report_unreadable(unreadable, len(source.files))
 
 
-def _report_unreadable(unreadable: Sequence[str], files: Sequence[str]) -> None:
+def _report_unreadable(unreadable: Sequence[str], count: int) -> None:
     shown = "; ".join(unreadable[:NAMED]) + (f"; and {len(unreadable) - NAMED} more" if unreadable[NAMED:] else "")
-    if len(files) == 1:
+    if count == 1:
         raise InputError(shown)
-    if len(unreadable) == len(files):
-        raise InputError(f"none of the {len(files)} files of --source can be read: {shown}")
-    log(f"warning: {len(unreadable)} of {len(files)} files cannot be read and were skipped: {shown}")
+    if len(unreadable) == count:
+        raise InputError(f"none of the {count} files of --source can be read: {shown}")
+    log(f"warning: {len(unreadable)} of {count} files cannot be read and were skipped: {shown}")
 
 
 def _read_file(path: str) -> Generator[Frame]:
