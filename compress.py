@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the recipe, run its stages, write the page."""
     args = parse_args(argv)
     everywhere = {key: value for key in ("device", "workers") if (value := getattr(args, key)) not in ("", None)}
-    recipe = read_recipe(Path(args.recipe), knows, args.set, **everywhere)
+    recipe = read_recipe(Path(args.recipe), first_spelling, args.set, **everywhere)
     if args.weights:
         whole, recipe = recipe, recipe.started()
         if whole.stages[0].name not in (stage.name for stage in recipe.stages):
@@ -229,9 +229,9 @@ def check_stage(script: str, flags: Sequence[str]) -> None:
         module.load_inputs(args)
 
 
-def knows(script: str, flag: str) -> bool:
-    """Return whether a script has a flag."""
-    return script_parser(script).knows(flag)
+def first_spelling(script: str, flag: str) -> str:
+    """The first spelling of a flag of a script; empty if the script has no such flag."""
+    return script_parser(script).first_spelling(flag)
 
 
 def script_parser(script: str) -> Parser:

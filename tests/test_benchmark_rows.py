@@ -210,7 +210,7 @@ def test_recipes_of_rows_can_be_run(root):
     from utils.compress.recipe import read_recipe
 
     for path in (root / "benchmarks/recipes").glob("*.yaml"):
-        assert read_recipe(path, compress.knows).stages
+        assert read_recipe(path, compress.first_spelling).stages
 
 
 def test_runtimes_are_given_files_of_the_network_that_each_is_made_from(runs, commands):

@@ -172,7 +172,7 @@ def test_every_script_that_gets_a_damaged_file_takes_the_sound_one(python):
         ("a.data", "train = {}\nvalid = {}\nnames = {}\n", load_data),
         ("a.data", "train = {}\nclasses = 1\n", load_data),
         ("a.yaml", 'train: "{}"\nval: "{}"\nnames: [a]\n', load_data),
-        ("r.yaml", 'stages: {{a: {{script: train, hyp: "{}"}}}}', lambda path: read_recipe(path, lambda *_: True)),
+        ("r.yaml", 'stages: {{a: {{script: train, hyp: "{}"}}}}', lambda path: read_recipe(path, lambda _, flag: flag)),
     ],
 )
 def test_names_that_no_file_can_have_raise_no_other_error(file, text, read, name, tmp_path):

@@ -54,7 +54,7 @@ STARTS = ("--weights start2.weights", "--weights start2.pt")
 
 def recipe_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Recipe:
     (tmp_path / "r.yaml").write_text(text)
-    return read_recipe(tmp_path / "r.yaml", compress.knows, changes)
+    return read_recipe(tmp_path / "r.yaml", compress.first_spelling, changes)
 
 
 def journey_of(tmp_path: Path, text: str = CHAIN, changes: Sequence[tuple[str, str, Any]] = ()) -> Journey:
@@ -498,6 +498,14 @@ def test_flags_of_all_stages_go_to_those_whose_script_has_them_and_a_stage_has_t
     assert value(commands["sparse"], "--batch_size") == "8"
     no_test = recipe_of(tmp_path, FROM_OTHERS.replace("no-test", "no_test"), [("prune", "no-test", False)])
     assert not any("test" in flag for flag in no_test.stages[1].flags)
+    for shared, stage, change in (
+        ("{cache: ram}", "cache-images: false", ()),
+        ("{cache-images: true}", "epochs: 1", ("a", "cache", False)),
+        ("{BN_Flod: true, cache: ram}", "BN_Fold: false", ("all", "cache_images", False)),
+        ("{}", "sr: true", ("a", "sparsity-regularization", False)),
+    ):
+        other = f"all: {shared}\nstages: {{a: {{script: train, {stage}}}}}"
+        assert set(recipe_of(tmp_path, other, [change] if change else ()).stages[0].flags) <= {"--epochs", "1"}
     recipe = recipe_of(tmp_path, text, [("all", "batch-size", 2), ("all", "device", "cpu")])
     assert recipe.stages[0].value("--batch-size") == "2"
     text = "stages: {a: {script: train}, b: {script: export}, c: {script: test, from: b}, d: {script: test, from: a}}"

@@ -205,9 +205,13 @@ class Parser(argparse.ArgumentParser):
         """None: argparse would take `-hyp` for `-h` with a value."""
         return []
 
-    def knows(self, flag: str) -> bool:
-        """Whether a flag, with its dashes, is one of this script."""
-        return self._spelled(flag) in self._option_string_actions
+    def first_spelling(self, flag: str) -> str:
+        """The first spelling of a flag, with its dashes; empty if it is none of this script."""
+        flag = self._spelled(flag)
+        action = self._option_string_actions.get(flag)
+        if isinstance(action, argparse.BooleanOptionalAction):  # --flip and --no-flip say the opposite
+            return flag
+        return action.option_strings[0] if action else ""
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of argparse's usage block and exit."""

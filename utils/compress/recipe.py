@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ ALLOWED = 10.0
 """Points of AP50 that a training of a trained network may lose."""
 LARGEST_FILE = 1 << 16
 
-Knows = Callable[[str, str], bool]
-"""Tells whether a script, by its name, has a flag, with its dashes."""
+FirstSpelling = Callable[[str, str], str]
+"""First spelling of a flag, with its dashes, of a script, by its name; empty if the script has no such flag."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,14 @@ class Recipe:
         return Recipe(self.path, (*start, *stages))
 
 
-def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]] = (), **everywhere: Any) -> Recipe:
+def read_recipe(
+    path: Path, first_spelling: FirstSpelling, changes: Sequence[tuple[str, str, Any]] = (), **everywhere: Any
+) -> Recipe:
     """A recipe.
 
     Args:
         path: YAML file.
-        knows: which script has which flag.
+        first_spelling: of the flags that scripts have.
         changes: (stage or ALL, flag, value) to be put in place of what it says.
         everywhere: flags that replace those of ALL and of all stages.
 
@@ -192,31 +194,43 @@ def read_recipe(path: Path, knows: Knows, changes: Sequence[tuple[str, str, Any]
         )
     stages = {name: dict(values) if isinstance(values, dict) else values for name, values in stages.items()}
     parts = {**stages, ALL: dict(shared)}
-    _change(parts, changes, everywhere)
+    _change(parts, changes, everywhere, first_spelling)
     for key, value in parts[ALL].items():
         if key in OWN:
             raise InputError(f"{path}: {ALL}: {key} belongs to a stage")
         _check_flag(f"{path}: {ALL}", key, value)
 
-    def flags_for(script: str) -> dict[str, Any]:
-        return {key: value for key, value in parts[ALL].items() if knows(script, dashed(key))}
+    def flags_for(script: str, without: Collection[str] = ()) -> dict[str, Any]:
+        known = {key: first_spelling(script, dashed(key)) for key in parts[ALL]}
+        there = {first_spelling(script, dashed(key)) for key in without}
+        return {key: value for key, value in parts[ALL].items() if known[key] and known[key] not in there}
 
     made: list[Stage] = []
     for name, values in stages.items():
         made.append(_stage(path, name, values, made, flags_for))
     for key in parts[ALL]:
-        if not any(knows(stage.script, dashed(key)) for stage in made):
+        if not any(first_spelling(stage.script, dashed(key)) for stage in made):
             raise InputError(f"{path}: {ALL}: no script of its stages has a flag {dashed(key)}")
     return Recipe(path, tuple(made), tuple(_tokens(f"{path}: {ALL}", flags_for("test"))))
 
 
-def _change(parts: Mapping[Any, Any], changes: Sequence[tuple[str, str, Any]], everywhere: Mapping[str, Any]) -> None:
+def _change(
+    parts: Mapping[Any, Any],
+    changes: Sequence[tuple[str, str, Any]],
+    everywhere: Mapping[str, Any],
+    first_spelling: FirstSpelling,
+) -> None:
     """Put the values of the command line into the stages and ALL; arguments as of `read_recipe`."""
+    scripts = {part["script"] for part in parts.values() if isinstance(part, dict) and part.get("script") in SCRIPTS}
+
+    def spellings(key: str) -> set[str]:
+        return {first_spelling(script, dashed(key)) for script in scripts} - {""} or {spelling(key)}
+
     for name, flag, value in changes:
         if not isinstance(parts.get(name), dict):
             raise InputError(f"--set {name}.{flag}: there is no stage {name}; there are {', '.join(map(str, parts))}")
         for key in list(parts[name]):
-            if key != flag and spelling(str(key)) == spelling(flag):
+            if key != flag and spellings(str(key)) & spellings(flag):
                 del parts[name][key]  # `no_test: true` would stay beside `no-test: false`, which writes no word
         parts[name][flag] = value
     for flag, value in everywhere.items():
@@ -245,10 +259,8 @@ class RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _stage(
-    path: Path, name: Any, values: Any, before: Sequence[Stage], shared: Callable[[str], Mapping[str, Any]]
-) -> Stage:
-    """A stage; `shared` are the flags of ALL that a script has."""
+def _stage(path: Path, name: Any, values: Any, before: Sequence[Stage], shared: Callable[..., dict[str, Any]]) -> Stage:
+    """A stage; `shared` are the flags of ALL that a script has and a stage has not."""
     where = f"{path}: stage {name}"
     if not _is_word(name) or name in RESERVED:
         raise InputError(f"{where}: a name has letters, digits, - and _, and is not {' or '.join(RESERVED)}")
@@ -269,8 +281,7 @@ def _stage(
     flags = {str(key): value for key, value in values.items() if key not in OWN}
     for key, value in flags.items():
         _check_flag(where, key, value)
-    spelled = set(map(spelling, flags))
-    others = {key: value for key, value in shared(values["script"]).items() if spelling(key) not in spelled}
+    others = shared(values["script"], flags)
     begins = next((other for other in before if other.name == source), None)
     if values["script"] == "test" and begins and begins.foreign and others.get("device") != "cpu":
         others.pop("device", None)  # runtimes of exported files take the CPU only, and test.py refuses a GPU
