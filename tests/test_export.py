@@ -30,7 +30,7 @@ from utils.darknet.blocks import Convolutional, Maxpool, Network, Shortcut, Upsa
 from utils.darknet.cfg import format_network
 from utils.darknet.network import opencv_warning
 from utils.errors import InfeasibleError, InputError, NumericsError
-from utils.export.onnx_graph import onnx_model
+from utils.export.onnx_graph import Graph, add_detections, onnx_model
 from utils.export.settings import MISH_FORMS, ExportSettings
 from utils.export.verify import Agreement, _check_detections
 from utils.flags import choose_model
@@ -238,6 +238,18 @@ def test_of_equal_confidences_the_limit_may_keep_any():
         _check_detections(rows, np.array(kept), metadata, settings)
     with pytest.raises(InfeasibleError, match="10 of 10 detections are missing"):
         _check_detections(rows, np.array(boxes[100:]), metadata, settings)
+
+
+def test_boxes_that_overlap_by_the_threshold_itself_are_no_difference():
+    """8 x 8 boxes a pixel apart, as with integers: two columns apart they overlap by 48 / 80, which float32 rounds."""
+    cells = torch.cartesian_prod(torch.arange(16), torch.arange(16)) + 0.49098158
+    rows = torch.cat((cells, torch.tensor([8.0, 8, 0.9, 1]).expand(256, -1)), dim=1)[None]
+    metadata, settings = Metadata(one_head(), ("a",)), ExportSettings(nms=True)
+    graph = Graph(settings.opset, np.float32, settings.mish)
+    graph.give(add_detections(graph, "rows", 1, metadata, settings), ("detections", 7))
+    session = onnxruntime.InferenceSession(graph.model("rows", rows.shape, {}).SerializeToString())
+    (detections,) = session.run(None, {"rows": rows.numpy()})
+    _check_detections(rows, detections, metadata, settings)
 
 
 def test_torchscript_computes_the_same_and_carries_metadata(call, tmp_path):

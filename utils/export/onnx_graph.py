@@ -496,9 +496,10 @@ def _sizes(graph: Graph, size: str, yolo: Yolo, cells: int, name: str) -> str:
 def add_detections(graph: Graph, rows: str, classes: int, metadata: Metadata, settings: ExportSettings) -> str:
     """Add non-maximum suppression: `detections` [K, 7], best first.
 
-    The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. There are two differences
-    to `utils.detection.decode.non_max_suppression` with the same thresholds. All candidates enter suppression, not the
-    best 3000 of a picture. And with a dynamic batch the best 300 of each class are kept, not the best 300 of a picture.
+    The columns are picture, x1, y1, x2, y2 in pixels of the network input, confidence, class. There are three
+    differences to `utils.detection.decode.non_max_suppression` with the same thresholds. All candidates enter
+    suppression, not the best 3000 of a picture. Overlaps are float32, not float64. And with a dynamic batch the best
+    300 of each class are kept, not the best 300 of a picture.
 
     Args:
         graph: what the nodes are added to.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from models import Darknet, network_input
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
-from utils.detection.decode import MAX_DETECTIONS, decode, non_max_suppression
+from utils.detection.decode import MAX_DETECTIONS, decode, to_corners
 from utils.errors import InfeasibleError, NumericsError, WeightsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 MOST_OTHER = 0.01
 """Share of detections that may differ: two programs round an overlap at the threshold each in its way."""
-EVERYTHING = 10**9
 
 
 class Subject(NamedTuple):
@@ -224,20 +225,22 @@ def prove_tflite(
 def _check_detections(
     rows: Tensor, detections: NDArray[np.floating], metadata: Metadata, settings: ExportSettings
 ) -> None:
-    """Refuse a file whose detections are not those of `non_max_suppression` on its own rows."""
-    most = EVERYTHING if settings.dynamic_batch else MAX_DETECTIONS
-    suppressed = non_max_suppression(
-        rows,
-        metadata.conf_thres,
-        metadata.iou_thres,
-        multi_label=settings.multi_label,
-        max_nms=EVERYTHING,
-        max_det=most,
-    )
+    """Refuse a file whose detections are not those that suppression leaves of its own rows.
+
+    Overlaps are compared in float32, as in the file: equal boxes a few cells apart may overlap by the threshold itself.
+    """
+    from torchvision.ops import nms
+
+    boxes, scores = to_corners(rows[..., :4]), rows[..., 5:] * rows[..., 4:5]
+    if not settings.multi_label:
+        scores = scores * one_hot(scores.argmax(dim=2), scores.shape[2])
     want = set()
-    for number, boxes in enumerate(suppressed):
-        for label in boxes[:, 5].unique():
-            want |= {_key(number, box) for box in boxes[boxes[:, 5] == label][:MAX_DETECTIONS].tolist()}
+    for number, label in product(range(len(rows)), range(scores.shape[2])):
+        confidence = scores[number, :, label, None]
+        candidates = torch.cat((boxes[number], confidence, torch.full_like(confidence, label)), dim=1)
+        candidates = candidates[confidence[:, 0] > metadata.conf_thres]
+        kept = nms(candidates[:, :4], candidates[:, 4], float(np.float32(metadata.iou_thres)))[:MAX_DETECTIONS]
+        want |= {_key(number, box) for box in candidates[kept].tolist()}
     have = {_key(int(row[0]), row[1:]) for row in detections.tolist()}
     if len(detections) >= MAX_DETECTIONS:  # which of several equal confidences the limit keeps is left to a program
         least = min(key[2] for key in have)
