@@ -21,17 +21,20 @@ import yaml
 import quantize
 import train
 from models import Darknet
-from tests.nets import TINY, csv_rows, printed, refused, tiny
-from utils.checkpoint import load_model, read_checkpoint
+from tests.nets import HEAD, TINY, conv, csv_rows, one_head, printed, refused, tiny
+from utils.checkpoint import load_model, model_document, read_checkpoint, write_checkpoint
 from utils.cli import OLD_FLAGS
 from utils.darknet import cfg as cfg_file
 from utils.darknet import weights as weights_file
+from utils.darknet.network import adapt_classes
 from utils.device import named_device, select_device
 from utils.errors import CheckpointError, InputError, NumericsError, WeightsError
-from utils.flags import choose_model
+from utils.flags import ModelFiles, choose_model
+from utils.quantization.quantizers import quantize as quantize_network
+from utils.quantization.scheme import QuantSettings
 from utils.report.run_dir import read_results
 from utils.training import loop, workflow
-from utils.training.checkpointing import Start
+from utils.training.checkpointing import Start, initial_model
 from utils.training.hyperparameters import Hyperparameters, OptimizerSettings, hyperparameters, load_hyperparameters
 from utils.training.loop import rescaled
 from utils.training.optimizer import AveragedModel, Schedule, accumulation, build_optimizer, set_step
@@ -329,6 +332,24 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         command = ("--data", f"{document['run_dir']}/data.yaml", "--weights", document["best"], "--device", "cpu")
         assert printed(capsys, script.main, *command, *flags)["map50"] == pytest.approx(document["map50"])
+
+    @pytest.mark.parametrize("quant", [None, QuantSettings()])
+    def test_weights_of_other_classes_start_anew_where_a_block_reads_a_head(self, quant, tmp_path, lines):
+        """Its kernel has as many inputs as the head has filters; bounds of a quantized network belong to no block."""
+        network = one_head(conv(3), HEAD, "[route]\nlayers=-2\n", conv(2))
+        model = Darknet(network)
+        if quant is not None:
+            quantize_network(model, quant)
+        stored = model_document(
+            model.state_dict(), network, ["a"], (), quantization=None if quant is None else quant.document()
+        )
+        write_checkpoint(tmp_path / "one.pt", stored)
+        start = initial_model(ModelFiles(adapt_classes(network, 3), tmp_path / "one.pt", True), pretrained=True)
+        assert "but the heads of 1 classes (layers 1, 4, 5), which start anew" in lines[0]
+        loaded = start.model.state_dict()
+        same = {key for key, value in model.state_dict().items() if key in loaded and value.equal(loaded[key])}
+        assert {key for key in loaded if key.startswith("layers.0.")} <= same
+        assert not {"layers.1.conv.weight", "layers.4.conv.weight", "layers.5.conv.weight"} & same
 
     def test_a_pruned_network_of_other_classes_can_be_pruned_again(self, run, tmp_path):
         """Its heads are wider than those it was pruned with."""

@@ -24,7 +24,7 @@ from utils.checkpoint import (
 )
 from utils.cli import log
 from utils.darknet import weights as weights_file
-from utils.darknet.network import head_convolutions
+from utils.darknet.network import tensors
 from utils.errors import CheckpointError, NumericsError, WeightsError
 from utils.files import foreign_errors
 from utils.flags import ModelFiles, other_classes
@@ -195,12 +195,14 @@ def initial_model(files: ModelFiles, pretrained: bool) -> Start:
 def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Start:
     loaded = load_model(files)
     assert loaded.path is not None  # it is a checkpoint
-    state, network = loaded.model.state_dict(), loaded.model.network
+    network = loaded.model.network
+    state = {key: value for key, value in loaded.model.state_dict().items() if "quantize_" not in key}
     note = f"{files.weights}: all {len(network.blocks)} layers loaded"
     if network.classes != model.network.classes:
         if not pretrained:
             raise other_classes(loaded.path, network.classes, model.network.classes)
-        heads = head_convolutions(network)
+        pairs = zip(tensors(network), tensors(model.network), strict=True)
+        heads = dict.fromkeys(spec.block for spec, other in pairs if spec != other)  # and what else reads them
         state = {key: value for key, value in state.items() if int(key.split(".")[1]) not in heads}  # layers.BLOCK.…
         note += f" but the heads of {network.classes} classes (layers {', '.join(map(str, heads))}), which start anew"
     if loaded.quantization is not None:
@@ -212,12 +214,11 @@ def _from_checkpoint(model: Darknet, files: ModelFiles, pretrained: bool) -> Sta
 
 
 def _copy(model: Darknet, state: Mapping[str, Tensor]) -> None:
-    """Copy tensors into a model; what the state does not have stays, and quantizers of another model are left out."""
+    """Copy tensors into a model; what the state does not have stays."""
     targets = model.state_dict()
     with torch.no_grad():
         for key, value in state.items():
-            if "quantize_" not in key:
-                targets[key].copy_(value)
+            targets[key].copy_(value)
 
 
 def resumable(folder: Path, model: Darknet) -> dict[str, Any]:
