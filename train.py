@@ -26,6 +26,7 @@ from utils.report.run_dir import check_run
 from utils.training.evolve import run_search, search_summary
 from utils.training.hyperparameters import Hyperparameters, hyperparameters, load_hyperparameters
 from utils.training.settings import (
+    AUTO,
     GROUPS,
     PATHS,
     START,
@@ -87,6 +88,9 @@ def planned(args: argparse.Namespace) -> TrainPlan:
         raise InputError("--data: is needed; it names a .data or data.yaml file")
     network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
+    measured = {"--patience": args.patience, "--evolve": args.evolve, f"--s {AUTO}": args.sr and args.s == AUTO}
+    if data.valid is None and (flag := next(filter(measured.get, measured), None)):
+        raise InputError(f"{flag}: needs AP50 of valid images, and {data.path} names none; name some, or leave it out")
     flip = _flip(args, network)
     hyp = _hyperparameters(args.hyp, flip)
     files = _model_files(args, network, 1 if args.single_cls else data.classes, data)

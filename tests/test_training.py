@@ -425,7 +425,9 @@ REFUSED = [
     ("--hyp no.yaml", r"no\.yaml"),
     ("--patience 3 --nosave", "--patience: needs the best weights kept; leave out --nosave"),
     ("--patience 3 --notest", "--patience: needs a fitness of every epoch; leave out --notest"),
-    ("--evolve --data t.data", "names no valid images"),
+    ("--patience 3 --data t.data", "^--patience: needs AP50 of valid images, and .*t.data names none"),
+    ("--evolve --data t.data", "^--evolve: needs AP50"),
+    ("-sr --s auto --data t.data", "^--s auto: needs AP50"),
     # Sparse training
     ("--prune 1", "--prune: says how to train sparse; add -sr"),
     ("--s auto", "--s: says how"),

@@ -90,11 +90,9 @@ def run_search(plan: TrainPlan) -> dict[str, Any]:
         The values of `train.py --evolve --json`.
 
     Raises:
-        InputError: there are no pictures to evaluate on, or several processes.
+        InputError: there are several processes.
     """
     settings = plan.settings
-    if plan.data.valid is None:
-        raise InputError(f"--evolve: {plan.data.path} names no valid images; the trials are compared on them")
     if processes() > 1:
         raise InputError("--evolve: trains in one process; start it without torchrun")
 

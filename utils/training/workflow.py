@@ -84,8 +84,6 @@ def _train(plan: TrainPlan, team: Team, ending: ExitStack) -> dict[str, Any]:
         ending.enter_context(RunDirectory(plan.resume).until())
     with team.one_by_one():
         train, valid = indices(plan.data, single_class=settings.single_cls)
-    if settings.sr and settings.s == AUTO and valid is None:
-        raise InputError(f"--s {AUTO}: is guided by AP50, but {plan.data.path} names no valid images; give a number")
     plan = _fitted(plan, train)
     start = _start(plan, team)
     batches: dict[str, Any] = {"data": train.fingerprint()}
