@@ -243,19 +243,20 @@ def test_binary_kl_of_all_kinds_of_logits(t):
     assert bool(((binary_kl(student, teacher, t) - wanted).abs() <= bound).all())
 
 
-def test_objects_of_all_processes_count():
-    """The mean over two processes with a picture each is what one with both has, also where one has all the objects."""
-    student = outputs()
-    teacher = changed(outputs(1), lambda value: value * torch.tensor([1.0, 0.1]).view(-1, *[1] * (value.dim() - 1)))
+def test_objects_and_pictures_of_all_processes_count():
+    """The mean over two processes, one with two of three pictures, and one with all the objects, is that of one."""
+    student = outputs(batch=3)
+    sizes = torch.tensor([1.0, 0.1, 0.5])
+    teacher = changed(outputs(1, batch=3), lambda value: value * sizes.view(-1, *[1] * (value.dim() - 1)))
     targets = OBJECTS.clone()
     targets[:, 0] = 0
     terms = ("objectness", "classes", "class_softmax", "box", "box_bounded", "attention")
     whole = batch_of(student, teacher, targets)
-    totals = [whole.objects_seen, len(whole.boxes.objects), len(whole.boxes.objects)] * 2
+    totals = [whole.objects_seen, len(whole.boxes.objects), len(whole.boxes.objects), 3] * 2
     sums = dict.fromkeys(terms, 0.0)
-    for picture in (0, 1):
-        parts = [changed(given, lambda value, i=picture: value[i : i + 1]) for given in (student, teacher)]
-        batch = batch_of(*parts, targets[targets[:, 0] == picture])
+    for pictures, objects in ((slice(1), targets), (slice(1, 3), targets[:0])):
+        parts = [changed(given, lambda value, i=pictures: value[i]) for given in (student, teacher)]
+        batch = batch_of(*parts, objects)
         batch.divisor = lambda _: totals.pop(0) / 2
         for term in terms:
             sums[term] += TERMS[term](batch).item() / 2

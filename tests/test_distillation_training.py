@@ -236,13 +236,11 @@ def test_all_else_goes_on_as_without_a_teacher(run, wide, flags):
     ],
 )
 def test_two_processes_are_one_with_twice_the_batch(run, folder, tmp_path, kind, strategy):
-    """To rounding; without batch normalisation, and with as many pictures in each."""
+    """To rounding; without batch normalisation. A last batch has two pictures here and three there."""
     plain = parse(TINY.replace("batch_normalize=1\n", ""), "plain.cfg")
     (tmp_path / "plain.cfg").write_text(format_network(plain))
     path = checkpoint(tmp_path / "t.pt", tiny() if kind == "teacher" else WIDE)
-    (folder / "eight.txt").write_text("".join(f"images/{i}.png\n" for i in range(8)))
-    (folder / "eight.data").write_text("classes=2\ntrain=eight.txt\nvalid=val.txt\nnames=d.names\n")
-    files = ("--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "eight.data"), "--t_weights", path)
+    files = ("--cfg", str(tmp_path / "plain.cfg"), "--data", str(folder / "d.data"), "--t_weights", path)
     flags = (*files, *FLAGS, *strategy)
     done = torchrun(*flags, "--batch-size", "2", "--project", str(tmp_path / "two"))
     two = json.loads(done.stdout)

@@ -141,8 +141,8 @@ class DistillationBatch:
     """Height and width of the network input, in pixels."""
     rule: Assignment
     divisor: Divisor = AT_LEAST_ONE
-    """What a sum over this batch's objects is divided by, from their number; several processes that share a batch count
-    the objects of all."""
+    """What a sum over this batch's objects or pictures is divided by, from their number; several processes that share a
+    batch count those of all."""
 
     @cached_property
     def columns(self) -> list[tuple[Columns, Columns]]:
@@ -172,6 +172,11 @@ class DistillationBatch:
     def objects_seen(self) -> Tensor:
         """The number of objects that the teacher sees: the sum of its objectness, at least 1."""
         return self.divisor(torch.stack([certainty.sum() for certainty in self.certainty]).sum())
+
+    @cached_property
+    def pictures(self) -> Tensor | int:
+        """The number of pictures."""
+        return self.divisor(len(self.student.heads[0]))
 
     @cached_property
     def grids(self) -> list[tuple[int, int]]:
@@ -258,7 +263,7 @@ def attention(batch: DistillationBatch, group: str | None = None, masked: bool =
             near = project(batch.masks, (maps[0].shape[1], maps[0].shape[2]))
             maps = [map_.masked_fill(~near, 0.0) for map_ in maps]
         student, teacher = (F.normalize(map_.flatten(1)) for map_ in maps)
-        distances.append((student - teacher).square().sum() / len(student))
+        distances.append((student - teacher).square().sum() / batch.pictures)
     return _mean(distances, batch)
 
 
