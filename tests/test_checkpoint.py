@@ -207,3 +207,13 @@ def test_an_exported_file_is_no_weights(tmp_path, suffix, readers):
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(WeightsError, match=f"is an exported file, which {readers}; give the .pt"):
         is_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"), [("a.ncnn.bin", "a.ncnn.param"), ("a.ncnn.json", "a.ncnn.param"), ("a.bin", "a.xml")]
+)
+def test_a_part_of_an_exported_file_names_the_file(tmp_path, part, whole):
+    for name in (part, whole):
+        (tmp_path / name).write_bytes(b"12345678" * 3)
+    with pytest.raises(WeightsError, match=f"{part}: is part of .*{whole}, which test.py and detect.py run"):
+        is_checkpoint(tmp_path / part)

@@ -115,6 +115,8 @@ NOT_FETCHED = {
 """Heads, in lower case, of what stands in place of a file that was not fetched."""
 EXPORTED = (".onnx", ".param", ".xml", ".tflite", ".torchscript")
 """How files of export.py end that are no weights."""
+PARTS = {".bin": (".param", ".xml"), ".json": (".param",)}
+"""How files end that belong to an exported file, and how that ends."""
 MOST_ENTRIES, LARGEST_STRUCTURE = 20_000, 1 << 24
 """Of an archive; the last.pt of yolov4-tiny has 303 entries, and 41 kB say how its tensors belong together."""
 _ENTRY = re.compile(
@@ -247,11 +249,7 @@ def is_checkpoint(path: Path) -> bool:
         WeightsError: not a regular file, empty, another container, a damaged archive, or no header of Darknet either.
     """
     regular_file(path, WeightsError, LARGEST_MODEL)
-    if path.suffix.lower() in EXPORTED:
-        readers = "libtorch runs" if path.suffix.lower() == ".torchscript" else "test.py and detect.py run"
-        raise WeightsError(
-            f"{path}: is an exported file, which {readers}; give the .pt or .weights file it was made from"
-        )
+    _refuse_exported(path)
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(ZIP_MAGIC):
@@ -272,6 +270,25 @@ def is_checkpoint(path: Path) -> bool:
     except WeightsError as failure:
         raise WeightsError(f"{failure}; and no archive of torch.save either") from None
     return False
+
+
+def _refuse_exported(path: Path) -> None:
+    """Refuse a file of export.py that is no weights, or a part of one.
+
+    Raises:
+        WeightsError: says what runs it.
+    """
+    if path.suffix.lower() in EXPORTED:
+        readers = "libtorch runs" if path.suffix.lower() == ".torchscript" else "test.py and detect.py run"
+        raise WeightsError(
+            f"{path}: is an exported file, which {readers}; give the .pt or .weights file it was made from"
+        )
+    for whole in map(path.with_suffix, PARTS.get(path.suffix.lower(), ())):
+        if whole.is_file():
+            raise WeightsError(
+                f"{path}: is part of {whole}, which test.py and detect.py run; give that file, or "
+                "the .pt or .weights file it was made from"
+            )
 
 
 def is_legacy(path: Path) -> bool:
