@@ -99,6 +99,7 @@ def litert(model, images, folder: Path, precision: str = "float32", *, plain: bo
 
 ENGINES = {
     **{f"onnxruntime, opset {opset}": partial(onnxruntime, opset=opset) for opset in (OPSETS[0], 17, OPSETS[-1])},
+    "OpenCV": opencv,
     "ncnn": ncnn,
     "OpenVINO": openvino,
     "LiteRT": litert,
@@ -107,6 +108,7 @@ ENGINES = {
 """Those that run every network: from a model and pictures to the heads, by way of files in a folder."""
 MARKS = {"ncnn": NEEDS_NCNN, "OpenVINO": NEEDS_OPENVINO, "LiteRT": NEEDS_LITERT}
 EVERY = [pytest.param(run, id=name, marks=MARKS.get(name.partition(",")[0], ())) for name, run in ENGINES.items()]
+HARD = "[convolutional]\nfilters=4\nsize=1\nactivation=hardsigmoid\n"
 LAYOUTS = {
     "activations": branches(*(f"[convolutional]\nfilters=4\nsize=1\nactivation={name}\n" for name in ACTIVATIONS)),
     "windows": branches(
@@ -120,6 +122,11 @@ LAYOUTS = {
         "[reorg]\nstride=2\n",
         "[se]\nreduction=2\n",
         *(f"[upsample]\nstride={stride}\n" for stride in (2, 3, 5, 7, 13)),
+    ),
+    "products with a hard sigmoid": branches(
+        f"{HARD}[sam]\nfrom=-2\n",
+        f"{HARD}[convolutional]\nfilters=4\nsize=1\nactivation=leaky\n[sam]\nfrom=-2\n",
+        f"[avgpool]\n{HARD}[scale_channels]\nfrom=-3\n",
     ),
     "an uneven pool": branches("[maxpool]\nsize=5\nstride_x=1\nstride_y=2\npadding=3\n"),
     "a head that is read on": cfg_file.parse(f"[net]\nwidth=16\nheight=16\n{HEAD}[route]\nlayers=0\n{HEAD}", "t.cfg"),

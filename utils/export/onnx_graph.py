@@ -250,7 +250,7 @@ def _squeeze_excite(site: Site) -> str:
         weight = graph.constant(f"{name}/{layer}/weight", site.arrays[f"{layer}.weight"][:, :, None, None])
         x = graph.add("Conv", [x, weight], f"{name}/{layer}/linear", kernel_shape=[1, 1])
         x = graph.add(op, [x], f"{name}/{layer}", **attributes)
-    return graph.add("Mul", [site.inputs[0], x], name)
+    return _multiply(graph, [site.inputs[0], x], name)
 
 
 def _maxpool(site: Site) -> str:
@@ -319,8 +319,14 @@ def _scaled(site: Site, tensor: str, scale: NDArray[np.floating], output: str) -
 
 def _product(site: Site) -> str:
     scale, source = site.inputs
-    site.graph.add("Mul", [source, scale], site.linear)
+    _multiply(site.graph, [source, scale], site.linear)
     return site.activate()
+
+
+def _multiply(graph: Graph, factors: Sequence[str], output: str) -> str:
+    """Append a product. OpenCV 4.14 takes one that reads a HardSigmoid for a hard swish, unless a node is between."""
+    between = [graph.add("Identity", [factor], f"{output}/factor{number}") for number, factor in enumerate(factors)]
+    return graph.add("Mul", between, output)
 
 
 def _reorg(site: Site) -> str:

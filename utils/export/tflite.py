@@ -509,9 +509,8 @@ def _dequantize(low: Lowering, node: NodeProto) -> None:
 
 
 def _identity(low: Lowering, node: NodeProto) -> None:
-    """A raw head; in float where it is decoded."""
-    value = low.value(node.input[0])
-    low.values[node.output[0]] = value if node.output[0] in low.outputs else low.real(value)
+    """The tensor itself: a raw head, or a factor."""
+    low.values[node.output[0]] = low.value(node.input[0])
 
 
 WINDOW: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
