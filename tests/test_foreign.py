@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import slim_prune
 from models import Darknet
-from tests.nets import TINY, refused, tiny
+from tests.nets import TINY, printed, refused, tiny
 from utils.checkpoint import load_model, model_document, write_checkpoint
 from utils.darknet.network import adapt_classes
 from utils.errors import InputError, WeightsError
@@ -56,6 +57,15 @@ def renamed(model: Darknet, words=NAMES[0]) -> dict[str, torch.Tensor]:
 def nested(state):
     """A checkpoint with numpy's numbers, as `best_fitness` was stored."""
     return {"epoch": 3, "best_fitness": np.array([0.5]), "last": np.float64(1), "optimizer": None, "model": state}
+
+
+def test_the_training_that_follows_a_pruning_has_the_cfg_of_its_teacher(model, cfg, tmp_path, capsys):
+    torch.save(renamed(model), tmp_path / "old.pt")
+    files = ("--cfg", cfg, "--weights", str(tmp_path / "old.pt"), "--project", str(tmp_path))
+    words = printed(capsys, slim_prune.main, *files, "--percent", "0.2", "--no-test")["next"].split()
+    assert words[words.index("--t_cfg") :][:4] == ["--t_cfg", cfg, "--t_weights", str(tmp_path / "old.pt")]
+    with refused(WeightsError, "do not say their network; give --cfg, or --t_cfg of a teacher"):
+        load_model(choose_model(None, str(tmp_path / "old.pt")))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])

@@ -296,7 +296,9 @@ def _of_another_suite(contents: Any, network: Network | None, path: Path) -> dic
     if state is None:
         raise WeightsError(f"{path}: not a checkpoint of this suite (no format {FORMAT}), and no state dict; {WAY_OUT}")
     if network is None:
-        raise WeightsError(f"{path}: tensors of another suite, which do not say their network; give --cfg")
+        raise WeightsError(
+            f"{path}: tensors of another suite, which do not say their network; give --cfg, or --t_cfg of a teacher"
+        )
     model, network = _renamed(state, network, path)
     note = f"{path}: {len(model)} tensors of another suite, taken in the order of the blocks in {network.path}"
     text = cfg_file.format_network(network)

@@ -403,7 +403,7 @@ def next_step(settings: PruneSettings, document: Mapping[str, Any]) -> str:
     """
     files, sides = settings.files, set(settings.img_size or ())
     flags = {"weights": f"{document['run_dir']}/model.pt", "data": document["data"] or "DATA.data"}
-    t_cfg = files.network.path if files.network and not files.is_checkpoint else None
+    t_cfg = files.network.path if files.network else None  # a .pt of another suite does not say its network
     side = sides.pop() if len(sides) == 1 else None
     flags |= {"img_size": side, "t_cfg": t_cfg, "t_weights": files.weights, "epochs": 50}
     return command_of("train.py", **flags)
