@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import Darknet, attended
-from tests.nets import TINY, TINY_HEAD, lined, one_head, refused, tiny, with_heads
+from tests.nets import TINY, TINY_HEAD, conv, lined, one_head, refused, tiny, with_heads
 from tests.pruning import CONV, SHORTCUT, model_of, varied_arrays
 from utils.darknet import cfg as cfg_file
 from utils.darknet.blocks import Network, Shortcut
@@ -105,6 +105,13 @@ def test_heads_in_another_order(root):
     """YOLOv3 has its coarsest head first, YOLOv4 its finest."""
     pairing = pair(load(root, "yolov4"), load(root, "yolov3"), OUTPUTS)
     assert [(p.student, p.teacher) for p in pairing.heads] == [(0, 2), (1, 1), (2, 0)]
+
+
+def test_strides_are_compared_at_the_input_of_the_student():
+    """Without padding the stride depends on it: 16 / 14 at 16 pixels, 32 / 30 at 32."""
+    network = one_head(conv(4, 3))
+    larger = replace(network, net=replace(network.net, height=32, width=32))
+    assert pair(network, larger, EVERYTHING) == pair(network, network, EVERYTHING)
 
 
 def test_anchors_are_paired_one_to_one_the_most_alike_first():

@@ -223,7 +223,7 @@ def pair(student: Network, teacher: Network, distillation: Distillation) -> Pair
 
     Args:
         student: network that is trained.
-        teacher: network it learns from.
+        teacher: network it learns from; it sees the same images, so its strides are those at the student's input.
         distillation: tells whether heads, features or both are compared.
 
     Raises:
@@ -234,6 +234,7 @@ def pair(student: Network, teacher: Network, distillation: Distillation) -> Pair
             f"{teacher.path or 'the teacher'}: takes images of {teacher.net.channels} channels, the student of "
             f"{student.net.channels}"
         )
+    teacher = replace(teacher, net=student.net)
     notes: list[str] = []
     heads: list[HeadPair] = []
     pairs: list[FeaturePair] = []
