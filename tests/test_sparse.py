@@ -21,7 +21,7 @@ from tests.pruning import conv, graph_of
 from utils.checkpoint import load_model, read_checkpoint
 from utils.errors import InputError
 from utils.flags import choose_model
-from utils.pruning.channel_graph import channel_graph
+from utils.pruning.channel_graph import channel_graph, residual_units
 from utils.pruning.policy import SETS, advised_percent, candidates
 from utils.report.run_dir import read_results
 from utils.training import loop
@@ -29,7 +29,7 @@ from utils.training.checkpointing import Progress
 from utils.training.hyperparameters import OptimizerSettings
 from utils.training.optimizer import Schedule, set_step
 from utils.training.settings import SCHEDULES, TrainSettings
-from utils.training.sparsity import CEILING, START, Control, Sparsity, outlook, penalised
+from utils.training.sparsity import CEILING, START, Control, Sparsity, _advised_flags, outlook, penalised
 
 SCHEDULE = Schedule(OptimizerSettings(), epochs=10, batches=20, accumulate=1)
 
@@ -327,6 +327,15 @@ class TestRun:
         assert command[:3] == ["prune:", "python", "slim_prune.py"]
         pruned = printed(capsys, slim_prune.main, *command[3:], "--no-test", "--project", str(tmp_path / "pruned"))
         assert pruned["percent"] == pruned["advised_percent"] > 0
+
+    def test_of_weak_units_within_one_another_one_is_to_be_removed(self):
+        """Another one has γ of 1."""
+        text = "[shortcut]\nfrom={}\nactivation=linear\n".format
+        last = conv(4, activation="linear")
+        graph = graph_of(conv(4), conv(4), last, text(-3), last, text(-5), last, text(-2))
+        gammas = {0: np.ones(4), 1: np.ones(4), 2: np.zeros(4), 4: np.zeros(4), 6: np.ones(4)}
+        assert [unit.last for unit in residual_units(graph.network)] == [2, 4, 6]
+        assert _advised_flags(graph, gammas, 2) == {"shortcut": 1}
 
     @pytest.mark.parametrize("number", SETS)
     def test_the_next_command_prunes_it(self, number, run, no_plots, tmp_path):

@@ -250,18 +250,20 @@ def choose_units(graph: ChannelGraph, importance: Importance, keep: Keep, count:
     )
 
 
-def most_units(graph: ChannelGraph, importance: Importance) -> int:
-    """The largest number that `choose_units` takes where all channels stay."""
-    return max(map(len, _weakest_units(graph, importance, np.ones(graph.count, np.bool_))))
+def most_units(graph: ChannelGraph, importance: Importance, limit: float = np.inf) -> int:
+    """The largest number that `choose_units` takes of units with a score below `limit`, where all channels stay."""
+    return max(map(len, _weakest_units(graph, importance, np.ones(graph.count, np.bool_), limit)))
 
 
-def _weakest_units(graph: ChannelGraph, importance: Importance, keep: Keep) -> Iterator[Sequence[Unit]]:
-    """None, the weakest unit, the two weakest …; one around others takes their place."""
+def _weakest_units(
+    graph: ChannelGraph, importance: Importance, keep: Keep, limit: float = np.inf
+) -> Iterator[Sequence[Unit]]:
+    """None, the weakest unit, the two weakest … with a score below `limit`; one around others takes their place."""
     units = residual_units(graph.network)
     scores = unit_scores(graph, importance, keep, units)
     chosen: list[Unit] = []
     yield chosen
-    for number in sorted(range(len(units)), key=lambda number: (scores[number], number)):
+    for number in sorted(np.flatnonzero(scores < limit).tolist(), key=lambda number: (scores[number], number)):
         if not any(units[number].shortcut in other.blocks for other in chosen):
             chosen = [other for other in chosen if other.shortcut not in units[number].blocks] + [units[number]]
             yield chosen

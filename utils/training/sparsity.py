@@ -21,7 +21,7 @@ from models import Darknet
 from utils.cli import command_of, log
 from utils.errors import InputError
 from utils.pruning import policy
-from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, residual_units, unit_scores
+from utils.pruning.channel_graph import ChannelGraph, Importance, channel_graph, most_units
 from utils.pruning.surgery import arrays_of, gammas_of
 from utils.report import plots
 from utils.report.run_dir import Results, read_results
@@ -426,8 +426,8 @@ def _outcome(control: Control, share: float, weak: float, steps: int) -> str:
 def _advised_flags(graph: ChannelGraph, gammas: Importance, prune: Literal[0, 1, 2]) -> dict[str, Any]:
     """Return the flags for as much as γ advise, by the rules of the script that removes it; none if that is nothing."""
     if prune == 2:
-        scores = unit_scores(graph, gammas, np.ones(graph.count, np.bool_), residual_units(graph.network))
-        weak = int((scores < policy.FREE_SHARE * np.mean([np.abs(gamma).mean() for gamma in gammas.values()])).sum())
+        mean = float(np.mean([np.abs(gamma).mean() for gamma in gammas.values()]))
+        weak = most_units(graph, gammas, policy.FREE_SHARE * mean)
         return {"shortcut": weak} if weak else {}
     choice = policy.choose(
         graph, gammas, policy.ChannelPolicy(0.0, prune=prune, layer_keep=0.0 if prune == 1 else None)
