@@ -457,8 +457,10 @@ class Trainer:
             line += f"  AP50-95 {metrics.map50_95:.4f}"
             value = fitness(metrics.map50, metrics.map50_95)
             counts = self.rounding is None or self.rounding.complete
-            # The last epoch is best with --nosave, which keeps no earlier one, and with -sr, whose γ shrink to the end.
-            if counts and (value > done.best_fitness or self.settings.nosave or self.settings.sr):
+            # The last epoch is best with --nosave, which keeps no earlier one, with -sr, whose γ shrink to the end, and
+            # where the pictures have no object to find.
+            last = self.settings.nosave or self.settings.sr or not metrics.objects
+            if counts and (value > done.best_fitness or last):
                 done.best_fitness, done.best_epoch, done.metrics = value, done.epoch, scores
         elif self.val_loader is None:
             done.best_epoch = done.epoch
