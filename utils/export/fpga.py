@@ -334,9 +334,9 @@ def make_fpga(subject: Subject, settings: ExportSettings, folder: Path) -> tuple
     image = picture(metadata, sample=settings.sample)
     made = program(subject.model)
     codes, bits, facts = prove(made, subject.model, image)
+    facts["picture"] = "random" if settings.sample is None else str(settings.sample)
     description = {
         "names": metadata.names,
-        "picture": "random" if settings.sample is None else str(settings.sample),
         "rounding": "half to even" if quantization.half_even else "half away from 0",
         "quantization": quantization.document(),
         "lineage": metadata.lineage,

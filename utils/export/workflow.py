@@ -200,9 +200,10 @@ def text(document: Mapping[str, Any]) -> str:
     channels, height, width = document["input"]
     kind = {"heads": "raw heads", "rows": "decoded rows", "detections": "detections"}[document["output"]]
     opset = f", opset {document['opset']}" if "opset" in document else ""
+    image = "a random image" if (picture := document.get("picture", "random")) == "random" else picture
     lines = [
         f"{document['path']}: {size}, {document['precision']}{opset}, {kind} of {channels} × {height} × {width}",
-        f"its outputs for a random image differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
+        f"its outputs for {image} differ from PyTorch's by at most {document['max_abs_error']:.2g}, which is "
         f"{100 * document['error']:.2g} % of the largest value, or of 1 if that is larger ({document['runtime']})",
     ]
     if "layers" in document:
