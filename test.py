@@ -194,6 +194,7 @@ def load_network(args: argparse.Namespace, data: DataConfig, files: RuntimeFiles
     cli.log(*loaded.notes)
     check_classes(args, loaded.network, files, data)
     if loaded.names not in (None, data.names) and not args.single_class:
+        data.check_order(loaded.names, files.weights)
         cli.log(f"{files.weights}: trained with other class names than {data.path} has; the latter are used")
     return loaded, device
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from compress import script_module
 from models import Darknet
-from tests.nets import TINY, tiny, with_heads
+from tests.nets import TINY, refused, tiny, with_heads
 from utils.checkpoint import load_model, model_document, read_checkpoint, write_checkpoint, write_darknet
 from utils.darknet.cfg import format_network
 from utils.darknet.network import adapt_classes
-from utils.errors import InputError, WeightsError
+from utils.errors import DataError, InputError, WeightsError
 from utils.flags import ModelFiles, choose_model, is_checkpoint
 
 
@@ -184,6 +185,25 @@ def test_a_darknet_file_needs_a_cfg(tmp_path):
     write_darknet(tmp_path / "model.weights", Darknet(tiny()))
     with pytest.raises(InputError, match="give --cfg"):
         choose_model(None, str(tmp_path / "model.weights"))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("test", ()),
+        ("slim_prune", ("--percent", "0.1")),
+        ("quantize", ()),
+        ("train", ("--t_weights", "best.pt", "--epochs", "1", "--workers", "0")),
+    ],
+)
+def test_the_same_class_names_in_another_order_are_refused(toy, name, flags, tmp_path, monkeypatch):
+    """The network would be compared with the labels of other classes; train.py's teacher would teach them."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "best.pt", contents(Darknet(tiny())) | {"names": ["b", "a"]})
+    weights = () if name == "train" else ("--weights", "best.pt")
+    with refused(DataError, "d.data: class 0 is a, but b in best.pt, which has the same names in another order"):
+        script_module(name).main([*toy, *weights, *flags, "--device", "cpu"])
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_training_keys_do_not_make_another_network(checkpoint, tmp_path):

@@ -136,7 +136,7 @@ def test_save_json_is_read_by_pycocotools_and_every_run_has_its_folder(measured)
 def test_a_checkpoint_needs_no_cfg_and_scores_as_its_weights(measured, script, capsys):
     state = {key: torch.from_numpy(array.copy()) for key, array in weights.read("a.weights", tiny()).items()}
     full = Darknet(tiny()).state_dict() | state
-    write_checkpoint(Path("best.pt"), model_document(full, tiny(), ("dog", "cat"), ()))
+    write_checkpoint(Path("best.pt"), model_document(full, tiny(), ("dog", "cow"), ()))
     want = measured()
     for flags in ((), ("--cfg", "a.cfg")):
         script.main(["--data", "set.data", "--weights", "best.pt", *flags, "--json"])

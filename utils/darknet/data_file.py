@@ -52,6 +52,20 @@ class DataConfig:
                 paths[key] = several[0] if len(several) == 1 else several
         return {**paths, "nc": self.classes, "names": list(self.names)}
 
+    def check_order(self, names: Sequence[str] | None, weights: Path | None) -> None:
+        """Refuse a network that was trained with the same class names in another order.
+
+        Raises:
+            DataError: names the first class that differs.
+        """
+        if names is None or tuple(names) == self.names or sorted(names) != sorted(self.names):
+            return
+        number = next(i for i, pair in enumerate(zip(self.names, names, strict=True)) if pair[0] != pair[1])
+        raise DataError(
+            f"{self.path}: class {number} is {self.names[number]}, but {names[number]} in {weights}, which has the "
+            "same names in another order; give names and labels the order of the network"
+        )
+
 
 def load_data(path: Path | str) -> DataConfig:
     """Read a data set description: YAML if the name ends in .yaml or .yml, Darknet's `key = value` otherwise.

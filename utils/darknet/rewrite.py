@@ -309,7 +309,7 @@ def next_command(args: argparse.Namespace, weights: Path | None, *, exact: bool)
     flags = {"data": "DATA.data", "cfg": args.output if darknet else None, "weights": weights}
     if weights and exact:
         return command_of("test.py", **flags)
-    teacher = {"t_cfg": args.cfg if darknet else None, "t_weights": args.weights, "KDstr": 4} if weights else {}
+    teacher = {"t_cfg": args.cfg, "t_weights": args.weights, "KDstr": 4} if weights else {}
     return command_of("train.py", **flags, **teacher)
 
 

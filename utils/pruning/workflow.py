@@ -266,6 +266,8 @@ def prune(settings: PruneSettings) -> None:
     log(*loaded.notes)
     network = loaded.model.network
     settings.check_classes(network)
+    if settings.data:
+        settings.data.check_order(loaded.names, settings.files.weights)
     size = input_size(settings.img_size, max_stride(network), (network.net.height, network.net.width))
     settings = with_importance(settings, loaded)
     pruner = Pruner(settings, device, size, channel_graph(network), arrays_of(loaded.model), loaded, lineage)

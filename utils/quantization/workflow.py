@@ -193,6 +193,7 @@ def load_float(request: QuantRequest) -> LoadedModel:
         raise InputError(f"{request.files.weights}: is quantized already; give the float weights it was made from")
     network = loaded.model.network
     request.files.check_classes(network, request.data)
+    request.data.check_order(loaded.names, request.files.weights)
     count = len(rounded_convolutions(network, request.scheme))
     if request.keep_float > count:
         allowed = f"{count} convolutions are rounded; allowed is 1 to {count}"

@@ -513,6 +513,8 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
     settings, loaded = plan.settings, load_model(plan.teacher)
     log(*loaded.notes)
     _check_sizes(start.model, loaded.model, settings, str(loaded.path))
+    if not settings.single_cls:
+        plan.data.check_order(loaded.names, loaded.path)
     teacher = Teacher(loaded.model, team.device, training_type(settings.precision, team.device))
     chosen = distillation(settings.KDstr, settings.AT_str, settings.kd_weight)
     rule = ASSIGNMENTS[plan.hyp.loss.assignment]
