@@ -290,11 +290,7 @@ def _walk(folder: str, searched: set[str]) -> Iterator[str]:
 
 
 def read_list(path: str) -> Iterator[tuple[int, str]]:
-    """Line number and path of each entry of a list file. A path may hold any byte but a line end; none is expanded.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Line number and path of each entry of a list file. A path may hold any byte but a line end; none is expanded."""
     data = read_bytes(path, DataError, LARGEST_LIST).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise DataError(f"{path}: holds zero bytes; a list file is UTF-8 text with one path a line")
