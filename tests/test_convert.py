@@ -299,6 +299,19 @@ def test_coco_categories_become_classes_in_the_order_of_their_ids(converted, tmp
     assert flaws(output) == {}
 
 
+@pytest.mark.parametrize(
+    ("group", "has_box", "names"), [("dog", False, ["dog", "cat"]), ("pets", True, ["pets", "dog", "cat"])]
+)
+def test_the_group_of_all_categories_is_no_class_unless_it_has_a_box(group, has_box, names, converted, tmp_path):
+    """Roboflow lists it first; its name may be that of a class."""
+    document = coco_document((8, 0, 32, 20))
+    document["categories"] = [item | {"supercategory": group} for item in document["categories"]]
+    document["categories"].insert(0, {"id": 0, "name": group, "supercategory": "none"})
+    document["annotations"] += [box | {"category_id": 0} for box in document["annotations"] if has_box]
+    _, result = converted("coco", "--train", coco_file(tmp_path, document))
+    assert result["names"] == names
+
+
 def test_crowds_are_ignored_boxes(converted, tmp_path):
     document = coco_document((8, 0, 32, 20), (8, 0, 32, 20))
     document["annotations"][1]["iscrowd"] = 1

@@ -273,10 +273,14 @@ class CocoFile:
         return self.path.absolute().parent.name if name.startswith("_") else name
 
     def categories(self) -> dict[int, str]:
-        """Id → name, in the order of the ids."""
+        """Id → name, in the order of the ids, without the group of all classes that Roboflow lists first."""
         names: dict[int, str] = {}
+        groups = [item.get("supercategory") for item in self.lists["categories"]]
+        used = [item.get("category_id") for item in self.lists["annotations"]]
         for where, item in self._items("categories"):
             number, name = _value(where, item, "id", int), _value(where, item, "name", str).strip()
+            if item.get("supercategory") == "none" and name in groups and number not in used:
+                continue
             if number in names or name in names.values() or not name:
                 raise DataError(f"{where}: id {number}, name {name!r}; both must be there once only")
             names[number] = name
