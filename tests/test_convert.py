@@ -312,6 +312,13 @@ def test_the_group_of_all_categories_is_no_class_unless_it_has_a_box(group, has_
     assert result["names"] == names
 
 
+def test_a_path_of_windows_names_a_picture(converted, tmp_path):
+    images = [{"id": 7, "file_name": "images\\a.jpg"}]
+    path = coco_file(tmp_path / "coco", coco_document((8, 0, 32, 20), images=images))
+    beside = path.rename(tmp_path / "coco" / "result.json")
+    assert converted("coco", "--train", beside)[1]["splits"]["train"]["boxes"] == 1
+
+
 def test_crowds_are_ignored_boxes(converted, tmp_path):
     document = coco_document((8, 0, 32, 20), (8, 0, 32, 20))
     document["annotations"][1]["iscrowd"] = 1

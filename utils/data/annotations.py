@@ -297,7 +297,7 @@ class CocoFile:
             if number in boxes:
                 raise DataError(f"{where}: id {number} is there twice")
             boxes[number] = []
-            names.append(_value(where, item, "file_name", str))
+            names.append(_value(where, item, "file_name", str).replace("\\", "/"))  # as tools on Windows write it
         for where, item in self._items("annotations"):
             owner, category = _value(where, item, "image_id", int), _value(where, item, "category_id", int)
             for kind, number, known in (("image_id", owner, boxes), ("category_id", category, categories)):
