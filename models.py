@@ -377,7 +377,7 @@ class Darknet(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw weights: He's normal distribution, as Darknet; the heads predict their prior probabilities."""
+        """Draw weights from He's normal distribution; the heads predict their prior probabilities."""
         for i, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
             if isinstance(layer, ConvBlock):
                 nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
@@ -392,7 +392,7 @@ def _in_float32(layer: nn.Module, *sources: Tensor) -> Tensor:
 
 
 def _initialize_head(conv: nn.Conv2d, yolo: Yolo) -> None:
-    """Start a head at its priors: OBJECT_PRIOR for objectness, 1 / classes for a class."""
+    """Start a head at its priors: OBJECT_PRIOR for objectness, 1 / classes, at most 0.99, for a class."""
     nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is None:
         return
