@@ -58,16 +58,17 @@ class OptimizerSettings:
     """Step sizes and their schedule."""
 
     lr0: float = 0.03
-    """Largest learning rate, for SGD; Adam takes a thirtieth."""
+    """Learning rate that the half cosine falls from, for SGD; Adam takes a thirtieth."""
     lrf: float = 0.01
     """Learning rate that the half cosine falls to, as a share of lr0; see `Schedule.rate`."""
     momentum: float = 0.937
     """Of SGD (Nesterov); β₁ of Adam."""
     weight_decay: float = 5e-4
-    """On the weights of convolutions only, never on γ, β or biases."""
+    """On the weights of convolutions and of [se], never on γ, β or biases."""
     warmup: float = 0.05
-    """Share of the optimizer steps in which the learning rate rises from 0 and the momentum to its value."""
+    """Share of the optimizer steps in which the learning rate and the momentum of SGD rise to their values."""
     warmup_momentum: float = 0.8
+    """Momentum that the rise starts from; the first step has a little more."""
     clip_norm: float = 10.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     ema_horizon: float = 0.02

@@ -13,7 +13,7 @@ from models import Darknet
 from utils.training.hyperparameters import OptimizerSettings
 
 NOMINAL_BATCH = 64
-"""Pictures an optimizer step stands for; smaller batches are accumulated up to it."""
+"""Pictures an optimizer step stands for; smaller batches are accumulated up to about as many."""
 LEAST_STEPS = 1000
 """A run gets at least this many optimizer steps, by accumulating less, before the nominal batch is kept."""
 ADAM_SHARE = 1 / 30
@@ -25,7 +25,7 @@ QUANTIZER = "quantize_"
 
 
 def accumulation(batch: int, batches: int, epochs: int) -> int:
-    """Return how many batches an optimizer step accumulates: up to NOMINAL_BATCH, but LEAST_STEPS steps are left.
+    """Return how many batches a step accumulates: to about NOMINAL_BATCH pictures, but LEAST_STEPS steps are left.
 
     Args:
         batch: pictures in a batch.
@@ -62,7 +62,7 @@ class Schedule:
         return round(self.settings.warmup * self.steps)
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step as a share of lr0: a linear rise, then a half cosine.
+        """Learning rate at a step as a share of lr0: a half cosine, times a linear rise at the start.
 
         It would be lrf at the step after the last, so a run of few steps ends above lrf: one of 20 at 0.016, not 0.01.
         """
