@@ -480,7 +480,7 @@ class Trainer:
         return f", {duration(seconds * left)} left{more}" if left else ""
 
     def _save(self) -> None:
-        """The checkpoints of the epochs done; best.pt and best.weights when the last one is the best."""
+        """The checkpoints of the epochs done; best.pt and best.weights if the last one is the best, or none is yet."""
         if not self.team.leads:
             return
         done = self.progress
