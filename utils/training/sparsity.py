@@ -78,7 +78,7 @@ class Control:
 
     limit: float
     """A channel is weak if its |γ| is below: `FREE_SHARE` of the mean before the training. So all weak channels
-    together hold at most that share of Σ|γ|, which is what pruning may take of a layer."""
+    together hold at most that share of Σ|γ| before the training."""
     reach: float
     """How far a γ travels within the plan with s = 1."""
     fair: float
