@@ -100,7 +100,7 @@ class RemovalFlags:
     importance: Literal["taylor", "gamma"] | None = flag(
         None,
         "what ranks channels and residual units. taylor: what masking one does to the training loss; gamma: |γ|, for "
-        "networks of sparse training (default: gamma after train.py -sr, else taylor)",
+        "networks of sparse training (default: gamma after train.py -sr or without training images, else taylor)",
         choices=("taylor", "gamma"),
     )
     importance_batches: int = flag(32, "batches of training images that taylor is computed from", type=positive_int)

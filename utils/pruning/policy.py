@@ -2,7 +2,7 @@
 
 Channels are removed by their number under a total order (importance, layer, channel), never by a threshold. So equal
 values and zeros need no rule of their own. All candidates are ranked together, or each group among themselves. Every
-pruning script is one `ChannelPolicy` given to `choose`.
+script that prunes channels gives `choose` one `ChannelPolicy`.
 
 The three sets of `--prune` are those of the suites this one follows (their `parse_module_defs`, 2 and 4), told from the
 channel graph. They differ in two places. A depthwise convolution passes its channels through, so the convolution before
@@ -39,7 +39,7 @@ SETS = {
     1: "all convolutions with batch normalisation",
     2: "the last convolution of every residual unit",
 }
-"""What `--prune` means; 0 for normal and regular pruning, 1 for shortcut, slim and layer_channel, 2 for layers."""
+"""What `--prune` means; 0 for normal and regular pruning, 2 for layer pruning, 1 for the others."""
 POWERS = 0
 """`multiple_of` that stands for powers of two."""
 LARGEST_MULTIPLE = 1024
@@ -105,7 +105,8 @@ class ChannelPolicy:
         metavar="N",
     )
     all_convs: bool = flag(
-        False, "also convolutions before an upsampling, a spatial pyramid or a split route, as in train.py"
+        False,
+        "also convolutions before an upsampling, a spatial pyramid or a split route, which train.py -sr leaves out",
     )
     groups: bool = False
     """Rank the channels of each of `pruning_groups` among themselves."""
