@@ -19,8 +19,8 @@ W [O, C, k, k], the inputs x [C] in the original and z [K] in the pruned network
 gives the weights W Aᵀ and a shift of W b, which the bias or the running mean takes. So each convolution also corrects
 what the blocks before it have lost. Folded constants are the case in which A is the identity on what stays.
 
-The proof compares forward passes of the network before and after. The difference of two sets of heads is
-max|a - b| / max(1, max|a|, max|b|), over all heads and cells.
+The proof compares forward passes of the network before and after. The difference of two sets of heads is the largest
+max|a - b| / max(1, max|a|, max|b|) of a head, over its cells.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Certificate:
     compact_vs_silenced: float
     """Without folded constants, in float32: the pruned network and the one whose removed channels put out 0."""
     compact_vs_silenced_float64: float
-    """The same in float64, the larger of two differences: with running statistics, and with those of the picture. The
+    """The same in float64, with running statistics or with those of the picture, whichever is nearer to its limit. The
     latter keep the signals of an untrained network from vanishing. Two pictures are taken where one gives a single
     value to normalise."""
     compact_vs_keep_size: float
@@ -247,7 +247,7 @@ def _in_float64(pruned: Darknet, full: Darknet, images: Tensor) -> tuple[float, 
 
 
 def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """max|a - b| / max(1, max|a|, max|b|) over pairs of heads; NaN where a head is not finite."""
+    """Largest max|a - b| / max(1, max|a|, max|b|) of a pair of heads; NaN where a head is not finite."""
     gaps = [
         float((a - b).abs().max() / max(1.0, float(a.abs().max()), float(b.abs().max())))
         for a, b in zip(ones, others, strict=True)
