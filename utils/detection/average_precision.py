@@ -3,7 +3,7 @@
 The rules are pycocotools' (Lin et al., "Microsoft COCO: Common Objects in Context", arXiv:1405.0312), and so are the
 numbers, ties included; the tests compare both. AP is the mean of 101 recall points under the precision envelope, at ten
 IoUs, 0.50:0.05:0.95. At most the 100 best detections of a class count in an image. By the area of the box in pixels of
-the original picture an object is small (< 32²), medium (32²..96²) or large (> 96²). A class without ground truth enters
+the original picture an object is small (..32²), medium (32²..96²) or large (96²..). A class without ground truth enters
 no mean. Ignored boxes, COCO's crowds, are not objects, and a detection that lies in one of its class is neither hit nor
 miss. Every value is a fraction, 0..1; it is 0 where there is nothing to measure.
 

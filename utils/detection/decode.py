@@ -173,7 +173,7 @@ def non_max_suppression(
 
     Args:
         rows: [B, N, 5 + C] as `decode` returns them.
-        conf_thres: least objectness · class probability.
+        conf_thres: objectness · class probability has to be above it.
         iou_thres: a box that overlaps a better one of its class by more is dropped.
         multi_label: a row may give a detection of every class above the threshold; otherwise of its best class only.
         agnostic: boxes suppress one another across classes.
