@@ -125,6 +125,9 @@ def evaluate(
         gather: takes the list of this process and returns those of all processes that share the pictures, so that all
             return the same evaluation.
         options: fields of EvaluationSettings.
+
+    Raises:
+        NumericsError: the network returns NaN.
     """
     settings, clock = EvaluationSettings(**options), _Clock(device, exact=warm)
     compared: list[tuple[ImageDetections, np.ndarray]] = []

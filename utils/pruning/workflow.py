@@ -251,10 +251,11 @@ def prune(settings: PruneSettings) -> None:
     """Prune a network, write it and print the outcome.
 
     Raises:
-        InputError: no such device, pictures of other classes, a quantized network, or one without residual units.
+        InputError: no such device, pictures of other classes or with these in another order, a quantized network, or
+            one without residual units.
         InfeasibleError: a layer would be emptied, a target is out of reach, or the certificate fails; nothing is
             written.
-        NumericsError: an importance is not finite.
+        NumericsError: an importance, a fitted weight or a head is not finite.
     """
     device = select_device(settings.device)
     loaded = load_model(settings.files)
@@ -416,6 +417,7 @@ def carry_out(pruner: Pruner, removal: Removal) -> tuple[PrunedNetwork, dict[str
 
     Raises:
         InfeasibleError: the certificate fails.
+        NumericsError: a fitted weight or a head is not finite.
     """
     graph, arrays = pruner.graph, pruner.arrays
     whole = pruner.compensated(removal)

@@ -130,8 +130,8 @@ def quantize_network(request: QuantRequest, command: str) -> tuple[dict[str, Any
         command: that is noted in the lineage.
 
     Raises:
-        InputError: no such device, a quantized network, one of other classes or that the target cannot compute, too
-            few pictures, more convolutions to keep than there are.
+        InputError: no such device, a quantized network, one of other classes or with these in another order, or that
+            the target cannot compute, too few pictures, more convolutions to keep than there are.
         InfeasibleError: --max-drop is exceeded with every convolution float.
         NumericsError: the network puts out what is not finite.
     """
@@ -185,8 +185,8 @@ def load_float(request: QuantRequest) -> LoadedModel:
     """The network that is to be quantized.
 
     Raises:
-        InputError: it is quantized, has other classes, fewer convolutions than --keep-float says, or the target cannot
-            compute it.
+        InputError: it is quantized, has other classes or these in another order, fewer convolutions than --keep-float
+            says, or the target cannot compute it.
     """
     loaded = load_model(request.files)
     if loaded.quantization is not None:

@@ -133,6 +133,9 @@ class State:
             run: where to.
             source: what the file says of itself.
             pictures: in an epoch, for the count of pictures in the Darknet file.
+
+        Raises:
+            NumericsError, ResourceError: as of `write_last`.
         """
         write_checkpoint(run.weights / "best.pt", self._document(self.kept, source))
         write_darknet(run.weights / "best.weights", self.kept, self.progress.epoch * pictures)

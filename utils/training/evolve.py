@@ -152,6 +152,7 @@ class Search:
 
         Raises:
             CheckpointError: the study cannot be read or written.
+            ResourceError: the disk is full.
             NumericsError: no trial came to its end.
             Interrupted: a signal came; the search can go on.
         """

@@ -448,6 +448,9 @@ def input_sizes(args: argparse.Namespace, default: tuple[int, int], stride: int)
         args: the flags.
         default: height and width of the cfg.
         stride: the network's, of which sides are multiples.
+
+    Raises:
+        InputError: sides that are no such multiples, or flags that contradict one another.
     """
     sides = args.img_size or []
     if args.rect and (args.multi_scale or len(sides) > 1):

@@ -508,6 +508,7 @@ def load_teacher(plan: TrainPlan, start: Start, team: Team) -> tuple[Distiller, 
     Raises:
         WeightsError: the teacher's file cannot be used.
         InputError: teacher and student have nothing in common that is compared, or other input sizes.
+        DataError: the teacher has the class names in another order.
     """
     assert plan.teacher is not None and plan.teacher.weights is not None  # choose_model has found them
     settings, loaded = plan.settings, load_model(plan.teacher)
