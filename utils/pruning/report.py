@@ -277,7 +277,8 @@ def advice(document: Document) -> Iterator[str]:
     free = f"{100 * FREE_SHARE:.0f} % of"
     if any(advised):
         percents = " ".join(f"{value:g}" for value in advised)
-        yield f"advised: {name} {percents}; {subject} hold at most {free} any layer's Σ |γ|"
+        exception = "layers that are weak as a whole left out"
+        yield f"advised: {name} {percents}; {subject} hold at most {free} any layer's Σ |γ|, {exception}"
     else:
         yield f"advised: no pruning yet; the weakest 1 % of the channels hold more than {free} a layer's Σ |γ| already"
     if warning:
