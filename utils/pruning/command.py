@@ -275,7 +275,7 @@ def make_parser(strategy: PruneStrategy, description: str) -> Parser:
     group = parser.add_argument_group("model and data")
     add_model_flags(group)
     add_picture_flags(group)
-    group.add_argument("--data", metavar="FILE", help="data set to measure on: .data or data.yaml")
+    group.add_argument("--data", metavar="FILE", help="data set to rank, fit and measure on: .data or data.yaml")
     size = "images at a time (default: %(default)s)"
     group.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help=size)
     inherited = {setting.name for setting in fields(RemovalFlags)}
