@@ -13,7 +13,6 @@ import io
 import math
 import os
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from utils.cli import Parser, image_side, input_size, log, print_json, require, run
+from utils.cli import Parser, image_side, input_size, log, print_json, require, run, typed
 from utils.compress.journey import Journey, made_by, python
 from utils.compress.recipe import ALL, Recipe, RecipeLoader, read_recipe
 from utils.darknet import cfg as cfg_file
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     journey = Journey(recipe, place, args.data, args.cfg, args.weights, args.img_size, args.pretrained)
     check_stages(journey, network)
     if args.dry_run:
-        print("\n".join(shlex.join(["python", *command]) for command in journey.planned()))
+        print("\n".join(typed(*command) for command in journey.planned()))
         epochs = {stage.name: stage.epochs for stage in recipe.stages if stage.epochs}
         each = ", ".join(f"{name} {count}" for name, count in epochs.items()) or "none"
         log(f"epochs: {each}; {sum(epochs.values())} in all")

@@ -361,9 +361,9 @@ def test_the_first_training_starts_from_weights_of_other_classes(folder, tmp_pat
         )
         made = json.loads(output.out)
         coming = [shlex.split(stage["document"]["next"]) for stage in made["stages"]]
-        assert " ".join(script for _, script, *_ in coming) == NEXT
+        assert " ".join(Path(script).name for _, script, *_ in coming) == NEXT
         for _, script, *words in coming:
-            compress.check_stage(script.removesuffix(".py"), words)
+            compress.check_stage(Path(script).stem, words)
         lineage = read_checkpoint(Path(made["stages"][0]["made"]))["lineage"]
         assert [entry["path"] for entry in lineage] == public[1:] and made["report"].endswith("r-d/cpu")
     with pytest.raises(InputError, match=r"holds another journey, whose stage train is .* -pt "):

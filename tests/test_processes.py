@@ -276,6 +276,10 @@ def test_a_clone_in_which_nobody_may_write_runs_from_elsewhere(script, clone, fo
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "runs").glob("*/*/**/model.cfg"))
+    if script == "compress":
+        done = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
+    assert (tmp_path / told[1]).is_file(), "a command that is told works where the script was called"
 
 
 CLOCKS = {

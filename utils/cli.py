@@ -487,7 +487,13 @@ def flag_words(flags: Mapping[str, Any]) -> list[str]:
 
 def command_of(script: str, **flags: Any) -> str:
     """A command as it is typed, with flags as of `flag_words`."""
-    return shlex.join(["python", script, *flag_words(flags)])
+    return typed(script, *flag_words(flags))
+
+
+def typed(script: str, *words: str) -> str:
+    """The command of another script as it is typed beside this one: `../test.py` after `python ../train.py`."""
+    beside = os.path.join(os.path.dirname(sys.argv[0]), script)
+    return shlex.join(["python", beside if os.path.isfile(beside) else script, *words])
 
 
 def print_json(document: Mapping[str, Any]) -> None:

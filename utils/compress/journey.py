@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log
+from utils.cli import EPOCHS_AFTER, ProgressBar, flag_words, log, typed
 from utils.compress.recipe import Recipe, Stage
 from utils.errors import InfeasibleError, InputError, SuiteError
 from utils.export.settings import SUFFIXES
@@ -136,7 +136,7 @@ class Journey:
             self._check(stage, command, entry)
             where = f"stage {number + 1} of {len(self.recipe.stages)}, {stage.name}"
             if entry["document"] is None:
-                log(f"{where}: {shlex.join(['python', *command])}")
+                log(f"{where}: {typed(*command)}")
                 self._keep([*done, entry])
                 entry = {**entry, **self._run(stage, command, call)}
                 self._keep([*done, entry])
