@@ -91,6 +91,16 @@ def test_worked_examples(target, section, operation, verdict, flag):
     assert (support.verdict, support.blocks, support.rewrite) == (verdict, (1,), flag)
 
 
+@pytest.mark.parametrize(("activation", "flag"), [("linear", "--drop-se"), ("relu", "")])
+def test_drop_se_is_offered_only_for_gates_that_it_drops(activation, flag):
+    gate = f"[avgpool]\n{CONV.format(1, 1, 'relu')}[scale_channels]\nfrom=-3\nactivation={activation}\n"
+    network = one_head(CONV.format(3, 1, "relu"), gate)
+    (support,) = [support for support in support_of(network, "tensorrt") if support.verdict == IN_FLOAT]
+    assert support.rewrite == flag
+    graph = rewrite.graph_of(network)
+    assert (rewrite.drop_se(graph) != graph) == bool(flag)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ethosu") is None, reason="ethos-u-vela is not installed")
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def late_upsampling(graph: Graph) -> Graph:
 
 
 def drop_se(graph: Graph) -> Graph:
-    """The graph without squeeze-and-excite, as a block or as [scale_channels] and what leads to it."""
+    """The graph without squeeze-and-excite, as a block or as linear [scale_channels] and what leads to it."""
     names = {}
     for key, (block, reads) in graph.items():
         if isinstance(block, Se):

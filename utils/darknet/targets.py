@@ -190,8 +190,10 @@ def operations(block: Block, channels: int, *, head: bool) -> Iterator[Operation
             yield from [Operation("concat")] * (len(block.layers) > 1) + [Operation("split")] * (block.groups > 1)
         case Shortcut():
             yield Operation("sum" if block.weights_type == "none" else "weighted sum")
+        case Se() | ScaleChannels(activation="linear"):
+            yield Operation(block.SECTION, rewrite="--drop-se")
         case _ if block.SECTION in OPERATIONS:
-            yield Operation(block.SECTION, rewrite="--drop-se" if isinstance(block, Se | ScaleChannels) else "")
+            yield Operation(block.SECTION)
     if (activation := getattr(block, "activation", "linear")) != "linear":
         yield Operation(activation, rewrite="" if head else "--activation")
 
