@@ -28,6 +28,7 @@ from utils.darknet.targets import (
     rewrite_command,
     support_of,
 )
+from utils.errors import InputError
 from utils.files import ROOT
 from utils.quantization.scheme import TARGETS, QuantSettings, export_command
 
@@ -140,6 +141,12 @@ def test_the_command_mends_what_it_is_offered_for(name, target):
         for swap in args.activation:
             graph = rewrite.swap_activation(*swap, graph)
         assert not [support for support in support_of(rewrite.lay_out(network, graph)[0], target) if support.rewrite]
+
+
+def test_the_way_out_names_what_no_rewrite_mends():
+    network = one_head(CONV.format(3, 1, "mish"), "[avgpool]\n")
+    with pytest.raises(InputError, match=r"mish=leaky -o OUT\.cfg` writes a cfg without that, except avgpool$"):
+        check(network, "fpga")
 
 
 def test_many_equal_blocks_are_one_line_with_the_way_out():

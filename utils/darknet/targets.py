@@ -229,7 +229,7 @@ def support_of(network: Network, target: str) -> list[Support]:
 
 
 def rewrite_command(network: Network, problems: Iterable[Support]) -> str:
-    """The command that writes a cfg without problems; empty: there is none."""
+    """The command of all rewrites that help; empty: there is none."""
     flags = dict.fromkeys(problem.rewrite for problem in problems if problem.rewrite)
     swaps = [flag.split()[1] for flag in flags if "=" in flag]
     words = [*(["--activation", *swaps] if swaps else []), *(flag for flag in flags if "=" not in flag)]
@@ -245,7 +245,10 @@ def _problems(network: Network, target: str, verdict: str) -> str:
         more = f" and {len(blocks) - 1} more" if len(blocks) > 1 else ""
         texts.append(f"{network.where(blocks[0])}{more}: {operation} {why}")
     command = rewrite_command(network, problems)
-    way_out = f"`{command}` writes a cfg without that" if command else "take another --target, or a cfg without it"
+    left = ", ".join(str(problem.operation) for problem in problems if not problem.rewrite)
+    way_out = "take another --target, or a cfg without it"
+    if command:
+        way_out = f"`{command}` writes a cfg without that" + (f", except {left}" if left else "")
     return f"--target {target}: {', '.join(texts)}; {way_out}" if texts else ""
 
 
