@@ -1,7 +1,7 @@
-"""Darknet's .weights files: a header, then float32 tensors in the order of `layout.tensors`, little-endian.
+"""Darknet's .weights files: a header, then float32 tensors in the order of `network.tensors`, little-endian.
 
 The header is three int32 (major, minor, revision) and the number of pictures seen: a uint64 from version 0.2 on, a
-uint32 before (AlexeyAB/darknet, `save_weights_upto`). Nothing in the file says which network it belongs to. So its size
+uint32 before (AlexeyAB/darknet, `load_weights_upto`). Nothing in the file says which network it belongs to. So its size
 is compared with that which the cfg needs before a value is read. No decision depends on a file's name.
 """
 

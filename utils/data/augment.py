@@ -162,7 +162,7 @@ def hide_behind_fence(rng: Generator, planes: NDArray[np.uint8]) -> None:
 
 
 CUT = (0.2, 0.8)
-"""Range of the cut of a mosaic, as a share of its side (Darknet's blend_truth_mosaic)."""
+"""Range of the cut of a mosaic, as a share of its side (Darknet's load_data_detection)."""
 MIN_SIDE = 2.0
 """Boxes that are narrower or lower than this many pixels in the sample are dropped."""
 MIN_AREA = 0.1

@@ -62,7 +62,7 @@ OPSETS = range(13, 22)
 VERSIONS = f"{OPSETS[0]} to {OPSETS[-1]}"
 operator_version = bounded(integer, OPSETS.__contains__, f": allowed are {VERSIONS}")
 DEFAULT_OPSET = 17
-"""Read by onnxruntime and by OpenCV 4.14; all blocks have an operator of their own from 14 on."""
+"""Read by onnxruntime and by OpenCV 4.14; h_swish has an operator of its own from 14 on."""
 MISH_FORMS = ("exp", "softplus", "op")
 """Ways to write mish; `onnx_graph.mish` has them."""
 MISH_OPSET = 18
@@ -118,7 +118,7 @@ class ExportSettings:
 
     @property
     def output(self) -> str:
-        """A key of `metadata.OUTPUTS`."""
+        """A key of `exported.OUTPUTS`."""
         return "detections" if self.nms else "rows" if self.decode else "heads"
 
     @property

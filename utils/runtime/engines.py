@@ -138,7 +138,7 @@ def opencv_darknet_engine(network: Network, weights: Path, size: tuple[int, int]
     """A Darknet network in OpenCV 4's dnn, on the CPU, picture by picture.
 
     Args:
-        network: one that OpenCV reads as Darknet does (`darknet.opencv`).
+        network: one that OpenCV reads as Darknet does: it has no `opencv_warning`.
         weights: its .weights file.
         size: height and width of the input.
 

@@ -100,7 +100,7 @@ class Shortcut(Block):
         return activated(self.activation, total)
 
     def scales(self, weights: Array | None) -> Array | None:
-        """Normalised weights [inputs, C or 1], as `layers.Addition` computes them; None without weights."""
+        """Normalised weights [inputs, C or 1], as `models.Addition` computes them; None without weights."""
         import numpy as np
 
         if weights is None:
