@@ -22,7 +22,7 @@ from utils.errors import CfgError
 from utils.files import read_text
 
 MAX_BYTES = 500_000
-"""Largest cfg, ten times those of the Darknet repositories."""
+"""Largest cfg; those of the Darknet repository have up to 31 000."""
 MAX_SECTIONS = 4096
 """Ten times the deepest networks in use."""
 MAX_UNKNOWN_KEYS = 64

@@ -16,9 +16,9 @@ FLOAT_BYTES = 4
 HEADER_BYTES = 20
 """Header of the files written today: three int32 and a uint64."""
 MAX_PARAMETER_BYTES = 4 << 30
-"""Ten times yolov4x-mish, the largest network of the Darknet repository."""
+"""Four times cspx-p7-mish, the largest detector of the Darknet repository."""
 MAX_FEATURE_BYTES = 32 << 30
-"""All feature maps of one picture in float32; yolov4 at 608 × 608 has 0.9 GiB."""
+"""All feature maps of one picture in float32; yolov4 at 608 × 608 has 0.65 GiB."""
 OPENCV_EPSILON = 1e-6
 """Added to a variance by OpenCV's reader of Darknet files (4.14); Darknet and this suite add `BN_EPSILON`, 1e-5."""
 REFUSED_ACTIVATIONS = ("relu6", "h_swish", "hardsigmoid")
