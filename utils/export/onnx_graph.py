@@ -163,8 +163,8 @@ def activate(graph: Graph, activation: str, x: str, y: str) -> str:
 def mish(graph: Graph, x: str, y: str) -> str:
     """Append x tanh(ln(1 + exp(x))) in a form of `--mish`; the function is the same in each.
 
-    exp: x n / (n + 2), with n = e (e + 2) and e = exp(x). In onnxruntime 1.32 it takes a twelfth of the time of
-    softplus and a thirtieth of that of op, because Exp and arithmetic are vectorised there and Softplus is not.
+    exp: x n / (n + 2), with n = e (e + 2) and e = exp(x). In onnxruntime 1.32 it takes a tenth of the time of
+    softplus and of op, because Exp and arithmetic are vectorised there and Softplus is not.
     softplus: the three nodes that OpenCV recognises and computes as one. op: ONNX's own, from opset 18 on.
     """
     if graph.mish == "op":

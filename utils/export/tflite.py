@@ -185,7 +185,7 @@ class Lowering:
     Args:
         made: the file of `onnx_graph.onnx_model`.
         outputs: names of the tensors that are put out.
-        half: float constants are stored in float16.
+        half: float constants of four dimensions are stored in float16.
     """
 
     def __init__(self, made: onnx.ModelProto, outputs: Sequence[str], half: bool) -> None:

@@ -1,1 +1,1 @@
-"""Programs that run a network: PyTorch, onnxruntime, OpenCV."""
+"""Programs that run a network, and the files of export.py."""

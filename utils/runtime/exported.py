@@ -59,7 +59,7 @@ UNSTAMPED = hashlib.sha256(b"").hexdigest().encode()
 OPENVINO_SECTION = "darknet"
 """Of rt_info, where the metadata are."""
 CFG = "cfg"
-"""The property that is no JSON."""
+"""The property that is no JSON, beside DIGEST."""
 DOCUMENTS = ("schema", "names", "input", "output", "thresholds", "precision", "lineage", "quantization", "reference")
 """Properties that are read; all are JSON."""
 LOOPS = frozenset({"If", "Loop", "Scan", "SequenceMap", "TensorIterator"})
@@ -97,7 +97,7 @@ class Metadata:
     mode: Literal["letterbox", "stretch"] = "letterbox"
     """How pictures are fitted to the input: a key of `flags.MODES`."""
     precision: str = "float32"
-    """Of weights and feature maps: float32, float16 or int8; input and outputs are always float32."""
+    """Of weights and feature maps: float32, float16 or int8. Input and outputs are float32 (int8 TFLite: codes)."""
     conf_thres: float = 0.3
     iou_thres: float = 0.6
     """Those of `--nms`; of other files a proposal."""
