@@ -75,7 +75,7 @@ def _add_input_flags(parser: cli.Parser) -> None:
         "or .streams list of addresses (default: %(default)s)",
     )
     add_picture_flags(group)
-    parser.set_defaults(mode=None)  # that of an .onnx file, else letterbox
+    parser.set_defaults(mode=None)  # that of an exported file, else letterbox
     add("--max-frames", type=cli.positive_int, metavar="N", help="stop after N frames (default: at the end)")
     add("--max-seconds", type=seconds, metavar="S", help="stop S seconds after the first frame (default: at the end)")
     add(

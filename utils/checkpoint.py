@@ -1,7 +1,7 @@
 """The one loader and the one writer of `.pt` files.
 
 A checkpoint is a dict of tensors and plain values: `format`, `model` (state dict), `ema` (state dict or None), `cfg`
-(text), `names`, `lineage`, and for a run that goes on `optimizer`, `epoch` and the other things an exact resume needs.
+(text), `names`, `lineage`, and for a run that goes on `optimizer`, `progress` and what else an exact resume needs.
 It is read with `torch.load(weights_only=True)` after the archive was checked; there is no way round that.
 
 State dicts of other suites (ultralytics/yolov3 of 2019 to 2021, and what grew from it) are read too. Their names differ

@@ -139,7 +139,7 @@ class ModelFiles:
     weights: Path | None
     """None: new weights are drawn."""
     is_checkpoint: bool = False
-    """True for our .pt, False for Darknet's .weights."""
+    """True for a .pt, False for Darknet's .weights."""
     notes: tuple[str, ...] = ()
     """What was chosen or adapted, to be said."""
 

@@ -71,7 +71,7 @@ def measure(
         settings: how they are measured.
 
     Returns:
-        The pictures in which most changed between the first network and the last.
+        The pictures in which most changed between the first network and the one to deploy, else the last.
 
     Raises:
         DataError: it names no `valid` pictures.
@@ -311,7 +311,7 @@ def compare_picture(path: str, truth: NDArray[np.floating], before: Rows, after:
 
 
 def _counts(compared: Sequence[ComparedPicture]) -> dict[str, int]:
-    """Return how many objects the first network and the last one find."""
+    """Return how many objects both networks find, and each of them."""
     objects, common, lost, gained = (
         sum(len(getattr(picture, kind)) for picture in compared) for kind in ("truth", "common", "lost", "gained")
     )

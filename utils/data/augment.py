@@ -72,9 +72,9 @@ def jitter_colours(
 ) -> None:
     """Turn the hue and scale saturation and value at random; of a grey picture only the value.
 
-    With V = max(R, G, B), scaling saturation by s and value by v turns each channel c into v (s c + (1 - s) V). A round
-    trip through HSV does the same, but rounds to 180 hues. The hue is turned first, by a rotation of the colour space
-    about the axis of greys. Results are clipped to 0..255.
+    With V = max(R, G, B), scaling saturation by s and value by v turns each channel c into v (s c + (1 - s) V). So does
+    a trip through HSV, but it rounds to 180 hues and limits the saturation. The hue is turned first, by a rotation of
+    the colour space about the axis of greys. Results are clipped to 0..255.
 
     Args:
         rng: generator of the sample.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8a8a"
 SKY, PURPLE = "#56b4e9", "#cc79a7"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY)
-"""Colours of families and chains in their order, then again from the first."""
+"""Colours of families in their order, then again from the first; chains have five of them, from the second on."""
 MARKERS = "os^DvPX*"
 """Marks of the families of networks. As there are 8 and 7 colours, 56 families look different."""
 MOST_NAMED = 30
