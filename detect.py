@@ -1,6 +1,6 @@
 """Detect objects in images, videos, webcams and network streams; print what was found, and draw it.
 
-A file that was there before is never overwritten: the new one gets a number. Results go to stdout, progress to stderr.
+A result that was there is never overwritten: the new one gets a number. Results go to stdout, progress to stderr.
 """
 
 from __future__ import annotations

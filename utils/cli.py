@@ -185,7 +185,7 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(*flag_names(setting), dest=setting.name, default=default, **options)
 
     def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
-        """Values of the flags that a command line has, by their names, without those that have their default."""
+        """Values of the flags that a command line has, by their names, also where they are those of the defaults."""
         unset = object()
         names = dict.fromkeys((action.dest for action in self._actions), unset)
         parsed = vars(self.parse_args(args, argparse.Namespace(**names)))

@@ -1,7 +1,7 @@
 """Write a cfg in another form, with its weights: one that a piece of hardware runs, or runs faster.
 
 Two rewrites are exact, which the certificate of a pruning proves. `--pools chained` replaces larger max pools, as in an
-SPP, by chains of 5 x 5 ones. `--upsample late` upsamples behind a 1 x 1 convolution and not before it. The others,
+SPP, by chains of ones up to 5 x 5. `--upsample late` upsamples behind a 1 x 1 convolution, not before it. The others,
 `--activation` and `--drop-se`, change what the network computes: it must be trained again.
 """
 

@@ -86,7 +86,7 @@ def read_header(path: Path | str) -> Header:
     """Header of a .weights file.
 
     Raises:
-        WeightsError: not a regular file, shorter than a header, or with a version that Darknet does not write.
+        WeightsError: not a regular file, shorter than a header, or with numbers that Darknet does not write.
     """
     size = regular_file(path, WeightsError).st_size
     with open(path, "rb") as file:

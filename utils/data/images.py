@@ -79,6 +79,7 @@ def read_image(path: Path | str, channels: Channels = 3, *, shrink: Shrink = 1) 
 
     Raises:
         PictureError: missing, no regular file, unreadable, of an unknown format, too large, or not decodable.
+        ResourceError: memory does not suffice.
     """
     with _header(path) as (file, picture):
         return _decode(_content(file, path, picture), path, channels, None if shrink > 1 else picture.size, shrink)

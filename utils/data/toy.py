@@ -207,7 +207,7 @@ def _clutter(canvas: NDArray[np.float32], rng: Generator) -> None:
 
 
 def _blob(rng: Generator, size: int) -> Contour:
-    """A smooth closed curve, two to four times as long as wide."""
+    """A smooth closed curve, about two to four times as long as wide."""
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     wave = sum((rng.uniform(0, 0.22) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)), np.zeros(40))
     points = _polar(1 + wave) * [1, rng.uniform(0.25, 0.5)] * rng.uniform(0.06, 0.25) * size

@@ -72,6 +72,7 @@ def export(
     Raises:
         InputError: names, size or weights that do not fit.
         InfeasibleError: the file would not compute what PyTorch does; nothing is written.
+        NumericsError: the network puts out NaN or infinity.
     """
     subject = load_subject(files, settings, names)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
