@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou, complete_box_iou
 
 from tests.nets import tiny
 from utils.darknet.blocks import Yolo
@@ -185,7 +186,7 @@ class Plain:
                 objectness += cross_entropy(logits[4], max(overlap(found, objects[k][2]) for k in mine))
             elif all(overlap(found, box) <= 0.5 for box in others):
                 objectness += cross_entropy(logits[4], 0.0)
-            box_loss += sum(1 - complete_overlap(found, objects[k][2]) for k in mine)
+            box_loss += sum(1 - overlap(found, objects[k][2], complete_box_iou) for k in mine)
             labels = {objects[k][1] for k in mine}
             for label, logit in enumerate(logits[5:] if mine else ()):
                 wanted = (1 - self.SMOOTHING) * (label in labels) + self.SMOOTHING / 2
@@ -209,25 +210,10 @@ class Plain:
         return [(column + x) * stride, (row + y) * stride, width * math.exp(logits[2]), height * math.exp(logits[3])]
 
 
-def overlap(a, b) -> float:
-    """IoU of two boxes cx, cy, w, h."""
-    sides = [
-        max(0.0, min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2))
-        for i in (0, 1)
-    ]
-    both = sides[0] * sides[1]
-    return both / (a[2] * a[3] + b[2] * b[3] - both)
-
-
-def complete_overlap(a, b) -> float:
-    """CIoU (Zheng et al., arXiv:1911.08287)."""
-    iou = overlap(a, b)
-    hull = [
-        max(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - min(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
-    ]
-    distance = ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (hull[0] ** 2 + hull[1] ** 2)
-    v = 4 / math.pi**2 * (math.atan(a[2] / a[3]) - math.atan(b[2] / b[3])) ** 2
-    return iou - distance - (v * v / (1 - iou + v) if v else 0)
+def overlap(a, b, of=box_iou) -> float:
+    """IoU of two boxes cx, cy, w, h, or its complete form (Zheng et al., arXiv:1911.08287), as torchvision has it."""
+    corners = box_convert(torch.tensor([a, b], dtype=torch.float64), "cxcywh", "xyxy")
+    return of(corners[:1], corners[1:]).item()
 
 
 def cross_entropy(logit: float, wanted: float) -> float:
@@ -298,11 +284,6 @@ def test_a_neighbour_cell_is_positive_only_where_its_decoded_centre_reaches(scal
     assert ((part.boxes[:, :2] > low) & (part.boxes[:, :2] < high)).all()
     centre = part.boxes[:, :2] + torch.stack((part.column, part.row), dim=1)
     torch.testing.assert_close(centre, torch.tensor([[5.2, 7.7]]).expand(cells, 2))
-
-
-@pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))
-def test_no_objects_give_no_positives(rule):
-    assert [len(part.image) for part in positives(targets(), rule)] == [0, 0]
 
 
 @pytest.mark.parametrize("rule", sorted(ASSIGNMENTS))

@@ -201,15 +201,3 @@ def test_bad_input_is_one_line_and_status_2_without_torch_or_a_file(folder, refu
     for line, (flags, message) in zip(lines, BAD, strict=True):
         assert message in line, flags
     assert tree() == before
-
-
-def test_half_precision_on_the_cpu_is_refused(folder, script):
-    with pytest.raises(InputError, match="--half: float16 needs a GPU"):
-        script.main([*FLAGS, "--half", "--device", "cpu"])
-
-
-def test_the_project_must_be_a_folder_and_nothing_is_lost(folder, script):
-    Path("file").write_text("mine")
-    with pytest.raises(InputError, match="no folder"):
-        script.main([*FLAGS, "--save-json", "--project", "file"])
-    assert Path("file").read_text() == "mine"

@@ -77,9 +77,9 @@ def file_of_offsets(path: Path, network: Network, header: Header | None = None) 
     return path
 
 
-def sparse(path: Path, size: int, header: Header | None = None) -> Path:
+def sparse(path: Path, size: int) -> Path:
     """A file of a given size that takes no room: a header and zeros."""
-    path.write_bytes((header or Header()).pack()[:size])
+    path.write_bytes(Header().pack()[:size])
     os.truncate(path, size)
     return path
 
