@@ -54,7 +54,7 @@ def oriented_jpeg(image: np.ndarray, orientation: int) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
 
 
-def assert_refused(path: Path, kind: str, match: str = "", reads=(check_image,)) -> None:
+def assert_refused(path: Path | str, kind: str, match: str = "", reads=(check_image,)) -> None:
     """Each way to read a file says what kind of flaw it has."""
     for read in reads:
         with pytest.raises(PictureError, match=match) as caught:
@@ -62,10 +62,10 @@ def assert_refused(path: Path, kind: str, match: str = "", reads=(check_image,))
         assert caught.value.kind == kind
 
 
-@pytest.mark.parametrize("suffix", EXACT)
-def test_reading_undoes_writing(suffix, picture, tmp_path):
-    write_image(tmp_path / f"a{suffix}", picture)
-    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), picture)
+@pytest.mark.parametrize("name", [*(f"a{suffix}" for suffix in EXACT), *(f"{name}.png" for name in NAMES)])
+def test_reading_undoes_writing_whatever_a_file_is_called(name, picture, tmp_path):
+    write_image(tmp_path / name, picture)
+    np.testing.assert_array_equal(read_image(tmp_path / name), picture)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -76,12 +76,6 @@ def test_the_header_states_the_size_of_the_decoded_picture(suffix, picture, tmp_
     shrunk = (15, 25) if suffix == ".jpg" else (30, 50)
     assert read_image(path, shrink=2).shape == (*shrunk, 3) and read_image(path, 1, shrink=2).shape == (*shrunk, 1)
     assert read_image(path, 1).shape == (30, 50, 1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_any_file_name_works(name, picture, tmp_path):
-    write_image(tmp_path / f"{name}.png", picture)
-    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), picture)
 
 
 def test_every_kind_of_pixel_becomes_three_bytes(picture, tmp_path):
@@ -107,24 +101,24 @@ def test_an_exif_orientation_is_applied_and_the_size_is_that_of_the_turned_pictu
     assert read_image(path, shrink=2).shape[:2] == ((15, 25) if orientation < 5 else (25, 15))
 
 
-def test_an_orientation_that_exif_does_not_know_means_nothing(picture, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(picture, 9))
-    assert shown_size(tmp_path / "a.jpg") == check_image(tmp_path / "a.jpg") == (30, 50)
+MAKER = PIL.Image.Exif()
+MAKER[0x10F] = "maker"
+UNTURNED = {
+    "unknown.jpg": lambda path, picture: path.write_bytes(oriented_jpeg(picture, 9)),
+    "damaged.png": lambda path, picture: PIL.Image.fromarray(picture).save(path, exif=b"Exif\0\0neither II nor MM"),
+    "damaged.webp": lambda path, picture: PIL.Image.fromarray(picture).save(path, exif=b"Exif\0\0neither II nor MM"),
+    "xmp.jpg": lambda path, picture: PIL.Image.fromarray(picture).save(
+        path, exif=MAKER, xmp=b'<rdf:Description tiff:Orientation="6"/>'
+    ),
+}
+"""An orientation that Exif does not know; damaged Exif data, which are no damage to the picture; an orientation in XMP
+alone, which Pillow reads beside Exif data without one, and OpenCV does not."""
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_damaged_exif_data_are_no_damage_to_the_picture(suffix, picture, tmp_path):
-    path = tmp_path / f"a{suffix}"
-    PIL.Image.fromarray(picture).save(path, exif=b"Exif\0\0neither II nor MM")
-    assert shown_size(path) == check_image(path) == (30, 50)
-
-
-def test_an_orientation_in_xmp_alone_turns_nothing(picture, tmp_path):
-    """Pillow reads it beside Exif data without an orientation, and OpenCV does not."""
-    make = PIL.Image.Exif()
-    make[0x10F] = "maker"
-    path, xmp = tmp_path / "a.jpg", b'<rdf:Description tiff:Orientation="6"/>'
-    PIL.Image.fromarray(picture).save(path, exif=make, xmp=xmp)
+@pytest.mark.parametrize("name", UNTURNED)
+def test_what_is_no_orientation_of_exif_turns_nothing(name, picture, tmp_path):
+    path = tmp_path / name
+    UNTURNED[name](path, picture)
     assert shown_size(path) == check_image(path) == (30, 50)
 
 
@@ -155,8 +149,7 @@ def test_a_thumbnail_does_not_end_a_jpeg(picture, tmp_path):
     path.write_bytes(data[:2] + segment + data[2:])
     assert check_image(path) == (30, 50)
     path.write_bytes((data[:2] + segment + data[2:])[: -len(data) // 2])
-    with pytest.raises(PictureError, match=r"(?i)truncated"):
-        check_image(path)
+    assert_refused(path, "damaged image", r"(?i)truncated")
 
 
 @pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]])
@@ -183,14 +176,12 @@ def test_what_pillow_cannot_read_of_a_jpeg_is_damaged(options, picture, tmp_path
 def test_a_png_with_a_wrong_checksum_or_too_few_rows_is_damaged(picture, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(64, 64, zlib.compress(b"\0" * 9 * 10)))
-    with pytest.raises(PictureError, match="cannot be decoded"):
-        check_image(path)
+    assert_refused(path, "damaged image", "cannot be decoded")
     write_image(path, picture)
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
-    with pytest.raises(PictureError, match="bad header checksum in b'IDAT'"):
-        check_image(path)
+    assert_refused(path, "damaged image", "bad header checksum in b'IDAT'")
 
 
 def patched(suffix: str, at: bytes, skip: int, *values: int) -> bytes:
@@ -288,8 +279,7 @@ def test_pillow_prints_nothing_about_damaged_pictures(picture, tmp_path, python)
 def test_what_is_no_regular_file_is_never_opened(name, make, kind, tmp_path):
     make(tmp_path / name)
     assert_refused(tmp_path / name, kind, reads=[read_image])
-    with pytest.raises(PictureError, match="not a regular file"):
-        read_image("/dev/zero")
+    assert_refused("/dev/zero", "not a file", "not a regular file", [read_image])
 
 
 def test_an_unknown_suffix_is_not_written(picture, tmp_path):
@@ -325,5 +315,4 @@ def test_a_png_with_data_for_many_more_pixels_is_refused(tmp_path):
 def test_data_of_another_size_than_the_header_are_damage(tmp_path, monkeypatch):
     write_image(tmp_path / "a.jpg", np.zeros((20, 30, 3), np.uint8))
     monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((20, 31), np.uint8))
-    with pytest.raises(PictureError, match="its header says 30x20 pixels, its data are 31x20"):
-        check_image(tmp_path / "a.jpg")
+    assert_refused(tmp_path / "a.jpg", "damaged image", "its header says 30x20 pixels, its data are 31x20")

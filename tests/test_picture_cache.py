@@ -374,24 +374,13 @@ def test_a_training_is_the_same_with_any_cache_and_may_be_resumed_with_another(r
     assert names.count(".bin") == 2 and ".npz" in names, "training and validation images, beside what is known of them"
 
 
-class Colleague:
-    """A process of a team that is not the first, which keeps its pictures at `address`."""
-
-    leads = False
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def share(self, _: str) -> str:
-        return self.address
-
-
 @pytest.mark.parametrize("machine", ["this", "another", "none"])
 def test_processes_of_a_team_share_the_pictures_of_the_first(root, machine):
+    """Seen by one that is not the first, and which the first one tells where its pictures are kept."""
     first = data_set(root, cache="ram").store
     own = data_set(root).store
     address = {"this": first.address, "another": "/proc/self/fd/99999", "none": ""}[machine]
-    share_pictures(own, Colleague(address))
+    share_pictures(own, SimpleNamespace(leads=False, share=lambda _: address))
     assert bool(own.address) == (machine != "none")
     assert (machine == "this") == (bool(own.address) and inode(own.address) == inode(first.address))
     np.testing.assert_array_equal(own.read(1), first.read(1))
