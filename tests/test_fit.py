@@ -21,15 +21,10 @@ def test_unfit_undoes_fit(shape, mode):
     np.testing.assert_allclose(unfit(fitted, placed), boxes, atol=1e-9)
 
 
-def test_boxes_beyond_the_picture_are_clipped_and_keep_their_type():
-    placed = place((100, 200), (64, 64))
-    boxes = unfit(np.array([[-50, -50, 500, 500]], np.float32), placed)
-    assert boxes.dtype == np.float32
-    assert boxes.tolist() == [[0, 0, 200, 100]]
-
-
-def test_no_boxes_stay_no_boxes():
-    assert unfit(np.zeros((0, 4), np.float32), place((10, 10), (32, 32))).shape == (0, 4)
+@pytest.mark.parametrize(("boxes", "expected"), [([[-50, -50, 500, 500]], [[0, 0, 200, 100]]), (np.zeros((0, 4)), [])])
+def test_boxes_beyond_the_picture_are_clipped_and_keep_their_type(boxes, expected):
+    found = unfit(np.array(boxes, np.float32), place((100, 200), (64, 64)))
+    assert (found.dtype, found.shape[1], found.tolist()) == (np.float32, 4, expected)
 
 
 def test_a_letterbox_is_centred_grey_and_keeps_the_aspect_ratio():

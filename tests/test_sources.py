@@ -47,33 +47,40 @@ def test_a_picture_is_one_frame_in_rgb(tmp_path):
     assert (frame.source, frame.index, frame.kind) == (str(tmp_path / "red.png"), 0, "picture")
 
 
-def test_a_folder_gives_pictures_and_videos_by_name_and_nothing_else(tmp_path):
-    picture(tmp_path / "b.PNG")
-    video(tmp_path / "a.avi", 2)
-    (tmp_path / "notes.txt").write_text("b.PNG\n")
-    (tmp_path / "deeper").mkdir()
-    picture(tmp_path / "deeper" / "c.png")
-    assert read(tmp_path) == [("a.avi", 0), ("a.avi", 1), ("b.PNG", 0)]
-
-
-def test_a_pattern_reaches_into_folders(tmp_path):
-    (tmp_path / "x").mkdir()
-    picture(tmp_path / "x" / "b.png")
-    picture(tmp_path / "a.png")
-    assert read(tmp_path / "**" / "*.png") == [("a.png", 0), ("b.png", 0)]
-
-
-def test_a_file_that_looks_like_a_pattern_is_a_file(tmp_path):
-    assert read(picture(tmp_path / "a[1]?.png")) == [("a[1]?.png", 0)]
-
-
-def test_paths_in_a_list_are_relative_to_it(tmp_path, monkeypatch):
-    (tmp_path / "lists").mkdir()
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "lists" / "b.png")
-    (tmp_path / "lists" / "all.txt").write_text("../a.png\n\nb.png\r\n")
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> None:
+    """The current folder: pictures, videos of two frames, one of either with a suffix of the other, and a list."""
     monkeypatch.chdir(tmp_path)
-    assert read("lists/all.txt") == [("a.png", 0), ("b.png", 0)]
+    for folder in ("mixed/deeper", "lists"):
+        Path(folder).mkdir(parents=True)
+    for name in ("mixed/b.PNG", "mixed/deeper/c.png", "lists/b.png", "a[1]?.png", "still.png"):
+        picture(Path(name))
+    for name in ("mixed/a.avi", "concat:a%03d.avi", "clip.avi"):
+        video(tmp_path / name, 2)
+    Path("clip.avi").rename("clip.jpg")
+    Path("plain").write_bytes(Path("still.png").read_bytes())
+    Path("still.png").rename("still.mp4")
+    Path("mixed/notes.txt").write_text("b.PNG\n")
+    Path("lists/all.txt").write_text("../still.mp4\n\nb.png\r\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("mixed", "a.avi 0 a.avi 1 b.PNG 0"),
+        ("mixed/**/*.*[gG]", "b.PNG 0 c.png 0"),
+        ("a[1]?.png", "a[1]?.png 0"),
+        ("lists/all.txt", "still.mp4 0 b.png 0"),
+        ("clip.jpg", "clip.jpg 0 clip.jpg 1"),
+        ("still.mp4", "still.mp4 0"),
+        ("plain", "plain 0"),
+        ("concat:a%03d.avi", "concat:a%03d.avi 0 concat:a%03d.avi 1"),
+    ],
+)
+def test_a_source_gives_these_frames(shelf, source, expected):
+    """A folder what is in it by name, a pattern also what is below, a list what is beside it; content decides what a
+    file is where its suffix says nothing; a name that looks like a pattern or a protocol is a file."""
+    assert " ".join(f"{name} {index}" for name, index in read(source)) == expected
 
 
 def test_streams_are_told_by_number_address_or_list(tmp_path):
@@ -120,15 +127,6 @@ def test_a_video_with_a_damaged_middle_goes_on_behind_it(tmp_path):
     data[middle : middle + 40] = bytes(40)
     path.write_bytes(data)
     assert 8 <= len(read(path)) <= 10
-
-
-def test_content_decides_where_the_suffix_says_nothing(tmp_path):
-    video(tmp_path / "clip.avi", 2).rename(tmp_path / "clip.jpg")
-    picture(tmp_path / "a.png").rename(tmp_path / "still.mp4")
-    picture(tmp_path / "b.png").rename(tmp_path / "plain")
-    assert read(tmp_path / "clip.jpg") == [("clip.jpg", 0), ("clip.jpg", 1)]
-    assert read(tmp_path / "still.mp4") == [("still.mp4", 0)]
-    assert read(tmp_path / "plain") == [("plain", 0)]
 
 
 def test_unreadable_files_are_skipped_and_named_in_one_warning_also_where_a_limit_ends_the_reading(tmp_path, capsys):
@@ -189,12 +187,6 @@ def test_a_source_that_gives_nothing_is_an_error(tmp_path, name, content, messag
 def test_addresses_of_other_kinds_are_refused(scheme):
     with pytest.raises(InputError, match=rf"--source: {scheme}:// is not supported; addresses begin with http, https"):
         find(f"{scheme}:///etc/passwd")
-
-
-def test_a_name_with_a_colon_or_a_percent_is_no_protocol_and_no_pattern(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    video(tmp_path / "concat:a%03d.avi", 2)
-    assert read("concat:a%03d.avi") == [("concat:a%03d.avi", 0), ("concat:a%03d.avi", 1)]
 
 
 # Streams: a small HTTP server on this machine drops, refuses, stalls and comes back by a script
