@@ -450,6 +450,16 @@ REFUSED = [
     ("--t_cfg x.cfg", r"--t_cfg x\.cfg: a teacher needs what it has learnt; add --t_weights"),
     ("--t_weights missing.pt", r"missing\.pt"),
     ("--t_weights w.weights", r"--t_weights w\.weights: a Darknet .* does not say its network; add --t_cfg"),
+    # Quantization
+    ("--w_bit 4", "--w_bit: says how to quantize; add --quantized"),
+    ("--quantized 1 --FPGA --target arm", "--target arm: contradicts --FPGA"),
+    ("--quantized 2 --dorefa-grid", "--dorefa-grid: is no flag here; --quantized 2 rounds to levels"),
+    ("--quantized 1 --b_bit 8", "--b_bit: goes with --FPGA"),
+    ("--bit-warmup 0.5", "--bit-warmup: says how to quantize"),
+    ("--quantized 1 --bit-warmup 1", "--bit-warmup.* 0 <= value < 1"),
+    ("--quantized 4", "--quantized.*4"),
+    ("--quantized 1 --a_bit 1", "--a_bit.*2 to 16 bits"),
+    ("--quantized 1 --FPGA", "block 1 .*mish needs more than shifts"),
 ]
 SEVERAL = [
     ("--evolve", "without torchrun"),
