@@ -38,6 +38,14 @@ def sparsity(model: Darknet | None = None, schedule: Schedule = SCHEDULE, **flag
     return Sparsity(model or Darknet(tiny()), TrainSettings(sr=True, **flags), schedule)
 
 
+def one_layer(values: np.ndarray | torch.Tensor) -> tuple[Darknet, torch.nn.Parameter]:
+    """A network whose only γ have these values, and they."""
+    model = Darknet(graph_of(conv(len(values))).network)
+    gamma = model.layers[0].bn.weight
+    gamma.data.copy_(torch.as_tensor(values))
+    return model, gamma
+
+
 @pytest.mark.parametrize(
     ("schedule", "epoch", "pressed"),
     [
@@ -52,10 +60,7 @@ def sparsity(model: Darknet | None = None, schedule: Schedule = SCHEDULE, **flag
 def test_a_schedule_presses_on_all_until_its_turn_and_then_on_the_weakest(schedule, epoch, pressed):
     """Of s = 1 a hundredth is left for the others; of equal γ the first ones are pressed."""
     for scores in (np.random.default_rng(0).random(100), np.ones(100)):
-        model = Darknet(graph_of(conv(100)).network)
-        gamma = model.layers[0].bn.weight
-        with torch.no_grad():
-            gamma.copy_(torch.from_numpy(scores))
+        model, gamma = one_layer(scores)
         gamma.grad = torch.zeros_like(gamma)
         sparsity(model, s=1.0, s_schedule=schedule).add_gradient(Progress(epoch))
         factors = gamma.grad.numpy()[np.argsort(scores, kind="stable")]
@@ -69,8 +74,7 @@ class TestPressure:
     @pytest.mark.parametrize("prune", [0, 1, 2])
     def test_the_gradient_of_the_candidates_differs_by_s_times_the_sign_and_of_no_other(self, prune):
         model = Darknet(tiny())
-        with torch.no_grad():
-            model.layers[0].bn.weight[:3] = torch.tensor([-0.5, 0.0, 0.5])
+        model.layers[0].bn.weight.data[:3] = torch.tensor([-0.5, 0.0, 0.5])
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.25)
         sparsity(model, s=0.125, prune=prune).add_gradient(Progress())
@@ -84,8 +88,7 @@ class TestPressure:
         model = Darknet(tiny())
         gamma = model.layers[0].bn.weight
         start = torch.linspace(-0.2, 0.2, len(gamma))
-        with torch.no_grad():
-            gamma.copy_(start)
+        gamma.data.copy_(start)
         press = sparsity(model, s=1.0, prune=1, adam=True)
         press.add_gradient(Progress())
         assert gamma.grad is None
@@ -116,8 +119,7 @@ class TestPressure:
     def test_a_depthwise_convolution_is_pressed_with_its_producer_and_scored_by_the_mean(self):
         network = graph_of(conv(4), conv(4, 3, groups=4), conv(4)).network
         model = Darknet(network)
-        with torch.no_grad():
-            model.layers[1].bn.weight.fill_(3)
+        model.layers[1].bn.weight.data.fill_(3)
         press = sparsity(model, s=0.5)
         assert tuple(press.voters) == (0, 2)
         assert press.scores().tolist() == [2.0] * 4 + [1.0] * 4
@@ -184,16 +186,12 @@ class TestControl:
     def trained(self, resist: float = 0.0, share: float = 0.5) -> tuple[np.ndarray, Control, list, list]:
         """|γ| of a layer after 200 steps whose loss pulls every γ up by `resist` times the fair s; the course of s and
         of the weak share."""
-        model = Darknet(graph_of(conv(100)).network)
-        gamma = model.layers[0].bn.weight
-        with torch.no_grad():
-            gamma.copy_(torch.linspace(0.5, 2, 100))
+        model, gamma = one_layer(torch.linspace(0.5, 2, 100))
         schedule = Schedule(OptimizerSettings(), epochs=20, batches=10, accumulate=1)
         press = sparsity(model, schedule, s="auto", prune=1, s_share=share)
         progress, course, weak = Progress(control=press.control()), [], []
         for progress.step in range(schedule.steps):
-            with torch.no_grad():
-                gamma += resist * progress.control.fair * schedule.pace(progress.step) * (gamma > 0)
+            gamma.data += resist * progress.control.fair * schedule.pace(progress.step) * (gamma > 0)
             press.shrink(progress)
             course.append(progress.control.s)
             weak.append(float((press.scores().numpy() < progress.control.limit).mean()))
@@ -220,13 +218,11 @@ class TestControl:
         assert max(course) == CEILING * control.fair and weak[-1] == 0
 
     def test_what_is_weak_stays_so_and_the_others_are_let_go_once_the_share_is_reached(self):
-        model = Darknet(graph_of(conv(4)).network)
-        gamma = model.layers[0].bn.weight
+        model, gamma = one_layer(torch.ones(4))
         press = sparsity(model, s="auto", prune=1)
         progress = Progress(step=150, control=press.control())
         for values, pressed in (([0.01, 0.5, 1, 1], [1, 1, 0, 0]), ([0.01, -0.01, 1, 1], [1, 1, 0, 0])):
-            with torch.no_grad():
-                gamma.copy_(torch.tensor(values))
+            gamma.data.copy_(torch.tensor(values))
             rates = torch.cat(press._rates(progress))
             assert rates.sign().tolist() == pressed
             assert float(rates[0]) == pytest.approx(progress.control.hold) and progress.control.hold > 0
