@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
-import zipfile
 from dataclasses import dataclass
 
 from tests.nets import TINY, lined
@@ -78,20 +76,12 @@ def small(content: str, line: int, says: str, name: str = "") -> Bad:
     return whole(name or content[:40], line, says, ["[net]", "width=64", "height=64", *content.split()])
 
 
-def value(place: str, text: str, says: str, name: str = "", line: int = 0) -> Bad:
-    """The legal cfg with another value for a key; `line` where another than that one is to blame."""
-    at = line_of(place)
-    return swap(at, f"{place.partition('.')[2]}={text}", says, name or f"{place}={text[:20]}", line)
-
-
-def header(section: str, text: str, says: str, name: str = "") -> Bad:
-    """The legal cfg with another header for a section."""
-    return swap(line_of(section), text, says, name or text)
-
-
-def swap(at: int, text: str, says: str, name: str, line: int = 0) -> Bad:
-    """The legal cfg with another line."""
-    return whole(name, line or at, says, [*LINES[: at - 1], text, *LINES[at:]])
+def other(place: str, text: str, says: str, name: str = "", line: int = 0) -> Bad:
+    """The legal cfg with another header, or another value of a key; `line` where another than that one is to blame."""
+    at, key = line_of(place), place.partition(".")[2]
+    new = f"{key}={text}" if key else text
+    name = name or (f"{place}={text[:20]}" if key else text)
+    return whole(name, line or at, says, [*LINES[: at - 1], new, *LINES[at:]])
 
 
 def added(section: str, text: str, says: str, name: str = "") -> Bad:
@@ -112,46 +102,39 @@ def missing(place: str, says: str) -> Bad:
     return whole(f"no {place}", line_of(place.partition(".")[0]), says, LINES[: at - 1] + LINES[at:])
 
 
-def _archive() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
-    return buffer.getvalue()
-
-
 BINARY = "control character|not UTF-8"
 
 TEXT = (
     whole("empty", 1, "empty", ""),
     whole("only comments", 1, "no section", "# nothing\n; more\n\n"),
     whole("UTF-16", 1, "not UTF-8", NANO.encode("utf-16")),
-    value("convolutional0.size", "3\0", "control character.*x00", "NUL"),
+    other("convolutional0.size", "3\0", "control character.*x00", "NUL"),
     whole("random bytes", 1, BINARY, bytes([0x9B]) + random.Random(0).randbytes(4095)),
     whole("weights", 1, BINARY, struct.pack("<3iq16f", 0, 2, 5, 0, *[0.1] * 16)),
-    whole("checkpoint", 1, BINARY, _archive()),
+    whole("checkpoint", 1, BINARY, b"PK\x03\x04" + bytes(99)),
     whole("JPEG", 1, "not UTF-8", b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(200)),
     added("convolutional0", "filters 32", "neither .section. nor key=value"),
     added("convolutional0", "=5", "no key before =5"),
-    value("convolutional0.filters", "", "filters has no value"),
-    value("convolutional0.filters", "3=2", "more than one ="),
+    other("convolutional0.filters", "", "filters has no value"),
+    other("convolutional0.filters", "3=2", "more than one ="),
     whole("key before any section", 1, "before any section", ["width=64", *LINES]),
-    header("convolutional0", "[convolutional", "not closed"),
-    header("convolutional0", "[ ]", r"\[ \] has no name"),
-    header("convolutional0", "[convolutionnal]", r"did you mean \[convolutional\]"),
-    header("convolutional0", "[CONVOLUTIONAL]", r"\[CONVOLUTIONAL\].*did you mean \[convolutional\]"),
-    header("convolutional0", "[conv\0]", "control character", "NUL in a section"),
-    header("maxpool", "[maxpool] 2", r"2 after \[maxpool\]"),
-    header("maxpool", "[region]", r"\[region\] this section is not supported"),
-    header("maxpool", "[pooling]", r"\[pooling\] no such section; there are convolutional"),
-    swap(line_of("convolutional0.size"), "filters=16", "line 8 says 8", "repeated with another value"),
+    other("convolutional0", "[convolutional", "not closed"),
+    other("convolutional0", "[ ]", r"\[ \] has no name"),
+    other("convolutional0", "[convolutionnal]", r"did you mean \[convolutional\]"),
+    other("convolutional0", "[CONVOLUTIONAL]", r"\[CONVOLUTIONAL\].*did you mean \[convolutional\]"),
+    other("convolutional0", "[conv\0]", "control character", "NUL in a section"),
+    other("maxpool", "[maxpool] 2", r"2 after \[maxpool\]"),
+    other("maxpool", "[region]", r"\[region\] this section is not supported"),
+    other("maxpool", "[pooling]", r"\[pooling\] no such section; there are convolutional"),
+    whole("repeated with another value", 9, "line 8 says 8", NANO.replace("size=3", "filters=16", 1)),
     added("convolutional0", "filtres=32", "did you mean filters"),
     whole("line of 1 MB", 1, "1000002 bytes", "x=" + "1" * 1_000_000),
     whole("5 MB", 1, "5242880 bytes", "# comment\n" * 524_288),
     whole("100001 sections", 4097, "more than 4096 sections", ["[net]", *["[a]"] * 100_000]),
-    value("convolutional0.filters", "32\u00e9", "whole number"),
+    other("convolutional0.filters", "32\u00e9", "whole number"),
     whole("Latin-1", 3, "0xe9 is not UTF-8", "[net]\nwidth=64\n# caf\xe9\nheight=64\n".encode("latin-1")),
     whole("lone surrogate", 2, "not UTF-8", b"[net]\n# \xed\xa0\x80\nwidth=64\n"),
-    value("convolutional0.filters", "\x1b[31m8", r"control character.*x1b\[31m8", "escape sequence"),
+    other("convolutional0.filters", "\x1b[31m8", r"control character.*x1b\[31m8", "escape sequence"),
     whole("no newline", 1, "line of its own", " ".join(LINES)),
     *(added("convolutional0", line, "merge conflict") for line in ("<<<<<<< HEAD", "=======", ">>>>>>> other")),
     blocks("net", " ".join(f"unknown_{i:03d}_key=1" for i in range(65)), 65, "64 more", "65 unknown keys"),
@@ -163,23 +146,23 @@ NOT_FILTERS = (
 )
 
 NUMBERS = (
-    *(value("convolutional0.filters", text, r"filters=.*a whole number in 1\.\.65536") for text in NOT_FILTERS),
-    value("convolutional0.filters", "__import__('os').system('touch CANARY')", "a whole number", "Python as a value"),
-    *(value("convolutional0.size", text, r"size=.*a whole number in 1\.\.1024") for text in ("0", "-3", "1000001")),
-    *(value("convolutional0.stride", text, r"stride=.*a whole number in 1\.\.1024") for text in ("0", "-1")),
-    value("convolutional0.pad", "x", "pad=x: 0 or 1"),
+    *(other("convolutional0.filters", text, r"filters=.*a whole number in 1\.\.65536") for text in NOT_FILTERS),
+    other("convolutional0.filters", "__import__('os').system('touch CANARY')", "a whole number", "Python as a value"),
+    *(other("convolutional0.size", text, r"size=.*a whole number in 1\.\.1024") for text in ("0", "-3", "1000001")),
+    *(other("convolutional0.stride", text, r"stride=.*a whole number in 1\.\.1024") for text in ("0", "-1")),
+    other("convolutional0.pad", "x", "pad=x: 0 or 1"),
     added("convolutional0", "padding=-5", r"padding=-5: a whole number in 0\.\.1024"),
     added("convolutional1", "groups=0", r"groups=0: a whole number in 1\.\."),
     added("convolutional1", "groups=3", "groups=3: the 8 input channels cannot be split into 3"),
-    value("convolutional0.batch_normalize", "3", "batch_normalize=3: 0 or 1"),
-    value("convolutional0.activation", "relu7", "relu7: allowed are linear, leaky.*did you mean relu"),
-    value("convolutional0.activation", "eval(1)", r"eval\(1\): allowed are linear"),
-    value("net.width", "0", r"width=0: a whole number in 1\.\.65536"),
-    value("net.width", "60", "width=60: multiples of 8.*64"),
-    value("net.height", "68", "height=68: multiples of 8.*64"),
+    other("convolutional0.batch_normalize", "3", "batch_normalize=3: 0 or 1"),
+    other("convolutional0.activation", "relu7", "relu7: allowed are linear, leaky.*did you mean relu"),
+    other("convolutional0.activation", "eval(1)", r"eval\(1\): allowed are linear"),
+    other("net.width", "0", r"width=0: a whole number in 1\.\.65536"),
+    other("net.width", "60", "width=60: multiples of 8.*64"),
+    other("net.height", "68", "height=68: multiples of 8.*64"),
     missing("net.width", "width is missing"),
     missing("net.height", "height is missing"),
-    value("net.channels", "0", r"channels=0: a whole number in 1\.\.1024"),
+    other("net.channels", "0", r"channels=0: a whole number in 1\.\.1024"),
 )
 
 UNSUPPORTED = (
@@ -206,41 +189,41 @@ ORDER = (
     small("[shortcut] from=-1", 5, "first block has none to read"),
     small("[route] layers=-1", 5, "first block has none to read"),
     blocks("convolutional5", "[shortcut] from=-1", 4, "must be a .convolutional", "head after a sum"),
-    header("route1", "[avgpool]", r"follows a \[yolo\]", "block after a head"),
+    other("route1", "[avgpool]", r"follows a \[yolo\]", "block after a head"),
     whole("dangling", len(LINES) + 1, "nothing reads it", [*LINES, "[route]", "layers=-3"]),
 )
 
 REFERENCES = (
     missing("shortcut.from", "from is missing"),
-    value("shortcut.from", "0", "from=0: .*write -N"),
-    value("shortcut.from", "-999", r"block -995, which is no block; blocks 0\.\.3 can be read"),
-    value("shortcut.from", "+1", r"from=\+1: .*-N"),
-    value("shortcut.from", "4", "block 4, which is the block itself"),
-    value("shortcut.from", "5", "block 5, which is a later block"),
-    value("shortcut.from", "conv", "from=conv: .*-N"),
+    other("shortcut.from", "0", "from=0: .*write -N"),
+    other("shortcut.from", "-999", r"block -995, which is no block; blocks 0\.\.3 can be read"),
+    other("shortcut.from", "+1", r"from=\+1: .*-N"),
+    other("shortcut.from", "4", "block 4, which is the block itself"),
+    other("shortcut.from", "5", "block 5, which is a later block"),
+    other("shortcut.from", "conv", "from=conv: .*-N"),
     blocks("convolutional4", "[shortcut] from=-2", 2, "block 5 has 16 x 16 cells, but 8 x 8", "sum of unequal cells"),
     missing("route2.layers", "layers is missing"),
-    value("route2.layers", "", "layers has no value"),
-    value("route2.layers", "-999", "block -986, which is no block"),
-    value("route2.layers", "14", "block 14, which is a later block"),
-    value("route2.layers", "13", "block 13, which is the block itself"),
-    value("route2.layers", "conv", r"entry 1 \(conv\)"),
-    value("route2.layers", "-1, 0", "block 0 has 32 x 32 cells, but 16 x 16"),
-    value("route2.layers", "-1,,-3", "entry 2 is empty"),
-    value("route2.layers", "-1,4,", "entry 3 is empty"),
-    value("route2.layers", ",".join(["-1"] * 1000), "1000 entries; at most 256"),
-    value("route2.layers", "9", r"block 9 is a \[yolo\]"),
-    value("route2.layers", "10000000000", "no network has so many"),
-    value("route0.groups", "0", "groups=0: a whole number"),
-    value("route0.groups", "3", "8 channels of block 4 cannot be split into 3"),
-    value("route0.group_id", "2", r"group_id=2: 0\.\.1 is allowed, as groups is 2"),
-    value("route0.group_id", "-1", r"group_id=-1: a whole number in 0\.\."),
+    other("route2.layers", "", "layers has no value"),
+    other("route2.layers", "-999", "block -986, which is no block"),
+    other("route2.layers", "14", "block 14, which is a later block"),
+    other("route2.layers", "13", "block 13, which is the block itself"),
+    other("route2.layers", "conv", r"entry 1 \(conv\)"),
+    other("route2.layers", "-1, 0", "block 0 has 32 x 32 cells, but 16 x 16"),
+    other("route2.layers", "-1,,-3", "entry 2 is empty"),
+    other("route2.layers", "-1,4,", "entry 3 is empty"),
+    other("route2.layers", ",".join(["-1"] * 1000), "1000 entries; at most 256"),
+    other("route2.layers", "9", r"block 9 is a \[yolo\]"),
+    other("route2.layers", "10000000000", "no network has so many"),
+    other("route0.groups", "0", "groups=0: a whole number"),
+    other("route0.groups", "3", "8 channels of block 4 cannot be split into 3"),
+    other("route0.group_id", "2", r"group_id=2: 0\.\.1 is allowed, as groups is 2"),
+    other("route0.group_id", "-1", r"group_id=-1: a whole number in 0\.\."),
 )
 
 SHAPES = (
-    value("upsample.stride", "0", "stride=0: a whole number"),
-    value("upsample.stride", "4", "block 4 has 16 x 16 cells, but 32 x 32", line=line_of("route2.layers")),
-    value("maxpool.size", "0", "size=0: a whole number"),
+    other("upsample.stride", "0", "stride=0: a whole number"),
+    other("upsample.stride", "4", "block 4 has 16 x 16 cells, but 32 x 32", line=line_of("route2.layers")),
+    other("maxpool.size", "0", "size=0: a whole number"),
     added("maxpool", "padding=3", r"padding=3: at most 2 is allowed for size 2"),
     blocks("shortcut", "[scale_channels] from=-2", 1, "16 x 16 cells; 1 x 1 is allowed"),
     blocks(
@@ -270,23 +253,23 @@ SHAPES = (
 )
 
 HEADS = (
-    value("yolo0.classes", "80", r"filters=21.*255 = 3 \* \(5 \+ 80\)", line=line_of("convolutional5.filters")),
-    value("convolutional5.filters", "18", r"filters=18: the \[yolo\] after it needs 21"),
-    value("yolo0.anchors", "4,5, 6,8, 9,9.5, 12,10, 16,18, 30", "11 numbers; pairs", "odd anchors"),
+    other("yolo0.classes", "80", r"filters=21.*255 = 3 \* \(5 \+ 80\)", line=line_of("convolutional5.filters")),
+    other("convolutional5.filters", "18", r"filters=18: the \[yolo\] after it needs 21"),
+    other("yolo0.anchors", "4,5, 6,8, 9,9.5, 12,10, 16,18, 30", "11 numbers; pairs", "odd anchors"),
     *(
-        value("yolo0.anchors", f"4,5, 6,8, 9,9.5, 12,10, 16,18, 30,{last}", rf"entry 12 \({last}\): .* above 0", last)
+        other("yolo0.anchors", f"4,5, 6,8, 9,9.5, 12,10, 16,18, 30,{last}", rf"entry 12 \({last}\): .* above 0", last)
         for last in ("x", "-1", "0", "nan")
     ),
-    value(
+    other(
         "yolo0.anchors", "4,5, 6,8", r"mask=3,4,5: there is no anchor 3; .* 2 pairs, 0\.\.1", "", line_of("yolo0.mask")
     ),
     missing("yolo0.anchors", "anchors is missing"),
-    value("yolo0.mask", "3,4,6", r"there is no anchor 6; anchors has 6 pairs, 0\.\.5"),
-    value("yolo0.mask", "3,4,-1", r"entry 3 \(-1\): a whole number in 0"),
-    value("yolo0.mask", "3,4,4", "anchor 4 is named twice"),
-    value("yolo0.classes", "0", r"classes=0: a whole number in 1\.\."),
-    value("yolo1.classes", "4", "classes=4: the head before has 2"),
-    value("yolo0.scale_x_y", "0", "scale_x_y=0: a number above 0"),
+    other("yolo0.mask", "3,4,6", r"there is no anchor 6; anchors has 6 pairs, 0\.\.5"),
+    other("yolo0.mask", "3,4,-1", r"entry 3 \(-1\): a whole number in 0"),
+    other("yolo0.mask", "3,4,4", "anchor 4 is named twice"),
+    other("yolo0.classes", "0", r"classes=0: a whole number in 1\.\."),
+    other("yolo1.classes", "4", "classes=4: the head before has 2"),
+    other("yolo0.scale_x_y", "0", "scale_x_y=0: a number above 0"),
     added("yolo0", "ignore_thresh=1.5", "ignore_thresh=1.5: a number of at least 0 and at most 1"),
 )
 
