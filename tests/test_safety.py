@@ -72,11 +72,7 @@ def banned_names(node: ast.AST) -> list[str]:
 def banned_calls(node: ast.AST, path: str) -> list[str]:
     if not isinstance(node, ast.Call):
         return []
-    found = []
-    if literal(node, "shell") not in (None, False):
-        found.append("shell=True")
-    if literal(node, "allow_pickle") not in (None, False):
-        found.append("allow_pickle=True")
+    found = [f"{name}=True" for name in ("shell", "allow_pickle") if literal(node, name) not in (None, False)]
     if dotted(node.func) == "torch.load":
         if literal(node, "weights_only") is not True:
             found.append("torch.load without the literal weights_only=True")
