@@ -33,7 +33,7 @@ FLAGS = ("--epochs", "2", "--workers", "0", "--device", "cpu", "--seed", "3", "-
 SPARSE = ("-sr", "--prune", "1", "--s-rate", "auto")
 """--s-rate is --s, which torchrun takes for one of its own flags."""
 
-WATCHED = f"""
+WATCHED = """
 import atexit, runpy, sys
 from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
@@ -48,13 +48,11 @@ def show():
     print("exchanges of buffers:", len(exchanges), file=sys.stderr)
 
 atexit.register(show)
-sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path("train.py", run_name="__main__")
 """
 """train.py, which says how many threads of the process group are left at its end, and how often it sent buffers."""
-STOPPED = f"""
-import os, runpy, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+STOPPED = """
+import os, runpy, signal
 from utils.detection import evaluate
 suppressed = evaluate.suppressed
 calls = []
@@ -69,26 +67,24 @@ evaluate.suppressed = stopped
 runpy.run_path("train.py", run_name="__main__")
 """
 """train.py, whose second process gets Ctrl-C, or $SIGNAL, while all evaluate after the first epoch."""
-FULL = f"""
-import os, runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
-import utils.training.loop as loop
-
-def full(*_):
-    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+FULL = """
+import os, runpy
+from unittest.mock import Mock
+from utils.training import loop
 
 if os.environ["RANK"] == "1":
-    loop.detection_loss = full
+    loop.detection_loss = Mock(side_effect=RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
 runpy.run_path("train.py", run_name="__main__")
 """
 """train.py, whose second process runs out of memory in its first batch."""
 
 
 def torchrun(
-    *flags: str, script: Path | str = "train.py", environment: Mapping[str, str] = os.environ, fails: bool = False
+    *flags: str, program: str = "", environment: Mapping[str, str] = os.environ, fails: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """The script in two processes of one thread each, which ends well unless it is meant to fail."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    """train.py, or a program that calls it, in two processes of one thread each; it ends well unless it is to fail."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--no-python", sys.executable, "-c", program] if program else ["train.py"]
     variables = {**environment, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *flags], cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=300
@@ -123,16 +119,14 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy,
     Running statistics are not exchanged. γ go as they go in one process. A thread of the process group that lets go of
     a tensor while the interpreter ends aborts the process, now and then: none may be left.
     """
-    for name, text in (("watched", WATCHED), ("stopped", STOPPED)):
-        (tmp_path / f"{name}.py").write_text(text)
     flags = (*toy, *FLAGS, *SPARSE, "--batch-size", "2", "--project", str(tmp_path / "two"))
 
-    straight = torchrun(*flags, script=tmp_path / "watched.py")
+    straight = torchrun(*flags, program=WATCHED)
     assert straight.stderr.count("of the group are left: 0") == 2, straight.stderr
     assert straight.stderr.count("exchanges of buffers: 0") == 2, straight.stderr
     assert straight.stderr.count("channels are to be weak") == 1
     document = json.loads(straight.stdout)
-    stopped = torchrun(*flags, "--name", "stopped", script=tmp_path / "stopped.py", fails=True)
+    stopped = torchrun(*flags, "--name", "stopped", program=STOPPED, fails=True)
     assert "SIGINT after epoch 0, batch 2: saved; --resume" in stopped.stderr
     resumed = torchrun("--resume", str(tmp_path / "two" / "stopped"), "--json")
     assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
@@ -140,7 +134,7 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy,
     assert all(ours[key] == theirs[key] for key in theirs.keys() - CLOCKS) and ours.keys() == theirs.keys()
 
     environment = {**os.environ, "SIGNAL": "SIGKILL"}
-    killed = torchrun(*flags, "--name", "killed", script=tmp_path / "stopped.py", environment=environment, fails=True)
+    killed = torchrun(*flags, "--name", "killed", program=STOPPED, environment=environment, fails=True)
     assert "Signal 9 (SIGKILL)" in killed.stderr and "utils/training" not in killed.stderr, killed.stderr
     resumed = torchrun("--resume", str(tmp_path / "two" / "killed"), "--json")
     assert_same(state(Path(json.loads(resumed.stdout)["last"])), state(Path(document["last"])))
@@ -162,9 +156,8 @@ def test_processes_stopped_while_they_evaluate_go_on_as_if_nothing_had_been(toy,
 
 @pytest.mark.slow
 def test_a_process_that_runs_out_of_memory_says_so_and_ends_all(toy, tmp_path):
-    (tmp_path / "full.py").write_text(FULL)
     flags = (*toy, *FLAGS, "--batch-size", "2", "--project", str(tmp_path / "two"))
-    done = torchrun(*flags, script=tmp_path / "full.py", fails=True)
+    done = torchrun(*flags, program=FULL, fails=True)
     assert "error: process 1: out of memory with --batch-size 2; try --batch-size 1 (CUDA" in done.stderr
     assert "utils/training" not in done.stderr, "a traceback"
 
@@ -173,9 +166,8 @@ def test_a_process_that_runs_out_of_memory_says_so_and_ends_all(toy, tmp_path):
 def test_two_processes_round_alike(toy, tmp_path):
     """Bounds and statistics are the first one's, which writes them; the other has the same before every step."""
     quantized = ("--quantized", "1", "--BN_Fold", "--target", "arm")
-    (tmp_path / "watched.py").write_text(WATCHED)
     flags = (*toy, *FLAGS, *quantized, "--batch-size", "2", "--project", str(tmp_path / "two"))
-    done = torchrun(*flags, script=tmp_path / "watched.py")
+    done = torchrun(*flags, program=WATCHED)
     assert done.stderr.count("exchanges of buffers: 4") == 2, "one before every step"
     checkpoint = read_checkpoint(Path(json.loads(done.stdout)["last"]))
     assert checkpoint["quantization"]["target"] == "arm"
