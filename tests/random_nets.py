@@ -60,9 +60,10 @@ class _Sketch:
     def last(self) -> tuple[int, int]:
         return self.maps[-1] if self.maps else self.image
 
-    def add(self, section: str, channels: int, side: int) -> None:
+    def add(self, section: str, channels: int | None = None, side: int | None = None) -> None:
+        """Of the shape of the block before unless another one is given."""
         self.sections.append(section)
-        self.maps.append((channels, side))
+        self.maps.append((channels or self.last[0], side or self.last[1]))
 
     def any_of(self, *values: object) -> object:
         return self.draw(st.sampled_from(values))
@@ -106,17 +107,12 @@ class _Sketch:
 
     def depthwise(self) -> None:
         """One filter a channel: as a grouped convolution, or as a section of its own."""
-        channels, side = self.last
-        size = 1 if self.exact else 3
+        channels, size = self.last[0], 1 if self.exact else 3
         if self.draw(st.booleans()) and channels > 1:
             self.convolution(channels, groups=channels, size=size, batch_normalize=self.number(0, 1))
             return
-        self.add(
-            f"[depthwise]\nsize={size}\npad=1\nbatch_normalize={self.number(0, 1)}\n"
-            f"activation={self.any_of(*self.activations)}\n",
-            channels,
-            side,
-        )
+        keys = f"size={size}\npad=1\nbatch_normalize={self.number(0, 1)}\n"
+        self.add(f"[depthwise]\n{keys}activation={self.any_of(*self.activations)}\n")
 
     def narrowing(self) -> None:
         """A convolution of stride 2, or without padding."""
@@ -128,15 +124,13 @@ class _Sketch:
 
     def pool(self) -> None:
         """A max pool of stride 2."""
-        channels, side = self.last
+        side = self.last[1]
         if side % 2 == 0 and side >= 8:
-            self.add("[maxpool]\nsize=2\nstride=2\n", channels, side // 2)
+            self.add("[maxpool]\nsize=2\nstride=2\n", side=side // 2)
 
     def shortcut(self) -> None:
         """To one or several blocks of any width; weighted or behind a curve, too."""
-        channels, side = self.last
-        at = len(self.maps)
-        others = [block for block in self.sources(side) if block != at - 1]
+        others = [block for block in self.sources(self.last[1]) if block != len(self.maps) - 1]
         if not others:
             return
         chosen = self.draw(st.lists(st.sampled_from(others), min_size=1, max_size=3, unique=True))
@@ -146,11 +140,11 @@ class _Sketch:
         weighted = () if self.activations is SHIFTABLE else ("per_feature", "per_channel")
         keys += f"weights_type={self.any_of('none', 'none', 'none', *weighted)}\n"
         keys += f"weights_normalization={self.any_of('none', 'relu', 'softmax')}\n"
-        self.add(f"[shortcut]\n{keys}", channels, side)
+        self.add(f"[shortcut]\n{keys}")
 
     def unit(self, inner: bool = False) -> None:
         """A residual unit of up to three blocks, perhaps with another one in it; behind a curve it is none."""
-        source, (channels, side) = len(self.maps) - 1, self.last
+        source, channels = len(self.maps) - 1, self.last[0]
         for _ in range(self.number(0, 2)):
             kind = self.number(0, 2 if inner else 3)
             if kind == 3:
@@ -162,7 +156,7 @@ class _Sketch:
         if self.number(0, 5) == 0:
             self.dropout()
         curve = "leaky" if not self.exact and self.number(0, 5) == 0 else "linear"
-        self.add(f"[shortcut]\nfrom={self.reference(source)}\nactivation={curve}\n", channels, side)
+        self.add(f"[shortcut]\nfrom={self.reference(source)}\nactivation={curve}\n")
 
     def units(self) -> None:
         """Two residual units in a row, and their sum read from afar."""
@@ -170,22 +164,18 @@ class _Sketch:
         self.unit(inner=True)
         both = len(self.maps) - 1
         self.convolution()
-        self.add(
-            f"[route]\nlayers={self.references([len(self.maps) - 1, both])}\n",
-            self.last[0] + self.maps[both][0],
-            self.last[1],
-        )
+        layers = self.references([len(self.maps) - 1, both])
+        self.add(f"[route]\nlayers={layers}\n", self.last[0] + self.maps[both][0])
 
     def route(self) -> None:
         """Of one to four blocks, or of a part of each."""
-        side = self.last[1]
-        chosen = self.draw(st.lists(st.sampled_from(self.sources(side)), min_size=1, max_size=4))
+        chosen = self.draw(st.lists(st.sampled_from(self.sources(self.last[1])), min_size=1, max_size=4))
         while sum(self.maps[block][0] for block in chosen) > WIDEST_ROUTE and len(chosen) > 1:
             chosen.pop()
         total = sum(self.maps[block][0] for block in chosen)
         groups = self.any_of(1, *(g for g in (2, 3, 4) if all(self.maps[block][0] % g == 0 for block in chosen)))
         split = f"groups={groups}\ngroup_id={self.number(0, groups - 1)}\n" if groups > 1 else ""
-        self.add(f"[route]\nlayers={self.references(chosen)}\n{split}", total // groups, side)
+        self.add(f"[route]\nlayers={self.references(chosen)}\n{split}", total // groups)
 
     def branch(self) -> None:
         """Go on from any block."""
@@ -194,15 +184,14 @@ class _Sketch:
 
     def pyramid(self) -> None:
         """Max pools of stride 1 beside what they pool."""
-        channels, side = self.last
-        start = len(self.maps) - 1
+        channels, start = self.last[0], len(self.maps) - 1
         pools = []
         for size in self.any_of((2,), (5,), (3, 5)):
             if pools:
-                self.add(f"[route]\nlayers={self.reference(start)}\n", channels, side)
+                self.add(f"[route]\nlayers={self.reference(start)}\n")
             pools.append(len(self.maps))
-            self.add(f"[maxpool]\nsize={size}\nstride=1\n", channels, side)
-        self.add(f"[route]\nlayers={self.references([*reversed(pools), start])}\n", channels * (1 + len(pools)), side)
+            self.add(f"[maxpool]\nsize={size}\nstride=1\n")
+        self.add(f"[route]\nlayers={self.references([*reversed(pools), start])}\n", channels * (1 + len(pools)))
         self.convolution()
 
     def upsample(self) -> None:
@@ -221,31 +210,30 @@ class _Sketch:
 
     def dropout(self) -> None:
         """The identity."""
-        self.add("[dropout]\nprobability=.3\n", *self.last)
+        self.add("[dropout]\nprobability=.3\n")
 
     def squeeze(self) -> None:
         """[se]."""
-        channels, side = self.last
-        self.add(f"[se]\nreduction={self.number(1, channels)}\n", channels, side)
+        self.add(f"[se]\nreduction={self.number(1, self.last[0])}\n")
 
     def scale(self) -> None:
         """The channel attention of EfficientNet: an average, two convolutions, a product."""
         source, (channels, side) = len(self.maps) - 1, self.last
-        self.add("[avgpool]\n", channels, 1)
+        self.add("[avgpool]\n", side=1)
         if self.number(0, 3):
             self.convolution(self.number(1, 4), size=1)
             self.convolution(channels, size=1)
             if self.number(0, 5) == 0:
                 self.dropout()
         curve = self.any_of(*PLAIN_ACTIVATION.words)
-        self.add(f"[scale_channels]\nfrom={self.reference(source)}\nactivation={curve}\n", channels, side)
+        self.add(f"[scale_channels]\nfrom={self.reference(source)}\nactivation={curve}\n", side=side)
 
     def sam(self) -> None:
         """A product of two maps of one shape."""
         source, (channels, side) = len(self.maps) - 1, self.last
         self.convolution(channels)
         source = self.any_of(source, source, *self.sources(side, channels))
-        self.add(f"[sam]\nfrom={self.reference(source)}\n", channels, side)
+        self.add(f"[sam]\nfrom={self.reference(source)}\n")
 
     def reorg(self) -> None:
         """Space to depth."""
@@ -266,5 +254,5 @@ class _Sketch:
     def final_head(self) -> None:
         """A head of one or two anchors."""
         mask = self.any_of((0,), (1, 2))
-        self.add(HEAD.format(6 * len(mask), ",".join(map(str, mask))), 6 * len(mask), self.last[1])
+        self.add(HEAD.format(6 * len(mask), ",".join(map(str, mask))), 6 * len(mask))
         self.maps.append(None)
