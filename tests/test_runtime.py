@@ -354,24 +354,28 @@ PAIRS = [
 ]
 
 
-def wrong(files, file) -> Engine:
-    """The engine of a file, one of whose values in a thousand is off by a hundredth of the largest."""
-    right = ENGINES[files.runtime](files, file)
+def wrong(make):
+    """A function that makes engines, one of whose values in a thousand is off by a hundredth of the largest."""
 
-    def run(images):
-        outputs = [np.array(output) for output in right.run(images)]
-        for output in outputs:
-            output.reshape(-1)[::7] += 0.01 * np.abs(output).max()
-        return outputs
+    def made(*given) -> Engine:
+        right = make(*given)
 
-    return replace(right, run=run)
+        def run(images):
+            outputs = [np.array(output) for output in right.run(images)]
+            for output in outputs:
+                output.reshape(-1)[::7] += 0.01 * np.abs(output).max()
+            return outputs
+
+        return replace(right, run=run)
+
+    return made
 
 
 @pytest.mark.parametrize(("name", "runtime"), PAIRS)
 def test_a_runtime_that_computes_something_else_is_refused(folder, monkeypatch, name, runtime):
     files = choose_runtime(None, name, runtime)
     engine = load(files, CPU).runtime
-    monkeypatch.setattr("utils.runtime.engines.ENGINES", {runtime: wrong})
+    monkeypatch.setattr(engines, "ENGINES", {runtime: wrong(ENGINES[runtime])})
     with refused(InfeasibleError, f"^{re.escape(f'{name}: {engine} computes another network than')} the file was", 6):
         load(files, CPU)
 
@@ -380,12 +384,7 @@ def test_a_runtime_that_computes_something_else_is_refused(folder, monkeypatch, 
 def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
     files = choose_runtime(cfg_file.load("a.cfg"), "a.weights", "opencv")
     load(files, CPU, (64, 96))
-    right = engines.opencv_darknet_engine
-    monkeypatch.setattr(
-        engines,
-        "opencv_darknet_engine",
-        lambda *given: replace(right(*given), run=lambda images: [1.01 * head for head in right(*given).run(images)]),
-    )
+    monkeypatch.setattr(engines, "opencv_darknet_engine", wrong(engines.opencv_darknet_engine))
     with pytest.raises(InfeasibleError, match=r"a\.weights: OpenCV .* computes another network"):
         load(files, CPU)
 
@@ -393,7 +392,7 @@ def test_darknet_files_are_compared_with_pytorch(folder, monkeypatch):
 def test_a_file_of_a_version_before_is_not_compared(folder, monkeypatch):
     files = choose_runtime(None, "a.onnx", None)
     before = replace(files.exported, metadata=replace(files.exported.metadata, reference=None))
-    monkeypatch.setattr("utils.runtime.engines.ENGINES", {"onnxruntime": wrong})
+    monkeypatch.setattr(engines, "ENGINES", {"onnxruntime": wrong(ENGINES["onnxruntime"])})
     assert load(replace(files, exported=before), CPU).network == files.network
 
 
@@ -444,10 +443,7 @@ def test_weights_of_8_bits_cost_time_only_where_products_saturate(folder, tmp_pa
 
 
 def test_what_onnxruntime_cannot_read_is_one_line(folder, tmp_path):
-    def spoil(model):
-        model.graph.node[0].op_type = "Nonsense"
-
-    changed(folder / "a.onnx", tmp_path / "x.onnx", spoil)
+    changed(folder / "a.onnx", tmp_path / "x.onnx", lambda model: setattr(model.graph.node[0], "op_type", "Nonsense"))
     for runtime, name in (("onnxruntime", "onnxruntime"), ("opencv", "OpenCV")):
         with refused(WeightsError, rf"x\.onnx: {name}.* cannot read it: "):
             load(choose_runtime(None, str(tmp_path / "x.onnx"), runtime), CPU)
