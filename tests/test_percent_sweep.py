@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import slim_prune
 from tests.nets import tiny
 from tests.pruning import POLICIES as SCRIPT_POLICIES
-from tests.pruning import SCRIPTS, conv, emptied, graph_of, normalised, random_gammas
+from tests.pruning import SCRIPTS, conv, emptied, graph_of, random_gammas
 from tests.random_nets import networks
 from tests.test_random_networks import POLICIES as ANY_POLICY
 from utils.cli import share as share_of
@@ -172,13 +172,6 @@ class TestDegenerate:
         gammas[block][0] = value
         with pytest.raises(NumericsError, match=rf"block {block} \(tiny.cfg:\d+\): an importance is not finite"):
             choose(graph, gammas, policy)
-
-    @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
-    def test_an_untrained_network_loses_what_was_asked_for(self, value):
-        graph = channel_graph(tiny())
-        gammas = {i: np.full(len(graph.labels[i]), value) for i in normalised(graph)}
-        choice = choose(graph, gammas, ChannelPolicy(0.2, prune=0))
-        assert choice.removed == (~choice.keep).sum() == int(0.2 * choice.ranked)
 
 
 UNITS = {"layer_channel": ("--shortcut", "1")}

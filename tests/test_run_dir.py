@@ -28,15 +28,6 @@ def test_a_run_never_takes_a_folder_that_exists(tmp_path):
     assert (tmp_path / "exp" / "kept.txt").read_text() == "mine"
 
 
-def test_exist_ok_uses_the_folder_and_keeps_its_files(tmp_path):
-    first = RunDirectory.create(tmp_path, "a")
-    first.write_text("kept.txt", "mine")
-    again = RunDirectory.create(tmp_path, "a", exist_ok=True)
-    again.describe(args={"epochs": 3})
-    assert again == first
-    assert first.file("kept.txt").read_text() == "mine"
-
-
 def test_runs_started_at_once_get_different_folders(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(lambda _: RunDirectory.create(tmp_path).path, range(16)))
