@@ -161,16 +161,6 @@ def test_pictures_vary_as_in_the_training_of_the_network(prune, folder, tmp_path
     assert [(how.flip_lr, how.hsv_h) for how in seen] == [(0.0, 0.25), (0.0, 0.015), (0.5, 0.015)]
 
 
-def test_the_reason_of_the_default_is_said(files, folder, tmp_path, capsys):
-    import slim_prune
-
-    flags = ("--percent", "0.2", "--no-test", "--project", str(tmp_path / "runs"))
-    slim_prune.main([*files, *flags, "--data", str(folder / "d.data")])
-    assert "--importance taylor: what masking a channel does to the loss" in capsys.readouterr().err
-    slim_prune.main([*files, *flags])
-    assert "--importance gamma: there are no training images" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

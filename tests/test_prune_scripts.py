@@ -143,7 +143,9 @@ def test_a_grid_has_a_row_for_every_combination(prune, tmp_path):
 
 def test_a_grid_shows_what_is_infeasible(files, capsys):
     normal_prune.main([*files, "--percent", "0.1", "0.99", "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "--importance gamma: there are no training images" in err
     assert [line.split()[0] for line in lines[2:5]] == ["–", "0.1", "0.99"]
     assert lines[4].endswith("infeasible")
     assert any(line.startswith("the largest percent that works is 0.") for line in lines)
@@ -232,11 +234,12 @@ def test_readers_are_fitted_where_there_are_training_pictures(prune, folder):
     assert not np.allclose(one, other)
 
 
-def test_what_was_fitted_is_said(files, folder, tmp_path, capsys):
+def test_what_was_fitted_and_ranked_by_is_said(files, folder, tmp_path, capsys):
     flags = ("--percent", "0.2", "--data", str(folder / "d.data"), "--project", str(tmp_path))
     slim_prune.main([*files, *flags])
     out, err = capsys.readouterr()
     assert "--reconstruct 128: 9 images are used; there are no more" in err
+    assert "--importance taylor: what masking a channel does to the loss" in err
     assert "pruned, readers fitted" in out and "border" not in out
 
 
