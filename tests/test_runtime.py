@@ -24,7 +24,7 @@ from benchmarks.compare import network_files
 from tests.media import small_set
 from tests.nets import NEEDS_IMPORTER, TINY, one_head, printed, refused, tiny
 from tests.test_examples import EXAMPLES
-from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_OPENVINO, eager
+from tests.test_export import HAS_LITERT, HAS_OPENVINO, NEEDS_LITERT, NEEDS_OPENVINO, eager
 from tests.test_models import lively
 from utils.checkpoint import load_model, write_checkpoint, write_darknet
 from utils.darknet import cfg as cfg_file
@@ -52,14 +52,13 @@ FILES = {
     "stretch.onnx": ("--stretch",),
     "wide.onnx": ("--img_size", "32", "64"),
     "a.ncnn.param": ("--format", "ncnn"),
+    "a.xml": ("--format", "openvino"),
+    "rows.xml": ("--format", "openvino", "--decode", "--dynamic-batch"),
+    "a.tflite": ("--format", "tflite"),
+    "rows.tflite": ("--format", "tflite", "--decode"),
 }
-if HAS_OPENVINO:
-    FILES |= {
-        "a.xml": ("--format", "openvino"),
-        "rows.xml": ("--format", "openvino", "--decode", "--dynamic-batch"),
-    }
-if HAS_LITERT:
-    FILES |= {"a.tflite": ("--format", "tflite"), "rows.tflite": ("--format", "tflite", "--decode")}
+INSTALLED = {".xml": HAS_OPENVINO, ".tflite": HAS_LITERT}
+FILES = {name: flags for name, flags in FILES.items() if INSTALLED.get(Path(name).suffix, True)}
 
 
 @pytest.fixture(scope="module")
@@ -141,20 +140,15 @@ KINDS = {
     "ncnn": ("--weights", "a.ncnn.param"),
     "ncnn, with its cfg": ("--weights", "a.ncnn.param", "--cfg", "a.cfg", "--runtime", "ncnn"),
     "ncnn, in float16 where the processor can": ("--weights", "a.ncnn.param", "--half"),
+    "OpenVINO": ("--weights", "a.xml"),
+    "OpenVINO, any batch, decoded": ("--weights", "rows.xml", "--runtime", "openvino"),
+    "OpenVINO, onnx": ("--weights", "a.onnx", "--runtime", "openvino"),
+    "LiteRT": ("--weights", "a.tflite"),
+    "LiteRT, decoded": ("--weights", "rows.tflite", "--cfg", "a.cfg", "--runtime", "litert"),
 }
-if HAS_OPENVINO:
-    KINDS |= {
-        "OpenVINO": ("--weights", "a.xml"),
-        "OpenVINO, any batch, decoded": ("--weights", "rows.xml", "--runtime", "openvino"),
-        "OpenVINO, onnx": ("--weights", "a.onnx", "--runtime", "openvino"),
-    }
-if HAS_LITERT:
-    KINDS |= {
-        "LiteRT": ("--weights", "a.tflite"),
-        "LiteRT, decoded": ("--weights", "rows.tflite", "--cfg", "a.cfg", "--runtime", "litert"),
-    }
+NEEDS = {"OpenCV, Darknet": NEEDS_IMPORTER, "OpenVINO": NEEDS_OPENVINO, "LiteRT": NEEDS_LITERT}
 CASES = [
-    pytest.param(flags, name.split(",")[0], id=name, marks=NEEDS_IMPORTER if "Darknet" in name else ())
+    pytest.param(flags, name.split(",")[0], id=name, marks=[mark for kind, mark in NEEDS.items() if kind in name])
     for name, flags in KINDS.items()
 ]
 
