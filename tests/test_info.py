@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,6 @@ import pytest
 from tests.nets import TINY, printed
 from utils.darknet import info
 from utils.errors import InputError
-
-ROOT = Path(info.__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -23,13 +19,9 @@ def cfg(tmp_path) -> Path:
     return path
 
 
-def lines(capsys) -> list[str]:
-    return capsys.readouterr().out.splitlines()
-
-
 def test_the_table_is_aligned_and_says_what_each_block_reads(cfg, capsys):
     info.main([str(cfg)])
-    assert lines(capsys) == [
+    assert capsys.readouterr().out.splitlines() == [
         "layer  type           filters  size/stride  input              output    parameters  BFLOPs  reads",
         "    0  convolutional        8  3/2          3x64x64            8x32x32          232   0.000",
         "    1  convolutional        8  3/2          8x32x32            8x16x16          592   0.000",
@@ -81,17 +73,15 @@ def test_a_bad_size_is_named(cfg):
             info.main([str(cfg), "--img_size", *sides])
 
 
-def test_answers_come_before_torch_could_be_imported(cfg, tmp_path):
+def test_answers_come_before_torch_could_be_imported(cfg, root, python, tmp_path):
     """In less than half a second of processor time; test_cfg.py has what is refused."""
     (tmp_path / "empty").mkdir()
-    command, seconds = [sys.executable, "-m", "utils.darknet.info", str(cfg)], []
-    environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment, seconds = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}, []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, check=True)
+        python("-m", "utils.darknet.info", cfg, cwd=tmp_path / "empty", env=environment, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5 and not list((tmp_path / "empty").iterdir())
     code = "import sys, utils.darknet.info; print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert python("-c", code).stdout == "[]\n"

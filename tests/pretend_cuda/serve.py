@@ -17,7 +17,7 @@ import torch
 
 def call(argv: list[str]) -> dict[str, object]:
     """Status, output and messages of one script, and what it did on the device."""
-    out, messages, before = io.StringIO(), io.StringIO(), _counts()
+    out, messages, before = io.StringIO(), io.StringIO(), torch.cuda.pretend.counts()
     status, sys.argv = 0, argv
     with redirect_stdout(out), redirect_stderr(messages):
         try:
@@ -27,12 +27,8 @@ def call(argv: list[str]) -> dict[str, object]:
         except BaseException:
             status = 1
             traceback.print_exc()
-    counts = {name: count - before[name] for name, count in _counts().items()}
+    counts = {name: count - before[name] for name, count in torch.cuda.pretend.counts().items()}
     return {"status": status, "stdout": out.getvalue(), "stderr": messages.getvalue(), **counts}
-
-
-def _counts() -> dict[str, int]:
-    return torch.cuda.pretend.counts()
 
 
 def main() -> None:
