@@ -11,7 +11,8 @@ import torch
 
 from models import Darknet, fuse, load_arrays
 from tests.nets import NEEDS_IMPORTER, PUBLIC_MODELS, opencv_epsilon
-from tests.pruning import policy, removal_of
+from tests.pruning import removal_of
+from tests.test_pruning import CASES as AMOUNTS
 from tests.test_random_networks import random_arrays
 from utils.checkpoint import load_model
 from utils.darknet import cfg as cfg_file
@@ -102,9 +103,6 @@ def test_decoded_rows_equal_the_stored_ones(shared, name):
         assert np.abs(np.where(want[:, 5:] > 0, scores - want[:, 5:], 0)).max() < TOLERANCE
 
 
-PERCENTS = {"normal": 0.3, "regular": 0.4, "shortcut": 0.3, "slim": 0.5, "layer": None, "layer_channel": 0.5}
-"""Share of the channels that each script removes here; those whose name begins with layer take units, too."""
-UNITS = 3
 PUBLIC = {"yolov3-tiny": 0, "yolo-fastest-1.1": 18, "MobileNetV2-YOLOv3-Nano-coco": 10}
 """Networks with real weights, and how many residual units they have."""
 OURS = {"yolov4-tiny": 0, "yolov4": 23, "yolov3": 23}
@@ -120,7 +118,7 @@ CASES = tuple(
         marks=() if name in PUBLIC or f"{name}-{strategy}".startswith(QUICK) else pytest.mark.slow,
     )
     for name, units in (PUBLIC | OURS).items()
-    for strategy in PERCENTS
+    for strategy in sorted(AMOUNTS.keys() - {"group", "all"})
     if units or not strategy.startswith("layer")
 )
 
@@ -142,8 +140,7 @@ def test_raw_heads_of_a_pruned_network_equal_those_of_opencv(request, shared, tm
     network, arrays = network_and_arrays(request, name)
     graph = channel_graph(network)
     assert len(residual_units(network)) == (PUBLIC | OURS)[name]
-    units = UNITS if strategy.startswith("layer") else 0
-    removal = removal_of(graph, arrays, policy(strategy, PERCENTS[strategy]), units)
+    removal = removal_of(graph, arrays, *AMOUNTS[strategy])
     narrow, sliced = prune_network(graph, fold_constants(graph, arrays, removal), removal)
     cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
     cfg.write_text(format_network(narrow))
