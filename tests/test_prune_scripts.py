@@ -31,10 +31,7 @@ from utils.flags import choose_model
 from utils.pruning import report, workflow
 
 AMOUNTS = {
-    "normal": ("--percent", "0.2"),
-    "regular": ("--percent", "0.2"),
-    "shortcut": ("--percent", "0.2"),
-    "slim": ("--percent", "0.2"),
+    **dict.fromkeys(("normal", "regular", "shortcut", "slim"), ("--percent", "0.2")),
     "layer": ("--shortcut", "1"),
     "layer_channel": ("--shortcut", "1", "--percent", "0.2"),
 }

@@ -32,19 +32,11 @@ from utils.pruning.channel_graph import Removal, channel_graph, choose_units, re
 from utils.pruning.policy import POWERS, ChannelPolicy, candidates, choose
 from utils.pruning.surgery import Certificate, arrays_of, certify, fold_constants, gammas_of, prune_network
 
-STRATEGIES = {
-    "normal": (0.3, 0),
-    "regular": (0.5, 0),
-    "shortcut": (0.3, 0),
-    "slim": (0.5, 0),
-    "layer": (None, 2),
-    "layer_channel": (0.5, 2),
-    "group": (0.5, 0),
-}
-"""The percentage and the number of residual units that each script removes here."""
-CASES = {name: (policy(name, percent), units) for name, (percent, units) in STRATEGIES.items()}
+PERCENTS = {"normal": 0.3, "shortcut": 0.3, **dict.fromkeys(("regular", "slim", "layer_channel", "group"), 0.5)}
+"""What each script that prunes channels removes here."""
+CASES = {name: (policy(name, PERCENTS.get(name)), 2 * name.startswith("layer")) for name in (*PERCENTS, "layer")}
 CASES["all"] = (ChannelPolicy(0.5, layer_keep=0.1, multiple_of=8, all_convs=True), 1)
-"""The same as policies; and all that the graph allows."""
+"""Policies and numbers of residual units: of the scripts, and all that the graph allows."""
 LARGE = ("yolov3", "yolov3-spp", "yolov3-voc", "yolov4", "yolov4-csp", "yolov4-leaky", "yolov4-leaky-spp557")
 FOLDERS = {
     "cfg": ("demo", "yolov3-tiny", "yolov4-tiny", "yolo-fastest", "mobilenetv2-yolov3", *LARGE[:2], *LARGE[3:]),
