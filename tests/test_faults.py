@@ -210,9 +210,8 @@ def test_state_dicts_of_other_kinds_are_refused_in_one_line(tmp_path, name, part
     contents = document()
     contents |= {"ema": None} if part == "model" else {}
     write_checkpoint(tmp_path / "last.pt", {**contents, part: make(contents["model"])})
-    with pytest.raises(WeightsError, match=match) as caught:
+    with refused(WeightsError, f"{re.escape(str(tmp_path))}/last.pt.*{match}"):
         load_model(ModelFiles(None, tmp_path / "last.pt", True))
-    assert str(tmp_path / "last.pt") in str(caught.value) and "\n" not in str(caught.value)
     assert not [warning for warning in recwarn if "site-packages/torch/_utils" in warning.filename]
     with pytest.raises(CheckpointError):
         resumable(tmp_path, Darknet(tiny()))

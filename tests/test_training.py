@@ -532,8 +532,6 @@ def test_a_gpu_is_named_by_its_number_or_as_pytorch_does_and_becomes_the_current
 class TestResume:
     """Flags beside --resume."""
 
-    pytestmark = pytest.mark.usefixtures("no_plots")
-
     @pytest.fixture
     def done(self, run):
         """A run of two epochs."""

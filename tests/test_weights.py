@@ -84,11 +84,6 @@ def sparse(path: Path, size: int) -> Path:
     return path
 
 
-def field_ends(network: Network) -> list[int]:
-    """Where each tensor ends in a file with a header of 20 bytes."""
-    return [20 + end for end in accumulate(spec.bytes for spec in weights.tensors(network))]
-
-
 def test_every_tensor_is_read_from_its_place(every_kind, tmp_path):
     arrays = weights.read(file_of_offsets(tmp_path / "w.weights", every_kind), every_kind)
     start = 0
@@ -140,7 +135,7 @@ def test_an_impossible_header_is_refused(data, message, network, tmp_path):
 def test_a_cut_anywhere_is_refused_with_its_place_and_both_sizes(network, tmp_path):
     """At each field's end, one byte before and one after; a field's end at a block's end may be a backbone."""
     path, layout = tmp_path / "w.weights", weights.tensors(network)
-    starts = [20, *field_ends(network)[:-1]]
+    starts = accumulate((spec.bytes for spec in layout[:-1]), initial=20)  # behind the header
     for spec, start in zip(layout, starts, strict=True):
         for size in {start - 1, start, start + 1} - {19}:
             sparse(path, size)
