@@ -271,7 +271,7 @@ class TestRun:
         """New weights are not measured before the first step; a resumed run remembers what those of a file had."""
         first = run("--epochs", "1")
         scores = iter((0.5, 0.25, 0.25))
-        measured = [*loop.SCORES, "map50"]
+        measured = [*loop.SCORES, "map50", "objects"]
         monkeypatch.setattr(
             loop,
             "evaluate",
