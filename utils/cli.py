@@ -38,7 +38,6 @@ STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sign
 """Signals that end a script as an exception would, so that it tidies up."""
 SIGNALS = (*STOPS, signal.SIGINT)
 """That ask a script to end. A training hears them at its next step boundary; a worker leaves them to the main process.
-
 A closed terminal is among them unless nohup has that ignored."""
 STOPPED = {KeyboardInterrupt: ("interrupted", 130), BrokenPipeError: ("", 1)}
 """Line and exit status of a script that was stopped: by Ctrl-C, or by the end of what reads its output."""
