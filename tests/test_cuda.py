@@ -184,7 +184,8 @@ def test_a_gpu_is_not_waited_for(counts, name):
 @pytest.mark.slow
 def test_processes_that_train_together_wait_as_one_alone(counts, gpu, root):
     """Beside the gradient they exchange the number of positives, and one vector, which is waited for."""
-    done = torchrun(script=root / "tests/pretend_cuda/counts.py", environment=gpu.environment)
+    program = (root / "tests/pretend_cuda/counts.py").read_text(encoding="utf-8")
+    done = torchrun(program=program, environment=gpu.environment)
     print(done.stdout)
     alone = counts["plain yolov4-tiny"]
     for process in json.loads(done.stdout):

@@ -22,7 +22,7 @@ LIMITS = {
     "code lines of scripts, models.py, utils/": 18_328,
     "modules in utils/": 95,
     "code lines of benchmarks/": 1_837,
-    "code lines of tests/": 17_268,
+    "code lines of tests/": 17_269,
     "files that run in slim_prune.py --no-test": 26,
     "files that run in one training step": 13,
     "class names used twice": 0,
