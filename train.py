@@ -82,13 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_json(document) if args.json else print(summary(document))
 
 
-def planned(args: argparse.Namespace) -> TrainPlan:
-    """Return what the flags ask for."""
+def planned(args: argparse.Namespace, *, resumed: bool = False) -> TrainPlan:
+    """Return what the flags ask for; a run that goes on may have a --patience that once was not refused."""
     if args.data is None:
         raise InputError("--data: is needed; it names a .data or data.yaml file")
     network = cfg_file.load(args.cfg) if args.cfg else None
     data = load_data(args.data)
-    measured = {"--patience": args.patience, "--evolve": args.evolve, f"--s {AUTO}": args.sr and args.s == AUTO}
+    patience = None if resumed else args.patience
+    measured = {"--patience": patience, "--evolve": args.evolve, f"--s {AUTO}": args.sr and args.s == AUTO}
     if data.valid is None and (flag := next(filter(measured.get, measured), None)):
         raise InputError(f"{flag}: needs AP50 of valid images, and {data.path} names none; name some, or leave it out")
     flip = _flip(args, network)
@@ -199,7 +200,7 @@ def _resumed(folder: Path, given: Mapping[str, Any]) -> TrainPlan:
         changes["hyp"] = f"{folder}/{START}"
     else:
         changes |= {"weights": None, "auto_anchors": False}
-    plan = planned(argparse.Namespace(**{**flags, **changes}))
+    plan = planned(argparse.Namespace(**{**flags, **changes}), resumed=True)
     stored = {key: value for key, value in flags.items() if key not in ("debug", "json")}
     return dataclasses.replace(plan, resume=folder, args=stored)
 

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import struct
+import sys
 import termios
 from dataclasses import dataclass
 from functools import partial
@@ -317,3 +318,10 @@ def test_a_closed_terminal_ends_a_script_tidily_unless_nohup_has_it_ignored(pyth
     )
     done = python("-c", code)
     assert (done.returncode, done.stdout) == (0 if ignored else 129, "tidied\n")
+
+
+def test_a_command_in_the_folder_of_the_scripts_names_the_script_alone(root, monkeypatch):
+    """Also where the script that tells it was called by its whole path, as stages of compress.py are."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", [str(root / "compress.py")])
+    assert cli.command_of("test.py", data="d.data") == "python test.py --data d.data"

@@ -19,10 +19,10 @@ from tests.test_layering import SCRIPTS, imports, owned
 from utils.training import loop
 
 LIMITS = {
-    "code lines of scripts, models.py, utils/": 18_328,
+    "code lines of scripts, models.py, utils/": 18_324,
     "modules in utils/": 95,
     "code lines of benchmarks/": 1_837,
-    "code lines of tests/": 17_269,
+    "code lines of tests/": 17_280,
     "files that run in slim_prune.py --no-test": 26,
     "files that run in one training step": 13,
     "class names used twice": 0,

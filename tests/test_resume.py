@@ -281,10 +281,17 @@ def test_a_network_computes_what_it_did(name):
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_sparse_training_goes_on(tmp_path):
+@pytest.mark.parametrize("patience", [None, 3])
+def test_a_sparse_training_goes_on(patience, tmp_path):
+    """Also one that --patience could never end: without valid images it was not refused."""
     run = Path(shutil.copytree(OLDER / "run", tmp_path / "runs" / "sparse"))
     args = yaml.safe_load((run / "args.yaml").read_text())
-    args |= {"cfg": str(run / "model.cfg"), "data": str(OLDER / "data/d.data"), "project": str(run.parent)}
+    data = OLDER / "data/d.data"
+    if patience:
+        lines = [line for line in data.read_text().splitlines() if not line.startswith("valid")]
+        data = Path(shutil.copytree(data.parent, tmp_path / "data")) / "d.data"
+        data.write_text("\n".join(lines))
+    args |= {"cfg": str(run / "model.cfg"), "data": str(data), "project": str(run.parent), "patience": patience}
     (run / "args.yaml").write_text(yaml.safe_dump(args))
     assert read_checkpoint(run / "weights/last.pt")["progress"]["epoch"] == 1
     train.main(["--resume", str(run)])

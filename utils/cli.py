@@ -490,9 +490,9 @@ def command_of(script: str, **flags: Any) -> str:
 
 
 def typed(script: str, *words: str) -> str:
-    """The command of another script as it is typed beside this one: `../test.py` after `python ../train.py`."""
+    """The command of another script as it is typed in this folder: `../test.py` after `python ../train.py`."""
     beside = os.path.join(os.path.dirname(sys.argv[0]), script)
-    return shlex.join(["python", beside if os.path.isfile(beside) else script, *words])
+    return shlex.join(["python", os.path.relpath(beside) if os.path.isfile(beside) else script, *words])
 
 
 def print_json(document: Mapping[str, Any]) -> None:

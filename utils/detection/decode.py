@@ -194,11 +194,11 @@ def non_max_suppression(
     if rows.isnan().any():
         raise NumericsError("the network returns NaN; its weights are damaged or its training diverged")
     options = (conf_thres, multi_label, classes)
-    return [_suppress(_candidates(row, *options), iou_thres, agnostic, max_nms, max_det) for row in rows]
+    return [_suppress(candidates(row, *options), iou_thres, agnostic, max_nms, max_det) for row in rows]
 
 
-def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Collection[int] | None) -> Tensor:
-    """[N, 5 + C] to [n, 6] detections above the threshold, not yet suppressed."""
+def candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Collection[int] | None = None) -> Tensor:
+    """[N, 5 + C] rows of a picture to [n, 6] detections above the threshold, as of `non_max_suppression`, but all."""
     rows = rows[rows[:, 4] > conf_thres]
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label and scores.shape[1] > 1:
@@ -215,13 +215,13 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, classes: Col
     return torch.cat((corners, confidence[:, None], label[:, None].to(corners.dtype)), dim=1)
 
 
-def _suppress(candidates: Tensor, iou_thres: float, agnostic: bool, max_nms: int, max_det: int) -> Tensor:
+def _suppress(detections: Tensor, iou_thres: float, agnostic: bool, max_nms: int, max_det: int) -> Tensor:
     from torchvision.ops import batched_nms  # half a second that a plan or an export need not wait for
 
-    candidates = candidates[candidates[:, 4].argsort(descending=True, stable=True)[:max_nms]]
-    groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]
-    boxes, confidence = candidates[:, :4].double(), candidates[:, 4].double()
+    detections = detections[detections[:, 4].argsort(descending=True, stable=True)[:max_nms]]
+    groups = torch.zeros_like(detections[:, 5]) if agnostic else detections[:, 5]
+    boxes, confidence = detections[:, :4].double(), detections[:, 4].double()
     # torchvision moves each class by the largest coordinate, which keeps classes apart only if none is negative.
     kept = batched_nms(boxes - boxes.clamp(max=0).sum(), confidence, groups, iou_thres)
     # torchvision takes one of two ways, by the device and the number of boxes; one leaves the order of ties open.
-    return candidates[kept.sort().values[:max_det]]
+    return detections[kept.sort().values[:max_det]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from models import Darknet, network_input
 from utils.darknet.network import picture_channels
 from utils.data.images import fit, read_image
-from utils.detection.decode import MAX_DETECTIONS, decode, to_corners
+from utils.detection.decode import MAX_DETECTIONS, candidates, decode
 from utils.errors import InfeasibleError, NumericsError, WeightsError
 from utils.export.integers import Codes, Gap, layer_gaps, stages
 from utils.export.settings import ExportSettings
@@ -231,16 +229,13 @@ def _check_detections(
     """
     from torchvision.ops import nms
 
-    boxes, scores = to_corners(rows[..., :4]), rows[..., 5:] * rows[..., 4:5]
-    if not settings.multi_label:
-        scores = scores * one_hot(scores.argmax(dim=2), scores.shape[2])
     want = set()
-    for number, label in product(range(len(rows)), range(scores.shape[2])):
-        confidence = scores[number, :, label, None]
-        candidates = torch.cat((boxes[number], confidence, torch.full_like(confidence, label)), dim=1)
-        candidates = candidates[confidence[:, 0] > metadata.conf_thres]
-        kept = nms(candidates[:, :4], candidates[:, 4], float(np.float32(metadata.iou_thres)))[:MAX_DETECTIONS]
-        want |= {_key(number, box) for box in candidates[kept].tolist()}
+    for number, row in enumerate(rows):
+        above = candidates(row, metadata.conf_thres, settings.multi_label)
+        for label in above[:, 5].unique():
+            boxes = above[above[:, 5] == label]
+            kept = nms(boxes[:, :4], boxes[:, 4], float(np.float32(metadata.iou_thres)))[:MAX_DETECTIONS]
+            want |= {_key(number, box) for box in boxes[kept].tolist()}
     have = {_key(int(row[0]), row[1:]) for row in detections.tolist()}
     if len(detections) >= MAX_DETECTIONS:  # which of several equal confidences the limit keeps is left to a program
         least = min(key[2] for key in have)
